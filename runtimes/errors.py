@@ -1,0 +1,98 @@
+"""The error tree. Everything latentc raises on purpose is a `LatentcError`.
+
+    LatentcError                 exit 1   anything below; the CLI prints one line, no traceback
+    ├── InputError               exit 2   bad argument: size, step count, unknown name, scheduler
+    │   └── PlanNotFound         exit 2   no sampling plan for that scheduler and step count
+    ├── SourceError              exit 3   the source is missing, damaged or not a pipeline
+    │   └── UnsupportedPipeline  exit 3   a pipeline class that no family handles
+    ├── BundleError              exit 4   the bundle is missing, damaged, altered or too new
+    ├── BackendError             exit 5   the engine failed
+    │   ├── BackendUnavailable   exit 5   its package is not installed
+    │   ├── DeviceUnavailable    exit 5   no such device on this machine
+    │   └── NumericalError       exit 5   NaN or infinity came out of a session
+    ├── VerificationError        exit 6   an export does not reproduce PyTorch
+    └── ExportError              exit 7   capture, lowering or writing failed (disk full …)
+
+Ctrl-C exits with 130, as shells expect.
+"""
+
+from __future__ import annotations
+
+
+class LatentcError(Exception):
+    """Base class. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(LatentcError, ValueError):
+    """An argument that cannot be used; the message says what is accepted."""
+
+    exit_code = 2
+
+
+class PlanNotFound(InputError):
+    """The bundle has no sampling plan for the asked scheduler or step count."""
+
+
+class SourceError(LatentcError):
+    """The thing to export is missing, damaged or not a diffusers pipeline."""
+
+    exit_code = 3
+
+
+class UnsupportedPipeline(SourceError):
+    """A diffusers pipeline class that no family of the exporter handles."""
+
+
+class BundleError(LatentcError):
+    """The bundle is missing, damaged, altered or of an unknown version."""
+
+    exit_code = 4
+
+
+class BackendError(LatentcError):
+    """An inference engine refused to load or to run a graph."""
+
+    exit_code = 5
+
+
+class BackendUnavailable(BackendError):
+    """A backend's package is not installed. Carries the line that installs it."""
+
+    def __init__(self, backend: str, install: str, reason: str = "") -> None:
+        self.backend = backend
+        self.install = install
+        why = f" ({reason})" if reason else ""
+        super().__init__(
+            f"backend {backend!r} is not available{why}; install it with: {install}"
+        )
+
+
+class DeviceUnavailable(BackendError):
+    """The asked device does not exist here."""
+
+    def __init__(self, backend: str, device: str, available: list[str]) -> None:
+        self.backend = backend
+        self.device = device
+        self.available = available
+        super().__init__(
+            f"backend {backend!r} has no device {device!r} on this machine; "
+            f"it has: {', '.join(available) or 'none'}"
+        )
+
+
+class NumericalError(BackendError):
+    """NaN or infinity where finite numbers were expected."""
+
+
+class VerificationError(LatentcError):
+    """A build does not reproduce its PyTorch reference within its tolerance."""
+
+    exit_code = 6
+
+
+class ExportError(LatentcError):
+    """Capturing, lowering or writing a bundle failed."""
+
+    exit_code = 7
