@@ -1,0 +1,142 @@
+"""What an inference engine must offer, and the table of the engines that latentc knows.
+
+A backend is one file under `runtimes/backends/` (or in another package, found through the
+entry-point group ``latentc.backends``) and one line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import ClassVar
+
+from runtimes.errors import BackendError, BackendUnavailable, DeviceUnavailable, InputError
+from runtimes.manifest import Component
+from runtimes.session import Session, first_line
+
+ENTRY_POINTS = "latentc.backends"
+
+BACKENDS: Mapping[str, str] = {
+    "onnxruntime": "runtimes.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "runtimes.backends.openvino:OpenVinoBackend",
+    "torch": "runtimes.backends.torch:TorchBackend",
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to load a graph. `threads` 0 leaves the choice to the engine; `cache` is a folder
+    for compiled graphs, for engines that can store them; `extra` is passed to the engine."""
+
+    threads: int = 0
+    cache: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """One inference engine. Making an instance imports the engine's package.
+
+    Class attributes: `name`; `package`, the distribution to install; `install`, the line
+    that installs it; `targets`, the build targets that it can load, the best first.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    install: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def version(self) -> str:
+        """The engine's version."""
+
+    @abstractmethod
+    def devices(self) -> list[str]:
+        """The devices of this machine, the default first."""
+
+    @abstractmethod
+    def _open(
+        self, entry: Path, component: Component, device: str, options: SessionOptions
+    ) -> Session:
+        """Load the graph in `entry`; any exception is reported as a BackendError."""
+
+    def device(self, asked: str | None) -> str:
+        """The device to use, by the engine's own name for it; case does not matter.
+
+        Raises:
+            DeviceUnavailable: listing the devices that there are.
+        """
+        known = self.devices()
+        if asked is None:
+            return known[0]
+        for device in known:
+            if device.lower() == asked.lower():
+                return device
+        raise DeviceUnavailable(self.name, asked, known)
+
+    def open(
+        self,
+        entry: Path,
+        component: Component,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+    ) -> Session:
+        """Load one graph.
+
+        Raises:
+            DeviceUnavailable: no such device here.
+            BackendError: the engine refused the graph.
+        """
+        chosen = self.device(device)
+        try:
+            return self._open(entry, component, chosen, options or SessionOptions())
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"{self.name} could not load {entry.name} of {component.name!r} on {chosen}: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def names() -> list[str]:
+    """The backends of the table and of installed packages' entry points."""
+    return [*BACKENDS, *(point for point in _entry_points() if point not in BACKENDS)]
+
+
+def get(name: str) -> Backend:
+    """Import and make a backend.
+
+    Raises:
+        InputError: no backend of that name.
+        BackendUnavailable: its engine is not installed; says how to install it.
+    """
+    reference = BACKENDS.get(name) or _entry_points().get(name)
+    if reference is None:
+        raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
+    module, _, attribute = reference.partition(":")
+    backend = getattr(import_module(module), attribute)
+    try:
+        made: Backend = backend()
+    except ImportError as error:
+        raise BackendUnavailable(name, backend.install, first_line(error)) from error
+    return made
+
+
+def for_target(target: str) -> list[str]:
+    """Names of the backends in the table or entry points that load builds of `target`."""
+    found = []
+    for name in names():
+        try:
+            if target in get(name).targets:
+                found.append(name)
+        except BackendUnavailable:
+            continue
+    return found
+
+
+def _entry_points() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

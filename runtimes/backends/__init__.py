@@ -1,0 +1,1 @@
+"""One file per inference engine; each imports its own SDK and nothing else."""

@@ -1,0 +1,457 @@
+"""The manifest: the only contract between the exporter and the runtime.
+
+`manifest.json` is decoded into the frozen structures below; msgspec checks every type and
+refuses unknown fields, `Manifest.load` checks what types cannot say. The document is
+specified for other languages in docs/bundle-format.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+
+from runtimes.errors import BundleError, InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DTYPES = ("float32", "float16", "int64", "int32")
+
+Role = Literal["encoder", "denoiser", "decoder"]
+_DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shared settings: immutable, strict, compared by value."""
+
+
+class File(_Base):
+    """One file of the bundle: POSIX path relative to the bundle, size in bytes, SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class TensorSpec(_Base):
+    """dtype (numpy name) and shape; a dimension is a number, ``"name"`` or ``"8*name"``."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def check_shape(self, name: str, shape: Sequence[int], symbols: dict[str, int]) -> None:
+        """Check `shape`, adding to `symbols` the value of each symbol met for the first time.
+
+        Raises:
+            InputError: another rank, another fixed dimension, or a symbol with two values.
+        """
+        if len(shape) == len(self.shape) and all(
+            wanted == found or (isinstance(wanted, str) and _fits(found, wanted, symbols))
+            for found, wanted in zip(shape, self.shape, strict=True)
+        ):
+            return
+        known = f" where {symbols}" if symbols else ""
+        raise InputError(
+            f"input {name!r}: expected shape {list(self.shape)}{known}, found {list(shape)}"
+        )
+
+
+class Component(_Base):
+    """One graph, the same in every build: its role and its named tensors."""
+
+    name: str
+    role: Role
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+class Check(_Base):
+    """One comparison with PyTorch: what was fed, the largest error over the outputs, the limit."""
+
+    subject: str
+    probe: str
+    relative_l2: float
+    max_abs: float
+    tolerance: float
+    passed: bool
+
+
+class Loop(_Base):
+    """The whole loop against the diffusers pipeline, same seed: error of the final latents
+    (relative L2) and of the picture (largest difference of 255, PSNR in dB)."""
+
+    scheduler: str
+    num_inference_steps: int
+    latents_relative_l2: float
+    image_max_difference: int
+    image_psnr: float
+    tolerance: float
+    passed: bool
+
+
+class Verification(_Base):
+    """What was measured on one build, and with which backend, version and device."""
+
+    backend: str
+    version: str
+    device: str
+    checks: tuple[Check, ...]
+    loop: Loop | None
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks) and (
+            self.loop is None or self.loop.passed
+        )
+
+
+class Artifact(_Base):
+    """One component lowered to one target. `key` is a digest of all that it depends on."""
+
+    key: str
+    entry: str
+    files: tuple[File, ...]
+
+
+class Build(_Base):
+    """One target at one precision: an artifact for every component."""
+
+    name: str
+    target: str
+    precision: str
+    artifacts: dict[str, Artifact]
+    verification: Verification | None = None
+
+
+class Latents(_Base):
+    """The tensor that is denoised.
+
+    `factor` is pixels per latent along a side; latent height and width must be multiples of
+    `multiple`; default sizes are in pixels.
+    """
+
+    channels: int
+    factor: int
+    multiple: int
+    default_height: int
+    default_width: int
+
+
+class Tokenizer(_Base):
+    """A tokenizer.json and the encoder input that it feeds.
+
+    `texts` names the call arguments that hold the text: the first one given is used. Padding
+    and truncation to `max_length` ids are settings of the file itself.
+    """
+
+    file: File
+    input: str
+    max_length: int
+    texts: tuple[str, ...]
+
+
+class Argument(_Base):
+    """A call argument made of numbers; a default is a number, ``"height"`` or ``"width"``."""
+
+    name: str
+    default: tuple[float | str, ...]
+
+
+class VectorInput(_Base):
+    """A denoiser input [batch, n] float32: the listed arguments, one after the other."""
+
+    input: str
+    arguments: tuple[str, ...]
+
+
+class Branch(_Base):
+    """One pass through the denoiser.
+
+    Its texts and arguments are looked up with `prefix` before their names; where no text is
+    given, `missing` says whether the empty string is encoded or all conditioning is zero. Its
+    weight is ``constant + sum(scales[name] * value of the argument name)``.
+    """
+
+    name: str
+    prefix: str
+    missing: Literal["empty", "zeros"]
+    constant: float
+    scales: dict[str, float] = {}
+
+
+class Guidance(_Base):
+    """Prediction = sum of branch weights times branch predictions.
+
+    With `scale` set, guidance is on where that argument is above 1; otherwise the branch
+    `single` runs alone with weight 1. `defaults` holds the scale arguments.
+    """
+
+    branches: tuple[Branch, ...]
+    single: str
+    scale: str | None = None
+    defaults: dict[str, float] = {}
+
+
+class Schedule(_Base):
+    """One scheduler's sampling plans: a PlanTable file and the step counts in it."""
+
+    name: str
+    class_name: str
+    file: File
+    steps: tuple[int, ...]
+    key: str
+
+
+class Defaults(_Base):
+    """What a call without arguments uses."""
+
+    scheduler: str
+    num_inference_steps: int
+
+
+class LoopProbe(_Base):
+    """Settings of the reference run whose result is stored among the probes."""
+
+    arguments: dict[str, str | int | float]
+    scheduler: str
+    num_inference_steps: int
+    seed: int
+    height: int
+    width: int
+
+
+class Probes(_Base):
+    """Inputs and PyTorch outputs kept for `latentc verify`: one .npz per component and loop."""
+
+    files: dict[str, File]
+    loop: LoopProbe | None
+    key: str
+
+
+class Source(_Base):
+    """What was exported: Hub id or folder name, revision, and a digest of its content."""
+
+    id: str
+    pipeline_class: str
+    fingerprint: str
+    revision: str | None = None
+
+
+class CreatedBy(_Base):
+    """The versions that wrote the bundle."""
+
+    latentc: str
+    python: str
+    platform: str
+    libraries: dict[str, str]
+
+
+class Manifest(_Base):
+    """The whole document."""
+
+    format_version: int
+    task: str
+    source: Source
+    created_by: CreatedBy
+    latents: Latents
+    tokenizers: tuple[Tokenizer, ...]
+    arguments: tuple[Argument, ...]
+    vectors: tuple[VectorInput, ...]
+    guidance: Guidance
+    components: tuple[Component, ...]
+    builds: tuple[Build, ...]
+    schedules: tuple[Schedule, ...]
+    defaults: Defaults
+    probes: Probes | None = None
+
+    @classmethod
+    def load(cls, bundle: Path) -> Manifest:
+        """Read and check `bundle`/manifest.json (not the files that it names).
+
+        Raises:
+            BundleError: missing, not JSON, an unknown version, or anything inconsistent.
+        """
+        path = bundle / MANIFEST
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(_not_a_bundle(bundle, error)) from error
+        return cls.decode(data, str(path))
+
+    @classmethod
+    def decode(cls, data: bytes, origin: str = MANIFEST) -> Manifest:
+        """Decode and check the document. Raises BundleError."""
+        try:
+            version = msgspec.json.decode(data, type=_Version).format_version
+            if version != FORMAT_VERSION:
+                raise BundleError(
+                    f"{origin}: format_version {version}, but this latentc reads "
+                    f"{FORMAT_VERSION}; upgrade latentc or export the bundle again"
+                )
+            manifest = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BundleError(f"{origin}: {error}") from error
+        problem = next(manifest.problems(), None)
+        if problem:
+            raise BundleError(f"{origin}: {problem}")
+        return manifest
+
+    def encode(self) -> bytes:
+        """The document as indented UTF-8 JSON with a final newline."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def files(self) -> Iterator[File]:
+        """Every file that the manifest vouches for."""
+        yield from (tokenizer.file for tokenizer in self.tokenizers)
+        yield from (schedule.file for schedule in self.schedules)
+        for build in self.builds:
+            for artifact in build.artifacts.values():
+                yield from artifact.files
+        if self.probes:
+            yield from self.probes.files.values()
+
+    def component(self, role: Role) -> Component:
+        """The denoiser or the decoder (there is one of each)."""
+        return next(component for component in self.components if component.role == role)
+
+    def encoders(self) -> list[Component]:
+        return [component for component in self.components if component.role == "encoder"]
+
+    def problems(self) -> Iterator[str]:
+        """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
+        for file in self.files():
+            yield from _file_problems(file)
+        yield from self._component_problems()
+        yield from self._build_problems()
+        yield from self._guidance_problems()
+        yield from self._conditioning_problems()
+        yield from _duplicates("schedule", [schedule.name for schedule in self.schedules])
+        if self.defaults.scheduler not in {schedule.name for schedule in self.schedules}:
+            yield f"defaults.scheduler {self.defaults.scheduler!r} is not among the schedules"
+        numbers = (self.latents.channels, self.latents.factor, self.latents.multiple)
+        sizes = (self.latents.default_height, self.latents.default_width)
+        if min(*numbers, *sizes, self.defaults.num_inference_steps) < 1:
+            yield "latents and defaults.num_inference_steps must be positive"
+
+    def _component_problems(self) -> Iterator[str]:
+        yield from _duplicates("component", [component.name for component in self.components])
+        for role in ("denoiser", "decoder"):
+            if sum(component.role == role for component in self.components) != 1:
+                yield f"expected exactly one component with role {role!r}"
+                return
+        for component in self.components:
+            for name, spec in [*component.inputs.items(), *component.outputs.items()]:
+                if spec.dtype not in DTYPES:
+                    yield f"{component.name}.{name}: dtype {spec.dtype!r} is not one of {DTYPES}"
+                for dimension in spec.shape:
+                    if not _is_dimension(dimension):
+                        yield f"{component.name}.{name}: bad dimension {dimension!r}"
+        denoiser = self.component("denoiser")
+        if not {"sample", "timestep"} <= denoiser.inputs.keys() or len(denoiser.outputs) != 1:
+            yield "the denoiser needs inputs 'sample' and 'timestep' and one output"
+        elif len(denoiser.inputs["sample"].shape) != 4:
+            yield "the denoiser's sample must have 4 dimensions"
+        decoder = self.component("decoder")
+        if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
+            yield "the decoder needs the input 'latents' and the output 'image'"
+
+    def _build_problems(self) -> Iterator[str]:
+        yield from _duplicates("build", [build.name for build in self.builds])
+        names = {component.name for component in self.components}
+        for build in self.builds:
+            if set(build.artifacts) != names:
+                yield f"build {build.name!r} holds {sorted(build.artifacts)}, not {sorted(names)}"
+            for name, artifact in build.artifacts.items():
+                if artifact.entry not in {file.path for file in artifact.files}:
+                    yield f"build {build.name!r}, {name}: entry {artifact.entry!r} is not listed"
+
+    def _guidance_problems(self) -> Iterator[str]:
+        branches = self.guidance.branches
+        yield from _duplicates("guidance branch", [branch.name for branch in branches])
+        if self.guidance.single not in {branch.name for branch in branches}:
+            yield f"guidance.single {self.guidance.single!r} is not a branch"
+        scales = set(self.guidance.defaults)
+        for branch in branches:
+            if not set(branch.scales) <= scales:
+                yield f"branch {branch.name!r} uses a scale without a default"
+        if self.guidance.scale is not None and self.guidance.scale not in scales:
+            yield f"guidance.scale {self.guidance.scale!r} has no default"
+
+    def _conditioning_problems(self) -> Iterator[str]:
+        fed = {"sample", "timestep"} | {vector.input for vector in self.vectors}
+        tokens = {tokenizer.input for tokenizer in self.tokenizers}
+        for encoder in self.encoders():
+            fed |= set(encoder.outputs)
+            if not set(encoder.inputs) <= tokens:
+                yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
+        missing = set(self.component("denoiser").inputs) - fed
+        if missing:
+            yield f"nothing feeds the denoiser's {sorted(missing)}"
+        known = {argument.name for argument in self.arguments}
+        for vector in self.vectors:
+            if not set(vector.arguments) <= known:
+                yield f"vector {vector.input!r} uses an unknown argument"
+        for argument in self.arguments:
+            for value in argument.default:
+                if isinstance(value, str) and value not in ("height", "width"):
+                    yield f"argument {argument.name!r}: bad default {value!r}"
+        for tokenizer in self.tokenizers:
+            if tokenizer.max_length < 1 or not tokenizer.texts:
+                yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of manifest.json, made from the structures above."""
+    return msgspec.json.schema(Manifest)
+
+
+def is_inside(path: str) -> bool:
+    """Whether `path` is a plain relative POSIX path that stays inside its folder."""
+    pure = PurePosixPath(path)
+    plain = path == pure.as_posix() and "\\" not in path and ":" not in path and "\0" not in path
+    return plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
+
+
+def _is_dimension(value: int | str) -> bool:
+    if isinstance(value, int):
+        return 1 <= value <= 1 << 20
+    return _DIMENSION.match(value) is not None
+
+
+def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
+    factor, _, name = wanted.rpartition("*")
+    multiple = int(factor) if factor else 1
+    value, rest = divmod(found, multiple)
+    return rest == 0 and value > 0 and symbols.setdefault(name, value) == value
+
+
+def _file_problems(file: File) -> Iterator[str]:
+    if not is_inside(file.path):
+        yield f"path {file.path!r} leaves the bundle or is not a plain relative path"
+    if file.size < 0:
+        yield f"{file.path}: negative size"
+    if not _DIGEST.match(file.sha256):
+        yield f"{file.path}: sha256 must be 64 hexadecimal digits"
+
+
+def _duplicates(what: str, names: Sequence[str]) -> Iterator[str]:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"two {what}s are named {name!r}"
+
+
+def _not_a_bundle(bundle: Path, error: OSError) -> str:
+    if not bundle.exists():
+        return f"no bundle at {bundle}: no such folder"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{bundle} is not a bundle: it has no {MANIFEST}"
+    return f"{bundle / MANIFEST}: {error.strerror}"
+
+
