@@ -1,0 +1,56 @@
+# latentc: `make demo` and `make test` each do all their own set-up and re-run in seconds.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+PYTEST_ARGS ?=
+DEMO_ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the virtual environment in .venv and install everything into it
+
+# A half-made environment (an interrupted run) has no stamp: its pip is tried, and the
+# environment is made anew if that fails. --no-input and the constraints keep the install
+# to the tested set.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "latentc needs Python 3.11 or newer, and '$(PYTHON)' is not:" \
+	       "install it, or name one with 'make PYTHON=/path/to/python3.11'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments:" \
+	       "on Debian and Ubuntu run 'apt-get install python3-venv'." >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(PY) -m pip install --no-input --disable-pip-version-check --quiet \
+	  --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP) ## export the built-in model, verify it, and make pictures in build/demo
+	$(PY) -m latentc.demo -o build/demo $(DEMO_ARGS)
+
+test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff, mypy and import-linter
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP) ## let ruff fix and format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove what was built, and the caches
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the virtual environment
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Measurements of bundles and of their peers, each case in a fresh process."""
