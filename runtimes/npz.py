@@ -1,0 +1,124 @@
+"""Plain arrays in a .npz file: written the same way every time, read as if hostile.
+
+A .npz is a zip of .npy members. `numpy.load` would do for files that we wrote, but a bundle
+may come from anywhere: members are read one by one, their sizes are checked before anything
+is unpacked, and object arrays (pickles) cannot be expressed at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtimes.errors import BundleError
+
+# A zip member needs a date; a fixed one makes equal tables equal files.
+_DATE = (1980, 1, 1, 0, 0, 0)
+_MAX_BYTES = 64 << 20
+_MAX_HEADER = 512
+_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write `arrays` in the mapping's order. Equal content gives equal bytes.
+
+    Arrays are stored little-endian and C-contiguous, in .npy version 1.0 members.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+            data = io.BytesIO()
+            np.save(data, little, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", _DATE)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system = 3  # the same bytes on Windows
+            archive.writestr(info, data.getvalue(), compresslevel=9)
+
+
+def read_arrays(
+    path: str | os.PathLike[str],
+    dtypes: Mapping[str, str],
+    *,
+    max_bytes: int = _MAX_BYTES,
+) -> dict[str, np.ndarray]:
+    """Read exactly the members that `dtypes` names, each of exactly that dtype.
+
+    Returns read-only arrays. Raises `BundleError` for anything else: a missing file, no zip,
+    a missing or additional member, another dtype or order, a member cut short, more than
+    `max_bytes` unpacked.
+    """
+    label = Path(path).name
+    try:
+        return _read(label, path, dtypes, max_bytes)
+    except BundleError:
+        raise
+    except FileNotFoundError as error:
+        raise BundleError(f"{label}: no such file") from error
+    except Exception as error:
+        # Parsers of zip, deflate and .npy headers raise a dozen unrelated types on bad input.
+        raise BundleError(f"{label}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _read(
+    label: str, path: str | os.PathLike[str], dtypes: Mapping[str, str], max_bytes: int
+) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        expected = {f"{name}.npy" for name in dtypes}
+        if set(members) != expected or len(archive.infolist()) != len(expected):
+            missing = sorted(expected - set(members))
+            extra = sorted(set(members) - expected)[:5]
+            raise BundleError(f"{label}: missing arrays {missing}, unexpected {extra}")
+        total = sum(info.file_size for info in members.values())
+        if total > max_bytes:
+            raise BundleError(f"{label}: unpacks to {total} bytes, the limit is {max_bytes}")
+        return {
+            name: _member(label, archive, members[f"{name}.npy"], dtype)
+            for name, dtype in dtypes.items()
+        }
+
+
+def _member(
+    label: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: str
+) -> np.ndarray[Any, Any]:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(f"{label}: {info.filename} is neither stored nor deflated")
+    with archive.open(info) as member:
+        # Bounded: the zip reader stops at the size that the directory declared.
+        data = io.BytesIO(member.read())
+    if data.read(8) != _MAGIC:
+        raise BundleError(f"{label}: {info.filename} is not a .npy of version 1.0")
+    found, fortran, shape = _header(data)
+    if found != np.dtype(dtype) or found.hasobject or fortran:
+        order = "Fortran" if fortran else "C"
+        raise BundleError(
+            f"{label}: {info.filename} has dtype {found.str} in {order} order, "
+            f"expected {dtype} in C order"
+        )
+    payload = data.read()
+    if min(shape, default=0) < 0 or len(payload) != math.prod(shape) * found.itemsize:
+        raise BundleError(
+            f"{label}: {info.filename} has {len(payload)} bytes for the shape {shape}"
+        )
+    return np.frombuffer(payload, dtype=found).reshape(shape)
+
+
+def _header(data: io.BytesIO) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    length = int.from_bytes(data.read(2), "little")
+    if length > _MAX_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    header = ast.literal_eval(data.read(length).decode("ascii"))
+    descr, fortran, shape = (header[key] for key in ("descr", "fortran_order", "shape"))
+    if not (isinstance(descr, str) and type(fortran) is bool and type(shape) is tuple):
+        raise ValueError(f"header {header}")
+    if not all(type(size) is int for size in shape):
+        raise ValueError(f"shape {shape}")
+    return np.dtype(descr), fortran, shape

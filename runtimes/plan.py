@@ -1,0 +1,302 @@
+"""Sampling plans: what a scheduler does, as a table of numbers.
+
+A diffusion scheduler is linear in what it is given. Its state is K tensors ("slots"); slot 0
+is the sample, the others are what the scheduler remembers between steps. With S the slots,
+model evaluation i is
+
+    e = guided prediction of the model for (input_scale[i] * S[0], timesteps[i])
+    v = clip(clean_from[i, 0] * S[0] + clean_from[i, 1] * e)       predicted clean sample
+    n = one draw of standard normal noise                          if noise_draws[i]
+    S = state[i] @ S + prediction[i] * e + clean[i] * v + noise[i] * n
+
+and the sample is S[0] after the last one. `v` is needed only where `clean[i]` is not all zero,
+that is in plans that clip. A slot that was never written counts as zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.errors import BundleError, InputError, PlanNotFound
+from runtimes.npz import read_arrays, write_arrays
+from runtimes.plan_schema import DTYPES, ROW_FIELDS, ClipKind, check_table
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int32]
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The limit on the predicted clean sample; `ratio` is used by `DYNAMIC` only."""
+
+    kind: ClipKind = ClipKind.NONE
+    limit: float = 0.0
+    ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """One scheduler, one step count, one start: n model evaluations over K slots.
+
+    timesteps, input_scale: f8[n]; noise_draws: bool[n]; state: f8[n, K, K];
+    prediction, clean, noise: f8[n, K]; clean_from: f8[n, 2]. See the module's docstring.
+    `add_noise` is (clean, noise) coefficients of the sample at this start, None where the
+    scheduler offers none.
+    """
+
+    num_inference_steps: int
+    start: int
+    timesteps: Floats
+    input_scale: Floats
+    noise_draws: NDArray[np.bool_]
+    state: Floats
+    prediction: Floats
+    clean: Floats
+    noise: Floats
+    clean_from: Floats
+    clip: Clip
+    init_noise_scale: float
+    add_noise: tuple[float, float] | None
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often the model is called."""
+        return len(self.timesteps)
+
+    @property
+    def num_slots(self) -> int:
+        """K: how many tensors the sampler's state holds at most."""
+        return int(self.state.shape[1])
+
+    def initial_sample(self, noise: Array, clean: Array | None = None) -> Array:
+        """The first sample: scaled noise, or `clean` with noise added for this start.
+
+        noise, clean: arrays of one shape. Raises `InputError` where the scheduler has no way
+        to add noise.
+        """
+        if clean is None:
+            return noise * self.init_noise_scale
+        if self.add_noise is None:
+            raise InputError("this scheduler cannot add noise to a clean sample")
+        return self.add_noise[0] * clean + self.add_noise[1] * noise
+
+
+@dataclass(frozen=True, eq=False)
+class PlanTable:
+    """All sampling plans of one scheduler: the content of `schedules/<name>.npz`.
+
+    P plans, E model evaluations over all of them, R distinct rows, K slots. Arrays are
+    little-endian, C order, .npy version 1.0.
+
+    steps             i4[P]       the step count of each plan, strictly increasing
+    offsets           i4[P+1]     plan p has the evaluations offsets[p] .. offsets[p+1]-1
+    timesteps         f8[E]       what the model is told
+    input_scale       f8[E]       factor on slot 0 before it enters the model
+    noise_draws       u1[E]       1: one draw of noise in this evaluation, even if no row uses it
+    rows              i4[E, W+1]  which row serves an evaluation: column min(age, W), where age
+                                  counts the evaluations since the start of this run
+    state             f8[R, K, K] the rows; see the module's docstring
+    prediction        f8[R, K]
+    clean             f8[R, K]
+    noise             f8[R, K]
+    clean_from        f8[R, 2]
+    init_noise_scale  f8[P]       factor on the initial noise of a run from the beginning
+    add_noise         f8[E, 2]    coefficients of (clean sample, noise) for a run that starts at
+                                  this evaluation; NaN where none may start. The first
+                                  evaluation of a plan is always a start, from pure noise.
+    clip              f8[3]       kind (0 none, 1 range, 2 dynamic), limit, ratio
+    """
+
+    steps: Ints
+    offsets: Ints
+    timesteps: Floats
+    input_scale: Floats
+    noise_draws: NDArray[np.uint8]
+    rows: Ints
+    state: Floats
+    prediction: Floats
+    clean: Floats
+    noise: Floats
+    clean_from: Floats
+    init_noise_scale: Floats
+    add_noise: Floats
+    clip: Floats
+
+    def __post_init__(self) -> None:
+        check_table({name: getattr(self, name) for name in DTYPES})
+        for name in DTYPES:
+            getattr(self, name).setflags(write=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PlanTable:
+        """Read and check a table; `BundleError` says what was expected and what was found."""
+        arrays = read_arrays(path, DTYPES)
+        try:
+            return cls(**arrays)
+        except BundleError as error:
+            raise BundleError(f"{Path(path).name}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table; equal tables give equal files."""
+        write_arrays(path, {name: getattr(self, name) for name in DTYPES})
+
+    @cached_property
+    def step_counts(self) -> tuple[int, ...]:
+        """The step counts there are plans for, ascending."""
+        return tuple(int(count) for count in self.steps)
+
+    @property
+    def window(self) -> int:
+        """W: after so many evaluations a run that started late equals one from the start."""
+        return int(self.rows.shape[1]) - 1
+
+    def starts(self, num_inference_steps: int) -> tuple[int, ...]:
+        """The evaluations at which a run of so many steps may start; 0 is always one."""
+        first, last = self._span(num_inference_steps)
+        finite = np.isfinite(self.add_noise[first:last, 0])
+        finite[0] = True
+        return tuple(int(start) for start in np.flatnonzero(finite))
+
+    def plan(self, num_inference_steps: int, start: int = 0) -> SamplingPlan:
+        """The plan for one step count, from evaluation `start` on.
+
+        Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
+        start there.
+        """
+        first, last = self._span(num_inference_steps)
+        if start not in self.starts(num_inference_steps):
+            raise InputError(
+                f"a run of {num_inference_steps} steps cannot start at evaluation {start}; "
+                f"possible: {_ranges(self.starts(num_inference_steps))}"
+            )
+        at = slice(first + start, last)
+        age = np.minimum(np.arange(last - first - start), self.window)
+        row = self.rows[at][np.arange(len(age)), age]
+        added = self.add_noise[first + start]
+        kind, limit, ratio = (float(value) for value in self.clip)
+        return SamplingPlan(
+            num_inference_steps=num_inference_steps,
+            start=start,
+            timesteps=self.timesteps[at],
+            input_scale=self.input_scale[at],
+            noise_draws=self.noise_draws[at] != 0,
+            clip=Clip(ClipKind(int(kind)), limit, ratio),
+            init_noise_scale=float(
+                self.init_noise_scale[self.step_counts.index(num_inference_steps)]
+            ),
+            add_noise=(float(added[0]), float(added[1])) if np.isfinite(added[0]) else None,
+            **{name: getattr(self, name)[row] for name in ROW_FIELDS},
+        )
+
+    def merge(self, other: PlanTable) -> PlanTable:
+        """A table with the plans of both; where both have a step count, `other` wins."""
+        kept = [self.only(count) for count in self.step_counts if count not in other.step_counts]
+        return join([*kept, *(other.only(count) for count in other.step_counts)])
+
+    def only(self, num_inference_steps: int) -> PlanTable:
+        """The table of one step count."""
+        first, last = self._span(num_inference_steps)
+        index = self.step_counts.index(num_inference_steps)
+        used, rows = np.unique(self.rows[first:last], return_inverse=True)
+        return PlanTable(
+            steps=self.steps[index : index + 1],
+            offsets=np.array([0, last - first], np.int32),
+            timesteps=self.timesteps[first:last],
+            input_scale=self.input_scale[first:last],
+            noise_draws=self.noise_draws[first:last],
+            rows=rows.reshape(last - first, -1).astype(np.int32),
+            init_noise_scale=self.init_noise_scale[index : index + 1],
+            add_noise=self.add_noise[first:last],
+            clip=self.clip,
+            **{name: getattr(self, name)[used] for name in ROW_FIELDS},
+        )
+
+    def _span(self, num_inference_steps: int) -> tuple[int, int]:
+        if num_inference_steps not in self.step_counts:
+            raise PlanNotFound(
+                f"no sampling plan for {num_inference_steps} steps; there are plans for "
+                f"{_ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
+                f"--scheduler NAME --steps {num_inference_steps}"
+            )
+        index = self.step_counts.index(num_inference_steps)
+        return int(self.offsets[index]), int(self.offsets[index + 1])
+
+
+def join(tables: Iterable[PlanTable]) -> PlanTable:
+    """One table out of several of one scheduler, whose step counts differ.
+
+    Rows that are equal to the last bit are stored once. Raises `ValueError` if the tables
+    share a step count or clip differently.
+    """
+    parts = sorted(
+        (t.only(count) for t in tables for count in t.step_counts),
+        key=lambda part: part.step_counts,
+    )
+    if len({part.step_counts for part in parts}) != len(parts):
+        raise ValueError("the tables share a step count")
+    slots = max(part.state.shape[1] for part in parts)
+    window = max(part.window for part in parts)
+    seen: dict[bytes, int] = {}
+    kept: list[tuple[Floats, ...]] = []
+    rows: list[Ints] = []
+    for part in parts:
+        index = np.empty(part.state.shape[0], np.int32)
+        for r in range(len(index)):
+            row = _padded_row(part, r, slots)
+            key = b"".join(field.tobytes() for field in row)
+            index[r] = seen.setdefault(key, len(seen))
+            if index[r] == len(kept):
+                kept.append(row)
+        column = np.minimum(np.arange(window + 1), part.window)
+        rows.append(index[part.rows[:, column]])
+    lengths = [len(part.timesteps) for part in parts]
+    per_plan = ("steps", "init_noise_scale")
+    per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise")
+    fields: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in (*per_plan, *per_evaluation)
+    }
+    fields |= {name: np.stack([row[i] for row in kept]) for i, name in enumerate(ROW_FIELDS)}
+    return PlanTable(
+        offsets=np.cumsum([0, *lengths]).astype(np.int32),
+        rows=np.concatenate(rows),
+        clip=_common_clip(parts),
+        **fields,
+    )
+
+
+def _common_clip(parts: Iterable[PlanTable]) -> Floats:
+    used = {part.clip.tobytes(): part.clip for part in parts if part.clip[0] != ClipKind.NONE}
+    if len(used) > 1:
+        raise ValueError("the tables limit the clean sample in different ways")
+    return next(iter(used.values()), np.zeros(3))
+
+
+def _padded_row(table: PlanTable, row: int, slots: int) -> tuple[Floats, ...]:
+    missing = slots - table.state.shape[1]
+    padded = []
+    for name in ROW_FIELDS:
+        field = getattr(table, name)[row] + 0.0  # turns -0.0 into 0.0
+        grow = 0 if name == "clean_from" else missing
+        padded.append(np.ascontiguousarray(np.pad(field, [(0, grow)] * field.ndim)))
+    return tuple(padded)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """1, 2, 3, 5 → '1-3, 5'."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

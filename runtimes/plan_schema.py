@@ -1,0 +1,129 @@
+"""What a table of sampling plans must look like: its arrays, and what their values may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from runtimes.errors import BundleError
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+DTYPES = {
+    "steps": "<i4",
+    "offsets": "<i4",
+    "timesteps": "<f8",
+    "input_scale": "<f8",
+    "noise_draws": "|u1",
+    "rows": "<i4",
+    "state": "<f8",
+    "prediction": "<f8",
+    "clean": "<f8",
+    "noise": "<f8",
+    "clean_from": "<f8",
+    "init_noise_scale": "<f8",
+    "add_noise": "<f8",
+    "clip": "<f8",
+}
+ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
+MAX_STEPS = 10_000
+MAX_SLOTS = 64
+
+
+class ClipKind(IntEnum):
+    """How a plan limits the predicted clean sample."""
+
+    NONE = 0
+    RANGE = 1  # to [-limit, limit]
+    DYNAMIC = 2  # per image: s = quantile(|v|, ratio) within [1, limit]; clip to ±s, divide by s
+
+
+def check_table(arrays: Mapping[str, Array]) -> None:
+    """Check everything that the sampling loop relies on; raises `BundleError`.
+
+    `arrays` has the names of `DTYPES`. A table that passes cannot fail later.
+    """
+    for name, dtype in DTYPES.items():
+        found = arrays[name].dtype
+        _expect(found == np.dtype(dtype), f"{name}: dtype {found}, expected {dtype}")
+    _check_shapes({name: arrays[name].shape for name in DTYPES})
+    _check_indices(arrays)
+    _check_coefficients(arrays)
+
+
+def _expect(condition: bool | np.bool_, message: str) -> None:
+    if not condition:
+        raise BundleError(message)
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    plans, evaluations = shapes["steps"][:1], shapes["timesteps"][:1]
+    rows, slots = shapes["state"][:1], shapes["state"][1:2]
+    expected: dict[str, tuple[int, ...]] = {
+        "steps": plans,
+        "offsets": tuple(count + 1 for count in plans),
+        "timesteps": evaluations,
+        "input_scale": evaluations,
+        "noise_draws": evaluations,
+        "rows": (*evaluations, *shapes["rows"][1:2]),
+        "state": (*rows, *slots, *slots),
+        "prediction": (*rows, *slots),
+        "clean": (*rows, *slots),
+        "noise": (*rows, *slots),
+        "clean_from": (*rows, 2),
+        "init_noise_scale": plans,
+        "add_noise": (*evaluations, 2),
+        "clip": (3,),
+    }
+    dimensions = {"rows": 2, "state": 3, "prediction": 2, "clean": 2, "noise": 2}
+    dimensions |= {"clean_from": 2, "add_noise": 2}
+    for name, shape in shapes.items():
+        right = shape == expected[name] and len(shape) == dimensions.get(name, 1)
+        _expect(right and 0 not in shape, f"{name}: shape {shape}, expected {expected[name]}")
+    _expect(slots[0] <= MAX_SLOTS, f"state: {slots[0]} slots, expected at most {MAX_SLOTS}")
+
+
+def _check_indices(arrays: Mapping[str, Array]) -> None:
+    steps, offsets = arrays["steps"].astype(np.int64), arrays["offsets"].astype(np.int64)
+    evaluations, row_count = len(arrays["timesteps"]), len(arrays["state"])
+    _expect(
+        (steps >= 1).all() and (steps <= MAX_STEPS).all() and (np.diff(steps) > 0).all(),
+        f"steps: expected increasing numbers within 1 .. {MAX_STEPS}",
+    )
+    _expect(
+        offsets[0] == 0 and offsets[-1] == evaluations and (np.diff(offsets) > 0).all(),
+        f"offsets: expected increasing numbers from 0 to {evaluations}",
+    )
+    rows = arrays["rows"]
+    _expect(
+        (rows >= 0).all() and (rows < row_count).all(),
+        f"rows: an index is outside 0 .. {row_count - 1}",
+    )
+    _expect((arrays["noise_draws"] <= 1).all(), "noise_draws: expected 0 or 1")
+
+
+def _check_coefficients(arrays: Mapping[str, Array]) -> None:
+    for name in ("timesteps", "input_scale", "init_noise_scale", "clip", *ROW_FIELDS):
+        _expect(np.isfinite(arrays[name]).all(), f"{name}: NaN or infinity")
+    unknown = np.isnan(arrays["add_noise"])
+    _expect(
+        not np.isinf(arrays["add_noise"]).any() and (unknown[:, 0] == unknown[:, 1]).all(),
+        "add_noise: expected two finite numbers or two NaN per evaluation",
+    )
+    kind, limit, ratio = (float(value) for value in arrays["clip"])
+    _expect(kind in tuple(ClipKind), f"clip: unknown kind {kind}")
+    _expect(kind != ClipKind.RANGE or limit > 0, f"clip: limit {limit}, expected more than 0")
+    _expect(
+        kind != ClipKind.DYNAMIC or (limit >= 1 and 0 <= ratio <= 1),
+        f"clip: limit {limit}, expected 1 or more; ratio {ratio}, expected 0 .. 1",
+    )
+    _expect(
+        kind != ClipKind.NONE or not arrays["clean"].any(),
+        "clean: a row uses the clipped sample, but the table does not clip",
+    )
+    draws = arrays["noise_draws"][:, np.newaxis] != 0
+    uses = np.any(arrays["noise"] != 0, axis=1)[arrays["rows"]]
+    _expect((draws | ~uses).all(), "noise: a row uses noise that its evaluation does not draw")
