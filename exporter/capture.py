@@ -1,0 +1,145 @@
+"""A component's module → one ExportedProgram, with named dynamic axes.
+
+Every target lowers the same program, so whatever is done to it (see `exporter.passes`)
+reaches every backend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from exporter.families import Graph
+from runtimes.errors import ExportError
+from runtimes.manifest import Component, TensorSpec
+from runtimes.session import first_line
+
+# diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
+# with a dynamic batch is captured for fewer. Only the torch target enforces the bound.
+MAX_BATCH = 63
+MAX_LATENT = 4096
+MAX_SEQUENCE = 4096
+
+
+def static_component(component: Component, symbols: Mapping[str, int]) -> Component:
+    """The same component with some symbols fixed, e.g. ``{"height": 64, "width": 64}``."""
+
+    def fix(spec: TensorSpec) -> TensorSpec:
+        return TensorSpec(spec.dtype, tuple(_value(dim, symbols) for dim in spec.shape))
+
+    return Component(
+        name=component.name,
+        role=component.role,
+        inputs={name: fix(spec) for name, spec in component.inputs.items()},
+        outputs={name: fix(spec) for name, spec in component.outputs.items()},
+    )
+
+
+def example_inputs(
+    graph: Graph, symbols: Mapping[str, int], seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps and ids."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, spec in graph.component.inputs.items():
+        shape = [resolve(dim, symbols) for dim in spec.shape]
+        if name == "timestep":
+            made[name] = torch.full(shape, 601.0)
+        elif spec.dtype == "int64":
+            made[name] = torch.randint(0, graph.vocabulary, shape, generator=generator)
+        else:
+            made[name] = torch.randn(shape, generator=generator)
+    return made
+
+
+def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
+    """The number that a manifest dimension stands for."""
+    value = _value(dimension, symbols)
+    if isinstance(value, str):
+        raise ExportError(f"no value for the dimension {value!r}")
+    return value
+
+
+def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> ExportedProgram:
+    """Capture with `torch.export`, traced at the shapes of `symbols`.
+
+    Args:
+        graph: its component's symbolic dimensions become dynamic axes.
+        multiple: what latent height and width are multiples of.
+        symbols: values to trace with; none may be 0 or 1.
+
+    Raises:
+        ExportError: the module cannot be captured.
+    """
+    dims = _Dims(multiple)
+    examples = example_inputs(graph, symbols)
+    shapes = {
+        name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        for name, spec in graph.component.inputs.items()
+    }
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(
+                graph.module.eval(),
+                (),
+                kwargs=examples,
+                dynamic_shapes=shapes,
+                strict=False,
+            )
+    except Exception as error:
+        raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
+
+
+class _Dims:
+    """`torch.export` dimensions by manifest symbol; spatial ones are multiples of a base."""
+
+    def __init__(self, multiple: int) -> None:
+        self._multiple = multiple
+        self._known: dict[str, Any] = {}
+
+    def __getitem__(self, symbol: str) -> Any:
+        if symbol not in self._known:
+            self._known[symbol] = self._make(symbol)
+        return self._known[symbol]
+
+    def _make(self, symbol: str) -> Any:
+        if symbol == "batch":
+            return Dim("batch", min=1, max=MAX_BATCH)
+        if symbol == "sequence":
+            return Dim("sequence", min=1, max=MAX_SEQUENCE)
+        if self._multiple == 1:
+            return Dim(symbol, min=1, max=MAX_LATENT)
+        base = Dim(f"_{symbol}", min=1, max=MAX_LATENT // self._multiple)
+        return self._multiple * base
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch, ONNX and OpenVINO log about themselves during an export."""
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _value(dimension: int | str, symbols: Mapping[str, int]) -> int | str:
+    if isinstance(dimension, int):
+        return dimension
+    factor, _, name = dimension.rpartition("*")
+    if name not in symbols:
+        return dimension
+    return (int(factor) if factor else 1) * symbols[name]

@@ -1,0 +1,112 @@
+"""One file per pipeline family: which graphs it has, what their tensors are called.
+
+A family turns a loaded diffusers pipeline into a `Description`: everything that the rest of
+the exporter and the manifest need, with no behaviour that names the family left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Argument, Component, Guidance, Latents, VectorInput
+
+# diffusers class name → module of this package. One line per pipeline class.
+FAMILIES: Mapping[str, str] = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "DDPMPipeline": "unconditional",
+    "DDIMPipeline": "unconditional",
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One component to capture.
+
+    `module` returns a tuple of tensors in the order of `component.outputs` and takes the
+    inputs in the order of `component.inputs`. `subfolders` are the parts of the source that
+    it is made of. `vocabulary` bounds example token ids of int64 inputs.
+    """
+
+    component: Component
+    module: torch.nn.Module
+    subfolders: tuple[str, ...]
+    vocabulary: int = 0
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A transformers tokenizer of the pipeline, the encoder input that it feeds, and the call
+    arguments to look for, the first given one being used."""
+
+    attribute: str
+    input: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a pipeline is made of, in the manifest's terms.
+
+    `resizable` says whether the diffusers pipeline itself can be asked for another size than
+    the default; `call` runs it: keyword arguments as in the runtime, `generator` and
+    `num_inference_steps` included, and returns images [batch, height, width, channels] float
+    in [0, 1].
+    """
+
+    task: str
+    graphs: tuple[Graph, ...]
+    latents: Latents
+    text_inputs: tuple[TextInput, ...]
+    arguments: tuple[Argument, ...]
+    vectors: tuple[VectorInput, ...]
+    guidance: Guidance
+    num_inference_steps: int
+    resizable: bool
+    denoiser: torch.nn.Module
+    call: Callable[..., Any]
+    probe_arguments: Mapping[str, str | int | float]
+
+
+class Family(Protocol):
+    """The interface of a family's module."""
+
+    def describe(self, pipe: Any) -> Description: ...
+
+
+def family_of(class_name: str) -> Family:
+    """The family's module for a diffusers pipeline class.
+
+    Raises:
+        UnsupportedPipeline: listing the supported classes.
+    """
+    if class_name not in FAMILIES:
+        raise UnsupportedPipeline(
+            f"pipeline class {class_name!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    module: Any = import_module(f"exporter.families.{FAMILIES[class_name]}")
+    return module  # type: ignore[no-any-return]
+
+
+def size_multiple(unet: Any) -> int:
+    """What latent height and width must be multiples of: one halving per downsampling block."""
+    return int(2 ** (len(unet.config.block_out_channels) - 1))
+
+
+def latents_of(unet: Any, factor: int) -> Latents:
+    """The Latents record of a UNet and a decoder that enlarges by `factor`."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return Latents(
+        channels=unet.config.in_channels,
+        factor=factor,
+        multiple=size_multiple(unet),
+        default_height=height * factor,
+        default_width=width * factor,
+    )

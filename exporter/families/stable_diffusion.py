@@ -1,0 +1,98 @@
+"""Stable Diffusion 1.x and 2.x text-to-image (epsilon and v-prediction)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.text_to_image import (
+    check_unet,
+    classifier_free_guidance,
+    decoder_graph,
+    ids_spec,
+    sample_spec,
+    vae_factor,
+)
+from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Component, TensorSpec
+
+_GUIDANCE_SCALE = 7.5  # StableDiffusionPipeline.__call__
+_STEPS = 50
+
+
+class TextEncoder(torch.nn.Module):
+    """input_ids [batch, length] → encoder_hidden_states [batch, length, width]: the last
+    hidden state after the final layer norm."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.encoder(input_ids, return_dict=False)[0],)
+
+
+class Denoiser(torch.nn.Module):
+    """The UNet; what it predicts (noise or velocity) is the scheduler's business."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        prediction = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return (prediction,)
+
+
+def describe(pipe: Any) -> Description:
+    """See `exporter.families.Description`."""
+    check_unet(pipe.unet)
+    if getattr(pipe.text_encoder.config, "use_attention_mask", False):
+        raise UnsupportedPipeline("a text encoder with use_attention_mask is not supported yet")
+    length = pipe.tokenizer.model_max_length
+    width = pipe.text_encoder.config.hidden_size
+    states = TensorSpec("float32", ("batch", length, width))
+    sample = sample_spec(pipe.unet.config.in_channels)
+    text_encoder = Graph(
+        Component(
+            name="text_encoder",
+            role="encoder",
+            inputs={"input_ids": ids_spec(length)},
+            outputs={"encoder_hidden_states": states},
+        ),
+        TextEncoder(pipe.text_encoder),
+        ("text_encoder",),
+        pipe.text_encoder.config.vocab_size,
+    )
+    denoiser = Graph(
+        Component(
+            name="denoiser",
+            role="denoiser",
+            inputs={
+                "sample": sample,
+                "timestep": TensorSpec("float32", (1,)),
+                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
+            },
+            outputs={"prediction": sample},
+        ),
+        Denoiser(pipe.unet),
+        ("unet",),
+    )
+    return Description(
+        task="text-to-image",
+        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
+        latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
+        text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
+        arguments=(),
+        vectors=(),
+        guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
+        num_inference_steps=_STEPS,
+        resizable=True,
+        denoiser=pipe.unet,
+        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        probe_arguments={"prompt": "a large red circle above a small blue square"},
+    )

@@ -1,0 +1,132 @@
+"""Stable Diffusion XL base text-to-image: two text encoders, size and crop conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.text_to_image import (
+    check_unet,
+    classifier_free_guidance,
+    decoder_graph,
+    ids_spec,
+    sample_spec,
+    vae_factor,
+)
+from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+
+_GUIDANCE_SCALE = 5.0  # StableDiffusionXLPipeline.__call__
+_STEPS = 50
+
+
+class TextEncoders(torch.nn.Module):
+    """Two id tensors [batch, length] → joined penultimate hidden states
+    [batch, length, width_1 + width_2] and the second encoder's pooled projection."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        one = self.first(input_ids, output_hidden_states=True)
+        two = self.second(input_ids_2, output_hidden_states=True)
+        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two[0]
+
+
+class Denoiser(torch.nn.Module):
+    """The UNet with its added conditioning as plain inputs."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        prediction = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return (prediction,)
+
+
+def describe(pipe: Any) -> Description:
+    """See `exporter.families.Description`."""
+    check_unet(pipe.unet)
+    if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
+        raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
+    length = pipe.tokenizer.model_max_length
+    width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
+    pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
+    sample = sample_spec(pipe.unet.config.in_channels)
+    text_encoder = Graph(
+        Component(
+            name="text_encoder",
+            role="encoder",
+            inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
+            outputs={
+                "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
+                "text_embeds": pooled,
+            },
+        ),
+        TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
+        ("text_encoder", "text_encoder_2"),
+        min(pipe.text_encoder.config.vocab_size, pipe.text_encoder_2.config.vocab_size),
+    )
+    denoiser = Graph(
+        Component(
+            name="denoiser",
+            role="denoiser",
+            inputs={
+                "sample": sample,
+                "timestep": TensorSpec("float32", (1,)),
+                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
+                "text_embeds": pooled,
+                "time_ids": TensorSpec("float32", ("batch", 6)),
+            },
+            outputs={"prediction": sample},
+        ),
+        Denoiser(pipe.unet),
+        ("unet",),
+    )
+    zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
+    return Description(
+        task="text-to-image",
+        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
+        latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
+        text_inputs=(
+            TextInput("tokenizer", "input_ids", ("prompt",)),
+            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
+        ),
+        arguments=(
+            Argument("original_size", ("height", "width")),
+            Argument("crops_coords_top_left", (0.0, 0.0)),
+            Argument("target_size", ("height", "width")),
+        ),
+        vectors=(
+            VectorInput("time_ids", ("original_size", "crops_coords_top_left", "target_size")),
+        ),
+        guidance=classifier_free_guidance(_GUIDANCE_SCALE, zeros),
+        num_inference_steps=_STEPS,
+        resizable=True,
+        denoiser=pipe.unet,
+        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        probe_arguments={
+            "prompt": "a large red circle above a small blue square",
+            "prompt_2": "a flat drawing",
+        },
+    )
