@@ -1,0 +1,1 @@
+"""A small text-to-image pipeline for pictures of coloured shapes, and all that makes it."""

@@ -1,0 +1,158 @@
+"""The two stages of training: the autoencoder, then the denoiser with its text encoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional
+
+from . import data, networks
+from .loop import Plan, Trainer
+from .tokenizer import build_tokenizer
+
+AUTOENCODER_STEPS = 1050
+DENOISER_STEPS = 6000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run depends on besides the device."""
+
+    out: Path
+    autoencoder: Plan = Plan(AUTOENCODER_STEPS, 2e-3, average=0.99, seed=1)
+    denoiser: Plan = Plan(DENOISER_STEPS, 1e-3, seed=2)
+    sizes: networks.Sizes = field(default_factory=networks.Sizes)
+    autoencoder_batch: int = 16
+    denoiser_batch: int = 64
+    pictures: int = 40_000
+    kl_weight: float = 1e-3
+    compile: bool = False
+    export: Path | None = None  # where to put a pipeline at each checkpoint
+
+
+def train_autoencoder(settings: Settings, device: torch.device, resume: bool) -> AutoencoderKL:
+    """Train the autoencoder, measure its scaling factor and save it to ``out/vae``."""
+    torch.manual_seed(settings.autoencoder.seed)
+    model = networks.build_autoencoder(settings.sizes).to(device, memory_format=_LAYOUT)
+    trainer = Trainer(
+        nn.ModuleDict({"vae": model}), settings.autoencoder, settings.out / "autoencoder.pt"
+    )
+    if resume:
+        trainer.resume()
+
+    def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+        pictures = data.autoencoder_batch(
+            settings.autoencoder.seed, step, settings.autoencoder_batch
+        )
+        noise = torch.randn(
+            settings.autoencoder_batch,
+            networks.LATENT_CHANNELS,
+            pictures.shape[2] // 4,
+            pictures.shape[3] // 4,
+            generator=generator,
+        )
+        return autoencoder_loss(model, pictures.to(device), noise.to(device), settings.kl_weight)
+
+    trainer.run(loss_at, "autoencoder")
+    trainer.use_averages()
+    model.eval()
+    model.register_to_config(scaling_factor=_scaling_factor(model, settings, device))
+    model.save_pretrained(settings.out / "vae")
+    return model
+
+
+def autoencoder_loss(
+    model: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, kl_weight: float
+) -> torch.Tensor:
+    """Absolute error of pixels and of their differences, and a light pull to a unit normal.
+
+    ``pictures`` [n, 3, 64, 64] from -1 to 1, ``noise`` [n, 4, 16, 16] to sample latents with.
+    """
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        posterior = model.encode(pictures).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        drawn = model.decode(latents).sample
+    error = drawn.float() - pictures
+    # Errors of neighbouring pixels that differ are what blurs an edge.
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return error.abs().mean() + 0.5 * edges + kl_weight * divergence
+
+
+def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> None:
+    """Train the denoiser and text encoder on cached latents; save to ``out/pipeline``."""
+    autoencoder = AutoencoderKL.from_pretrained(settings.out / "vae").to(device)
+    latents = data.encode_all(
+        autoencoder,
+        settings.autoencoder.seed,
+        settings.pictures,
+        settings.out / "latents.pt",
+        device,
+    )
+    tokenizer = build_tokenizer(settings.out / "tokenizer")
+    torch.manual_seed(settings.denoiser.seed)
+    unet = networks.build_denoiser(settings.sizes).to(device, memory_format=_LAYOUT)
+    text_encoder = networks.build_text_encoder(settings.sizes, tokenizer).to(device)
+    trainer = Trainer(
+        nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
+        settings.denoiser,
+        settings.out / "denoiser.pt",
+    )
+    if resume:
+        trainer.resume()
+    signal, sigma = _noise_levels(device)
+    forward = torch.compile(unet) if settings.compile else unet
+
+    def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+        clean, ids = data.denoiser_batch(
+            latents, tokenizer, settings.denoiser.seed, step, settings.denoiser_batch
+        )
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        # One time per equal slice of the schedule: less noise in the loss than free draws.
+        count = clean.shape[0]
+        spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        times = (spread * len(signal)).long().clamp(max=len(signal) - 1).to(device)
+        a, s = signal[times].view(-1, 1, 1, 1), sigma[times].view(-1, 1, 1, 1)
+        clean = clean.to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            states = text_encoder(ids.to(device)).last_hidden_state
+            noisy = (a * clean + s * noise).contiguous(memory_format=_LAYOUT)
+            guess = forward(noisy, times, states).sample
+        return functional.mse_loss(guess.float(), a * noise - s * clean)
+
+    def export(folder: Path) -> None:
+        averaged = copy.deepcopy(trainer.networks)
+        for name, value in averaged.named_parameters():
+            value.data.copy_(trainer.averages[name])
+        pipeline = networks.build_pipeline(
+            copy.deepcopy(autoencoder).cpu(),
+            averaged["unet"].cpu().to(memory_format=torch.contiguous_format),
+            averaged["text_encoder"].cpu(),
+            tokenizer,
+        )
+        networks.save_pipeline(pipeline, folder)
+
+    early = settings.export
+    trainer.run(loss_at, "denoiser", None if early is None else lambda: export(early))
+    export(settings.out / "pipeline")
+
+
+def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    kept = networks.build_scheduler().alphas_cumprod.to(device)
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+@torch.no_grad()
+def _scaling_factor(model: AutoencoderKL, settings: Settings, device: torch.device) -> float:
+    pictures = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[::2]
+    latents = model.encode(pictures.to(device)).latent_dist.mode()
+    return round(1 / float(latents.float().std()), 4)
+
+
+_LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way

@@ -1,0 +1,65 @@
+"""Command line for training: ``python -m examples.shapes.train --help``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+import torch
+
+from .stages import (
+    AUTOENCODER_STEPS,
+    DENOISER_STEPS,
+    Settings,
+    train_autoencoder,
+    train_denoiser,
+)
+
+
+@click.command()
+@click.argument("stage", type=click.Choice(["vae", "denoiser", "all"]))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Working folder.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--steps",
+    type=int,
+    help=f"Steps of the stage [default: {AUTOENCODER_STEPS} for vae, {DENOISER_STEPS} for "
+    "denoiser]; not with 'all'.",
+)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoints in OUT.")
+@click.option("--compile", "compile_", is_flag=True, help="Compile the denoiser for speed.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    help="Also save the averaged pipeline here at each denoiser checkpoint.",
+)
+def main(
+    stage: str,
+    out: Path,
+    device: str,
+    steps: int | None,
+    resume: bool,
+    compile_: bool,
+    export: Path | None,
+) -> None:
+    """Train the shapes pipeline: the autoencoder, the denoiser, or one after the other.
+
+    The finished pipeline folder is OUT/pipeline.
+    """
+    if steps is not None and stage == "all":
+        raise click.UsageError("--steps goes with one stage: 'vae' or 'denoiser'")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(out, compile=compile_, export=export)
+    if steps is not None:
+        name = "autoencoder" if stage == "vae" else "denoiser"
+        plan = dataclasses.replace(getattr(settings, name), steps=steps)
+        settings = dataclasses.replace(settings, **{name: plan})
+    if stage in ("vae", "all"):
+        train_autoencoder(settings, torch.device(device), resume)
+    if stage in ("denoiser", "all"):
+        train_denoiser(settings, torch.device(device), resume)
+
+
+if __name__ == "__main__":
+    main()
