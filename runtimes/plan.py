@@ -16,7 +16,7 @@ that is in plans that clip. A slot that was never written counts as zero.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,19 +245,16 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
         raise ValueError("the tables share a step count")
     slots = max(part.state.shape[1] for part in parts)
     window = max(part.window for part in parts)
-    seen: dict[bytes, int] = {}
-    kept: list[tuple[Floats, ...]] = []
-    rows: list[Ints] = []
-    for part in parts:
-        index = np.empty(part.state.shape[0], np.int32)
-        for r in range(len(index)):
-            row = _padded_row(part, r, slots)
-            key = b"".join(field.tobytes() for field in row)
-            index[r] = seen.setdefault(key, len(seen))
-            if index[r] == len(kept):
-                kept.append(row)
-        column = np.minimum(np.arange(window + 1), part.window)
-        rows.append(index[part.rows[:, column]])
+    column = np.arange(window + 1)
+    offsets = np.cumsum([0, *(len(part.state) for part in parts)])
+    rows = [
+        part.rows[:, np.minimum(column, part.window)] + offset
+        for part, offset in zip(parts, offsets[:-1], strict=True)
+    ]
+    coefficients = {
+        name: np.concatenate([_padded(part, name, slots) for part in parts]) for name in ROW_FIELDS
+    }
+    kept, index = _distinct(coefficients)
     lengths = [len(part.timesteps) for part in parts]
     per_plan = ("steps", "init_noise_scale")
     per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise")
@@ -265,10 +262,10 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in (*per_plan, *per_evaluation)
     }
-    fields |= {name: np.stack([row[i] for row in kept]) for i, name in enumerate(ROW_FIELDS)}
+    fields |= {name: values[kept] for name, values in coefficients.items()}
     return PlanTable(
         offsets=np.cumsum([0, *lengths]).astype(np.int32),
-        rows=np.concatenate(rows),
+        rows=index[np.concatenate(rows)],
         clip=_common_clip(parts),
         **fields,
     )
@@ -281,14 +278,24 @@ def _common_clip(parts: Iterable[PlanTable]) -> Floats:
     return next(iter(used.values()), np.zeros(3))
 
 
-def _padded_row(table: PlanTable, row: int, slots: int) -> tuple[Floats, ...]:
-    missing = slots - table.state.shape[1]
-    padded = []
-    for name in ROW_FIELDS:
-        field = getattr(table, name)[row] + 0.0  # turns -0.0 into 0.0
-        grow = 0 if name == "clean_from" else missing
-        padded.append(np.ascontiguousarray(np.pad(field, [(0, grow)] * field.ndim)))
-    return tuple(padded)
+def _padded(table: PlanTable, name: str, slots: int) -> Floats:
+    field: Floats = getattr(table, name) + 0.0  # turns -0.0 into 0.0
+    grow = 0 if name == "clean_from" else slots - table.state.shape[1]
+    return np.pad(field, [(0, 0)] + [(0, grow)] * (field.ndim - 1))
+
+
+def _distinct(coefficients: Mapping[str, Floats]) -> tuple[Ints, Ints]:
+    """The rows to keep, in order of appearance, and where each row is among them."""
+    count = len(coefficients["state"])
+    flat = np.concatenate([field.reshape(count, -1) for field in coefficients.values()], axis=1)
+    seen: dict[bytes, int] = {}
+    kept: list[int] = []
+    index: list[int] = []
+    for i, row in enumerate(flat):
+        index.append(seen.setdefault(row.tobytes(), len(seen)))
+        if index[-1] == len(kept):
+            kept.append(i)
+    return np.array(kept, np.int32), np.array(index, np.int32)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -1,0 +1,206 @@
+"""Scheduler → table of sampling plans: by name, traced, and checked against the original."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+from exporter.plan_rows import TracedRuns, build_table, same_row
+from exporter.schedule_check import TOLERANCE, check_run, probe
+from exporter.scheduler_names import SCHEDULERS, NamedScheduler
+from exporter.scheduler_trace import RawStep, StepTracer
+from exporter.symbols import NotLinear
+from runtimes.errors import ExportError
+from runtimes.plan import PlanTable, join
+
+DEFAULT_STEPS = (*range(1, 31), 40, 50, 100)
+
+# A late run whose rows equal the full run's for so many steps is taken to have caught up.
+_PATIENCE = 3
+# Up to so many evaluations every start is checked; of longer plans a few.
+_CHECK_ALL = 8
+
+StepOptions = Callable[[int], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TracedSchedule:
+    """A table, the step counts that the scheduler refused with its reasons, and the worst
+    relative L2 difference to the original scheduler that was seen while checking."""
+
+    table: PlanTable
+    refused: Mapping[int, str]
+    worst_error: float
+
+
+def resolve(name: str) -> NamedScheduler:
+    """A short name of `SCHEDULERS` or a diffusers class name; else `ExportError`."""
+    if name in SCHEDULERS:
+        return SCHEDULERS[name]
+    found = getattr(diffusers, name, None) if name.isidentifier() else None
+    if isinstance(found, type) and hasattr(found, "set_timesteps") and hasattr(found, "step"):
+        return NamedScheduler(name, {})
+    raise ExportError(
+        f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
+        "or the name of a diffusers scheduler class"
+    )
+
+
+def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """The scheduler called `name`, made from the config of a pipeline's own scheduler.
+
+    Raises `ExportError` if there is none or it cannot be made from that config.
+    """
+    named = resolve(name)
+    cls = getattr(diffusers, named.class_name)
+    known = set(getattr(cls, "_get_init_keys", lambda _: set())(cls))
+    overrides = {key: value for key, value in named.overrides.items() if key in known}
+    try:
+        # A plain dict: from_config would otherwise treat defaults of the source as unset.
+        return cls.from_config(config, **overrides)
+    except Exception as error:
+        raise ExportError(f"{named.class_name}: {_one_line(error)}") from error
+
+
+def trace(
+    scheduler: SchedulerMixin,
+    step_counts: Iterable[int] | None = None,
+    *,
+    eta: float = 0.0,
+    step_options: StepOptions | None = None,
+) -> TracedSchedule:
+    """Trace `scheduler` (left untouched) for each step count and check every plan.
+
+    step_counts: None means `DEFAULT_STEPS`, less those that the scheduler refuses; a refused
+        count that was asked for is an `ExportError`.
+    eta: passed to schedulers whose step takes it; 0 is what diffusers' pipelines pass.
+    step_options: for a step count, more arguments for `set_timesteps` (`sigmas`, `mu`).
+    Raises `ExportError` when the scheduler is not linear, or the plan differs from the
+    original by more than 1e-6.
+    """
+    refused: dict[int, str] = {}
+    tables: list[PlanTable] = []
+    worst = 0.0
+    for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts)):
+        more = dict(step_options(count)) if step_options else {}
+        try:
+            table, error = _trace_count(scheduler, count, {"eta": eta}, more)
+        except _Refused as reason:
+            if step_counts is not None:
+                raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
+            refused[count] = str(reason)
+            continue
+        tables.append(table)
+        worst = max(worst, error)
+    if not tables:
+        raise ExportError(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
+    return TracedSchedule(join(tables), refused, worst)
+
+
+class _Refused(Exception):
+    """The scheduler itself does not run with this step count."""
+
+
+def _trace_count(
+    original: SchedulerMixin, count: int, options: Mapping[str, Any], more: Mapping[str, Any]
+) -> tuple[PlanTable, float]:
+    scheduler = copy.deepcopy(original)
+    try:
+        scheduler.set_timesteps(count, **more)
+    except Exception as error:
+        raise _Refused(_one_line(error)) from error
+    tracer = StepTracer(scheduler, options)
+    try:
+        with tracer.intercepting():
+            runs = _trace_runs(tracer, count)
+        table = build_table(runs)
+    except NotLinear as error:
+        raise ExportError(f"{_name(scheduler)} cannot become a plan: it {error}") from error
+    except Exception as error:
+        reason = probe(tracer, options)
+        if reason is not None:
+            raise _Refused(_one_line(reason)) from error
+        raise ExportError(
+            f"{_name(scheduler)} cannot be traced: {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    return table, _check(tracer, table, count, options)
+
+
+def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
+    scheduler = tracer.scheduler
+    evaluations = len(scheduler.timesteps)
+    tracer.reset(None)
+    full: list[RawStep] = []
+    prints = []
+    for i in range(evaluations):
+        full.append(tracer.step(i))
+        prints.append(tracer.fingerprint())
+    late: dict[int, list[RawStep]] = {}
+    add_noise: dict[int, tuple[float, float]] = {}
+    for start in range(0, evaluations, scheduler.order):
+        pair = tracer.add_noise(start)
+        steps = _late_run(tracer, start, full, prints) if pair and start else []
+        if pair is not None and steps is not None:
+            add_noise[start] = pair
+            late[start] = steps
+    return TracedRuns(
+        steps=count,
+        full=full,
+        late={start: steps for start, steps in late.items() if start},
+        timesteps=scheduler.timesteps.double().numpy().copy(),
+        init_noise_scale=float(getattr(scheduler, "init_noise_sigma", 1.0)),
+        add_noise=add_noise,
+    )
+
+
+def _late_run(
+    tracer: StepTracer, start: int, full: list[RawStep], prints: list[Any]
+) -> list[RawStep] | None:
+    """The first steps of a run from `start`, until it goes on like the full one."""
+    tracer.reset(start)
+    steps: list[RawStep] = []
+    equal = 0
+    for i in range(start, len(full)):
+        try:
+            steps.append(tracer.step(i))
+        except (ValueError, IndexError, TypeError):
+            return None  # this scheduler cannot start here
+        equal = equal + 1 if same_row(steps[-1], full[i]) else 0
+        if tracer.fingerprint() == prints[i] or equal == _PATIENCE:
+            break
+    return steps
+
+
+def _check(tracer: StepTracer, table: PlanTable, count: int, options: Mapping[str, Any]) -> float:
+    starts = table.starts(count)
+    if len(starts) > _CHECK_ALL:
+        starts = (0, starts[len(starts) // 2], starts[-2])
+    worst = 0.0
+    for start in starts:
+        try:
+            error = check_run(tracer, table.plan(count, start), options)
+        except Exception as failure:
+            raise ExportError(
+                f"{_name(tracer.scheduler)}, {count} steps from evaluation {start}: checking the "
+                f"plan failed: {_one_line(failure)}"
+            ) from failure
+        if not error <= TOLERANCE:
+            raise ExportError(
+                f"{_name(tracer.scheduler)}, {count} steps from evaluation {start}: the plan "
+                f"differs from the scheduler by {error:.1e}, allowed is {TOLERANCE:.0e}"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _name(scheduler: SchedulerMixin) -> str:
+    return type(scheduler).__name__
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

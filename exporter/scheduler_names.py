@@ -1,0 +1,91 @@
+"""Short names for diffusers' schedulers, with everything that the name promises spelled out.
+
+What a name does not settle (betas, prediction type, timestep spacing …) comes from the config
+of the pipeline's own scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NamedScheduler:
+    """A diffusers class and the config entries that are set over the pipeline's own."""
+
+    class_name: str
+    overrides: Mapping[str, Any]
+
+
+_PLAIN = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
+_KARRAS = {**_PLAIN, "use_karras_sigmas": True}
+
+
+def _dpm(algorithm: str, order: int, sigmas: Mapping[str, Any] = _PLAIN) -> dict[str, Any]:
+    return {**sigmas, "algorithm_type": algorithm, "solver_order": order}
+
+
+_MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+
+SCHEDULERS: Mapping[str, NamedScheduler] = MappingProxyType(
+    {
+        "ddim": NamedScheduler("DDIMScheduler", {}),
+        "pndm": NamedScheduler("PNDMScheduler", {}),
+        "euler": NamedScheduler("EulerDiscreteScheduler", _PLAIN),
+        "euler_a": NamedScheduler("EulerAncestralDiscreteScheduler", {}),
+        "dpmpp_2m": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 2)),
+        "dpmpp_2m_karras": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 2, _KARRAS)),
+        "unipc": NamedScheduler("UniPCMultistepScheduler", _PLAIN),
+        "lms": NamedScheduler("LMSDiscreteScheduler", _PLAIN),
+        "heun": NamedScheduler("HeunDiscreteScheduler", _PLAIN),
+        "ddpm": NamedScheduler("DDPMScheduler", {}),
+        "lcm": NamedScheduler("LCMScheduler", {}),
+        # not traced by default
+        "euler_karras": NamedScheduler("EulerDiscreteScheduler", _KARRAS),
+        "lms_karras": NamedScheduler("LMSDiscreteScheduler", _KARRAS),
+        "heun_karras": NamedScheduler("HeunDiscreteScheduler", _KARRAS),
+        "unipc_karras": NamedScheduler("UniPCMultistepScheduler", _KARRAS),
+        "dpmpp_3m": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 3)),
+        "dpmpp_2m_sde": NamedScheduler(_MULTISTEP, _dpm("sde-dpmsolver++", 2)),
+        "dpmpp_2m_sde_karras": NamedScheduler(_MULTISTEP, _dpm("sde-dpmsolver++", 2, _KARRAS)),
+        "dpmpp_2s": NamedScheduler(_SINGLESTEP, _dpm("dpmsolver++", 2)),
+        "dpmpp_2s_karras": NamedScheduler(_SINGLESTEP, _dpm("dpmsolver++", 2, _KARRAS)),
+        "deis": NamedScheduler("DEISMultistepScheduler", {**_PLAIN, "algorithm_type": "deis"}),
+        "kdpm2": NamedScheduler("KDPM2DiscreteScheduler", _PLAIN),
+        "kdpm2_a": NamedScheduler("KDPM2AncestralDiscreteScheduler", _PLAIN),
+        "sa_solver": NamedScheduler(
+            "SASolverScheduler", {**_PLAIN, "algorithm_type": "data_prediction"}
+        ),
+        "tcd": NamedScheduler("TCDScheduler", {}),
+        "edm_euler": NamedScheduler("EDMEulerScheduler", {}),
+        "edm_dpmpp_2m": NamedScheduler(
+            "EDMDPMSolverMultistepScheduler",
+            {"algorithm_type": "dpmsolver++", "solver_order": 2},
+        ),
+        "flow_euler": NamedScheduler("FlowMatchEulerDiscreteScheduler", _PLAIN),
+        "flow_heun": NamedScheduler("FlowMatchHeunDiscreteScheduler", {}),
+        "ipndm": NamedScheduler("IPNDMScheduler", {}),
+    }
+)
+
+DEFAULT_SCHEDULERS = (
+    "ddim",
+    "pndm",
+    "euler",
+    "euler_a",
+    "dpmpp_2m",
+    "dpmpp_2m_karras",
+    "unipc",
+    "lms",
+    "heun",
+    "ddpm",
+    "lcm",
+)

@@ -1,0 +1,295 @@
+"""Run a scheduler on symbols and read off the rows of its sampling plans.
+
+Before every step each tensor that the scheduler remembers is replaced by the unit symbol of a
+slot of its own. So a row says how the next state follows from this one, never how it follows
+from the whole past, and rows of equal state are equal wherever a run began.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+
+from exporter.symbols import (
+    CLEAN,
+    MAX_SLOTS,
+    NOISE,
+    OUTPUT,
+    SHAPE,
+    WIDTH,
+    NotLinear,
+    Symbol,
+    coefficients,
+    poison,
+    unit,
+)
+from runtimes.plan import Clip, Floats
+from runtimes.plan_schema import ClipKind
+
+# Patching a module's noise source is global: one trace at a time.
+_PATCHING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class RawStep:
+    """One traced step. Columns: `MAX_SLOTS` slots, output, clean, noise.
+
+    matrix: f8[MAX_SLOTS, WIDTH], row s being the next value of slot s; clean_from: f8[2].
+    """
+
+    matrix: Floats
+    clean_from: Floats
+    input_scale: float
+    draws: bool
+    clip: Clip
+
+
+@dataclass
+class _Events:
+    """What the scheduler asked for in the step being traced."""
+
+    clipped: torch.Tensor | None = None
+    clip: Clip = field(default_factory=Clip)
+    draws: int = 0
+
+    def clear(self) -> None:
+        self.clipped, self.clip, self.draws = None, Clip(), 0
+
+    def limit(self, argument: Symbol, clip: Clip) -> Symbol:
+        if self.clipped is not None:
+            raise NotLinear("limits the clean sample twice in a step")
+        self.clipped, self.clip = coefficients(argument).clone(), clip
+        return unit(CLEAN)
+
+    def clamp(self, argument: Symbol, low: Any, high: Any) -> Symbol:
+        if low is None or high is None or float(low) != -float(high):
+            raise NotLinear(f"clamp to {low} .. {high}")
+        return self.limit(argument, Clip(ClipKind.RANGE, float(high)))
+
+    def noise(self, shape: Any, *_: Any, **__: Any) -> Symbol:
+        if tuple(shape) != SHAPE:
+            raise NotLinear(f"noise of another shape than the sample's ({tuple(shape)})")
+        self.draws += 1
+        if self.draws > 1:
+            raise NotLinear("draws noise twice in a step")
+        return unit(NOISE)
+
+
+class StepTracer:
+    """Traces single steps of one scheduler whose `set_timesteps` has been called."""
+
+    def __init__(self, scheduler: SchedulerMixin, options: Mapping[str, Any]) -> None:
+        _memoise(scheduler)
+        self.scheduler = scheduler
+        self._options = accepted_options(scheduler, options)
+        self._events = _Events()
+        self._slots: dict[tuple[str, ...], int] = {}
+        self._pristine = _snapshot(scheduler)
+        tables = (torch.Tensor, np.ndarray)
+        self._tables = {id(v) for v in vars(scheduler).values() if isinstance(v, tables)}
+
+    @contextmanager
+    def intercepting(self) -> Iterator[None]:
+        """While this lasts, noise and the limited clean sample are symbols."""
+        config, events, cls = self.scheduler.config, self._events, type(self.scheduler)
+
+        def threshold(argument: Symbol) -> Symbol:
+            ratio, limit = config.dynamic_thresholding_ratio, config.sample_max_value
+            return events.limit(argument, Clip(ClipKind.DYNAMIC, float(limit), float(ratio)))
+
+        with ExitStack() as stack:
+            stack.enter_context(_PATCHING)
+            stack.enter_context(replaced_noise(self.scheduler, events.noise))
+            stack.enter_context(mock.patch.object(Symbol, "clamp_hook", events.clamp))
+            if hasattr(cls, "_threshold_sample"):
+                method = staticmethod(threshold)
+                stack.enter_context(mock.patch.object(cls, "_threshold_sample", method))
+            yield
+
+    def reset(self, start: int | None) -> None:
+        """Back to before the first step, to begin at evaluation `start` (None: unspecified)."""
+        for name in set(vars(self.scheduler)) - set(self._pristine):
+            delattr(self.scheduler, name)
+        vars(self.scheduler).update(_copied(self._pristine))
+        if start is not None and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(start)
+
+    def step(self, index: int) -> RawStep:
+        """Trace evaluation `index`, within `intercepting`.
+
+        Raises `NotLinear`, or what the scheduler raises.
+        """
+        scheduler, timestep = self.scheduler, self.scheduler.timesteps[index]
+        self._rebase()
+        sample, events = unit(0), self._events
+        events.clear()
+        scale = self._input_scale(scaled_input(scheduler, sample, timestep))
+        result = scheduler.step(unit(OUTPUT), timestep, sample, **self._options, return_dict=False)
+        matrix = np.zeros((MAX_SLOTS, WIDTH))
+        matrix[0] = coefficients(result[0]).numpy()
+        for path, symbol, _ in _stored(scheduler):
+            slot = self._slot(path)
+            if slot is not None:
+                matrix[slot] = coefficients(symbol).numpy()
+        return RawStep(matrix, _clean_from(events), scale, events.draws > 0, events.clip)
+
+    def add_noise(self, start: int) -> tuple[float, float] | None:
+        """Coefficients of (clean sample, noise) for a run that starts here, if it can."""
+        self.reset(start)
+        timestep, clean, noise = self.scheduler.timesteps[start : start + 1], unit(0), unit(NOISE)
+        try:
+            if hasattr(self.scheduler, "add_noise"):
+                noisy = self.scheduler.add_noise(clean, noise, timestep)
+            else:
+                noisy = self.scheduler.scale_noise(clean, timestep, noise)
+        except (AttributeError, IndexError, NotImplementedError):
+            return None
+        found = coefficients(noisy)
+        if int(torch.count_nonzero(found)) > int((found[[0, NOISE]] != 0).sum()):
+            return None
+        return float(found[0]), float(found[NOISE])
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """Everything besides symbols that decides what the next steps do."""
+        state = _freeze(vars(self.scheduler), self._tables)
+        return tuple(item for item in state if item[0] not in {"_begin_index", "_internal_dict"})
+
+    def _slot(self, path: tuple[str, ...]) -> int | None:
+        if path not in self._slots and len(self._slots) == MAX_SLOTS - 1:
+            return None
+        return self._slots.setdefault(path, len(self._slots) + 1)
+
+    def _rebase(self) -> None:
+        for path, _, replace in list(_stored(self.scheduler)):
+            slot = self._slot(path)
+            replace(poison() if slot is None else unit(slot))
+
+    @staticmethod
+    def _input_scale(scaled: Any) -> float:
+        found = coefficients(scaled)
+        if found[1:].any():
+            raise NotLinear("scale_model_input does more than scale the sample")
+        return float(found[0])
+
+
+def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """What the model is given for `sample`; flow-matching schedulers have no scaling at all."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return sample
+    scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
+    return scaled
+
+
+def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
+    known = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _clean_from(events: _Events) -> Floats:
+    if events.clipped is None:
+        return np.zeros(2)
+    found = events.clipped.clone()
+    pair = np.array([float(found[0]), float(found[OUTPUT])])
+    found[[0, OUTPUT]] = 0.0
+    if found.any():
+        raise NotLinear("limits something else than a clean sample predicted in this step")
+    return pair
+
+
+@contextmanager
+def replaced_noise(scheduler: SchedulerMixin, source: Callable[..., Any]) -> Iterator[None]:
+    """Let `source` answer in place of `randn_tensor` in the modules of a scheduler's classes."""
+    modules = {cls.__module__ for cls in type(scheduler).__mro__}
+    with ExitStack() as stack:
+        for name in modules:
+            module = sys.modules.get(name)
+            if module is not None and hasattr(module, "randn_tensor"):
+                stack.enter_context(mock.patch.object(module, "randn_tensor", source))
+        yield
+
+
+_Stored = tuple[tuple[str, ...], Any, Callable[[Any], None]]
+
+
+def _stored(scheduler: SchedulerMixin) -> Iterator[_Stored]:
+    """Every symbol that the scheduler keeps: where, which, and how to replace it."""
+    for name, value in list(vars(scheduler).items()):
+        if name != "_internal_dict":
+            yield from _found((name,), value, partial(setattr, scheduler, name))
+
+
+def _found(path: tuple[str, ...], value: Any, replace: Callable[[Any], None]) -> Iterator[_Stored]:
+    if isinstance(value, Symbol):
+        yield path, value, replace
+    elif isinstance(value, list):
+        # Counted from the end: a growing history keeps its newest entry in the same slot.
+        for i in range(-1, -len(value) - 1, -1):
+            yield from _found((*path, str(i)), value[i], partial(value.__setitem__, i))
+    elif isinstance(value, dict):
+        for key in value:
+            yield from _found((*path, str(key)), value[key], partial(value.__setitem__, key))
+    elif isinstance(value, tuple) and any(isinstance(item, Symbol) for item in value):
+        raise NotLinear(f"keeps tensors in a tuple ({'.'.join(path)})")
+    elif isinstance(value, SchedulerMixin):
+        raise NotLinear(f"runs another scheduler inside ({'.'.join(path)})")
+
+
+def _freeze(value: Any, tables: set[int]) -> Any:
+    if isinstance(value, Symbol):
+        return "symbol"
+    if id(value) in tables:
+        return id(value)
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, tuple(value.reshape(-1).tolist()))
+    if isinstance(value, dict):
+        return tuple((key, _freeze(item, tables)) for key, item in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item, tables) for item in value)
+    if value is None or isinstance(value, (int, float, str, bool, np.generic)):
+        return value
+    return id(value)
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.copy()
+        if isinstance(value, (list, dict)) and name != "_internal_dict"
+        else value
+        for name, value in state.items()
+    }
+
+
+def _snapshot(scheduler: SchedulerMixin) -> dict[str, Any]:
+    return _copied(vars(scheduler))
+
+
+def _memoise(scheduler: SchedulerMixin) -> None:
+    """Make numerical integration cheap: remember results, and integrate over numpy scalars.
+
+    0-dimensional tensors give the same float32 numbers ten times as slowly.
+    """
+    original = getattr(scheduler, "get_lms_coefficient", None)
+    if original is None:
+        return
+
+    def integrate(*args: Any) -> Any:
+        sigmas = scheduler.sigmas
+        scheduler.sigmas = sigmas.numpy()
+        try:
+            return original(*args)
+        finally:
+            scheduler.sigmas = sigmas
+
+    scheduler.get_lms_coefficient = cache(integrate)
