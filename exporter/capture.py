@@ -6,15 +6,18 @@ reaches every backend.
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
 
-from exporter.families import Graph
+from exporter.families import Description, Graph
 from runtimes.errors import ExportError
 from runtimes.manifest import Component, TensorSpec
 from runtimes.session import first_line
@@ -95,6 +98,32 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
 
 
+def variant(program: ExportedProgram, passes: Sequence[str]) -> ExportedProgram:
+    """A copy of the program with the named passes run on it; the weights are shared."""
+    if not passes:
+        return program
+    shared = {id(tensor): tensor for tensor in program.state_dict.values()}
+    shared |= {id(tensor): tensor for tensor in program.constants.values()}
+    made = copy.deepcopy(program, shared)
+    for name in passes:
+        import_module(f"exporter.passes.{name}").run(made)
+    return made
+
+
+def symbol_values(description: Description, traced: bool) -> dict[str, int]:
+    """Sizes to capture at, or (other ones) to verify at.
+
+    Every axis differs between the two, and height from width, so that a size that was baked
+    in or an exchange of axes cannot pass.
+    """
+    multiple = description.latents.multiple
+    unit = multiple * max(1, 8 // multiple)
+    length = max((_sequence(graph) for graph in description.graphs), default=1)
+    if traced:
+        return {"batch": 2, "height": 2 * unit, "width": 3 * unit, "sequence": length}
+    return {"batch": 3, "height": 3 * unit, "width": 2 * unit, "sequence": 2 * length}
+
+
 class _Dims:
     """`torch.export` dimensions by manifest symbol; spatial ones are multiples of a base."""
 
@@ -121,8 +150,6 @@ class _Dims:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what torch, ONNX and OpenVINO log about themselves during an export."""
-    import warnings
-
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -134,6 +161,15 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _sequence(graph: Graph) -> int:
+    lengths = [
+        spec.shape[1]
+        for spec in graph.component.inputs.values()
+        if spec.dtype == "int64" and len(spec.shape) == 2
+    ]
+    return max((length for length in lengths if isinstance(length, int)), default=1)
 
 
 def _value(dimension: int | str, symbols: Mapping[str, int]) -> int | str:

@@ -12,11 +12,22 @@ from diffusers import SchedulerMixin
 
 from exporter.plan_rows import TracedRuns, build_table, same_row
 from exporter.schedule_check import TOLERANCE, check_run, probe
-from exporter.scheduler_names import SCHEDULERS, NamedScheduler
+from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, NamedScheduler
 from exporter.scheduler_trace import RawStep, StepTracer
 from exporter.symbols import NotLinear
 from runtimes.errors import ExportError
 from runtimes.plan import PlanTable, join
+
+__all__ = [
+    "DEFAULT_SCHEDULERS",
+    "DEFAULT_STEPS",
+    "SCHEDULERS",
+    "NamedScheduler",
+    "TracedSchedule",
+    "build",
+    "resolve",
+    "trace",
+]
 
 DEFAULT_STEPS = (*range(1, 31), 40, 50, 100)
 
@@ -54,6 +65,9 @@ def resolve(name: str) -> NamedScheduler:
 def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """The scheduler called `name`, made from the config of a pipeline's own scheduler.
 
+    config: best `pipeline.scheduler.config` as it is. Its private entry `_use_default_values`
+        lists what the source left open; diffusers lets the new class choose its own defaults
+        for those, and so do we.
     Raises `ExportError` if there is none or it cannot be made from that config.
     """
     named = resolve(name)
@@ -61,7 +75,6 @@ def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     known = set(getattr(cls, "_get_init_keys", lambda _: set())(cls))
     overrides = {key: value for key, value in named.overrides.items() if key in known}
     try:
-        # A plain dict: from_config would otherwise treat defaults of the source as unset.
         return cls.from_config(config, **overrides)
     except Exception as error:
         raise ExportError(f"{named.class_name}: {_one_line(error)}") from error

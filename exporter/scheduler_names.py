@@ -33,6 +33,7 @@ def _dpm(algorithm: str, order: int, sigmas: Mapping[str, Any] = _PLAIN) -> dict
     return {**sigmas, "algorithm_type": algorithm, "solver_order": order}
 
 
+_UNIPC = {"solver_order": 2, "solver_type": "bh2", "predict_x0": True}
 _MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 
 SCHEDULERS: Mapping[str, NamedScheduler] = MappingProxyType(
@@ -43,7 +44,7 @@ SCHEDULERS: Mapping[str, NamedScheduler] = MappingProxyType(
         "euler_a": NamedScheduler("EulerAncestralDiscreteScheduler", {}),
         "dpmpp_2m": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 2)),
         "dpmpp_2m_karras": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 2, _KARRAS)),
-        "unipc": NamedScheduler("UniPCMultistepScheduler", _PLAIN),
+        "unipc": NamedScheduler("UniPCMultistepScheduler", {**_PLAIN, **_UNIPC}),
         "lms": NamedScheduler("LMSDiscreteScheduler", _PLAIN),
         "heun": NamedScheduler("HeunDiscreteScheduler", _PLAIN),
         "ddpm": NamedScheduler("DDPMScheduler", {}),
@@ -52,13 +53,13 @@ SCHEDULERS: Mapping[str, NamedScheduler] = MappingProxyType(
         "euler_karras": NamedScheduler("EulerDiscreteScheduler", _KARRAS),
         "lms_karras": NamedScheduler("LMSDiscreteScheduler", _KARRAS),
         "heun_karras": NamedScheduler("HeunDiscreteScheduler", _KARRAS),
-        "unipc_karras": NamedScheduler("UniPCMultistepScheduler", _KARRAS),
+        "unipc_karras": NamedScheduler("UniPCMultistepScheduler", {**_KARRAS, **_UNIPC}),
         "dpmpp_3m": NamedScheduler(_MULTISTEP, _dpm("dpmsolver++", 3)),
         "dpmpp_2m_sde": NamedScheduler(_MULTISTEP, _dpm("sde-dpmsolver++", 2)),
         "dpmpp_2m_sde_karras": NamedScheduler(_MULTISTEP, _dpm("sde-dpmsolver++", 2, _KARRAS)),
         "dpmpp_2s": NamedScheduler(_SINGLESTEP, _dpm("dpmsolver++", 2)),
         "dpmpp_2s_karras": NamedScheduler(_SINGLESTEP, _dpm("dpmsolver++", 2, _KARRAS)),
-        "deis": NamedScheduler("DEISMultistepScheduler", {**_PLAIN, "algorithm_type": "deis"}),
+        "deis": NamedScheduler("DEISMultistepScheduler", _dpm("deis", 2)),
         "kdpm2": NamedScheduler("KDPM2DiscreteScheduler", _PLAIN),
         "kdpm2_a": NamedScheduler("KDPM2AncestralDiscreteScheduler", _PLAIN),
         "sa_solver": NamedScheduler(

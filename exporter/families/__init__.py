@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, Guidance, Latents, VectorInput
+
+if TYPE_CHECKING:
+    import torch
 
 # diffusers class name → module of this package. One line per pipeline class.
 FAMILIES: Mapping[str, str] = {
@@ -30,13 +31,12 @@ class Graph:
     """One component to capture.
 
     `module` returns a tuple of tensors in the order of `component.outputs` and takes the
-    inputs in the order of `component.inputs`. `subfolders` are the parts of the source that
-    it is made of. `vocabulary` bounds example token ids of int64 inputs.
+    inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
+    inputs in examples.
     """
 
     component: Component
     module: torch.nn.Module
-    subfolders: tuple[str, ...]
     vocabulary: int = 0
 
 
@@ -75,7 +75,13 @@ class Description:
 
 
 class Family(Protocol):
-    """The interface of a family's module."""
+    """The interface of a family's module.
+
+    `COMPONENTS` maps each component to the subfolders of the source that it is made of, so
+    that an unchanged export is recognised without loading anything.
+    """
+
+    COMPONENTS: Mapping[str, tuple[str, ...]]
 
     def describe(self, pipe: Any) -> Description: ...
 

@@ -18,6 +18,7 @@ from exporter.families.text_to_image import (
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 
+COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 _GUIDANCE_SCALE = 7.5  # StableDiffusionPipeline.__call__
 _STEPS = 50
 
@@ -65,7 +66,6 @@ def describe(pipe: Any) -> Description:
             outputs={"encoder_hidden_states": states},
         ),
         TextEncoder(pipe.text_encoder),
-        ("text_encoder",),
         pipe.text_encoder.config.vocab_size,
     )
     denoiser = Graph(
@@ -80,7 +80,6 @@ def describe(pipe: Any) -> Description:
             outputs={"prediction": sample},
         ),
         Denoiser(pipe.unet),
-        ("unet",),
     )
     return Description(
         task="text-to-image",

@@ -18,6 +18,11 @@ from exporter.families.text_to_image import (
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
 
+COMPONENTS = {
+    "text_encoder": ("text_encoder", "text_encoder_2"),
+    "denoiser": ("unet",),
+    "vae_decoder": ("vae",),
+}
 _GUIDANCE_SCALE = 5.0  # StableDiffusionXLPipeline.__call__
 _STEPS = 50
 
@@ -84,7 +89,6 @@ def describe(pipe: Any) -> Description:
             },
         ),
         TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
-        ("text_encoder", "text_encoder_2"),
         min(pipe.text_encoder.config.vocab_size, pipe.text_encoder_2.config.vocab_size),
     )
     denoiser = Graph(
@@ -101,7 +105,6 @@ def describe(pipe: Any) -> Description:
             outputs={"prediction": sample},
         ),
         Denoiser(pipe.unet),
-        ("unet",),
     )
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     return Description(

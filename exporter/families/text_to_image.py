@@ -50,13 +50,10 @@ def decoder_graph(vae: Any) -> Graph:
             role="decoder",
             inputs={"latents": sample_spec(vae.config.latent_channels)},
             outputs={
-                "image": TensorSpec(
-                    "float32", ("batch", 3, f"{factor}*height", f"{factor}*width")
-                )
+                "image": TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
             },
         ),
         Decoder(vae),
-        ("vae",),
     )
 
 

@@ -11,6 +11,7 @@ from exporter.families.text_to_image import sample_spec
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Branch, Component, Guidance, TensorSpec
 
+COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 _STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 
 
@@ -51,7 +52,7 @@ def describe(pipe: Any) -> Description:
     )
     return Description(
         task="unconditional",
-        graphs=(Graph(denoiser, Denoiser(pipe.unet), ("unet",)), Graph(decoder, Denormalise(), ())),
+        graphs=(Graph(denoiser, Denoiser(pipe.unet)), Graph(decoder, Denormalise())),
         latents=latents_of(pipe.unet, 1),
         text_inputs=(),
         arguments=(),

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch.export import ExportedProgram
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import InputError
 from runtimes.manifest import Component
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)

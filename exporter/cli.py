@@ -1,0 +1,201 @@
+"""The compiler's commands: export and schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from exporter.progress import Event
+
+BUILTIN = "builtin"
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc export builtin -o shapes --target onnx --target openvino
+      latentc export stable-diffusion-v1-5/stable-diffusion-v1-5 -o sd15 --target onnx
+      latentc export ./my-pipeline -o bundle --target openvino --precision fp16 \\
+          --height 512 --width 512
+    """
+)
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle.")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    help="onnx, openvino or torch; may be repeated.",
+)
+@click.option(
+    "-p",
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="fp32, or fp16 (weights stored in half precision); may be repeated.",
+)
+@click.option(
+    "--scheduler",
+    "schedulers",
+    multiple=True,
+    help="Short name or diffusers class; may be repeated. Replaces the default set; the "
+    "pipeline's own scheduler is always there.",
+)
+@click.option(
+    "--steps",
+    multiple=True,
+    type=click.IntRange(1, 1000),
+    help="Step count to make plans for; may be repeated.  [default: 1-30, 40, 50, 100]",
+)
+@click.option("--height", type=click.IntRange(1), help="Fix the height, in pixels.")
+@click.option("--width", type=click.IntRange(1), help="Fix the width, in pixels.")
+@click.option("--verify/--no-verify", default=True, help="Compare with PyTorch.  [default: on]")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle of another source.")
+@click.option("--revision", help="Hub revision: branch, tag or commit.")
+@click.option("--variant", help="Weight variant, such as fp16.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
+def export(
+    source: str,
+    output: Path,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    schedulers: tuple[str, ...],
+    steps: tuple[int, ...],
+    height: int | None,
+    width: int | None,
+    verify: bool,
+    overwrite: bool,
+    revision: str | None,
+    variant: str | None,
+    quiet: bool,
+) -> None:
+    """Compile a diffusers pipeline into a bundle.
+
+    SOURCE is a Hub id, a diffusers folder, or "builtin" for the model in the package. The
+    size is dynamic unless --height and --width fix it. Every build is verified against
+    PyTorch on its own runtime; if it differs, nothing is written and the exit code is 6.
+    Running an unchanged export again does nothing; an interrupted one resumes.
+    """
+    from exporter import compile as compiler
+    from runtimes.report import print_verification
+
+    reporter = Reporter(quiet)
+    with reporter:
+        result = compiler.export(
+            builtin_folder() if source == BUILTIN else source,
+            output,
+            targets=targets,
+            precision=precisions,
+            schedulers=schedulers or None,
+            steps=steps or None,
+            height=height,
+            width=width,
+            verify=verify,
+            overwrite=overwrite,
+            revision=revision,
+            variant=variant,
+            report=reporter.report,
+        )
+    if not result.made:
+        click.echo(f"{result.bundle} is up to date")
+        return
+    print_verification(result.manifest)
+    size = sum(file.size for file in result.manifest.files())
+    click.echo(f"{result.bundle}: {len(result.manifest.builds)} builds, {megabytes(size)}")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc schedule shapes --scheduler euler --steps 35 --steps 60
+      latentc schedule shapes --scheduler kdpm2
+    """
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--scheduler",
+    "schedulers",
+    multiple=True,
+    required=True,
+    help="Short name or diffusers class; may be repeated.",
+)
+@click.option(
+    "--steps",
+    multiple=True,
+    type=click.IntRange(1, 1000),
+    help="Step count; may be repeated.  [default: 1-30, 40, 50, 100]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
+def schedule(
+    bundle: Path, schedulers: tuple[str, ...], steps: tuple[int, ...], quiet: bool
+) -> None:
+    """Add sampling plans to a bundle, without exporting it again."""
+    from exporter.progress import Progress
+    from exporter.schedules import add_to_bundle
+
+    reporter = Reporter(quiet)
+    with reporter:
+        manifest = add_to_bundle(bundle, schedulers, steps or None, Progress(reporter.report))
+    for entry in manifest.schedules:
+        if entry.name in schedulers:
+            click.echo(f"{entry.name}: {describe_steps(entry.steps)} steps")
+
+
+class Reporter:
+    """Draws the stages: a spinner with the running one, a line for each that is over."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._status = self._console.status("starting")
+
+    def __enter__(self) -> Reporter:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def report(self, event: Event) -> None:
+        """Draw one event."""
+        if event.seconds is None:
+            self._status.update(f"{event.subject}: {event.stage}")
+            return
+        size = megabytes(event.size) if event.size else ""
+        self._console.print(
+            f"  {event.subject:<18} {event.stage:<28} {event.seconds:7.1f} s {size:>10}"
+        )
+
+
+def builtin_folder() -> Path:
+    """The pipeline that ships in the package, found without importing the package above."""
+    from importlib.resources import files
+
+    return Path(str(files("latentc") / "models" / "shapes"))
+
+
+def megabytes(size: int) -> str:
+    """A size in MB with one decimal."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def describe_steps(steps: tuple[int, ...]) -> str:
+    """``1-30, 40``: step counts with runs joined."""
+    runs: list[list[int]] = []
+    for count in sorted(steps):
+        if runs and count == runs[-1][1] + 1:
+            runs[-1][1] = count
+        else:
+            runs.append([count, count])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

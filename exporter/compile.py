@@ -1,0 +1,374 @@
+"""The compiler's driver: source → bundle, verified, written atomically.
+
+Stages: resolve and digest the source; stop if the bundle is up to date; load the pipeline;
+sampling plans and tokenizers; reference results from PyTorch; capture and lower what is not
+there yet; free PyTorch's copy; verify every build on its runtime; publish by a rename.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import convert, to_builtins
+from msgspec.structs import replace
+
+from exporter.families import Description, Graph, family_of
+from exporter.lowering import Lowering, free_memory
+from exporter.options import ExportOptions, artifact_keys, check, up_to_date
+from exporter.progress import Event, Progress
+from exporter.source import PipelineSource, digest, load, resolve
+from exporter.store import Item, Store, previous_manifest
+from exporter.targets import TARGETS
+from exporter.versions import CAPTURE, libraries, versions
+from runtimes.errors import ExportError, InputError, VerificationError
+from runtimes.manifest import (
+    FORMAT_VERSION,
+    Artifact,
+    Build,
+    CreatedBy,
+    Defaults,
+    LoopProbe,
+    Manifest,
+    Probes,
+    Schedule,
+    Source,
+    Tokenizer,
+)
+from runtimes.version import __version__
+
+PROBES = "probes"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result: the bundle's folder, its manifest, and the names of what was made anew
+    (empty: everything was up to date)."""
+
+    bundle: Path
+    manifest: Manifest
+    made: tuple[str, ...] = field(default=())
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    precision: str | Sequence[str] = "fp32",
+    schedulers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    report: Callable[[Event], None] | None = None,
+) -> Exported:
+    """Compile a diffusers pipeline into a bundle.
+
+    Args:
+        source: a Hub id or a diffusers folder.
+        output: the bundle's folder. Builds of the same source that stand there are kept.
+        targets: ``"onnx"``, ``"openvino"``, ``"torch"``.
+        precision: ``"fp32"`` or ``"fp16"``, or several.
+        schedulers: names instead of the default set; the pipeline's own is always there.
+        steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
+        height, width: fix the picture's size, in pixels; both or neither.
+        verify: compare every build with PyTorch, and fail if it differs.
+        overwrite: replace a bundle that was made from another source.
+        revision, variant: as in ``DiffusionPipeline.from_pretrained``.
+        report: called with an `exporter.progress.Event` at the begin and end of each stage.
+
+    Raises:
+        InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
+            Nothing is left at `output` that was not there before.
+    """
+    options = ExportOptions(
+        tuple(dict.fromkeys(targets)),
+        (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision)),
+        tuple(schedulers) if schedulers is not None else None,
+        tuple(sorted(set(steps))) if steps is not None else None,
+        height,
+        width,
+        verify,
+        overwrite,
+    )
+    check(options)
+    progress = Progress(report)
+    with progress.stage("source", "read and digest"):
+        found = resolve(source, revision, variant)
+    destination = Path(output)
+    previous = previous_manifest(destination)
+    if previous is not None and previous.source.fingerprint != found.fingerprint:
+        if not overwrite:
+            raise ExportError(
+                f"{destination} was made from another source ({previous.source.id}); "
+                "choose another output, or replace it with --overwrite"
+            )
+        previous = None
+    keys = artifact_keys(found, options)
+    if previous is not None and up_to_date(previous, destination, keys, options):
+        return Exported(destination, previous)
+    return _Compilation(found, options, keys, Store(destination, previous), progress).run(previous)
+
+
+class _Compilation:
+    """One run of the compiler; holds what its stages share."""
+
+    def __init__(
+        self,
+        source: PipelineSource,
+        options: ExportOptions,
+        keys: Mapping[tuple[str, str], Mapping[str, str]],
+        store: Store,
+        progress: Progress,
+    ) -> None:
+        self.source = source
+        self.options = options
+        self.keys = keys
+        self.store = store
+        self.progress = progress
+
+    def run(self, previous: Manifest | None) -> Exported:
+        try:
+            manifest = self._draft(previous)
+            manifest = self._verified(manifest)
+        except VerificationError:
+            self.store.discard()
+            raise
+        except ExportError as error:
+            if "disk is full" in str(error):
+                self.store.discard()
+            raise
+        with self.progress.stage("bundle", "publish"):
+            self.store.publish(manifest)
+        return Exported(self.store.output, manifest, tuple(self.store.made))
+
+    def _draft(self, previous: Manifest | None) -> Manifest:
+        """The manifest with everything but verification; writes all files to the staging."""
+        from exporter import schedules
+
+        with self.progress.stage("pipeline", "load"):
+            pipe = load(self.source)
+            description = family_of(self.source.pipeline_class).describe(pipe)
+        description = _with_size(description, self.options)
+        plans = schedules.add_all(
+            self.store,
+            pipe.scheduler,
+            schedules.Wanted(
+                self.options.schedulers, self.options.steps, description.num_inference_steps
+            ),
+            self.progress,
+        )
+        own = plans[0]
+        tokenizers = tuple(self._tokenizers(pipe, description))
+        probes = self._probes(pipe, description, own) if self.options.verify else None
+        scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
+        builds = self._builds(description)
+        draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
+        del pipe, description
+        free_memory()
+        return _with_kept_builds(draft, previous)
+
+    def _manifest(
+        self,
+        description: Description,
+        plans: tuple[Schedule, ...],
+        scheduler: tuple[str, dict[str, Any]],
+        tokenizers: tuple[Tokenizer, ...],
+        probes: Probes | None,
+        builds: tuple[Build, ...],
+    ) -> Manifest:
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            task=description.task,
+            source=Source(
+                self.source.id,
+                self.source.pipeline_class,
+                self.source.fingerprint,
+                *scheduler,
+                self.source.revision,
+            ),
+            created_by=created_by(),
+            latents=description.latents,
+            tokenizers=tokenizers,
+            arguments=description.arguments,
+            vectors=description.vectors,
+            guidance=description.guidance,
+            components=tuple(graph.component for graph in description.graphs),
+            builds=builds,
+            schedules=plans,
+            defaults=_defaults(plans[0], description.num_inference_steps),
+            probes=probes,
+        )
+
+    def _tokenizers(self, pipe: Any, description: Description) -> list[Tokenizer]:
+        from exporter import tokenizers
+
+        made = []
+        for text in description.text_inputs:
+            tokenizer = getattr(pipe, text.attribute)
+            key = digest(
+                {
+                    "kind": "tokenizer",
+                    "source": self.source.digests[text.attribute],
+                    "versions": versions(("transformers", "tokenizers")),
+                }
+            )
+
+            def write(folder: Path, tokenizer: Any = tokenizer) -> Mapping[str, Any]:
+                tokenizers.save(tokenizer, folder / "tokenizer.json")
+                return {}
+
+            item = self.store.item(key, f"tokenizer/{text.input}", write)
+            made.append(
+                Tokenizer(item.files[0], text.input, tokenizer.model_max_length, text.texts)
+            )
+        return made
+
+    def _probes(self, pipe: Any, description: Description, own: Schedule) -> Probes:
+        from exporter.capture import symbol_values
+        from exporter.reference import reference
+
+        key = digest(
+            {
+                "kind": "probes",
+                "source": self.source.fingerprint,
+                "size": [self.options.height, self.options.width],
+                "schedule": own.key,
+                "versions": versions(CAPTURE),
+            }
+        )
+        fixed = None
+        if self.options.height and self.options.width:
+            fixed = self.options.height, self.options.width
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            with self.progress.stage("reference", "run in PyTorch") as wrote:
+                sizes = symbol_values(description, traced=False)
+                arrays, loop = reference(pipe, description, own, sizes, fixed)
+                for name, values in arrays.items():
+                    np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **values)
+                    wrote((folder / f"{name}.npz").stat().st_size)
+            return {"loop": to_builtins(loop)}
+
+        item = self.store.item(key, PROBES, write)
+        files = {Path(file.path).stem: file for file in item.files}
+        return Probes(files, convert(item.meta["loop"], LoopProbe), key)
+
+    def _builds(self, description: Description) -> tuple[Build, ...]:
+        artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
+        for graph in description.graphs:
+            lowering = Lowering(graph, description, self.progress)
+            name = graph.component.name
+            for (target, precision), made in artifacts.items():
+                key = self.keys[target, precision][name]
+                write = partial(lowering.write, target, precision)
+                item = self.store.item(key, f"{target}-{precision}/{name}", write)
+                made[name] = Artifact(key, _entry(item), item.files)
+                free_memory()
+        return tuple(
+            Build(name=f"{target}-{precision}", target=target, precision=precision, artifacts=made)
+            for (target, precision), made in artifacts.items()
+        )
+
+    def _verified(self, manifest: Manifest) -> Manifest:
+        if manifest.probes is None:
+            return manifest
+        from runtimes.verify import check_build
+
+        builds = []
+        for build in manifest.builds:
+            if build.verification is None or not build.verification.passed:
+                backend = TARGETS[build.target].backend
+                with self.progress.stage(build.name, f"verify on {backend}"):
+                    result = check_build(self.store.staging, manifest, build, backend)
+                build = replace(build, verification=result)
+                free_memory()
+            builds.append(build)
+        made = replace(manifest, builds=tuple(builds))
+        misses = [line for build in made.builds for line in describe_misses(build)]
+        if misses:
+            raise VerificationError(
+                f"the export does not reproduce PyTorch, no bundle was written: {misses[0]}"
+                + (f" (and {len(misses) - 1} more)" if len(misses) > 1 else "")
+            )
+        return made
+
+
+def describe_misses(build: Build) -> list[str]:
+    """One sentence for each comparison of a build that missed its tolerance."""
+    verification = build.verification
+    if verification is None:
+        return []
+    lines = [
+        f"{build.name}, {check.subject} on {check.probe}: relative L2 {check.relative_l2:.1e}, "
+        f"allowed {check.tolerance:.0e}"
+        for check in verification.checks
+        if not check.passed
+    ]
+    loop = verification.loop
+    if loop and not loop.passed:
+        lines.append(
+            f"{build.name}, whole loop: latents differ by {loop.latents_relative_l2:.1e} "
+            f"(allowed {loop.tolerance:.0e}), the picture by {loop.image_max_difference} of 255"
+        )
+    return lines
+
+
+def created_by() -> CreatedBy:
+    """The versions at hand."""
+    return CreatedBy(
+        latentc=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(terse=True),
+        libraries=libraries(),
+    )
+
+
+def _with_size(description: Description, options: ExportOptions) -> Description:
+    """Fix the latents' height and width where the user fixed the picture's."""
+    if options.height is None or options.width is None:
+        return description
+    from exporter.capture import static_component
+
+    latents = description.latents
+    unit = latents.factor * latents.multiple
+    for label, value in (("height", options.height), ("width", options.width)):
+        if value < unit or value % unit:
+            raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
+    fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
+    graphs = tuple(
+        Graph(static_component(graph.component, fixed), graph.module, graph.vocabulary)
+        for graph in description.graphs
+    )
+    sizes = {"default_height": options.height, "default_width": options.width}
+    return dataclasses.replace(description, graphs=graphs, latents=replace(latents, **sizes))
+
+
+def _with_kept_builds(draft: Manifest, previous: Manifest | None) -> Manifest:
+    """Add the previous bundle's other builds of the same graphs, and its other schedules."""
+    if previous is None or previous.components != draft.components:
+        return draft
+    asked = {build.name for build in draft.builds}
+    kept = [build for build in previous.builds if build.name not in asked]
+    known = {schedule.name for schedule in draft.schedules}
+    plans = [schedule for schedule in previous.schedules if schedule.name not in known]
+    return replace(draft, builds=(*draft.builds, *kept), schedules=(*draft.schedules, *plans))
+
+
+def _defaults(own: Schedule, usual: int) -> Defaults:
+    """The pipeline's usual step count, or the nearest that there is a plan for."""
+    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))
+
+
+def _entry(item: Item) -> str:
+    return next(file.path for file in item.files if file.path.endswith(f"/{item.meta['entry']}"))

@@ -1,0 +1,116 @@
+"""What an export is asked for, and what its results depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.families import family_of
+from exporter.passes import PRECISIONS
+from exporter.source import PipelineSource, digest
+from exporter.targets import TARGETS
+from exporter.versions import CAPTURE, libraries, versions
+from runtimes.errors import InputError
+from runtimes.manifest import File, Manifest
+
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make. Height and width in pixels fix the size, None keeps it dynamic;
+    `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
+    step counts."""
+
+    targets: tuple[str, ...] = ("onnx",)
+    precisions: tuple[str, ...] = ("fp32",)
+    schedulers: tuple[str, ...] | None = None
+    steps: tuple[int, ...] | None = None
+    height: int | None = None
+    width: int | None = None
+    verify: bool = True
+    overwrite: bool = False
+
+    def builds(self) -> list[tuple[str, str]]:
+        """(target, precision) of each asked build."""
+        return [(target, precision) for precision in self.precisions for target in self.targets]
+
+
+def artifact_keys(
+    source: PipelineSource, options: ExportOptions
+) -> dict[tuple[str, str], dict[str, str]]:
+    """For each (target, precision) the key of each component: all that its files depend on."""
+    components = family_of(source.pipeline_class).COMPONENTS
+    return {
+        (target, precision): {
+            name: digest(
+                {
+                    "kind": "artifact",
+                    "class": source.pipeline_class,
+                    "component": name,
+                    "weights": {part: source.digests.get(part) for part in parts},
+                    "size": [options.height, options.width],
+                    "target": target,
+                    "precision": precision,
+                    "versions": versions((*CAPTURE, *TARGETS[target].packages)),
+                }
+            )
+            for name, parts in components.items()
+        }
+        for target, precision in options.builds()
+    }
+
+
+def check(options: ExportOptions) -> None:
+    if not options.targets:
+        raise InputError(f"no target given; targets: {', '.join(TARGETS)}")
+    for target in options.targets:
+        if target not in TARGETS:
+            raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
+    for precision in options.precisions:
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"unknown precision {precision!r}; precisions: {', '.join(PRECISIONS)}"
+            )
+    for count in options.steps or ():
+        if not 1 <= count <= MAX_STEPS:
+            raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")
+    if (options.height is None) != (options.width is None):
+        raise InputError("give both height and width, or neither for a dynamic size")
+    if options.verify:
+        from runtimes import backend
+
+        for target in options.targets:
+            backend.get(TARGETS[target].backend)
+
+
+def up_to_date(
+    manifest: Manifest,
+    bundle: Path,
+    keys: Mapping[tuple[str, str], Mapping[str, str]],
+    options: ExportOptions,
+) -> bool:
+    from exporter.scheduler_names import DEFAULT_SCHEDULERS
+
+    builds = {(build.target, build.precision): build for build in manifest.builds}
+    for pair, wanted in keys.items():
+        build = builds.get(pair)
+        if build is None or {n: a.key for n, a in build.artifacts.items()} != dict(wanted):
+            return False
+        if options.verify and not (build.verification and build.verification.passed):
+            return False
+    have = {schedule.name: set(schedule.steps) for schedule in manifest.schedules}
+    if not set(options.schedulers or ()) <= have.keys():
+        return False
+    if options.schedulers is None and not set(DEFAULT_SCHEDULERS) & have.keys():
+        return False
+    if not all(set(options.steps or ()) <= steps for steps in have.values()):
+        return False
+    same_versions = manifest.created_by.libraries == libraries()
+    return same_versions and all(_is_intact(bundle, file) for file in manifest.files())
+
+
+def _is_intact(bundle: Path, file: File) -> bool:
+    path = bundle / file.path
+    return path.is_file() and path.stat().st_size == file.size

@@ -1,0 +1,198 @@
+"""What PyTorch and diffusers say: the probes that a bundle is verified against.
+
+Two kinds of probe per component, random inputs at a shape that was not traced and inputs met
+on a real denoising trajectory, and one whole run of the diffusers pipeline. They are stored
+in the bundle, so that any machine can repeat the check without PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporter.capture import example_inputs
+from exporter.families import Description, Graph
+from exporter.source import quiet_loading
+from runtimes.errors import ExportError
+from runtimes.manifest import LoopProbe, Schedule
+
+STEPS = 6
+SEED = 20
+LARGEST = 256  # pixels along a side: verifying a large model must not take hours
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class _Trajectory:
+    """What was seen while the diffusers pipeline ran."""
+
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    latents: torch.Tensor | None = None
+
+
+def reference(
+    pipe: Any,
+    description: Description,
+    schedule: Schedule,
+    sizes: Mapping[str, int],
+    fixed: tuple[int, int] | None = None,
+) -> tuple[dict[str, Arrays], LoopProbe]:
+    """Run the pipeline and each module in PyTorch.
+
+    Args:
+        schedule: the pipeline's own; its run takes the step count nearest to `STEPS`.
+        sizes: symbols of the random probes (not those that were traced).
+        fixed: height and width in pixels of an export with a fixed size.
+
+    Returns:
+        arrays per component (``<probe>/in/<name>``, ``<probe>/out/<name>``) and for
+        ``"loop"`` (``latents`` float32, ``image`` uint8 [batch, height, width, channels]),
+        and the settings of the run.
+    """
+    height, width = fixed or loop_size(description)
+    steps = min(schedule.steps, key=lambda count: abs(count - STEPS))
+    arguments = dict(description.probe_arguments)
+    probe = LoopProbe(arguments, schedule.name, steps, SEED, height, width)
+    seen, images = _run(pipe, description, probe)
+    if seen.latents is None:
+        raise ExportError(f"{type(pipe).__name__} made no denoising step")
+    conditioning = _conditioning(pipe, description, height, width)
+    arrays: dict[str, Arrays] = {}
+    for graph in description.graphs:
+        found: Arrays = {}
+        _record(found, "random", graph, example_inputs(graph, sizes, seed=1))
+        for label, inputs in _on_trajectory(pipe, description, graph, seen, conditioning):
+            _record(found, label, graph, inputs)
+        arrays[graph.component.name] = found
+    arrays["loop"] = {
+        "latents": seen.latents.numpy(),
+        "image": (images * 255).round().astype(np.uint8),
+    }
+    return arrays, probe
+
+
+def loop_size(description: Description) -> tuple[int, int]:
+    """Height and width in pixels of the whole-loop check: small, and not square if possible."""
+    latents = description.latents
+    unit = latents.factor * latents.multiple
+    if not description.resizable:
+        return latents.default_height, latents.default_width
+    height = max(unit, min(latents.default_height, LARGEST) // unit * unit)
+    width = max(unit, (height * 3 // 4) // unit * unit)
+    return height, width
+
+
+def _run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[_Trajectory, Any]:
+    arguments: dict[str, Any] = dict(probe.arguments)
+    if description.resizable:
+        arguments |= {"height": probe.height, "width": probe.width}
+    with watched(pipe, description.denoiser) as seen, torch.no_grad(), quiet_loading():
+        images = description.call(
+            num_inference_steps=probe.num_inference_steps,
+            generator=torch.Generator().manual_seed(probe.seed),
+            **arguments,
+        )
+    return seen, images
+
+
+@contextmanager
+def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[_Trajectory]:
+    """Record the denoiser's (sample, timestep) inputs and the scheduler's last sample."""
+    seen = _Trajectory()
+
+    def before(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        sample, timestep = (*inputs, *named.values())[:2]
+        seen.calls.append((sample.clone(), torch.as_tensor(timestep).reshape(1).float()))
+
+    step = pipe.scheduler.step
+
+    def watched_step(*inputs: Any, **named: Any) -> Any:
+        result = step(*inputs, **named)
+        seen.latents = (result[0] if isinstance(result, tuple) else result.prev_sample).clone()
+        return result
+
+    handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
+    pipe.scheduler.step = watched_step
+    try:
+        yield seen
+    finally:
+        handle.remove()
+        del pipe.scheduler.step
+
+
+def _conditioning(
+    pipe: Any, description: Description, height: int, width: int
+) -> dict[str, torch.Tensor]:
+    """Named conditioning of the two texts, empty and probe, as the denoiser takes it."""
+    made: dict[str, torch.Tensor] = {}
+    for graph in description.graphs:
+        if graph.component.role == "encoder":
+            inputs = _tokens(pipe, description)
+            made |= inputs
+            with torch.no_grad():
+                outputs = graph.module(**{name: inputs[name] for name in graph.component.inputs})
+            made |= dict(zip(graph.component.outputs, outputs, strict=True))
+    size = {"height": float(height), "width": float(width)}
+    defaults = {
+        argument.name: [size[v] if isinstance(v, str) else v for v in argument.default]
+        for argument in description.arguments
+    }
+    for vector in description.vectors:
+        row = [value for name in vector.arguments for value in defaults[name]]
+        made[vector.input] = torch.tensor([row, row])
+    return made
+
+
+def _tokens(pipe: Any, description: Description) -> dict[str, torch.Tensor]:
+    made = {}
+    for text in description.text_inputs:
+        tokenizer = getattr(pipe, text.attribute)
+        known = [name for name in text.texts if name in description.probe_arguments]
+        made[text.input] = tokenizer(
+            ["", str(description.probe_arguments[known[0]])],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+    return made
+
+
+def _on_trajectory(
+    pipe: Any,
+    description: Description,
+    graph: Graph,
+    seen: _Trajectory,
+    conditioning: Mapping[str, torch.Tensor],
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    component = graph.component
+    if component.role == "encoder":
+        yield "prompt", {name: conditioning[name] for name in component.inputs}
+    elif component.role == "decoder" and seen.latents is not None:
+        yield "trajectory", {"latents": seen.latents}
+    elif component.role == "denoiser":
+        last = len(seen.calls) - 1
+        for place in sorted({0, last // 2, last}):
+            sample, timestep = seen.calls[place]
+            inputs = {"sample": sample, "timestep": timestep}
+            inputs |= {name: conditioning[name] for name in component.inputs if name not in inputs}
+            yield f"trajectory-{place}", inputs
+
+
+def _record(found: Arrays, label: str, graph: Graph, inputs: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        outputs = graph.module(**inputs)
+    for name, value in inputs.items():
+        found[f"{label}/in/{name}"] = value.numpy()
+    for name, value in zip(graph.component.outputs, outputs, strict=True):
+        if not torch.isfinite(value).all():
+            raise ExportError(
+                f"{graph.component.name}: PyTorch itself gives NaN or infinity on the "
+                f"{label} inputs; nothing can be verified against that"
+            )
+        found[f"{label}/out/{name}"] = value.numpy()

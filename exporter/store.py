@@ -1,0 +1,217 @@
+"""Writing a bundle: content-addressed items in a staging folder, published by a rename.
+
+Every item (a lowered component, a table of sampling plans …) has a key, the digest of all
+that it depends on. An item that the staging folder of an interrupted export or the bundle
+about to be replaced already holds under the same key is taken over, not made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtimes.errors import BundleError, ExportError
+from runtimes.manifest import MANIFEST, File, Manifest
+
+_DONE = ".done"
+_WORK = ".work"
+
+
+@dataclass(frozen=True)
+class Item:
+    """Files relative to the bundle and what else their maker said (JSON-able)."""
+
+    files: tuple[File, ...]
+    meta: Mapping[str, Any]
+
+
+class Store:
+    """The staging folder ``.NAME.partial`` beside the output.
+
+    Raises:
+        ExportError: the output is something else than a bundle, or the disk is full.
+    """
+
+    def __init__(self, output: Path, previous: Manifest | None) -> None:
+        self.output = output
+        self.staging = output.parent / f".{output.name}.partial"
+        self._previous = dict(_items_of(previous)) if previous else {}
+        self.made: list[str] = []
+        with full_disk_reported():
+            (self.staging / _DONE).mkdir(parents=True, exist_ok=True)
+
+    def item(self, key: str, folder: str, make: Callable[[Path], Mapping[str, Any]]) -> Item:
+        """The item `key` with its files under `folder`; made only if nowhere there yet.
+
+        `make` writes files into the (empty) folder it is given and returns the item's meta.
+        """
+        found = self._staged(key) or self._taken_over(key)
+        if found:
+            return found
+        work = self.staging / _WORK
+        shutil.rmtree(work, ignore_errors=True)
+        with full_disk_reported():
+            work.mkdir()
+            meta = make(work)
+            files = tuple(self._move_in(path, folder) for path in sorted(work.iterdir()))
+            self._mark(key, Item(files, meta))
+        self.made.append(key)
+        return Item(files, meta)
+
+    def has(self, key: str) -> bool:
+        """Whether `item` would find this key instead of making it."""
+        if self._staged(key) is not None:
+            return True
+        previous = self._previous.get(key)
+        return previous is not None and _intact(self.output, previous.files)
+
+    def publish(self, manifest: Manifest) -> None:
+        """Write the manifest and put the staging folder in the output's place."""
+        with full_disk_reported():
+            (self.staging / MANIFEST).write_bytes(manifest.encode())
+            self._drop_unlisted(manifest)
+            old = self.output.parent / f".{self.output.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if self.output.exists():
+                self.output.rename(old)
+            try:
+                self.staging.rename(self.output)
+            except OSError:
+                if old.exists():
+                    old.rename(self.output)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the staging folder and all that was made."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _staged(self, key: str) -> Item | None:
+        try:
+            data = json.loads((self.staging / _DONE / key).read_text(encoding="utf-8"))
+            item = Item(tuple(File(**file) for file in data["files"]), data["meta"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return item if _intact(self.staging, item.files) else None
+
+    def _taken_over(self, key: str) -> Item | None:
+        item = self._previous.get(key)
+        if item is None or not _intact(self.output, item.files):
+            return None
+        for file in item.files:
+            target = self.staging / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            with full_disk_reported():
+                _link_or_copy(self.output / file.path, target)
+        self._mark(key, item)
+        return item
+
+    def _move_in(self, path: Path, folder: str) -> File:
+        target = self.staging / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        os.replace(path, target)
+        return File(f"{folder}/{path.name}", size, sha256)
+
+    def _mark(self, key: str, item: Item) -> None:
+        data = {
+            "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in item.files],
+            "meta": dict(item.meta),
+        }
+        temporary = self.staging / _DONE / f"{key}.new"
+        temporary.write_text(json.dumps(data), encoding="utf-8")
+        os.replace(temporary, self.staging / _DONE / key)
+
+    def _drop_unlisted(self, manifest: Manifest) -> None:
+        """Remove what an earlier, different attempt left: a bundle holds what it lists."""
+        keep = {MANIFEST, *(file.path for file in manifest.files())}
+        for name in (_DONE, _WORK):
+            shutil.rmtree(self.staging / name, ignore_errors=True)
+        for path in sorted(self.staging.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.staging).as_posix() not in keep:
+                path.unlink()
+
+
+def previous_manifest(output: Path) -> Manifest | None:
+    """The manifest of the bundle that stands where the export will write, if any.
+
+    Raises:
+        ExportError: something else than a bundle is there; it is not overwritten.
+    """
+    if not output.exists():
+        return None
+    if output.is_dir() and not any(output.iterdir()):
+        return None
+    if not (output / MANIFEST).is_file():
+        raise ExportError(
+            f"{output} exists and is not a bundle; it is left alone. Choose another output"
+        )
+    try:
+        return Manifest.load(output)
+    except BundleError:
+        return None  # an unreadable bundle is simply made again
+
+
+@contextmanager
+def full_disk_reported() -> Iterator[None]:
+    """Turn the system's writing errors into one clear ExportError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ExportError(f"the disk is full: {error.filename or error.strerror}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that there is the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    with full_disk_reported():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:
+    for build in manifest.builds:
+        for artifact in build.artifacts.values():
+            yield artifact.key, Item(artifact.files, {"entry": artifact.entry})
+    for schedule in manifest.schedules:
+        yield schedule.key, Item((schedule.file,), {"steps": list(schedule.steps)})
+
+
+def _intact(root: Path, files: tuple[File, ...]) -> bool:
+    """Present with the right size; content is vouched for by the digests on verification."""
+    for file in files:
+        try:
+            if (root / file.path).stat().st_size != file.size:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

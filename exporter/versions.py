@@ -1,0 +1,33 @@
+"""Versions of the packages that decide what an export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from runtimes.version import __version__
+
+# What every captured program depends on.
+CAPTURE = ("torch", "diffusers", "transformers")
+
+
+@cache
+def package_version(package: str) -> str:
+    """The installed version, or ``"absent"``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions by package name, latentc's own included."""
+    return {"latentc": __version__} | {name: package_version(name) for name in packages}
+
+
+def libraries() -> dict[str, str]:
+    """Versions of every installed package that takes part in an export or its check."""
+    names = (*CAPTURE, "onnx", "onnxscript", "onnxruntime", "openvino", "tokenizers", "numpy")
+    found = {name: package_version(name) for name in names}
+    return {name: text for name, text in found.items() if text != "absent"}

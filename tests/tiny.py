@@ -1,0 +1,158 @@
+"""Tiny pipelines of the real classes with fixed random weights, saved as folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def tokenizer(folder: Path, pad: str = SPECIAL[1]) -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary is single characters and a few merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(33, 127)]
+    merges = ["r e", "re d</w>", "c i", "b l", "bl u", "blu e</w>"]
+    joined = ["".join(merge.split()) for merge in merges]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *joined, *SPECIAL]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    return CLIPTokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=77,
+        pad_token=pad,
+    )
+
+
+def text_config(tokens: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=len(tokens),
+        max_position_embeddings=77,
+        projection_dim=projection,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
+def autoencoder(scaling_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        scaling_factor=scaling_factor,
+    )
+
+
+def conditional_unet(**options: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return UNet2DConditionModel(**(settings | options))
+
+
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> None:
+    tokens = tokenizer(folder / "tokenizer")
+    StableDiffusionPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        tokenizer=tokens,
+        unet=conditional_unet(),
+        scheduler=PNDMScheduler(
+            **BETAS,
+            skip_prk_steps=True,
+            steps_offset=1,
+            set_alpha_to_one=False,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def stable_diffusion_v(folder: Path) -> None:
+    stable_diffusion(folder, "v_prediction")
+
+
+def stable_diffusion_xl(folder: Path) -> None:
+    tokens = tokenizer(folder / "tokenizer")
+    tokens_2 = tokenizer(folder / "tokenizer_2", pad="!")
+    unet = conditional_unet(
+        cross_attention_dim=32 + 24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 20,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+    )
+    StableDiffusionXLPipeline(
+        vae=autoencoder(0.13025),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokens_2, 24, 20)),
+        tokenizer=tokens,
+        tokenizer_2=tokens_2,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+def unconditional(folder: Path) -> None:
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder)
+
+
+PIPELINES: Mapping[str, Callable[[Path], None]] = {
+    "sd": stable_diffusion,
+    "sd-v": stable_diffusion_v,
+    "sdxl": stable_diffusion_xl,
+    "unconditional": unconditional,
+}
+
+
+def make(name: str, folder: Path) -> Path:
+    """Build the pipeline `name` into `folder`, the same weights every time."""
+    torch.manual_seed(3)
+    PIPELINES[name](folder)
+    return folder
