@@ -7,10 +7,9 @@ entry-point group ``latentc.backends``) and one line in `BACKENDS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
 
@@ -102,9 +101,31 @@ class Backend(ABC):
             ) from error
 
 
-def names() -> list[str]:
-    """The backends of the table and of installed packages' entry points."""
-    return [*BACKENDS, *(point for point in _entry_points() if point not in BACKENDS)]
+def names() -> Iterator[str]:
+    """The backends of the table, then those of installed packages' entry points.
+
+    Lazy, because looking for entry points costs more than the rest of a start together.
+    """
+    yield from BACKENDS
+    yield from (point for point in _entry_points() if point not in BACKENDS)
+
+
+def find(name: str) -> type[Backend]:
+    """A backend's class, to look at its attributes; its engine is not imported.
+
+    Raises:
+        InputError: no backend of that name.
+        BackendError: the package that offers it is broken.
+    """
+    reference = BACKENDS.get(name) or _entry_points().get(name)
+    if reference is None:
+        raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
+    module, _, attribute = reference.partition(":")
+    try:
+        backend: type[Backend] = getattr(import_module(module), attribute)
+    except Exception as error:  # whatever another package does on import
+        raise BackendError(f"backend {name!r}: {reference} fails: {first_line(error)}") from error
+    return backend
 
 
 def get(name: str) -> Backend:
@@ -114,29 +135,27 @@ def get(name: str) -> Backend:
         InputError: no backend of that name.
         BackendUnavailable: its engine is not installed; says how to install it.
     """
-    reference = BACKENDS.get(name) or _entry_points().get(name)
-    if reference is None:
-        raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
-    module, _, attribute = reference.partition(":")
-    backend = getattr(import_module(module), attribute)
+    backend = find(name)
     try:
-        made: Backend = backend()
+        return backend()
     except ImportError as error:
         raise BackendUnavailable(name, backend.install, first_line(error)) from error
-    return made
 
 
 def for_target(target: str) -> list[str]:
-    """Names of the backends in the table or entry points that load builds of `target`."""
+    """Names of the backends here, their engines installed, that load builds of `target`."""
     found = []
     for name in names():
         try:
-            if target in get(name).targets:
+            if target in find(name).targets:
+                get(name)
                 found.append(name)
-        except BackendUnavailable:
+        except BackendError:
             continue
     return found
 
 
 def _entry_points() -> dict[str, str]:
+    from importlib.metadata import entry_points
+
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

@@ -1,0 +1,101 @@
+"""Texts and numbers → the tensors that condition the denoiser.
+
+Guidance branches are joined along the batch axis, in the manifest's order: branch g of N
+images has the rows g*N .. (g+1)*N-1, the images of one prompt next to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from runtimes.errors import NumericalError
+from runtimes.manifest import Branch, Manifest, VectorInput
+from runtimes.request import Request
+from runtimes.session import Array, Session
+from runtimes.tokenizer import TextTokenizer
+
+# One text per tokenizer; None stands for conditioning that is all zero.
+Texts: TypeAlias = tuple[str, ...] | None
+
+
+def text_rows(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> list[Texts]:
+    """The texts of every branch and prompt, branch by branch."""
+    rows: list[Texts] = []
+    for branch in branches:
+        found = [request.text(each, branch.prefix) for each in manifest.tokenizers]
+        if branch.missing == "zeros" and not any(texts is not None for texts in found):
+            rows += [None] * request.prompts
+        else:
+            columns = [texts or ("",) * request.prompts for texts in found]
+            rows += zip(*columns, strict=True)
+    return rows
+
+
+def tokenize(
+    tokenizers: Mapping[str, TextTokenizer], rows: Sequence[Texts]
+) -> tuple[dict[str, Array], list[int]]:
+    """Token ids of the distinct rows, by encoder input, and which of them each row is (-1: none).
+
+    Branches share texts (an empty negative prompt, say): each is encoded once.
+    """
+    blank = ("",) * len(tokenizers)  # only its shape matters, where all rows are zero
+    distinct = list(dict.fromkeys(row for row in rows if row is not None)) or [blank]
+    position = {row: index for index, row in enumerate(distinct)}
+    ids: dict[str, Array] = {
+        name: tokenizer.encode([row[column] for row in distinct])
+        for column, (name, tokenizer) in enumerate(tokenizers.items())
+    }
+    return ids, [-1 if row is None else position[row] for row in rows]
+
+
+def encode(
+    encoders: Mapping[str, Session],
+    ids: Mapping[str, Array],
+    which: Sequence[int],
+    images_per_prompt: int,
+) -> dict[str, Array]:
+    """Run the encoders; returns their outputs with one row per branch and image.
+
+    Raises:
+        NumericalError: an encoder returned NaN or infinity.
+    """
+    rows = np.repeat(np.array(which, np.intp), images_per_prompt)
+    conditioning = {}
+    for component, session in encoders.items():
+        feeds = {name: ids[name].astype(s.dtype, copy=False) for name, s in session.inputs.items()}
+        for name, value in session.run(feeds).items():
+            check_finite(component, name, value)
+            spread = value[rows]
+            spread[rows < 0] = 0
+            conditioning[name] = spread
+    return conditioning
+
+
+def vectors(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> dict[str, Array]:
+    """The denoiser inputs that are made of call arguments: float32 [branches * images, n]."""
+    made = {}
+    for vector in manifest.vectors:
+        rows = [_vector(manifest, request, vector, branch.prefix) for branch in branches]
+        made[vector.input] = np.repeat(np.array(rows, np.float32), request.images, axis=0)
+    return made
+
+
+def check_finite(component: str, name: str, value: Array) -> None:
+    """Raises NumericalError where an output of a component holds NaN or infinity."""
+    if not np.isfinite(value).all():
+        raise NumericalError(f"{component}: its output {name!r} holds NaN or infinity")
+
+
+def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: str) -> list[float]:
+    """A branch's own value of each argument, else that of the call, else the default."""
+    sizes = {"height": float(request.height), "width": float(request.width)}
+    arguments = {argument.name: argument for argument in manifest.arguments}
+    values: list[float] = []
+    for name in vector.arguments:
+        default = arguments[name].default
+        given = request.numbers.get(prefix + name, request.numbers.get(name))
+        values += given or (sizes[v] if isinstance(v, str) else float(v) for v in default)
+    return values

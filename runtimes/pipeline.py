@@ -1,0 +1,299 @@
+"""A loaded bundle that makes pictures: prompt → ids → conditioning → loop → images."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from runtimes.backend import Backend, SessionOptions
+from runtimes.bundle import Bundle, choose_build
+from runtimes.conditioning import check_finite
+from runtimes.errors import InputError, PlanNotFound
+from runtimes.manifest import Build, Component, Manifest
+from runtimes.plan import PlanTable
+from runtimes.request import OUTPUT_TYPES, Request, Signature, parse
+from runtimes.run import Callback, Images, Result, Run, report_step
+from runtimes.session import Array, Feeds, Session
+from runtimes.tokenizer import TextTokenizer
+from runtimes.version import __version__
+
+
+class Pipeline:
+    """One build of a bundle, loaded. Make one with `load`.
+
+    Calls may come from several threads at once: nothing of a call is kept here. `close` frees
+    the engines' memory; it may not overlap with a call.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        build: Build,
+        backend: Backend,
+        device: str,
+        sessions: Mapping[str, Session],
+        tokenizers: Mapping[str, TextTokenizer],
+    ) -> None:
+        self.bundle = bundle
+        self.build = build
+        self.backend = backend
+        self.device = device
+        self.tokenizers = tokenizers
+        self.signature = Signature.of(bundle.manifest)
+        self.encoders = {c.name: sessions[c.name] for c in bundle.manifest.encoders()}
+        self.denoiser_name = bundle.manifest.component("denoiser").name
+        self._decoder_name = bundle.manifest.component("decoder").name
+        self._sessions = sessions
+        self._plans: dict[str, PlanTable] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.bundle.manifest
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """The names that `scheduler` accepts."""
+        return tuple(schedule.name for schedule in self.manifest.schedules)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        batch_size: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        scheduler: str | None = None,
+        latents: Array | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **arguments: Any,
+    ) -> Result:
+        """Make pictures; names and meanings are diffusers'.
+
+        Args:
+            prompt: a text, or one per picture; needed where the bundle has a text encoder.
+            negative_prompt: what guidance leads away from; a text, or one per prompt.
+            num_inference_steps: one that the bundle has a sampling plan for.
+            guidance_scale: strength of the guidance; at 1 or below it is off.
+            height, width: of the picture, in pixels.
+            num_images_per_prompt: pictures of one prompt are next to each other.
+            batch_size: how many pictures, where the bundle takes no text.
+            seed: one for the whole batch, or a list with one per picture. The picture is that
+                of diffusers with a CPU generator of this seed. None draws one (see the result).
+            scheduler: one of `schedulers`.
+            latents: float32 [pictures, channels, height, width], noise of unit variance to
+                start from instead of drawing it.
+            output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]) or
+                "latent".
+            callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
+                after each step. May return ``{"latents": …}`` to replace them, and stop the
+                run by ``run.interrupt()``; ``run._interrupt = True`` does the same.
+            arguments: what else this bundle takes; a wrong name gets the list.
+
+        Raises:
+            InputError: an argument that cannot be used.
+            PlanNotFound: no sampling plan for the step count.
+            NumericalError: NaN or infinity came out of a component.
+            BackendError: the engine failed.
+        """
+        tensors = list(callback_on_step_end_tensor_inputs)
+        if tensors not in ([], ["latents"]):
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs may only hold 'latents', not {tensors}"
+            )
+        run = self.stream(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            num_images_per_prompt=num_images_per_prompt,
+            batch_size=batch_size,
+            seed=seed,
+            scheduler=scheduler,
+            latents=latents,
+            output_type=output_type,
+            **arguments,
+        )
+        for step in run:
+            if callback_on_step_end is not None:
+                report_step(run, step, callback_on_step_end)
+        return run.finish()
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **arguments: Any) -> Run:
+        """Start a run to iterate over: it yields a `Progress` after each step.
+
+        Takes the arguments of a call, less the callback's. They are checked at once, the work
+        begins with the first ``next()``. ``finish()`` runs the rest and returns the result.
+        """
+        if self._closed:
+            raise InputError("this pipeline is closed")
+        request = parse(self.manifest, self.signature, {"prompt": prompt, **arguments})
+        plan = self._table(request.scheduler)
+        try:
+            return Run(self, request, plan.plan(request.num_inference_steps))
+        except PlanNotFound as error:
+            hint = str(error).replace("BUNDLE", str(self.bundle.root))
+            raise PlanNotFound(
+                f"scheduler {request.scheduler!r}: {hint.replace('NAME', request.scheduler)}"
+            ) from None
+
+    def decode(self, latents: Array, output_type: str = "pil") -> Images:
+        """Latents float32 [batch, channels, height, width] → pictures.
+
+        Raises:
+            NumericalError: the decoder returned NaN or infinity.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
+        if output_type == "latent":
+            return latents
+        from runtimes import image
+
+        session = self._sessions[self._decoder_name]
+        decoded = session.run(_cast(session, {"latents": latents}))["image"]
+        check_finite(self._decoder_name, "image", decoded)
+        return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
+
+    def bind(self, constants: Feeds) -> Session:
+        """The denoiser with its conditioning given; what it does not take is left out."""
+        denoiser = self._sessions[self.denoiser_name]
+        used = {name: value for name, value in constants.items() if name in denoiser.inputs}
+        return denoiser.bind(_cast(denoiser, used))
+
+    def latents_shape(self, request: Request) -> tuple[int, int, int, int]:
+        """[images, channels, height, width] of what is denoised."""
+        spec = self.manifest.latents
+        sides = request.height // spec.factor, request.width // spec.factor
+        return request.images, spec.channels, *sides
+
+    def settings(self) -> dict[str, Any]:
+        """What is loaded, and where, as JSON-compatible values."""
+        return {
+            "source": self.manifest.source.id,
+            "build": self.build.name,
+            "backend": f"{self.backend.name} {self.backend.version()}",
+            "device": self.device,
+            "latentc": __version__,
+        }
+
+    def close(self) -> None:
+        """Free the engines' memory. Closing twice is harmless."""
+        self._closed = True
+        for session in self._sessions.values():
+            session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _table(self, scheduler: str) -> PlanTable:
+        with self._lock:
+            if scheduler not in self._plans:
+                schedule = next(s for s in self.manifest.schedules if s.name == scheduler)
+                self._plans[scheduler] = PlanTable.load(self.bundle.path(schedule.file))
+            return self._plans[scheduler]
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    backend: str | Backend | None = None,
+    device: str | None = None,
+    *,
+    build: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    options: Mapping[str, str] | None = None,
+    verify: bool = False,
+) -> Pipeline:
+    """Load a bundle.
+
+    Args:
+        bundle: its folder.
+        backend: an engine by name; None takes the first installed one that fits.
+        device: by the engine's own name, such as "cpu"; None takes the engine's default.
+        build: by name, where the bundle has several.
+        precision: such as "fp32"; None prefers fp32.
+        threads: for the engine; 0 leaves the choice to it.
+        cache: folder for compiled graphs, for engines that can store them.
+        options: passed to the engine as they are.
+        verify: hash every file that is loaded, also those hashed here before.
+
+    Raises:
+        BundleError: missing, damaged or altered.
+        InputError: no such build or backend.
+        BackendUnavailable: the engine is not installed.
+        DeviceUnavailable: no such device here.
+        BackendError: the engine refused a graph.
+    """
+    opened = Bundle.open(bundle, hashing="always" if verify else "once")
+    chosen, engine = choose_build(opened.manifest, backend, build, precision)
+    session_options = SessionOptions(
+        threads=threads, cache=Path(cache) if cache else None, extra=dict(options or {})
+    )
+    return open_pipeline(opened, chosen, engine, device, session_options)
+
+
+def open_pipeline(
+    bundle: Bundle,
+    build: Build,
+    backend: Backend,
+    device: str | None = None,
+    options: SessionOptions | None = None,
+) -> Pipeline:
+    """Load one build of an opened bundle; `load` with the choices made."""
+    where = backend.device(device)
+    sessions: dict[str, Session] = {}
+    try:
+        for component in bundle.manifest.components:
+            sessions[component.name] = open_component(
+                bundle, build, component, backend, where, options
+            )
+        tokenizers = {
+            each.input: TextTokenizer.load(bundle.path(each.file), each.max_length)
+            for each in bundle.manifest.tokenizers
+        }
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
+    bundle.cache.save()
+    return Pipeline(bundle, build, backend, where, sessions, tokenizers)
+
+
+def open_component(
+    bundle: Bundle,
+    build: Build,
+    component: Component,
+    backend: Backend,
+    device: str,
+    options: SessionOptions | None = None,
+) -> Session:
+    """Check the files of one component and load it."""
+    return backend.open(bundle.entry(build, component.name), component, device, options)
+
+
+def _cast(session: Session, feeds: Feeds) -> dict[str, Array]:
+    return {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}

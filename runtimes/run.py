@@ -1,0 +1,245 @@
+"""One run of a pipeline: an iterator over its steps, and what comes out in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from runtimes import conditioning, noise
+from runtimes.errors import InputError, NumericalError
+from runtimes.manifest import Branch
+from runtimes.plan import SamplingPlan
+from runtimes.request import Request
+from runtimes.sampler import Predict, Step, denoise
+from runtimes.session import Array, Session
+
+if TYPE_CHECKING:
+    from runtimes.pipeline import Pipeline
+
+# Pillow images for "pil", float32 [batch, height, width, channels] for "np", float32
+# [batch, channels, height, width] for "latent".
+Images: TypeAlias = Any
+
+
+@dataclass
+class Timings:
+    """Seconds per stage. `steps` has one entry per evaluation of the denoiser; time that the
+    caller spends between steps counts nowhere but in `total`."""
+
+    tokenize: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+    steps: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to the stage."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
+    the latents for "latent". `latents`: float32 [batch, channels, height, width] after the last
+    step. `seeds`: one for the whole batch, or one per image. `settings` makes the same again.
+    """
+
+    images: Images
+    latents: Array
+    seeds: tuple[int, ...]
+    timings: Timings
+    interrupted: bool
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state after one evaluation of the denoiser.
+
+    `index` counts from 0 to `total` - 1; `latents` is a copy, float32 [batch, C, H, W].
+    """
+
+    index: int
+    total: int
+    timestep: float
+    latents: Array
+    _run: Run = field(repr=False, compare=False)
+
+    def preview(self, output_type: str = "pil") -> Images:
+        """The latents of this step as pictures: one run of the decoder."""
+        return self._run.pipeline.decode(self.latents, output_type)
+
+
+# (run, step index, timestep, {"latents": …}) -> None or {"latents": …}
+Callback: TypeAlias = Callable[["Run", int, float, dict[str, Any]], Any]
+
+
+class Run:
+    """Iterate over it for the steps, then ask `finish` for the result.
+
+    Work happens in ``next()``, in the calling thread. A run belongs to one call: stopping it
+    stops no other run of the same pipeline. Leaving it unfinished costs nothing.
+    """
+
+    def __init__(self, pipeline: Pipeline, request: Request, plan: SamplingPlan) -> None:
+        self.pipeline = pipeline
+        self.request = request
+        self.timings = Timings()
+        self.num_timesteps = plan.num_evaluations
+        self._plan = plan
+        self._interrupt = False  # diffusers' name: callbacks set it
+        self._latents: Array | None = None
+        self._edited: Array | None = None
+        self._result: Result | None = None
+        self._bound: Session | None = None
+        self._steps = self._execute()
+
+    def __iter__(self) -> Run:
+        return self
+
+    def __next__(self) -> Progress:
+        return next(self._steps)
+
+    def interrupt(self) -> None:
+        """Stop after the current step; the latents are decoded as they are."""
+        self._interrupt = True
+
+    @property
+    def latents(self) -> Array | None:
+        """The current latents, float32 [batch, C, H, W]; assigning replaces them."""
+        return self._latents
+
+    @latents.setter
+    def latents(self, value: Array) -> None:
+        if self._latents is None:
+            raise InputError("latents can be replaced after the first step")
+        array = np.ascontiguousarray(value, np.float32)
+        if array.shape != self._latents.shape:
+            raise InputError(
+                f"latents of shape {list(array.shape)} cannot replace those of shape "
+                f"{list(self._latents.shape)}"
+            )
+        self._latents = self._edited = array
+
+    def finish(self) -> Result:
+        """Run what is left and return the result.
+
+        Raises:
+            InputError: the run failed before or was closed.
+        """
+        for _ in self._steps:
+            pass
+        if self._result is None:
+            raise InputError("this run was closed or failed: it has no result")
+        return self._result
+
+    def close(self) -> None:
+        """Give up the run."""
+        self._steps.close()
+
+    def _execute(self) -> Generator[Progress, None, None]:
+        start = perf_counter()
+        try:
+            loop = self._start()
+            while not self._interrupt:
+                begin = perf_counter()
+                try:
+                    step = loop.send(self._take_edit())
+                except StopIteration:
+                    break
+                finally:
+                    spent = perf_counter() - begin
+                    self.timings.denoise += spent
+                self.timings.steps.append(spent)
+                self._latents = step.latents
+                yield Progress(step.index, step.total, step.timestep, step.latents, self)
+        except NumericalError as error:
+            raise NumericalError(f"{self.pipeline.denoiser_name}: {error}") from error
+        finally:
+            if self._bound is not None:
+                self._bound.close()
+        self._finish(start)
+
+    def _start(self) -> Generator[Step, Array | None, None]:
+        request, pipeline = self.request, self.pipeline
+        branches = request.branches(pipeline.manifest)
+        predict = self._condition([branch for branch, _ in branches])
+        with self.timings.stage("denoise"):
+            # The initial latents come first, then what the scheduler draws, as in diffusers.
+            seeds = request.seeds
+            generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
+            shape = pipeline.latents_shape(request)
+            drawn = noise.draw(generators, shape) if request.latents is None else request.latents
+            self._latents = self._plan.initial_sample(drawn).astype(np.float32, copy=False)
+            return denoise(
+                self._plan,
+                self._latents,
+                predict,
+                lambda: noise.draw(generators, shape),
+                weights=[weight for _, weight in branches],
+            )
+
+    def _condition(self, branches: list[Branch]) -> Predict:
+        """Encode the texts and bind all conditioning to the denoiser."""
+        request, pipeline = self.request, self.pipeline
+        constants = conditioning.vectors(pipeline.manifest, request, branches)
+        if pipeline.tokenizers:
+            with self.timings.stage("tokenize"):
+                rows = conditioning.text_rows(pipeline.manifest, request, branches)
+                ids, which = conditioning.tokenize(pipeline.tokenizers, rows)
+            with self.timings.stage("encode"):
+                constants |= conditioning.encode(
+                    pipeline.encoders, ids, which, request.images_per_prompt
+                )
+        bound = self._bound = pipeline.bind(constants)
+        (output,) = bound.outputs
+        return lambda sample, timestep: bound.run({"sample": sample, "timestep": timestep})[output]
+
+    def _take_edit(self) -> Array | None:
+        edited, self._edited = self._edited, None
+        return edited
+
+    def _finish(self, start: float) -> None:
+        assert self._latents is not None
+        with self.timings.stage("decode"):
+            images = self.pipeline.decode(self._latents, self.request.output_type)
+        self.timings.total = perf_counter() - start
+        self._result = Result(
+            images=images,
+            latents=self._latents,
+            seeds=self.request.seeds,
+            timings=self.timings,
+            interrupted=self._interrupt,
+            settings={**self.request.settings(), **self.pipeline.settings()},
+        )
+
+
+def report_step(run: Run, step: Progress, callback: Callback) -> None:
+    """Call a diffusers-style callback and take over the latents that it returns.
+
+    Raises:
+        InputError: it returned something else than None or a mapping with latents.
+    """
+    returned = callback(run, step.index, step.timestep, {"latents": step.latents})
+    if returned is None:
+        return
+    if not isinstance(returned, Mapping) or set(returned) - {"latents"}:
+        raise InputError(
+            "callback_on_step_end must return None or a dictionary with 'latents' only, "
+            f"not {returned!r:.80}"
+        )
+    if "latents" in returned:
+        run.latents = returned["latents"]
