@@ -1,0 +1,245 @@
+"""Does a build still compute what PyTorch computed? The probes in a bundle tell, torch-free.
+
+A probe is a component's input together with what PyTorch made of it; the loop probe is a
+whole picture with its settings. `latentc export` checks a build against them before it is
+done, `latentc verify` does the same again on another machine, engine or device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtimes.backend import Backend, SessionOptions
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError, NumericalError, VerificationError
+from runtimes.manifest import Build, Check, Component, File, Loop, LoopProbe, Manifest, Verification
+from runtimes.pipeline import Pipeline, open_component, open_pipeline
+from runtimes.run import Result
+from runtimes.session import Array, first_line
+from runtimes.trust import Hashing
+
+LOOP = "loop"  # the name of the loop's probe file among those of the components
+# JSON has neither infinity nor NaN: what is not finite or has another shape gets this error.
+NOT_COMPARABLE = 1e99
+MAX_PSNR = 99.0  # dB, given to equal pictures
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a build of some precision may be off by.
+
+    `component`, `latents`: relative L2 of each output and of the final latents.
+    `image_difference`: of 255, per value. `image_psnr`: in dB.
+    """
+
+    component: float
+    latents: float
+    image_difference: int
+    image_psnr: float
+
+
+# Accumulated rounding is what an fp32 build may differ by: engines order sums differently.
+# At lower precisions single pixels at edges may jump; the picture as a whole may not.
+TOLERANCES: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(component=1e-4, latents=1e-3, image_difference=2, image_psnr=40.0),
+    "fp16": Tolerance(component=5e-3, latents=5e-2, image_difference=255, image_psnr=30.0),
+}
+
+Report = Callable[[str], None]
+
+
+def check_build(
+    path: Path,
+    manifest: Manifest,
+    build: Build,
+    backend: Backend,
+    device: str | None = None,
+    *,
+    options: SessionOptions | None = None,
+    hashing: Hashing = "never",
+    report: Report | None = None,
+) -> Verification:
+    """Run every probe against one build.
+
+    Args:
+        path: the bundle's folder; its manifest.json is not read, so it need not be there yet.
+        hashing: whether the files are hashed again, besides their sizes.
+        report: told what is being checked, one short text at a time.
+
+    Returns:
+        What was measured; `passed` says whether all of it was within `TOLERANCES`.
+
+    Raises:
+        VerificationError: the bundle holds no probes, or nothing is known about its precision.
+        BundleError: a probe file is damaged.
+        BackendError: the engine failed.
+    """
+    if manifest.probes is None:
+        raise VerificationError("the bundle holds no probes to verify against; export it again")
+    tolerance = _tolerance(build)
+    bundle = Bundle(path.resolve(), manifest, hashing)
+    where = backend.device(device)
+    checks: list[Check] = []
+    for component in manifest.components:
+        file = manifest.probes.files.get(component.name)
+        if file is None:
+            continue
+        if report:
+            report(component.name)
+        with open_component(bundle, build, component, backend, where, options) as session:
+            for name, inputs, outputs in read_probes(bundle, file, component):
+                found = session.run(inputs)
+                checks.append(_check(component.name, name, found, outputs, tolerance.component))
+    loop = None
+    if manifest.probes.loop is not None:
+        if report:
+            report("whole loop")
+        loop = _check_loop(bundle, build, backend, where, options, tolerance)
+    return Verification(backend.name, backend.version(), where, tuple(checks), loop)
+
+
+def read_probes(
+    bundle: Bundle, file: File, component: Component
+) -> Iterator[tuple[str, dict[str, Array], dict[str, Array]]]:
+    """The probes of a component: name, inputs, PyTorch's outputs.
+
+    The arrays of the .npz are named ``<probe>/in/<tensor>`` and ``<probe>/out/<tensor>``.
+    """
+    probes: dict[str, dict[str, dict[str, Array]]] = {}
+    for key, array in _read_npz(bundle.path(file)).items():
+        name, _, rest = key.partition("/")
+        side, _, tensor = rest.partition("/")
+        if side not in ("in", "out") or not tensor:
+            raise BundleError(f"{file.path}: unexpected array {key!r}")
+        probes.setdefault(name, {"in": {}, "out": {}})[side][tensor] = array
+    for name, probe in probes.items():
+        if set(probe["in"]) != set(component.inputs) or set(probe["out"]) != set(component.outputs):
+            raise BundleError(f"{file.path}: probe {name!r} does not fit {component.name!r}")
+        yield name, probe["in"], probe["out"]
+
+
+def relative_l2(found: Array, expected: Array) -> float:
+    """``|found - expected| / |expected|`` in float64; 0 for two zeros."""
+    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return NOT_COMPARABLE
+    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(b))
+    if norm == 0:
+        return 0.0 if difference == 0 else NOT_COMPARABLE
+    return difference / norm
+
+
+def psnr(found: Array, expected: Array) -> float:
+    """Peak signal-to-noise ratio of two pictures of 0 … 255, in dB, at most `MAX_PSNR`."""
+    error = float(np.mean((found.astype(np.float64) - expected.astype(np.float64)) ** 2))
+    return MAX_PSNR if error == 0 else min(MAX_PSNR, 20 * math.log10(255) - 10 * math.log10(error))
+
+
+def _tolerance(build: Build) -> Tolerance:
+    try:
+        return TOLERANCES[build.precision]
+    except KeyError:
+        raise VerificationError(
+            f"build {build.name!r}: no tolerance is known for precision {build.precision!r}, "
+            f"only for {', '.join(TOLERANCES)}"
+        ) from None
+
+
+def _check(
+    subject: str,
+    probe: str,
+    found: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    tolerance: float,
+) -> Check:
+    pairs = [(found[name], expected[name]) for name in expected]
+    error = max(relative_l2(a, b) for a, b in pairs)
+    return Check(
+        subject=subject,
+        probe=probe,
+        relative_l2=error,
+        max_abs=max(_max_abs(a, b) for a, b in pairs),
+        tolerance=tolerance,
+        passed=error <= tolerance,
+    )
+
+
+def _max_abs(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return NOT_COMPARABLE
+    return float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0))
+
+
+def _check_loop(
+    bundle: Bundle,
+    build: Build,
+    backend: Backend,
+    device: str,
+    options: SessionOptions | None,
+    tolerance: Tolerance,
+) -> Loop:
+    probes = bundle.manifest.probes
+    assert probes is not None
+    assert probes.loop is not None
+    probe = probes.loop
+    if LOOP not in probes.files:
+        raise BundleError("the manifest describes a loop probe but names no file for it")
+    expected = _read_npz(bundle.path(probes.files[LOOP]))
+    if set(expected) != {"latents", "image"}:
+        raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
+    error, difference, ratio = NOT_COMPARABLE, 255, 0.0
+    with (
+        open_pipeline(bundle, build, backend, device, options) as pipe,
+        suppress(NumericalError),  # NaN is a failed check, not a failure to check
+    ):
+        result = _repeat(pipe, probe)
+        picture = (result.images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
+        difference, ratio = _compare_pictures(picture, expected["image"])
+        error = relative_l2(result.latents, expected["latents"])
+    return Loop(
+        scheduler=probe.scheduler,
+        num_inference_steps=probe.num_inference_steps,
+        latents_relative_l2=error,
+        image_max_difference=difference,
+        image_psnr=ratio,
+        tolerance=tolerance.latents,
+        passed=error <= tolerance.latents
+        and difference <= tolerance.image_difference
+        and ratio >= tolerance.image_psnr,
+    )
+
+
+def _repeat(pipe: Pipeline, probe: LoopProbe) -> Result:
+    arguments: dict[str, Any] = dict(probe.arguments)
+    return pipe(
+        **arguments,
+        scheduler=probe.scheduler,
+        num_inference_steps=probe.num_inference_steps,
+        seed=probe.seed,
+        height=probe.height,
+        width=probe.width,
+        output_type="np",
+    )
+
+
+def _compare_pictures(found: Array, expected: Array) -> tuple[int, float]:
+    if found.shape != expected.shape:
+        return 255, 0.0
+    difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))
+    return int(difference.max(initial=0)), psnr(found, expected)
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz that holds plain numbers."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, deflate and .npy readers raise unrelated types
+        raise BundleError(f"{path}: not a file of probes: {first_line(error)}") from error
