@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from runtimes import backend as engines
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
@@ -59,7 +60,7 @@ def check_build(
     path: Path,
     manifest: Manifest,
     build: Build,
-    backend: Backend,
+    backend: Backend | str,
     device: str | None = None,
     *,
     options: SessionOptions | None = None,
@@ -85,6 +86,7 @@ def check_build(
         raise VerificationError("the bundle holds no probes to verify against; export it again")
     tolerance = _tolerance(build)
     bundle = Bundle(path.resolve(), manifest, hashing)
+    backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
     checks: list[Check] = []
     for component in manifest.components:

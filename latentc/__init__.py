@@ -1,0 +1,87 @@
+"""Compile diffusers pipelines into bundles, and run bundles without PyTorch.
+
+    import latentc
+    latentc.export("stable-diffusion-v1-5/stable-diffusion-v1-5", "bundle", targets=["onnx"])
+    pipe = latentc.load("bundle")
+    pipe("a large red circle", seed=42).images[0].save("circle.png")
+
+Importing this package imports neither numpy nor torch: each name is looked up when used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtimes.errors import (
+    BackendError,
+    BackendUnavailable,
+    BundleError,
+    DeviceUnavailable,
+    ExportError,
+    InputError,
+    LatentcError,
+    NumericalError,
+    PlanNotFound,
+    SourceError,
+    UnsupportedPipeline,
+    VerificationError,
+)
+from runtimes.version import __version__
+
+if TYPE_CHECKING:
+    from exporter.compile import export
+    from runtimes.pipeline import Pipeline, load
+    from runtimes.run import Progress, Result, Run
+    from runtimes.tokenizer import PromptTruncatedWarning
+
+_LAZY = {
+    "export": "exporter.compile",
+    "load": "runtimes.pipeline",
+    "Pipeline": "runtimes.pipeline",
+    "Progress": "runtimes.run",
+    "Result": "runtimes.run",
+    "Run": "runtimes.run",
+    "PromptTruncatedWarning": "runtimes.tokenizer",
+}
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "BundleError",
+    "DeviceUnavailable",
+    "ExportError",
+    "InputError",
+    "LatentcError",
+    "NumericalError",
+    "Pipeline",
+    "PlanNotFound",
+    "Progress",
+    "PromptTruncatedWarning",
+    "Result",
+    "Run",
+    "SourceError",
+    "UnsupportedPipeline",
+    "VerificationError",
+    "__version__",
+    "builtin_model",
+    "export",
+    "load",
+]
+
+
+def builtin_model() -> Path:
+    """The folder of the diffusers pipeline that ships with the package."""
+    return Path(__file__).parent / "models" / "shapes"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

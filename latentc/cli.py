@@ -1,0 +1,122 @@
+"""The ``latentc`` command: finds the subcommands, turns errors into one line and an exit code.
+
+A subcommand's module is imported when it is used, so that ``latentc --help`` stays quick and
+works where the compiler is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import TextIO
+
+import click
+
+from runtimes.errors import LatentcError
+from runtimes.version import __version__
+
+# name → where it is, one line about it
+COMMANDS = {
+    "export": ("exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
+    "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
+    "generate": ("runtimes.cli:generate", "Make pictures."),
+    "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
+    "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
+    "backends": ("runtimes.cli:backends", "List the inference engines."),
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class LazyGroup(click.Group):
+    """Knows its subcommands by `COMMANDS` and imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""
+    \b
+    Exit codes: 0 done · 2 bad argument · 3 bad source · 4 bad bundle · 5 backend failed ·
+    6 verification missed · 7 export failed · 130 interrupted. LATENTC_DEBUG=1 shows tracebacks.
+    """,
+)
+@click.version_option(__version__, prog_name="latentc")
+def cli() -> None:
+    """Compile diffusion pipelines to ONNX, OpenVINO and more; run them without PyTorch."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line (of the process, if None) and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors become one line on stderr."""
+    warnings.showwarning = _show_warning
+    try:
+        code = cli.main(arguments, prog_name="latentc", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing is left to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return _INTERRUPTED
+    except click.ClickException as error:
+        _say(_usage(error))
+        return error.exit_code
+    except LatentcError as error:
+        return _fail(error, error.exit_code, str(error))
+    except ImportError as error:
+        hint = "; the compiler needs: pip install 'latentc[export]'"
+        return _fail(error, LatentcError.exit_code, f"{error}{hint}")
+    except OSError as error:
+        return _fail(error, LatentcError.exit_code, str(error))
+
+
+def _fail(error: BaseException, code: int, message: str) -> int:
+    if os.environ.get("LATENTC_DEBUG"):
+        raise error
+    _say(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _usage(error: click.ClickException) -> str:
+    message = f"error: {error.format_message()}"
+    context = getattr(error, "ctx", None)
+    return f"{message} (see: {context.command_path} --help)" if context else message
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning):
+        _say(f"warning: {' '.join(str(message).split())}")

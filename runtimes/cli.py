@@ -1,0 +1,332 @@
+"""The runtime's commands: generate, inspect, verify, backends.
+
+Only click is imported here; what a command needs, it imports when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtimes.errors import InputError, VerificationError
+
+if TYPE_CHECKING:
+    from runtimes.backend import Backend
+    from runtimes.bundle import Bundle
+    from runtimes.manifest import Build, Manifest, Verification
+    from runtimes.pipeline import Pipeline
+    from runtimes.run import Result, Run
+
+_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc generate shapes "a large red circle" --steps 25 --seed 42 -o circle.png
+      latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
+      latentc generate sdxl "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
+          --arg original_size=1024,1024 --backend openvino --json
+    """
+)
+@_BUNDLE
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option(
+    "-o",
+    "--output",
+    default="out.png",
+    show_default=True,
+    metavar="FILE",
+    help="Where to: .png, .jpg or .webp. Several pictures are numbered: out-0.png, "
+    "out-1.png …, or where {index} stands in the name.",
+)
+@click.option(
+    "-n",
+    "--num-images",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Pictures per prompt.",
+)
+@click.option("--steps", type=int, metavar="N", help="Inference steps.")
+@click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect).")
+@click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
+@click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="For the same picture again; repeat it for one seed per picture.",
+)
+@click.option("--height", type=int, metavar="PIXELS")
+@click.option("--width", type=int, metavar="PIXELS")
+@click.option(
+    "--arg",
+    "extra",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another argument of this bundle: a text, or numbers joined by commas.",
+)
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="onnxruntime, openvino, torch … [default: the first installed one that fits]",
+)
+@click.option("--device", metavar="NAME", help="See: latentc backends.")
+@click.option("--build", metavar="NAME", help="Of several builds, this one.")
+@click.option("--precision", metavar="NAME", help="Of several builds, one of this precision.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="For the engine; 0: its choice.")
+@click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
+def generate(
+    bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
+) -> None:
+    """Make pictures with BUNDLE, one or more for each PROMPT."""
+    from runtimes.pipeline import load
+
+    count = max(1, len(prompts)) * max(1, options["num_images"])
+    paths = _output_paths(output, count)
+    choice = {name: options[name] for name in ("backend", "device", "build", "precision")}
+    with load(bundle, threads=options["threads"], **choice) as pipe:
+        run = pipe.stream(**_arguments(pipe, prompts, options))
+        with _progress(run) as advance:
+            for _ in run:
+                advance()
+        result = run.finish()
+    _save(result, paths)
+    _print_generated(result, paths, as_json)
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc inspect shapes
+      latentc inspect shapes --json | jq .builds
+    """
+)
+@_BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and sizes as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: components, builds, schedulers, sizes, verification figures."""
+    from runtimes.manifest import Manifest
+    from runtimes.report import build_size, print_manifest
+
+    manifest = Manifest.load(bundle)
+    if not as_json:
+        print_manifest(manifest)
+        return
+    document = json.loads(manifest.encode())
+    document["sizes"] = {
+        "total": sum({file.path: file.size for file in manifest.files()}.values()),
+        "builds": {build.name: build_size(build) for build in manifest.builds},
+    }
+    click.echo(json.dumps(document, indent=2))
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc verify shapes
+      latentc verify shapes --backend openvino --device GPU --json figures.json
+      latentc verify shapes --files-only
+    """
+)
+@_BUNDLE
+@click.option("--backend", metavar="NAME", help="Only this one.  [default: all that are installed]")
+@click.option("--device", metavar="NAME", help="With --backend: where to run.")
+@click.option("--build", metavar="NAME", help="Only this one.  [default: all]")
+@click.option("--files-only", is_flag=True, help="Compare sizes and hashes, run nothing.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Write the figures there; - is the standard output.",
+)
+def verify(
+    bundle: Path,
+    backend: str | None,
+    device: str | None,
+    build: str | None,
+    files_only: bool,
+    json_file: str | None,
+) -> None:
+    """Hash every file of BUNDLE, then repeat its probes on this machine's backends.
+
+    A probe is an input with what PyTorch made of it at export. Exit code 6 says that a build
+    does not reproduce it here.
+    """
+    from runtimes.bundle import Bundle
+    from runtimes.report import megabytes, print_measured
+
+    opened = Bundle.open(bundle, hashing="always")
+    size = opened.check()
+    click.echo(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
+    if files_only:
+        return
+    if opened.manifest.probes is None:
+        raise VerificationError(
+            f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
+        )
+    measured = [
+        (chosen.name, _verified(opened, chosen, engine, device))
+        for chosen, engine in _to_verify(opened.manifest, backend, build)
+    ]
+    if json_file != "-":
+        print_measured(measured)
+    if json_file:
+        _write_figures(json_file, bundle, measured)
+    misses = [f"{name} on {each.backend}" for name, each in measured if not each.passed]
+    if misses:
+        raise VerificationError(f"does not reproduce PyTorch: {', '.join(misses)}")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc backends
+      latentc backends --json
+    """
+)
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def backends(as_json: bool) -> None:
+    """List the inference engines: installed or how to install, versions, devices, targets."""
+    from runtimes.report import backend_records, print_backends
+
+    records = backend_records()
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+    else:
+        print_backends(records)
+
+
+def _arguments(
+    pipe: Pipeline, prompts: tuple[str, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Command-line options → the arguments of a call; None ones are left out."""
+    seeds = list(options["seeds"])
+    arguments: dict[str, Any] = {
+        "prompt": prompts[0] if len(prompts) == 1 else list(prompts) or None,
+        "num_images_per_prompt": options["num_images"],
+        "num_inference_steps": options["steps"],
+        "seed": seeds[0] if len(seeds) == 1 else seeds or None,
+    }
+    same = ("scheduler", "guidance_scale", "negative_prompt", "height", "width")
+    arguments |= {name: options[name] for name in same}
+    for assignment in options["extra"]:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise InputError(f"--arg {assignment!r}: expected NAME=VALUE")
+        numeric = name in pipe.signature.numbers or name in pipe.signature.scales
+        arguments[name] = _numbers(name, value) if numeric else value
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _numbers(name: str, text: str) -> float | tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--arg {name}: {text!r} are no numbers joined by commas") from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _output_paths(output: str, count: int) -> list[Path]:
+    """Where the pictures go; refused now rather than after the work."""
+    from runtimes.image import check_path
+
+    if count > 1 and "{index}" not in output:
+        path = Path(output)
+        output = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}"))
+    return [check_path(output.replace("{index}", str(index))) for index in range(count)]
+
+
+def _save(result: Result, paths: list[Path]) -> None:
+    from runtimes.image import save
+
+    for index, (picture, path) in enumerate(zip(result.images, paths, strict=True)):
+        save(picture, path, {**result.settings, "index": index})
+
+
+def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        document = {
+            "images": [str(path) for path in paths],
+            "seeds": list(result.seeds),
+            "timings": asdict(result.timings),
+            "settings": result.settings,
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    seeds, timings = result.seeds, result.timings
+    for index, path in enumerate(paths):
+        click.echo(f"{path}  seed {seeds[index] if len(seeds) > 1 else seeds[0]}")
+    click.echo(
+        f"{timings.total:.2f} s: encode {timings.encode:.2f}, denoise {timings.denoise:.2f} "
+        f"({len(timings.steps)} steps), decode {timings.decode:.2f}  "
+        f"[{result.settings['backend']}, {result.settings['device']}, {result.settings['build']}]"
+    )
+
+
+@contextmanager
+def _progress(run: Run) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere; yields what to call after each step."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with click.progressbar(length=run.num_timesteps, label="denoise", file=sys.stderr) as bar:
+        yield lambda: bar.update(1)
+
+
+def _to_verify(
+    manifest: Manifest, backend: str | None, build: str | None
+) -> list[tuple[Build, Backend]]:
+    """Every asked build with every asked backend that loads it here."""
+    from runtimes.backend import find, for_target, get
+    from runtimes.bundle import choose_build
+
+    choose_build(manifest, backend, build)  # refuses what does not exist or fit
+    builds = [each for each in manifest.builds if build in (None, each.name)]
+    if backend:
+        return [(b, get(backend)) for b in builds if b.target in find(backend).targets]
+    return [(b, get(name)) for b in builds for name in for_target(b.target)]
+
+
+def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:
+    from runtimes.verify import check_build
+
+    return check_build(
+        bundle.root,
+        bundle.manifest,
+        build,
+        engine,
+        device,
+        report=lambda what: click.echo(f"{build.name} on {engine.name}: {what}", err=True),
+    )
+
+
+def _write_figures(target: str, bundle: Path, measured: list[tuple[str, Verification]]) -> None:
+    import msgspec
+
+    records = [{"build": name, **msgspec.to_builtins(each)} for name, each in measured]
+    for record, (_, each) in zip(records, measured, strict=True):
+        record["passed"] = each.passed
+    text = json.dumps({"bundle": str(bundle), "verified": records}, indent=2)
+    if target == "-":
+        click.echo(text)
+    else:
+        Path(target).write_text(text + "\n", "utf-8")

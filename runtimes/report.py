@@ -1,0 +1,198 @@
+"""Tables for people: what a bundle holds, what verification measured, which backends there are.
+
+rich is imported when a table is drawn: it costs more than reading a manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runtimes.errors import BackendError
+from runtimes.manifest import Build, Component, Manifest, TensorSpec, Verification
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """What `latentc inspect` shows."""
+    _print_facts(manifest)
+    _show(_components_table(manifest))
+    _show(_builds_table(manifest))
+    _show(_schedules_table(manifest))
+    if any(build.verification for build in manifest.builds):
+        print_verification(manifest)
+
+
+def print_verification(manifest: Manifest) -> None:
+    """The verification figures that stand in a manifest, build by build."""
+    print_measured(
+        [(build.name, build.verification) for build in manifest.builds if build.verification]
+    )
+
+
+def print_measured(measured: Sequence[tuple[str, Verification]]) -> None:
+    """One line per component and one for the whole loop, of each (build, verification)."""
+    table = _table(
+        "Against PyTorch", "Build", "On", "What", "Relative L2", "Allowed", "Picture", ""
+    )
+    for build, verification in measured:
+        engine = f"{verification.backend} {verification.version} {verification.device}"
+        for row in _rows(verification):
+            table.add_row(build, engine, *row)
+            build = engine = ""
+    _show(table)
+
+
+def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
+    """What `latentc backends` shows, from the records of `backend_records`."""
+    table = _table("Backends", "Name", "Version", "Devices", "Loads", "To install")
+    for each in backends:
+        devices = ", ".join(each["devices"]) if each["installed"] else "-"
+        version = each["version"] if each["installed"] else "not installed"
+        hint = "" if each["installed"] else each["install"]
+        table.add_row(each["name"], version, devices, ", ".join(each["targets"]), hint)
+    _show(table)
+
+
+def backend_records() -> list[dict[str, Any]]:
+    """One JSON-compatible record per known backend."""
+    from runtimes.backend import find, get, names
+
+    records = []
+    for name in names():
+        record: dict[str, Any] = {"name": name, "installed": False, "version": None}
+        record |= {"devices": [], "targets": [], "install": None, "problem": None}
+        try:
+            kind = find(name)
+            record |= {"targets": [*kind.targets], "install": kind.install}
+            made = get(name)
+            record |= {"version": made.version(), "devices": made.devices(), "installed": True}
+        except BackendError as error:
+            record["problem"] = str(error)
+        records.append(record)
+    return records
+
+
+def worst_checks(verification: Verification) -> list[tuple[str, float, float, bool]]:
+    """For each component: the largest error of its probes, its tolerance, whether all passed."""
+    worst: dict[str, tuple[float, float, bool]] = {}
+    for check in verification.checks:
+        error, tolerance, passed = worst.get(check.subject, (0.0, check.tolerance, True))
+        worst[check.subject] = (
+            max(error, check.relative_l2),
+            min(tolerance, check.tolerance),
+            passed and check.passed,
+        )
+    return [(subject, *figures) for subject, figures in worst.items()]
+
+
+def build_size(build: Build) -> int:
+    """Bytes of a build's files, shared ones counted once."""
+    files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
+    return sum(files.values())
+
+
+def megabytes(size: int) -> str:
+    """A size in MB with one decimal, in kB below 100 kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """1, 2, 3, 5 → '1-3, 5'."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _rows(verification: Verification) -> Iterable[tuple[str, str, str, str, str]]:
+    for subject, error, tolerance, passed in worst_checks(verification):
+        yield subject, f"{error:.1e}", f"{tolerance:.0e}", "", _verdict(passed)
+    loop = verification.loop
+    if loop:
+        picture = f"within {loop.image_max_difference} of 255, {loop.image_psnr:.0f} dB"
+        what = f"whole loop, {loop.scheduler}, {loop.num_inference_steps} steps"
+        latents, allowed = f"{loop.latents_relative_l2:.1e}", f"{loop.tolerance:.0e}"
+        yield what, latents, allowed, picture, _verdict(loop.passed)
+
+
+def _verdict(passed: bool) -> str:
+    return "[green]ok[/]" if passed else "[bold red]MISS[/]"
+
+
+def _print_facts(manifest: Manifest) -> None:
+    latents, made = manifest.latents, manifest.created_by
+    scales = ", ".join(f"{n} {v:g}" for n, v in manifest.guidance.defaults.items())
+    defaults = manifest.defaults
+    facts = {
+        "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
+        "Task": manifest.task,
+        "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
+        "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
+        f"steps of {latents.factor * latents.multiple}",
+        "Default": ", ".join(
+            filter(None, [defaults.scheduler, f"{defaults.num_inference_steps} steps", scales])
+        ),
+    }
+    table = _table("")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    table.show_header = False
+    _show(table)
+
+
+def _components_table(manifest: Manifest) -> Table:
+    table = _table("Components", "Name", "Role", "Inputs", "Outputs")
+    for component in manifest.components:
+        table.add_row(component.name, component.role, *_tensors(component))
+    return table
+
+
+def _tensors(component: Component) -> list[str]:
+    return [
+        "\n".join(f"{name} {_shape(spec)}" for name, spec in specs.items())
+        for specs in (component.inputs, component.outputs)
+    ]
+
+
+def _shape(spec: TensorSpec) -> str:
+    return f"{spec.dtype} \\[{', '.join(map(str, spec.shape))}]"  # \\[: no markup for rich
+
+
+def _builds_table(manifest: Manifest) -> Table:
+    table = _table("Builds", "Name", "Target", "Precision", "Size", "Verified")
+    for build in manifest.builds:
+        verification = build.verification
+        verdict = _verdict(verification.passed) if verification else "no"
+        size = megabytes(build_size(build))
+        table.add_row(build.name, build.target, build.precision, size, verdict)
+    return table
+
+
+def _schedules_table(manifest: Manifest) -> Table:
+    table = _table("Schedulers", "Name", "diffusers class", "Steps", "Size")
+    for schedule in manifest.schedules:
+        size = megabytes(schedule.file.size)
+        table.add_row(schedule.name, schedule.class_name, ranges(schedule.steps), size)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
