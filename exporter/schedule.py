@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,11 @@ def resolve(name: str) -> NamedScheduler:
     if name in SCHEDULERS:
         return SCHEDULERS[name]
     found = getattr(diffusers, name, None) if name.isidentifier() else None
-    if isinstance(found, type) and hasattr(found, "set_timesteps") and hasattr(found, "step"):
-        return NamedScheduler(name, {})
+    try:
+        if isinstance(found, type) and hasattr(found, "set_timesteps") and hasattr(found, "step"):
+            return NamedScheduler(name, {})
+    except ImportError as error:  # diffusers' stand-in for a class whose library is missing
+        raise ExportError(_one_line(error)) from error
     raise ExportError(
         f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
         "or the name of a diffusers scheduler class"
@@ -74,10 +78,15 @@ def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     cls = getattr(diffusers, named.class_name)
     known = set(getattr(cls, "_get_init_keys", lambda _: set())(cls))
     overrides = {key: value for key, value in named.overrides.items() if key in known}
+    # Entries of another class's config that this one lacks are no news: be quiet about them.
+    chatter = logging.getLogger("diffusers.configuration_utils")
+    was, chatter.disabled = chatter.disabled, True
     try:
         return cls.from_config(config, **overrides)
     except Exception as error:
         raise ExportError(f"{named.class_name}: {_one_line(error)}") from error
+    finally:
+        chatter.disabled = was
 
 
 def trace(

@@ -7,10 +7,10 @@ is unpacked, and object arrays (pickles) cannot be expressed at all.
 
 from __future__ import annotations
 
-import ast
 import io
 import math
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +24,10 @@ from runtimes.errors import BundleError
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 64 << 20
 _MAX_HEADER = 512
+_HEADER = re.compile(
+    rb"\{\s*'descr':\s*'([<>|=]\w{1,8})',\s*'fortran_order':\s*(True|False),"
+    rb"\s*'shape':\s*\(([0-9, ]*)\),?\s*\}\s*"
+)
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
@@ -104,7 +108,7 @@ def _member(
             f"expected {dtype} in C order"
         )
     payload = data.read()
-    if min(shape, default=0) < 0 or len(payload) != math.prod(shape) * found.itemsize:
+    if len(payload) != math.prod(shape) * found.itemsize:
         raise BundleError(
             f"{label}: {info.filename} has {len(payload)} bytes for the shape {shape}"
         )
@@ -115,10 +119,9 @@ def _header(data: io.BytesIO) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
     length = int.from_bytes(data.read(2), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"a header of {length} bytes")
-    header = ast.literal_eval(data.read(length).decode("ascii"))
-    descr, fortran, shape = (header[key] for key in ("descr", "fortran_order", "shape"))
-    if not (isinstance(descr, str) and type(fortran) is bool and type(shape) is tuple):
-        raise ValueError(f"header {header}")
-    if not all(type(size) is int for size in shape):
-        raise ValueError(f"shape {shape}")
-    return np.dtype(descr), fortran, shape
+    header = _HEADER.fullmatch(data.read(length))
+    if header is None:
+        raise ValueError("an unusual .npy header")
+    descr, fortran, shape = (group.decode("ascii") for group in header.groups())
+    sizes = tuple(int(size) for size in shape.split(",") if size.strip())
+    return np.dtype(descr), fortran == "True", sizes

@@ -79,7 +79,7 @@ def _loop(
         guided = program.guided[index]
         predictions = predict(model_input, timesteps[index : index + 1])
         _weighted_sum(predictions, weights, guided, program.scratch)
-        if not np.isfinite(np.dot(guided, guided)) and not np.isfinite(guided).all():
+        if not _all_finite(guided):
             raise NumericalError(
                 f"the model returned NaN or infinity at step {index + 1} of {total} "
                 f"(timestep {timesteps[index]:g})"
@@ -93,6 +93,13 @@ def _loop(
         )
         if edited is not None:
             np.copyto(sample, edited.reshape(-1))
+
+
+def _all_finite(values: Array) -> bool:
+    # One pass that any NaN or infinity spoils; only if it is spoilt, look closer.
+    with np.errstate(over="ignore"):
+        square = np.dot(values, values)
+    return bool(np.isfinite(square) or np.isfinite(values).all())
 
 
 def _weighted_sum(predictions: Array, weights: Sequence[float], out: Array, scratch: Array) -> None:

@@ -1,0 +1,127 @@
+"""What the sampling loop costs beside the model: seconds of a step minus seconds of `predict`.
+
+    python -m benchmarks.loop_overhead
+
+The model is replaced by a function that returns a prepared array, so nothing but the loop is
+measured. The bare loop is DDIM written out in numpy by hand, in the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from exporter.schedule import DEFAULT_SCHEDULERS, build, trace
+from runtimes.plan import SamplingPlan
+from runtimes.sampler import denoise
+
+# The scheduler of Stable Diffusion 1.x
+CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+LIMIT_MS = 0.3
+_SHAPE = (1, 4, 64, 64)
+_WEIGHTS = (-4.0, 5.0)
+
+
+class _Model:
+    """Returns prepared predictions, and knows how long it took itself."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        self._prediction = random.standard_normal((2, *_SHAPE[1:])).astype(np.float32)
+        self.seconds = 0.0
+
+    def __call__(self, model_input: Any, timestep: Any) -> Any:
+        begin = time.perf_counter()
+        result = self._prediction
+        self.seconds += time.perf_counter() - begin
+        return result
+
+
+def _times(steps: Iterable[Any], model: _Model) -> list[float]:
+    """Milliseconds of each step of `steps` that were not spent in the model."""
+    found = []
+    begin = time.perf_counter()
+    for _ in steps:
+        end = time.perf_counter()
+        found.append((end - begin - model.seconds) * 1e3)
+        model.seconds, begin = 0.0, time.perf_counter()
+    return found
+
+
+def _planned(plan: SamplingPlan) -> list[float]:
+    model, noise = _Model(), np.zeros(_SHAPE, np.float32)
+    latents = np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)
+    return _times(denoise(plan, latents, model, lambda: noise, weights=_WEIGHTS), model)[1:]
+
+
+def _bare(plan: SamplingPlan) -> list[float]:
+    model = _Model()
+
+    def steps() -> Iterable[Any]:
+        sample = np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)
+        for i in range(plan.num_evaluations):
+            timestep = np.array([plan.timesteps[i]], np.float32)
+            negative, positive = np.split(model(np.concatenate([sample, sample]), timestep), 2)
+            guided = negative + 5.0 * (positive - negative)
+            sample = float(plan.state[i, 0, 0]) * sample + float(plan.prediction[i, 0]) * guided
+            yield sample
+
+    return _times(steps(), model)[1:]
+
+
+def measure(run: Callable[[SamplingPlan], list[float]], plan: SamplingPlan, runs: int) -> float:
+    """The median over all steps of `runs` runs, in milliseconds, after one run to warm up."""
+    run(plan)
+    return statistics.median(value for _ in range(runs) for value in run(plan))
+
+
+@click.command()
+@click.option("--runs", default=20, show_default=True, help="Runs per scheduler.")
+@click.option("--steps", default=50, show_default=True, help="Steps of a run.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write a file.")
+def main(runs: int, steps: int, json_file: Path | None) -> None:
+    """Measure the loop's overhead for the default schedulers at 4x64x64, guidance on."""
+    plans = {
+        name: trace(build(name, CONFIG), [steps]).table.plan(steps) for name in DEFAULT_SCHEDULERS
+    }
+    results = {"bare numpy (ddim)": measure(_bare, plans["ddim"], runs)}
+    results |= {name: measure(_planned, plan, runs) for name, plan in plans.items()}
+    click.echo(f"{'':20}ms per step, median")
+    for name, value in results.items():
+        click.echo(f"{name:20}{value:8.3f}")
+    worst = max(results, key=lambda name: results[name])
+    click.echo(f"worst: {worst}, {results[worst]:.3f} ms; allowed: {LIMIT_MS} ms")
+    if json_file is not None:
+        report = {
+            "unit": "ms per step, median",
+            "shape": _SHAPE,
+            "branches": len(_WEIGHTS),
+            "runs": runs,
+            "steps": steps,
+            "limit": LIMIT_MS,
+            "machine": {"cpu": platform.machine(), "python": platform.python_version()},
+            "results": results,
+        }
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
