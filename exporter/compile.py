@@ -26,7 +26,7 @@ from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
 from exporter.targets import TARGETS
-from exporter.versions import CAPTURE, libraries, versions
+from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
 from runtimes.manifest import (
     FORMAT_VERSION,
@@ -221,6 +221,7 @@ class _Compilation:
                     "kind": "tokenizer",
                     "source": self.source.digests[text.attribute],
                     "versions": versions(("transformers", "tokenizers")),
+                    "code": code("exporter.tokenizers"),
                 }
             )
 
@@ -245,6 +246,7 @@ class _Compilation:
                 "size": [self.options.height, self.options.width],
                 "schedule": own.key,
                 "versions": versions(CAPTURE),
+                "code": code("exporter.reference", family_of(self.source.pipeline_class).__name__),
             }
         )
         fixed = None
@@ -283,13 +285,14 @@ class _Compilation:
     def _verified(self, manifest: Manifest) -> Manifest:
         if manifest.probes is None:
             return manifest
+        from runtimes import backend as backends
         from runtimes.verify import check_build
 
         builds = []
         for build in manifest.builds:
             if build.verification is None or not build.verification.passed:
-                backend = TARGETS[build.target].backend
-                with self.progress.stage(build.name, f"verify on {backend}"):
+                backend = backends.get(TARGETS[build.target].backend)
+                with self.progress.stage(build.name, f"verify on {backend.name}"):
                     result = check_build(self.store.staging, manifest, build, backend)
                 build = replace(build, verification=result)
                 free_memory()

@@ -10,11 +10,12 @@ from exporter.families import family_of
 from exporter.passes import PRECISIONS
 from exporter.source import PipelineSource, digest
 from exporter.targets import TARGETS
-from exporter.versions import CAPTURE, libraries, versions
+from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
 
 MAX_STEPS = 1000
+_CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.text_to_image")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def artifact_keys(
     source: PipelineSource, options: ExportOptions
 ) -> dict[tuple[str, str], dict[str, str]]:
     """For each (target, precision) the key of each component: all that its files depend on."""
-    components = family_of(source.pipeline_class).COMPONENTS
+    family = family_of(source.pipeline_class)
     return {
         (target, precision): {
             name: digest(
@@ -54,9 +55,15 @@ def artifact_keys(
                     "target": target,
                     "precision": precision,
                     "versions": versions((*CAPTURE, *TARGETS[target].packages)),
+                    "code": code(
+                        *_CAPTURE_CODE,
+                        family.__name__,
+                        f"exporter.targets.{TARGETS[target].module}",
+                        *(f"exporter.passes.{made_by}" for made_by in PRECISIONS[precision]),
+                    ),
                 }
             )
-            for name, parts in components.items()
+            for name, parts in family.COMPONENTS.items()
         }
         for target, precision in options.builds()
     }

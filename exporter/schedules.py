@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS
 from exporter.source import digest, quiet_loading
 from exporter.store import Store, write_atomically
-from exporter.versions import versions
+from exporter.versions import code, versions
 from runtimes.errors import ExportError
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.plan import PlanTable
@@ -27,6 +26,15 @@ from runtimes.plan import PlanTable
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
+
+_TRACING_CODE = (
+    "exporter.schedule",
+    "exporter.scheduler_names",
+    "exporter.scheduler_trace",
+    "exporter.symbols",
+    "exporter.plan_rows",
+    "runtimes.plan",
+)
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def key_of(
             "config": dict(config),
             "steps": list(steps) if steps is not None else None,
             "versions": versions(("diffusers", "torch", "numpy")),
-            "machine": platform.machine(),
+            "code": code(*_TRACING_CODE),
         }
     )
 

@@ -1,8 +1,102 @@
-"""Settings that hold for every test."""
+"""Settings that hold for every test, and the exported bundles that the tests share.
 
+Pipelines and bundles are kept under build/tests/: exporting is content-addressed, so a
+second run of the suite only finds that nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 # Deterministic, so that a failure on one machine is a failure on all; no deadline, because
 # a shared machine's pauses are no property of the code.
 settings.register_profile("latentc", deadline=None, derandomize=True, database=None)
 settings.load_profile("latentc")
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "build" / "tests"
+TARGETS = ("onnx", "openvino", "torch")
+STEPS = (1, 2, 4, 6, 20)
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Any:
+    """Parallel test processes share the kept folders: the first one makes, others wait."""
+    import fcntl
+
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder() -> Callable[[str], Path]:
+    """A function: name in `tests.tiny.PIPELINES` → the saved pipeline's folder."""
+    import hashlib
+    import shutil
+
+    from tests import tiny
+
+    def make(name: str) -> Path:
+        digest = hashlib.sha256(Path(tiny.__file__).read_bytes()).hexdigest()[:12]
+        folder = KEPT / "pipelines" / f"{name}-{digest}"
+        with one_at_a_time(f"pipeline-{name}"):
+            if not (folder / "model_index.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                tiny.make(name, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A function: name → a verified bundle with every target in fp32, every default scheduler
+    and the step counts `STEPS`."""
+    from exporter.compile import export
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            source = builtin() if name == "builtin" else pipeline_folder(name)
+            steps = (*STEPS, 25) if name == "builtin" else STEPS
+            bundle = KEPT / "bundles" / name
+            with one_at_a_time(f"bundle-{name}"):
+                export(source, bundle, targets=TARGETS, steps=steps, overwrite=True)
+            made[name] = bundle
+        return made[name]
+
+    def builtin() -> Path:
+        import latentc
+
+        return latentc.builtin_model()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sd_bundle(exported: Callable[[str], Path]) -> Path:
+    return exported("sd")
+
+
+@pytest.fixture(scope="session")
+def sdxl_bundle(exported: Callable[[str], Path]) -> Path:
+    return exported("sdxl")
+
+
+@pytest.fixture(scope="session")
+def unconditional_bundle(exported: Callable[[str], Path]) -> Path:
+    return exported("unconditional")
+
+
+@pytest.fixture(scope="session")
+def builtin_bundle(exported: Callable[[str], Path]) -> Path:
+    return exported("builtin")

@@ -81,6 +81,7 @@ class Family(Protocol):
     that an unchanged export is recognised without loading anything.
     """
 
+    __name__: str
     COMPONENTS: Mapping[str, tuple[str, ...]]
 
     def describe(self, pipe: Any) -> Description: ...
