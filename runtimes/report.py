@@ -34,14 +34,12 @@ def print_verification(manifest: Manifest) -> None:
 
 def print_measured(measured: Sequence[tuple[str, Verification]]) -> None:
     """One line per component and one for the whole loop, of each (build, verification)."""
-    table = _table(
-        "Against PyTorch", "Build", "On", "What", "Relative L2", "Allowed", "Picture", ""
-    )
+    table = _table("Against PyTorch", "", "Relative L2", "Allowed", "Picture, of 255", "")
     for build, verification in measured:
-        engine = f"{verification.backend} {verification.version} {verification.device}"
+        engine = f"{verification.backend} {verification.version}, {verification.device}"
+        table.add_row(f"[bold]{build}[/] on {engine}")
         for row in _rows(verification):
-            table.add_row(build, engine, *row)
-            build = engine = ""
+            table.add_row(*row)
     _show(table)
 
 
@@ -112,12 +110,12 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def _rows(verification: Verification) -> Iterable[tuple[str, str, str, str, str]]:
     for subject, error, tolerance, passed in worst_checks(verification):
-        yield subject, f"{error:.1e}", f"{tolerance:.0e}", "", _verdict(passed)
+        yield f"  {subject}", f"{error:.1e}", f"{tolerance:.0e}", "", _verdict(passed)
     loop = verification.loop
     if loop:
-        picture = f"within {loop.image_max_difference} of 255, {loop.image_psnr:.0f} dB"
-        what = f"whole loop, {loop.scheduler}, {loop.num_inference_steps} steps"
+        what = f"  whole loop, {loop.scheduler}, {loop.num_inference_steps} steps"
         latents, allowed = f"{loop.latents_relative_l2:.1e}", f"{loop.tolerance:.0e}"
+        picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
         yield what, latents, allowed, picture, _verdict(loop.passed)
 
 
