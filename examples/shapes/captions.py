@@ -7,7 +7,7 @@ An unstated size is medium and an unstated place is the centre, so short caption
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def _read_thing(words: list[str], text: str) -> Thing:
     return Thing(colour, _PLURAL[words[-1]], size)
 
 
-def _find(words: str, table: dict[str, tuple[str, ...]]) -> str | None:
+def _find(words: str, table: Mapping[str, tuple[str, ...]]) -> str | None:
     # The longest phrase wins: "at the top left" also holds "at the top".
     found = [
         (len(phrase), key)

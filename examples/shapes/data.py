@@ -53,10 +53,7 @@ def autoencoder_batch(seed: int, step: int, size: int) -> torch.Tensor:
     pictures = []
     for i in range(size):
         rng = np.random.default_rng([seed, 2, step, i])
-        if i % 2:
-            scene = _crowd(rng)
-        else:
-            scene = place_scene(training_spec(rng), rng)
+        scene = _crowd(rng) if i % 2 else place_scene(training_spec(rng), rng)
         pictures.append(np.asarray(render(scene)))
     return to_tensor(np.stack(pictures))
 

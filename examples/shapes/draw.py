@@ -46,7 +46,7 @@ def coverage(thing: Placed) -> NDArray[np.float32]:
     ]
     pen.polygon(points, fill=255)
     small = big.reduce(_OVERSAMPLE)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
 def outline(shape: str) -> list[tuple[float, float]]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .workers import Worker
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,8 +35,11 @@ class Plan:
 class Trainer:
     """Networks in training, their running averages and the optimizer."""
 
-    def __init__(self, networks: nn.ModuleDict, plan: Plan, checkpoint: Path) -> None:
+    def __init__(
+        self, networks: nn.ModuleDict, plan: Plan, checkpoint: Path, worker: Worker
+    ) -> None:
         self.networks = networks
+        self.worker = worker
         self.plan = plan
         self.checkpoint = checkpoint
         self.step = 0
@@ -79,13 +84,20 @@ class Trainer:
         """Train to ``plan.steps``; ``loss_at(step, generator)`` gives each step's loss."""
         self.networks.train()
         shown = math.nan
-        with tqdm(total=self.plan.steps, initial=self.step, desc=name, mininterval=5) as bar:
+        with tqdm(
+            total=self.plan.steps,
+            initial=self.step,
+            desc=name,
+            mininterval=5,
+            disable=not self.worker.leads,
+        ) as bar:
             while self.step < self.plan.steps:
                 loss = self._one_step(loss_at)
                 shown = loss if math.isnan(shown) else 0.98 * shown + 0.02 * loss
                 bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
                 bar.update()
-                if self.step % self.plan.save_every == 0 or self.step == self.plan.steps:
+                due = self.step % self.plan.save_every == 0 or self.step == self.plan.steps
+                if due and self.worker.leads:
                     self.save()
                     if on_save is not None:
                         on_save()
@@ -104,6 +116,7 @@ class Trainer:
         loss = loss_at(self.step, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.worker.average_gradients(self.networks.parameters())
         nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1

@@ -29,9 +29,9 @@ class Sizes:
     """Widths and depths.  The defaults are the shipped model; tests use smaller ones."""
 
     autoencoder: tuple[int, int, int] = (24, 48, 64)
-    denoiser: tuple[int, ...] = (64, 128)
-    attention: tuple[bool, ...] = (True, True)  # cross-attention at each denoiser level?
-    layers_per_block: int = 1
+    denoiser: tuple[int, ...] = (64, 96, 96)
+    attention: tuple[bool, ...] = (False, True, False)  # cross-attention at each denoiser level?
+    layers_per_block: int = 2
     head_width: int = 32
     text_width: int = 128
     text_layers: int = 2
@@ -108,7 +108,7 @@ def build_pipeline(
 ) -> StableDiffusionPipeline:
     """The parts as a Stable Diffusion pipeline, in evaluation mode."""
     for network in (autoencoder, denoiser, text_encoder):
-        network.eval()
+        network.eval().to(memory_format=torch.contiguous_format)
     return StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,

@@ -14,9 +14,13 @@ from torch.nn import functional
 from . import data, networks
 from .loop import Plan, Trainer
 from .tokenizer import build_tokenizer
+from .workers import Worker
 
-AUTOENCODER_STEPS = 1050
-DENOISER_STEPS = 6000
+AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
+DENOISER_PLAN = Plan(8500, 8e-4, warmup=300, save_every=250, seed=2)
+
+_LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way
+_ALONE = Worker()
 
 
 @dataclass(frozen=True)
@@ -24,23 +28,28 @@ class Settings:
     """Everything a run depends on besides the device."""
 
     out: Path
-    autoencoder: Plan = Plan(AUTOENCODER_STEPS, 2e-3, average=0.99, seed=1)
-    denoiser: Plan = Plan(DENOISER_STEPS, 1e-3, seed=2)
+    autoencoder: Plan = AUTOENCODER_PLAN
+    denoiser: Plan = DENOISER_PLAN
     sizes: networks.Sizes = field(default_factory=networks.Sizes)
     autoencoder_batch: int = 16
-    denoiser_batch: int = 64
+    denoiser_batch: int = 32
     pictures: int = 40_000
     kl_weight: float = 1e-3
     compile: bool = False
     export: Path | None = None  # where to put a pipeline at each checkpoint
 
 
-def train_autoencoder(settings: Settings, device: torch.device, resume: bool) -> AutoencoderKL:
+def train_autoencoder(
+    settings: Settings, device: torch.device, resume: bool, worker: Worker = _ALONE
+) -> AutoencoderKL:
     """Train the autoencoder, measure its scaling factor and save it to ``out/vae``."""
     torch.manual_seed(settings.autoencoder.seed)
     model = networks.build_autoencoder(settings.sizes).to(device, memory_format=_LAYOUT)
     trainer = Trainer(
-        nn.ModuleDict({"vae": model}), settings.autoencoder, settings.out / "autoencoder.pt"
+        nn.ModuleDict({"vae": model}),
+        settings.autoencoder,
+        settings.out / "autoencoder.pt",
+        worker,
     )
     if resume:
         trainer.resume()
@@ -56,13 +65,16 @@ def train_autoencoder(settings: Settings, device: torch.device, resume: bool) ->
             pictures.shape[3] // 4,
             generator=generator,
         )
-        return autoencoder_loss(model, pictures.to(device), noise.to(device), settings.kl_weight)
+        pictures, noise = worker.part(pictures).to(device), worker.part(noise).to(device)
+        return autoencoder_loss(model, pictures, noise, settings.kl_weight)
 
     trainer.run(loss_at, "autoencoder")
     trainer.use_averages()
     model.eval()
     model.register_to_config(scaling_factor=_scaling_factor(model, settings, device))
-    model.save_pretrained(settings.out / "vae")
+    if worker.leads:
+        model.save_pretrained(settings.out / "vae")
+    worker.wait()
     return model
 
 
@@ -85,9 +97,13 @@ def autoencoder_loss(
     return error.abs().mean() + 0.5 * edges + kl_weight * divergence
 
 
-def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> None:
+def train_denoiser(
+    settings: Settings, device: torch.device, resume: bool, worker: Worker = _ALONE
+) -> None:
     """Train the denoiser and text encoder on cached latents; save to ``out/pipeline``."""
     autoencoder = AutoencoderKL.from_pretrained(settings.out / "vae").to(device)
+    if not worker.leads:
+        worker.wait()  # for the cache and the tokenizer
     latents = data.encode_all(
         autoencoder,
         settings.autoencoder.seed,
@@ -96,6 +112,8 @@ def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> No
         device,
     )
     tokenizer = build_tokenizer(settings.out / "tokenizer")
+    if worker.leads:
+        worker.wait()
     torch.manual_seed(settings.denoiser.seed)
     unet = networks.build_denoiser(settings.sizes).to(device, memory_format=_LAYOUT)
     text_encoder = networks.build_text_encoder(settings.sizes, tokenizer).to(device)
@@ -103,6 +121,7 @@ def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> No
         nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
         settings.denoiser,
         settings.out / "denoiser.pt",
+        worker,
     )
     if resume:
         trainer.resume()
@@ -113,18 +132,21 @@ def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> No
         clean, ids = data.denoiser_batch(
             latents, tokenizer, settings.denoiser.seed, step, settings.denoiser_batch
         )
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator)
         # One time per equal slice of the schedule: less noise in the loss than free draws.
         count = clean.shape[0]
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        times = (spread * len(signal)).long().clamp(max=len(signal) - 1).to(device)
+        times = (spread * len(signal)).long().clamp(max=len(signal) - 1)
+        clean, ids, noise, times = (
+            worker.part(each).to(device) for each in (clean, ids, noise, times)
+        )
         a, s = signal[times].view(-1, 1, 1, 1), sigma[times].view(-1, 1, 1, 1)
-        clean = clean.to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            states = text_encoder(ids.to(device)).last_hidden_state
+            states = text_encoder(ids).last_hidden_state
             noisy = (a * clean + s * noise).contiguous(memory_format=_LAYOUT)
             guess = forward(noisy, times, states).sample
-        return functional.mse_loss(guess.float(), a * noise - s * clean)
+        loss: torch.Tensor = functional.mse_loss(guess.float(), a * noise - s * clean)
+        return loss
 
     def export(folder: Path) -> None:
         averaged = copy.deepcopy(trainer.networks)
@@ -132,7 +154,7 @@ def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> No
             value.data.copy_(trainer.averages[name])
         pipeline = networks.build_pipeline(
             copy.deepcopy(autoencoder).cpu(),
-            averaged["unet"].cpu().to(memory_format=torch.contiguous_format),
+            averaged["unet"].cpu(),
             averaged["text_encoder"].cpu(),
             tokenizer,
         )
@@ -140,7 +162,8 @@ def train_denoiser(settings: Settings, device: torch.device, resume: bool) -> No
 
     early = settings.export
     trainer.run(loss_at, "denoiser", None if early is None else lambda: export(early))
-    export(settings.out / "pipeline")
+    if worker.leads:
+        export(settings.out / "pipeline")
 
 
 def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +176,3 @@ def _scaling_factor(model: AutoencoderKL, settings: Settings, device: torch.devi
     pictures = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[::2]
     latents = model.encode(pictures.to(device)).latent_dist.mode()
     return round(1 / float(latents.float().std()), 4)
-
-
-_LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way

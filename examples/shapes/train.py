@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 
 from .stages import (
-    AUTOENCODER_STEPS,
-    DENOISER_STEPS,
+    AUTOENCODER_PLAN,
+    DENOISER_PLAN,
     Settings,
     train_autoencoder,
     train_denoiser,
 )
+from .workers import Worker, run_workers
 
 
 @click.command()
@@ -24,11 +26,17 @@ from .stages import (
 @click.option(
     "--steps",
     type=int,
-    help=f"Steps of the stage [default: {AUTOENCODER_STEPS} for vae, {DENOISER_STEPS} for "
-    "denoiser]; not with 'all'.",
+    help=f"Steps of the stage [default: {AUTOENCODER_PLAN.steps} for vae, "
+    f"{DENOISER_PLAN.steps} for denoiser]; not with 'all'.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in OUT.")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the denoiser for speed.")
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    help="Share each CPU step among single-threaded processes.",
+)
 @click.option(
     "--export",
     type=click.Path(path_type=Path),
@@ -41,6 +49,7 @@ def main(
     steps: int | None,
     resume: bool,
     compile_: bool,
+    processes: int,
     export: Path | None,
 ) -> None:
     """Train the shapes pipeline: the autoencoder, the denoiser, or one after the other.
@@ -49,16 +58,23 @@ def main(
     """
     if steps is not None and stage == "all":
         raise click.UsageError("--steps goes with one stage: 'vae' or 'denoiser'")
+    if processes > 1 and device != "cpu":
+        raise click.UsageError("--processes is for --device cpu")
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(out, compile=compile_, export=export)
     if steps is not None:
         name = "autoencoder" if stage == "vae" else "denoiser"
         plan = dataclasses.replace(getattr(settings, name), steps=steps)
         settings = dataclasses.replace(settings, **{name: plan})
+    run_workers(processes, partial(train_stages, stage, settings, device, resume))
+
+
+def train_stages(stage: str, settings: Settings, device: str, resume: bool, worker: Worker) -> None:
+    """Train the stages that ``stage`` names, in this process."""
     if stage in ("vae", "all"):
-        train_autoencoder(settings, torch.device(device), resume)
+        train_autoencoder(settings, torch.device(device), resume, worker)
     if stage in ("denoiser", "all"):
-        train_denoiser(settings, torch.device(device), resume)
+        train_denoiser(settings, torch.device(device), resume, worker)
 
 
 if __name__ == "__main__":
