@@ -96,8 +96,6 @@ class StepTracer:
         self._events = _Events()
         self._slots: dict[tuple[str, ...], int] = {}
         self._pristine = _snapshot(scheduler)
-        tables = (torch.Tensor, np.ndarray)
-        self._tables = {id(v) for v in vars(scheduler).values() if isinstance(v, tables)}
 
     @contextmanager
     def intercepting(self) -> Iterator[None]:
@@ -161,9 +159,16 @@ class StepTracer:
         return float(found[0]), float(found[NOISE])
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """Everything besides symbols that decides what the next steps do."""
-        state = _freeze(vars(self.scheduler), self._tables)
-        return tuple(item for item in state if item[0] not in {"_begin_index", "_internal_dict"})
+        """Everything besides symbols that decides what the next steps do.
+
+        That is what differs from the state before the first step, whose tables are shared.
+        """
+        pristine = self._pristine
+        return tuple(
+            (name, _freeze(value))
+            for name, value in vars(self.scheduler).items()
+            if name != "_begin_index" and value is not pristine.get(name, self)
+        )
 
     def _slot(self, path: tuple[str, ...]) -> int | None:
         if path not in self._slots and len(self._slots) == MAX_SLOTS - 1:
@@ -246,17 +251,15 @@ def _found(path: tuple[str, ...], value: Any, replace: Callable[[Any], None]) ->
         raise NotLinear(f"runs another scheduler inside ({'.'.join(path)})")
 
 
-def _freeze(value: Any, tables: set[int]) -> Any:
+def _freeze(value: Any) -> Any:
     if isinstance(value, Symbol):
         return "symbol"
-    if id(value) in tables:
-        return id(value)
     if isinstance(value, torch.Tensor):
         return (value.dtype, tuple(value.reshape(-1).tolist()))
     if isinstance(value, dict):
-        return tuple((key, _freeze(item, tables)) for key, item in sorted(value.items()))
+        return tuple((key, _freeze(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(_freeze(item, tables) for item in value)
+        return tuple(_freeze(item) for item in value)
     if value is None or isinstance(value, (int, float, str, bool, np.generic)):
         return value
     return id(value)

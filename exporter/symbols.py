@@ -111,6 +111,8 @@ def _require_linear(
     if operation in _SUMS:
         for operand in operands:
             if not isinstance(operand, Symbol) and not _is_zero(operand, options):
+                if isinstance(operand, torch.Tensor) and not operand.isfinite().all():
+                    raise NotLinear("has coefficients that are not finite")
                 raise NotLinear(f"{name} with a constant")
     elif operation in _PRODUCTS or operation in _QUOTIENTS:
         if sum(symbols) != 1 or (operation in _QUOTIENTS and not symbols[0]):

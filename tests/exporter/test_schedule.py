@@ -119,6 +119,7 @@ def assert_same(
     scheduler: SchedulerMixin, table: PlanTable, steps: int, start: int = 0, **options: Any
 ) -> None:
     plan = table.plan(steps, start)
+    options.setdefault("eta", 0.0)  # as pipelines do
     scheduler = type(scheduler).from_config(scheduler.config)
     expected_inputs, expected, generator = real_run(scheduler, plan, options)
     draw = noise_source(7)
@@ -188,7 +189,10 @@ VARIANTS = {
         },
     ),
     "ddpm, large variance": ("ddpm", {"variance_type": "fixed_large"}),
-    "unipc predicting noise": ("UniPCMultistepScheduler", {"predict_x0": False}),
+    "unipc predicting noise": (
+        "UniPCMultistepScheduler",
+        {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+    ),
     "unipc, first corrector off": ("unipc", {"disable_corrector": [0, 1]}),
     "flow sigmas": (
         "dpmpp_2m",
@@ -228,6 +232,26 @@ def test_dynamic_thresholding(name: str) -> None:
     assert (clip.kind, clip.limit, clip.ratio) == (ClipKind.DYNAMIC, 1.7, 0.9)
     for start in some_starts(table, 8):
         assert_same(scheduler, table, 8, start)
+
+
+@pytest.mark.parametrize("name", DEFAULT_SCHEDULERS)
+def test_untouched_single_precision_runs_agree_up_to_rounding(name: str) -> None:
+    scheduler = build(name, CONFIG)
+    plan = trace(scheduler, [20]).table.plan(20)
+    rng = np.random.default_rng(0)
+    first = plan.initial_sample(rng.standard_normal(SHAPE).astype(np.float32))
+    outputs = rng.standard_normal((plan.num_evaluations, *SHAPE)).astype(np.float32)
+    calls = iter(outputs)
+    loop = denoise(plan, first.astype(np.float32), lambda *_: next(calls), noise_source(7))
+    found = [step.latents for step in loop]
+    scheduler.set_timesteps(20)
+    generator, sample = torch.Generator().manual_seed(7), torch.from_numpy(first)
+    accepts = "generator" in scheduler.step.__code__.co_varnames
+    for i, timestep in enumerate(scheduler.timesteps):
+        scheduler.scale_model_input(sample, timestep)
+        more = {"generator": generator} if accepts else {}
+        sample = scheduler.step(torch.from_numpy(outputs[i]), timestep, sample, **more)[0]
+        np.testing.assert_allclose(found[i], sample.numpy(), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["ddim", "tcd"])
@@ -304,6 +328,12 @@ def test_names() -> None:
 def test_an_asked_step_count_that_is_refused_is_an_error() -> None:
     with pytest.raises(ExportError, match=r"LCMScheduler refuses 100 steps: .*original_steps"):
         trace(build("lcm", CONFIG), [4, 100])
+
+
+def test_a_scheduler_whose_own_samples_are_not_finite_is_refused() -> None:
+    broken = build("UniPCMultistepScheduler", config(predict_x0=False))  # log of its last sigma, 0
+    with pytest.raises(ExportError, match="coefficients that are not finite"):
+        trace(broken, [6])
 
 
 def test_a_scheduler_with_a_noise_source_of_its_own_is_refused() -> None:
