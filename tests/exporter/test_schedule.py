@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ def assert_same(
 ) -> None:
     plan = table.plan(steps, start)
     options.setdefault("eta", 0.0)  # as pipelines do
-    scheduler = type(scheduler).from_config(scheduler.config)
+    scheduler = copy.deepcopy(scheduler)
     expected_inputs, expected, generator = real_run(scheduler, plan, options)
     draw = noise_source(7)
     inputs, samples = planned_run(plan, draw)
