@@ -160,14 +160,14 @@ class Run:
                     step = loop.send(self._take_edit())
                 except StopIteration:
                     break
+                except NumericalError as error:
+                    raise NumericalError(f"{self.pipeline.denoiser_name}: {error}") from error
                 finally:
                     spent = perf_counter() - begin
                     self.timings.denoise += spent
                 self.timings.steps.append(spent)
                 self._latents = step.latents
                 yield Progress(step.index, step.total, step.timestep, step.latents, self)
-        except NumericalError as error:
-            raise NumericalError(f"{self.pipeline.denoiser_name}: {error}") from error
         finally:
             if self._bound is not None:
                 self._bound.close()

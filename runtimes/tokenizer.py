@@ -51,7 +51,7 @@ class TextTokenizer:
 
         An over-long text is cut, and a `PromptTruncatedWarning` quotes what was left out.
         """
-        return np.array([self._ids(text) for text in texts], np.int64).reshape(len(texts), -1)
+        return np.array([self._ids(text) for text in texts], np.int64).reshape(-1, self.max_length)
 
     def _ids(self, text: str) -> list[int]:
         # One by one: encode_batch would start a pool of threads for a handful of texts.

@@ -1,0 +1,78 @@
+"""Text to ids: padding, cutting with a warning, and files that are no tokenizers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtimes.errors import BundleError
+from runtimes.tokenizer import PromptTruncatedWarning, TextTokenizer
+from tests.fakes import MAX_LENGTH, word_tokenizer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.fixture
+def tokenizer(path: Path) -> TextTokenizer:
+    return TextTokenizer.load(path, MAX_LENGTH)
+
+
+def test_ids_are_padded(tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode(["a red circle", "", "nonsense"])
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [[1, 4, 6, 8, 2, 0], [1, 2, 0, 0, 0, 0], [1, 3, 2, 0, 0, 0]]
+
+
+def test_no_texts(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode([]).shape[0] == 0
+
+
+def test_a_long_text_is_cut_with_a_warning(tokenizer: TextTokenizer) -> None:
+    text = "a red circle a  LARGE blue\tsquare, and a red circle a red circle"
+    with pytest.warns(PromptTruncatedWarning) as caught:
+        ids = tokenizer.encode(["a", text])
+    assert ids[1].tolist() == [1, 4, 6, 8, 4, 2]
+    (warning,) = caught
+    assert "can only handle sequences up to 6 tokens" in str(warning.message)
+    assert repr(text[text.index("LARGE") :]) in str(warning.message)
+
+
+def test_a_text_that_just_fits_is_no_reason_to_warn(tokenizer: TextTokenizer) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tokenizer.encode(["a red circle a"])[0].tolist() == [1, 4, 6, 8, 4, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"model": {"type": "Odd"}}', "\x00\xff"])
+def test_a_file_that_is_no_tokenizer(path: Path, content: str) -> None:
+    path.write_text(content, "latin-1")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: not a usable tokenizer"):
+        TextTokenizer.load(path, MAX_LENGTH)
+
+
+def test_a_file_cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(BundleError, match="not a usable tokenizer"):
+        TextTokenizer.load(path, MAX_LENGTH)
+
+
+@pytest.mark.parametrize("missing", ["padding", "truncation"])
+def test_settings_must_give_the_promised_length(path: Path, missing: str) -> None:
+    document = json.loads(path.read_bytes())
+    document[missing] = None
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="ids for a text where the manifest says 6"):
+        TextTokenizer.load(path, MAX_LENGTH).encode(["a red circle a red circle"])
+
+
+def test_another_length_than_the_manifest_says(path: Path) -> None:
+    with pytest.raises(BundleError, match="gives 6 ids for a text where the manifest says 7"):
+        TextTokenizer.load(path, 7)
