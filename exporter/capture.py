@@ -27,6 +27,8 @@ from runtimes.session import first_line
 MAX_BATCH = 63
 MAX_LATENT = 4096
 MAX_SEQUENCE = 4096
+# torch.__trace is torch's own tracing log: any handler on the root logger makes it slow.
+_NOISY = ("torch", "torch.__trace", "torch.onnx", "onnxscript", "onnx_ir")
 
 
 def static_component(component: Component, symbols: Mapping[str, int]) -> Component:
@@ -150,7 +152,7 @@ class _Dims:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what torch, ONNX and OpenVINO log about themselves during an export."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -95,12 +95,14 @@ def trace(
     *,
     eta: float = 0.0,
     step_options: StepOptions | None = None,
+    skip_refused: bool = False,
 ) -> TracedSchedule:
     """Trace `scheduler` (left untouched) for each step count and check every plan.
 
     step_counts: None means `DEFAULT_STEPS`, less those that the scheduler refuses; a refused
         count that was asked for is an `ExportError`.
     eta: passed to schedulers whose step takes it; 0 is what diffusers' pipelines pass.
+    skip_refused: leave out refused counts also where they were asked for.
     step_options: for a step count, more arguments for `set_timesteps` (`sigmas`, `mu`).
     Raises `ExportError` when the scheduler is not linear, or the plan differs from the
     original by more than 1e-6.
@@ -113,7 +115,7 @@ def trace(
         try:
             table, error = _trace_count(scheduler, count, {"eta": eta}, more)
         except _Refused as reason:
-            if step_counts is not None:
+            if step_counts is not None and not skip_refused:
                 raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
             refused[count] = str(reason)
             continue

@@ -26,6 +26,7 @@ from runtimes.plan import PlanTable
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
+_LEFT_OPEN = "_use_default_values"
 
 _TRACING_CODE = (
     "exporter.schedule",
@@ -38,8 +39,13 @@ _TRACING_CODE = (
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's config as JSON-able values, without diffusers' private entries."""
+    """A scheduler's config as JSON-able values.
+
+    Of diffusers' private entries `_use_default_values` stays: the settings that the source
+    left open, for which another scheduler class takes its own defaults.
+    """
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    config[_LEFT_OPEN] = sorted(scheduler.config.get(_LEFT_OPEN, ()))
     found: dict[str, Any] = json.loads(json.dumps(config, default=list))
     return found
 
@@ -51,22 +57,28 @@ def own_name(scheduler: Any) -> str:
         named = tracing.resolve(name)
         if named.class_name == type(scheduler).__name__:
             with quiet_loading(), suppress(ExportError):
-                if plain_config(tracing.build(name, config)) == config:
+                made = plain_config(tracing.build(name, config))
+                if made | {_LEFT_OPEN: None} == config | {_LEFT_OPEN: None}:
                     return name
     return OWN
 
 
 def make(
-    name: str, class_name: str, config: Mapping[str, Any], steps: Sequence[int] | None, path: Path
+    name: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    steps: Sequence[int] | None,
+    path: Path,
+    skip_refused: bool = False,
 ) -> tuple[str, tuple[int, ...]]:
     """Trace scheduler `name` into `path`; returns its class name and the step counts.
 
     `class_name` and `config` are the pipeline's own scheduler's. Steps None means the usual
-    ones that the scheduler accepts.
+    ones; `skip_refused` leaves out counts that the scheduler itself refuses.
     """
     with quiet_loading():
         scheduler = tracing.build(class_name if name == OWN else name, config)
-    traced = tracing.trace(scheduler, steps)
+    traced = tracing.trace(scheduler, steps, skip_refused=skip_refused)
     traced.table.save(path)
     return type(scheduler).__name__, tuple(int(count) for count in traced.table.step_counts)
 
@@ -143,7 +155,7 @@ def _add(
     def write(folder: Path) -> Mapping[str, Any]:
         with progress.stage(f"schedule {name}", "trace") as wrote:
             path = folder / f"{name}.npz"
-            found, counts = make(name, class_name, config, steps, path)
+            found, counts = make(name, class_name, config, steps, path, skip_refused=True)
             wrote(path.stat().st_size)
         return {"class_name": found, "steps": list(counts)}
 

@@ -1,0 +1,239 @@
+"""The same seed gives the same picture as diffusers: every family, scheduler and backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DiffusionPipeline
+
+import latentc
+from exporter.reference import watched
+from exporter.schedule import build
+from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.source import quiet_loading
+from runtimes.verify import relative_l2
+
+STEPS = 20
+SEED = 7
+LATENTS = 1e-4  # relative L2 of the final latents
+IMAGE = 2  # of 255
+BACKENDS = ("onnxruntime", "openvino")
+PROMPTS = {
+    "builtin": {"prompt": "a large red circle above a small blue square", "guidance_scale": 5.0},
+    "sd": {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 7.5},
+    "sd-v": {"prompt": "a red circle", "guidance_scale": 4.0},
+    "sdxl": {"prompt": "a red circle", "prompt_2": "flat", "guidance_scale": 5.0},
+}
+
+Reference = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def pipes(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    loaded: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in loaded:
+            folder = latentc.builtin_model() if name == "builtin" else pipeline_folder(name)
+            with quiet_loading():
+                loaded[name] = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+            loaded[name].set_progress_bar_config(disable=True)
+            loaded[name].own_scheduler_config = dict(loaded[name].scheduler.config)
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def reference(pipes: Callable[[str], Any]) -> Reference:
+    """Final latents and uint8 pictures of the diffusers pipeline, computed once."""
+    known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+
+    def get(name: str, scheduler: str) -> tuple[np.ndarray, np.ndarray]:
+        if (name, scheduler) not in known:
+            known[name, scheduler] = run(pipes(name), name, scheduler)
+        return known[name, scheduler]
+
+    def run(pipe: Any, name: str, scheduler: str) -> tuple[np.ndarray, np.ndarray]:
+        with quiet_loading():
+            pipe.scheduler = build(scheduler, pipe.own_scheduler_config)
+        with watched(pipe, pipe.unet) as seen, torch.no_grad():
+            images = pipe(
+                **PROMPTS[name],
+                num_inference_steps=STEPS,
+                generator=torch.Generator().manual_seed(SEED),
+                output_type="np",
+            ).images
+        assert seen.latents is not None
+        return seen.latents.numpy(), (images * 255).round().astype(np.uint8)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def ours(exported: Callable[[str], Path]) -> Any:
+    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
+
+    def get(name: str, backend: str) -> latentc.Pipeline:
+        if (name, backend) not in loaded:
+            loaded[name, backend] = latentc.load(exported(name), backend=backend)
+        return loaded[name, backend]
+
+    yield get
+    for pipe in loaded.values():
+        pipe.close()
+
+
+def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:
+    assert relative_l2(result.latents, latents) <= LATENTS
+    found = np.stack([np.asarray(image) for image in result.images]).astype(int)
+    assert np.abs(found - pictures.reshape(found.shape)).max() <= IMAGE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
+@pytest.mark.parametrize("name", ["builtin", "sdxl"])
+def test_every_scheduler(
+    name: str, scheduler: str, backend: str, ours: Any, reference: Reference
+) -> None:
+    latents, pictures = reference(name, scheduler)
+    result = ours(name, backend)(
+        **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
+    )
+    assert_same(result, latents, pictures)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-v"])
+@pytest.mark.parametrize("scheduler", ["pndm", "dpmpp_2m", "euler_a"])
+def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Reference) -> None:
+    latents, pictures = reference(name, scheduler)
+    result = ours(name, "onnxruntime")(
+        **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
+    )
+    assert_same(result, latents, pictures)
+
+
+@pytest.mark.parametrize("name", ["builtin", "sdxl"])
+def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
+    latents, pictures = reference(name, "ddim")
+    result = ours(name, "torch")(
+        **PROMPTS[name], num_inference_steps=STEPS, scheduler="ddim", seed=SEED
+    )
+    assert_same(result, latents, pictures)
+
+
+def pixel_loop(pipe: Any, scheduler: Any, batch: int) -> np.ndarray:
+    """The unconditional loop with what DDPMPipeline leaves out, the schedulers' input scaling."""
+    generator = torch.Generator().manual_seed(SEED)
+    size = pipe.unet.config.sample_size
+    sample = torch.randn((batch, 3, size, size), generator=generator)
+    scheduler.set_timesteps(STEPS)
+    sample = sample * scheduler.init_noise_sigma
+    takes_generator = "generator" in scheduler.step.__code__.co_varnames
+    options = {"generator": generator} if takes_generator else {}
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, timestep)
+            prediction = pipe.unet(scaled, timestep).sample
+            sample = scheduler.step(prediction, timestep, sample, **options).prev_sample
+    return sample.numpy()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
+def test_unconditional(
+    scheduler: str, backend: str, ours: Any, pipes: Callable[[str], Any]
+) -> None:
+    pipe = pipes("unconditional")
+    with quiet_loading():
+        made = build(scheduler, pipe.own_scheduler_config)
+    latents = pixel_loop(pipe, made, batch=2)
+    pictures = (np.clip(latents / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+    result = ours("unconditional", backend)(
+        batch_size=2, num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
+    )
+    assert_same(result, latents, pictures.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
+def test_unconditional_pipelines(scheduler: str, ours: Any, pipes: Callable[[str], Any]) -> None:
+    pipe = pipes("unconditional")
+    with quiet_loading():
+        made = build(scheduler, pipe.own_scheduler_config)
+    if scheduler == "ddim":
+        pipe = DDIMPipeline(unet=pipe.unet, scheduler=made)
+        pipe.set_progress_bar_config(disable=True)
+    else:
+        pipe.scheduler = made
+    images = pipe(
+        batch_size=2,
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="np",
+    ).images
+    result = ours("unconditional", "onnxruntime")(
+        batch_size=2, num_inference_steps=STEPS, scheduler=scheduler, seed=SEED, output_type="np"
+    )
+    assert np.abs(result.images - images).max() <= IMAGE / 255
+
+
+@pytest.mark.parametrize("generators", ["one", "per image"])
+def test_batches(generators: str, ours: Any, pipes: Callable[[str], Any]) -> None:
+    """Two prompts, two pictures each, another size, a scheduler that draws noise."""
+    pipe = pipes("sd")
+    with quiet_loading():
+        pipe.scheduler = build("euler_a", pipe.own_scheduler_config)
+    seeds = [11, 12, 13, 14]
+    generator: Any = torch.Generator().manual_seed(11)
+    if generators == "per image":
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+    arguments: dict[str, Any] = {
+        "prompt": ["a red circle", "blue"],
+        "negative_prompt": ["", "red"],
+        "num_images_per_prompt": 2,
+        "height": 48,
+        "width": 40,
+        "num_inference_steps": 4,
+        "guidance_scale": 3.0,
+    }
+    images = pipe(**arguments, generator=generator, output_type="np").images
+    result = ours("sd", "onnxruntime")(
+        **arguments,
+        scheduler="euler_a",
+        seed=11 if generators == "one" else seeds,
+        output_type="np",
+    )
+    assert result.images.shape == (4, 48, 40, 3)
+    assert np.abs(result.images - images).max() <= IMAGE / 255
+
+
+def test_guidance_off(ours: Any, pipes: Callable[[str], Any]) -> None:
+    pipe = pipes("sdxl")
+    with quiet_loading():
+        pipe.scheduler = build("euler", pipe.own_scheduler_config)
+    arguments: dict[str, Any] = {
+        "prompt": "a red circle",
+        "guidance_scale": 1.0,
+        "num_inference_steps": 4,
+        "original_size": (64, 96),
+        "target_size": (32, 32),
+        "crops_coords_top_left": (3, 4),
+    }
+    generator = torch.Generator().manual_seed(SEED)
+    images = pipe(**arguments, generator=generator, output_type="np").images
+    result = ours("sdxl", "openvino")(**arguments, seed=SEED, output_type="np")
+    assert np.abs(result.images - images).max() <= IMAGE / 255
+
+
+def test_size_conditioning_matters(ours: Any) -> None:
+    pipe = ours("sdxl", "onnxruntime")
+    first = pipe("a red circle", num_inference_steps=2, seed=1, output_type="latent")
+    other = pipe(
+        "a red circle", num_inference_steps=2, seed=1, output_type="latent", target_size=(512, 512)
+    )
+    assert relative_l2(first.latents, other.latents) > 1e-3
