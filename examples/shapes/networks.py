@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -122,15 +123,23 @@ def build_pipeline(
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Save as fp16 safetensors, then put the folder in place in one step."""
+    """Save as safetensors, then put the folder in place in one step.
+
+    The denoiser and the autoencoder are stored as fp16.  The text encoder stays fp32, because
+    transformers loads a part in the type it was stored in and diffusers does not.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
     scratch.chmod(0o755)
-    pipeline.to(dtype=torch.float16).save_pretrained(scratch, safe_serialization=True)
+    pipeline.unet.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(scratch, safe_serialization=True)
     # Older readers look for the vocabulary and the merges as files of their own.
     build_tokenizer(scratch / "tokenizer")
+    for path in scratch.rglob("*.safetensors"):
+        path.chmod(0o644)
     for path in scratch.rglob("*.json"):
-        _strip_local_fields(path)
+        _tidy_fields(path)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -139,13 +148,15 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _strip_local_fields(path: Path) -> None:
-    # These name the folder a part was loaded from, which means nothing elsewhere.
+def _tidy_fields(path: Path) -> None:
+    # Some fields name the folder a part was loaded from, which means nothing elsewhere, and an
+    # infinite default is no JSON to a strict reader.
     fields = json.loads(path.read_text(encoding="utf-8"))
     kept = {
         key: value
         for key, value in fields.items()
         if key not in ("_name_or_path", "is_local", "local_files_only")
+        and not (isinstance(value, float) and math.isinf(value))
     }
     if kept != fields:
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

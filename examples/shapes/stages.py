@@ -94,7 +94,8 @@ def autoencoder_loss(
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + 0.5 * edges + kl_weight * divergence
+    loss: torch.Tensor = error.abs().mean() + 0.5 * edges + kl_weight * divergence
+    return loss
 
 
 def train_denoiser(

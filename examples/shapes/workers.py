@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run_workers(count: int, work: Callable[[Worker], None]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_start, args=(count, port, work), nprocs=count)  # type: ignore[no-untyped-call]
+    spawn(_start, args=(count, port, work), nprocs=count)  # type: ignore[no-untyped-call]
 
 
 def _start(rank: int, count: int, port: int, work: Callable[[Worker], None]) -> None:

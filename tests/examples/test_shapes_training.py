@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from diffusers import DiffusionPipeline
 from examples.shapes import captions, data, evaluate, networks, stages, train
 from examples.shapes.loop import Plan, learning_rate
 from examples.shapes.tokenizer import build_tokenizer
+from examples.shapes.workers import Worker
 
 TINY = networks.Sizes(
     autoencoder=(8, 8, 16),
@@ -89,6 +91,31 @@ def test_autoencoder_resumes_exactly(tmp_path: Path) -> None:
     expected = stages.train_autoencoder(together, CPU, resume=False)
     for name, value in expected.state_dict().items():
         assert torch.equal(value, got.state_dict()[name]), name
+
+
+def test_workers_share_a_batch_and_average_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    layer = torch.nn.Linear(3, 2)
+
+    def gradients(rows: torch.Tensor) -> list[torch.Tensor]:
+        layer.zero_grad()
+        layer(rows).square().mean().backward()
+        return [value.grad.clone() for value in layer.parameters() if value.grad is not None]
+
+    expected = gradients(batch)
+    first, second = Worker(0, 2), Worker(1, 2)
+    others = torch.cat([each.flatten() for each in gradients(second.part(batch))])
+    gradients(first.part(batch))
+    monkeypatch.setattr("torch.distributed.all_reduce", _adder(others))
+    first.average_gradients(layer.parameters())
+    for value, gradient in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(value.grad, gradient)
+
+
+def _adder(others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda together: together.add_(others)
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
