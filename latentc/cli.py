@@ -27,7 +27,7 @@ COMMANDS = {
     "backends": ("runtimes.cli:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_BROKEN_PIPE = 1  # as click has it, where it notices first
 
 
 class LazyGroup(click.Group):

@@ -28,13 +28,16 @@ from runtimes.manifest import (
     File,
     Guidance,
     Latents,
+    LoopProbe,
     Manifest,
+    Probes,
     Schedule,
     Source,
     TensorSpec,
     Tokenizer,
     VectorInput,
 )
+from runtimes.pipeline import load
 from runtimes.plan import PlanTable
 from runtimes.session import Array, Feeds, Session
 
@@ -153,6 +156,34 @@ def make_bundle(
     return folder
 
 
+def add_probes(folder: Path, error: float = 0.0) -> Manifest:
+    """Give a bundle probes; what they expect is off by `error`, relatively."""
+    manifest = Manifest.load(folder)
+    (folder / "probes").mkdir(exist_ok=True)
+    files = {}
+    for component in manifest.components:
+        arrays = {}
+        for probe in ("random", "other"):
+            inputs = {name: _example(spec, probe) for name, spec in component.inputs.items()}
+            found = GRAPHS[component.name](inputs)
+            arrays |= {f"{probe}/in/{name}": value for name, value in inputs.items()}
+            arrays |= {f"{probe}/out/{name}": v * (1 + error) for name, v in found.items()}
+        files[component.name] = _npz(folder, component.name, arrays)
+    arguments: dict[str, str | int | float] = {"prompt": "a red circle", "guidance_scale": 2.0}
+    probe = LoopProbe(arguments, "noisy", 2, seed=4, height=16, width=8)
+    result = load(folder, FakeBackend())(
+        **arguments,
+        scheduler="noisy", num_inference_steps=2, seed=4, height=16, width=8, output_type="np",
+    )  # fmt: skip
+    picture = (result.images * 255).round().astype(np.uint8)
+    files["loop"] = _npz(
+        folder, "loop", {"latents": result.latents * np.float32(1 + error), "image": picture}
+    )
+    manifest = msgspec.structs.replace(manifest, probes=Probes(files, probe, "key"))
+    (folder / MANIFEST).write_bytes(manifest.encode())
+    return manifest
+
+
 def file_of(folder: Path, path: str) -> File:
     """The manifest's record of a file that is there."""
     data = (folder / path).read_bytes()
@@ -183,6 +214,21 @@ def plan_table(noisy: bool) -> PlanTable:
         add_noise=np.full((total, 2), np.nan),
         clip=np.zeros(3),
     )
+
+
+def _example(spec: TensorSpec, seed: str) -> Array:
+    sizes = {"batch": 2, "height": 6, "width": 4}
+    shape = [sizes.get(dim, dim) for dim in spec.shape]  # type: ignore[call-overload]
+    draw = np.random.default_rng(len(seed))
+    if spec.dtype == "int64":
+        return draw.integers(0, len(WORDS), shape)
+    return draw.standard_normal(shape).astype(spec.dtype)
+
+
+def _npz(folder: Path, name: str, arrays: Mapping[str, Array]) -> File:
+    path = f"probes/{name}.npz"
+    np.savez(folder / path, **arrays)  # type: ignore[arg-type]
+    return file_of(folder, path)
 
 
 def _components(text: bool) -> tuple[Component, ...]:

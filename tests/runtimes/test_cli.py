@@ -1,0 +1,310 @@
+"""The command line: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from latentc import cli
+from runtimes import backend as engines
+from runtimes.manifest import MANIFEST
+from tests.fakes import FakeBackend, add_probes, make_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Absent(FakeBackend):
+    name = "absent"
+    install = "pip install 'latentc[absent]'"
+    targets = ("fake",)
+
+    def __init__(self) -> None:
+        raise ImportError("No module named 'absent'")
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backends, one of them not installed, and a cache of its own."""
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(engines, "BACKENDS", {"absent": "x:Absent", "fake": "x:FakeBackend"})
+    real = engines.find
+    kinds = {"absent": Absent, "fake": FakeBackend}
+    monkeypatch.setattr(engines, "find", lambda name: kinds.get(name) or real(name))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundle")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+    return text.strip()
+
+
+# --- generate ----------------------------------------------------------------------------
+
+
+def test_generate(bundle: Path, run: Run, tmp_path: Path) -> None:
+    code, out, err = run(
+        *("generate", bundle, "a red circle", "--seed", 7, "--steps", 2, "-o", "made.png")
+    )
+    assert (code, err) == (0, "")
+    assert "made.png  seed 7" in out
+    assert "(2 steps)" in out
+    with Image.open(tmp_path / "made.png") as picture:
+        assert picture.size == (16, 16)
+        settings = json.loads(picture.info["parameters"])
+    assert settings["prompt"] == "a red circle"
+    assert settings["seed"] == 7
+
+
+def test_every_option(bundle: Path, run: Run) -> None:
+    code, out, _ = run(
+        *("generate", bundle, "a", "--steps", 2, "--scheduler", "noisy", "--guidance-scale", 2),
+        *("--negative-prompt", "blue", "--seed", 1, "--height", 8, "--width", 32, "--json"),
+        *("--backend", "fake", "--device", "cpu", "--build", "fake-fp32", "--precision", "fp32"),
+        *("--arg", "prompt_2=red", "--arg", "original_size=9,8.5", "--arg", "crop=1", "-n", 2),
+        *("-o", "x.jpg", "--threads", 1),
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert found["images"] == ["x-0.jpg", "x-1.jpg"]
+    assert found["seeds"] == [1]
+    assert len(found["timings"]["steps"]) == 2
+    expected: dict[str, Any] = {
+        "prompt": "a", "prompt_2": "red", "negative_prompt": "blue", "guidance_scale": 2.0,
+        "original_size": [9.0, 8.5], "crop": [1.0], "num_inference_steps": 2,
+        "scheduler": "noisy", "height": 8, "width": 32, "seed": 1, "num_images_per_prompt": 2,
+        "build": "fake-fp32", "device": "cpu",
+    }  # fmt: skip
+    assert expected.items() <= found["settings"].items()
+
+
+def test_numbered_names(bundle: Path, run: Run, tmp_path: Path) -> None:
+    code, _, _ = run(
+        "generate", bundle, "a", "red", "-o", "p{index}q.png", "--seed", 1, "--seed", 2
+    )
+    assert code == 0
+    assert sorted(path.name for path in tmp_path.glob("p*.png")) == ["p0q.png", "p1q.png"]
+
+
+def test_generate_without_text(tmp_path: Path, run: Run) -> None:
+    plain = make_bundle(tmp_path / "plain", text=False)
+    assert run("generate", plain, "-n", 2)[0] == 0
+    assert (tmp_path / "out-1.png").exists()
+
+
+def test_a_long_prompt_warns_in_one_line(bundle: Path, run: Run) -> None:
+    code, _, err = run("generate", bundle, "a red circle a blue square")
+    assert code == 0
+    assert one_line(err).startswith("warning: The following part of your input was truncated")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate", "nowhere", "a"], 4, "error: no bundle at nowhere: no such folder"),
+        (["generate", "BUNDLE"], 2, "error: no text given: this bundle needs 'prompt'"),
+        (["generate", "BUNDLE", "a", "--steps", "3"], 2, "error: scheduler 'plain': no sampling"),
+        (["generate", "BUNDLE", "a", "--steps", "0"], 2, "'num_inference_steps' must be at least"),
+        (["generate", "BUNDLE", "a", "--steps", "x"], 2, "Invalid value for '--steps'"),
+        (["generate", "BUNDLE", "a", "--height", "15"], 2, "height 15 is not a multiple of 4"),
+        (["generate", "BUNDLE", "a", "--scheduler", "x"], 2, "it has: plain, noisy"),
+        (["generate", "BUNDLE", "a", "--backend", "x"], 2, "known backends: absent, fake"),
+        (["generate", "BUNDLE", "a", "--backend", "absent"], 5, "pip install 'latentc[absent]'"),
+        (["generate", "BUNDLE", "a", "--device", "npu"], 5, "no device 'npu' on this machine"),
+        (["generate", "BUNDLE", "a", "--build", "x"], 2, "it has: fake-fp32 (fake, fp32)"),
+        (["generate", "BUNDLE", "a", "--arg", "x"], 2, "expected NAME=VALUE"),
+        (["generate", "BUNDLE", "a", "--arg", "x=1"], 2, "unknown argument 'x'"),
+        (["generate", "BUNDLE", "a", "--arg", "crop=x"], 2, "are no numbers joined by commas"),
+        (["generate", "BUNDLE", "a", "-o", "a.xyz"], 2, "the extension '.xyz' is none of"),
+        (["generate", "BUNDLE", "a", "-o", "no/a.png"], 2, "the folder no does not exist"),
+        (["generate", "BUNDLE", "a", "--seed", "1", "--seed", "2"], 2, "2 seeds for 1 images"),
+        (["generate"], 2, "Missing argument 'BUNDLE'. (see: latentc generate --help)"),
+        (["generate", "BUNDLE", "--nope"], 2, "No such option"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["inspect", "nowhere"], 4, "no such folder"),
+        (["verify", "BUNDLE"], 6, "holds no probes"),
+    ],
+)
+def test_errors_are_one_line(
+    bundle: Path, run: Run, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*.png"))
+    found, _, err = run(*[str(bundle) if a == "BUNDLE" else a for a in arguments])
+    assert message in err
+    assert "Traceback" not in err
+    assert found == code
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert sorted(tmp_path.rglob("*.png")) == before  # and nothing half-written
+
+
+def test_nan_is_an_error(tmp_path: Path, run: Run) -> None:
+    broken = make_bundle(tmp_path / "nan", graphs={"denoiser": "nan_denoiser"})
+    code, _, err = run("generate", broken, "a")
+    assert code == 5
+    assert one_line(err).startswith("error: denoiser: the model returned NaN or infinity at step 1")
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_an_altered_file_is_an_error(bundle: Path, run: Run) -> None:
+    (bundle / "schedules/plain.npz").write_bytes(b"")
+    code, _, err = run("generate", bundle, "a")
+    assert code == 4
+    assert "schedules/plain.npz: expected 2" in one_line(err)
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTC_DEBUG", "1")
+    with pytest.raises(Exception, match="no such folder"):
+        run("inspect", "nowhere")
+
+
+def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runtimes.run.denoise", interrupted)
+    code, _, err = run("generate", bundle, "a")
+    assert (code, one_line(err)) == (130, "interrupted")
+    assert not list(tmp_path.glob("*.png"))
+
+
+# --- inspect, verify, backends -----------------------------------------------------------
+
+
+def test_inspect(bundle: Path, run: Run) -> None:
+    add_probes(bundle)
+    code, out, _ = run("inspect", bundle)
+    assert code == 0
+    for text in ("fake-fp32", "text_encoder", "NoisyScheduler", "1-2, 4", "guidance_scale 3"):
+        assert text in out
+    code, out, _ = run("inspect", bundle, "--json")
+    found = json.loads(out)
+    assert found["sizes"]["total"] == sum(
+        path.stat().st_size for path in bundle.rglob("*.*") if path.name != MANIFEST
+    )
+    assert found["builds"][0]["name"] == "fake-fp32"
+
+
+def test_verify(bundle: Path, run: Run, tmp_path: Path) -> None:
+    add_probes(bundle)
+    code, out, err = run("verify", bundle, "--json", "figures.json")
+    assert code == 0
+    assert "whole loop, noisy, 2 steps" in out
+    assert "all files are as the manifest says" in err
+    (record,) = json.loads((tmp_path / "figures.json").read_bytes())["verified"]
+    assert (record["build"], record["backend"], record["passed"]) == ("fake-fp32", "fake", True)
+    code, out, _ = run("verify", bundle, "--json", "-", "--backend", "fake", "--device", "cpu")
+    assert (code, len(json.loads(out)["verified"])) == (0, 1)
+
+
+def test_verify_misses(bundle: Path, run: Run) -> None:
+    add_probes(bundle, 0.01)
+    code, out, err = run("verify", bundle)
+    assert code == 6
+    assert "MISS" in out
+    assert err.splitlines()[-1] == "error: does not reproduce PyTorch: fake-fp32 on fake"
+
+
+def test_verify_hashes_everything(bundle: Path, run: Run) -> None:
+    add_probes(bundle)
+    path = bundle / "schedules/noisy.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, _, err = run("verify", bundle)
+    assert code == 4
+    assert "noisy.npz: expected SHA-256" in one_line(err)
+    assert run("verify", bundle, "--files-only")[0] == 4
+
+
+def test_verify_files_only(bundle: Path, run: Run) -> None:
+    assert run("verify", bundle, "--files-only")[0] == 0
+
+
+def test_backends(run: Run) -> None:
+    code, out, _ = run("backends")
+    assert code == 0
+    assert "pip install" in out
+    records = {record["name"]: record for record in json.loads(run("backends", "--json")[1])}
+    assert records["fake"]["installed"]
+    assert records["fake"]["devices"] == ["cpu"]
+    assert not records["absent"]["installed"]
+    assert records["absent"]["install"] == Absent.install
+
+
+# --- the process -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help(run: Run, command: str) -> None:
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert out.startswith("Usage: latentc")
+    if command:
+        assert "Examples:" in out
+
+
+def test_version(run: Run) -> None:
+    from runtimes.version import __version__
+
+    assert run("--version") == (0, f"latentc, version {__version__}\n", "")
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options,
+    )  # fmt: skip
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from latentc.cli import run; run(['--help']); "
+        "heavy = {'numpy', 'torch', 'rich', 'PIL', 'msgspec', 'tokenizers'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_latentc() -> None:
+    done = python("-m", "latentc", "inspect", "/nowhere")
+    assert done.returncode == 4
+    assert done.stderr == "error: no bundle at /nowhere: no such folder\n"
+
+
+def test_a_closed_pipe_is_no_error(bundle: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "latentc", "inspect", str(bundle), "--json"],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
