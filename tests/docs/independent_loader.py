@@ -1,0 +1,415 @@
+"""A reader of bundles written from docs/bundle-format.md alone; it imports nothing of latentc.
+
+It is here to prove the document: if its pictures are those of latentc's own runtime, then the
+document says all that a stranger needs. Section numbers in the comments are the document's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
+# (path of the entry, component of the manifest) -> something to call with named inputs
+Engine = Callable[[Path, dict[str, Any]], Graph]
+
+
+class Refused(Exception):
+    """The bundle or the call breaks a rule of the document."""
+
+
+def expect(condition: Any, message: str) -> None:
+    if not condition:
+        raise Refused(message)
+
+
+# Section 4: files and paths
+
+
+def checked(root: Path, file: Mapping[str, Any]) -> Path:
+    """The file's path, after all four checks."""
+    text = file["path"]
+    parts = text.split("/")
+    expect(not any(part in ("", ".", "..") for part in parts), f"bad path {text!r}")
+    expect(not any(sign in text for sign in "\\:\0"), f"bad path {text!r}")
+    path = Path(os.path.realpath(root / text))
+    expect(path.is_relative_to(os.path.realpath(root)), f"{text} leads out of the bundle")
+    expect(path.is_file(), f"{text} is missing")
+    data = path.read_bytes()
+    expect(len(data) == file["size"], f"{text}: size {len(data)}")
+    expect(hashlib.sha256(data).hexdigest() == file["sha256"], f"{text}: another hash")
+    return path
+
+
+# Section 9.2: the table of sampling plans
+
+DTYPES = {
+    **dict.fromkeys(("steps", "offsets", "rows"), "<i4"),
+    **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), "<f8"),
+    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "add_noise", "clip"), "<f8"),
+    "noise_draws": "|u1",
+}
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All members of an archive of .npy files."""
+    with zipfile.ZipFile(path) as archive:
+        expect(sum(i.file_size for i in archive.infolist()) < 64 << 20, "unpacks to too much")
+        found = {}
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                found[name.removesuffix(".npy")] = np.lib.format.read_array(
+                    member, allow_pickle=False
+                )
+        return found
+
+
+def read_table(path: Path) -> dict[str, Array]:
+    """A table of sampling plans that keeps the rules."""
+    t = read_npz(path)
+    expect(t.keys() == DTYPES.keys(), f"arrays {sorted(t)}")
+    for name, dtype in DTYPES.items():
+        expect(t[name].dtype.str == dtype, f"{name}: dtype {t[name].dtype.str}")
+        expect(t[name].size and (t[name].flags.c_contiguous), f"{name}: empty or another order")
+    p, e, r, k = len(t["steps"]), len(t["timesteps"]), *t["state"].shape[:2]
+    window = t["rows"].shape[1] - 1
+    shapes = {
+        "steps": (p,), "offsets": (p + 1,), "timesteps": (e,), "input_scale": (e,),
+        "noise_draws": (e,), "rows": (e, window + 1), "state": (r, k, k), "prediction": (r, k),
+        "clean": (r, k), "noise": (r, k), "clean_from": (r, 2), "init_noise_scale": (p,),
+        "add_noise": (e, 2), "clip": (3,),
+    }  # fmt: skip
+    expect({name: t[name].shape for name in t} == shapes, "shapes do not fit")
+    expect(k <= 64, "more than 64 slots")
+    expect(np.all(np.diff(t["steps"].astype(int)) > 0), "steps do not increase")
+    expect(t["steps"][0] >= 1 and t["steps"][-1] <= 10000, "steps out of range")
+    expect(np.all(np.diff(t["offsets"].astype(int)) > 0), "offsets do not increase")
+    expect(t["offsets"][0] == 0 and t["offsets"][-1] == e, "offsets out of range")
+    expect(t["rows"].min() >= 0 and t["rows"].max() < r, "rows out of range")
+    expect(t["noise_draws"].max() <= 1, "noise_draws out of range")
+    for name in set(t) - {"add_noise"}:
+        expect(np.isfinite(t[name]).all(), f"{name} is not finite")
+    nan = np.isnan(t["add_noise"])
+    expect(np.all(nan | np.isfinite(t["add_noise"])), "add_noise is not finite")
+    expect(np.all(nan[:, 0] == nan[:, 1]), "add_noise has half a pair")
+    kind, limit, ratio = t["clip"]
+    expect(kind in (0, 1, 2), "unknown kind of clip")
+    expect(kind != 0 or not t["clean"].any(), "clips without a kind")
+    expect(kind != 1 or limit > 0, "clip limit")
+    expect(kind != 2 or (limit >= 1 and 0 <= ratio <= 1), "clip limit or ratio")
+    uses = (t["noise"] != 0).any(axis=1)[t["rows"]].any(axis=1)
+    expect(np.all(t["noise_draws"][uses] == 1), "noise without a draw")
+    return t
+
+
+# Section 10: noise
+
+
+class Generator:
+    """MT19937 and the two recipes for normal values."""
+
+    def __init__(self, seed: int) -> None:
+        expect(-(2**63) <= seed < 2**64, "seed out of range")
+        self.state = [seed & 0xFFFFFFFF]
+        for i in range(1, 624):
+            previous = self.state[-1]
+            self.state.append((1812433253 * (previous ^ (previous >> 30)) + i) & 0xFFFFFFFF)
+        self.index = 624
+        self.cached: float | None = None
+
+    def word(self) -> int:
+        if self.index == 624:
+            s = self.state
+            for i in range(624):
+                y = (s[i] & 0x80000000) | (s[(i + 1) % 624] & 0x7FFFFFFF)
+                s[i] = s[(i + 397) % 624] ^ (y >> 1) ^ (0x9908B0DF if y & 1 else 0)
+            self.index = 0
+        y = self.state[self.index]
+        self.index += 1
+        y ^= y >> 11
+        y ^= (y << 7) & 0x9D2C5680
+        y ^= (y << 15) & 0xEFC60000
+        return y ^ (y >> 18)
+
+    def draw(self, shape: Sequence[int]) -> Array:
+        size = math.prod(shape)
+        if size < 16:
+            values = np.array([self._small() for _ in range(size)], np.float32)
+            return values.reshape(shape)
+        uniform = self._uniform(size)
+        values = np.empty(size, np.float32)
+        for start in range(0, size - 15, 16):
+            values[start : start + 16] = _block(uniform[start : start + 16])
+        if size % 16:
+            values[-16:] = _block(self._uniform(16))
+        return values.reshape(shape)
+
+    def _uniform(self, size: int) -> Array:
+        words = np.array([self.word() % 2**24 for _ in range(size)], np.float32)
+        return words * np.float32(2.0**-24)
+
+    def _small(self) -> float:
+        if self.cached is not None:
+            value, self.cached = self.cached, None
+            return value
+        h1, l1, h2, l2 = (self.word() for _ in range(4))
+        u1 = ((h1 * 2**32 + l1) % 2**53) * 2.0**-53
+        u2 = ((h2 * 2**32 + l2) % 2**53) * 2.0**-53
+        theta, r = 2 * math.pi * u1, math.sqrt(-2 * math.log(1 - u2))
+        self.cached = r * math.sin(theta)
+        return r * math.cos(theta)
+
+
+def _block(u: Array) -> Array:
+    r = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:8]))
+    theta = np.float32(2 * math.pi) * u[8:]
+    return np.concatenate([r * np.cos(theta), r * np.sin(theta)])
+
+
+def noise_source(seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Array]:
+    """Draws for the whole batch: one generator, or one per picture."""
+    generators = [Generator(seed) for seed in seeds]
+    if len(generators) == 1:
+        return lambda: generators[0].draw(shape)
+    return lambda: np.concatenate([g.draw((1, *shape[1:])) for g in generators])
+
+
+# Sections 9.1, 9.3 and 9.4: the recurrence
+
+
+def run_plan(
+    t: Mapping[str, Array],
+    steps: int,
+    predict: Callable[[Array, Array], Array],
+    draw: Callable[[], Array],
+    start: int = 0,
+    clean_sample: Array | None = None,
+    initial_noise: Array | None = None,
+) -> Array:
+    """The final sample; `predict` gives the guided prediction."""
+    expect(steps in t["steps"], f"no plan for {steps} steps")
+    p = t["steps"].tolist().index(steps)
+    offset, end = int(t["offsets"][p]), int(t["offsets"][p + 1])
+    window = t["rows"].shape[1] - 1
+    noise = draw() if initial_noise is None else initial_noise
+    if clean_sample is None:
+        expect(start == 0, "a late start needs a clean sample")
+        first = np.float32(t["init_noise_scale"][p]) * noise
+    else:
+        a, b = t["add_noise"][offset + start]
+        expect(not np.isnan(a), f"no start at {start}")
+        first = np.float32(a) * clean_sample + np.float32(b) * noise
+    slots = [first, *[np.zeros_like(first) for _ in range(t["state"].shape[1] - 1)]]
+    for i in range(end - offset - start):
+        at = offset + start + i
+        row = t["rows"][at, min(i, window)]
+        state, prediction, clean, on_noise, (from_sample, from_e) = (
+            t[name][row].astype(np.float32)
+            for name in ("state", "prediction", "clean", "noise", "clean_from")
+        )
+        timestep = t["timesteps"][at : at + 1].astype(np.float32)
+        e = predict(np.float32(t["input_scale"][at]) * slots[0], timestep)
+        v = clip(from_sample * slots[0] + from_e * e, t["clip"]) if clean.any() else 0
+        n = draw() if t["noise_draws"][at] else 0
+        slots = [
+            sum(c * slot for c, slot in zip(state[k], slots, strict=True) if c)
+            + (prediction[k] * e + clean[k] * v + on_noise[k] * n)
+            for k in range(len(slots))
+        ]
+    return slots[0]
+
+
+def clip(c: Array, setting: Array) -> Array:
+    kind, limit, ratio = setting
+    if kind == 1:
+        return np.clip(c, np.float32(-limit), np.float32(limit))
+    rows = []
+    for picture in c:
+        a = np.sort(np.abs(picture).ravel())
+        h = ratio * (a.size - 1)
+        low, high = a[math.floor(h)], a[math.ceil(h)]
+        q = np.float32(min(max(low + (h - math.floor(h)) * (high - low), 1.0), limit))
+        rows.append(np.clip(picture, -q, q) / q)
+    return np.stack(rows)
+
+
+# Sections 3, 7, 8 and 11: the bundle and a call
+
+
+def onnx_engine(path: Path, component: dict[str, Any]) -> Graph:
+    """ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = list(component["outputs"])
+    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+class Bundle:
+    """A bundle with one of its builds loaded."""
+
+    def __init__(self, root: Path, target: str = "onnx", engine: Engine = onnx_engine) -> None:
+        from tokenizers import Tokenizer
+
+        self.root = root
+        self.manifest: dict[str, Any] = json.loads((root / "manifest.json").read_bytes())
+        expect(self.manifest["format_version"] == 1, "unknown format_version")
+        build = next(b for b in self.manifest["builds"] if b["target"] == target)
+        self.components = {c["name"]: c for c in self.manifest["components"]}
+        self.graphs: dict[str, Graph] = {}
+        for name, component in self.components.items():
+            artifact = build["artifacts"][name]
+            paths = {file["path"]: checked(root, file) for file in artifact["files"]}
+            self.graphs[name] = engine(paths[artifact["entry"]], component)
+        self.tokenizers = {
+            t["input"]: Tokenizer.from_file(str(checked(root, t["file"])))
+            for t in self.manifest["tokenizers"]
+        }
+        self.encoders = [c for c in self.components.values() if c["role"] == "encoder"]
+        self.denoiser = next(c for c in self.components.values() if c["role"] == "denoiser")
+        self.decoder = next(c for c in self.components.values() if c["role"] == "decoder")
+
+    def __call__(self, **call: Any) -> tuple[Array, Array]:
+        """Latents and 8-bit pictures [N, height, width, C].
+
+        call: the arguments of section 7; texts are lists of one text per picture.
+        """
+        latents = self.manifest["latents"]
+        unit = latents["factor"] * latents["multiple"]
+        size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
+        expect(all(value > 0 and value % unit == 0 for value in size.values()), "bad size")
+        texts = [t["texts"] for t in self.manifest["tokenizers"]]
+        given = [call[name] for names in texts for name in names if name in call]
+        expect(given or not texts, "no text")
+        count = len(given[0]) if given else call.get("batch_size", 1)
+        branches, weights = self._branches(call)
+        conditioning = self._conditioning(branches, call, size, count)
+        seeds = call["seed"] if isinstance(call["seed"], list) else [call["seed"]]
+        sides = [size[side] // latents["factor"] for side in ("height", "width")]
+        shape = (count, latents["channels"], *sides)
+        (output,) = self.denoiser["outputs"]
+
+        def predict(sample: Array, timestep: Array) -> Array:
+            feeds = {
+                "sample": np.concatenate([sample] * len(branches)),
+                "timestep": timestep,
+                **conditioning,
+            }
+            parts = np.split(self.graphs[self.denoiser["name"]](feeds)[output], len(branches))
+            return sum(np.float32(w) * part for w, part in zip(weights, parts, strict=True))
+
+        defaults = self.manifest["defaults"]
+        wanted = call.get("scheduler") or defaults["scheduler"]
+        schedule = next(s for s in self.manifest["schedules"] if s["name"] == wanted)
+        table = read_table(checked(self.root, schedule["file"]))
+        expect(table["steps"].tolist() == schedule["steps"], "steps differ from the manifest's")
+        steps = call.get("num_inference_steps") or defaults["num_inference_steps"]
+        final = run_plan(table, steps, predict, noise_source(seeds, shape))
+        image = self.graphs[self.decoder["name"]](_cast(self.decoder, {"latents": final}))["image"]
+        levels = np.clip(image.astype(np.float32), 0, 1) * np.float32(255)
+        return final, np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def _branches(self, call: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[float]]:
+        guidance = self.manifest["guidance"]
+        scales = guidance.get("defaults", {})
+        scales = {name: call.get(name, default) for name, default in scales.items()}
+        switch = guidance.get("scale")
+        if switch is not None and scales[switch] > 1:
+            weights = [
+                b["constant"] + sum(f * scales[name] for name, f in b.get("scales", {}).items())
+                for b in guidance["branches"]
+            ]
+            return guidance["branches"], weights
+        return [b for b in guidance["branches"] if b["name"] == guidance["single"]], [1.0]
+
+    def _conditioning(
+        self,
+        branches: Sequence[dict[str, Any]],
+        call: Mapping[str, Any],
+        size: Mapping[str, int],
+        count: int,
+    ) -> dict[str, Array]:
+        rows: dict[str, list[Array]] = {}
+        for branch in branches:
+            for picture in range(count):
+                for name, value in self._encoded(branch, call, picture).items():
+                    rows.setdefault(name, []).append(value)
+                for vector in self.manifest["vectors"]:
+                    value = self._vector(vector, branch["prefix"], call, size)
+                    rows.setdefault(vector["input"], []).append(value)
+        joined = {name: np.concatenate(values) for name, values in rows.items()}
+        return _cast(self.denoiser, joined)
+
+    def _encoded(
+        self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int
+    ) -> dict[str, Array]:
+        texts = {
+            t["input"]: self._text(t["texts"], branch["prefix"], call, picture)
+            for t in self.manifest["tokenizers"]
+        }
+        zero = branch["missing"] == "zeros" and all(text is None for text in texts.values())
+        ids = {
+            name: np.array([self.tokenizers[name].encode(text or "").ids])
+            for name, text in texts.items()
+        }
+        for tokenizer in self.manifest["tokenizers"]:
+            found = ids[tokenizer["input"]].shape[1]
+            expect(found == tokenizer["max_length"], f"{found} ids")
+        outputs: dict[str, Array] = {}
+        for encoder in self.encoders:
+            outputs |= self.graphs[encoder["name"]](_cast(encoder, ids))
+        return {name: np.zeros_like(x) if zero else x for name, x in outputs.items()}
+
+    @staticmethod
+    def _text(
+        names: Sequence[str], prefix: str, call: Mapping[str, Any], picture: int
+    ) -> str | None:
+        given = [call[prefix + name] for name in names if prefix + name in call]
+        if not given:
+            return None
+        chosen = next((texts for texts in given if any(texts)), given[0])
+        return str(chosen[picture])
+
+    def _vector(
+        self,
+        vector: Mapping[str, Any],
+        prefix: str,
+        call: Mapping[str, Any],
+        size: Mapping[str, int],
+    ) -> Array:
+        defaults = {a["name"]: a["default"] for a in self.manifest["arguments"]}
+        row: list[float] = []
+        for name in vector["arguments"]:
+            values = call.get(prefix + name, call.get(name, defaults[name]))
+            row += [size[v] if isinstance(v, str) else v for v in values]
+        return np.array([row], np.float32)
+
+
+def _cast(component: Mapping[str, Any], values: Mapping[str, Array]) -> dict[str, Array]:
+    """What the component takes of `values`, in its dtypes and shapes (section 5)."""
+    symbols: dict[str, int] = {}
+    made = {}
+    for name, spec in component["inputs"].items():
+        if name not in values:
+            continue
+        value = made[name] = values[name].astype(spec["dtype"])
+        expect(value.ndim == len(spec["shape"]), f"{name}: shape {value.shape}")
+        for dimension, found in zip(spec["shape"], value.shape, strict=True):
+            if isinstance(dimension, str):
+                match = re.fullmatch(r"(?:([1-9][0-9]{0,3})\*)?([a-z][a-z_]{0,31})", dimension)
+                expect(match, f"{name}: dimension {dimension!r}")
+                factor, symbol = int(match[1] or 1), match[2]
+                fits = found % factor == 0
+                dimension = symbols.setdefault(symbol, found // factor) * factor if fits else 0
+            expect(dimension == found, f"{name}: shape {value.shape}")
+    return made

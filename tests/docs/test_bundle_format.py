@@ -1,0 +1,517 @@
+"""docs/bundle-format.md says what the code does, and a reader written from it alone works."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.targets import TARGETS
+from runtimes import noise
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError
+from runtimes.manifest import (
+    DTYPES,
+    FORMAT_VERSION,
+    Manifest,
+    _is_dimension,
+    is_inside,
+    schema,
+)
+from runtimes.pipeline import load, open_pipeline
+from runtimes.plan import PlanTable
+from runtimes.plan_schema import DTYPES as ARRAYS
+from runtimes.plan_schema import MAX_SLOTS, MAX_STEPS, ClipKind, check_table
+from runtimes.sampler import denoise
+from runtimes.verify import TOLERANCES, relative_l2
+from tests import fakes
+from tests.docs import independent_loader as reader
+from tests.docs.markdown import ROOT, section, table
+
+DOCUMENT = ROOT / "docs" / "bundle-format.md"
+TEXT = DOCUMENT.read_text("utf-8")
+STRUCTURES = schema()["$defs"]
+
+
+def plain(cell: str) -> str:
+    """A table cell without links and code marks."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", cell).replace("`", "")
+
+
+# The manifest
+
+
+def type_name(node: dict[str, Any]) -> str:
+    """A JSON Schema type as the document writes it."""
+    if "$ref" in node:
+        return str(node["$ref"]).rpartition("/")[2]
+    if "anyOf" in node:
+        return " or ".join(type_name(each) for each in node["anyOf"])
+    if "enum" in node:
+        return " or ".join(json.dumps(each) for each in node["enum"])
+    inner = node.get("items") or node.get("additionalProperties")
+    if not inner:
+        return str(node["type"])
+    of = f"({type_name(inner)})" if "anyOf" in inner else type_name(inner)
+    return f"{'array' if node['type'] == 'array' else 'map'} of {of}"
+
+
+@pytest.mark.parametrize("name", sorted(STRUCTURES))
+def test_every_field_is_documented_and_no_other(name: str) -> None:
+    structure = STRUCTURES[name]
+    expected = {
+        field: (
+            type_name(node),
+            "yes" if field in structure["required"] else f"no, {json.dumps(node['default'])}",
+        )
+        for field, node in structure["properties"].items()
+    }
+    rows = table(section(DOCUMENT, name), "Field")
+    found = {plain(row["Field"]): (plain(row["Type"]), plain(row["Required"])) for row in rows}
+    assert found == expected
+    assert list(found) == list(expected), "the document keeps the order of the code"
+    assert structure["additionalProperties"] is False, "unknown fields are refused"
+
+
+def test_no_structure_is_made_up() -> None:
+    headings = re.findall(r"^### ([A-Z]\w+)$", TEXT, re.MULTILINE)
+    assert sorted(headings) == sorted(STRUCTURES)
+
+
+def test_version() -> None:
+    assert f"# The bundle format, version {FORMAT_VERSION}\n" in TEXT
+    assert f"`format_version` is {FORMAT_VERSION}." in TEXT
+
+
+def test_element_types() -> None:
+    row = table(section(DOCUMENT, "TensorSpec"), "Field")[0]
+    assert set(re.findall(r"`(\w+)`", row["Meaning"])) == set(DTYPES)
+
+
+PATHS = st.text(alphabet="ab./\\:\0", max_size=8) | st.lists(
+    st.sampled_from(["a", "b.c", "..", ".", "", "a:b", "c\\d"]), max_size=4
+).map("/".join)
+
+
+@given(PATHS)
+def test_the_rules_for_paths_are_those_of_the_code(path: str) -> None:
+    parts = path.split("/")
+    as_documented = not any(part in ("", ".", "..") for part in parts) and not any(
+        sign in path for sign in "\\:\0"
+    )
+    assert is_inside(path) == as_documented
+
+
+@given(
+    st.from_regex(r"([0-9]{0,5}\*)?[a-zA-Z_]{0,3}", fullmatch=True)
+    | st.text(alphabet="a_*18 \n", max_size=5)
+    | st.integers(-1, 2**20 + 1)
+    | st.integers(31, 34).map(lambda n: "a" * n)
+)
+def test_the_grammar_of_dimensions_is_that_of_the_code(dimension: int | str) -> None:
+    if isinstance(dimension, int):
+        as_documented = 1 <= dimension <= 2**20
+    else:
+        factor, star, symbol = dimension.rpartition("*")
+        as_documented = bool(re.fullmatch(r"[a-z][a-z_]{0,31}", symbol)) and (
+            not star or bool(re.fullmatch(r"[1-9][0-9]{0,3}", factor))
+        )
+    assert _is_dimension(dimension) == as_documented
+
+
+def change(document: dict[str, Any], where: str, value: Any) -> None:
+    """Set a member by its path such as ``builds.0.name``; `...` removes it."""
+    *parents, last = where.split(".")
+    node: Any = document
+    for key in parents:
+        node = node[int(key) if isinstance(node, list) else key]
+    if value is ...:
+        del node[last]
+    else:
+        node[int(last) if isinstance(node, list) else last] = value
+
+
+BROKEN: list[tuple[str, Any]] = [
+    ("format_version", 2),
+    ("format_version", "1"),
+    ("task", ...),
+    ("task", 5),
+    ("surprise", 1),
+    ("latents.multiple", 0),
+    ("latents.channels", 4.5),
+    ("defaults.scheduler", "unknown"),
+    ("defaults.num_inference_steps", 0),
+    ("tokenizers.0.max_length", 0),
+    ("tokenizers.0.texts", []),
+    ("tokenizers.0.input", "nobody"),
+    ("tokenizers.0.file.path", "../tokenizer.json"),
+    ("tokenizers.0.file.size", -1),
+    ("tokenizers.0.file.sha256", "A" * 64),
+    ("arguments.0.default", ["depth"]),
+    ("vectors.0.arguments", ["unknown"]),
+    ("guidance.single", "unknown"),
+    ("guidance.scale", "unknown"),
+    ("guidance.branches.0.scales", {"unknown": 1.0}),
+    ("guidance.branches.0.missing", "nothing"),
+    ("guidance.branches.1.name", "negative"),
+    ("components.0.role", "upscaler"),
+    ("components.0.role", "denoiser"),
+    ("components.1.name", "text_encoder"),
+    ("components.0.outputs.encoder_hidden_states.dtype", "float64"),
+    ("components.0.outputs.encoder_hidden_states.shape", ["Batch"]),
+    ("components.0.outputs", {}),
+    ("components.1.inputs.timestep", ...),
+    ("components.2.outputs", {"picture": {"dtype": "float32", "shape": [1]}}),
+    ("builds.0.artifacts.decoder", ...),
+    ("builds.0.artifacts.decoder.entry", "elsewhere"),
+    ("schedules.1.name", "plain"),
+]
+
+
+@pytest.mark.parametrize(("where", "value"), BROKEN, ids=[f"{w}={v!r}" for w, v in BROKEN])
+def test_a_broken_rule_is_refused(where: str, value: Any, tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    document = json.loads((bundle / "manifest.json").read_bytes())
+    Manifest.decode(json.dumps(document).encode())
+    change(document, where, value)
+    with pytest.raises(BundleError):
+        Manifest.decode(json.dumps(document).encode())
+
+
+def test_names_that_nobody_has_seen_are_accepted(tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    document = json.loads((bundle / "manifest.json").read_bytes())
+    change(document, "task", "text-to-hologram")
+    change(document, "builds.0.target", "engine-of-2040")
+    change(document, "builds.0.precision", "fp3")
+    assert Manifest.decode(json.dumps(document).encode()).builds[0].target == "engine-of-2040"
+
+
+# Targets and limits
+
+
+def test_targets() -> None:
+    rows = {plain(row["Target"]): row for row in table(section(DOCUMENT, "6 Targets"), "Target")}
+    assert set(rows) == set(TARGETS)
+    for name, row in rows.items():
+        source = (ROOT / "exporter" / "targets" / f"{TARGETS[name].module}.py").read_text("utf-8")
+        assert f'MODEL = "{plain(row["Entry"])}"' in source
+
+
+def test_entries_and_side_files(sd_bundle: Path) -> None:
+    rows = {plain(row["Target"]): row for row in table(section(DOCUMENT, "6 Targets"), "Target")}
+    for build in Manifest.load(sd_bundle).builds:
+        row = rows[build.target]
+        others = set(re.findall(r"`([^`]+)`", row["Other files"]))
+        for artifact in build.artifacts.values():
+            names = {Path(file.path).name for file in artifact.files}
+            assert Path(artifact.entry).name == plain(row["Entry"])
+            assert names == {plain(row["Entry"]), *others}
+
+
+def test_limits_of_verification() -> None:
+    rows = table(section(DOCUMENT, "12 Probes and verification"), "Precision")
+    found = {
+        plain(row["Precision"]): tuple(
+            float(row[name]) for name in ("Component", "Latents", "Picture, of 255", "PSNR, dB")
+        )
+        for row in rows
+    }
+    assert found == {
+        name: (t.component, t.latents, t.image_difference, t.image_psnr)
+        for name, t in TOLERANCES.items()
+    }
+
+
+# Sampling plans
+
+ARRAY_ROWS = table(section(DOCUMENT, "9.2 The file"), "Array")
+
+
+def test_arrays_of_a_plan() -> None:
+    documented = {plain(row["Array"]): plain(row["dtype"]) for row in ARRAY_ROWS}
+    assert documented == ARRAYS
+    assert documented == reader.DTYPES
+    meaning = {plain(row["Array"]): row["Meaning"] for row in ARRAY_ROWS}
+    assert f"within 1 and {MAX_STEPS}" in meaning["steps"]
+    assert f"K at most {MAX_SLOTS}" in meaning["state"]
+
+
+def test_shapes_of_a_plan() -> None:
+    sizes = {"P": 2, "E": 5, "R": 3, "K": 4, "W": 1, "2": 2, "3": 3}
+    arrays = {}
+    for row in ARRAY_ROWS:
+        shape = [
+            sum(sizes.get(term, 1) for term in dimension.split("+"))
+            for dimension in plain(row["Shape"]).strip("[]").split(", ")
+        ]
+        arrays[plain(row["Array"])] = np.zeros(shape, plain(row["dtype"]))
+    arrays["steps"][:] = [2, 3]
+    arrays["offsets"][:] = [0, 2, 5]
+    check_table(arrays)
+    for name, array in arrays.items():
+        with pytest.raises(BundleError):
+            check_table({**arrays, name: np.concatenate([array, array[:1]])})
+        with pytest.raises(BundleError):
+            check_table({**arrays, name: array[np.newaxis]})
+
+
+def test_kinds_of_clipping() -> None:
+    rows = table(section(DOCUMENT, "9.4 Clipping"), "Kind")
+    found = {plain(row["Name"]): int(row["Kind"]) for row in rows}
+    assert found == {kind.name: int(kind) for kind in ClipKind}
+
+
+def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanTable:
+    """A table that uses everything that the format allows."""
+    plans, slots, rows = [2, 5], 3, 9
+    total = sum(plans)
+    draws = rng.integers(0, 2, total).astype(np.uint8)
+    add_noise = rng.normal(size=(total, 2))
+    add_noise[rng.random(total) < 0.5] = np.nan
+    clean = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.4)
+    on_noise = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.5)
+    on_noise[rows // 2 :] = 0
+    # The second half of the rows uses no noise: only those may serve where none is drawn.
+    index = rng.integers(rows // 2, rows, (total, window + 1))
+    index[draws == 1] = rng.integers(0, rows, (int(draws.sum()), window + 1))
+    return PlanTable(
+        steps=np.array(plans, np.int32),
+        offsets=np.array([0, 2, total], np.int32),
+        timesteps=rng.uniform(0, 1000, total),
+        input_scale=rng.uniform(0.5, 1.5, total),
+        noise_draws=draws,
+        rows=index.astype(np.int32),
+        state=rng.normal(size=(rows, slots, slots)) * (rng.random((rows, slots, slots)) < 0.6),
+        prediction=rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.7),
+        clean=clean if kind else np.zeros((rows, slots)),
+        noise=on_noise,
+        clean_from=rng.normal(size=(rows, 2)),
+        init_noise_scale=rng.uniform(0.5, 15, len(plans)),
+        add_noise=add_noise,
+        clip=np.array([kind, 1.5, 0.9]),
+    )
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("kind", list(ClipKind))
+@pytest.mark.parametrize("seed", range(4))
+def test_the_recurrence(kind: ClipKind, window: int, seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng([seed, kind, window])
+    made = random_table(rng, kind, window)
+    made.save(tmp_path / "table.npz")
+    arrays = reader.read_table(tmp_path / "table.npz")
+    shape = (2, 3, 4, 5)
+
+    def predict(sample: Any, timestep: Any) -> Any:
+        return np.sin(sample) + np.float32(1e-3) * timestep
+
+    clean_sample = rng.normal(size=shape).astype(np.float32)
+    for steps in made.step_counts:
+        for start in made.starts(steps):
+            plan = made.plan(steps, start)
+            for clean in (None, clean_sample):
+                if (clean is None and start) or (clean is not None and plan.add_noise is None):
+                    continue
+                drawn = [rng.normal(size=shape).astype(np.float32) for _ in range(8)]
+                ours, theirs = iter(drawn), iter(drawn)
+                first = plan.initial_sample(next(ours), clean)
+                loop = denoise(plan, first, predict, lambda it=ours: next(it))
+                expected = [step.latents for step in loop][-1]
+                found = reader.run_plan(
+                    arrays, steps, predict, lambda it=theirs: next(it), start, clean
+                )
+                assert relative_l2(found, expected) < 1e-5
+                assert len(list(ours)) == len(list(theirs)), "as many draws"
+
+
+# Noise
+
+
+@pytest.mark.parametrize("seed", [0, 42, -3, 2**32 + 42, 2**64 - 1])
+def test_noise(seed: int) -> None:
+    ours, theirs = noise.Generator(seed), reader.Generator(seed)
+    for size in (3, 16, 17, 1, 31, 2, 1000, 15, 7):
+        expected, found = ours.randn(size), theirs.draw((size,))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_noise_vectors() -> None:
+    rows = table(section(DOCUMENT, "10 Noise"), "Seed")
+    assert rows
+    for row in rows:
+        sizes = [int(size) for size in re.findall(r"\d+", row["Draw"])]
+        for make in (noise.Generator, reader.Generator):
+            generator = make(int(row["Seed"]))
+            draw = generator.randn if make is noise.Generator else generator.draw
+            values = np.concatenate([draw((size,)) for size in sizes])
+            first, last = (_numbers(row[name]) for name in ("First values", "Last values"))
+            np.testing.assert_allclose(values[: len(first)], first, atol=2e-7)
+            if "…" not in row["Last values"]:
+                np.testing.assert_allclose(values[-len(last) :], last, atol=2e-7)
+            else:
+                np.testing.assert_allclose(values[[2, 3, 4, -1]], last, atol=2e-7)
+
+
+def test_words() -> None:
+    generator = reader.Generator(5489)
+    words = [generator.word(), generator.word()]
+    assert "first two words\nare {} and {}.".format(*words) in TEXT
+
+
+def _numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", cell.replace("−", "-"))]
+
+
+# The independent reader
+
+
+def test_the_reader_is_independent() -> None:
+    tree = ast.parse(Path(reader.__file__).read_text("utf-8"))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    allowed = "__future__ collections hashlib json math numpy onnxruntime os pathlib re tokenizers"
+    assert imported <= {*allowed.split(), "typing", "zipfile"}
+
+
+def compare(bundle: Path, calls: list[dict[str, Any]], schedulers: list[str] | None = None) -> None:
+    """Run the calls with latentc and with the reader."""
+    other = reader.Bundle(bundle)
+    with load(bundle, backend="onnxruntime") as pipe:
+        for scheduler in schedulers or pipe.schedulers:
+            for call in calls:
+                settings = {"scheduler": scheduler, "num_inference_steps": 4, **call}
+                latents, pictures = other(**settings)
+                result = pipe(**settings)
+                assert relative_l2(latents, result.latents) < 1e-5
+                for picture, expected in zip(pictures, result.images, strict=True):
+                    difference = picture.squeeze().astype(int) - np.asarray(expected).astype(int)
+                    assert np.abs(difference).max() <= 1
+
+
+def test_reader_and_runtime_make_the_same_pictures(sd_bundle: Path) -> None:
+    compare(sd_bundle, [{"prompt": ["a red circle", "blue"], "seed": 5}])
+    calls: list[dict[str, Any]] = [
+        {"prompt": ["a red circle"], "seed": 5, "height": 20, "width": 28},
+        {"prompt": ["a red circle", "blue"], "seed": [1, 2**40 + 3]},
+        {"prompt": ["a", "b"], "negative_prompt": ["c", ""], "seed": 1, "guidance_scale": 3.5},
+        {"prompt": ["very " * 100], "seed": -1, "guidance_scale": 1.0},
+    ]
+    with pytest.warns(UserWarning, match="truncated"):
+        compare(sd_bundle, calls, ["ddim", "euler_a"])
+
+
+def test_reader_and_runtime_agree_on_vectors_and_two_texts(sdxl_bundle: Path) -> None:
+    calls: list[dict[str, Any]] = [
+        {"prompt": ["a red"], "seed": 1},
+        {"prompt": ["a"], "prompt_2": ["blue"], "negative_prompt": ["ugly"], "seed": 1},
+        {"prompt": ["a"], "prompt_2": [""], "negative_prompt_2": ["x"], "seed": 1},
+        {
+            "prompt": ["a"],
+            "seed": 2,
+            "height": 48,
+            "width": 32,
+            "original_size": [64.0, 32.0],
+            "negative_crops_coords_top_left": [3.0, 4.0],
+        },
+    ]
+    compare(sdxl_bundle, calls, ["euler"])
+
+
+def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> None:
+    compare(unconditional_bundle, [{"seed": 3}, {"seed": [3, 4], "batch_size": 2}])
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "unconditional"])
+def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -> None:
+    """The probes come from diffusers itself: the document alone makes its pictures."""
+    other = reader.Bundle(exported(name))
+    probes, limits = other.manifest["probes"], TOLERANCES["fp32"]
+    for component, file in probes["files"].items():
+        if component == "loop":
+            continue
+        arrays = reader.read_npz(reader.checked(other.root, file))
+        for probe in {key.partition("/")[0] for key in arrays}:
+            inputs = {
+                key.removeprefix(f"{probe}/in/"): value
+                for key, value in arrays.items()
+                if key.startswith(f"{probe}/in/")
+            }
+            for output, value in other.graphs[component](inputs).items():
+                assert relative_l2(value, arrays[f"{probe}/out/{output}"]) < limits.component
+    loop = dict(probes["loop"])
+    arguments = {
+        key: [value] if isinstance(value, str) else value
+        for key, value in loop.pop("arguments").items()
+    }
+    latents, pictures = other(**arguments, **loop)
+    expected = reader.read_npz(reader.checked(other.root, probes["files"]["loop"]))
+    assert relative_l2(latents, expected["latents"]) < limits.latents
+    difference = pictures.astype(int) - expected["image"].astype(int)
+    assert np.abs(difference).max() <= limits.image_difference
+
+
+@pytest.mark.parametrize("missing", ["empty", "zeros"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"prompt": ["a red circle", "blue"], "seed": 1},
+        {"prompt": ["a", "b"], "prompt_2": ["", ""], "negative_prompt": ["", ""], "seed": 1},
+        {"prompt_2": ["red", ""], "prompt": ["a", "b"], "seed": [5, 6], "crop": [7.0]},
+        {"prompt": ["a"], "negative_crop": [9.0], "crop": [2.0], "seed": 1, "height": 8},
+        {"prompt": ["a"], "guidance_scale": 1.0, "negative_prompt": ["b"], "seed": 1},
+    ],
+)
+def test_texts_and_numbers(call: dict[str, Any], missing: str, tmp_path: Path) -> None:
+    """The rules of sections 7 and 8 on graphs that are small enough to need no engine."""
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    document = json.loads((bundle / "manifest.json").read_bytes())
+    document["guidance"]["branches"][0]["missing"] = missing
+    (bundle / "manifest.json").write_text(json.dumps(document))
+
+    def engine(path: Path, component: dict[str, Any]) -> reader.Graph:
+        return fakes.GRAPHS[json.loads(path.read_text())["graph"]]  # type: ignore[return-value]
+
+    other = reader.Bundle(bundle, "fake", engine)
+    opened = Bundle.open(bundle)
+    with open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend()) as pipe:
+        for scheduler in pipe.schedulers:
+            result = pipe(**call, scheduler=scheduler, output_type="latent")
+            latents, _ = other(**call, scheduler=scheduler)
+            assert relative_l2(latents, result.latents) < 1e-5
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "altered": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\0"),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link out": lambda path: (
+        shutil.move(path, path.parents[3] / "outside"),
+        path.symlink_to(path.parents[3] / "outside"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_both_refuse_a_damaged_file(damage: str, tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    DAMAGES[damage](bundle / "fake-fp32" / "denoiser" / "graph.json")
+    with pytest.raises(reader.Refused):
+        reader.Bundle(bundle, "fake", lambda path, component: lambda feeds: {})
+    opened = Bundle.open(bundle)
+    with pytest.raises(BundleError):
+        open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend())
