@@ -190,7 +190,7 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("runtimes.run.denoise", interrupted)
     code, _, err = run("generate", bundle, "a")
-    assert (code, one_line(err)) == (130, "interrupted")
+    assert (code, err.split()) == (130, ["interrupted"])
     assert not list(tmp_path.glob("*.png"))
 
 

@@ -1,0 +1,72 @@
+"""The runtime's promise: no PyTorch, and only the engine that is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BANNED = ("torch", "diffusers", "transformers", "onnx", "exporter")
+
+GENERATE = """
+import sys
+import latentc
+with latentc.load({bundle!r}, backend={backend!r}) as pipe:
+    result = pipe(**{arguments!r}, num_inference_steps=2, seed=1)
+result.images[0].save({picture!r})
+loaded = [name for name in {banned!r} if name in sys.modules]
+sys.exit(f"loaded: {{loaded}}" if loaded else 0)
+"""
+
+
+def fresh(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "other"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+)
+def test_generating_text_to_image(
+    sd_bundle: Path, tmp_path: Path, backend: str, other: str
+) -> None:
+    picture = tmp_path / "picture.png"
+    fresh(
+        GENERATE.format(
+            bundle=str(sd_bundle),
+            backend=backend,
+            arguments={"prompt": "a red circle"},
+            picture=str(picture),
+            banned=(*BANNED, other),
+        )
+    )
+    assert picture.exists()
+
+
+def test_generating_without_text(unconditional_bundle: Path, tmp_path: Path) -> None:
+    fresh(
+        GENERATE.format(
+            bundle=str(unconditional_bundle),
+            backend=None,
+            arguments={"scheduler": "ddim"},
+            picture=str(tmp_path / "picture.png"),
+            banned=(*BANNED, "tokenizers", "openvino"),
+        )
+    )
+
+
+def test_importing_every_module_of_the_runtime() -> None:
+    fresh(
+        "import sys, pkgutil, importlib, runtimes\n"
+        "for module in pkgutil.walk_packages(runtimes.__path__, 'runtimes.'):\n"
+        "    importlib.import_module(module.name)\n"
+        f"banned = {(*BANNED, 'onnxruntime', 'openvino', 'PIL', 'rich', 'tokenizers')!r}\n"
+        "loaded = [name for name in banned if name in sys.modules]\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)\n"
+    )
