@@ -44,7 +44,11 @@ class Trainer:
         self.checkpoint = checkpoint
         self.step = 0
         self.optimizer = torch.optim.AdamW(
-            networks.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3
+            networks.parameters(),
+            lr=plan.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-3,
+            fused=True,
         )
         self.averages = {
             name: value.detach().clone() for name, value in networks.named_parameters()
@@ -126,8 +130,8 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         keep = min(self.plan.average, (1 + self.step) / (10 + self.step))
-        for name, value in self.networks.named_parameters():
-            self.averages[name].lerp_(value.detach(), 1 - keep)
+        current = [value.detach() for value in self.networks.parameters()]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - keep)
 
 
 def learning_rate(plan: Plan, step: int) -> float:

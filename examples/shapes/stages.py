@@ -19,6 +19,7 @@ from .workers import Worker
 AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
 DENOISER_PLAN = Plan(8500, 8e-4, warmup=300, save_every=250, seed=2)
 
+TIME_SKEW = 0.75  # below 1: more training at high noise
 _LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way
 _ALONE = Worker()
 
@@ -134,10 +135,11 @@ def train_denoiser(
             latents, tokenizer, settings.denoiser.seed, step, settings.denoiser_batch
         )
         noise = torch.randn(clean.shape, generator=generator)
-        # One time per equal slice of the schedule: less noise in the loss than free draws.
+        # One time per slice of the schedule: less noise in the loss than free draws.  The slices
+        # are finer where there is much noise, which is where the caption decides.
         count = clean.shape[0]
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        times = (spread * len(signal)).long().clamp(max=len(signal) - 1)
+        times = (spread**TIME_SKEW * len(signal)).long().clamp(max=len(signal) - 1)
         clean, ids, noise, times = (
             worker.part(each).to(device) for each in (clean, ids, noise, times)
         )
