@@ -52,7 +52,7 @@ def latentc(environment: dict[str, str], *arguments: str) -> str:
 def test_the_page_quotes_the_example() -> None:
     example = EXAMPLE.read_text("utf-8")
     quoted = [block for block in blocks("python") if "latentc.load" not in block]
-    assert len(quoted) == 5
+    assert len(quoted) == 2
     for block in quoted:
         assert block.rstrip("\n") in example, block
 
