@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -185,6 +186,15 @@ def test_a_broken_rule_is_refused(where: str, value: Any, tmp_path: Path) -> Non
     change(document, where, value)
     with pytest.raises(BundleError):
         Manifest.decode(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_the_schema_accepts_a_manifest(text: bool, tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle", text=text)
+    document = json.loads((bundle / "manifest.json").read_bytes())
+    jsonschema.validate(document, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**document, "surprise": 1}, schema())
 
 
 def test_names_that_nobody_has_seen_are_accepted(tmp_path: Path) -> None:
