@@ -7,6 +7,7 @@ in the bundle, so that any machine can repeat the check without PyTorch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,6 +112,8 @@ def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[_Trajectory]:
 
     step = pipe.scheduler.step
 
+    # Pipelines look at the signature to see whether a step takes a generator.
+    @functools.wraps(step)
     def watched_step(*inputs: Any, **named: Any) -> Any:
         result = step(*inputs, **named)
         seen.latents = (result[0] if isinstance(result, tuple) else result.prev_sample).clone()

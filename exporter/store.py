@@ -66,13 +66,6 @@ class Store:
         self.made.append(key)
         return Item(files, meta)
 
-    def has(self, key: str) -> bool:
-        """Whether `item` would find this key instead of making it."""
-        if self._staged(key) is not None:
-            return True
-        previous = self._previous.get(key)
-        return previous is not None and _intact(self.output, previous.files)
-
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the staging folder in the output's place."""
         with full_disk_reported():
@@ -100,7 +93,7 @@ class Store:
             item = Item(tuple(File(**file) for file in data["files"]), data["meta"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return item if _intact(self.staging, item.files) else None
+        return item if _unchanged(self.staging, item.files) else None
 
     def _taken_over(self, key: str) -> Item | None:
         item = self._previous.get(key)
@@ -118,9 +111,7 @@ class Store:
     def _move_in(self, path: Path, folder: str) -> File:
         target = self.staging / folder / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
+        sha256, size = _sha256(path), path.stat().st_size
         os.replace(path, target)
         return File(f"{folder}/{path.name}", size, sha256)
 
@@ -194,7 +185,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:
     for build in manifest.builds:
         for artifact in build.artifacts.values():
-            yield artifact.key, Item(artifact.files, {"entry": artifact.entry})
+            yield artifact.key, Item(artifact.files, {"entry": Path(artifact.entry).name})
     for schedule in manifest.schedules:
         yield schedule.key, Item((schedule.file,), {"steps": list(schedule.steps)})
 
@@ -208,6 +199,16 @@ def _intact(root: Path, files: tuple[File, ...]) -> bool:
         except OSError:
             return False
     return True
+
+
+def _unchanged(root: Path, files: tuple[File, ...]) -> bool:
+    """Intact, and the content too: an attempt with other options may have written over it."""
+    return _intact(root, files) and all(_sha256(root / file.path) == file.sha256 for file in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -64,9 +64,7 @@ class BackendUnavailable(BackendError):
         self.backend = backend
         self.install = install
         why = f" ({reason})" if reason else ""
-        super().__init__(
-            f"backend {backend!r} is not available{why}; install it with: {install}"
-        )
+        super().__init__(f"backend {backend!r} is not available{why}; install it with: {install}")
 
 
 class DeviceUnavailable(BackendError):

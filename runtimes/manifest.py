@@ -29,7 +29,7 @@ class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shared settings: immutable, strict, compared by value."""
 
 
-class File(_Base):
+class File(_Base, frozen=True):
     """One file of the bundle: POSIX path relative to the bundle, size in bytes, SHA-256."""
 
     path: str
@@ -37,7 +37,7 @@ class File(_Base):
     sha256: str
 
 
-class TensorSpec(_Base):
+class TensorSpec(_Base, frozen=True):
     """dtype (numpy name) and shape; a dimension is a number, ``"name"`` or ``"8*name"``."""
 
     dtype: str
@@ -60,7 +60,7 @@ class TensorSpec(_Base):
         )
 
 
-class Component(_Base):
+class Component(_Base, frozen=True):
     """One graph, the same in every build: its role and its named tensors."""
 
     name: str
@@ -69,7 +69,7 @@ class Component(_Base):
     outputs: dict[str, TensorSpec]
 
 
-class Check(_Base):
+class Check(_Base, frozen=True):
     """One comparison with PyTorch: what was fed, the largest error over the outputs, the limit."""
 
     subject: str
@@ -80,7 +80,7 @@ class Check(_Base):
     passed: bool
 
 
-class Loop(_Base):
+class Loop(_Base, frozen=True):
     """The whole loop against the diffusers pipeline, same seed: error of the final latents
     (relative L2) and of the picture (largest difference of 255, PSNR in dB)."""
 
@@ -93,7 +93,7 @@ class Loop(_Base):
     passed: bool
 
 
-class Verification(_Base):
+class Verification(_Base, frozen=True):
     """What was measured on one build, and with which backend, version and device."""
 
     backend: str
@@ -109,7 +109,7 @@ class Verification(_Base):
         )
 
 
-class Artifact(_Base):
+class Artifact(_Base, frozen=True):
     """One component lowered to one target. `key` is a digest of all that it depends on."""
 
     key: str
@@ -117,7 +117,7 @@ class Artifact(_Base):
     files: tuple[File, ...]
 
 
-class Build(_Base):
+class Build(_Base, frozen=True):
     """One target at one precision: an artifact for every component."""
 
     name: str
@@ -127,7 +127,7 @@ class Build(_Base):
     verification: Verification | None = None
 
 
-class Latents(_Base):
+class Latents(_Base, frozen=True):
     """The tensor that is denoised.
 
     `factor` is pixels per latent along a side; latent height and width must be multiples of
@@ -141,7 +141,7 @@ class Latents(_Base):
     default_width: int
 
 
-class Tokenizer(_Base):
+class Tokenizer(_Base, frozen=True):
     """A tokenizer.json and the encoder input that it feeds.
 
     `texts` names the call arguments that hold the text: the first one given is used. Padding
@@ -154,21 +154,21 @@ class Tokenizer(_Base):
     texts: tuple[str, ...]
 
 
-class Argument(_Base):
+class Argument(_Base, frozen=True):
     """A call argument made of numbers; a default is a number, ``"height"`` or ``"width"``."""
 
     name: str
     default: tuple[float | str, ...]
 
 
-class VectorInput(_Base):
+class VectorInput(_Base, frozen=True):
     """A denoiser input [batch, n] float32: the listed arguments, one after the other."""
 
     input: str
     arguments: tuple[str, ...]
 
 
-class Branch(_Base):
+class Branch(_Base, frozen=True):
     """One pass through the denoiser.
 
     Its texts and arguments are looked up with `prefix` before their names; where no text is
@@ -183,7 +183,7 @@ class Branch(_Base):
     scales: dict[str, float] = {}
 
 
-class Guidance(_Base):
+class Guidance(_Base, frozen=True):
     """Prediction = sum of branch weights times branch predictions.
 
     With `scale` set, guidance is on where that argument is above 1; otherwise the branch
@@ -196,7 +196,7 @@ class Guidance(_Base):
     defaults: dict[str, float] = {}
 
 
-class Schedule(_Base):
+class Schedule(_Base, frozen=True):
     """One scheduler's sampling plans: a PlanTable file and the step counts in it."""
 
     name: str
@@ -206,14 +206,14 @@ class Schedule(_Base):
     key: str
 
 
-class Defaults(_Base):
+class Defaults(_Base, frozen=True):
     """What a call without arguments uses."""
 
     scheduler: str
     num_inference_steps: int
 
 
-class LoopProbe(_Base):
+class LoopProbe(_Base, frozen=True):
     """Settings of the reference run whose result is stored among the probes."""
 
     arguments: dict[str, str | int | float]
@@ -224,7 +224,7 @@ class LoopProbe(_Base):
     width: int
 
 
-class Probes(_Base):
+class Probes(_Base, frozen=True):
     """Inputs and PyTorch outputs kept for `latentc verify`: one .npz per component and loop."""
 
     files: dict[str, File]
@@ -232,16 +232,22 @@ class Probes(_Base):
     key: str
 
 
-class Source(_Base):
-    """What was exported: Hub id or folder name, revision, and a digest of its content."""
+class Source(_Base, frozen=True):
+    """What was exported: Hub id or folder name, revision, and a digest of its content.
+
+    `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
+    terms: more sampling plans can be traced from them without the pipeline.
+    """
 
     id: str
     pipeline_class: str
     fingerprint: str
+    scheduler_class: str
+    scheduler_config: dict[str, Any]
     revision: str | None = None
 
 
-class CreatedBy(_Base):
+class CreatedBy(_Base, frozen=True):
     """The versions that wrote the bundle."""
 
     latentc: str
@@ -250,7 +256,7 @@ class CreatedBy(_Base):
     libraries: dict[str, str]
 
 
-class Manifest(_Base):
+class Manifest(_Base, frozen=True):
     """The whole document."""
 
     format_version: int
@@ -355,6 +361,8 @@ class Manifest(_Base):
             yield "the denoiser needs inputs 'sample' and 'timestep' and one output"
         elif len(denoiser.inputs["sample"].shape) != 4:
             yield "the denoiser's sample must have 4 dimensions"
+        elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
+            yield "the denoiser's timestep must be float32 of shape [1]"
         decoder = self.component("decoder")
         if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
             yield "the decoder needs the input 'latents' and the output 'image'"
@@ -383,6 +391,7 @@ class Manifest(_Base):
 
     def _conditioning_problems(self) -> Iterator[str]:
         fed = {"sample", "timestep"} | {vector.input for vector in self.vectors}
+        yield from _duplicates("tokenizer input", [each.input for each in self.tokenizers])
         tokens = {tokenizer.input for tokenizer in self.tokenizers}
         for encoder in self.encoders():
             fed |= set(encoder.outputs)
@@ -453,5 +462,3 @@ def _not_a_bundle(bundle: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{bundle} is not a bundle: it has no {MANIFEST}"
     return f"{bundle / MANIFEST}: {error.strerror}"
-
-

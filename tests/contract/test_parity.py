@@ -90,7 +90,8 @@ def ours(exported: Callable[[str], Path]) -> Any:
 
 
 def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:
-    assert relative_l2(result.latents, latents) <= LATENTS
+    error = relative_l2(result.latents, latents)
+    assert error <= LATENTS
     found = np.stack([np.asarray(image) for image in result.images]).astype(int)
     assert np.abs(found - pictures.reshape(found.shape)).max() <= IMAGE
 
