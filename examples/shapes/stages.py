@@ -10,13 +10,15 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional
+from transformers import CLIPTextModel
 
-from . import data, networks
+from . import data, networks, reading
 from .loop import Plan, Trainer
 from .tokenizer import build_tokenizer
 from .workers import Worker
 
 AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
+TEXT_PLAN = Plan(900, 2e-3, average=0.99, seed=3)
 DENOISER_PLAN = Plan(8500, 8e-4, warmup=300, save_every=250, seed=2)
 
 TIME_SKEW = 0.75  # below 1: more training at high noise
@@ -30,9 +32,11 @@ class Settings:
 
     out: Path
     autoencoder: Plan = AUTOENCODER_PLAN
+    text: Plan = TEXT_PLAN
     denoiser: Plan = DENOISER_PLAN
     sizes: networks.Sizes = field(default_factory=networks.Sizes)
     autoencoder_batch: int = 16
+    text_batch: int = 64
     denoiser_batch: int = 32
     pictures: int = 40_000
     kl_weight: float = 1e-3
@@ -99,6 +103,38 @@ def autoencoder_loss(
     return loss
 
 
+def train_text_encoder(
+    settings: Settings, device: torch.device, resume: bool, worker: Worker = _ALONE
+) -> None:
+    """Teach the text encoder to read captions; save it to ``out/text_encoder``."""
+    if worker.leads:
+        build_tokenizer(settings.out / "tokenizer")
+    worker.wait()
+    tokenizer = build_tokenizer(settings.out / "tokenizer")
+    torch.manual_seed(settings.text.seed)
+    model = networks.build_text_encoder(settings.sizes, tokenizer).to(device)
+    head = reading.reading_head(settings.sizes.text_width).to(device)
+    trainer = Trainer(
+        nn.ModuleDict({"text_encoder": model, "head": head}),
+        settings.text,
+        settings.out / "text.pt",
+        worker,
+    )
+    if resume:
+        trainer.resume()
+
+    def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+        batch = reading.reading_batch(tokenizer, settings.text.seed, step, settings.text_batch)
+        ids, right = (worker.part(each).to(device) for each in batch)
+        return reading.reading_loss(model, head, ids, right)[0]
+
+    trainer.run(loss_at, "text encoder")
+    trainer.use_averages()
+    if worker.leads:
+        model.eval().save_pretrained(settings.out / "text_encoder")
+    worker.wait()
+
+
 def train_denoiser(
     settings: Settings, device: torch.device, resume: bool, worker: Worker = _ALONE
 ) -> None:
@@ -118,7 +154,7 @@ def train_denoiser(
         worker.wait()
     torch.manual_seed(settings.denoiser.seed)
     unet = networks.build_denoiser(settings.sizes).to(device, memory_format=_LAYOUT)
-    text_encoder = networks.build_text_encoder(settings.sizes, tokenizer).to(device)
+    text_encoder = CLIPTextModel.from_pretrained(settings.out / "text_encoder").to(device)
     trainer = Trainer(
         nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
         settings.denoiser,

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 
-from examples.shapes import captions, data, evaluate, networks, stages, train
+from examples.shapes import captions, data, evaluate, networks, reading, scenes, stages, train
 from examples.shapes.loop import Plan, learning_rate
 from examples.shapes.tokenizer import build_tokenizer
 from examples.shapes.workers import Worker
@@ -31,9 +31,11 @@ def settings(out: Path) -> stages.Settings:
     return stages.Settings(
         out,
         autoencoder=Plan(2, 1e-3, warmup=1, save_every=1, seed=1),
+        text=Plan(2, 1e-3, warmup=1, save_every=1, seed=3),
         denoiser=Plan(4, 1e-3, warmup=2, save_every=1, seed=2),
         sizes=TINY,
         autoencoder_batch=2,
+        text_batch=4,
         denoiser_batch=4,
         pictures=8,
     )
@@ -52,6 +54,7 @@ def test_resumed_run_equals_uninterrupted_run(
     for each in (whole, broken):
         each.out.mkdir()
         stages.train_autoencoder(each, CPU, resume=False)
+        stages.train_text_encoder(each, CPU, resume=False)
     stages.train_denoiser(whole, CPU, resume=False)
 
     real = data.denoiser_batch
@@ -116,6 +119,16 @@ def test_workers_share_a_batch_and_average_its_gradients(
 
 def _adder(others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda together: together.add_(others)
+
+
+def test_reading_answers_do_not_depend_on_the_wording() -> None:
+    spec = scenes.Spec(
+        (scenes.Thing("red", "star", "small"), scenes.Thing("blue", "circle", "large")), "above"
+    )
+    assert reading.answers(spec) == [1, 4, 1, 5, 1, 3, 11]
+    single = scenes.Spec((scenes.Thing("orange", "square", "medium", "top left"),))
+    assert reading.answers(single) == [2, 2, 2, 0, 0, 0, 6]
+    assert reading.answers(None) == [0] * 7
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
