@@ -47,7 +47,7 @@ class Pipeline:
         self.encoders = {c.name: sessions[c.name] for c in bundle.manifest.encoders()}
         self.denoiser_name = bundle.manifest.component("denoiser").name
         self._decoder_name = bundle.manifest.component("decoder").name
-        self._sessions = sessions
+        self.sessions = sessions
         self._plans: dict[str, PlanTable] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -164,14 +164,14 @@ class Pipeline:
             return latents
         from runtimes import image
 
-        session = self._sessions[self._decoder_name]
+        session = self.sessions[self._decoder_name]
         decoded = session.run(_cast(session, {"latents": latents}))["image"]
         check_finite(self._decoder_name, "image", decoded)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
 
     def bind(self, constants: Feeds) -> Session:
         """The denoiser with its conditioning given; what it does not take is left out."""
-        denoiser = self._sessions[self.denoiser_name]
+        denoiser = self.sessions[self.denoiser_name]
         used = {name: value for name, value in constants.items() if name in denoiser.inputs}
         return denoiser.bind(_cast(denoiser, used))
 
@@ -194,7 +194,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines' memory. Closing twice is harmless."""
         self._closed = True
-        for session in self._sessions.values():
+        for session in self.sessions.values():
             session.close()
 
     def __enter__(self) -> Self:

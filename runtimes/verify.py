@@ -21,7 +21,7 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
 from runtimes.manifest import Build, Check, Component, File, Loop, LoopProbe, Manifest, Verification
-from runtimes.pipeline import Pipeline, open_component, open_pipeline
+from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.run import Result
 from runtimes.session import Array, first_line
 from runtimes.trust import Hashing
@@ -89,21 +89,22 @@ def check_build(
     backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
     checks: list[Check] = []
-    for component in manifest.components:
-        file = manifest.probes.files.get(component.name)
-        if file is None:
-            continue
-        if report:
-            report(component.name)
-        with open_component(bundle, build, component, backend, where, options) as session:
+    loop = None
+    with open_pipeline(bundle, build, backend, where, options) as pipe:
+        for component in manifest.components:
+            file = manifest.probes.files.get(component.name)
+            if file is None:
+                continue
+            if report:
+                report(component.name)
+            session = pipe.sessions[component.name]
             for name, inputs, outputs in read_probes(bundle, file, component):
                 found = session.run(inputs)
                 checks.append(_check(component.name, name, found, outputs, tolerance.component))
-    loop = None
-    if manifest.probes.loop is not None:
-        if report:
-            report("whole loop")
-        loop = _check_loop(bundle, build, backend, where, options, tolerance)
+        if manifest.probes.loop is not None:
+            if report:
+                report("whole loop")
+            loop = _check_loop(bundle, pipe, tolerance)
     return Verification(backend.name, backend.version(), where, tuple(checks), loop)
 
 
@@ -179,14 +180,7 @@ def _max_abs(found: Array, expected: Array) -> float:
     return float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0))
 
 
-def _check_loop(
-    bundle: Bundle,
-    build: Build,
-    backend: Backend,
-    device: str,
-    options: SessionOptions | None,
-    tolerance: Tolerance,
-) -> Loop:
+def _check_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance) -> Loop:
     probes = bundle.manifest.probes
     assert probes is not None
     assert probes.loop is not None
@@ -197,10 +191,7 @@ def _check_loop(
     if set(expected) != {"latents", "image"}:
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
     error, difference, ratio = NOT_COMPARABLE, 255, 0.0
-    with (
-        open_pipeline(bundle, build, backend, device, options) as pipe,
-        suppress(NumericalError),  # NaN is a failed check, not a failure to check
-    ):
+    with suppress(NumericalError):  # NaN is a failed check, not a failure to check
         result = _repeat(pipe, probe)
         picture = (result.images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
         difference, ratio = _compare_pictures(picture, expected["image"])
