@@ -242,6 +242,16 @@ def test_limits_of_verification() -> None:
     }
 
 
+def test_bounds_of_symbols() -> None:
+    source = (ROOT / "exporter" / "capture.py").read_text("utf-8")
+    batch, side = (
+        re.search(rf"^{name} = (\d+)$", source, re.MULTILINE)[1]  # type: ignore[index]
+        for name in ("MAX_BATCH", "MAX_LATENT")
+    )
+    text = " ".join(TEXT.split())
+    assert f"up to {batch} for `batch` and {side} for `height` and `width`" in text
+
+
 # Sampling plans
 
 ARRAY_ROWS = table(section(DOCUMENT, "9.2 The file"), "Array")
