@@ -19,7 +19,7 @@ from .workers import Worker
 
 AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
 TEXT_PLAN = Plan(900, 2e-3, average=0.99, seed=3)
-DENOISER_PLAN = Plan(8500, 8e-4, warmup=300, save_every=250, seed=2)
+DENOISER_PLAN = Plan(4400, 8e-4, warmup=300, average=0.995, save_every=250, seed=2)
 
 TIME_SKEW = 0.75  # below 1: more training at high noise
 _LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way
