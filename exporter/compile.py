@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
@@ -41,6 +40,7 @@ from runtimes.manifest import (
     Source,
     Tokenizer,
 )
+from runtimes.npz import write_arrays
 from runtimes.version import __version__
 
 PROBES = "probes"
@@ -107,13 +107,8 @@ def export(
         found = resolve(source, revision, variant)
     destination = Path(output)
     previous = previous_manifest(destination)
-    if previous is not None and previous.source.fingerprint != found.fingerprint:
-        if not overwrite:
-            raise ExportError(
-                f"{destination} was made from another source ({previous.source.id}); "
-                "choose another output, or replace it with --overwrite"
-            )
-        previous = None
+    if previous is not None and not overwrite:
+        refuse_loss(destination, previous, found, options)
     keys = artifact_keys(found, options)
     if previous is not None and up_to_date(previous, destination, keys, options):
         return Exported(destination, previous)
@@ -164,7 +159,10 @@ class _Compilation:
             self.store,
             pipe.scheduler,
             schedules.Wanted(
-                self.options.schedulers, self.options.steps, description.num_inference_steps
+                self.options.schedulers,
+                self.options.steps,
+                description.num_inference_steps,
+                self._steps_there(previous),
             ),
             self.progress,
         )
@@ -176,7 +174,13 @@ class _Compilation:
         draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
         del pipe, description
         free_memory()
-        return _with_kept_builds(draft, previous)
+        return with_kept(draft, previous, self.store)
+
+    def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
+        """Step counts that were added to the bundle since: they are not lost."""
+        if previous is None or previous.source.fingerprint != self.source.fingerprint:
+            return {}
+        return {schedule.name: schedule.steps for schedule in previous.schedules}
 
     def _manifest(
         self,
@@ -258,7 +262,7 @@ class _Compilation:
                 sizes = symbol_values(description, traced=False)
                 arrays, loop = reference(pipe, description, own, sizes, fixed)
                 for name, values in arrays.items():
-                    np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **values)
+                    write_arrays(folder / f"{name}.npz", values)
                     wrote((folder / f"{name}.npz").stat().st_size)
             return {"loop": to_builtins(loop)}
 
@@ -357,14 +361,43 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
     return dataclasses.replace(description, graphs=graphs, latents=replace(latents, **sizes))
 
 
-def _with_kept_builds(draft: Manifest, previous: Manifest | None) -> Manifest:
-    """Add the previous bundle's other builds of the same graphs, and its other schedules."""
-    if previous is None or previous.components != draft.components:
+def refuse_loss(
+    destination: Path, previous: Manifest, source: PipelineSource, options: ExportOptions
+) -> None:
+    """Stop before an export that would throw away what the bundle holds.
+
+    Raises:
+        ExportError: the bundle is of another source, or the source has changed and builds
+            that were not asked for would be out of date.
+    """
+    if previous.source.id != source.id:
+        raise ExportError(
+            f"{destination} was made from another source ({previous.source.id}); "
+            "choose another output, or replace it with --overwrite"
+        )
+    asked = {f"{target}-{precision}" for target, precision in options.builds()}
+    lost = [build.name for build in previous.builds if build.name not in asked]
+    if lost and previous.source.fingerprint != source.fingerprint:
+        raise ExportError(
+            f"{source.id} has changed since {destination} was made, whose {', '.join(lost)} "
+            "would be lost; ask for these builds too, or drop them with --overwrite"
+        )
+
+
+def with_kept(draft: Manifest, previous: Manifest | None, store: Store) -> Manifest:
+    """Add the previous bundle's other builds of the same source, and its other schedules."""
+    if previous is None or previous.source.fingerprint != draft.source.fingerprint:
+        return draft
+    if previous.components != draft.components:
         return draft
     asked = {build.name for build in draft.builds}
-    kept = [build for build in previous.builds if build.name not in asked]
+    kept = [
+        build
+        for build in previous.builds
+        if build.name not in asked and all(store.keep(a.key) for a in build.artifacts.values())
+    ]
     known = {schedule.name for schedule in draft.schedules}
-    plans = [schedule for schedule in previous.schedules if schedule.name not in known]
+    plans = [each for each in previous.schedules if each.name not in known and store.keep(each.key)]
     return replace(draft, builds=(*draft.builds, *kept), schedules=(*draft.schedules, *plans))
 
 

@@ -103,11 +103,13 @@ def key_of(
 @dataclass(frozen=True)
 class Wanted:
     """Which plans: scheduler names (None: the default set, beside the pipeline's own), step
-    counts (None: the usual ones), and the pipeline's own default step count."""
+    counts (None: the usual ones), the pipeline's own default step count, and by scheduler the
+    step counts that an older bundle has and that stay."""
 
     names: tuple[str, ...] | None
     steps: tuple[int, ...] | None
     default_steps: int
+    kept: Mapping[str, tuple[int, ...]]
 
 
 def add_all(
@@ -126,6 +128,9 @@ def add_all(
         steps: Sequence[int] | None = wanted.steps
         if name == own and steps is None:
             steps = _own_steps(wanted.default_steps, config)
+        usual = set(tracing.DEFAULT_STEPS if steps is None else steps)
+        if not usual >= set(wanted.kept.get(name, ())):
+            steps = sorted(usual | set(wanted.kept[name]))
         try:
             made.append(_add(store, name, class_name, config, steps, progress))
         except ExportError:

@@ -66,12 +66,16 @@ class Store:
         self.made.append(key)
         return Item(files, meta)
 
+    def keep(self, key: str) -> bool:
+        """Take over the previous bundle's item `key`, unmade; False if it is not intact."""
+        return (self._staged(key) or self._taken_over(key)) is not None
+
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the staging folder in the output's place."""
         with full_disk_reported():
             (self.staging / MANIFEST).write_bytes(manifest.encode())
             self._drop_unlisted(manifest)
-            old = self.output.parent / f".{self.output.name}.old"
+            old = _aside(self.output)
             shutil.rmtree(old, ignore_errors=True)
             if self.output.exists():
                 self.output.rename(old)
@@ -140,9 +144,15 @@ class Store:
 def previous_manifest(output: Path) -> Manifest | None:
     """The manifest of the bundle that stands where the export will write, if any.
 
+    A bundle that a killed export had moved aside, before putting the new one in its place,
+    is moved back first.
+
     Raises:
         ExportError: something else than a bundle is there; it is not overwritten.
     """
+    aside = _aside(output)
+    if aside.exists() and not output.exists():
+        aside.rename(output)
     if not output.exists():
         return None
     if output.is_dir() and not any(output.iterdir()):
@@ -168,6 +178,11 @@ def full_disk_reported() -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
         raise
+
+
+def _aside(output: Path) -> Path:
+    """Where the old bundle waits while the new one takes its place."""
+    return output.parent / f".{output.name}.old"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

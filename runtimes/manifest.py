@@ -336,6 +336,7 @@ class Manifest(_Base, frozen=True):
         yield from self._guidance_problems()
         yield from self._conditioning_problems()
         yield from _duplicates("schedule", [schedule.name for schedule in self.schedules])
+        yield from self._size_problems()
         if self.defaults.scheduler not in {schedule.name for schedule in self.schedules}:
             yield f"defaults.scheduler {self.defaults.scheduler!r} is not among the schedules"
         numbers = (self.latents.channels, self.latents.factor, self.latents.multiple)
@@ -393,6 +394,11 @@ class Manifest(_Base, frozen=True):
         fed = {"sample", "timestep"} | {vector.input for vector in self.vectors}
         yield from _duplicates("tokenizer input", [each.input for each in self.tokenizers])
         tokens = {tokenizer.input for tokenizer in self.tokenizers}
+        yield from _duplicates("argument", [argument.name for argument in self.arguments])
+        yield from _duplicates("vector input", [vector.input for vector in self.vectors])
+        outputs = [name for encoder in self.encoders() for name in encoder.outputs]
+        yield from _duplicates("encoder output", outputs)
+        yield from self._vector_problems()
         for encoder in self.encoders():
             fed |= set(encoder.outputs)
             if not set(encoder.inputs) <= tokens:
@@ -411,6 +417,23 @@ class Manifest(_Base, frozen=True):
         for tokenizer in self.tokenizers:
             if tokenizer.max_length < 1 or not tokenizer.texts:
                 yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+
+    def _size_problems(self) -> Iterator[str]:
+        sample, latents = self.component("denoiser").inputs["sample"], self.latents
+        if sample.dtype != "float32" or sample.shape[1] != latents.channels:
+            yield f"the denoiser's sample must be float32 with {latents.channels} channels"
+        unit = latents.factor * latents.multiple
+        if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
+            yield f"the default height and width must be multiples of {unit}"
+
+    def _vector_problems(self) -> Iterator[str]:
+        sizes = {argument.name: len(argument.default) for argument in self.arguments}
+        inputs = self.component("denoiser").inputs
+        for vector in self.vectors:
+            values = sum(sizes.get(name, 0) for name in vector.arguments)
+            spec = inputs.get(vector.input)
+            if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
+                yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
 
 
 class _Version(msgspec.Struct):

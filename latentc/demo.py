@@ -1,0 +1,195 @@
+"""The demo: the model in the box, compiled, verified, and run on every backend.
+
+    python -m latentc.demo -o build/demo
+
+leaves ``bundle/``, the picture grid ``grid.png`` (prompts × backends, PyTorch's own pictures
+first) and ``parity.json`` with the figures that are also printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from latentc import builtin_model
+from runtimes.backend import get
+from runtimes.errors import LatentcError
+from runtimes.image import grid, save
+from runtimes.manifest import Manifest
+from runtimes.pipeline import load
+from runtimes.report import print_verification
+from runtimes.verify import psnr, relative_l2
+
+PROMPTS = (
+    "a large red circle",
+    "a small green triangle on the left",
+    "a blue square above a yellow star",
+    "a purple star to the left of an orange circle",
+)
+TARGETS = {"onnxruntime": "onnx", "openvino": "openvino", "torch": "torch"}
+STEPS = 25
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One backend's pictures of the demo's prompts against the diffusers pipeline's."""
+
+    backend: str
+    build: str
+    latents_relative_l2: float
+    image_max_difference: int
+    image_psnr: float
+    seconds_per_image: float
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    default="build/demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where everything goes.",
+)
+def main(output: Path) -> None:
+    """Export the built-in model, verify it, and draw the same pictures on every backend."""
+    try:
+        run(output)
+    except LatentcError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def run(output: Path) -> list[Parity]:
+    """The whole demo; returns the parity figures of each backend."""
+    output.mkdir(parents=True, exist_ok=True)
+    bundle = output / "bundle"
+    manifest = compile_builtin(bundle)
+    print_verification(manifest)
+    click.echo(f"Drawing {len(PROMPTS)} prompts with PyTorch and {len(TARGETS)} backends …")
+    guidance = manifest.guidance.defaults["guidance_scale"]
+    pictures, latents, seconds = from_diffusers(guidance)
+    rows: list[list[Any]] = [[picture] for picture in pictures]
+    figures = []
+    for name, target in TARGETS.items():
+        found, figure = from_bundle(bundle, name, target, pictures, latents)
+        figures.append(figure)
+        for row, picture in zip(rows, found, strict=True):
+            row.append(picture)
+    sheet = grid(
+        [picture for row in rows for picture in row],
+        len(PROMPTS),
+        1 + len(TARGETS),
+        row_labels=list(PROMPTS),
+        col_labels=["PyTorch (diffusers)", *TARGETS],
+        scale=3,
+    )
+    save(sheet, output / "grid.png")
+    report = {
+        "prompts": PROMPTS,
+        "num_inference_steps": STEPS,
+        "seed": SEED,
+        "diffusers_seconds_per_image": seconds,
+        "backends": [asdict(figure) for figure in figures],
+    }
+    (output / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_table(figures, seconds)
+    click.echo(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
+    click.echo(f'  latentc generate {bundle} "a large red circle" --seed 1 -o circle.png')
+    return figures
+
+
+def compile_builtin(bundle: Path) -> Manifest:
+    """Export the built-in model to every target, with the command line's progress."""
+    from exporter.cli import Reporter
+    from exporter.compile import export
+
+    click.echo(f"Exporting the built-in model to {', '.join(TARGETS.values())} …")
+    reporter = Reporter(quiet=False)
+    with reporter:
+        targets = tuple(TARGETS.values())
+        result = export(
+            builtin_model(), bundle, targets=targets, overwrite=True, report=reporter.report
+        )
+    return result.manifest
+
+
+def from_diffusers(guidance_scale: float) -> tuple[list[Any], np.ndarray[Any, Any], float]:
+    """Pictures and final latents of the real pipeline, and seconds per picture."""
+    import torch
+
+    from exporter.reference import watched
+    from exporter.source import load as load_pipeline
+    from exporter.source import resolve
+
+    pipe = load_pipeline(resolve(builtin_model()))
+    pictures, latents = [], []
+    begun = time.perf_counter()
+    for prompt in PROMPTS:
+        with watched(pipe, pipe.unet) as seen, torch.no_grad():
+            pictures += pipe(
+                prompt,
+                num_inference_steps=STEPS,
+                guidance_scale=guidance_scale,
+                generator=torch.Generator().manual_seed(SEED),
+            ).images
+        assert seen.latents is not None
+        latents.append(seen.latents.numpy())
+    return pictures, np.concatenate(latents), (time.perf_counter() - begun) / len(PROMPTS)
+
+
+def from_bundle(
+    bundle: Path, backend: str, target: str, expected: list[Any], latents: np.ndarray[Any, Any]
+) -> tuple[list[Any], Parity]:
+    """The same pictures from one build, and how they compare."""
+    with load(bundle, backend=get(backend), build=f"{target}-fp32") as pipe:
+        begun = time.perf_counter()
+        results = [pipe(prompt, num_inference_steps=STEPS, seed=SEED) for prompt in PROMPTS]
+        seconds = (time.perf_counter() - begun) / len(PROMPTS)
+        build = pipe.build.name
+    pictures = [result.images[0] for result in results]
+    found, wanted = (np.stack([np.asarray(p) for p in each]) for each in (pictures, expected))
+    return pictures, Parity(
+        backend=backend,
+        build=build,
+        latents_relative_l2=relative_l2(np.concatenate([r.latents for r in results]), latents),
+        image_max_difference=int(np.abs(found.astype(int) - wanted.astype(int)).max()),
+        image_psnr=psnr(found, wanted),
+        seconds_per_image=seconds,
+    )
+
+
+def print_table(figures: list[Parity], diffusers_seconds: float) -> None:
+    """The parity figures as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Against the diffusers pipeline, {STEPS} steps, seed {SEED}")
+    columns: list[tuple[str, Callable[[Parity], str]]] = [
+        ("backend", lambda figure: figure.backend),
+        ("build", lambda figure: figure.build),
+        ("latents, relative L2", lambda figure: f"{figure.latents_relative_l2:.1e}"),
+        ("picture, of 255", lambda figure: str(figure.image_max_difference)),
+        ("PSNR, dB", lambda figure: f"{figure.image_psnr:.1f}"),
+        ("s per picture", lambda figure: f"{figure.seconds_per_image:.2f}"),
+    ]
+    for title, _ in columns:
+        table.add_column(title, justify="left" if title in ("backend", "build") else "right")
+    for figure in figures:
+        table.add_row(*(text(figure) for _, text in columns))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"diffusers itself: {diffusers_seconds:.2f} s per picture")
+
+
+if __name__ == "__main__":
+    main()
