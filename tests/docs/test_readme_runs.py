@@ -1,0 +1,61 @@
+"""The README's quick start, run as it stands: every latentc command, then the Python block."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("latentc ")]
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LATENTC_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_commands(folder: Path) -> None:
+    found = commands()
+    assert {"export", "inspect", "generate", "schedule", "verify", "backends"} == {
+        command[1] for command in found
+    }
+    for command in found:
+        run(folder, "-m", *command)
+    assert (folder / "circle.png").stat().st_size > 500
+    assert len(list(folder.glob("*.png"))) == 5  # one circle, and -n 4
+
+
+def test_python(folder: Path) -> None:
+    (block,) = blocks("python")
+    output = run(folder, "-c", block)
+    assert len(output.splitlines()) == 20
