@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .judge import look, reasons
 from .scenes import CANVAS, Prompt, held_out_prompts
 
-GUIDANCE = 5.0
+GUIDANCE = 2.0
 STEPS = 25
 
 

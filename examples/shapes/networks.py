@@ -96,7 +96,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
-        timestep_spacing="leading",
+        timestep_spacing="trailing",
         steps_offset=1,
     )
 

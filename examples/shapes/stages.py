@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from torch.nn import functional
 from transformers import CLIPTextModel
 
 from . import data, networks, reading
@@ -21,7 +20,6 @@ AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
 TEXT_PLAN = Plan(900, 2e-3, average=0.99, seed=3)
 DENOISER_PLAN = Plan(4400, 8e-4, warmup=300, average=0.995, save_every=250, seed=2)
 
-TIME_SKEW = 0.75  # below 1: more training at high noise
 _LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way
 _ALONE = Worker()
 
@@ -171,11 +169,10 @@ def train_denoiser(
             latents, tokenizer, settings.denoiser.seed, step, settings.denoiser_batch
         )
         noise = torch.randn(clean.shape, generator=generator)
-        # One time per slice of the schedule: less noise in the loss than free draws.  The slices
-        # are finer where there is much noise, which is where the caption decides.
+        # One time per equal slice of the schedule: less noise in the loss than free draws.
         count = clean.shape[0]
         spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        times = (spread**TIME_SKEW * len(signal)).long().clamp(max=len(signal) - 1)
+        times = (spread * len(signal)).long().clamp(max=len(signal) - 1)
         clean, ids, noise, times = (
             worker.part(each).to(device) for each in (clean, ids, noise, times)
         )
@@ -184,7 +181,8 @@ def train_denoiser(
             states = text_encoder(ids).last_hidden_state
             noisy = (a * clean + s * noise).contiguous(memory_format=_LAYOUT)
             guess = forward(noisy, times, states).sample
-        loss: torch.Tensor = functional.mse_loss(guess.float(), a * noise - s * clean)
+        error = (guess.float() - (a * noise - s * clean)).square()
+        loss: torch.Tensor = (error * loss_weight(a)).mean()
         return loss
 
     def export(folder: Path) -> None:
@@ -203,6 +201,17 @@ def train_denoiser(
     trainer.run(loss_at, "denoiser", None if early is None else lambda: export(early))
     if worker.leads:
         export(settings.out / "pipeline")
+
+
+def loss_weight(signal: torch.Tensor) -> torch.Tensor:
+    """The weight of an error where the clean latents are scaled by ``signal``.
+
+    Most of the plain error comes from times when there is little but noise to see.  Weighing
+    it by about the inverse of what it comes to lets the times at which colours are settled
+    count as much.
+    """
+    usual = 0.03 + 0.02 / (signal.square() + 0.025)
+    return 0.4 / (0.1 + usual)
 
 
 def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
