@@ -94,12 +94,15 @@ def check(options: ExportOptions) -> None:
 
 def up_to_date(
     manifest: Manifest,
+    source_id: str,
     bundle: Path,
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
     from exporter.scheduler_names import DEFAULT_SCHEDULERS
 
+    if manifest.source.id != source_id:
+        return False
     builds = {(build.target, build.precision): build for build in manifest.builds}
     for pair, wanted in keys.items():
         build = builds.get(pair)
