@@ -90,15 +90,22 @@ def build_text_encoder(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
     """The default sampler; its noise schedule is the one the denoiser is trained with."""
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        steps_offset=1,
-    )
+    settings = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,
+        # What other schedulers read when they are made from this one's config, as in the
+        # published Stable Diffusion models: latents are not clipped.
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+    }
+    scheduler: DPMSolverMultistepScheduler = DPMSolverMultistepScheduler.from_config(settings)
+    return scheduler
 
 
 def build_pipeline(
