@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
@@ -10,7 +11,10 @@ import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import Component
+from runtimes.mapped import MappedFile
 from runtimes.session import Array, Feeds, Session
+
+_LARGE = 64 << 20  # bytes of weights from which on it pays to give memory back
 
 
 class OpenVinoBackend(Backend):
@@ -46,14 +50,28 @@ class OpenVinoBackend(Backend):
         if options.cache is not None:
             config["CACHE_DIR"] = str(options.cache)
         config.update(options.extra)
-        model = self._core.compile_model(str(entry), device, config)
-        return OpenVinoSession(model, component)
+        weights = entry.with_suffix(".bin")
+        large = entry.suffix == ".xml" and weights.is_file() and weights.stat().st_size >= _LARGE
+        # A cache of compiled models finds its entries by the file's name: it needs the path.
+        if not large or "CACHE_DIR" in config:
+            return OpenVinoSession(self._core.compile_model(str(entry), device, config), component)
+        mapped = MappedFile(weights)
+        tensor = self._ov.Tensor(mapped.array, shared_memory=True)
+        with mapped.releasing():
+            read = self._core.read_model(entry.read_bytes(), tensor)
+            model = self._core.compile_model(read, device, config)
+        return OpenVinoSession(model, component, mapped)
 
 
 class OpenVinoSession(Session):
-    """A compiled model and a pool of its inference requests, one per calling thread."""
+    """A compiled model and a pool of its inference requests, one per calling thread.
 
-    def __init__(self, model: Any, component: Component) -> None:
+    `mapped` are the model's weights where this session gives their memory back: OpenVINO
+    copies them into its own layout, part of them when it first sees a shape, and keeps the
+    originals mapped. Stable Diffusion's UNet in float32 then takes 3.5 GiB instead of 6.7.
+    """
+
+    def __init__(self, model: Any, component: Component, mapped: MappedFile | None = None) -> None:
         super().__init__(component.inputs, component.outputs)
         self._model = model
         # A port carries several names after a reshape: look each up in the port's set of names.
@@ -62,13 +80,16 @@ class OpenVinoSession(Session):
             for name in component.outputs
         }
         self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._seen: set[tuple[tuple[int, ...], ...]] = set()
+        self._mapped = mapped  # last: freed after all that may look at it
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         try:
             request = self._requests.get_nowait()
         except Empty:
             request = self._model.create_infer_request()
-        request.infer(dict(feeds), share_inputs=True)
+        with self._sparing(feeds):
+            request.infer(dict(feeds), share_inputs=True)
         # The request owns its output memory and reuses it at the next call: copy.
         outputs = {
             name: np.array(request.get_output_tensor(index).data)
@@ -77,6 +98,15 @@ class OpenVinoSession(Session):
         self._requests.put(request)
         return outputs
 
+    def _sparing(self, feeds: Feeds) -> AbstractContextManager[None]:
+        """Give the originals' memory back while weights are copied for a new shape."""
+        shapes = tuple(feeds[name].shape for name in self.inputs)
+        if self._mapped is None or shapes in self._seen:
+            return nullcontext()
+        self._seen.add(shapes)
+        return self._mapped.releasing()
+
     def _close(self) -> None:
         self._requests = SimpleQueue()
         self._model = None
+        self._mapped = None
