@@ -37,8 +37,6 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     _name_axes(model, component)
     _strip(model)
     made.save(folder / MODEL, external_data=True)
-    _release(model)
-    _release(model)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL
 
@@ -51,13 +49,6 @@ def _translations() -> dict[Any, Any]:
     from onnxscript.function_libs.torch_lib.ops.nn import aten_group_norm
 
     return {torch.ops.aten.group_norm.default: aten_group_norm}
-
-
-def _release(model: Any) -> None:
-    """Let go of the weights: onnxscript's rewrite rules remember the last graph they saw, and
-    with it a whole model's tensors, until the process ends."""
-    for value in model.graph.initializers.values():
-        value.const_value = None
 
 
 def _name_axes(model: Any, component: Component) -> None:
