@@ -54,14 +54,14 @@ def test_import_times_are_summed_by_package() -> None:
     assert importtime.rows(spent)[-1] == ("all", "4", "0.4")
 
 
-def test_the_bare_script_makes_the_same_picture(sd_bundle: Path, tmp_path: Path) -> None:
+def test_the_bare_script_makes_the_same_picture(builtin_bundle: Path, tmp_path: Path) -> None:
     import latentc
 
-    pipe = latentc.load(sd_bundle, backend="onnxruntime")
+    pipe = latentc.load(builtin_bundle, backend="onnxruntime")
     spec = pipe.manifest.latents
     shape = [1, spec.channels, *(s // spec.factor for s in (spec.default_height,) * 2)]
     bare_onnx.main(
-        str(sd_bundle), "a red cube", STEPS, GUIDANCE, SEED, shape, str(tmp_path / "bare.png")
+        str(builtin_bundle), "a red cube", STEPS, GUIDANCE, SEED, shape, str(tmp_path / "bare.png")
     )
     result = pipe(
         "a red cube",

@@ -23,7 +23,7 @@ def test_a_component_and_a_pipeline_are_measured_without_torch(sd_bundle: Path) 
     assert found.result["median"] > 0
     assert found.peak_memory >= found.result["memory_loaded"] > 0
     whole = jobs.run("pipeline", {**arguments, "steps": 2})
-    assert len(whole.result["steps"]) == 2
+    assert len(whole.result["steps"]) == 3  # PNDM evaluates the model once more
     assert whole.peak_memory < 400 << 20  # with torch it would be above
 
 
