@@ -31,7 +31,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     Examples:
       latentc generate shapes "a large red circle" --steps 25 --seed 42 -o circle.png
       latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
-      latentc generate sdxl "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
+      latentc generate bundle "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
           --arg original_size=1024,1024 --backend openvino --json
     """
 )
