@@ -19,7 +19,8 @@ from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
 from exporter.families import Description, Graph, family_of
-from exporter.lowering import Lowering, free_memory, release_weights
+from exporter.lowering import Lowering
+from exporter.memory import free_memory, release_weights
 from exporter.options import ExportOptions, artifact_keys, check, up_to_date
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
@@ -172,7 +173,7 @@ class _Compilation:
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
         builds = self._builds(description)
         draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
-        release_weights(description.graphs)
+        release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
         free_memory()
         return with_kept(draft, previous, self.store)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,23 +62,3 @@ class Lowering:
         if self._variant is None or self._variant[0] != precision:
             self._variant = precision, variant(self._captured, PRECISIONS[precision])
         return self._variant[1]
-
-
-def release_weights(graphs: Iterable[Graph]) -> None:
-    """Free the modules' weights, whoever still refers to them: onnxscript's rewrite rules
-    remember the last graph that they saw, and its tensors with it, until the process ends."""
-    import torch
-
-    for graph in graphs:
-        for parameter in graph.module.parameters():
-            parameter.data = torch.empty(0)
-
-
-def free_memory() -> None:
-    """Give freed memory back to the system: two copies of a large model do not fit."""
-    gc.collect()
-    if sys.platform == "linux":
-        import ctypes
-
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,55 @@
+"""Giving memory back between the stages of an export."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def free_memory() -> None:
+    """Give freed memory back to the system: two copies of a large model do not fit."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def release_weights(modules: Iterable[torch.nn.Module], source: Path) -> None:
+    """Free the weights of `modules`, which were loaded from the folder `source` and which
+    nobody will use again, whoever still refers to them.
+
+    onnxscript's rewrite rules remember what they matched last, and tensors with it, until the
+    process ends. One tensor is enough to keep the whole mapped file that it is a part of.
+    """
+    import torch
+
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = torch.empty(0)
+    gc.collect()
+    _forget_pages(path for path in source.rglob("*") if path.suffix in _WEIGHTS)
+
+
+def _forget_pages(files: Iterable[Path]) -> None:
+    """Drop what is in memory of mapped files. Who reads them again, reads from the disk."""
+    if sys.platform != "linux":
+        return
+    names = {str(path.resolve()) for path in files}
+    libc = ctypes.CDLL("libc.so.6")
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        if name in names:
+            begin, end = (int(address, 16) for address in span.split("-"))
+            size = ctypes.c_size_t(end - begin)
+            libc.madvise(ctypes.c_void_p(begin), size, mmap.MADV_DONTNEED)
