@@ -7,9 +7,8 @@ specified for other languages in docs/bundle-format.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -18,11 +17,8 @@ from runtimes.errors import BundleError, InputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-DTYPES = ("float32", "float16", "int64", "int32")
 
 Role = Literal["encoder", "denoiser", "decoder"]
-_DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
-_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -291,6 +287,8 @@ class Manifest(_Base, frozen=True):
     @classmethod
     def decode(cls, data: bytes, origin: str = MANIFEST) -> Manifest:
         """Decode and check the document. Raises BundleError."""
+        from runtimes.manifest_rules import problems  # it knows these structures
+
         try:
             version = msgspec.json.decode(data, type=_Version).format_version
             if version != FORMAT_VERSION:
@@ -301,7 +299,7 @@ class Manifest(_Base, frozen=True):
             manifest = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(f"{origin}: {error}") from error
-        problem = next(manifest.problems(), None)
+        problem = next(problems(manifest), None)
         if problem:
             raise BundleError(f"{origin}: {problem}")
         return manifest
@@ -327,114 +325,6 @@ class Manifest(_Base, frozen=True):
     def encoders(self) -> list[Component]:
         return [component for component in self.components if component.role == "encoder"]
 
-    def problems(self) -> Iterator[str]:
-        """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
-        for file in self.files():
-            yield from _file_problems(file)
-        yield from self._component_problems()
-        yield from self._build_problems()
-        yield from self._guidance_problems()
-        yield from self._conditioning_problems()
-        yield from _duplicates("schedule", [schedule.name for schedule in self.schedules])
-        yield from self._size_problems()
-        if self.defaults.scheduler not in {schedule.name for schedule in self.schedules}:
-            yield f"defaults.scheduler {self.defaults.scheduler!r} is not among the schedules"
-        numbers = (self.latents.channels, self.latents.factor, self.latents.multiple)
-        sizes = (self.latents.default_height, self.latents.default_width)
-        if min(*numbers, *sizes, self.defaults.num_inference_steps) < 1:
-            yield "latents and defaults.num_inference_steps must be positive"
-
-    def _component_problems(self) -> Iterator[str]:
-        yield from _duplicates("component", [component.name for component in self.components])
-        for role in ("denoiser", "decoder"):
-            if sum(component.role == role for component in self.components) != 1:
-                yield f"expected exactly one component with role {role!r}"
-                return
-        for component in self.components:
-            for name, spec in [*component.inputs.items(), *component.outputs.items()]:
-                if spec.dtype not in DTYPES:
-                    yield f"{component.name}.{name}: dtype {spec.dtype!r} is not one of {DTYPES}"
-                for dimension in spec.shape:
-                    if not _is_dimension(dimension):
-                        yield f"{component.name}.{name}: bad dimension {dimension!r}"
-        denoiser = self.component("denoiser")
-        if not {"sample", "timestep"} <= denoiser.inputs.keys() or len(denoiser.outputs) != 1:
-            yield "the denoiser needs inputs 'sample' and 'timestep' and one output"
-        elif len(denoiser.inputs["sample"].shape) != 4:
-            yield "the denoiser's sample must have 4 dimensions"
-        elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
-            yield "the denoiser's timestep must be float32 of shape [1]"
-        decoder = self.component("decoder")
-        if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
-            yield "the decoder needs the input 'latents' and the output 'image'"
-
-    def _build_problems(self) -> Iterator[str]:
-        yield from _duplicates("build", [build.name for build in self.builds])
-        names = {component.name for component in self.components}
-        for build in self.builds:
-            if set(build.artifacts) != names:
-                yield f"build {build.name!r} holds {sorted(build.artifacts)}, not {sorted(names)}"
-            for name, artifact in build.artifacts.items():
-                if artifact.entry not in {file.path for file in artifact.files}:
-                    yield f"build {build.name!r}, {name}: entry {artifact.entry!r} is not listed"
-
-    def _guidance_problems(self) -> Iterator[str]:
-        branches = self.guidance.branches
-        yield from _duplicates("guidance branch", [branch.name for branch in branches])
-        if self.guidance.single not in {branch.name for branch in branches}:
-            yield f"guidance.single {self.guidance.single!r} is not a branch"
-        scales = set(self.guidance.defaults)
-        for branch in branches:
-            if not set(branch.scales) <= scales:
-                yield f"branch {branch.name!r} uses a scale without a default"
-        if self.guidance.scale is not None and self.guidance.scale not in scales:
-            yield f"guidance.scale {self.guidance.scale!r} has no default"
-
-    def _conditioning_problems(self) -> Iterator[str]:
-        fed = {"sample", "timestep"} | {vector.input for vector in self.vectors}
-        yield from _duplicates("tokenizer input", [each.input for each in self.tokenizers])
-        tokens = {tokenizer.input for tokenizer in self.tokenizers}
-        yield from _duplicates("argument", [argument.name for argument in self.arguments])
-        yield from _duplicates("vector input", [vector.input for vector in self.vectors])
-        outputs = [name for encoder in self.encoders() for name in encoder.outputs]
-        yield from _duplicates("encoder output", outputs)
-        yield from self._vector_problems()
-        for encoder in self.encoders():
-            fed |= set(encoder.outputs)
-            if not set(encoder.inputs) <= tokens:
-                yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
-        missing = set(self.component("denoiser").inputs) - fed
-        if missing:
-            yield f"nothing feeds the denoiser's {sorted(missing)}"
-        known = {argument.name for argument in self.arguments}
-        for vector in self.vectors:
-            if not set(vector.arguments) <= known:
-                yield f"vector {vector.input!r} uses an unknown argument"
-        for argument in self.arguments:
-            for value in argument.default:
-                if isinstance(value, str) and value not in ("height", "width"):
-                    yield f"argument {argument.name!r}: bad default {value!r}"
-        for tokenizer in self.tokenizers:
-            if tokenizer.max_length < 1 or not tokenizer.texts:
-                yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
-
-    def _size_problems(self) -> Iterator[str]:
-        sample, latents = self.component("denoiser").inputs["sample"], self.latents
-        if sample.dtype != "float32" or sample.shape[1] != latents.channels:
-            yield f"the denoiser's sample must be float32 with {latents.channels} channels"
-        unit = latents.factor * latents.multiple
-        if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
-            yield f"the default height and width must be multiples of {unit}"
-
-    def _vector_problems(self) -> Iterator[str]:
-        sizes = {argument.name: len(argument.default) for argument in self.arguments}
-        inputs = self.component("denoiser").inputs
-        for vector in self.vectors:
-            values = sum(sizes.get(name, 0) for name in vector.arguments)
-            spec = inputs.get(vector.input)
-            if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
-                yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
-
 
 class _Version(msgspec.Struct):
     format_version: int
@@ -445,38 +335,11 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(Manifest)
 
 
-def is_inside(path: str) -> bool:
-    """Whether `path` is a plain relative POSIX path that stays inside its folder."""
-    pure = PurePosixPath(path)
-    plain = path == pure.as_posix() and "\\" not in path and ":" not in path and "\0" not in path
-    return plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
-
-
-def _is_dimension(value: int | str) -> bool:
-    if isinstance(value, int):
-        return 1 <= value <= 1 << 20
-    return _DIMENSION.match(value) is not None
-
-
 def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
     factor, _, name = wanted.rpartition("*")
     multiple = int(factor) if factor else 1
     value, rest = divmod(found, multiple)
     return rest == 0 and value > 0 and symbols.setdefault(name, value) == value
-
-
-def _file_problems(file: File) -> Iterator[str]:
-    if not is_inside(file.path):
-        yield f"path {file.path!r} leaves the bundle or is not a plain relative path"
-    if file.size < 0:
-        yield f"{file.path}: negative size"
-    if not _DIGEST.match(file.sha256):
-        yield f"{file.path}: sha256 must be 64 hexadecimal digits"
-
-
-def _duplicates(what: str, names: Sequence[str]) -> Iterator[str]:
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"two {what}s are named {name!r}"
 
 
 def _not_a_bundle(bundle: Path, error: OSError) -> str:

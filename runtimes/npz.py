@@ -24,6 +24,7 @@ from runtimes.errors import BundleError
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 64 << 20
 _MAX_HEADER = 512
+_NUMBERS = "biuf"  # numpy's kinds
 _HEADER = re.compile(
     rb"\{\s*'descr':\s*'([<>|=]\w{1,8})',\s*'fortran_order':\s*(True|False),"
     rb"\s*'shape':\s*\(([0-9, ]*)\),?\s*\}\s*"
@@ -49,11 +50,12 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
 
 def read_arrays(
     path: str | os.PathLike[str],
-    dtypes: Mapping[str, str],
+    dtypes: Mapping[str, str] | None = None,
     *,
     max_bytes: int = _MAX_BYTES,
 ) -> dict[str, np.ndarray]:
-    """Read exactly the members that `dtypes` names, each of exactly that dtype.
+    """Read exactly the members that `dtypes` names, each of exactly that dtype; without
+    `dtypes`, every member, each an array of numbers.
 
     Returns read-only arrays. Raises `BundleError` for anything else: a missing file, no zip,
     a missing or additional member, another dtype or order, a member cut short, more than
@@ -72,10 +74,12 @@ def read_arrays(
 
 
 def _read(
-    label: str, path: str | os.PathLike[str], dtypes: Mapping[str, str], max_bytes: int
+    label: str, path: str | os.PathLike[str], dtypes: Mapping[str, str] | None, max_bytes: int
 ) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
+        if dtypes is None:
+            dtypes = dict.fromkeys((name.removesuffix(".npy") for name in members), "")
         expected = {f"{name}.npy" for name in dtypes}
         if set(members) != expected or len(archive.infolist()) != len(expected):
             missing = sorted(expected - set(members))
@@ -101,11 +105,12 @@ def _member(
     if data.read(8) != _MAGIC:
         raise BundleError(f"{label}: {info.filename} is not a .npy of version 1.0")
     found, fortran, shape = _header(data)
-    if found != np.dtype(dtype) or found.hasobject or fortran:
+    fits = found == np.dtype(dtype) if dtype else found.kind in _NUMBERS
+    if not fits or found.hasobject or fortran:
         order = "Fortran" if fortran else "C"
         raise BundleError(
             f"{label}: {info.filename} has dtype {found.str} in {order} order, "
-            f"expected {dtype} in C order"
+            f"expected {dtype or 'numbers'} in C order"
         )
     payload = data.read()
     if len(payload) != math.prod(shape) * found.itemsize:

@@ -95,11 +95,3 @@ def _strip(model: Any) -> None:
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-
-
-def _release(model: Any) -> None:
-    """Let go of the weights: onnxscript's rewrite rules remember the last graph they saw, and
-    would keep gigabytes through the verification."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            value.const_value = None

@@ -20,14 +20,8 @@ from exporter.targets import TARGETS
 from runtimes import noise
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
-from runtimes.manifest import (
-    DTYPES,
-    FORMAT_VERSION,
-    Manifest,
-    _is_dimension,
-    is_inside,
-    schema,
-)
+from runtimes.manifest import FORMAT_VERSION, Manifest, schema
+from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
 from runtimes.plan import PlanTable
 from runtimes.plan_schema import DTYPES as ARRAYS
@@ -126,7 +120,7 @@ def test_the_grammar_of_dimensions_is_that_of_the_code(dimension: int | str) -> 
         as_documented = bool(re.fullmatch(r"[a-z][a-z_]{0,31}", symbol)) and (
             not star or bool(re.fullmatch(r"[1-9][0-9]{0,3}", factor))
         )
-    assert _is_dimension(dimension) == as_documented
+    assert is_dimension(dimension) == as_documented
 
 
 def change(document: dict[str, Any], where: str, value: Any) -> None:

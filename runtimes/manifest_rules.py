@@ -1,0 +1,155 @@
+"""What a manifest must keep to beyond its types; see docs/bundle-format.md for each rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from runtimes.manifest import File, Manifest, TensorSpec
+
+DTYPES = ("float32", "float16", "int64", "int32")
+_DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def problems(manifest: Manifest) -> Iterator[str]:
+    """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
+    for file in manifest.files():
+        yield from _file_problems(file)
+    yield from _component_problems(manifest)
+    yield from _build_problems(manifest)
+    yield from _guidance_problems(manifest)
+    yield from _conditioning_problems(manifest)
+    yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
+    yield from _size_problems(manifest)
+    if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.schedules}:
+        yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
+    numbers = (manifest.latents.channels, manifest.latents.factor, manifest.latents.multiple)
+    sizes = (manifest.latents.default_height, manifest.latents.default_width)
+    if min(*numbers, *sizes, manifest.defaults.num_inference_steps) < 1:
+        yield "latents and defaults.num_inference_steps must be positive"
+
+
+def _component_problems(manifest: Manifest) -> Iterator[str]:
+    yield from _duplicates("component", [component.name for component in manifest.components])
+    for role in ("denoiser", "decoder"):
+        if sum(component.role == role for component in manifest.components) != 1:
+            yield f"expected exactly one component with role {role!r}"
+            return
+    for component in manifest.components:
+        for name, spec in [*component.inputs.items(), *component.outputs.items()]:
+            if spec.dtype not in DTYPES:
+                yield f"{component.name}.{name}: dtype {spec.dtype!r} is not one of {DTYPES}"
+            for dimension in spec.shape:
+                if not is_dimension(dimension):
+                    yield f"{component.name}.{name}: bad dimension {dimension!r}"
+    denoiser = manifest.component("denoiser")
+    if not {"sample", "timestep"} <= denoiser.inputs.keys() or len(denoiser.outputs) != 1:
+        yield "the denoiser needs inputs 'sample' and 'timestep' and one output"
+    elif len(denoiser.inputs["sample"].shape) != 4:
+        yield "the denoiser's sample must have 4 dimensions"
+    elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
+        yield "the denoiser's timestep must be float32 of shape [1]"
+    decoder = manifest.component("decoder")
+    if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
+        yield "the decoder needs the input 'latents' and the output 'image'"
+
+
+def _build_problems(manifest: Manifest) -> Iterator[str]:
+    yield from _duplicates("build", [build.name for build in manifest.builds])
+    names = {component.name for component in manifest.components}
+    for build in manifest.builds:
+        if set(build.artifacts) != names:
+            yield f"build {build.name!r} holds {sorted(build.artifacts)}, not {sorted(names)}"
+        for name, artifact in build.artifacts.items():
+            if artifact.entry not in {file.path for file in artifact.files}:
+                yield f"build {build.name!r}, {name}: entry {artifact.entry!r} is not listed"
+
+
+def _guidance_problems(manifest: Manifest) -> Iterator[str]:
+    branches = manifest.guidance.branches
+    yield from _duplicates("guidance branch", [branch.name for branch in branches])
+    if manifest.guidance.single not in {branch.name for branch in branches}:
+        yield f"guidance.single {manifest.guidance.single!r} is not a branch"
+    scales = set(manifest.guidance.defaults)
+    for branch in branches:
+        if not set(branch.scales) <= scales:
+            yield f"branch {branch.name!r} uses a scale without a default"
+    if manifest.guidance.scale is not None and manifest.guidance.scale not in scales:
+        yield f"guidance.scale {manifest.guidance.scale!r} has no default"
+
+
+def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
+    fed = {"sample", "timestep"} | {vector.input for vector in manifest.vectors}
+    yield from _duplicates("tokenizer input", [each.input for each in manifest.tokenizers])
+    tokens = {tokenizer.input for tokenizer in manifest.tokenizers}
+    yield from _duplicates("argument", [argument.name for argument in manifest.arguments])
+    yield from _duplicates("vector input", [vector.input for vector in manifest.vectors])
+    outputs = [name for encoder in manifest.encoders() for name in encoder.outputs]
+    yield from _duplicates("encoder output", outputs)
+    yield from _vector_problems(manifest)
+    for encoder in manifest.encoders():
+        fed |= set(encoder.outputs)
+        if not set(encoder.inputs) <= tokens:
+            yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
+    missing = set(manifest.component("denoiser").inputs) - fed
+    if missing:
+        yield f"nothing feeds the denoiser's {sorted(missing)}"
+    known = {argument.name for argument in manifest.arguments}
+    for vector in manifest.vectors:
+        if not set(vector.arguments) <= known:
+            yield f"vector {vector.input!r} uses an unknown argument"
+    for argument in manifest.arguments:
+        for value in argument.default:
+            if isinstance(value, str) and value not in ("height", "width"):
+                yield f"argument {argument.name!r}: bad default {value!r}"
+    for tokenizer in manifest.tokenizers:
+        if tokenizer.max_length < 1 or not tokenizer.texts:
+            yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+
+
+def _size_problems(manifest: Manifest) -> Iterator[str]:
+    sample, latents = manifest.component("denoiser").inputs["sample"], manifest.latents
+    if sample.dtype != "float32" or sample.shape[1] != latents.channels:
+        yield f"the denoiser's sample must be float32 with {latents.channels} channels"
+    unit = latents.factor * latents.multiple
+    if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
+        yield f"the default height and width must be multiples of {unit}"
+
+
+def _vector_problems(manifest: Manifest) -> Iterator[str]:
+    sizes = {argument.name: len(argument.default) for argument in manifest.arguments}
+    inputs = manifest.component("denoiser").inputs
+    for vector in manifest.vectors:
+        values = sum(sizes.get(name, 0) for name in vector.arguments)
+        spec = inputs.get(vector.input)
+        if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
+            yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
+
+
+def is_inside(path: str) -> bool:
+    """Whether `path` is a plain relative POSIX path that stays inside its folder."""
+    pure = PurePosixPath(path)
+    plain = path == pure.as_posix() and "\\" not in path and ":" not in path and "\0" not in path
+    return plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
+
+
+def is_dimension(value: int | str) -> bool:
+    if isinstance(value, int):
+        return 1 <= value <= 1 << 20
+    return _DIMENSION.match(value) is not None
+
+
+def _file_problems(file: File) -> Iterator[str]:
+    if not is_inside(file.path):
+        yield f"path {file.path!r} leaves the bundle or is not a plain relative path"
+    if file.size < 0:
+        yield f"{file.path}: negative size"
+    if not _DIGEST.match(file.sha256):
+        yield f"{file.path}: sha256 must be 64 hexadecimal digits"
+
+
+def _duplicates(what: str, names: Sequence[str]) -> Iterator[str]:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"two {what}s are named {name!r}"
