@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from .captions import caption
 from .draw import render
+from .opponent import opponent_layout
 from .scenes import COLOURS, SHAPES, Placed, Scene, Spec, place_scene, training_spec
 from .tokenizer import MAX_LENGTH
 
@@ -44,18 +45,19 @@ def picture_at(seed: int, index: int) -> NDArray[np.uint8]:
     return np.asarray(render(place_scene(spec, rng)))
 
 
-def autoencoder_batch(seed: int, step: int, size: int) -> torch.Tensor:
-    """Pictures [size, 3, 64, 64] from -1 to 1.
+def autoencoder_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [size, 3, 64, 64] from -1 to 1, and where their latents [size, 4, 16, 16] belong.
 
     Half are crowded with shapes at random places: they have far more edges to learn from
     than the training pictures, which are mostly background.
     """
-    pictures = []
+    pictures, layouts = [], []
     for i in range(size):
         rng = np.random.default_rng([seed, 2, step, i])
         scene = _crowd(rng) if i % 2 else place_scene(training_spec(rng), rng)
         pictures.append(np.asarray(render(scene)))
-    return to_tensor(np.stack(pictures))
+        layouts.append(opponent_layout(scene))
+    return to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(layouts))
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:

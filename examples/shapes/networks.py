@@ -140,6 +140,9 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     scratch.chmod(0o755)
     pipeline.unet.half()
     pipeline.vae.half()
+    # Padding and truncation stick to a tokenizer from its last call.
+    pipeline.tokenizer.backend_tokenizer.no_padding()
+    pipeline.tokenizer.backend_tokenizer.no_truncation()
     pipeline.save_pretrained(scratch, safe_serialization=True)
     # Older readers look for the vocabulary and the merges as files of their own.
     build_tokenizer(scratch / "tokenizer")

@@ -1,4 +1,4 @@
-"""The two stages of training: the autoencoder, then the denoiser with its text encoder."""
+"""The stages of training: the autoencoder, the text encoder, then the denoiser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from .loop import Plan, Trainer
 from .tokenizer import build_tokenizer
 from .workers import Worker
 
-AUTOENCODER_PLAN = Plan(1050, 2e-3, average=0.99, seed=1)
+AUTOENCODER_PLAN = Plan(1500, 2e-3, average=0.99, seed=1)
 TEXT_PLAN = Plan(900, 2e-3, average=0.99, seed=3)
-DENOISER_PLAN = Plan(4400, 8e-4, warmup=300, average=0.995, save_every=250, seed=2)
+DENOISER_PLAN = Plan(7000, 8e-4, warmup=300, average=0.998, save_every=250, seed=2)
+
+# The standard deviation of scaled latents.  A shape of one flat colour shows through more noise
+# than a photograph does; at one, nearly all would be settled in the first sampling steps (Chen,
+# "On the Importance of Noise Scheduling for Diffusion Models", 2023).
+LATENT_SPREAD = 0.5
 
 _LAYOUT = torch.channels_last  # convolutions on CPUs and recent GPUs are faster this way
 _ALONE = Worker()
@@ -35,9 +40,10 @@ class Settings:
     sizes: networks.Sizes = field(default_factory=networks.Sizes)
     autoencoder_batch: int = 16
     text_batch: int = 64
-    denoiser_batch: int = 32
+    denoiser_batch: int = 64
     pictures: int = 40_000
     kl_weight: float = 1e-3
+    layout_weight: float = 0.1
     compile: bool = False
     export: Path | None = None  # where to put a pipeline at each checkpoint
 
@@ -58,18 +64,14 @@ def train_autoencoder(
         trainer.resume()
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        pictures = data.autoencoder_batch(
+        pictures, layout = data.autoencoder_batch(
             settings.autoencoder.seed, step, settings.autoencoder_batch
         )
-        noise = torch.randn(
-            settings.autoencoder_batch,
-            networks.LATENT_CHANNELS,
-            pictures.shape[2] // 4,
-            pictures.shape[3] // 4,
-            generator=generator,
+        noise = torch.randn(layout.shape, generator=generator)
+        pictures, layout, noise = (
+            worker.part(each).to(device) for each in (pictures, layout, noise)
         )
-        pictures, noise = worker.part(pictures).to(device), worker.part(noise).to(device)
-        return autoencoder_loss(model, pictures, noise, settings.kl_weight)
+        return autoencoder_loss(model, pictures, layout, noise, settings)
 
     trainer.run(loss_at, "autoencoder")
     trainer.use_averages()
@@ -82,11 +84,17 @@ def train_autoencoder(
 
 
 def autoencoder_loss(
-    model: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor, kl_weight: float
+    model: AutoencoderKL,
+    pictures: torch.Tensor,
+    layout: torch.Tensor,
+    noise: torch.Tensor,
+    settings: Settings,
 ) -> torch.Tensor:
-    """Absolute error of pixels and of their differences, and a light pull to a unit normal.
+    """Absolute error of pixels and of their differences, and light pulls on the latents.
 
-    ``pictures`` [n, 3, 64, 64] from -1 to 1, ``noise`` [n, 4, 16, 16] to sample latents with.
+    One pull is towards a unit normal, as usual; the other towards ``layout`` [n, 4, 16, 16], so
+    that colours lie apart.  ``pictures`` [n, 3, 64, 64] from -1 to 1, ``noise`` like ``layout``
+    to sample latents with.
     """
     with torch.autocast(pictures.device.type, torch.bfloat16):
         posterior = model.encode(pictures).latent_dist
@@ -97,7 +105,13 @@ def autoencoder_loss(
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss: torch.Tensor = error.abs().mean() + 0.5 * edges + kl_weight * divergence
+    astray = (mean - layout).square().mean()
+    loss: torch.Tensor = (
+        error.abs().mean()
+        + 0.5 * edges
+        + settings.kl_weight * divergence
+        + settings.layout_weight * astray
+    )
     return loss
 
 
@@ -136,7 +150,7 @@ def train_text_encoder(
 def train_denoiser(
     settings: Settings, device: torch.device, resume: bool, worker: Worker = _ALONE
 ) -> None:
-    """Train the denoiser and text encoder on cached latents; save to ``out/pipeline``."""
+    """Train the denoiser on cached latents, all else frozen; save to ``out/pipeline``."""
     autoencoder = AutoencoderKL.from_pretrained(settings.out / "vae").to(device)
     if not worker.leads:
         worker.wait()  # for the cache and the tokenizer
@@ -152,9 +166,9 @@ def train_denoiser(
         worker.wait()
     torch.manual_seed(settings.denoiser.seed)
     unet = networks.build_denoiser(settings.sizes).to(device, memory_format=_LAYOUT)
-    text_encoder = CLIPTextModel.from_pretrained(settings.out / "text_encoder").to(device)
+    text_encoder = CLIPTextModel.from_pretrained(settings.out / "text_encoder").to(device).eval()
     trainer = Trainer(
-        nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}),
+        nn.ModuleDict({"unet": unet}),
         settings.denoiser,
         settings.out / "denoiser.pt",
         worker,
@@ -177,8 +191,9 @@ def train_denoiser(
             worker.part(each).to(device) for each in (clean, ids, noise, times)
         )
         a, s = signal[times].view(-1, 1, 1, 1), sigma[times].view(-1, 1, 1, 1)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             states = text_encoder(ids).last_hidden_state
+        with torch.autocast(device.type, torch.bfloat16):
             noisy = (a * clean + s * noise).contiguous(memory_format=_LAYOUT)
             guess = forward(noisy, times, states).sample
         error = (guess.float() - (a * noise - s * clean)).square()
@@ -192,7 +207,7 @@ def train_denoiser(
         pipeline = networks.build_pipeline(
             copy.deepcopy(autoencoder).cpu(),
             averaged["unet"].cpu(),
-            averaged["text_encoder"].cpu(),
+            copy.deepcopy(text_encoder).cpu(),
             tokenizer,
         )
         networks.save_pipeline(pipeline, folder)
@@ -204,14 +219,18 @@ def train_denoiser(
 
 
 def loss_weight(signal: torch.Tensor) -> torch.Tensor:
-    """The weight of an error where the clean latents are scaled by ``signal``.
+    """The weight of a squared error where the clean latents are scaled by ``signal``.
 
-    Most of the plain error comes from times when there is little but noise to see.  Weighing
-    it by about the inverse of what it comes to lets the times at which colours are settled
-    count as much.
+    Divided by the variance of what the denoiser predicts, and by about what remains of it after
+    training: all times then count alike, from those at which there is little but noise to see,
+    where the caption alone says what to draw, to those that settle the outlines (uncertainty
+    weighting: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion
+    Models", 2024).
     """
-    usual = 0.03 + 0.02 / (signal.square() + 0.025)
-    return 0.4 / (0.1 + usual)
+    noise = 1 - signal.square()
+    variance = signal.square() + noise * LATENT_SPREAD**2
+    remains = 0.5 + noise.square()
+    return 1 / (variance * remains)
 
 
 def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,6 +240,6 @@ def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _scaling_factor(model: AutoencoderKL, settings: Settings, device: torch.device) -> float:
-    pictures = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[::2]
+    pictures = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[0][::2]
     latents = model.encode(pictures.to(device)).latent_dist.mode()
-    return round(1 / float(latents.float().std()), 4)
+    return round(LATENT_SPREAD / float(latents.float().std()), 4)
