@@ -68,10 +68,8 @@ def artifact_keys(
                     "code": code(
                         *_CAPTURE_CODE,
                         family.__name__,
-                        *(
-                            f"exporter.targets.{module}"
-                            for module in (TARGETS[target].module, *TARGETS[target].code)
-                        ),
+                        f"exporter.targets.{TARGETS[target].module}",
+                        *TARGETS[target].code,
                         *(f"exporter.passes.{each}" for each in options.passes(target, precision)),
                     ),
                 }

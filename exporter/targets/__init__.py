@@ -26,7 +26,7 @@ class TargetInfo:
 
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
     class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
-    the lowering's other modules.
+    other modules that decide what it writes.
     """
 
     module: str
@@ -50,7 +50,10 @@ TARGETS: Mapping[str, TargetInfo] = {
         ("coremltools",),
         _COREML,
         CoreMLOptions,
-        ("coreml_options", "coreml_shapes", "coreml_weights"),
+        (
+            *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
+            *("exporter.targets.coreml_weights", "exporter.passes.split_einsum_attention"),
+        ),
     ),
 }
 OPTIONS = {name: info.options for name, info in TARGETS.items()}

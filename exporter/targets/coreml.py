@@ -35,8 +35,11 @@ def lower(
     with torch.no_grad(), quiet(), _no_progress_bars():
         model = convert(program, component, settings)
         model = compress(model, settings.precision)
-        packages = [PACKAGE]
-        model.save(str(folder / PACKAGE))
+        if settings.options.chunk_denoiser and component.role == "denoiser":
+            packages = write_chunks(model, folder)
+        else:
+            packages = [PACKAGE]
+            model.save(str(folder / PACKAGE))
     (folder / ENTRY).write_text(json.dumps({"packages": packages}, indent=2) + "\n", "utf-8")
     return ENTRY
 
@@ -58,6 +61,15 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
         compute_precision=precision,
         skip_model_load=True,
     )
+
+
+def write_chunks(model: Any, folder: Path) -> list[str]:
+    """The model as two packages, cut where half of the weights are behind: what crosses the cut
+    is an output of the first and an input of the second, in float32. Returns their names."""
+    from coremltools.models.utils import bisect_model
+
+    bisect_model(model, str(folder), check_output_correctness=False)
+    return ["chunk1.mlpackage", "chunk2.mlpackage"]
 
 
 def half_selector() -> Callable[[Any], bool]:

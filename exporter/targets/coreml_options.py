@@ -53,8 +53,13 @@ class CoreMLOptions(TargetOptions):
             raise InputError(f"--coreml-batch {self.coreml_batch}: must be at least 1")
         if fixed and self.coreml_sizes:
             raise InputError("give either --coreml-sizes, or --height and --width")
-        if self.chunk_denoiser and not fixed:
-            raise InputError("--chunk-denoiser needs a fixed size: give --height and --width")
+        needs_fixed = {
+            "--chunk-denoiser": self.chunk_denoiser,
+            "--coreml-attention split_einsum_v2": self.coreml_attention == "split_einsum_v2",
+        }
+        for what, asked in needs_fixed.items():
+            if asked and not fixed:
+                raise InputError(f"{what} needs a fixed size: give --height and --width")
         unit = latents.factor * latents.multiple
         sides = [side for size in self.enumerated() for side in size] or [*self.bounds(latents)]
         if sides[0] > sides[-1] and not self.enumerated():

@@ -55,7 +55,7 @@ def read_spec(package: Path) -> Any:
     except Exception as error:  # protobuf's, the C++ reader's and coremltools' own
         raise BackendError(f"{package.name}: not a Core ML package: {error}") from error
     if spec.WhichOneof("Type") != "mlProgram":
-        raise BackendError(f"{package.name}: expected an ML Program, found another kind of model")
+        raise BackendError(f"{package.name}: not a Core ML package: it holds no ML Program")
     return spec
 
 

@@ -19,24 +19,35 @@ _CASTS: Mapping[str, type[Any]] = {
     "int32": np.int32,
     "bool": np.bool_,
 }
-# Eigen's rational approximation of erf on [-4, 4] (generic_fast_erf_float): odd numerator and
-# even denominator, highest power first; its error is below one unit of float32's last place.
-_ERF_ABOVE = (
-    *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06),
-    *(-5.69250639462346e-05, -7.34990630326855e-04, -2.95459980854025e-03),
-    -1.60960333262415e-02,
+# Cephes' rational approximations of erf (ndtr.c, S. L. Moshier), exact to float64: below 1 and
+# above, numerator and denominator, the highest power first.
+_SMALL = (
+    *(9.60497373987051638749e0, 9.00260197203842689217e1, 2.23200534594684319226e3),
+    *(7.00332514112805075473e3, 5.55923013010394962768e4),
 )
-_ERF_BELOW = (
-    *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03),
-    *(-7.37332916720468e-03, -1.42647390514189e-02),
+_SMALL_BELOW = (
+    *(1.0, 3.35617141647503099647e1, 5.21357949780152679795e2, 4.59432382970980127987e3),
+    *(2.26290000613890934246e4, 4.92673942608635921086e4),
+)
+_LARGE = (
+    *(2.46196981473530512524e-10, 5.64189564831068821977e-1, 7.46321056442269912687e0),
+    *(4.86371970985681366614e1, 1.96520832956077098242e2, 5.26445194995477358631e2),
+    *(9.34528527171957607540e2, 1.02755188689515710272e3, 5.57535335369399327526e2),
+)
+_LARGE_BELOW = (
+    *(1.0, 1.32281951154744992508e1, 8.67072140885989742329e1, 3.54937778887819891062e2),
+    *(9.75708501743205489753e2, 1.82390916687909736289e3, 2.24633760818710981792e3),
+    *(1.65666309194161350182e3, 5.57535340817727675546e2),
 )
 
 
 def erf(x: Array) -> Array:
-    """The error function."""
-    x = np.clip(x.astype(np.float64), -4.0, 4.0)
-    square = x * x
-    return np.asarray(x * np.polyval(_ERF_ABOVE, square) / np.polyval(_ERF_BELOW, square))
+    """The error function, in float64."""
+    x = np.clip(x.astype(np.float64), -6.0, 6.0)
+    size, square = np.abs(x), x * x
+    small = x * np.polyval(_SMALL, square) / np.polyval(_SMALL_BELOW, square)
+    rest = np.exp(-square) * np.polyval(_LARGE, size) / np.polyval(_LARGE_BELOW, size)
+    return np.where(size < 1, small, np.sign(x) * (1 - rest))
 
 
 def sigmoid(x: Array) -> Array:
@@ -50,7 +61,7 @@ def silu(x: Array) -> Array:
 
 def gelu(x: Array, mode: str = "EXACT") -> Array:
     if mode == "EXACT":
-        return np.asarray(0.5 * x * (1 + erf(x * np.float32(np.sqrt(0.5)))))
+        return np.asarray(0.5 * x * (1 + erf(x * np.sqrt(0.5))))
     if mode == "TANH_APPROXIMATION":
         inner = np.float32(np.sqrt(2 / np.pi)) * (x + 0.044715 * x**3)
         return np.asarray(0.5 * x * (1 + np.tanh(inner)))

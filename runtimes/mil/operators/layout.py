@@ -156,6 +156,14 @@ def fill_like(ref_tensor: Array, value: float = 0.0) -> Array:
     return np.full(ref_tensor.shape, value)
 
 
+def band_part(x: Array, lower: int = -1, upper: int = -1) -> Array:
+    """Of each matrix, `lower` diagonals below the main one and `upper` above; -1 is all."""
+    rows, columns = np.indices(x.shape[-2:])
+    below = int(lower) < 0 or rows - columns <= int(lower)
+    above = int(upper) < 0 or columns - rows <= int(upper)
+    return np.where(np.logical_and(below, above), x, np.zeros((), x.dtype))
+
+
 def range_1d(end: float, start: float, step: float) -> Array:
     return np.arange(start, end, step)
 
@@ -167,7 +175,17 @@ def _integers(values: Any) -> tuple[int, ...]:
 OPERATORS: Mapping[str, Operator] = {
     function.__name__: function
     for function in (
-        *(concat, expand_dims, fill, fill_like, gather, gather_along_axis, gather_nd, pad),
+        *(
+            band_part,
+            concat,
+            expand_dims,
+            fill,
+            fill_like,
+            gather,
+            gather_along_axis,
+            gather_nd,
+            pad,
+        ),
         *(range_1d, reshape, shape, slice_by_index, slice_by_size, split, squeeze, stack),
         *(tile, transpose, upsample_nearest_neighbor),
     )

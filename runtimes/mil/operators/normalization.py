@@ -35,6 +35,21 @@ def layer_norm(
     return np.asarray(normal)
 
 
+def batch_norm(
+    x: Array,
+    mean: Array,
+    variance: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    epsilon: float = 1e-5,
+) -> Array:
+    """Like `layer_norm`, with given mean and variance for each channel (axis 1)."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    scale = (1 if gamma is None else gamma) / np.sqrt(variance + np.float32(epsilon))
+    normal = (x - mean.reshape(shape)) * scale.reshape(shape)
+    return np.asarray(normal if beta is None else normal + beta.reshape(shape))
+
+
 def reduce_argmax(
     x: Array, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Array:
@@ -58,6 +73,7 @@ def _reduction(function: Any) -> Operator:
 
 
 OPERATORS: Mapping[str, Operator] = {
+    "batch_norm": batch_norm,
     "cumsum": cumsum,
     "layer_norm": layer_norm,
     "reduce_argmax": reduce_argmax,
