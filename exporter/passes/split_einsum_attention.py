@@ -32,7 +32,8 @@ def run(program: ExportedProgram, query_chunk: int = 0) -> int:
     for node in list(graph.nodes):
         if node.target is _ATEN.scaled_dot_product_attention.default and not _masked(node):
             with graph.inserting_before(node):
-                made = _Writer(graph, query_chunk).attention(*node.args[:3], _scale(node))
+                query, key, value = node.args[:3]
+                made = _Writer(graph, query_chunk).attention(query, key, value, _scale(node))
             node.replace_all_uses_with(made)
             graph.erase_node(node)
             changed += 1
@@ -110,5 +111,5 @@ def _masked(node: torch.fx.Node) -> bool:
 def _scale(node: torch.fx.Node) -> float:
     """The given scale, else one over the root of the width."""
     query: Any = node.args[0]
-    given = node.kwargs.get("scale")
+    given: Any = node.kwargs.get("scale")
     return 1 / math.sqrt(query.meta["val"].shape[-1]) if given is None else float(given)

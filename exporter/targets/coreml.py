@@ -23,7 +23,7 @@ from exporter.targets.options import Settings
 from runtimes.manifest import Component
 from runtimes.mil.toolkit import load_toolkit
 
-ENTRY = "model.json"
+MODEL = "model.json"
 PACKAGE = "model.mlpackage"
 
 
@@ -40,8 +40,8 @@ def lower(
         else:
             packages = [PACKAGE]
             model.save(str(folder / PACKAGE))
-    (folder / ENTRY).write_text(json.dumps({"packages": packages}, indent=2) + "\n", "utf-8")
-    return ENTRY
+    (folder / MODEL).write_text(json.dumps({"packages": packages}, indent=2) + "\n", "utf-8")
+    return MODEL
 
 
 def convert(program: ExportedProgram, component: Component, settings: Settings) -> Any:
