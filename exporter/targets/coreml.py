@@ -49,8 +49,13 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
     import coremltools
 
     target = DEPLOYMENT_TARGETS[settings.options.coreml_target]
+    pipeline = coremltools.PassPipeline.DEFAULT
     precision: Any = coremltools.precision.FLOAT32
-    if settings.precision != "fp32":
+    if settings.precision == "fp32":
+        # It makes a batch normalisation of a scale and an offset, and forgets to set its epsilon:
+        # every scale is then 5e-6 too small. In float16 that is nothing.
+        pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
+    else:
         precision = coremltools.transform.FP16ComputePrecision(op_selector=half_selector())
     return coremltools.convert(
         _plain(program),
@@ -59,6 +64,7 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
         convert_to="mlprogram",
         minimum_deployment_target=coremltools.target[target],
         compute_precision=precision,
+        pass_pipeline=pipeline,
         skip_model_load=True,
     )
 
@@ -122,8 +128,9 @@ def _no_progress_bars() -> Iterator[None]:
 
     from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.mil.passes import pass_pipeline
+    from coremltools.optimize.coreml import _quantization_passes
 
-    places = ((ops, "_tqdm"), (pass_pipeline, "tqdm"))
+    places = ((ops, "_tqdm"), (pass_pipeline, "tqdm"), (_quantization_passes, "tqdm"))
     drawn = [getattr(module, name) for module, name in places]
     try:
         for (module, name), bar in zip(places, drawn, strict=True):
