@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import ClassVar
 
 from runtimes.backend import Backend, SessionOptions
@@ -11,7 +13,7 @@ from runtimes.manifest import Component
 from runtimes.mil.package import limits_of
 from runtimes.mil.session import PackageSession, Stage, packages_of
 from runtimes.mil.toolkit import load_toolkit
-from runtimes.session import Session
+from runtimes.session import Array, Feeds, Session
 
 _UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")
 
@@ -45,4 +47,11 @@ class CoreMLBackend(Backend):
 
     def _stage(self, package: Path, device: str) -> Stage:
         model = self._ct.models.MLModel(str(package), compute_units=self._ct.ComputeUnit[device])
-        return Stage(limits_of(model.get_spec()), model.predict)
+        one_at_a_time = Lock()  # Core ML does not promise that threads may share a model
+
+        def predict(feeds: Feeds) -> Mapping[str, Array]:
+            with one_at_a_time:
+                made: Mapping[str, Array] = model.predict(dict(feeds))
+            return made
+
+        return Stage(limits_of(model.get_spec()), predict)

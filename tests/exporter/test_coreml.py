@@ -315,29 +315,10 @@ def test_a_changed_option_rebuilds(pipeline_folder: Callable[[str], Path]) -> No
     assert before == keys(coreml_target="iOS16")
 
 
-def test_a_pipeline(pipeline_folder: Callable[[str], Path]) -> None:
-    """A whole export in both precisions, the loop included, and pictures from it."""
-    from tests.conftest import KEPT, one_at_a_time
-
-    bundle = KEPT / "bundles" / "sd-coreml"
-    options: dict[str, Any] = {"steps": (2, 6), "schedulers": (), "overwrite": True}
-    with one_at_a_time("bundle-sd-coreml"):
-        result = export(
-            pipeline_folder("sd"),
-            bundle,
-            targets=("coreml",),
-            precision=("fp32", "fp16"),
-            **options,
-        )
-        again = export(
-            pipeline_folder("sd"),
-            bundle,
-            targets=("coreml",),
-            precision=("fp32", "fp16"),
-            **options,
-        )
-    assert again.made == ()
-    for build in Manifest.load(bundle).builds:
+def test_a_pipeline(coreml_bundle: Path) -> None:
+    """A whole export in both precisions, the loop included, and a picture from it."""
+    manifest = Manifest.load(coreml_bundle)
+    for build in manifest.builds:
         verification = build.verification
         assert verification is not None
         assert verification.loop is not None
@@ -345,13 +326,12 @@ def test_a_pipeline(pipeline_folder: Callable[[str], Path]) -> None:
         assert worst <= LIMITS[build.precision]
         assert verification.loop.image_psnr >= {"fp32": 50, "fp16": 35}[build.precision]
         assert {"random-1", "trajectory-0"} <= {check.probe for check in verification.checks}
-    files = {file.path for file in result.manifest.files()}
     assert {
         "coreml-fp16/denoiser/model.json",
         "coreml-fp16/denoiser/model.mlpackage/Manifest.json",
         "coreml-fp16/denoiser/model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
-    } <= files
-    with latentc.load(bundle, build="coreml-fp16", verify=True) as pipe:
+    } <= {file.path for file in manifest.files()}
+    with latentc.load(coreml_bundle, build="coreml-fp16", verify=True) as pipe:
         made = pipe("a red circle", num_inference_steps=2, seed=1, height=48, width=32)
         assert pipe.backend.name in ("coreml-reference", "coreml")
         assert made.images[0].size == (32, 48)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -261,6 +262,41 @@ def test_a_list_of_packages(tmp_path: Path) -> None:
 def test_core_ml_itself_is_elsewhere() -> None:
     with pytest.raises(BackendUnavailable, match=r"macOS only.*'coreml-reference'"):
         engines.get("coreml")
+
+
+class FakeModel:
+    """coremltools' MLModel as the backend uses it, computed by the evaluator."""
+
+    units: ClassVar[list[str]] = []
+
+    def __init__(self, path: str, compute_units: str) -> None:
+        self.units.append(compute_units)
+        self._package = Path(path)
+
+    def get_spec(self) -> Any:
+        return read_spec(self._package)
+
+    def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return Evaluator.load(self._package, self.get_spec()).predict(feeds)
+
+
+def test_the_backend_for_macos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wiring, with Core ML itself replaced."""
+    units = {name: name for name in ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")}
+    models = SimpleNamespace(MLModel=FakeModel)
+    fake = SimpleNamespace(__version__="9.0", ComputeUnit=units, models=models)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("runtimes.backends.coreml.load_toolkit", lambda: fake)
+    package = saved(tmp_path, lambda x: mb.square(x=x, name="y"), {"x": (1, 2)})
+    (tmp_path / "model.json").write_text(json.dumps({"packages": [package.name]}))
+    spec = TensorSpec("float32", ("batch", 2))
+    component = Component("denoiser", "denoiser", {"x": spec}, {"y": spec})
+    backend = engines.get("coreml")
+    assert backend.devices() == list(units)
+    session = backend.open(tmp_path / "model.json", component, "cpu_and_ne")
+    assert FakeModel.units == ["CPU_AND_NE"]
+    x = rand(3, 2)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x * x, rtol=1e-6)
 
 
 TORCH_FREE = """
