@@ -95,7 +95,7 @@ def coreml_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
             targets=("coreml",),
             precision=("fp32", "fp16"),
             steps=STEPS,
-            schedulers=("ddim",),
+            schedulers=(),
             overwrite=True,
         )
     return bundle
