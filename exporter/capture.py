@@ -106,7 +106,8 @@ def variant(program: ExportedProgram, passes: Sequence[str]) -> ExportedProgram:
         return program
     shared = {id(tensor): tensor for tensor in program.state_dict.values()}
     shared |= {id(tensor): tensor for tensor in program.constants.values()}
-    made = copy.deepcopy(program, shared)
+    with quiet():
+        made = copy.deepcopy(program, shared)
     for name in passes:
         import_module(f"exporter.passes.{name}").run(made)
     return made

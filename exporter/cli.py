@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from exporter.targets import OPTIONS
+from exporter.targets.options import flag
 
 if TYPE_CHECKING:
     from exporter.progress import Event
 
 BUILTIN = "builtin"
+
+
+def target_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add a flag for each own option of each target; its value is None where it is not given."""
+    for kind in reversed(OPTIONS.values()):
+        for each in reversed(fields(kind)):
+            choices = each.metadata["choices"]
+            kind_of_value = click.Choice(choices) if choices else type(each.default)
+            settings: dict[str, Any] = {"type": kind_of_value}
+            if isinstance(each.default, bool):
+                settings = {"is_flag": True}
+            command = click.option(
+                flag(each.name), each.name, default=None, help=each.metadata["help"], **settings
+            )(command)
+    return command
 
 
 @click.command(
@@ -32,7 +52,7 @@ BUILTIN = "builtin"
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, openvino or torch; may be repeated.",
+    help="onnx, openvino, torch or coreml; may be repeated.",
 )
 @click.option(
     "-p",
@@ -41,7 +61,8 @@ BUILTIN = "builtin"
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="fp32, or fp16 (weights stored in half precision); may be repeated.",
+    help="fp32, or fp16 (weights stored in half precision); for coreml also int8, palette8, "
+    "palette6 and palette4; may be repeated.",
 )
 @click.option(
     "--scheduler",
@@ -62,6 +83,7 @@ BUILTIN = "builtin"
 @click.option("--overwrite", is_flag=True, help="Replace a bundle of another source.")
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")
+@target_options
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
 def export(
     source: str,
@@ -77,6 +99,7 @@ def export(
     revision: str | None,
     variant: str | None,
     quiet: bool,
+    **own: Any,
 ) -> None:
     """Compile a diffusers pipeline into a bundle.
 
@@ -104,6 +127,7 @@ def export(
             revision=revision,
             variant=variant,
             report=reporter.report,
+            **own,
         )
     if not result.made:
         click.echo(f"{result.bundle} is up to date")

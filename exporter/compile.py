@@ -25,7 +25,8 @@ from exporter.options import ExportOptions, artifact_keys, check, up_to_date
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import TARGETS
+from exporter.targets import OPTIONS, TARGETS
+from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
 from runtimes.manifest import (
@@ -72,14 +73,15 @@ def export(
     revision: str | None = None,
     variant: str | None = None,
     report: Callable[[Event], None] | None = None,
+    **target_options: Any,
 ) -> Exported:
     """Compile a diffusers pipeline into a bundle.
 
     Args:
         source: a Hub id or a diffusers folder.
         output: the bundle's folder. Builds of the same source that stand there are kept.
-        targets: ``"onnx"``, ``"openvino"``, ``"torch"``.
-        precision: ``"fp32"`` or ``"fp16"``, or several.
+        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``.
+        precision: ``"fp32"``, ``"fp16"`` …, or several; `exporter.targets` says what each has.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -87,13 +89,15 @@ def export(
         overwrite: replace a bundle that was made from another source.
         revision, variant: as in ``DiffusionPipeline.from_pretrained``.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
+        target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
     Raises:
         InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
             Nothing is left at `output` that was not there before.
     """
+    asked = tuple(dict.fromkeys(targets))
     options = ExportOptions(
-        tuple(dict.fromkeys(targets)),
+        asked,
         (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision)),
         tuple(schedulers) if schedulers is not None else None,
         tuple(sorted(set(steps))) if steps is not None else None,
@@ -101,6 +105,7 @@ def export(
         width,
         verify,
         overwrite,
+        gather(target_options, OPTIONS, asked),
     )
     check(options)
     progress = Progress(report)
@@ -156,6 +161,8 @@ class _Compilation:
             pipe = load(self.source)
             description = family_of(self.source.pipeline_class).describe(pipe)
         description = _with_size(description, self.options)
+        for own in self.options.of_targets.values():
+            own.check(description.latents, self.options.height is not None)
         plans = schedules.add_all(
             self.store,
             pipe.scheduler,
@@ -167,9 +174,8 @@ class _Compilation:
             ),
             self.progress,
         )
-        own = plans[0]
         tokenizers = tuple(self._tokenizers(pipe, description))
-        probes = self._probes(pipe, description, own) if self.options.verify else None
+        probes = self._probes(pipe, description, plans[0]) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
         builds = self._builds(description)
         draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
@@ -242,26 +248,23 @@ class _Compilation:
         return made
 
     def _probes(self, pipe: Any, description: Description, own: Schedule) -> Probes:
-        from exporter.capture import symbol_values
         from exporter.reference import reference
 
+        sizes, fixed = self._probed_sizes(description)
         key = digest(
             {
                 "kind": "probes",
                 "source": self.source.fingerprint,
                 "size": [self.options.height, self.options.width],
+                "sizes": [*sizes, fixed],
                 "schedule": own.key,
                 "versions": versions(CAPTURE),
                 "code": code("exporter.reference", family_of(self.source.pipeline_class).__name__),
             }
         )
-        fixed = None
-        if self.options.height and self.options.width:
-            fixed = self.options.height, self.options.width
 
         def write(folder: Path) -> Mapping[str, Any]:
             with self.progress.stage("reference", "run in PyTorch") as wrote:
-                sizes = symbol_values(description, traced=False)
                 arrays, loop = reference(pipe, description, own, sizes, fixed)
                 for name, values in arrays.items():
                     write_arrays(folder / f"{name}.npz", values)
@@ -272,10 +275,26 @@ class _Compilation:
         files = {Path(file.path).stem: file for file in item.files}
         return Probes(files, convert(item.meta["loop"], LoopProbe), key)
 
+    def _probed_sizes(
+        self, description: Description
+    ) -> tuple[list[dict[str, int]], tuple[int, int] | None]:
+        """Values of dimension symbols for the random probes, and the picture's size if it must
+        be a certain one."""
+        from exporter.capture import symbol_values
+
+        options = self.options
+        sizes = [symbol_values(description, traced=False)]
+        fixed = (options.height, options.width) if options.height and options.width else None
+        for own in options.of_targets.values():
+            sizes += own.probe_sizes(description.latents, symbol_values(description, traced=True))
+            if description.resizable:
+                fixed = fixed or own.loop_size()
+        return sizes, fixed
+
     def _builds(self, description: Description) -> tuple[Build, ...]:
         artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
         for graph in description.graphs:
-            lowering = Lowering(graph, description, self.progress)
+            lowering = Lowering(graph, description, self.options, self.progress)
             name = graph.component.name
             for (target, precision), made in artifacts.items():
                 key = self.keys[target, precision][name]

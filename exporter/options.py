@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from exporter.families import family_of
-from exporter.passes import PRECISIONS
 from exporter.source import PipelineSource, digest
-from exporter.targets import TARGETS
+from exporter.targets import OPTIONS, TARGETS, pairs, passes
+from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
@@ -22,7 +22,7 @@ _CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.tex
 class ExportOptions:
     """What to make. Height and width in pixels fix the size, None keeps it dynamic;
     `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
-    step counts."""
+    step counts; `of_targets` holds the own options of each target."""
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
@@ -32,10 +32,19 @@ class ExportOptions:
     width: int | None = None
     verify: bool = True
     overwrite: bool = False
+    of_targets: Mapping[str, TargetOptions] = field(default_factory=dict)
 
     def builds(self) -> list[tuple[str, str]]:
         """(target, precision) of each asked build."""
         return [(target, precision) for precision in self.precisions for target in self.targets]
+
+    def of(self, target: str) -> TargetOptions:
+        """A target's own options."""
+        return self.of_targets.get(target) or OPTIONS[target]()
+
+    def passes(self, target: str, precision: str) -> tuple[str, ...]:
+        """The passes that make a build's program."""
+        return passes(target, precision, self.of(target))
 
 
 def artifact_keys(
@@ -54,12 +63,14 @@ def artifact_keys(
                     "size": [options.height, options.width],
                     "target": target,
                     "precision": precision,
+                    "options": asdict(options.of(target)),
                     "versions": versions((*CAPTURE, *TARGETS[target].packages)),
                     "code": code(
                         *_CAPTURE_CODE,
                         family.__name__,
                         f"exporter.targets.{TARGETS[target].module}",
-                        *(f"exporter.passes.{made_by}" for made_by in PRECISIONS[precision]),
+                        *TARGETS[target].code,
+                        *(f"exporter.passes.{each}" for each in options.passes(target, precision)),
                     ),
                 }
             )
@@ -75,11 +86,12 @@ def check(options: ExportOptions) -> None:
     for target in options.targets:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
-    for precision in options.precisions:
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"unknown precision {precision!r}; precisions: {', '.join(PRECISIONS)}"
-            )
+    known = dict.fromkeys(name for info in TARGETS.values() for name in info.precisions)
+    for target, precision in options.builds():
+        if precision not in known:
+            raise InputError(f"unknown precision {precision!r}; precisions: {', '.join(known)}")
+        if precision not in TARGETS[target].precisions:
+            raise InputError(f"target {target!r} has no precision {precision!r}; {pairs()}")
     for count in options.steps or ():
         if not 1 <= count <= MAX_STEPS:
             raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")

@@ -8,7 +8,7 @@ in the bundle, so that any machine can repeat the check without PyTorch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,14 +40,15 @@ def reference(
     pipe: Any,
     description: Description,
     schedule: Schedule,
-    sizes: Mapping[str, int],
+    sizes: Sequence[Mapping[str, int]],
     fixed: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Arrays], LoopProbe]:
     """Run the pipeline and each module in PyTorch.
 
     Args:
         schedule: the pipeline's own; its run takes the step count nearest to `STEPS`.
-        sizes: symbols of the random probes (not those that were traced).
+        sizes: symbols of the random probes (not those that were traced), one probe for each
+            that makes other shapes.
         fixed: height and width in pixels of an export with a fixed size.
 
     Returns:
@@ -66,7 +67,8 @@ def reference(
     arrays: dict[str, Arrays] = {}
     for graph in description.graphs:
         found: Arrays = {}
-        _record(found, "random", graph, example_inputs(graph, sizes, seed=1))
+        for label, inputs in _random(graph, sizes):
+            _record(found, label, graph, inputs)
         for label, inputs in _on_trajectory(pipe, description, graph, seen, conditioning):
             _record(found, label, graph, inputs)
         arrays[graph.component.name] = found
@@ -164,6 +166,18 @@ def _tokens(pipe: Any, description: Description) -> dict[str, torch.Tensor]:
             return_tensors="pt",
         ).input_ids
     return made
+
+
+def _random(
+    graph: Graph, sizes: Sequence[Mapping[str, int]]
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    shapes: list[list[torch.Size]] = []
+    for symbols in sizes:
+        inputs = example_inputs(graph, symbols, seed=1)
+        shape = [value.shape for value in inputs.values()]
+        if shape not in shapes:
+            yield f"random-{len(shapes)}" if shapes else "random", inputs
+            shapes.append(shape)
 
 
 def _on_trajectory(

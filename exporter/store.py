@@ -61,7 +61,11 @@ class Store:
         with full_disk_reported():
             work.mkdir()
             meta = make(work)
-            files = tuple(self._move_in(path, folder) for path in sorted(work.iterdir()))
+            written = sorted(path for path in work.rglob("*") if path.is_file())
+            files = tuple(
+                self._move_in(path, f"{folder}/{path.relative_to(work).as_posix()}")
+                for path in written
+            )
             self._mark(key, Item(files, meta))
         self.made.append(key)
         return Item(files, meta)
@@ -112,12 +116,12 @@ class Store:
         self._mark(key, item)
         return item
 
-    def _move_in(self, path: Path, folder: str) -> File:
-        target = self.staging / folder / path.name
+    def _move_in(self, path: Path, place: str) -> File:
+        target = self.staging / place
         target.parent.mkdir(parents=True, exist_ok=True)
         sha256, size = _sha256(path), path.stat().st_size
         os.replace(path, target)
-        return File(f"{folder}/{path.name}", size, sha256)
+        return File(place, size, sha256)
 
     def _mark(self, key: str, item: Item) -> None:
         data = {

@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": ("runtimes.cli:generate", "Make pictures."),
     "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
+    "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
     "backends": ("runtimes.cli:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

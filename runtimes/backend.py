@@ -23,6 +23,8 @@ BACKENDS: Mapping[str, str] = {
     "onnxruntime": "runtimes.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "runtimes.backends.openvino:OpenVinoBackend",
     "torch": "runtimes.backends.torch:TorchBackend",
+    "coreml": "runtimes.backends.coreml:CoreMLBackend",
+    "coreml-reference": "runtimes.backends.coreml_reference:CoreMLReferenceBackend",
 }
 
 

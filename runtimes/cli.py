@@ -1,4 +1,4 @@
-"""The runtime's commands: generate, inspect, verify, backends.
+"""The runtime's commands: generate, inspect, verify, plans, backends.
 
 Only click is imported here; what a command needs, it imports when it runs.
 """
@@ -189,6 +189,31 @@ def verify(
     misses = [f"{name} on {each.backend}" for name, each in measured if not each.passed]
     if misses:
         raise VerificationError(f"does not reproduce PyTorch: {', '.join(misses)}")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc plans shapes -o plans
+      latentc plans shapes -o plans --scheduler euler --steps 20 --steps 30
+    """
+)
+@_BUNDLE
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder.")
+@click.option("--scheduler", "schedulers", multiple=True, metavar="NAME", help="Only this one.")
+@click.option("--steps", type=int, multiple=True, metavar="N", help="Only this step count.")
+def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    """Write the sampling plans of BUNDLE as JSON, one file per scheduler.
+
+    For programs in other languages, which need no reader of .npz files then.
+    """
+    from runtimes.bundle import Bundle
+    from runtimes.plan_json import write_plans
+    from runtimes.report import megabytes
+
+    for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
+        click.echo(f"{path}  {megabytes(path.stat().st_size)}")
 
 
 @click.command(

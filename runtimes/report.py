@@ -45,11 +45,13 @@ def print_measured(measured: Sequence[tuple[str, Verification]]) -> None:
 
 def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
     """What `latentc backends` shows, from the records of `backend_records`."""
+    from rich.markup import escape
+
     table = _table("Backends", "Name", "Version", "Devices", "Loads", "To install")
     for each in backends:
         devices = ", ".join(each["devices"]) if each["installed"] else "-"
         version = each["version"] if each["installed"] else "not installed"
-        hint = "" if each["installed"] else each["install"]
+        hint = "" if each["installed"] else escape(each["install"] or "")
         table.add_row(each["name"], version, devices, ", ".join(each["targets"]), hint)
     _show(table)
 

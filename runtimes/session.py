@@ -52,6 +52,10 @@ class Session(ABC):
         except Exception as error:
             raise BackendError(f"{type(self).__name__}: {first_line(error)}") from error
 
+    def accepts(self, feeds: Feeds) -> bool:
+        """Whether the graph can take these shapes: some builds are made for a few sizes only."""
+        return True
+
     def bind(self, constants: Feeds) -> Session:
         """Return a session that feeds `constants` by itself at every call.
 

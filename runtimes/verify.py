@@ -53,6 +53,10 @@ class Tolerance:
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(component=1e-4, latents=1e-3, image_difference=2, image_psnr=40.0),
     "fp16": Tolerance(component=5e-3, latents=5e-2, image_difference=255, image_psnr=30.0),
+    "int8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
+    "palette8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
+    "palette6": Tolerance(component=1.5e-1, latents=2e-1, image_difference=255, image_psnr=20.0),
+    "palette4": Tolerance(component=5e-1, latents=8e-1, image_difference=255, image_psnr=12.0),
 }
 
 Report = Callable[[str], None]
@@ -80,7 +84,8 @@ def check_build(
         What was measured; `passed` says whether all of it was within `TOLERANCES`.
 
     Raises:
-        VerificationError: the bundle holds no probes, or nothing is known about its precision.
+        VerificationError: the bundle holds no probes, none of a shape that the build takes, or
+            nothing is known about its precision.
         BundleError: a probe file is damaged.
         BackendError: the engine failed.
     """
@@ -101,8 +106,15 @@ def check_build(
                 report(component.name)
             session = pipe.sessions[component.name]
             for name, inputs, outputs in read_probes(bundle, file, component):
+                if not session.accepts(inputs):
+                    continue
                 found = session.run(inputs)
                 checks.append(_check(component.name, name, found, outputs, tolerance.component))
+            if not any(check.subject == component.name for check in checks):
+                raise VerificationError(
+                    f"build {build.name!r}, {component.name}: it takes no shape that there is a "
+                    "probe of; export it again"
+                )
         if manifest.probes.loop is not None:
             if report:
                 report("whole loop")

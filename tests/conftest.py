@@ -83,6 +83,25 @@ def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def coreml_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
+    """The tiny Stable Diffusion pipeline for Core ML, verified by the reference evaluator."""
+    from exporter.compile import export
+
+    bundle = KEPT / "bundles" / "sd-coreml"
+    with one_at_a_time("bundle-sd-coreml"):
+        export(
+            pipeline_folder("sd"),
+            bundle,
+            targets=("coreml",),
+            precision=("fp32", "fp16"),
+            steps=STEPS,
+            schedulers=(),
+            overwrite=True,
+        )
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def sd_bundle(exported: Callable[[str], Path]) -> Path:
     return exported("sd")
 

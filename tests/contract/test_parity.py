@@ -16,7 +16,7 @@ from exporter.reference import watched
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
 from exporter.source import quiet_loading
-from runtimes.verify import relative_l2
+from runtimes.verify import psnr, relative_l2
 
 STEPS = 20
 SEED = 7
@@ -126,6 +126,19 @@ def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
         **PROMPTS[name], num_inference_steps=STEPS, scheduler="ddim", seed=SEED
     )
     assert_same(result, latents, pictures)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Reference) -> None:
+    """As the reference evaluator reads them back."""
+    latents, pictures = reference("sd", "pndm")
+    with latentc.load(coreml_bundle, backend="coreml-reference", precision=precision) as pipe:
+        result = pipe(**PROMPTS["sd"], num_inference_steps=STEPS, scheduler="pndm", seed=SEED)
+    if precision == "fp32":
+        assert_same(result, latents, pictures)
+    else:
+        assert relative_l2(result.latents, latents) <= 1e-2
+        assert psnr(np.stack([np.asarray(image) for image in result.images]), pictures) >= 35
 
 
 def pixel_loop(pipe: Any, scheduler: Any, batch: int) -> np.ndarray:

@@ -1,0 +1,57 @@
+"""Core ML: loads ``coreml`` builds, on macOS."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import ClassVar
+
+from runtimes.backend import Backend, SessionOptions
+from runtimes.manifest import Component
+from runtimes.mil.package import limits_of
+from runtimes.mil.session import PackageSession, Stage, packages_of
+from runtimes.mil.toolkit import load_toolkit
+from runtimes.session import Array, Feeds, Session
+
+_UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")
+
+
+class CoreMLBackend(Backend):
+    """Devices are Core ML's choices of compute units."""
+
+    name: ClassVar[str] = "coreml"
+    package: ClassVar[str] = "coremltools"
+    install: ClassVar[str] = "pip install 'latentc[coreml]' (on macOS)"
+    targets: ClassVar[tuple[str, ...]] = ("coreml",)
+
+    def __init__(self) -> None:
+        if platform.system() != "Darwin":
+            raise ImportError(
+                "Core ML predicts on macOS only; elsewhere use the reference evaluator, "
+                "backend 'coreml-reference'"
+            )
+        self._ct = load_toolkit()
+
+    def version(self) -> str:
+        return str(self._ct.__version__)
+
+    def devices(self) -> list[str]:
+        return list(_UNITS)
+
+    def _open(
+        self, entry: Path, component: Component, device: str, options: SessionOptions
+    ) -> Session:
+        return PackageSession(component, [self._stage(p, device) for p in packages_of(entry)])
+
+    def _stage(self, package: Path, device: str) -> Stage:
+        model = self._ct.models.MLModel(str(package), compute_units=self._ct.ComputeUnit[device])
+        one_at_a_time = Lock()  # Core ML does not promise that threads may share a model
+
+        def predict(feeds: Feeds) -> Mapping[str, Array]:
+            with one_at_a_time:
+                made: Mapping[str, Array] = model.predict(dict(feeds))
+            return made
+
+        return Stage(limits_of(model.get_spec()), predict)

@@ -1,0 +1,49 @@
+"""The reference evaluator of Core ML packages: numpy, on any system, slow and exact.
+
+It checks ``coreml`` builds where there is no Core ML. See `runtimes.mil` for how it rounds.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from runtimes.backend import Backend, SessionOptions
+from runtimes.manifest import Component
+from runtimes.mil.evaluator import Evaluator
+from runtimes.mil.package import limits_of, read_spec
+from runtimes.mil.session import PackageSession, Stage, packages_of
+from runtimes.mil.toolkit import load_toolkit
+from runtimes.session import Session
+
+
+class CoreMLReferenceBackend(Backend):
+    """Has one device, the CPU. coremltools reads the files; it is imported with the first one."""
+
+    name: ClassVar[str] = "coreml-reference"
+    package: ClassVar[str] = "coremltools"
+    install: ClassVar[str] = "pip install 'latentc[coreml]'"
+    targets: ClassVar[tuple[str, ...]] = ("coreml",)
+
+    def __init__(self) -> None:
+        if find_spec("coremltools") is None:
+            raise ImportError("No module named 'coremltools'")
+
+    def version(self) -> str:
+        return version("coremltools")
+
+    def devices(self) -> list[str]:
+        return ["cpu"]
+
+    def _open(
+        self, entry: Path, component: Component, device: str, options: SessionOptions
+    ) -> Session:
+        load_toolkit()
+        return PackageSession(component, [_stage(package) for package in packages_of(entry)])
+
+
+def _stage(package: Path) -> Stage:
+    spec = read_spec(package)
+    return Stage(limits_of(spec), Evaluator.load(package, spec).predict)

@@ -1,0 +1,87 @@
+"""Sampling plans as JSON, for programs that would rather not read ``.npz`` files.
+
+Each plan stands there whole, as a list of evaluations: the indirections of the table (rows that
+are shared, and those of a run that starts in the middle) are resolved for a run from noise.
+docs/bundle-format.md specifies the document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from runtimes.bundle import Bundle
+from runtimes.errors import InputError, PlanNotFound
+from runtimes.manifest import Schedule
+from runtimes.plan import PlanTable, SamplingPlan
+
+FORMAT_VERSION = 1
+
+
+def write_plans(
+    bundle: Bundle, folder: Path, schedulers: Iterable[str] = (), steps: Iterable[int] = ()
+) -> list[Path]:
+    """Write ``<name>.json`` for each scheduler of the bundle.
+
+    Args:
+        schedulers, steps: only these; all if empty.
+
+    Raises:
+        InputError: the bundle has no such scheduler.
+        PlanNotFound: a scheduler has no plan of one of the step counts.
+    """
+    known = {schedule.name: schedule for schedule in bundle.manifest.schedules}
+    unknown = [name for name in schedulers if name not in known]
+    if unknown:
+        raise InputError(f"no scheduler {unknown[0]!r} in this bundle; it has: {', '.join(known)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in tuple(schedulers) or tuple(known):
+        table = PlanTable.load(bundle.path(known[name].file))
+        missing = set(steps) - set(table.step_counts)
+        if missing:
+            raise PlanNotFound(
+                f"{name} has no plan for {min(missing)} steps; add one with: "
+                f"latentc schedule {bundle.root} --scheduler {name} --steps {min(missing)}"
+            )
+        path = folder / f"{name}.json"
+        text = json.dumps(document(known[name], table, tuple(steps)), separators=(",", ":"))
+        path.write_text(text + "\n", "utf-8")
+        written.append(path)
+    return written
+
+
+def document(schedule: Schedule, table: PlanTable, steps: tuple[int, ...] = ()) -> dict[str, Any]:
+    """One scheduler's plans as JSON-compatible values."""
+    plans = [table.plan(count) for count in steps or table.step_counts]
+    clip = plans[0].clip
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": schedule.name,
+        "class_name": schedule.class_name,
+        "slots": plans[0].num_slots,
+        "clip": {"kind": clip.kind.name.lower(), "limit": clip.limit, "ratio": clip.ratio},
+        "plans": [_plan(plan) for plan in plans],
+    }
+
+
+def _plan(plan: SamplingPlan) -> dict[str, Any]:
+    return {
+        "steps": plan.num_inference_steps,
+        "init_noise_scale": plan.init_noise_scale,
+        "evaluations": [
+            {
+                "timestep": float(plan.timesteps[index]),
+                "input_scale": float(plan.input_scale[index]),
+                "noise_draw": bool(plan.noise_draws[index]),
+                "state": plan.state[index].tolist(),
+                "prediction": plan.prediction[index].tolist(),
+                "clean": plan.clean[index].tolist(),
+                "noise": plan.noise[index].tolist(),
+                "clean_from": plan.clean_from[index].tolist(),
+            }
+            for index in range(plan.num_evaluations)
+        ],
+    }
