@@ -347,7 +347,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
     """Fix the latents' height and width where the user fixed the picture's."""
     if options.height is None or options.width is None:
         return description
-    from exporter.capture import static_component
+    from runtimes.sizes import fix
 
     latents = description.latents
     unit = latents.factor * latents.multiple
@@ -356,7 +356,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
-        Graph(static_component(graph.component, fixed), graph.module, graph.vocabulary)
+        Graph(fix(graph.component, fixed), graph.module, graph.vocabulary)
         for graph in description.graphs
     )
     sizes = {"default_height": options.height, "default_width": options.width}

@@ -13,9 +13,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
-from runtimes.errors import BackendError, BackendUnavailable, DeviceUnavailable, InputError
+from runtimes.errors import (
+    BackendError,
+    BackendUnavailable,
+    DeviceUnavailable,
+    InputError,
+    LatentcError,
+)
 from runtimes.manifest import Component
 from runtimes.session import Session, first_line
+from runtimes.sizes import fix
 
 ENTRY_POINTS = "latentc.backends"
 
@@ -28,11 +35,25 @@ BACKENDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to load a graph. `threads` 0 leaves the choice to the engine; `cache` is a folder
-    for compiled graphs, for engines that can store them; `extra` is passed to the engine."""
+    """How to load a graph.
+
+    Attributes:
+        threads: 0 leaves the choice to the engine.
+        cache: folder for compiled graphs, for engines that can store them.
+        compute: precision to calculate in, one of the backend's `computes`; None is what the
+            graph says, ``"auto"`` what the engine would take by itself.
+        compile: let the engine spend time on the graph first, to be faster afterwards.
+        sizes: values of the graph's symbols that all calls have in common; none is dynamic.
+        key: digest of the graph's files, for caches of what is made from them; "" is unknown.
+        extra: passed to the engine.
+    """
 
     threads: int = 0
     cache: Path | None = None
+    compute: str | None = None
+    compile: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    key: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -40,13 +61,19 @@ class Backend(ABC):
     """One inference engine. Making an instance imports the engine's package.
 
     Class attributes: `name`; `package`, the distribution to install; `install`, the line
-    that installs it; `targets`, the build targets that it can load, the best first.
+    that installs it; `targets`, the build targets that it can load, the best first;
+    `computes`, what `SessionOptions.compute` may be; `compiles`, whether it heeds
+    `SessionOptions.compile`; `builds`, whether a graph must be built into an engine on the
+    machine that runs it (see `build`).
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     install: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    computes: ClassVar[tuple[str, ...]] = ()
+    compiles: ClassVar[bool] = False
+    builds: ClassVar[bool] = False
 
     @abstractmethod
     def version(self) -> str:
@@ -86,19 +113,32 @@ class Backend(ABC):
         """Load one graph.
 
         Raises:
+            InputError: an option that this backend does not have.
             DeviceUnavailable: no such device here.
             BackendError: the engine refused the graph.
         """
         chosen = self.device(device)
+        options = options or SessionOptions()
+        self._check(options)
         try:
-            return self._open(entry, component, chosen, options or SessionOptions())
-        except BackendError:
+            return self._open(entry, fix(component, options.sizes), chosen, options)
+        except LatentcError:
             raise
         except Exception as error:
             raise BackendError(
                 f"{self.name} could not load {entry.name} of {component.name!r} on {chosen}: "
                 f"{first_line(error)}"
             ) from error
+
+    def _check(self, options: SessionOptions) -> None:
+        if options.compute is not None and options.compute not in self.computes:
+            known = ", ".join(self.computes) or "none: it computes as the build says"
+            raise InputError(
+                f"backend {self.name!r} cannot be asked to compute in {options.compute!r}; "
+                f"it can in: {known}"
+            )
+        if options.compile and not self.compiles:
+            raise InputError(f"backend {self.name!r} has nothing to compile; leave --compile out")
 
 
 def names() -> Iterator[str]:

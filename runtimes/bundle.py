@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, BackendUnavailable, InputError
-from runtimes.manifest import Build, File, Manifest
+from runtimes.manifest import Artifact, Build, File, Manifest
 from runtimes.trust import HashCache, Hashing, check_file
 
 _PREFERRED = ("fp32", "fp16")  # of several precisions, the one nearest to the original first
@@ -93,6 +94,12 @@ def choose_build(
     if backend is not None:
         return _best(builds, engines.find(backend), manifest), engines.get(backend)
     return _first_installed(builds, manifest)
+
+
+def graph_digest(artifact: Artifact) -> str:
+    """SHA-256 over a graph's files: what a cache of things made from it goes by."""
+    lines = sorted(f"{Path(file.path).name} {file.sha256}" for file in artifact.files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def describe(manifest: Manifest) -> str:
