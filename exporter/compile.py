@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,8 +78,8 @@ def export(
     Args:
         source: a Hub id or a diffusers folder.
         output: the bundle's folder. Builds of the same source that stand there are kept.
-        targets: ``"onnx"``, ``"openvino"``, ``"torch"``.
-        precision: ``"fp32"`` or ``"fp16"``, or several.
+        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"tensorrt"``.
+        precision: ``"fp32"``, ``"fp16"``, or for ``"tensorrt"`` ``"bf16"``, or several.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -171,7 +171,7 @@ class _Compilation:
         tokenizers = tuple(self._tokenizers(pipe, description))
         probes = self._probes(pipe, description, own) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        builds = self._builds(description)
+        builds = self._builds(description, probes)
         draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -272,10 +272,15 @@ class _Compilation:
         files = {Path(file.path).stem: file for file in item.files}
         return Probes(files, convert(item.meta["loop"], LoopProbe), key)
 
-    def _builds(self, description: Description) -> tuple[Build, ...]:
+    def _builds(self, description: Description, probes: Probes | None) -> tuple[Build, ...]:
+        from exporter.headroom import probe_samples
+
+        def samples(graph: Graph) -> Iterator[Any]:
+            return probe_samples(graph, probes, self.store.staging)
+
         artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
         for graph in description.graphs:
-            lowering = Lowering(graph, description, self.progress)
+            lowering = Lowering(graph, description, self.progress, samples)
             name = graph.component.name
             for (target, precision), made in artifacts.items():
                 key = self.keys[target, precision][name]

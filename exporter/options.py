@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exporter.families import family_of
-from exporter.passes import PRECISIONS
+from exporter.passes import COMPUTES
 from exporter.source import PipelineSource, digest
-from exporter.targets import TARGETS
+from exporter.targets import TARGETS, passes
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
@@ -59,8 +60,9 @@ def artifact_keys(
                         *_CAPTURE_CODE,
                         family.__name__,
                         f"exporter.targets.{TARGETS[target].module}",
-                        *(f"exporter.passes.{made_by}" for made_by in PRECISIONS[precision]),
+                        *(f"exporter.passes.{made_by}" for made_by in passes(target, precision)),
                     ),
+                    **_looked_at(source, options, passes(target, precision)),
                 }
             )
             for name, parts in family.COMPONENTS.items()
@@ -69,17 +71,24 @@ def artifact_keys(
     }
 
 
+def _looked_at(
+    source: PipelineSource, options: ExportOptions, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Whether a component can be half is decided on inputs from a run of the whole pipeline."""
+    if not any(name in COMPUTES for name in names):
+        return {}
+    looking = code("exporter.headroom", "exporter.passes.half_compute", "exporter.reference")
+    return {"headroom": [source.fingerprint, options.verify, looking]}
+
+
 def check(options: ExportOptions) -> None:
     if not options.targets:
         raise InputError(f"no target given; targets: {', '.join(TARGETS)}")
     for target in options.targets:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
-    for precision in options.precisions:
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"unknown precision {precision!r}; precisions: {', '.join(PRECISIONS)}"
-            )
+    for target, precision in options.builds():
+        passes(target, precision)
     for count in options.steps or ():
         if not 1 <= count <= MAX_STEPS:
             raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")

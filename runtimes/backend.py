@@ -29,6 +29,7 @@ ENTRY_POINTS = "latentc.backends"
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "runtimes.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "runtimes.backends.openvino:OpenVinoBackend",
+    "tensorrt": "runtimes.backends.tensorrt:TensorRtBackend",
     "torch": "runtimes.backends.torch:TorchBackend",
 }
 
@@ -55,6 +56,30 @@ class SessionOptions:
     sizes: Mapping[str, int] = field(default_factory=dict)
     key: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How a build on this machine departs from the recipe in the bundle.
+
+    `profile`: ranges (smallest, usual, largest) of symbolic dimensions. `workspace`: bytes.
+    `force`: build also what is there already.
+    """
+
+    profile: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    workspace: int | None = None
+    tf32: bool | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built: its file, the seconds it took (0: it was there), and why the one that was
+    there before could not be used ("" where there was none)."""
+
+    path: Path
+    seconds: float
+    reason: str = ""
 
 
 class Backend(ABC):
@@ -96,8 +121,9 @@ class Backend(ABC):
             DeviceUnavailable: listing the devices that there are.
         """
         known = self.devices()
-        if asked is None:
+        if asked is None and known:
             return known[0]
+        asked = asked or "of any kind"
         for device in known:
             if device.lower() == asked.lower():
                 return device
@@ -129,6 +155,23 @@ class Backend(ABC):
                 f"{self.name} could not load {entry.name} of {component.name!r} on {chosen}: "
                 f"{first_line(error)}"
             ) from error
+
+    def build(
+        self,
+        entry: Path,
+        component: Component,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+        request: BuildRequest | None = None,
+    ) -> Built:
+        """Make what `open` needs on this machine, for backends that set `builds`.
+
+        Raises:
+            InputError: nothing has to be built, or the request cannot be met.
+            DeviceUnavailable: no such device here.
+            BackendError: the engine refused the graph.
+        """
+        raise InputError(f"backend {self.name!r} builds nothing: it loads the graphs as they are")
 
     def _check(self, options: SessionOptions) -> None:
         if options.compute is not None and options.compute not in self.computes:

@@ -12,6 +12,8 @@ from typing import Any
 from runtimes.errors import InputError
 from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec
 
+Span = tuple[int, int, int]  # smallest, usual, largest
+
 STATIC = ("height", "width", "images", "guidance_scale")  # what `static` may hold
 
 
@@ -50,6 +52,36 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     return {each.name: values[each.role] for each in manifest.components}
 
 
+def ranges(
+    components: Iterable[Component], latents: Latents, guidance: Guidance, spans: Mapping[str, Span]
+) -> dict[str, dict[str, Span]]:
+    """For each component the range of each of its symbols: smallest, usual, largest.
+
+    Args:
+        spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels).
+
+    Raises:
+        InputError: a side that the model cannot make.
+    """
+    everything = list(components)
+    inner: dict[str, Span] = {
+        name: _triple(side(latents, name, pixels) for pixels in spans[name])
+        for name in ("height", "width")
+        if name in spans
+    }
+    conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
+    rows = len(guidance.branches)
+    made = {}
+    for each in everything:
+        known = dict(inner)
+        if "images" in spans:
+            low, usual, high = spans["images"]
+            guided = (low, rows * usual, rows * high)
+            known["batch"] = (low, usual, high) if each.role == "decoder" else guided
+        made[each.name] = {**conditioning, **known} if each.role == "denoiser" else known
+    return made
+
+
 def side(latents: Latents, name: str, pixels: int) -> int:
     """A side of the picture in latents.
 
@@ -68,6 +100,11 @@ def branches(guidance: Guidance, scale: float | None = None) -> int:
         return len(guidance.branches)
     chosen = guidance.defaults[guidance.scale] if scale is None else scale
     return len(guidance.branches) if chosen > 1 else 1
+
+
+def _triple(values: Iterable[int]) -> Span:
+    low, usual, high = values
+    return low, usual, high
 
 
 def conditioning_symbols(components: Iterable[Component]) -> dict[str, int]:

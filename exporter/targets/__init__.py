@@ -6,30 +6,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from exporter.passes import COMPUTED, STORED, Precisions
 from runtimes.errors import InputError
 from runtimes.manifest import Component
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from exporter.families import Description
+
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Where a target's lowering is, the backend that verifies it, and the packages whose
-    versions decide what it writes."""
+    """Where a target's lowering is, the backend that verifies it, the packages whose versions
+    decide what it writes, and the passes that each of its precisions stands for."""
 
     module: str
     backend: str
     packages: tuple[str, ...]
+    precisions: Precisions
 
+
+_ONNX = ("onnx", "onnx-ir", "onnxscript")
 
 TARGETS: Mapping[str, TargetInfo] = {
-    "onnx": TargetInfo("onnx", "onnxruntime", ("onnx", "onnx-ir", "onnxscript")),
-    "openvino": TargetInfo("openvino", "openvino", ("openvino",)),
-    "torch": TargetInfo("torch", "torch", ()),
+    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, STORED),
+    "openvino": TargetInfo("openvino", "openvino", ("openvino",), STORED),
+    "torch": TargetInfo("torch", "torch", (), STORED),
+    # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is.
+    "tensorrt": TargetInfo("tensorrt", "onnxruntime", _ONNX, COMPUTED),
 }
+
+
+def passes(target: str, precision: str) -> tuple[str, ...]:
+    """The passes that make a precision for a target.
+
+    Raises:
+        InputError: no such pair; lists those that there are.
+    """
+    found = TARGETS[target].precisions.get(precision) if target in TARGETS else None
+    if found is None:
+        pairs = "; ".join(f"{name}: {', '.join(t.precisions)}" for name, t in TARGETS.items())
+        raise InputError(f"target {target!r} has no precision {precision!r}; there are {pairs}")
+    return found
 
 
 class Target(Protocol):
@@ -37,6 +58,23 @@ class Target(Protocol):
 
     def lower(self, program: ExportedProgram, component: Component, folder: Path) -> str:
         """Write the graph into `folder`; return the name of the file to open."""
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """What a target's module may have besides: a last word, knowing the whole pipeline."""
+
+    def finish(
+        self,
+        component: Component,
+        description: Description,
+        precision: str,
+        note: str,
+        folder: Path,
+    ) -> None:
+        """Write more files into `folder`. `precision` is what the graph computes in, a dtype's
+        name; `note` says why that is not what was asked for, or is empty."""
         ...
 
 
