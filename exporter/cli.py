@@ -21,6 +21,7 @@ BUILTIN = "builtin"
       latentc export stable-diffusion-v1-5/stable-diffusion-v1-5 -o sd15 --target onnx
       latentc export ./my-pipeline -o bundle --target openvino --precision fp16 \\
           --height 512 --width 512
+      latentc export ./my-pipeline -o bundle --target tensorrt --precision fp16
     """
 )
 @click.argument("source")
@@ -32,7 +33,7 @@ BUILTIN = "builtin"
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, openvino or torch; may be repeated.",
+    help="onnx, openvino, torch or tensorrt; may be repeated.",
 )
 @click.option(
     "-p",
@@ -41,7 +42,8 @@ BUILTIN = "builtin"
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="fp32, or fp16 (weights stored in half precision); may be repeated.",
+    help="fp32, or fp16 (weights stored in half precision; for tensorrt computed in, as is "
+    "bf16); may be repeated.",
 )
 @click.option(
     "--scheduler",

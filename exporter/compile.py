@@ -25,7 +25,7 @@ from exporter.options import ExportOptions, artifact_keys, check, up_to_date
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import TARGETS
+from exporter.targets import verifier
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
 from runtimes.manifest import (
@@ -302,7 +302,7 @@ class _Compilation:
         builds = []
         for build in manifest.builds:
             if build.verification is None or not build.verification.passed:
-                backend = backends.get(TARGETS[build.target].backend)
+                backend = backends.get(verifier(build.target, build.precision))
                 with self.progress.stage(build.name, f"verify on {backend.name}"):
                     result = check_build(self.store.staging, manifest, build, backend)
                 build = replace(build, verification=result)

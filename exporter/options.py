@@ -10,7 +10,7 @@ from typing import Any
 from exporter.families import family_of
 from exporter.passes import COMPUTES
 from exporter.source import PipelineSource, digest
-from exporter.targets import TARGETS, passes
+from exporter.targets import TARGETS, passes, verifier
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
@@ -97,8 +97,8 @@ def check(options: ExportOptions) -> None:
     if options.verify:
         from runtimes import backend
 
-        for target in options.targets:
-            backend.get(TARGETS[target].backend)
+        for name in {verifier(target, precision) for target, precision in options.builds()}:
+            backend.get(name)
 
 
 def up_to_date(

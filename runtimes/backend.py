@@ -20,7 +20,7 @@ from runtimes.errors import (
     InputError,
     LatentcError,
 )
-from runtimes.manifest import Component
+from runtimes.manifest import Build, Component
 from runtimes.session import Session, first_line
 from runtimes.sizes import fix
 
@@ -86,19 +86,25 @@ class Backend(ABC):
     """One inference engine. Making an instance imports the engine's package.
 
     Class attributes: `name`; `package`, the distribution to install; `install`, the line
-    that installs it; `targets`, the build targets that it can load, the best first;
-    `computes`, what `SessionOptions.compute` may be; `compiles`, whether it heeds
-    `SessionOptions.compile`; `builds`, whether a graph must be built into an engine on the
-    machine that runs it (see `build`).
+    that installs it; `targets`, the build targets that it can load, the best first; `lacks`,
+    precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
+    may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
+    be built into an engine on the machine that runs it (see `build`).
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     install: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    lacks: ClassVar[tuple[str, ...]] = ()
     computes: ClassVar[tuple[str, ...]] = ()
     compiles: ClassVar[bool] = False
     builds: ClassVar[bool] = False
+
+    @classmethod
+    def loads(cls, build: Build) -> bool:
+        """Whether it can load a build."""
+        return build.target in cls.targets and build.precision not in cls.lacks
 
     @abstractmethod
     def version(self) -> str:
@@ -225,12 +231,12 @@ def get(name: str) -> Backend:
         raise BackendUnavailable(name, backend.install, first_line(error)) from error
 
 
-def for_target(target: str) -> list[str]:
-    """Names of the backends here, their engines installed, that load builds of `target`."""
+def for_build(build: Build) -> list[str]:
+    """Names of the backends here, their engines installed, that load a build."""
     found = []
     for name in names():
         try:
-            if target in find(name).targets:
+            if find(name).loads(build):
                 get(name)
                 found.append(name)
         except BackendError:

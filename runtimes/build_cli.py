@@ -138,7 +138,7 @@ def _builders() -> dict[str, str]:
     """The backend that builds the engines of each target that needs any."""
     from runtimes.backend import find, names
 
-    found = {}
+    found: dict[str, str] = {}
     for name in names():
         with suppress(BackendError):  # a broken package of somebody else's
             kind = find(name)

@@ -14,7 +14,11 @@ from runtimes.errors import BackendError, BackendUnavailable, InputError
 from runtimes.manifest import Artifact, Build, File, Manifest
 from runtimes.trust import HashCache, Hashing, check_file
 
-_PREFERRED = ("fp32", "fp16")  # of several precisions, the one nearest to the original first
+_PREFERRED = (
+    "fp32",
+    "fp16",
+    "bf16",
+)  # of several precisions, the one nearest to the original first
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def describe(manifest: Manifest) -> str:
 def _first_installed(builds: list[Build], manifest: Manifest) -> tuple[Build, Backend]:
     missing: BackendError | None = None
     for name, kind in _kinds():
-        loadable = [build for build in builds if build.target in kind.targets]
+        loadable = [build for build in builds if kind.loads(build)]
         if not loadable:
             continue
         try:
@@ -136,7 +140,7 @@ def _kinds() -> Iterator[tuple[str, type[Backend]]]:
 
 
 def _best(builds: list[Build], kind: type[Backend], manifest: Manifest) -> Build:
-    loadable = [build for build in builds if build.target in kind.targets]
+    loadable = [build for build in builds if kind.loads(build)]
     if not loadable:
         raise InputError(
             f"backend {kind.name!r} loads builds for {' and '.join(kind.targets)}, but not "

@@ -317,14 +317,14 @@ def _to_verify(
     manifest: Manifest, backend: str | None, build: str | None
 ) -> list[tuple[Build, Backend]]:
     """Every asked build with every asked backend that loads it here."""
-    from runtimes.backend import find, for_target, get
+    from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
     choose_build(manifest, backend, build)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
-        return [(b, get(backend)) for b in builds if b.target in find(backend).targets]
-    return [(b, get(name)) for b in builds for name in for_target(b.target)]
+        return [(b, get(backend)) for b in builds if find(backend).loads(b)]
+    return [(b, get(name)) for b in builds for name in for_build(b)]
 
 
 def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:

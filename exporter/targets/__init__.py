@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Where a target's lowering is, the backend that verifies it, the packages whose versions
-    decide what it writes, and the passes that each of its precisions stands for."""
+    """Where a target's lowering is, the backend that verifies it (for some precisions another
+    one), the packages whose versions decide what it writes, and the passes that each of its
+    precisions stands for."""
 
     module: str
     backend: str
     packages: tuple[str, ...]
     precisions: Precisions
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
@@ -35,9 +37,16 @@ TARGETS: Mapping[str, TargetInfo] = {
     "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, STORED),
     "openvino": TargetInfo("openvino", "openvino", ("openvino",), STORED),
     "torch": TargetInfo("torch", "torch", (), STORED),
-    # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is.
-    "tensorrt": TargetInfo("tensorrt", "onnxruntime", _ONNX, COMPUTED),
+    # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is. ONNX
+    # Runtime has no bfloat16 on the CPU; OpenVINO reads it.
+    "tensorrt": TargetInfo("tensorrt", "onnxruntime", _ONNX, COMPUTED, {"bf16": "openvino"}),
 }
+
+
+def verifier(target: str, precision: str) -> str:
+    """The name of the backend that verifies a build at its export."""
+    info = TARGETS[target]
+    return info.instead.get(precision, info.backend)
 
 
 def passes(target: str, precision: str) -> tuple[str, ...]:

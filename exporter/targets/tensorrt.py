@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch.export import ExportedProgram
 
 from exporter.families import Description
@@ -20,13 +21,15 @@ from runtimes.sizes import Span, ranges
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
 OPSET = 18
-MODEL = onnx.MODEL
+_OPSET_BF16 = 22  # the first in which a convolution may be bfloat16
+MODEL = "model.onnx"  # as onnx.lower calls it
 _MOST_IMAGES = 4
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `exporter.targets.Target`."""
-    return onnx.lower(program, component, folder, OPSET)
+    brain = any(weight.dtype is torch.bfloat16 for weight in program.state_dict.values())
+    return onnx.lower(program, component, folder, _OPSET_BF16 if brain else OPSET)
 
 
 def finish(

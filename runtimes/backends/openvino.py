@@ -1,4 +1,5 @@
-"""OpenVINO: loads ``openvino`` builds (IR), and ``onnx`` builds through its own reader."""
+"""OpenVINO: loads ``openvino`` builds (IR), and through its own reader ONNX graphs: ``onnx``
+and ``tensorrt`` builds."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class OpenVinoBackend(Backend):
     name: ClassVar[str] = "openvino"
     package: ClassVar[str] = "openvino"
     install: ClassVar[str] = "pip install 'latentc[openvino]'"
-    targets: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+    targets: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "tensorrt")
     computes: ClassVar[tuple[str, ...]] = (*_HINTS, "auto")
 
     def __init__(self) -> None:

@@ -26,27 +26,14 @@ from runtimes.errors import (
 from runtimes.manifest import Component, Manifest, TensorSpec
 from runtimes.recipe import Recipe, check_profile, parse_range
 from runtimes.verify import relative_l2
-from tests.conftest import KEPT, one_at_a_time
 from tests.fake_tensorrt import Machine, installed
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
-def bundle(pipeline_folder: Callable[[str], Path]) -> Path:
-    """TensorRT builds of the tiny text-to-image pipeline in fp32 and fp16."""
-    from exporter.compile import export
-
-    with one_at_a_time("bundle-tensorrt"):
-        return export(
-            pipeline_folder("sd"),
-            KEPT / "bundles" / "tensorrt",
-            targets=("tensorrt",),
-            precision=("fp32", "fp16"),
-            schedulers=(),
-            steps=(2, 4),
-            overwrite=True,
-        ).bundle
+def bundle(tensorrt_bundle: Path) -> Path:
+    return tensorrt_bundle
 
 
 @pytest.fixture
