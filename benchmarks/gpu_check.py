@@ -135,6 +135,8 @@ def _export(source: str | None, bundle: Path, cases: Iterable[Case]) -> None:
 def _check(case: Case, bundle: Path, runs: int) -> Outcome:
     try:
         return _measured(case, bundle, runs)
+    except DeviceUnavailable as error:  # listed, but its libraries are not here
+        return Outcome(case, "skipped", str(error))
     except LatentcError as error:
         return Outcome(case, "FAILED", str(error))
 

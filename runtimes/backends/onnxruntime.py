@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.errors import BackendError, DeviceUnavailable
+from runtimes.errors import DeviceUnavailable
 from runtimes.manifest import Component
 from runtimes.session import Array, Feeds, Session
 
@@ -94,10 +94,11 @@ class OnnxRuntimeBackend(Backend):
         )
         started = engine.get_providers()
         if place.device.providers[0] not in started:
-            raise BackendError(
+            reason = (
                 f"onnxruntime could not start {place.device.providers[0]} for {component.name!r} "
                 f"(it has {', '.join(started)}): {place.device.hint}"
             )
+            raise DeviceUnavailable(self.name, device, ["cpu"], reason)
         return OnnxRuntimeSession(self._ort, engine, component, place)
 
     def _settings(self, options: SessionOptions) -> Any:
