@@ -160,6 +160,17 @@ def test_channels_last(bundle: Path, plain: np.ndarray, monkeypatch: pytest.Monk
     assert asked == [{"dynamic": True}] * 3
 
 
+def test_io_bindings_on_the_real_engine(
+    bundle: Path, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, with the host's memory as the device's: the engine takes these calls."""
+    from runtimes.backends import onnxruntime as adapter
+
+    there = adapter._Device(("CPUExecutionProvider",), memory="cpu")
+    monkeypatch.setattr(adapter, "_DEVICES", {"cpu": there})
+    np.testing.assert_array_equal(latents(bundle, backend="onnxruntime"), plain)
+
+
 # --- ONNX Runtime on a GPU, by a stand-in that checks what it is given ------------------
 
 
