@@ -142,8 +142,9 @@ def _kinds() -> Iterator[tuple[str, type[Backend]]]:
 def _best(builds: list[Build], kind: type[Backend], manifest: Manifest) -> Build:
     loadable = [build for build in builds if kind.loads(build)]
     if not loadable:
+        lacks = f" (without {', '.join(kind.lacks)})" if kind.lacks else ""
         raise InputError(
-            f"backend {kind.name!r} loads builds for {' and '.join(kind.targets)}, but not "
+            f"backend {kind.name!r} loads builds for {' and '.join(kind.targets)}{lacks}, but not "
             f"{', '.join(repr(build.name) for build in builds)}; {_has(manifest)}; add one with: "
             f"latentc export SOURCE -o BUNDLE --target {kind.targets[0]}"
         )
