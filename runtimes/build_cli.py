@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.errors import BackendError, BackendUnavailable, InputError
+from runtimes.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend, Built, SessionOptions
@@ -126,12 +126,7 @@ def _to_build(
             f"{describe(manifest)}; add one with: latentc export SOURCE -o BUNDLE "
             f"--target {next(iter(targets))}"
         )
-    try:
-        return [(each, get(targets[each.target])) for each in chosen]
-    except BackendUnavailable as error:
-        raise BackendUnavailable(
-            error.backend, error.install, "engines are built with its package, on the GPU"
-        ) from error
+    return [(each, get(targets[each.target])) for each in chosen]
 
 
 def _builders() -> dict[str, str]:
