@@ -7,12 +7,13 @@ STAMP  := $(VENV)/.installed
 
 PYTEST_ARGS ?=
 DEMO_ARGS   ?=
+GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean distclean
+.PHONY: help setup demo test gpu-check lint format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment in .venv and install everything into it
 
@@ -37,6 +38,9 @@ demo: $(STAMP) ## export the built-in model, verify it, and make pictures in bui
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+gpu-check: $(STAMP) ## run what can run on this machine's NVIDIA GPU; a record goes to docs/verified
+	$(PY) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 lint: $(STAMP) ## ruff, mypy and import-linter
 	$(PY) -m ruff check .

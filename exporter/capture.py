@@ -18,8 +18,8 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from exporter.families import Description, Graph
+from runtimes import sizes
 from runtimes.errors import ExportError
-from runtimes.manifest import Component, TensorSpec
 from runtimes.session import first_line
 
 # diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
@@ -29,20 +29,6 @@ MAX_LATENT = 4096
 MAX_SEQUENCE = 4096
 # torch.__trace is torch's own tracing log: any handler on the root logger makes it slow.
 _NOISY = ("torch", "torch.__trace", "torch.onnx", "onnxscript", "onnx_ir")
-
-
-def static_component(component: Component, symbols: Mapping[str, int]) -> Component:
-    """The same component with some symbols fixed, e.g. ``{"height": 64, "width": 64}``."""
-
-    def fix(spec: TensorSpec) -> TensorSpec:
-        return TensorSpec(spec.dtype, tuple(_value(dim, symbols) for dim in spec.shape))
-
-    return Component(
-        name=component.name,
-        role=component.role,
-        inputs={name: fix(spec) for name, spec in component.inputs.items()},
-        outputs={name: fix(spec) for name, spec in component.outputs.items()},
-    )
 
 
 def example_inputs(
@@ -64,7 +50,7 @@ def example_inputs(
 
 def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
     """The number that a manifest dimension stands for."""
-    value = _value(dimension, symbols)
+    value = sizes.dimension(dimension, symbols)
     if isinstance(value, str):
         raise ExportError(f"no value for the dimension {value!r}")
     return value
@@ -173,12 +159,3 @@ def _sequence(graph: Graph) -> int:
         if spec.dtype == "int64" and len(spec.shape) == 2
     ]
     return max((length for length in lengths if isinstance(length, int)), default=1)
-
-
-def _value(dimension: int | str, symbols: Mapping[str, int]) -> int | str:
-    if isinstance(dimension, int):
-        return dimension
-    factor, _, name = dimension.rpartition("*")
-    if name not in symbols:
-        return dimension
-    return (int(factor) if factor else 1) * symbols[name]

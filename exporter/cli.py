@@ -41,6 +41,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export stable-diffusion-v1-5/stable-diffusion-v1-5 -o sd15 --target onnx
       latentc export ./my-pipeline -o bundle --target openvino --precision fp16 \\
           --height 512 --width 512
+      latentc export ./my-pipeline -o bundle --target tensorrt --precision fp16
     """
 )
 @click.argument("source")
@@ -52,7 +53,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, openvino, torch or coreml; may be repeated.",
+    help="onnx, openvino, torch, coreml or tensorrt; may be repeated.",
 )
 @click.option(
     "-p",
@@ -61,8 +62,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="fp32, or fp16 (weights stored in half precision); for coreml also int8, palette8, "
-    "palette6 and palette4; may be repeated.",
+    help="fp32, or fp16 (weights stored in half precision; for tensorrt computed in, as is "
+    "bf16); for coreml also int8, palette8, palette6 and palette4; may be repeated.",
 )
 @click.option(
     "--scheduler",

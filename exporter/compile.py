@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from exporter.options import ExportOptions, artifact_keys, check, up_to_date
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import OPTIONS, TARGETS
+from exporter.targets import OPTIONS, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
@@ -80,7 +80,7 @@ def export(
     Args:
         source: a Hub id or a diffusers folder.
         output: the bundle's folder. Builds of the same source that stand there are kept.
-        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``.
+        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``.
         precision: ``"fp32"``, ``"fp16"`` …, or several; `exporter.targets` says what each has.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
@@ -177,7 +177,7 @@ class _Compilation:
         tokenizers = tuple(self._tokenizers(pipe, description))
         probes = self._probes(pipe, description, plans[0]) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        builds = self._builds(description)
+        builds = self._builds(description, probes)
         draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -291,10 +291,15 @@ class _Compilation:
                 fixed = fixed or own.loop_size()
         return sizes, fixed
 
-    def _builds(self, description: Description) -> tuple[Build, ...]:
+    def _builds(self, description: Description, probes: Probes | None) -> tuple[Build, ...]:
+        from exporter.headroom import probe_samples
+
+        def samples(graph: Graph) -> Iterator[Any]:
+            return probe_samples(graph, probes, self.store.staging)
+
         artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
         for graph in description.graphs:
-            lowering = Lowering(graph, description, self.options, self.progress)
+            lowering = Lowering(graph, description, self.options, self.progress, samples)
             name = graph.component.name
             for (target, precision), made in artifacts.items():
                 key = self.keys[target, precision][name]
@@ -316,7 +321,7 @@ class _Compilation:
         builds = []
         for build in manifest.builds:
             if build.verification is None or not build.verification.passed:
-                backend = backends.get(TARGETS[build.target].backend)
+                backend = backends.get(verifier(build.target, build.precision))
                 with self.progress.stage(build.name, f"verify on {backend.name}"):
                     result = check_build(self.store.staging, manifest, build, backend)
                 build = replace(build, verification=result)
@@ -366,7 +371,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
     """Fix the latents' height and width where the user fixed the picture's."""
     if options.height is None or options.width is None:
         return description
-    from exporter.capture import static_component
+    from runtimes.sizes import fix
 
     latents = description.latents
     unit = latents.factor * latents.multiple
@@ -375,7 +380,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
-        Graph(static_component(graph.component, fixed), graph.module, graph.vocabulary)
+        Graph(fix(graph.component, fixed), graph.module, graph.vocabulary)
         for graph in description.graphs
     )
     sizes = {"default_height": options.height, "default_width": options.width}

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from exporter import targets
 from exporter.families import Description, Graph
 from exporter.options import ExportOptions
+from exporter.passes import COMPUTES
 from exporter.progress import Progress
 from exporter.targets.options import Settings, TargetOptions
 from runtimes.errors import ExportError, LatentcError
 from runtimes.session import first_line
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
+
+# Inputs by name that a graph may meet, to look for overflow with.
+Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
 
 
 class Lowering:
     """Captures when the first build asks for it; keeps the program of the last set of passes."""
 
     def __init__(
-        self, graph: Graph, description: Description, options: ExportOptions, progress: Progress
+        self,
+        graph: Graph,
+        description: Description,
+        options: ExportOptions,
+        progress: Progress,
+        samples: Samples,
     ) -> None:
         self._graph = graph
+        self._samples = samples
         self._description = description
         self._options = options
         self._progress = progress
         self._captured: ExportedProgram | None = None
         self._variant: tuple[tuple[str, ...], ExportedProgram] | None = None
+        self._notes: dict[tuple[str, ...], str] = {}
 
     def write(self, target: str, precision: str, folder: Path) -> Mapping[str, Any]:
         """Write one build's files into `folder`; returns ``{"entry": file name}``.
@@ -38,14 +51,16 @@ class Lowering:
         Raises:
             ExportError: naming the component and the target.
         """
-        program = self._program(self._options.passes(target, precision))
         name = self._graph.component.name
+        passes, note = self._passes(target, precision)
+        program = self._program(passes)
         settings = self._settings(target, precision)
         with self._progress.stage(name, f"lower to {target} {precision}") as wrote:
             try:
                 entry = targets.get(target).lower(
                     program, self._graph.component, folder, **settings
                 )
+                self._finish(target, passes, note, folder)
             except (OSError, LatentcError):
                 raise  # the store knows what a full disk looks like
             except Exception as error:
@@ -65,14 +80,50 @@ class Lowering:
         own = self._options.of(target)
         return {"settings": Settings(precision, own, self._description.latents)}
 
-    def _program(self, passes: tuple[str, ...]) -> ExportedProgram:
-        from exporter.capture import capture, symbol_values, variant
+    def _finish(self, target: str, passes: tuple[str, ...], note: str, folder: Path) -> None:
+        module = targets.get(target)
+        if isinstance(module, targets.Finishing):
+            precision = next((COMPUTES[each] for each in passes if each in COMPUTES), "float32")
+            module.finish(self._graph.component, self._description, precision, note, folder)
+
+    def _passes(self, target: str, precision: str) -> tuple[tuple[str, ...], str]:
+        """The passes to run, and why they are not those of the precision ("" if they are): where
+        half precision would overflow, the component stays in float32."""
+        asked = self._options.passes(target, precision)
+        half = next((COMPUTES[each] for each in asked if each in COMPUTES), None)
+        if half is None:
+            return asked, ""
+        if asked not in self._notes:
+            self._notes[asked] = self._overflow(half)
+            if self._notes[asked]:
+                name, reason = self._graph.component.name, self._notes[asked]
+                warnings.warn(f"{name} stays in float32: {reason}", UserWarning, stacklevel=2)
+        if not self._notes[asked]:
+            return asked, ""
+        return tuple(each for each in asked if each not in COMPUTES), self._notes[asked]
+
+    def _overflow(self, half: str) -> str:
+        import torch
+
+        from exporter.headroom import problem
+
+        program = self._capture()
+        with self._progress.stage(self._graph.component.name, f"look for overflow in {half}"):
+            return problem(program, getattr(torch, half), self._samples(self._graph))
+
+    def _capture(self) -> ExportedProgram:
+        from exporter.capture import capture, symbol_values
 
         if self._captured is None:
             with self._progress.stage(self._graph.component.name, "capture"):
                 sizes = symbol_values(self._description, traced=True)
                 multiple = self._description.latents.multiple
                 self._captured = capture(self._graph, multiple, sizes)
+        return self._captured
+
+    def _program(self, passes: tuple[str, ...]) -> ExportedProgram:
+        from exporter.capture import variant
+
         if self._variant is None or self._variant[0] != passes:
-            self._variant = passes, variant(self._captured, passes)
+            self._variant = passes, variant(self._capture(), passes)
         return self._variant[1]

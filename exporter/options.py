@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from exporter.families import family_of
+from exporter.passes import COMPUTES
 from exporter.source import PipelineSource, digest
-from exporter.targets import OPTIONS, TARGETS, pairs, passes
+from exporter.targets import OPTIONS, TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
@@ -72,6 +74,7 @@ def artifact_keys(
                         *TARGETS[target].code,
                         *(f"exporter.passes.{each}" for each in options.passes(target, precision)),
                     ),
+                    **_looked_at(source, options, options.passes(target, precision)),
                 }
             )
             for name, parts in family.COMPONENTS.items()
@@ -80,18 +83,24 @@ def artifact_keys(
     }
 
 
+def _looked_at(
+    source: PipelineSource, options: ExportOptions, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Whether a component can be half is decided on inputs from a run of the whole pipeline."""
+    if not any(name in COMPUTES for name in names):
+        return {}
+    looking = code("exporter.headroom", "exporter.passes.half_compute", "exporter.reference")
+    return {"headroom": [source.fingerprint, options.verify, looking]}
+
+
 def check(options: ExportOptions) -> None:
     if not options.targets:
         raise InputError(f"no target given; targets: {', '.join(TARGETS)}")
     for target in options.targets:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
-    known = dict.fromkeys(name for info in TARGETS.values() for name in info.precisions)
     for target, precision in options.builds():
-        if precision not in known:
-            raise InputError(f"unknown precision {precision!r}; precisions: {', '.join(known)}")
-        if precision not in TARGETS[target].precisions:
-            raise InputError(f"target {target!r} has no precision {precision!r}; {pairs()}")
+        options.passes(target, precision)
     for count in options.steps or ():
         if not 1 <= count <= MAX_STEPS:
             raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")
@@ -100,8 +109,8 @@ def check(options: ExportOptions) -> None:
     if options.verify:
         from runtimes import backend
 
-        for target in options.targets:
-            backend.get(TARGETS[target].backend)
+        for name in {verifier(target, precision) for target, precision in options.builds()}:
+            backend.get(name)
 
 
 def up_to_date(

@@ -23,6 +23,7 @@ COMMANDS = {
     "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
     "generate": ("runtimes.cli:generate", "Make pictures."),
     "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
+    "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
     "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
     "backends": ("runtimes.cli:backends", "List the inference engines."),

@@ -13,15 +13,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
-from runtimes.errors import BackendError, BackendUnavailable, DeviceUnavailable, InputError
-from runtimes.manifest import Component
+from runtimes.errors import (
+    BackendError,
+    BackendUnavailable,
+    DeviceUnavailable,
+    InputError,
+    LatentcError,
+)
+from runtimes.manifest import Build, Component
 from runtimes.session import Session, first_line
+from runtimes.sizes import fix
 
 ENTRY_POINTS = "latentc.backends"
 
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "runtimes.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "runtimes.backends.openvino:OpenVinoBackend",
+    "tensorrt": "runtimes.backends.tensorrt:TensorRtBackend",
     "torch": "runtimes.backends.torch:TorchBackend",
     "coreml": "runtimes.backends.coreml:CoreMLBackend",
     "coreml-reference": "runtimes.backends.coreml_reference:CoreMLReferenceBackend",
@@ -30,25 +38,75 @@ BACKENDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to load a graph. `threads` 0 leaves the choice to the engine; `cache` is a folder
-    for compiled graphs, for engines that can store them; `extra` is passed to the engine."""
+    """How to load a graph.
+
+    Attributes:
+        threads: 0 leaves the choice to the engine.
+        cache: folder for compiled graphs, for engines that can store them.
+        compute: precision to calculate in, one of the backend's `computes`; None is what the
+            graph says, ``"auto"`` what the engine would take by itself.
+        compile: let the engine spend time on the graph first, to be faster afterwards.
+        sizes: values of the graph's symbols that all calls have in common; none is dynamic.
+        key: digest of the graph's files, for caches of what is made from them; "" is unknown.
+        extra: passed to the engine.
+    """
 
     threads: int = 0
     cache: Path | None = None
+    compute: str | None = None
+    compile: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    key: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How a build on this machine departs from the recipe in the bundle.
+
+    `profile`: ranges (smallest, usual, largest) of symbolic dimensions. `workspace`: bytes.
+    `force`: build also what is there already.
+    """
+
+    profile: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    workspace: int | None = None
+    tf32: bool | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built: its file, the seconds it took (0: it was there), and why the one that was
+    there before could not be used ("" where there was none)."""
+
+    path: Path
+    seconds: float
+    reason: str = ""
 
 
 class Backend(ABC):
     """One inference engine. Making an instance imports the engine's package.
 
     Class attributes: `name`; `package`, the distribution to install; `install`, the line
-    that installs it; `targets`, the build targets that it can load, the best first.
+    that installs it; `targets`, the build targets that it can load, the best first; `lacks`,
+    precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
+    may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
+    be built into an engine on the machine that runs it (see `build`).
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     install: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    lacks: ClassVar[tuple[str, ...]] = ()
+    computes: ClassVar[tuple[str, ...]] = ()
+    compiles: ClassVar[bool] = False
+    builds: ClassVar[bool] = False
+
+    @classmethod
+    def loads(cls, build: Build) -> bool:
+        """Whether it can load a build."""
+        return build.target in cls.targets and build.precision not in cls.lacks
 
     @abstractmethod
     def version(self) -> str:
@@ -71,8 +129,9 @@ class Backend(ABC):
             DeviceUnavailable: listing the devices that there are.
         """
         known = self.devices()
-        if asked is None:
+        if asked is None and known:
             return known[0]
+        asked = asked or "of any kind"
         for device in known:
             if device.lower() == asked.lower():
                 return device
@@ -88,19 +147,49 @@ class Backend(ABC):
         """Load one graph.
 
         Raises:
+            InputError: an option that this backend does not have.
             DeviceUnavailable: no such device here.
             BackendError: the engine refused the graph.
         """
         chosen = self.device(device)
+        options = options or SessionOptions()
+        self._check(options)
         try:
-            return self._open(entry, component, chosen, options or SessionOptions())
-        except BackendError:
+            return self._open(entry, fix(component, options.sizes), chosen, options)
+        except LatentcError:
             raise
         except Exception as error:
             raise BackendError(
                 f"{self.name} could not load {entry.name} of {component.name!r} on {chosen}: "
                 f"{first_line(error)}"
             ) from error
+
+    def build(
+        self,
+        entry: Path,
+        component: Component,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+        request: BuildRequest | None = None,
+    ) -> Built:
+        """Make what `open` needs on this machine, for backends that set `builds`.
+
+        Raises:
+            InputError: nothing has to be built, or the request cannot be met.
+            DeviceUnavailable: no such device here.
+            BackendError: the engine refused the graph.
+        """
+        raise InputError(f"backend {self.name!r} builds nothing: it loads the graphs as they are")
+
+    def _check(self, options: SessionOptions) -> None:
+        if options.compute is not None and options.compute not in self.computes:
+            known = ", ".join(self.computes) or "none: it computes as the build says"
+            raise InputError(
+                f"backend {self.name!r} cannot be asked to compute in {options.compute!r}; "
+                f"it can in: {known}"
+            )
+        if options.compile and not self.compiles:
+            raise InputError(f"backend {self.name!r} has nothing to compile; leave --compile out")
 
 
 def names() -> Iterator[str]:
@@ -144,12 +233,12 @@ def get(name: str) -> Backend:
         raise BackendUnavailable(name, backend.install, first_line(error)) from error
 
 
-def for_target(target: str) -> list[str]:
-    """Names of the backends here, their engines installed, that load builds of `target`."""
+def for_build(build: Build) -> list[str]:
+    """Names of the backends here, their engines installed, that load a build."""
     found = []
     for name in names():
         try:
-            if target in find(name).targets:
+            if find(name).loads(build):
                 get(name)
                 found.append(name)
         except BackendError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,10 +11,14 @@ from pathlib import Path
 from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, BackendUnavailable, InputError
-from runtimes.manifest import Build, File, Manifest
+from runtimes.manifest import Artifact, Build, File, Manifest
 from runtimes.trust import HashCache, Hashing, check_file
 
-_PREFERRED = ("fp32", "fp16")  # of several precisions, the one nearest to the original first
+_PREFERRED = (
+    "fp32",
+    "fp16",
+    "bf16",
+)  # of several precisions, the one nearest to the original first
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,12 @@ def choose_build(
     return _first_installed(builds, manifest)
 
 
+def graph_digest(artifact: Artifact) -> str:
+    """SHA-256 over a graph's files: what a cache of things made from it goes by."""
+    lines = sorted(f"{Path(file.path).name} {file.sha256}" for file in artifact.files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def describe(manifest: Manifest) -> str:
     """The builds of a bundle in a few words: ``onnx-fp32 (onnx, fp32), …``."""
     return ", ".join(f"{b.name} ({b.target}, {b.precision})" for b in manifest.builds) or "none"
@@ -103,7 +114,7 @@ def describe(manifest: Manifest) -> str:
 def _first_installed(builds: list[Build], manifest: Manifest) -> tuple[Build, Backend]:
     missing: BackendError | None = None
     for name, kind in _kinds():
-        loadable = [build for build in builds if build.target in kind.targets]
+        loadable = [build for build in builds if kind.loads(build)]
         if not loadable:
             continue
         try:
@@ -129,10 +140,11 @@ def _kinds() -> Iterator[tuple[str, type[Backend]]]:
 
 
 def _best(builds: list[Build], kind: type[Backend], manifest: Manifest) -> Build:
-    loadable = [build for build in builds if build.target in kind.targets]
+    loadable = [build for build in builds if kind.loads(build)]
     if not loadable:
+        lacks = f" (without {', '.join(kind.lacks)})" if kind.lacks else ""
         raise InputError(
-            f"backend {kind.name!r} loads builds for {' and '.join(kind.targets)}, but not "
+            f"backend {kind.name!r} loads builds for {' and '.join(kind.targets)}{lacks}, but not "
             f"{', '.join(repr(build.name) for build in builds)}; {_has(manifest)}; add one with: "
             f"latentc export SOURCE -o BUNDLE --target {kind.targets[0]}"
         )

@@ -33,6 +33,8 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
       latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
       latentc generate bundle "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
           --arg original_size=1024,1024 --backend openvino --json
+      latentc generate bundle "a castle" --backend openvino --device GPU --static --cache models
+      latentc generate bundle "a castle" --backend onnxruntime --device cuda
     """
 )
 @_BUNDLE
@@ -85,6 +87,11 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--build", metavar="NAME", help="Of several builds, this one.")
 @click.option("--precision", metavar="NAME", help="Of several builds, one of this precision.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="For the engine; 0: its choice.")
+@click.option("--cache", metavar="FOLDER", help="For compiled graphs, if the engine keeps any.")
+@click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can.")
+@click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast.")
+@click.option("--static", is_flag=True, help="Load for this size only; some engines gain by it.")
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the engine, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
@@ -94,8 +101,7 @@ def generate(
 
     count = max(1, len(prompts)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
-    choice = {name: options[name] for name in ("backend", "device", "build", "precision")}
-    with load(bundle, threads=options["threads"], **choice) as pipe:
+    with load(bundle, **_choices(options, count)) as pipe:
         run = pipe.stream(**_arguments(pipe, prompts, options))
         with _progress(run) as advance:
             for _ in run:
@@ -236,6 +242,21 @@ def backends(as_json: bool) -> None:
         print_backends(records)
 
 
+def _choices(options: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """Command-line options → how to load."""
+    same = ("backend", "device", "build", "precision", "threads", "cache", "compute", "compile")
+    chosen = {name: options[name] for name in same}
+    if options["static"]:
+        sizes = {name: options[name] for name in ("height", "width", "guidance_scale")}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        chosen["static"] = {"images": images, **given}
+    pairs = [assignment.partition("=") for assignment in options["option"]]
+    for name, equals, value in pairs:
+        if not equals or not name:
+            raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
+    return chosen | {"options": {name: value for name, _, value in pairs}}
+
+
 def _arguments(
     pipe: Pipeline, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -321,14 +342,14 @@ def _to_verify(
     manifest: Manifest, backend: str | None, build: str | None
 ) -> list[tuple[Build, Backend]]:
     """Every asked build with every asked backend that loads it here."""
-    from runtimes.backend import find, for_target, get
+    from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
     choose_build(manifest, backend, build)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
-        return [(b, get(backend)) for b in builds if b.target in find(backend).targets]
-    return [(b, get(name)) for b in builds for name in for_target(b.target)]
+        return [(b, get(backend)) for b in builds if find(backend).loads(b)]
+    return [(b, get(name)) for b in builds for name in for_build(b)]
 
 
 def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:

@@ -66,12 +66,21 @@ def encode(
     conditioning = {}
     for component, session in encoders.items():
         feeds = {name: ids[name].astype(s.dtype, copy=False) for name, s in session.inputs.items()}
-        for name, value in session.run(feeds).items():
+        for name, value in _in_batches(session, feeds).items():
             check_finite(component, name, value)
             spread = value[rows]
             spread[rows < 0] = 0
             conditioning[name] = spread
     return conditioning
+
+
+def _in_batches(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run an encoder, row by row where it was loaded for one row."""
+    rows = len(next(iter(feeds.values())))
+    if rows == 1 or any(spec.shape[0] != 1 for spec in session.inputs.values()):
+        return session.run(feeds)
+    parts = [session.run({n: v[row : row + 1] for n, v in feeds.items()}) for row in range(rows)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in session.outputs}
 
 
 def vectors(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> dict[str, Array]:

@@ -68,14 +68,15 @@ class BackendUnavailable(BackendError):
 
 
 class DeviceUnavailable(BackendError):
-    """The asked device does not exist here."""
+    """The asked device does not exist here, or does not start, for the given reason."""
 
-    def __init__(self, backend: str, device: str, available: list[str]) -> None:
+    def __init__(self, backend: str, device: str, available: list[str], reason: str = "") -> None:
         self.backend = backend
         self.device = device
         self.available = available
         super().__init__(
-            f"backend {backend!r} has no device {device!r} on this machine; "
+            reason
+            or f"backend {backend!r} has no device {device!r} on this machine; "
             f"it has: {', '.join(available) or 'none'}"
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.bundle import Bundle, choose_build
+from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import check_finite
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.manifest import Build, Component, Manifest
@@ -18,6 +19,7 @@ from runtimes.plan import PlanTable
 from runtimes.request import OUTPUT_TYPES, Request, Signature, parse
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Feeds, Session
+from runtimes.sizes import fixed
 from runtimes.tokenizer import TextTokenizer
 from runtimes.version import __version__
 
@@ -143,6 +145,7 @@ class Pipeline:
         if self._closed:
             raise InputError("this pipeline is closed")
         request = parse(self.manifest, self.signature, {"prompt": prompt, **arguments})
+        self._refuse_other_sizes(request)
         plan = self._table(request.scheduler)
         try:
             return Run(self, request, plan.plan(request.num_inference_steps))
@@ -208,6 +211,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _refuse_other_sizes(self, request: Request) -> None:
+        """Where the graphs were loaded for calls of one size, this must be one of them."""
+        rows = len(request.branches(self.manifest)) * request.images
+        found = (rows, *self.latents_shape(request)[1:])
+        wanted = self.sessions[self.denoiser_name].inputs["sample"].shape
+        if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
+            raise InputError(
+                f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
+                f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
+                "for this size, or without static"
+            )
+
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
             if scheduler not in self._plans:
@@ -227,6 +242,9 @@ def load(
     cache: str | os.PathLike[str] | None = None,
     options: Mapping[str, str] | None = None,
     verify: bool = False,
+    compute: str | None = None,
+    compile: bool = False,
+    static: Mapping[str, float] | None = None,
 ) -> Pipeline:
     """Load a bundle.
 
@@ -240,6 +258,11 @@ def load(
         cache: folder for compiled graphs, for engines that can store them.
         options: passed to the engine as they are.
         verify: hash every file that is loaded, also those hashed here before.
+        compute: precision to calculate in, for engines that have a choice: "fp32", "fp16",
+            "bf16", or "auto" for the engine's own; None is the build's.
+        compile: let the engine spend minutes on the graphs, to be faster afterwards.
+        static: load for calls of one size only, which some engines run faster: any of
+            "height", "width", "images" and "guidance_scale"; defaults for the others.
 
     Raises:
         BundleError: missing, damaged or altered.
@@ -251,9 +274,13 @@ def load(
     opened = Bundle.open(bundle, hashing="always" if verify else "once")
     chosen, engine = choose_build(opened.manifest, backend, build, precision)
     session_options = SessionOptions(
-        threads=threads, cache=Path(cache) if cache else None, extra=dict(options or {})
+        threads=threads,
+        cache=Path(cache) if cache else None,
+        compute=compute,
+        compile=compile,
+        extra=dict(options or {}),
     )
-    return open_pipeline(opened, chosen, engine, device, session_options)
+    return open_pipeline(opened, chosen, engine, device, session_options, static)
 
 
 def open_pipeline(
@@ -262,14 +289,16 @@ def open_pipeline(
     backend: Backend,
     device: str | None = None,
     options: SessionOptions | None = None,
+    static: Mapping[str, float] | None = None,
 ) -> Pipeline:
     """Load one build of an opened bundle; `load` with the choices made."""
     where = backend.device(device)
+    sizes = {} if static is None else fixed(bundle.manifest, static)
     sessions: dict[str, Session] = {}
     try:
         for component in bundle.manifest.components:
             sessions[component.name] = open_component(
-                bundle, build, component, backend, where, options
+                bundle, build, component, backend, where, options, sizes.get(component.name)
             )
         tokenizers = {
             each.input: TextTokenizer.load(bundle.path(each.file), each.max_length)
@@ -290,9 +319,15 @@ def open_component(
     backend: Backend,
     device: str,
     options: SessionOptions | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Session:
-    """Check the files of one component and load it."""
-    return backend.open(bundle.entry(build, component.name), component, device, options)
+    """Check the files of one component and load it, for the values of `sizes` only if given."""
+    chosen = replace(
+        options or SessionOptions(),
+        sizes=sizes or {},
+        key=graph_digest(build.artifacts[component.name]),
+    )
+    return backend.open(bundle.entry(build, component.name), component, device, chosen)
 
 
 def _cast(session: Session, feeds: Feeds) -> dict[str, Array]:

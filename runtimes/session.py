@@ -7,7 +7,8 @@ feeds and turning the engine's exceptions into `BackendError` is done once, here
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,12 +46,8 @@ class Session(ABC):
         if self._closed:
             raise BackendError("this session is closed")
         self._check(feeds)
-        try:
+        with self._reporting():
             return self._run(feeds)
-        except LatentcError:
-            raise
-        except Exception as error:
-            raise BackendError(f"{type(self).__name__}: {first_line(error)}") from error
 
     def accepts(self, feeds: Feeds) -> bool:
         """Whether the graph can take these shapes: some builds are made for a few sizes only."""
@@ -59,8 +56,12 @@ class Session(ABC):
     def bind(self, constants: Feeds) -> Session:
         """Return a session that feeds `constants` by itself at every call.
 
-        Engines with their own memory override this and copy the constants to the device
-        once. Closing the bound session leaves this one open.
+        Engines with memory of their own get them there once (`_place`). Closing the bound
+        session leaves this one open.
+
+        Raises:
+            InputError: an unknown name, a wrong dtype or shape.
+            BackendError: the engine failed.
         """
         return BoundSession(self, constants)
 
@@ -88,19 +89,44 @@ class Session(ABC):
     def _close(self) -> None:
         """Release what the engine holds; engines freed by reference counting need nothing."""
 
+    def _place(self, constants: Feeds) -> Any:
+        """Get arrays that many calls share to where the engine wants them, once."""
+        return constants
+
+    def _run_placed(self, feeds: Feeds, placed: Any) -> dict[str, Array]:
+        """Run with the remaining feeds and what `_place` returned."""
+        return self._run({**placed, **feeds})
+
+    def _release(self, placed: Any) -> None:
+        """Give back what `_place` took; what is freed by reference counting needs nothing."""
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Turn the engine's exceptions into BackendError."""
+        try:
+            yield
+        except LatentcError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{type(self).__name__}: {first_line(error)}") from error
+
     def _check(self, feeds: Feeds) -> None:
         if feeds.keys() != self.inputs.keys():
             raise InputError(_name_mismatch(feeds, self.inputs))
-        symbols: dict[str, int] = {}
-        for name, spec in self.inputs.items():
-            value = feeds[name]
+        self._check_each(feeds, {})
+
+    def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
+        """Check dtypes and shapes; `symbols` has what is known before and gets the rest."""
+        for name, value in feeds.items():
             if value.dtype != self._dtypes[name]:
-                raise InputError(f"input {name!r}: expected {spec.dtype}, found {value.dtype}")
-            spec.check_shape(name, value.shape, symbols)
+                raise InputError(
+                    f"input {name!r}: expected {self.inputs[name].dtype}, found {value.dtype}"
+                )
+            self.inputs[name].check_shape(name, value.shape, symbols)
 
 
 class BoundSession(Session):
-    """A view of another session in which some inputs are already given."""
+    """A view of another session in which some inputs are already given, and in their place."""
 
     def __init__(self, session: Session, constants: Feeds) -> None:
         unknown = constants.keys() - session.inputs.keys()
@@ -109,14 +135,29 @@ class BoundSession(Session):
         free = {n: s for n, s in session.inputs.items() if n not in constants}
         super().__init__(free, session.outputs)
         self._session = session
-        self._constants = {name: np.ascontiguousarray(value) for name, value in constants.items()}
+        arrays = {name: np.ascontiguousarray(value) for name, value in constants.items()}
+        self._symbols: dict[str, int] = {}
+        session._check_each(arrays, self._symbols)
+        with session._reporting():
+            self._placed = session._place(arrays)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run with the constants added; the wrapped session checks all of them."""
-        return self._session.run({**self._constants, **feeds})
+        """Run with the constants added. Raises as `Session.run` does."""
+        if self._closed or self._session._closed:
+            raise BackendError("this session is closed")
+        if feeds.keys() != self.inputs.keys():
+            raise InputError(_name_mismatch(feeds, self.inputs))
+        self._session._check_each(feeds, dict(self._symbols))
+        return self._run(feeds)
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        return self._session.run({**self._constants, **feeds})
+        with self._session._reporting():
+            return self._session._run_placed(feeds, self._placed)
+
+    def _close(self) -> None:
+        if not self._session._closed:
+            self._session._release(self._placed)
+        self._placed = None
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -119,3 +119,20 @@ def unconditional_bundle(exported: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def builtin_bundle(exported: Callable[[str], Path]) -> Path:
     return exported("builtin")
+
+
+@pytest.fixture(scope="session")
+def tensorrt_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
+    """TensorRT builds of the tiny text-to-image pipeline in fp32 and fp16."""
+    from exporter.compile import export
+
+    with one_at_a_time("bundle-tensorrt"):
+        return export(
+            pipeline_folder("sd"),
+            KEPT / "tensorrt" / "bundle",
+            targets=("tensorrt",),
+            precision=("fp32", "fp16"),
+            schedulers=(),
+            steps=(2, 4),
+            overwrite=True,
+        ).bundle

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import PRECISIONS
+from exporter.passes import COMPUTED, STORED, Precisions
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes.errors import InputError
@@ -18,11 +18,13 @@ from runtimes.manifest import Component
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from exporter.families import Description
+
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Where a target's lowering is, the backend that verifies it, and the packages whose
-    versions decide what it writes.
+    """Where a target's lowering is, the backend that verifies it (for some precisions another
+    one, see `instead`), and the packages whose versions decide what it writes.
 
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
     class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
@@ -32,31 +34,55 @@ class TargetInfo:
     module: str
     backend: str
     packages: tuple[str, ...]
-    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: PRECISIONS)
+    precisions: Precisions
+    instead: Mapping[str, str] = field(default_factory=dict)
     options: type[TargetOptions] = TargetOptions
     code: tuple[str, ...] = ()
 
 
+_ONNX = ("onnx", "onnx-ir", "onnxscript")
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
 TARGETS: Mapping[str, TargetInfo] = {
-    "onnx": TargetInfo("onnx", "onnxruntime", ("onnx", "onnx-ir", "onnxscript")),
-    "openvino": TargetInfo("openvino", "openvino", ("openvino",)),
-    "torch": TargetInfo("torch", "torch", ()),
+    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, STORED),
+    "openvino": TargetInfo("openvino", "openvino", ("openvino",), STORED),
+    "torch": TargetInfo("torch", "torch", (), STORED),
+    # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is. ONNX
+    # Runtime has no bfloat16 on the CPU; OpenVINO reads it.
+    "tensorrt": TargetInfo("tensorrt", "onnxruntime", _ONNX, COMPUTED, {"bf16": "openvino"}),
     "coreml": TargetInfo(
         "coreml",
         "coreml" if sys.platform == "darwin" else "coreml-reference",
         ("coremltools",),
         _COREML,
-        CoreMLOptions,
-        (
+        options=CoreMLOptions,
+        code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
             *("exporter.targets.coreml_weights", "exporter.passes.split_einsum_attention"),
         ),
     ),
 }
 OPTIONS = {name: info.options for name, info in TARGETS.items()}
+
+
+def verifier(target: str, precision: str) -> str:
+    """The name of the backend that verifies a build at its export."""
+    info = TARGETS[target]
+    return info.instead.get(precision, info.backend)
+
+
+def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ...]:
+    """The passes that run on the captured program before a target lowers it.
+
+    Raises:
+        InputError: the target has no such precision; lists the pairs that there are.
+    """
+    found = TARGETS[target].precisions.get(precision)
+    if found is None:
+        pairs = "; ".join(f"{name}: {', '.join(t.precisions)}" for name, t in TARGETS.items())
+        raise InputError(f"target {target!r} has no precision {precision!r}; there are {pairs}")
+    return (*found, *options.passes())
 
 
 class Target(Protocol):
@@ -72,19 +98,26 @@ class Target(Protocol):
         ...
 
 
+@runtime_checkable
+class Finishing(Protocol):
+    """What a target's module may have besides: a last word, knowing the whole pipeline."""
+
+    def finish(
+        self,
+        component: Component,
+        description: Description,
+        precision: str,
+        note: str,
+        folder: Path,
+    ) -> None:
+        """Write more files into `folder`. `precision` is what the graph computes in, a dtype's
+        name; `note` says why that is not what was asked for, or is empty."""
+        ...
+
+
 def get(name: str) -> Target:
     """The target's module. Raises InputError for an unknown name."""
     if name not in TARGETS:
         raise InputError(f"unknown target {name!r}; known targets: {', '.join(TARGETS)}")
     module: Any = import_module(f"exporter.targets.{TARGETS[name].module}")
     return module  # type: ignore[no-any-return]
-
-
-def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ...]:
-    """The passes that run on the captured program before this target lowers it."""
-    return (*TARGETS[target].precisions[precision], *options.passes())
-
-
-def pairs() -> str:
-    """The precisions of every target, as text."""
-    return "; ".join(f"{name}: {', '.join(info.precisions)}" for name, info in TARGETS.items())

@@ -18,14 +18,14 @@ OPSET = 23
 MODEL = "model.onnx"
 
 
-def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
+def lower(program: ExportedProgram, component: Component, folder: Path, opset: int = OPSET) -> str:
     """See `exporter.targets.Target`."""
     import onnx
 
     with torch.no_grad(), quiet():
         made = torch.onnx.export(
             program,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(component.inputs),
             output_names=list(component.outputs),
             custom_translation_table=_translations(),

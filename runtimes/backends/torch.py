@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,14 +19,25 @@ from runtimes.errors import BundleError
 from runtimes.manifest import Component
 from runtimes.session import Array, Feeds, Session
 
+# Device type → the package that brings it, where torch itself does not (Gaudi).
+_PLUGINS: Mapping[str, str] = {"hpu": "habana_frameworks.torch.core"}
+_ACCELERATORS = ("cuda", "mps", "xpu", "hpu")
+_NUMBERED = ("cuda", "xpu")
+
 
 class TorchBackend(Backend):
-    """Devices are cpu and what accelerators this build of PyTorch finds."""
+    """Devices are cpu and what accelerators this build of PyTorch finds.
+
+    `compile` runs `torch.compile` over the program and keeps images channels-last, which
+    convolutions like; the first call of each shape then takes a minute or more.
+    """
 
     name: ClassVar[str] = "torch"
     package: ClassVar[str] = "torch"
     install: ClassVar[str] = "pip install 'latentc[torch]'"
     targets: ClassVar[tuple[str, ...]] = ("torch",)
+    computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
+    compiles: ClassVar[bool] = True
 
     def __init__(self) -> None:
         import torch
@@ -34,14 +49,21 @@ class TorchBackend(Backend):
 
     def devices(self) -> list[str]:
         found = ["cpu"]
-        if self._torch.cuda.is_available():
-            found += [f"cuda:{index}" for index in range(self._torch.cuda.device_count())]
-            found.insert(1, "cuda")
-        if self._torch.backends.mps.is_available():
-            found.append("mps")
-        if hasattr(self._torch, "xpu") and self._torch.xpu.is_available():
-            found.append("xpu")
+        for kind in _ACCELERATORS:
+            if kind in _PLUGINS:
+                with suppress(ImportError):
+                    import_module(_PLUGINS[kind])
+            count = self._count(kind)
+            found += [kind] if count else []
+            found += [f"{kind}:{index}" for index in range(count) if kind in _NUMBERED]
         return found
+
+    def _count(self, kind: str) -> int:
+        """How many devices of a kind there are."""
+        module = getattr(self._torch, kind, None)
+        if module is None or not module.is_available():
+            return 0
+        return int(module.device_count())
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions
@@ -50,29 +72,85 @@ class TorchBackend(Backend):
             self._torch.set_num_threads(options.threads)
         refuse_pickles(entry, self._torch)
         program = self._torch.export.load(entry)
-        module = program.module().to(device)
-        return TorchSession(self._torch, module, device, component)
+        if device != "cpu":  # a module's .to() would leave the tables that it makes on the CPU
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        module: Any = program.module()
+        if options.compile:
+            module = self._compiled(module, bool(options.sizes))
+        settings = _Settings(device, options.compute or "fp32", options.compile)
+        return TorchSession(self._torch, module, component, settings)
+
+    def _compiled(self, module: Any, fixed: bool) -> Any:
+        """Channels-last weights, and torch.compile for dynamic or fixed shapes. What was a view
+        of an image in its usual order may need a copy in the new one."""
+        aten = self._torch.ops.aten
+        for node in module.graph.nodes:
+            if node.target is aten.view.default:
+                node.target = aten.reshape.default
+        module.recompile()
+        module = module.to(memory_format=self._torch.channels_last)
+        return self._torch.compile(module, dynamic=None if fixed else True)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Where and how a session runs."""
+
+    device: str
+    compute: str
+    channels_last: bool
 
 
 class TorchSession(Session):
     """An ExportedProgram's module behind the common interface."""
 
-    def __init__(self, torch: Any, module: Any, device: str, component: Component) -> None:
+    def __init__(self, torch: Any, module: Any, component: Component, settings: _Settings) -> None:
         super().__init__(component.inputs, component.outputs)
         self._torch = torch
         self._module = module
-        self._device = device
+        self._settings = settings
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        torch = self._torch
-        with torch.inference_mode():
-            tensors = {
-                name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self._device)
-                for name in self.inputs
-            }
-            values = self._module(**tensors)
-        arrays = (value.cpu().numpy() for value in values)
+        return self._run_placed(feeds, {})
+
+    def _place(self, constants: Feeds) -> Any:
+        return {name: self._tensor(value) for name, value in constants.items()}
+
+    def _run_placed(self, feeds: Feeds, placed: Any) -> dict[str, Array]:
+        tensors = placed | {name: self._tensor(value) for name, value in feeds.items()}
+        with self._torch.inference_mode(), self._computing():
+            values = self._module(**{name: tensors[name] for name in self._order(placed, feeds)})
+        arrays = (value.float().contiguous().cpu().numpy() for value in values)
         return dict(zip(self.outputs, arrays, strict=True))
+
+    def _order(self, *given: Mapping[str, Any]) -> list[str]:
+        known = {name for each in given for name in each}
+        return [name for name in self.inputs if name in known]
+
+    def _tensor(self, value: Array) -> Any:
+        tensor = self._torch.from_numpy(np.ascontiguousarray(value)).to(self._settings.device)
+        if self._settings.channels_last and tensor.dim() == 4:
+            return tensor.to(memory_format=self._torch.channels_last)
+        return tensor
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Float32 that is no TensorFloat-32, unless asked for what PyTorch does by itself: it
+        lets convolutions on NVIDIA GPUs use that."""
+        if self._settings.compute != "fp32" or not self._settings.device.startswith("cuda"):
+            yield
+            return
+        switches = (self._torch.backends.cudnn.conv, self._torch.backends.cuda.matmul)
+        before = [each.fp32_precision for each in switches]
+        try:
+            for each in switches:
+                each.fp32_precision = "ieee"
+            yield
+        finally:
+            for each, value in zip(switches, before, strict=True):
+                each.fp32_precision = value
 
     def _close(self) -> None:
         self._module = None

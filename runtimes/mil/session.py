@@ -69,9 +69,10 @@ class PackageSession(Session):
         """The shape in which a value reaches the package."""
         return (self._batch, *value.shape[1:]) if name in self._rows else value.shape
 
-    def _check(self, feeds: Feeds) -> None:
-        super()._check(feeds)
-        for name, limits in self._limits.items():
+    def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
+        super()._check_each(feeds, symbols)
+        for name in (each for each in feeds if each in self._limits):
+            limits = self._limits[name]
             if not limits.allows(self._shape(name, feeds[name])):
                 raise InputError(
                     f"input {name!r}: this build was not made for the shape "

@@ -65,7 +65,7 @@ def click_options(name: str) -> list[click.Option]:
 @pytest.mark.parametrize("name", list(command_line.COMMANDS))
 def test_every_option_is_listed(name: str) -> None:
     rows = table(section(CLI, f"latentc {name}"), "Option")
-    flags = [flag for row in rows for flag in re.findall(r"`(--?[a-z-]+)", row["Option"])]
+    flags = [flag for row in rows for flag in re.findall(r"`(--?[a-z0-9-]+)", row["Option"])]
     options = click_options(name)
     assert flags == [flag for each in options for flag in (*each.opts, *each.secondary_opts)]
     required = {f for each in options if each.required for f in each.opts}
@@ -73,7 +73,7 @@ def test_every_option_is_listed(name: str) -> None:
         flag
         for row in rows
         if row["Default"] == "required"
-        for flag in re.findall(r"`(--?[a-z-]+)", row["Option"])
+        for flag in re.findall(r"`(--?[a-z0-9-]+)", row["Option"])
     }
     assert documented == required
 
@@ -145,8 +145,8 @@ def test_every_decision_is_listed() -> None:
     index = (DOCS / "decisions" / "README.md").read_text("utf-8")
     pages = sorted(path.name for path in (DOCS / "decisions").glob("[0-9]*.md"))
     assert re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index) == pages
-    for number, page in enumerate(pages, 1):
-        assert page.startswith(f"{number:04d}-")
+    numbers = [page[:4] for page in pages]
+    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize(

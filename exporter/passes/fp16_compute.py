@@ -1,0 +1,13 @@
+"""Compute in float16, but for what needs more: see `half_compute`."""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+
+from exporter.passes import half_compute
+
+
+def run(program: ExportedProgram) -> int:
+    """Rewrite `program`; returns the number of operations that are float16 now."""
+    return half_compute.rewrite(program, torch.float16)

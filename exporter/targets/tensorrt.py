@@ -1,0 +1,65 @@
+"""TensorRT: a typed ONNX graph and a recipe to build an engine from it where the GPU is.
+
+Nothing here needs TensorRT. The graph is for the strongly typed networks of TensorRT 10 and 11:
+what it computes in is what the program says (see exporter/passes/half_compute.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from exporter.families import Description
+from exporter.targets import onnx
+from runtimes.manifest import Component
+from runtimes.recipe import FORMAT, RECIPE, Recipe
+from runtimes.sizes import Span, ranges
+
+# TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
+# products and the softmax that attention is written as here are fused by all of them.
+OPSET = 18
+_OPSET_BF16 = 22  # the first in which a convolution may be bfloat16
+MODEL = "model.onnx"  # as onnx.lower calls it
+_MOST_IMAGES = 4
+
+
+def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
+    """See `exporter.targets.Target`."""
+    brain = any(weight.dtype is torch.bfloat16 for weight in program.state_dict.values())
+    return onnx.lower(program, component, folder, _OPSET_BF16 if brain else OPSET)
+
+
+def finish(
+    component: Component, description: Description, precision: str, note: str, folder: Path
+) -> None:
+    """Write the recipe beside the graph; see `exporter.targets.Finishing`."""
+    profile = default_profile(description)[component.name]
+    symbols = {
+        dim.rpartition("*")[2]
+        for spec in component.inputs.values()
+        for dim in spec.shape
+        if isinstance(dim, str)
+    }
+    kept = {name: span for name, span in profile.items() if name in symbols}
+    recipe = Recipe(format=FORMAT, precision=precision, profile=kept, note=note)
+    (folder / RECIPE).write_bytes(recipe.encode())
+
+
+def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]]:
+    """By component and symbol: optimised for one picture of the default size, good for the
+    smallest one that there is to one and a half times the default, and for four pictures. The
+    probes' shapes are within, so that `latentc verify` can repeat them."""
+    from exporter.capture import symbol_values
+
+    latents = description.latents
+    probe = symbol_values(description, traced=False)
+    unit = latents.factor * latents.multiple
+    spans: dict[str, Span] = {"images": (1, 1, max(_MOST_IMAGES, probe["batch"]))}
+    for name, usual in (("height", latents.default_height), ("width", latents.default_width)):
+        largest = max(usual * 3 // 2, probe[name] * latents.factor) // unit * unit
+        spans[name] = (unit, max(unit, usual // unit * unit), largest)
+    components = [graph.component for graph in description.graphs]
+    return ranges(components, latents, description.guidance, spans)

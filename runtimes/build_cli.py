@@ -1,0 +1,162 @@
+"""``latentc build``: engines for this machine, from a bundle's graphs and recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtimes.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from runtimes.backend import Backend, Built, SessionOptions
+    from runtimes.bundle import Bundle
+    from runtimes.manifest import Build, Manifest
+    from runtimes.recipe import Range
+
+_GIB = 1 << 30
+_SPANS = ("images", "height", "width")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc build bundle --target tensorrt
+      latentc build bundle --build tensorrt-fp16 --images 1:1:4 --height 512 --width 512:768:1024
+      latentc build bundle --target tensorrt --device cuda:1 --workspace 8 --force
+
+    \b
+    Exit codes: 2 bad argument · 4 bad bundle · 5 no such engine or GPU, or it refused a graph.
+    """
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-t", "--target", metavar="NAME", help="Of several builds, those for this target.")
+@click.option("--build", "name", metavar="NAME", help="Of several builds, this one.")
+@click.option("--device", metavar="NAME", help="See: latentc backends.")
+@click.option("--images", metavar="MIN:OPT:MAX", help="Pictures in one call, such as 1:1:4.")
+@click.option("--height", metavar="MIN:OPT:MAX", help="In pixels; one number is that size only.")
+@click.option("--width", metavar="MIN:OPT:MAX", help="Likewise.")
+@click.option("--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="Limit.")
+@click.option("--tf32/--no-tf32", default=None, help="Allow TensorFloat-32 products.  [no]")
+@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="For engines.")
+@click.option("--force", is_flag=True, help="Build also what is there and fits.")
+@click.option("--json", "as_json", is_flag=True, help="Print the engines as JSON.")
+def build(bundle: Path, target: str | None, name: str | None, **options: Any) -> None:
+    """Build the engines of BUNDLE on this machine, for this machine.
+
+    An engine fits one GPU, one driver, one version of its library and one graph; what fits is
+    kept, anything else is built anew, and said why. Engines are kept in the cache folder, not
+    in the bundle.
+    """
+    from runtimes.backend import SessionOptions
+    from runtimes.bundle import Bundle
+
+    spans = _spans(options)
+    opened = Bundle.open(bundle)
+    _refuse_fixed(opened.manifest, spans)
+    session = SessionOptions(cache=options["cache"])
+    records = []
+    for chosen, engine in _to_build(opened.manifest, target, name):
+        for component, built in _build(opened, chosen, engine, session, spans, options):
+            records.append({"build": chosen.name, "component": component, **asdict(built)})
+            if not options["as_json"]:
+                click.echo(_line(chosen.name, component, built))
+    if options["as_json"]:
+        click.echo(json.dumps(records, indent=2, default=str))
+
+
+def _build(
+    bundle: Bundle,
+    build: Build,
+    engine: Backend,
+    session: SessionOptions,
+    spans: Mapping[str, Range],
+    options: Mapping[str, Any],
+) -> Any:
+    """Each component with what was built for it."""
+    from runtimes.backend import BuildRequest
+    from runtimes.bundle import graph_digest
+    from runtimes.sizes import ranges
+
+    manifest, workspace = bundle.manifest, options["workspace"]
+    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans)
+    device = engine.device(options["device"])
+    for component in manifest.components:
+        request = BuildRequest(
+            profile={n: s for n, s in profiles[component.name].items() if spans},
+            workspace=None if workspace is None else int(workspace * _GIB),
+            tf32=options["tf32"],
+            force=options["force"],
+        )
+        click.echo(f"{build.name}, {component.name}: building", err=True)
+        settings = replace(session, key=graph_digest(build.artifacts[component.name]))
+        entry = bundle.entry(build, component.name)
+        yield component.name, engine.build(entry, component, device, settings, request)
+    bundle.cache.save()
+
+
+def _to_build(
+    manifest: Manifest, target: str | None, name: str | None
+) -> list[tuple[Build, Backend]]:
+    """Every asked build that has to be built, with the backend that does it.
+
+    Raises:
+        InputError: none; says which there are, or how to export one.
+        BackendUnavailable: its engine is not installed.
+    """
+    from runtimes.backend import get
+    from runtimes.bundle import describe
+
+    targets = _builders()
+    chosen = [
+        each
+        for each in manifest.builds
+        if target in (None, each.target) and name in (None, each.name) and each.target in targets
+    ]
+    if not chosen:
+        known = ", ".join(targets)
+        raise InputError(
+            f"nothing to build: engines are built for the targets {known}; the bundle has: "
+            f"{describe(manifest)}; add one with: latentc export SOURCE -o BUNDLE "
+            f"--target {next(iter(targets))}"
+        )
+    return [(each, get(targets[each.target])) for each in chosen]
+
+
+def _builders() -> dict[str, str]:
+    """The backend that builds the engines of each target that needs any."""
+    from runtimes.backend import find, names
+
+    found: dict[str, str] = {}
+    for name in names():
+        with suppress(BackendError):  # a broken package of somebody else's
+            kind = find(name)
+            found |= {target: name for target in kind.targets if kind.builds}
+    return found
+
+
+def _refuse_fixed(manifest: Manifest, spans: Mapping[str, Range]) -> None:
+    """Raises InputError for a range of what the graphs have fixed."""
+    shape = manifest.component("denoiser").inputs["sample"].shape
+    for name in ("height", "width"):
+        if name in spans and name not in shape:
+            raise InputError(f"this bundle was exported for one {name}; leave --{name} out")
+
+
+def _spans(options: Mapping[str, Any]) -> dict[str, Range]:
+    from runtimes.recipe import parse_range
+
+    return {n: parse_range(f"--{n}", options[n]) for n in _SPANS if options[n] is not None}
+
+
+def _line(build: str, component: str, built: Built) -> str:
+    if not built.seconds:
+        return f"{build}, {component}: is there and fits, {built.path}"
+    why = f", the old one did not fit: {built.reason}" if built.reason else ""
+    return f"{build}, {component}: built in {built.seconds:.0f} s{why}, {built.path}"

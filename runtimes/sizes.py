@@ -1,0 +1,146 @@
+"""Sizes in the user's terms → values of the graphs' symbolic dimensions.
+
+A denoiser call has one row per guidance branch and picture, a decoder call one per picture; an
+encoder gets each distinct text once. Heights and widths are in pixels outside, in latents inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from runtimes.errors import InputError
+from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec
+
+Span = tuple[int, int, int]  # smallest, usual, largest
+
+STATIC = ("height", "width", "images", "guidance_scale")  # what `static` may hold
+
+
+def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str, int]]:
+    """For each component the values of its symbols, where every call will have the same size.
+
+    Args:
+        static: any of `STATIC`; what is left out is the bundle's default, one picture.
+
+    Encoders get one text at a time: how many of them are distinct is known only in a call.
+
+    Raises:
+        InputError: an unknown name, or a size that the model cannot make.
+    """
+    unknown = set(static) - set(STATIC)
+    if unknown:
+        raise InputError(f"static sizes take {', '.join(STATIC)}, not {', '.join(sorted(unknown))}")
+    latents = manifest.latents
+    images = int(static.get("images", 1))
+    if images < 1:
+        raise InputError(f"images must be at least 1, not {images}")
+    sides = {
+        name: side(latents, name, int(static.get(name, default)))
+        for name, default in (
+            ("height", latents.default_height),
+            ("width", latents.default_width),
+        )
+    }
+    rows = images * branches(manifest.guidance, static.get("guidance_scale"))
+    inner = {**conditioning_symbols(manifest.components), **sides}
+    values = {
+        "encoder": {"batch": 1},
+        "denoiser": inner | {"batch": rows},
+        "decoder": sides | {"batch": images},
+    }
+    return {each.name: values[each.role] for each in manifest.components}
+
+
+def ranges(
+    components: Iterable[Component], latents: Latents, guidance: Guidance, spans: Mapping[str, Span]
+) -> dict[str, dict[str, Span]]:
+    """For each component the range of each of its symbols: smallest, usual, largest.
+
+    Args:
+        spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels).
+
+    Raises:
+        InputError: a side that the model cannot make.
+    """
+    everything = list(components)
+    inner: dict[str, Span] = {
+        name: _triple(side(latents, name, pixels) for pixels in spans[name])
+        for name in ("height", "width")
+        if name in spans
+    }
+    conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
+    rows = len(guidance.branches)
+    made = {}
+    for each in everything:
+        known = dict(inner)
+        if "images" in spans:
+            low, usual, high = spans["images"]
+            guided = (low, rows * usual, rows * high)
+            known["batch"] = (low, usual, high) if each.role == "decoder" else guided
+        made[each.name] = {**conditioning, **known} if each.role == "denoiser" else known
+    return made
+
+
+def side(latents: Latents, name: str, pixels: int) -> int:
+    """A side of the picture in latents.
+
+    Raises:
+        InputError: not a multiple of what the model needs.
+    """
+    unit = latents.factor * latents.multiple
+    if pixels < unit or pixels % unit:
+        raise InputError(f"{name} {pixels} must be a multiple of {unit} for this bundle")
+    return pixels // latents.factor
+
+
+def branches(guidance: Guidance, scale: float | None = None) -> int:
+    """How many times the denoiser looks at each picture; `scale` None is the default one."""
+    if guidance.scale is None:
+        return len(guidance.branches)
+    chosen = guidance.defaults[guidance.scale] if scale is None else scale
+    return len(guidance.branches) if chosen > 1 else 1
+
+
+def _triple(values: Iterable[int]) -> Span:
+    low, usual, high = values
+    return low, usual, high
+
+
+def conditioning_symbols(components: Iterable[Component]) -> dict[str, int]:
+    """Symbols of the denoiser's conditioning that an encoder's output settles (its length)."""
+    everything = list(components)
+    outputs: dict[str, TensorSpec] = {}
+    for component in everything:
+        if component.role == "encoder":
+            outputs |= component.outputs
+    return {
+        wanted: made
+        for component in everything
+        if component.role == "denoiser"
+        for name, spec in component.inputs.items()
+        for wanted, made in zip(spec.shape, outputs.get(name, spec).shape, strict=False)
+        if isinstance(wanted, str) and isinstance(made, int)
+    }
+
+
+def fix(component: Component, symbols: Mapping[str, int]) -> Component:
+    """The same component with some symbols replaced by numbers."""
+
+    def fixed_spec(spec: TensorSpec) -> TensorSpec:
+        return TensorSpec(spec.dtype, tuple(dimension(dim, symbols) for dim in spec.shape))
+
+    return Component(
+        name=component.name,
+        role=component.role,
+        inputs={name: fixed_spec(spec) for name, spec in component.inputs.items()},
+        outputs={name: fixed_spec(spec) for name, spec in component.outputs.items()},
+    )
+
+
+def dimension(value: int | str, symbols: Mapping[str, Any]) -> int | str:
+    """What a manifest dimension such as ``"8*height"`` is; itself where its symbol is open."""
+    if isinstance(value, int):
+        return value
+    factor, _, name = value.rpartition("*")
+    return (int(factor) if factor else 1) * int(symbols[name]) if name in symbols else value
