@@ -19,7 +19,7 @@ def middle(colour: str) -> np.ndarray:
     return opponent_layout(scene)[:, 8, 8]
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(COLOURS, 2), ids="-".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(COLOURS, 2)), ids="-".join)
 def test_any_two_colours_lie_far_apart(pair: tuple[str, str]) -> None:
     distance = float(np.linalg.norm(middle(pair[0]) - middle(pair[1])))
     assert distance >= COLOUR_SPAN * 2**0.5 - 1e-5

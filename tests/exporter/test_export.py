@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -392,7 +393,9 @@ def test_ctrl_c(source: Path, tmp_path: Path) -> None:
         *(sys.executable, "-m", "latentc", "export", str(source)),
         *("-o", str(tmp_path / "bundle"), "--steps", "4"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A test run in the background ignores SIGINT, and so would what it starts.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     staging = tmp_path / ".bundle.partial/.done"
     while process.poll() is None and not (staging.is_dir() and any(staging.iterdir())):
         time.sleep(0.05)
