@@ -18,6 +18,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from exporter.families import Description, Graph
+from exporter.passes import Choices
 from runtimes import sizes
 from runtimes.errors import ExportError
 from runtimes.session import first_line
@@ -86,7 +87,9 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
 
 
-def variant(program: ExportedProgram, passes: Sequence[str]) -> ExportedProgram:
+def variant(
+    program: ExportedProgram, passes: Sequence[str], choices: Choices | None = None
+) -> ExportedProgram:
     """A copy of the program with the named passes run on it; the weights are shared."""
     if not passes:
         return program
@@ -95,7 +98,7 @@ def variant(program: ExportedProgram, passes: Sequence[str]) -> ExportedProgram:
     with quiet():
         made = copy.deepcopy(program, shared)
     for name in passes:
-        import_module(f"exporter.passes.{name}").run(made)
+        import_module(f"exporter.passes.{name}").run(made, choices or Choices())
     return made
 
 

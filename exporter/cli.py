@@ -42,6 +42,10 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export ./my-pipeline -o bundle --target openvino --precision fp16 \\
           --height 512 --width 512
       latentc export ./my-pipeline -o bundle --target tensorrt --precision fp16
+      latentc export ./my-pipeline -o bundle --target openvino --precision int8 \\
+          --fidelity-floor 30
+      latentc export ./my-pipeline -o bundle --target openvino \\
+          --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
     """
 )
 @click.argument("source")
@@ -62,8 +66,26 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="fp32, or fp16 (weights stored in half precision; for tensorrt computed in, as is "
-    "bf16); for coreml also int8, palette8, palette6 and palette4; may be repeated.",
+    help="fp32, fp16, bf16, int8 or int4 (weights), w8a8 (weights and activations of 8 bits); for "
+    "coreml palette8, palette6, palette4; or by component, as denoiser=int8,vae_decoder=fp16; "
+    "may be repeated.",
+)
+@click.option(
+    "--calibration-prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For w8a8: prompts to calibrate with, one a line.  [default: a varied list]",
+)
+@click.option(
+    "--calibration-samples",
+    type=click.IntRange(1, 4096),
+    help="For w8a8: denoiser calls to calibrate with.  [default: 32]",
+)
+@click.option(
+    "--fidelity-floor",
+    type=float,
+    metavar="DB",
+    help="PSNR that the picture must reach: the most sensitive layers stay in half precision.",
 )
 @click.option(
     "--scheduler",
@@ -99,6 +121,9 @@ def export(
     overwrite: bool,
     revision: str | None,
     variant: str | None,
+    calibration_prompts: Path | None,
+    calibration_samples: int | None,
+    fidelity_floor: float | None,
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -127,6 +152,9 @@ def export(
             overwrite=overwrite,
             revision=revision,
             variant=variant,
+            calibration_prompts=calibration_prompts,
+            calibration_samples=calibration_samples,
+            fidelity_floor=fidelity_floor,
             report=reporter.report,
             **own,
         )
@@ -195,7 +223,8 @@ class Reporter:
     def report(self, event: Event) -> None:
         """Draw one event."""
         if event.seconds is None:
-            self._status.update(f"{event.subject}: {event.stage}")
+            count = f" {event.done} of {event.total}" if event.total else ""
+            self._status.update(f"{event.subject}: {event.stage}{count}")
             return
         size = megabytes(event.size) if event.size else ""
         self._console.print(

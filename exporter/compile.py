@@ -11,21 +11,23 @@ import dataclasses
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
+from exporter.calibration import Calibration, read_prompts
 from exporter.families import Description, Graph, family_of
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
 from exporter.options import ExportOptions, artifact_keys, check, up_to_date
+from exporter.precision import build_name, canonical, of_component
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import OPTIONS, verifier
+from exporter.targets import OPTIONS, TARGETS, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
@@ -72,6 +74,9 @@ def export(
     overwrite: bool = False,
     revision: str | None = None,
     variant: str | None = None,
+    calibration_prompts: str | Path | Sequence[str] | None = None,
+    calibration_samples: int | None = None,
+    fidelity_floor: float | None = None,
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -81,13 +86,19 @@ def export(
         source: a Hub id or a diffusers folder.
         output: the bundle's folder. Builds of the same source that stand there are kept.
         targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``.
-        precision: ``"fp32"``, ``"fp16"`` …, or several; `exporter.targets` says what each has.
+        precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
+            `exporter.targets` says what each target has.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
         verify: compare every build with PyTorch, and fail if it differs.
         overwrite: replace a bundle that was made from another source.
         revision, variant: as in ``DiffusionPipeline.from_pretrained``.
+        calibration_prompts: for precisions that quantise activations: a text file with a prompt
+            a line, or prompts; None is a list of varied ones.
+        calibration_samples: how many denoiser calls to calibrate with.
+        fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
+            in fp32; quantised builds keep their most sensitive layers in half precision for it.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -96,9 +107,10 @@ def export(
             Nothing is left at `output` that was not there before.
     """
     asked = tuple(dict.fromkeys(targets))
+    precisions = (precision,) if isinstance(precision, str) else precision
     options = ExportOptions(
         asked,
-        (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision)),
+        tuple(dict.fromkeys(canonical(each) for each in precisions)),
         tuple(schedulers) if schedulers is not None else None,
         tuple(sorted(set(steps))) if steps is not None else None,
         height,
@@ -106,6 +118,8 @@ def export(
         verify,
         overwrite,
         gather(target_options, OPTIONS, asked),
+        _calibration(calibration_prompts, calibration_samples),
+        fidelity_floor,
     )
     check(options)
     progress = Progress(report)
@@ -177,8 +191,8 @@ class _Compilation:
         tokenizers = tuple(self._tokenizers(pipe, description))
         probes = self._probes(pipe, description, plans[0]) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        builds = self._builds(description, probes)
-        draft = self._manifest(description, plans, scheduler, tokenizers, probes, builds)
+        draft = self._manifest(description, plans, scheduler, tokenizers, probes)
+        draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
         free_memory()
@@ -197,8 +211,8 @@ class _Compilation:
         scheduler: tuple[str, dict[str, Any]],
         tokenizers: tuple[Tokenizer, ...],
         probes: Probes | None,
-        builds: tuple[Build, ...],
     ) -> Manifest:
+        """All but the builds."""
         return Manifest(
             format_version=FORMAT_VERSION,
             task=description.task,
@@ -216,7 +230,7 @@ class _Compilation:
             vectors=description.vectors,
             guidance=description.guidance,
             components=tuple(graph.component for graph in description.graphs),
-            builds=builds,
+            builds=(),
             schedules=plans,
             defaults=_defaults(plans[0], description.num_inference_steps),
             probes=probes,
@@ -291,26 +305,92 @@ class _Compilation:
                 fixed = fixed or own.loop_size()
         return sizes, fixed
 
-    def _builds(self, description: Description, probes: Probes | None) -> tuple[Build, ...]:
+    def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
         from exporter.headroom import probe_samples
 
         def samples(graph: Graph) -> Iterator[Any]:
-            return probe_samples(graph, probes, self.store.staging)
+            return probe_samples(graph, manifest.probes, self.store.staging)
 
+        trajectories = self._trajectories(pipe, description)
+        lowerings = {
+            graph.component.name: Lowering(
+                graph, description, self.options, self.progress, samples, trajectories
+            )
+            for graph in description.graphs
+        }
+        kept = self._kept(lowerings, samples, description, manifest)
         artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
-        for graph in description.graphs:
-            lowering = Lowering(graph, description, self.options, self.progress, samples)
-            name = graph.component.name
-            for (target, precision), made in artifacts.items():
-                key = self.keys[target, precision][name]
-                write = partial(lowering.write, target, precision)
-                item = self.store.item(key, f"{target}-{precision}/{name}", write)
-                made[name] = Artifact(key, _entry(item), item.files)
-                free_memory()
-        return tuple(
-            Build(name=f"{target}-{precision}", target=target, precision=precision, artifacts=made)
-            for (target, precision), made in artifacts.items()
+        for name, lowering in lowerings.items():
+            for pair, made in artifacts.items():
+                made[name] = self._artifact(lowering, pair, kept.get(pair, {}))
+            lowering.forget()
+            free_memory()
+        return tuple(self._build(pair, made) for pair, made in artifacts.items())
+
+    def _artifact(
+        self,
+        lowering: Lowering,
+        pair: tuple[str, str],
+        kept: Mapping[str, frozenset[str]],
+    ) -> Artifact:
+        target, precision = pair
+        name = lowering.name
+        own = of_component(precision, name)
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            weights = kept.get(name, frozenset())
+            return {**lowering.write(target, own, weights, folder), "kept": sorted(weights)}
+
+        key = self.keys[pair][name]
+        item = self.store.item(key, f"{build_name(target, precision)}/{name}", write)
+        free_memory()
+        compute = TARGETS[target].computes.get(own, "")
+        return Artifact(
+            key, _entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
         )
+
+    def _build(self, pair: tuple[str, str], artifacts: dict[str, Artifact]) -> Build:
+        target, precision = pair
+        return Build(build_name(target, precision), target, precision, artifacts)
+
+    def _trajectories(self, pipe: Any, description: Description) -> Callable[[], Sequence[Any]]:
+        """Run when a build first asks for them."""
+
+        @cache
+        def run() -> Sequence[Any]:
+            from exporter.calibration import trajectories
+
+            wanted = self.options.calibration
+            with self.progress.counted("calibration", "denoise", wanted.samples) as told:
+                return trajectories(pipe, description, wanted, told)
+
+        return run
+
+    def _kept(
+        self,
+        lowerings: Mapping[str, Lowering],
+        samples: Callable[[Graph], Iterator[Any]],
+        description: Description,
+        manifest: Manifest,
+    ) -> dict[tuple[str, str], Mapping[str, frozenset[str]]]:
+        """For each quantised build the layers to keep so that it reaches the fidelity floor."""
+        if self.options.fidelity_floor is None:
+            return {}
+        from exporter.floor_search import FloorSearch
+
+        search = FloorSearch(
+            lowerings,
+            self.options,
+            self.store.staging,
+            manifest,
+            self.progress,
+            {graph.component.name: list(samples(graph)) for graph in description.graphs},
+        )
+        return {
+            pair: search.run(*pair)
+            for pair, keys in self.keys.items()
+            if not all([self.store.keep(key) for key in keys.values()])
+        }
 
     def _verified(self, manifest: Manifest) -> Manifest:
         if manifest.probes is None:
@@ -321,7 +401,8 @@ class _Compilation:
         builds = []
         for build in manifest.builds:
             if build.verification is None or not build.verification.passed:
-                backend = backends.get(verifier(build.target, build.precision))
+                precisions = [artifact.precision for artifact in build.artifacts.values()]
+                backend = backends.get(verifier(build.target, precisions))
                 with self.progress.stage(build.name, f"verify on {backend.name}"):
                     result = check_build(self.store.staging, manifest, build, backend)
                 build = replace(build, verification=result)
@@ -329,12 +410,36 @@ class _Compilation:
             builds.append(build)
         made = replace(manifest, builds=tuple(builds))
         misses = [line for build in made.builds for line in describe_misses(build)]
+        misses += self._below_floor(made)
         if misses:
             raise VerificationError(
                 f"the export does not reproduce PyTorch, no bundle was written: {misses[0]}"
                 + (f" (and {len(misses) - 1} more)" if len(misses) > 1 else "")
             )
         return made
+
+    def _below_floor(self, manifest: Manifest) -> list[str]:
+        floor = self.options.fidelity_floor
+        asked = {build_name(*pair) for pair in self.keys}
+        return [
+            f"{build.name}: the picture has {build.verification.loop.image_psnr:.1f} dB, "
+            f"the fidelity floor is {floor:g}"
+            for build in manifest.builds
+            if floor is not None and build.name in asked
+            if build.verification and build.verification.loop
+            if build.verification.loop.image_psnr < floor
+        ]
+
+
+def _calibration(prompts: str | Path | Sequence[str] | None, samples: int | None) -> Calibration:
+    given: dict[str, Any] = {}
+    if isinstance(prompts, str | Path):
+        given["prompts"] = read_prompts(Path(prompts))
+    elif prompts is not None:
+        given["prompts"] = tuple(prompts)
+    if samples is not None:
+        given["samples"] = samples
+    return Calibration(**given)
 
 
 def describe_misses(build: Build) -> list[str]:
@@ -352,7 +457,8 @@ def describe_misses(build: Build) -> list[str]:
     if loop and not loop.passed:
         lines.append(
             f"{build.name}, whole loop: latents differ by {loop.latents_relative_l2:.1e} "
-            f"(allowed {loop.tolerance:.0e}), the picture by {loop.image_max_difference} of 255"
+            f"(allowed {loop.tolerance:.0e}), the picture by {loop.image_max_difference} of 255, "
+            f"{loop.image_psnr:.1f} dB"
         )
     return lines
 
@@ -401,7 +507,7 @@ def refuse_loss(
             f"{destination} was made from another source ({previous.source.id}); "
             "choose another output, or replace it with --overwrite"
         )
-    asked = {f"{target}-{precision}" for target, precision in options.builds()}
+    asked = {build_name(*pair) for pair in options.builds()}
     lost = [build.name for build in previous.builds if build.name not in asked]
     if lost and previous.source.fingerprint != source.fingerprint:
         raise ExportError(

@@ -6,25 +6,23 @@ attention score becomes a picture that is wrong in one place, or black.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from exporter.capture import example_inputs
 from exporter.families import Graph
 from exporter.passes import half_compute
+from exporter.watch import Inputs, Watched
 from runtimes.manifest import Probes
 
-Inputs = Mapping[str, torch.Tensor]
 # Other pictures reach further than the probes: a value may be at most half of the largest.
 HEADROOM = 2.0
 
@@ -36,18 +34,17 @@ def problem(program: ExportedProgram, half: torch.dtype, samples: Iterable[Input
         program: computes in float32; it is not changed.
         samples: inputs by name, float32 or integer, as the program takes them.
     """
-    watched = _copy_without_weights(program)
-    half_compute.simplify(watched.graph_module.graph)
-    kinds = half_compute.classify(watched, half)
+    watched = Watched(program)
+    half_compute.simplify(watched.program.graph_module.graph)
+    kinds = half_compute.classify(watched.program, half)
     limit = torch.finfo(half).max / HEADROOM
     typed = {node for node, kind in kinds.items() if kind is half_compute.Kind.HALF}
     for sample in samples:
-        watch = _Watch(watched, typed, limit)
-        with torch.no_grad():
-            watch.run(*_flat(watched, sample))
-        if watch.worst > limit:
-            largest = f"{watch.worst:.3g}" if math.isfinite(watch.worst) else "infinity"
-            return f"{watch.where} reaches {largest}, {half} ends at {torch.finfo(half).max:.3g}"
+        largest = _Largest(typed)
+        watched.run(sample, largest.look)
+        if largest.value > limit:
+            text = f"{largest.value:.3g}" if math.isfinite(largest.value) else "infinity"
+            return f"{largest.where} reaches {text}, {half} ends at {torch.finfo(half).max:.3g}"
     return ""
 
 
@@ -67,57 +64,35 @@ def probe_samples(graph: Graph, probes: Probes | None, folder: Path) -> Iterator
             }
 
 
-class _Watch(Interpreter):
-    """Runs a program and remembers the largest value that would be half."""
+class _Largest:
+    """Remembers the largest of the values that would be half, and where it was."""
 
-    def __init__(self, program: ExportedProgram, typed: set[Node], limit: float) -> None:
-        super().__init__(program.graph_module)
+    def __init__(self, typed: set[Node]) -> None:
         self._typed = typed
-        self._limit = limit
-        self.worst = 0.0
+        self.value = 0.0
         self.where = ""
 
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n in self._typed:
-            self._look(n, result)
-            arguments, keywords = self.fetch_args_kwargs_from_env(n)
-            mask = n.target is torch.ops.aten.scaled_dot_product_attention.default
-            if mask:
-                self._look(n, _scores(*arguments, **keywords))
-                arguments = arguments[:3]
-            self._look(n, arguments)
-        return result
+    def look(self, node: Node, arguments: tuple[Any, ...], result: Any) -> None:
+        if node not in self._typed:
+            return
+        self._compare(node, result)
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            scale = node.kwargs.get("scale")
+            self._compare(node, _largest_score(arguments[0], arguments[1], scale))
+            arguments = arguments[:3]
+        self._compare(node, arguments)
 
-    def _look(self, node: Node, values: Any) -> None:
+    def _compare(self, node: Node, values: Any) -> None:
         for value in pytree.tree_leaves(values):
             if isinstance(value, torch.Tensor) and value.dtype is torch.float32 and value.numel():
                 largest = float(value.abs().max())
-                if largest > self.worst or math.isnan(largest):
-                    self.worst, self.where = (
-                        (math.inf if math.isnan(largest) else largest),
-                        node.name,
-                    )
+                if largest > self.value or math.isnan(largest):
+                    self.value = math.inf if math.isnan(largest) else largest
+                    self.where = node.name
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, *_: Any, scale: Any = None, **__: Any) -> Any:
+def _largest_score(query: torch.Tensor, key: torch.Tensor, scale: Any) -> torch.Tensor:
     """The largest attention score there can be: the product of the longest vectors."""
     factor = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
-    return query.norm(dim=-1).amax() * key.norm(dim=-1).amax() * factor
-
-
-def _flat(program: ExportedProgram, sample: Inputs) -> Iterator[torch.Tensor]:
-    """The arguments of the graph: weights, tables and inputs in its own order."""
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            yield sample[spec.arg.name]
-        elif spec.target in program.state_dict:
-            yield program.state_dict[spec.target]
-        else:
-            yield program.constants[spec.target]
-
-
-def _copy_without_weights(program: ExportedProgram) -> ExportedProgram:
-    shared = {id(tensor): tensor for tensor in program.state_dict.values()}
-    shared |= {id(tensor): tensor for tensor in program.constants.values()}
-    return copy.deepcopy(program, shared)
+    made: torch.Tensor = query.norm(dim=-1).amax() * key.norm(dim=-1).amax() * factor
+    return made

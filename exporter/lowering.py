@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from exporter import targets
 from exporter.families import Description, Graph
 from exporter.options import ExportOptions
-from exporter.passes import COMPUTES
+from exporter.passes import CALIBRATED, COMPUTES, Choices, Range
 from exporter.progress import Progress
 from exporter.targets.options import Settings, TargetOptions
 from runtimes.errors import ExportError, LatentcError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Inputs by name that a graph may meet, to look for overflow with.
 Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
+# Inputs by name that the denoiser met on denoising trajectories, to choose ranges by.
+Trajectories: TypeAlias = "Callable[[], Sequence[Mapping[str, torch.Tensor]]]"
 
 
 class Lowering:
@@ -35,25 +37,37 @@ class Lowering:
         options: ExportOptions,
         progress: Progress,
         samples: Samples,
+        trajectories: Trajectories,
     ) -> None:
         self._graph = graph
+        self._trajectories = trajectories
+        self._ranges: Mapping[str, Range] | None = None
         self._samples = samples
         self._description = description
         self._options = options
         self._progress = progress
         self._captured: ExportedProgram | None = None
-        self._variant: tuple[tuple[str, ...], ExportedProgram] | None = None
+        self._variant: tuple[tuple[str, ...], Choices, ExportedProgram] | None = None
         self._notes: dict[tuple[str, ...], str] = {}
 
-    def write(self, target: str, precision: str, folder: Path) -> Mapping[str, Any]:
+    @property
+    def name(self) -> str:
+        """The component's."""
+        return self._graph.component.name
+
+    def write(
+        self, target: str, precision: str, kept: frozenset[str], folder: Path
+    ) -> Mapping[str, Any]:
         """Write one build's files into `folder`; returns ``{"entry": file name}``.
+
+        `precision` is the component's own; weights in `kept` are not quantised.
 
         Raises:
             ExportError: naming the component and the target.
         """
         name = self._graph.component.name
         passes, note = self._passes(target, precision)
-        program = self._program(passes)
+        program = self.program(passes, kept)
         settings = self._settings(target, precision)
         with self._progress.stage(name, f"lower to {target} {precision}") as wrote:
             try:
@@ -107,11 +121,16 @@ class Lowering:
 
         from exporter.headroom import problem
 
-        program = self._capture()
+        program = self.captured()
         with self._progress.stage(self._graph.component.name, f"look for overflow in {half}"):
             return problem(program, getattr(torch, half), self._samples(self._graph))
 
-    def _capture(self) -> ExportedProgram:
+    def forget(self) -> None:
+        """Drop what was captured and made of it; it is made again when asked for."""
+        self._captured = self._variant = None
+
+    def captured(self) -> ExportedProgram:
+        """The program as it was captured: float32."""
         from exporter.capture import capture, symbol_values
 
         if self._captured is None:
@@ -121,9 +140,21 @@ class Lowering:
                 self._captured = capture(self._graph, multiple, sizes)
         return self._captured
 
-    def _program(self, passes: tuple[str, ...]) -> ExportedProgram:
+    def program(self, passes: tuple[str, ...], kept: frozenset[str]) -> ExportedProgram:
+        """The captured program after `passes`; calibrates if one of them needs it."""
         from exporter.capture import variant
 
-        if self._variant is None or self._variant[0] != passes:
-            self._variant = passes, variant(self._capture(), passes)
-        return self._variant[1]
+        choices = Choices(kept, self._calibrated() if CALIBRATED & set(passes) else {})
+        if self._variant is None or self._variant[:2] != (passes, choices):
+            self._variant = None
+            self._variant = passes, choices, variant(self.captured(), passes, choices)
+        return self._variant[2]
+
+    def _calibrated(self) -> Mapping[str, Range]:
+        from exporter.calibration import ranges
+
+        if self._ranges is None:
+            samples, name = self._trajectories(), self._graph.component.name
+            with self._progress.counted(name, "calibrate", len(samples)) as told:
+                self._ranges = ranges(self.captured(), samples, told)
+        return self._ranges

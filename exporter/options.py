@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporter.calibration import Calibration
 from exporter.families import family_of
-from exporter.passes import COMPUTES
+from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED
+from exporter.precision import check_components, of_component
 from exporter.source import PipelineSource, digest
 from exporter.targets import OPTIONS, TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
@@ -17,6 +19,8 @@ from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
 
 MAX_STEPS = 1000
+MAX_PSNR = 99.0  # dB, of equal pictures
+_SHARED = ("quantization",)  # what passes have in common
 _CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.text_to_image")
 
 
@@ -24,7 +28,7 @@ _CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.tex
 class ExportOptions:
     """What to make. Height and width in pixels fix the size, None keeps it dynamic;
     `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
-    step counts; `of_targets` holds the own options of each target."""
+    step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB."""
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
@@ -35,9 +39,11 @@ class ExportOptions:
     verify: bool = True
     overwrite: bool = False
     of_targets: Mapping[str, TargetOptions] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    fidelity_floor: float | None = None
 
     def builds(self) -> list[tuple[str, str]]:
-        """(target, precision) of each asked build."""
+        """(target, precision) of each asked build; a precision may name components."""
         return [(target, precision) for precision in self.precisions for target in self.targets]
 
     def of(self, target: str) -> TargetOptions:
@@ -45,42 +51,72 @@ class ExportOptions:
         return self.of_targets.get(target) or OPTIONS[target]()
 
     def passes(self, target: str, precision: str) -> tuple[str, ...]:
-        """The passes that make a build's program."""
+        """The passes that make a component's program; `precision` is its own."""
         return passes(target, precision, self.of(target))
 
 
 def artifact_keys(
     source: PipelineSource, options: ExportOptions
 ) -> dict[tuple[str, str], dict[str, str]]:
-    """For each (target, precision) the key of each component: all that its files depend on."""
-    family = family_of(source.pipeline_class)
+    """For each (target, precision) the key of each component: all that its files depend on.
+
+    Raises:
+        InputError: a precision names a component that the pipeline does not have.
+    """
+    components = family_of(source.pipeline_class).COMPONENTS
+    for _, precision in options.builds():
+        check_components(precision, components)
     return {
         (target, precision): {
-            name: digest(
-                {
-                    "kind": "artifact",
-                    "class": source.pipeline_class,
-                    "component": name,
-                    "weights": {part: source.digests.get(part) for part in parts},
-                    "size": [options.height, options.width],
-                    "target": target,
-                    "precision": precision,
-                    "options": asdict(options.of(target)),
-                    "versions": versions((*CAPTURE, *TARGETS[target].packages)),
-                    "code": code(
-                        *_CAPTURE_CODE,
-                        family.__name__,
-                        f"exporter.targets.{TARGETS[target].module}",
-                        *TARGETS[target].code,
-                        *(f"exporter.passes.{each}" for each in options.passes(target, precision)),
-                    ),
-                    **_looked_at(source, options, options.passes(target, precision)),
-                }
-            )
-            for name, parts in family.COMPONENTS.items()
+            name: _artifact_key(source, options, target, of_component(precision, name), name)
+            for name in components
         }
         for target, precision in options.builds()
     }
+
+
+def _artifact_key(
+    source: PipelineSource, options: ExportOptions, target: str, precision: str, component: str
+) -> str:
+    family = family_of(source.pipeline_class)
+    passes = options.passes(target, precision)
+    weights = {part: source.digests.get(part) for part in family.COMPONENTS[component]}
+    return digest(
+        {
+            "kind": "artifact",
+            "class": source.pipeline_class,
+            "component": component,
+            "weights": weights,
+            "size": [options.height, options.width],
+            "target": target,
+            "precision": precision,
+            "options": asdict(options.of(target)),
+            "versions": versions((*CAPTURE, *TARGETS[target].packages)),
+            "code": code(
+                *_CAPTURE_CODE,
+                family.__name__,
+                f"exporter.targets.{TARGETS[target].module}",
+                *TARGETS[target].code,
+                *(f"exporter.passes.{each}" for each in (*passes, *_SHARED)),
+            ),
+            **_looked_at(source, options, passes),
+            **_measured(source, options, precision, passes),
+        }
+    )
+
+
+def _measured(
+    source: PipelineSource, options: ExportOptions, precision: str, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """What was learnt from runs of the whole pipeline."""
+    made: dict[str, Any] = {}
+    if CALIBRATED & set(names):
+        looking = code("exporter.calibration", "exporter.watch", "exporter.reference")
+        made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
+    if options.fidelity_floor is not None and precision in QUANTIZED:
+        looking = code("exporter.floor", "exporter.reference")
+        made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
+    return made
 
 
 def _looked_at(
@@ -100,7 +136,16 @@ def check(options: ExportOptions) -> None:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
     for target, precision in options.builds():
-        options.passes(target, precision)
+        for each in _own_precisions(precision):
+            options.passes(target, each)
+    if options.fidelity_floor is not None:
+        if not 0 < options.fidelity_floor < MAX_PSNR:
+            raise InputError(
+                f"--fidelity-floor {options.fidelity_floor:g}: expected a PSNR in dB between 0 "
+                f"and {MAX_PSNR:g}"
+            )
+        if not options.verify:
+            raise InputError("--fidelity-floor is measured by verification: drop --no-verify")
     for count in options.steps or ():
         if not 1 <= count <= MAX_STEPS:
             raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")
@@ -109,8 +154,14 @@ def check(options: ExportOptions) -> None:
     if options.verify:
         from runtimes import backend
 
-        for name in {verifier(target, precision) for target, precision in options.builds()}:
+        for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
             backend.get(name)
+
+
+def _own_precisions(precision: str) -> list[str]:
+    """Those that components have under `precision`, whichever components there are."""
+    named = [part.partition("=")[0] for part in precision.split(",") if "=" in part]
+    return [of_component(precision, name) for name in ("denoiser", "", *named)]
 
 
 def up_to_date(

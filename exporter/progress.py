@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """A stage of a subject begins (`seconds` None) or is over; `size` in bytes if it wrote."""
+    """A stage of a subject begins or goes on (`seconds` None) or is over; `size` in bytes if it
+    wrote; `done` of `total` if it counts."""
 
     subject: str
     stage: str
     seconds: float | None = None
     size: int = 0
+    done: int = 0
+    total: int = 0
 
 
 class Progress:
@@ -37,3 +40,15 @@ class Progress:
         begun = time.perf_counter()
         yield wrote
         self._report(Event(subject, stage, time.perf_counter() - begun, written))
+
+    @contextmanager
+    def counted(self, subject: str, stage: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Report begin, progress and end; call the yielded function with how many are done."""
+        begun = time.perf_counter()
+
+        def told(done: int) -> None:
+            self._report(Event(subject, stage, done=done, total=total))
+
+        told(0)
+        yield told
+        self._report(Event(subject, stage, time.perf_counter() - begun))

@@ -8,7 +8,7 @@ in the bundle, so that any machine can repeat the check without PyTorch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass
-class _Trajectory:
+class Trajectory:
     """What was seen while the diffusers pipeline ran."""
 
     calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -60,7 +60,7 @@ def reference(
     steps = min(schedule.steps, key=lambda count: abs(count - STEPS))
     arguments = dict(description.probe_arguments)
     probe = LoopProbe(arguments, schedule.name, steps, SEED, height, width)
-    seen, images = _run(pipe, description, probe)
+    seen, images = run(pipe, description, probe)
     if seen.latents is None:
         raise ExportError(f"{type(pipe).__name__} made no denoising step")
     conditioning = _conditioning(pipe, description, height, width)
@@ -90,7 +90,9 @@ def loop_size(description: Description) -> tuple[int, int]:
     return height, width
 
 
-def _run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[_Trajectory, Any]:
+def run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[Trajectory, Any]:
+    """Run the pipeline with the settings of `probe`, its own scheduler, and look on; returns
+    what was seen and the images."""
     arguments: dict[str, Any] = dict(probe.arguments)
     if description.resizable:
         arguments |= {"height": probe.height, "width": probe.width}
@@ -104,9 +106,9 @@ def _run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[_Trajec
 
 
 @contextmanager
-def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[_Trajectory]:
+def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[Trajectory]:
     """Record the denoiser's (sample, timestep) inputs and the scheduler's last sample."""
-    seen = _Trajectory()
+    seen = Trajectory()
 
     def before(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         sample, timestep = (*inputs, *named.values())[:2]
@@ -184,7 +186,7 @@ def _on_trajectory(
     pipe: Any,
     description: Description,
     graph: Graph,
-    seen: _Trajectory,
+    seen: Trajectory,
     conditioning: Mapping[str, torch.Tensor],
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     component = graph.component
@@ -195,10 +197,29 @@ def _on_trajectory(
     elif component.role == "denoiser":
         last = len(seen.calls) - 1
         for place in sorted({0, last // 2, last}):
-            sample, timestep = seen.calls[place]
-            inputs = {"sample": sample, "timestep": timestep}
-            inputs |= {name: conditioning[name] for name in component.inputs if name not in inputs}
-            yield f"trajectory-{place}", inputs
+            yield f"trajectory-{place}", _denoiser_input(graph, seen, conditioning, place)
+
+
+def denoiser_inputs(
+    pipe: Any,
+    description: Description,
+    graph: Graph,
+    seen: Trajectory,
+    size: tuple[int, int],
+    places: Iterable[int],
+) -> list[dict[str, torch.Tensor]]:
+    """What the denoiser was given at some of the calls of a run of `size` in pixels."""
+    conditioning = _conditioning(pipe, description, *size)
+    return [_denoiser_input(graph, seen, conditioning, place) for place in places]
+
+
+def _denoiser_input(
+    graph: Graph, seen: Trajectory, conditioning: Mapping[str, torch.Tensor], place: int
+) -> dict[str, torch.Tensor]:
+    sample, timestep = seen.calls[place]
+    inputs = {"sample": sample, "timestep": timestep}
+    own = [name for name in graph.component.inputs if name not in inputs]
+    return inputs | {name: conditioning[name] for name in own}
 
 
 def _record(found: Arrays, label: str, graph: Graph, inputs: Mapping[str, torch.Tensor]) -> None:

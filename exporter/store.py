@@ -204,7 +204,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:
     for build in manifest.builds:
         for artifact in build.artifacts.values():
-            yield artifact.key, Item(artifact.files, {"entry": Path(artifact.entry).name})
+            meta = {"entry": Path(artifact.entry).name, "kept": list(artifact.kept)}
+            yield artifact.key, Item(artifact.files, meta)
     for schedule in manifest.schedules:
         yield schedule.key, Item((schedule.file,), {"steps": list(schedule.steps)})
 

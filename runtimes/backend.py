@@ -106,7 +106,8 @@ class Backend(ABC):
     @classmethod
     def loads(cls, build: Build) -> bool:
         """Whether it can load a build."""
-        return build.target in cls.targets and build.precision not in cls.lacks
+        precisions = {artifact.precision for artifact in build.artifacts.values()}
+        return build.target in cls.targets and not precisions & set(cls.lacks)
 
     @abstractmethod
     def version(self) -> str:

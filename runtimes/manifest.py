@@ -106,15 +106,26 @@ class Verification(_Base, frozen=True):
 
 
 class Artifact(_Base, frozen=True):
-    """One component lowered to one target. `key` is a digest of all that it depends on."""
+    """One component lowered to one target. `key` is a digest of all that it depends on.
+
+    `precision` is the component's own, `compute` what the engine is to calculate in where the
+    graph does not say it itself ("" leaves it to the graph). `kept` names the weights that were
+    left in a higher precision to hold the picture's fidelity.
+    """
 
     key: str
     entry: str
     files: tuple[File, ...]
+    precision: str
+    compute: str = ""
+    kept: tuple[str, ...] = ()
 
 
 class Build(_Base, frozen=True):
-    """One target at one precision: an artifact for every component."""
+    """One target at one precision: an artifact for every component.
+
+    `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like.
+    """
 
     name: str
     target: str

@@ -322,11 +322,11 @@ def open_component(
     sizes: Mapping[str, int] | None = None,
 ) -> Session:
     """Check the files of one component and load it, for the values of `sizes` only if given."""
-    chosen = replace(
-        options or SessionOptions(),
-        sizes=sizes or {},
-        key=graph_digest(build.artifacts[component.name]),
+    options, artifact = options or SessionOptions(), build.artifacts[component.name]
+    compute = options.compute or (
+        artifact.compute if artifact.compute in backend.computes else None
     )
+    chosen = replace(options, sizes=sizes or {}, key=graph_digest(artifact), compute=compute)
     return backend.open(bundle.entry(build, component.name), component, device, chosen)
 
 

@@ -8,7 +8,7 @@ done, `latentc verify` does the same again on another machine, engine or device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,9 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(component=1e-4, latents=1e-3, image_difference=2, image_psnr=40.0),
     "fp16": Tolerance(component=5e-3, latents=5e-2, image_difference=255, image_psnr=30.0),
     "bf16": Tolerance(component=4e-2, latents=2e-1, image_difference=255, image_psnr=20.0),
-    "int8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
+    "w8a8": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=20.0),
+    "int4": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=18.0),
+    "int8": Tolerance(component=6e-2, latents=5e-1, image_difference=255, image_psnr=15.0),
     "palette8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
     "palette6": Tolerance(component=1.5e-1, latents=2e-1, image_difference=255, image_psnr=20.0),
     "palette4": Tolerance(component=5e-1, latents=8e-1, image_difference=255, image_psnr=12.0),
@@ -92,7 +94,7 @@ def check_build(
     """
     if manifest.probes is None:
         raise VerificationError("the bundle holds no probes to verify against; export it again")
-    tolerance = _tolerance(build)
+    tolerances = _tolerances(build)
     bundle = Bundle(path.resolve(), manifest, hashing)
     backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
@@ -110,7 +112,8 @@ def check_build(
                 if not session.accepts(inputs):
                     continue
                 found = session.run(inputs)
-                checks.append(_check(component.name, name, found, outputs, tolerance.component))
+                allowed = tolerances[component.name].component
+                checks.append(_check(component.name, name, found, outputs, allowed))
             if not any(check.subject == component.name for check in checks):
                 raise VerificationError(
                     f"build {build.name!r}, {component.name}: it takes no shape that there is a "
@@ -119,8 +122,22 @@ def check_build(
         if manifest.probes.loop is not None:
             if report:
                 report("whole loop")
-            loop = _check_loop(bundle, pipe, tolerance)
+            loop = _check_loop(bundle, pipe, _loosest(tolerances.values()))
     return Verification(backend.name, backend.version(), where, tuple(checks), loop)
+
+
+def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -> Loop:
+    """Run the whole loop of one build, whose files need not be listed in the manifest, and
+    compare it with PyTorch's.
+
+    Raises:
+        VerificationError: the bundle holds no picture to compare with.
+    """
+    if manifest.probes is None or manifest.probes.loop is None:
+        raise VerificationError("the bundle holds no picture to verify against; export it again")
+    bundle = Bundle(path.resolve(), manifest, "never")
+    with open_pipeline(bundle, build, backend) as pipe:
+        return _check_loop(bundle, pipe, _loosest(_tolerances(build).values()))
 
 
 def read_probes(
@@ -160,14 +177,27 @@ def psnr(found: Array, expected: Array) -> float:
     return MAX_PSNR if error == 0 else min(MAX_PSNR, 20 * math.log10(255) - 10 * math.log10(error))
 
 
-def _tolerance(build: Build) -> Tolerance:
-    try:
-        return TOLERANCES[build.precision]
-    except KeyError:
-        raise VerificationError(
-            f"build {build.name!r}: no tolerance is known for precision {build.precision!r}, "
-            f"only for {', '.join(TOLERANCES)}"
-        ) from None
+def _tolerances(build: Build) -> dict[str, Tolerance]:
+    """By component, each by the precision that it has."""
+    precisions = {name: artifact.precision for name, artifact in build.artifacts.items()}
+    for name, precision in precisions.items():
+        if precision not in TOLERANCES:
+            raise VerificationError(
+                f"build {build.name!r}, {name}: no tolerance is known for precision "
+                f"{precision!r}, only for {', '.join(TOLERANCES)}"
+            )
+    return {name: TOLERANCES[precision] for name, precision in precisions.items()}
+
+
+def _loosest(tolerances: Iterable[Tolerance]) -> Tolerance:
+    """What the whole loop may be off by is what its coarsest component may make of it."""
+    every = list(tolerances)
+    return Tolerance(
+        component=max(each.component for each in every),
+        latents=max(each.latents for each in every),
+        image_difference=max(each.image_difference for each in every),
+        image_psnr=min(each.image_psnr for each in every),
+    )
 
 
 def _check(

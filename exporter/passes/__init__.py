@@ -1,19 +1,52 @@
 """Rewrites of a captured program, one per file, applied before any target lowers it.
 
-A pass takes an ExportedProgram, changes it in place and returns how many places changed.
+A pass is a function ``run(program, choices)``: it takes an ExportedProgram and `Choices`, changes
+the program in place and returns how many places changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
-# by (exporter/targets). STORED: weights in half precision, arithmetic in float32. COMPUTED:
-# arithmetic too, for engines that compute as the graph is typed.
+# by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
+# arithmetic too, for engines that compute as the graph is typed. WEIGHTS and W8A8 are quantised
+# the same way for every engine (docs/decisions/0022).
 Precisions = Mapping[str, tuple[str, ...]]
 
 STORED: Precisions = {"fp32": (), "fp16": ("fp16_weights",)}
 COMPUTED: Precisions = {"fp32": (), "fp16": ("fp16_compute",), "bf16": ("bf16_compute",)}
+WEIGHTS: Precisions = {
+    "int8": ("int8_weights", "fp16_weights"),
+    "int4": ("int4_weights", "int8_weights", "fp16_weights"),
+}
+W8A8: Precisions = {"w8a8": ("int8_activations", "int8_weights", "fp16_weights")}
+W8A8_SYMMETRIC: Precisions = {"w8a8": ("int8_activations_symmetric", "int8_weights")}
+# Precisions whose loss `fidelity_floor` can reduce, layer by layer.
+QUANTIZED = frozenset({*WEIGHTS, *W8A8})
 
 # What a program computes in after a pass, where that is not float32.
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
+# Passes that want the ranges of activations (`Choices.ranges`).
+CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an activation is clipped to when it is quantised."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What passes are told besides the program.
+
+    kept: names of weights that are not to be quantised, nor what they are multiplied with.
+    ranges: by the name of a convolution's or linear layer's node, the range of its activations.
+    """
+
+    kept: frozenset[str] = frozenset()
+    ranges: Mapping[str, Range] = field(default_factory=dict)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 
-from exporter.passes import half_compute
+from exporter.passes import Choices, half_compute
 
 
-def run(program: ExportedProgram) -> int:
+def run(program: ExportedProgram, choices: Choices) -> int:
     """Rewrite `program`; returns the number of operations that are float16 now."""
     return half_compute.rewrite(program, torch.float16)

@@ -11,12 +11,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from exporter.passes import Choices
 from runtimes.errors import ExportError
 
 SMALLEST = 1024  # elements; norms and biases weigh nothing and are better left exact
 
 
-def run(program: ExportedProgram) -> int:
+def run(program: ExportedProgram, choices: Choices) -> int:
     """Rewrite `program`; returns the number of parameters that are float16 now.
 
     Raises:

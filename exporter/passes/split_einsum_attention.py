@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from exporter.passes import Choices
+
 _ATEN = torch.ops.aten
 
 
-def run(program: ExportedProgram, query_chunk: int = 0) -> int:
+def run(program: ExportedProgram, choices: Choices, query_chunk: int = 0) -> int:
     """Rewrite `program`; returns how many attentions were rewritten.
 
     Args:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from exporter.passes import split_einsum_attention
+from exporter.passes import Choices, split_einsum_attention
 
 QUERY_CHUNK = 512
 
 
-def run(program: ExportedProgram) -> int:
+def run(program: ExportedProgram, choices: Choices) -> int:
     """Rewrite `program`; returns how many attentions were rewritten."""
-    return split_einsum_attention.run(program, QUERY_CHUNK)
+    return split_einsum_attention.run(program, choices, QUERY_CHUNK)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import COMPUTED, STORED, Precisions
+from exporter.passes import COMPUTED, STORED, W8A8, W8A8_SYMMETRIC, WEIGHTS, Precisions
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes.errors import InputError
@@ -28,7 +28,8 @@ class TargetInfo:
 
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
     class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
-    other modules that decide what it writes.
+    other modules that decide what it writes. `computes`: what the engine is to be asked to
+    calculate in for a precision, where the graph itself does not say it.
     """
 
     module: str
@@ -38,19 +39,35 @@ class TargetInfo:
     instead: Mapping[str, str] = field(default_factory=dict)
     options: type[TargetOptions] = TargetOptions
     code: tuple[str, ...] = ()
+    computes: Mapping[str, str] = field(default_factory=dict)
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
+_INTEGERS = ("exporter.targets.onnx_integers",)
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
 TARGETS: Mapping[str, TargetInfo] = {
-    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, STORED),
-    "openvino": TargetInfo("openvino", "openvino", ("openvino",), STORED),
-    "torch": TargetInfo("torch", "torch", (), STORED),
+    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, {**STORED, **WEIGHTS}, code=_INTEGERS),
+    "openvino": TargetInfo(
+        "openvino",
+        "openvino",
+        ("openvino",),
+        {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
+        code=("exporter.targets.openvino_int4", "exporter.passes.plain_integers"),
+        computes={"bf16": "bf16"},
+    ),
+    "torch": TargetInfo("torch", "torch", (), {**STORED, "bf16": COMPUTED["bf16"]}),
     # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is. ONNX
     # Runtime has no bfloat16 on the CPU; OpenVINO reads it.
-    "tensorrt": TargetInfo("tensorrt", "onnxruntime", _ONNX, COMPUTED, {"bf16": "openvino"}),
+    "tensorrt": TargetInfo(
+        "tensorrt",
+        "onnxruntime",
+        _ONNX,
+        {**COMPUTED, "int8": ("int8_weights",), **W8A8_SYMMETRIC},
+        {"bf16": "openvino"},
+        code=_INTEGERS,
+    ),
     "coreml": TargetInfo(
         "coreml",
         "coreml" if sys.platform == "darwin" else "coreml-reference",
@@ -66,10 +83,11 @@ TARGETS: Mapping[str, TargetInfo] = {
 OPTIONS = {name: info.options for name, info in TARGETS.items()}
 
 
-def verifier(target: str, precision: str) -> str:
-    """The name of the backend that verifies a build at its export."""
+def verifier(target: str, precisions: Iterable[str]) -> str:
+    """The name of the backend that verifies a build at its export, by the precisions of its
+    components."""
     info = TARGETS[target]
-    return info.instead.get(precision, info.backend)
+    return next((info.instead[each] for each in precisions if each in info.instead), info.backend)
 
 
 def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
+from exporter.targets import onnx_integers
 from runtimes.manifest import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
@@ -28,7 +29,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
             opset_version=opset,
             input_names=list(component.inputs),
             output_names=list(component.outputs),
-            custom_translation_table=_translations(),
+            custom_translation_table=_translations() | onnx_integers.translations(),
             verbose=False,
         )
     if made is None:  # the stub's type; the dynamo exporter always returns a program
@@ -36,6 +37,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     model = made.model
     _name_axes(model, component)
     _strip(model)
+    onnx_integers.pack(model)
     made.save(folder / MODEL, external_data=True)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture import quiet
+from exporter.capture import quiet, variant
+from exporter.targets import openvino_int4
 from runtimes.manifest import Component
 
 MODEL = "model.xml"
@@ -20,7 +21,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     import openvino
 
     with torch.no_grad(), quiet():
-        model: Any = openvino.convert_model(program)
+        model: Any = openvino.convert_model(variant(program, ("plain_integers",)))
     for port, name in zip(model.inputs, component.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, component.outputs, strict=True):
@@ -31,6 +32,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
             for port, name in zip(model.inputs, component.inputs, strict=True)
         }
     )
+    openvino_int4.pack(model)
     openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
     return MODEL
 

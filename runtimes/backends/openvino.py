@@ -19,6 +19,9 @@ from runtimes.session import Array, Feeds, Session
 
 _LARGE = 64 << 20  # bytes of weights from which on it pays to give memory back
 _HINTS: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+# Where weights are of 8 or 4 bits, it would round the activations of linear layers to 8 bits
+# besides, and the picture would be another one than on the other backends.
+_EXACT: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 _EVERY = ("AUTO",)  # chooses among the others by itself; OpenVINO does not list it
 _FIXED_ONLY = "NPU"  # its compiler takes no open dimensions, and computes in fp16 or int8
 
@@ -75,7 +78,7 @@ class OpenVinoBackend(Backend):
         return OpenVinoSession(model, component, mapped)
 
     def _config(self, device: str, options: SessionOptions) -> dict[str, str]:
-        config = {"PERFORMANCE_HINT": "LATENCY"}
+        config = {"PERFORMANCE_HINT": "LATENCY", **_EXACT}
         usual = "auto" if device.startswith(_FIXED_ONLY) else "fp32"
         compute = options.compute or usual
         if compute != "auto":
