@@ -389,7 +389,7 @@ class _Compilation:
         return {
             pair: search.run(*pair)
             for pair, keys in self.keys.items()
-            if not all([self.store.keep(key) for key in keys.values()])
+            if not all(map(self.store.keep, keys.values()))
         }
 
     def _verified(self, manifest: Manifest) -> Manifest:

@@ -53,10 +53,10 @@ class Tolerance:
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(component=1e-4, latents=1e-3, image_difference=2, image_psnr=40.0),
     "fp16": Tolerance(component=5e-3, latents=5e-2, image_difference=255, image_psnr=30.0),
-    "bf16": Tolerance(component=4e-2, latents=2e-1, image_difference=255, image_psnr=20.0),
+    "bf16": Tolerance(component=8e-2, latents=5e-1, image_difference=255, image_psnr=18.0),
     "w8a8": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=20.0),
     "int4": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=18.0),
-    "int8": Tolerance(component=6e-2, latents=5e-1, image_difference=255, image_psnr=15.0),
+    "int8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=30.0),
     "palette8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
     "palette6": Tolerance(component=1.5e-1, latents=2e-1, image_difference=255, image_psnr=20.0),
     "palette4": Tolerance(component=5e-1, latents=8e-1, image_difference=255, image_psnr=12.0),
