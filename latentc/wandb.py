@@ -19,7 +19,7 @@ import json
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -129,7 +129,7 @@ class Autolog:
     def __init__(self) -> None:
         self._active: _Active | None = None
         self._lock = threading.Lock()
-        self._remove = lambda: None
+        self._remove: Callable[[], None] = _nothing
         self._warned = False
 
     @property
@@ -162,9 +162,7 @@ class Autolog:
         try:
             run = before if before is not None and not settings else wandb.init(**settings)
             run.config.update({"latentc": __version__}, allow_val_change=True)
-            table = wandb.Table(
-                columns=[*COLUMNS], log_mode="INCREMENTAL", allow_mixed_types=True
-            )
+            table = wandb.Table(columns=[*COLUMNS], log_mode="INCREMENTAL", allow_mixed_types=True)
         except Exception as error:  # wandb raises errors of several libraries
             self._warn(error)
             return self
@@ -211,6 +209,10 @@ class Autolog:
                 f"Weights & Biases does not log: {error!r:.300}; pictures are made all the same",
                 stacklevel=3,
             )
+
+
+def _nothing() -> None:
+    pass
 
 
 autolog = Autolog()
@@ -325,7 +327,7 @@ def _digests(value: Any) -> Iterator[bytes]:
 
     if isinstance(value, np.ndarray):
         if value.ndim == 4 and value.dtype.kind == "f":
-            channels_last = value.shape[-1] in (1, 3) and 0 <= value.min() and value.max() <= 1
+            channels_last = value.shape[-1] in (1, 3) and value.min() >= 0 and value.max() <= 1
             rows: Iterable[Any] = _bytes(value) if channels_last else value
             yield from (_digest(row) for row in rows)
     elif hasattr(value, "convert"):  # a Pillow picture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 _BLOCK = 32768
 _FILE_HEADER = 7  # ":W&B", a magic number, a version
 _FULL, _LAST = 1, 4
+_WAITS, _WAIT = 600, 0.05  # seconds
 
 
 @dataclass
@@ -38,9 +40,8 @@ class Read:
         rows = []
         for files in self.artifacts.values():
             for inside, file in files.items():
-                if inside == f"{key}.table.json" or (
-                    inside.endswith(f".{key}.table.json") and inside[0].isdigit()
-                ):
+                # "rows.table.json", or of an increment "1-1795252345541.rows.table.json"
+                if inside.endswith(f"{key}.table.json"):
                     found = json.loads(file.read_text())
                     columns = [str(name) for name in found["columns"]]
                     rows += [dict(zip(columns, row, strict=True)) for row in found["data"]]
@@ -51,9 +52,17 @@ class Read:
         return next(files[inside] for files in self.artifacts.values() if inside in files)
 
 
-def read(folder: Path) -> Read:
-    """The only run below a folder."""
-    (path,) = folder.rglob("*.wandb")
+def read(path: Path) -> Read:
+    """A ``.wandb`` file, once its run has ended: its last records are written behind us."""
+    for _ in range(_WAITS):
+        found = _read(path)
+        if found.ended:
+            break
+        time.sleep(_WAIT)
+    return found
+
+
+def _read(path: Path) -> Read:
     from wandb.proto import wandb_internal_pb2 as messages
 
     found = Read(files=path.parent / "files")
@@ -89,10 +98,13 @@ def _take(found: Read, record: Any) -> None:
     elif kind == "config":
         _configure(found.config, record.config)
     elif kind == "history":
-        step = {}
+        step: dict[str, Any] = {}
         for item in record.history.item:
-            name = item.key or ".".join(item.nested_key)
-            step[name] = json.loads(item.value_json)
+            *parents, name = item.nested_key or [item.key]
+            into = step
+            for parent in parents:
+                into = into.setdefault(parent, {})
+            into[name] = json.loads(item.value_json)
         found.history.append(step)
     elif kind == "artifact":
         name = record.artifact.name
@@ -111,5 +123,4 @@ def _entries(manifest: Any) -> Iterator[Any]:
 
 def _configure(config: dict[str, Any], record: Any) -> None:
     for item in record.update:
-        name = item.key or ".".join(item.nested_key)
-        config[name] = json.loads(item.value_json)
+        config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)

@@ -24,18 +24,40 @@ from tests.wandb_file import Read, read
 wandb = pytest.importorskip("wandb", reason="needs pip install 'latentc[wandb]'")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No network, nothing outside of one folder; wandb asks its environment only once."""
+    folder = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "ARTIFACT_DIR"):
+            patch.setenv(f"WANDB_{name}", str(folder))
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("WANDB_CONSOLE", "off")
+        wandb.teardown()
+        yield folder
+        wandb.teardown()
+
+
 @pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No network, nothing outside of this test's folder."""
-    for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR", "ARTIFACT_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_CONSOLE", "off")
-    yield
+def runs(offline: Path) -> Iterator[Callable[[], list[Path]]]:
+    """A function: the files of the runs that this test has made."""
+    before = {*offline.rglob("*.wandb")}
+    yield lambda: [path for path in offline.rglob("*.wandb") if path not in before]
     latentc.wandb.autolog.disable()
     if wandb.run is not None:
         wandb.finish()
+
+
+@pytest.fixture
+def the_run(runs: Callable[[], list[Path]]) -> Callable[[], Read]:
+    """A function: the only run of this test, read back."""
+
+    def one() -> Read:
+        (path,) = runs()
+        return read(path)
+
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +67,13 @@ def pipe(sd_bundle: Path) -> Iterator[latentc.Pipeline]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Callable[..., Read]:
+def log(the_run: Callable[[], Read]) -> Callable[..., Read]:
     """A function: what to do while logging → the run, read back."""
 
     def record(work: Callable[[], Any], **arguments: Any) -> Read:
         with latentc.wandb.autolog(init={"project": "tests"}, **arguments):
             work()
-        return read(tmp_path)
+        return the_run()
 
     return record
 
@@ -227,7 +249,7 @@ def test_the_result_is_the_same(pipe: latentc.Pipeline, log: Callable[..., Read]
     assert alone.settings == logged[0].settings
 
 
-def test_switched_off(pipe: latentc.Pipeline, tmp_path: Path) -> None:
+def test_switched_off(pipe: latentc.Pipeline, runs: Callable[[], list[Path]]) -> None:
     before = [*observe._observers]
     latentc.wandb.autolog("a-project")
     assert latentc.wandb.autolog.enabled
@@ -239,15 +261,17 @@ def test_switched_off(pipe: latentc.Pipeline, tmp_path: Path) -> None:
     assert observe._observers == before
     assert wandb.run is None
     pipe("a star", num_inference_steps=1)
-    assert len([*tmp_path.rglob("*.wandb")]) == 2
+    assert len(runs()) == 2
 
 
-def test_a_run_of_the_users_own_goes_on(pipe: latentc.Pipeline, tmp_path: Path) -> None:
+def test_a_run_of_the_users_own_goes_on(
+    pipe: latentc.Pipeline, the_run: Callable[[], Read]
+) -> None:
     with wandb.init(project="mine") as mine:
         with latentc.wandb.autolog():
             pipe("a star", num_inference_steps=1, seed=1)
         mine.log({"after": 1})
-    run = read(tmp_path)
+    run = the_run()
     assert [row["Prompt"] for row in run.table("Result-Table")] == ["a star"]
     assert run.values("after") == [1]
 
@@ -269,9 +293,10 @@ def test_a_run_that_cannot_start_is_a_warning(
         raise wandb.errors.UsageError("No API key configured")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.warns(UserWarning, match="No API key"), latentc.wandb.autolog("p") as log:
-        assert not log.enabled
-        assert pipe("a star", num_inference_steps=1).images
+    with pytest.warns(UserWarning, match="No API key"):
+        latentc.wandb.autolog("p")
+    assert not latentc.wandb.autolog.enabled
+    assert pipe("a star", num_inference_steps=1).images
 
 
 def test_without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +330,7 @@ REPORT = {
 }
 
 
-def test_a_report(tmp_path: Path) -> None:
+def test_a_report(tmp_path: Path, the_run: Callable[[], Read]) -> None:
     folder = tmp_path / "report"
     (folder / "pictures").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "a.png")
@@ -313,7 +338,7 @@ def test_a_report(tmp_path: Path) -> None:
     (folder / "report.html").write_text("<p>report</p>")
     assert latentc.wandb.log_report(REPORT, folder)
     assert wandb.run is None
-    run = read(tmp_path)
+    run = the_run()
     assert run.config["machine"] == REPORT["machine"]
     assert run.config["prompts"] == ["a star"]
     (step,) = run.history
@@ -331,17 +356,15 @@ def test_a_report(tmp_path: Path) -> None:
     assert run.artifact_file("pictures/a.png").exists()
 
 
-def test_a_report_joins_the_run_that_there_is(tmp_path: Path) -> None:
+def test_a_report_joins_the_run_that_there_is(tmp_path: Path, the_run: Callable[[], Read]) -> None:
     with wandb.init(project="mine"):
         latentc.wandb.log_report({"rows": [{"seconds": 1.0}, {"seconds": 2.0}]}, tmp_path / "no")
         assert wandb.run is not None
-    (step,) = [step for step in read(tmp_path).history if "row-0/seconds" in step]
+    (step,) = [step for step in the_run().history if "row-0/seconds" in step]
     assert step["row-1/seconds"] == 2.0
 
 
-def test_documentation(
-    sd_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documentation(sd_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python example of docs/wandb.md, in order, in one program."""
     (tmp_path / "shapes").symlink_to(sd_bundle)
     (tmp_path / "report").mkdir()
