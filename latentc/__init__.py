@@ -31,6 +31,7 @@ from runtimes.version import __version__
 
 if TYPE_CHECKING:
     from exporter.compile import export
+    from latentc import wandb as wandb
     from runtimes.pipeline import Pipeline, load
     from runtimes.run import Progress, Result, Run
     from runtimes.tokenizer import PromptTruncatedWarning
