@@ -77,7 +77,7 @@ class StableDiffusionCpp(Peer):
             batch_count=request.batch,
             cache_mode="disabled",
         )
-        return [*made]
+        return [picture.convert("RGB") for picture in made]
 
     def describe(self, request: Request, folder: Path) -> dict[str, Any]:
         return {
