@@ -31,6 +31,7 @@ from runtimes.version import __version__
 
 if TYPE_CHECKING:
     from exporter.compile import export
+    from latentc import wandb as wandb
     from runtimes.pipeline import Pipeline, load
     from runtimes.run import Progress, Result, Run
     from runtimes.tokenizer import PromptTruncatedWarning
@@ -44,6 +45,7 @@ _LAZY = {
     "Run": "runtimes.run",
     "PromptTruncatedWarning": "runtimes.tokenizer",
 }
+_MODULES = ("wandb",)  # of this package, for `latentc.wandb.autolog()` after `import latentc`
 
 __all__ = [
     "BackendError",
@@ -76,10 +78,12 @@ def builtin_model() -> Path:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"latentc.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
 
 

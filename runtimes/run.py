@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes import conditioning, noise
+from runtimes import conditioning, noise, observe
 from runtimes.errors import InputError, NumericalError
 from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
@@ -225,6 +225,7 @@ class Run:
             interrupted=self._interrupt,
             settings={**self.request.settings(), **self.pipeline.settings()},
         )
+        observe.notify(self, self._result)
 
 
 def report_step(run: Run, step: Progress, callback: Callback) -> None:
