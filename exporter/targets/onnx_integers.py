@@ -13,7 +13,9 @@ _BLOCK = "block_size"
 
 def translations() -> dict[Any, Any]:
     """The ONNX form of each operator, for ``torch.onnx.export(custom_translation_table=…)``."""
-    from onnxscript import opset21 as op
+    # Opset 21 brought groups; the rest must also do for the older opset that TensorRT reads.
+    from onnxscript import opset18 as op
+    from onnxscript import opset21
 
     # The parameters are those of the operators, in their order; integers are int8 throughout
     # and weights have zero points of zero.
@@ -25,7 +27,7 @@ def translations() -> dict[Any, Any]:
     def per_group(
         x: Any, scales: Any, zeros: Any, low: int, high: int, dtype: Any, group: int, *_: Any
     ) -> Any:
-        return op.DequantizeLinear(x, scales, axis=1, block_size=group)
+        return opset21.DequantizeLinear(x, scales, axis=1, block_size=group)
 
     def quantize(x: Any, scale: float, zero: int, low: int, high: int, dtype: Any) -> Any:
         return op.QuantizeLinear(x, op.Constant(value_float=scale), _int8(zero))

@@ -1,0 +1,210 @@
+"""What --precision accepts, which layers a fidelity floor keeps, and exports that use both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.calibration import PROMPTS, read_prompts
+from exporter.compile import export
+from exporter.floor import Layer, fewest, kept
+from exporter.precision import build_name, canonical, check_components, of_component
+from latentc.cli import run
+from runtimes.errors import InputError, VerificationError
+from runtimes.manifest import Manifest
+
+NAMES = st.sampled_from(["denoiser", "vae_decoder", "text_encoder"])
+PRECISIONS = st.sampled_from(["fp32", "fp16", "int8", "int4", "w8a8"])
+
+
+@pytest.mark.parametrize(
+    ("text", "one"),
+    [
+        ("fp16", "fp16"),
+        ("denoiser=int8", "fp32,denoiser=int8"),
+        ("vae_decoder=fp16, denoiser=int8", "fp32,denoiser=int8,vae_decoder=fp16"),
+        ("denoiser=int8,fp16", "fp16,denoiser=int8"),
+        ("int8,denoiser=int8", "int8"),
+        ("int4,vae_decoder=int8", "int4"),
+    ],
+)
+def test_one_spelling(text: str, one: str) -> None:
+    assert canonical(text) == one
+    assert canonical(one) == one
+
+
+@given(PRECISIONS, st.dictionaries(NAMES, PRECISIONS))
+def test_every_spelling_means_the_same(base: str, own: dict[str, str]) -> None:
+    text = ",".join([*(f"{name}={value}" for name, value in own.items()), base])
+    for name in ("denoiser", "vae_decoder", "text_encoder"):
+        assert of_component(canonical(text), name) == of_component(text, name)
+        if name in own:
+            assert of_component(text, name) == own[name]
+    assert not set(build_name("onnx", canonical(text))) & set("=,/\\: ")
+
+
+def test_the_denoiser_only() -> None:
+    assert of_component("w8a8", "denoiser") == "w8a8"
+    assert of_component("w8a8", "vae_decoder") == "int8"
+    assert of_component("int4,text_encoder=int4", "text_encoder") == "int4"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected a precision such as fp16"),
+        ("denoiser=", "expected a precision such as fp16"),
+        ("fp16,,int8", "expected a precision such as fp16"),
+        ("fp16,int8", "two precisions for all components"),
+        ("denoiser=int8,denoiser=fp16", "two precisions for denoiser"),
+    ],
+)
+def test_bad_precisions(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        canonical(text)
+
+
+def test_unknown_component() -> None:
+    with pytest.raises(InputError, match="no component 'unet'; it has denoiser, vae_decoder"):
+        check_components("unet=int8", ["denoiser", "vae_decoder"])
+
+
+LAYERS = [Layer("denoiser" if i % 3 else "vae_decoder", f"w{i}", 1 / (i + 1)) for i in range(40)]
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 7, 17, 38, 40])
+def test_fewest_layers(wanted: int) -> None:
+    asked: list[int] = []
+
+    def measure(count: int) -> float:
+        asked.append(count)
+        return 20.0 + count
+
+    found = fewest(20.0 + wanted, LAYERS, measure)
+    assert wanted <= found <= wanted + max(0, wanted // 8)
+    assert len(asked) <= 12
+    assert sum(len(names) for names in kept(LAYERS, found).values()) == found
+
+
+def test_floor_out_of_reach() -> None:
+    with pytest.raises(VerificationError, match=r"with all 40 layers kept .* has 60.0 dB"):
+        fewest(61.0, LAYERS, lambda count: 20.0 + count)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffa red circle\n\n  two cats \n", encoding="utf-8")
+    assert read_prompts(path) == ("a red circle", "two cats")
+    assert len(PROMPTS) == len(set(PROMPTS)) > 8
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty; expected one prompt a line"),
+        (b" \n\n", "empty; expected one prompt a line"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "not a text file in UTF-8"),
+        (b"a\0b", "not a text file"),
+        (None, "No such file"),
+    ],
+)
+def test_bad_prompts(
+    pipeline_folder: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    says: str,
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    source, output = str(pipeline_folder("sd")), tmp_path / "bundle"
+    arguments = ["export", source, "-o", str(output), "-t", "openvino", "-p", "w8a8"]
+    assert run([*arguments, "--calibration-prompts", str(path)]) == 2
+    assert says in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-t", "onnx", "-p", "w8a8"], "target 'onnx' has no precision 'w8a8'; there are onnx:"),
+        (["-t", "torch", "-p", "int8"], "torch: fp32, fp16, bf16"),
+        (["-p", "unet=int8"], "no component 'unet'; it has"),
+        (["--fidelity-floor", "30", "--no-verify"], "drop --no-verify"),
+        (["--fidelity-floor", "-3"], "expected a PSNR in dB"),
+        (["-p", "fp32,fp16"], "two precisions for all components"),
+    ],
+)
+def test_bad_input(
+    pipeline_folder: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    source, output = str(pipeline_folder("sd")), tmp_path / "bundle"
+    assert run(["export", source, "-o", str(output), *arguments]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_mixed_build(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Every component has its own precision, is verified by it, and an unchanged export does
+    nothing."""
+    options = {"targets": ["openvino"], "precision": "denoiser=w8a8,vae_decoder=bf16"}
+    prompts = {"calibration_prompts": ["a", "b"], "calibration_samples": 4}
+    source = pipeline_folder("sd")
+    settings = {"schedulers": ["ddim"], "steps": [4]}
+    done = export(source, tmp_path / "b", **options, **prompts, **settings)  # type: ignore[arg-type]
+    (build,) = done.manifest.builds
+    assert build.name == "openvino-fp32+denoiser.w8a8+vae_decoder.bf16"
+    own = {name: artifact.precision for name, artifact in build.artifacts.items()}
+    assert own == {"text_encoder": "fp32", "denoiser": "w8a8", "vae_decoder": "bf16"}
+    assert build.artifacts["vae_decoder"].compute == "bf16"
+    assert build.verification is not None
+    limits = {check.subject: check.tolerance for check in build.verification.checks}
+    assert limits["text_encoder"] < limits["vae_decoder"] < limits["denoiser"]
+    assert Manifest.load(tmp_path / "b") == done.manifest
+    again = export(source, tmp_path / "b", **options, **prompts, **settings)  # type: ignore[arg-type]
+    assert again.made == ()
+    other = export(
+        source,
+        tmp_path / "b",
+        calibration_prompts=["c"],
+        calibration_samples=4,
+        **options,  # type: ignore[arg-type]
+        **settings,  # type: ignore[arg-type]
+    )
+    keys = {a.key: name for name, a in other.manifest.builds[0].artifacts.items()}
+    assert [keys[key] for key in other.made if key in keys] == ["denoiser"]
+
+
+def test_fidelity_floor(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """More of it keeps more layers; what was kept stands in the manifest and is verified."""
+    source, settings = pipeline_folder("sd"), {"schedulers": ["ddim"], "steps": [4]}
+    kept_layers, found = [], []
+    for floor in (None, 38.0, 46.0):
+        done = export(
+            source,
+            tmp_path / "b",
+            targets=["openvino"],
+            precision="int4",
+            fidelity_floor=floor,
+            **settings,  # type: ignore[arg-type]
+        )
+        (build,) = done.manifest.builds
+        assert build.verification is not None
+        assert build.verification.loop is not None
+        found.append(build.verification.loop.image_psnr)
+        kept_layers.append({name for a in build.artifacts.values() for name in a.kept})
+        assert floor is None or found[-1] >= floor
+    assert kept_layers[0] == set()
+    assert found[0] < 46.0
+    assert len(kept_layers[1]) <= len(kept_layers[2])
+    assert kept_layers[2]
+    assert not any(path.name.startswith(".trial") for path in (tmp_path / "b").iterdir())
