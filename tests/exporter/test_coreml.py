@@ -299,7 +299,8 @@ def test_bad_options(given: Mapping[str, Any], asked: tuple[str, ...], message: 
 
 
 def test_pairs_that_do_not_exist(tmp_path: Path, pipeline_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"'onnx' has no precision 'palette6'; onnx: fp32.*coreml"):
+    message = r"'onnx' has no precision 'palette6'; there are onnx: fp32.*coreml:.* palette6"
+    with pytest.raises(InputError, match=message):
         export(pipeline_folder("unconditional"), tmp_path / "b", precision="palette6")
 
 
