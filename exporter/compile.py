@@ -271,6 +271,7 @@ class _Compilation:
                 "source": self.source.fingerprint,
                 "size": [self.options.height, self.options.width],
                 "sizes": [*sizes, fixed],
+                "arguments": dict(description.probe_arguments),
                 "schedule": own.key,
                 "versions": versions(CAPTURE),
                 "code": code("exporter.reference", family_of(self.source.pipeline_class).__name__),
@@ -449,7 +450,7 @@ def describe_misses(build: Build) -> list[str]:
         return []
     lines = [
         f"{build.name}, {check.subject} on {check.probe}: relative L2 {check.relative_l2:.1e}, "
-        f"allowed {check.tolerance:.0e}"
+        f"allowed {check.tolerance:.1e}"
         for check in verification.checks
         if not check.passed
     ]
@@ -457,7 +458,7 @@ def describe_misses(build: Build) -> list[str]:
     if loop and not loop.passed:
         lines.append(
             f"{build.name}, whole loop: latents differ by {loop.latents_relative_l2:.1e} "
-            f"(allowed {loop.tolerance:.0e}), the picture by {loop.image_max_difference} of 255, "
+            f"(allowed {loop.tolerance:.1e}), the picture by {loop.image_max_difference} of 255, "
             f"{loop.image_psnr:.1f} dB"
         )
     return lines

@@ -341,7 +341,7 @@ def _progress(run: Run) -> Iterator[Any]:
 def _to_verify(
     manifest: Manifest, backend: str | None, build: str | None
 ) -> list[tuple[Build, Backend]]:
-    """Every asked build with every asked backend that loads it here."""
+    """Every asked build with every asked backend that loads it here; says which build has none."""
     from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
@@ -349,7 +349,10 @@ def _to_verify(
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
         return [(b, get(backend)) for b in builds if find(backend).loads(b)]
-    return [(b, get(name)) for b in builds for name in for_build(b)]
+    found = {each.name: for_build(each) for each in builds}
+    for name in (name for name, engines in found.items() if not engines):
+        click.echo(f"{name}: not checked, no backend that loads it is installed here", err=True)
+    return [(each, get(name)) for each in builds for name in found[each.name]]
 
 
 def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from runtimes.manifest import File, Manifest, TensorSpec
+from runtimes.manifest import Component, File, Manifest, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
@@ -91,8 +91,7 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
     yield from _vector_problems(manifest)
     for encoder in manifest.encoders():
         fed |= set(encoder.outputs)
-        if not set(encoder.inputs) <= tokens:
-            yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
+        yield from _encoder_problems(encoder, tokens)
     missing = set(manifest.component("denoiser").inputs) - fed
     if missing:
         yield f"nothing feeds the denoiser's {sorted(missing)}"
@@ -107,6 +106,16 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
     for tokenizer in manifest.tokenizers:
         if tokenizer.max_length < 1 or not tokenizer.texts:
             yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+
+
+def _encoder_problems(encoder: Component, tokens: set[str]) -> Iterator[str]:
+    if not encoder.inputs:
+        yield f"encoder {encoder.name!r} has no input"
+    if not set(encoder.inputs) <= tokens:
+        yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
+    for name, spec in encoder.inputs.items():
+        if len(spec.shape) != 2:
+            yield f"{encoder.name}.{name}: token ids must have 2 dimensions"
 
 
 def _size_problems(manifest: Manifest) -> Iterator[str]:

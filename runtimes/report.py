@@ -112,11 +112,11 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def _rows(verification: Verification) -> Iterable[tuple[str, str, str, str, str]]:
     for subject, error, tolerance, passed in worst_checks(verification):
-        yield f"  {subject}", f"{error:.1e}", f"{tolerance:.0e}", "", _verdict(passed)
+        yield f"  {subject}", f"{error:.1e}", f"{tolerance:.1e}", "", _verdict(passed)
     loop = verification.loop
     if loop:
         what = f"  whole loop, {loop.scheduler}, {loop.num_inference_steps} steps"
-        latents, allowed = f"{loop.latents_relative_l2:.1e}", f"{loop.tolerance:.0e}"
+        latents, allowed = f"{loop.latents_relative_l2:.1e}", f"{loop.tolerance:.1e}"
         picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
         yield what, latents, allowed, picture, _verdict(loop.passed)
 

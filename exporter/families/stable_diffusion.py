@@ -8,6 +8,7 @@ import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
 from exporter.families.text_to_image import (
+    PROBE_GUIDANCE,
     check_unet,
     classifier_free_guidance,
     decoder_graph,
@@ -93,5 +94,8 @@ def describe(pipe: Any) -> Description:
         resizable=True,
         denoiser=pipe.unet,
         call=lambda **arguments: pipe(output_type="np", **arguments).images,
-        probe_arguments={"prompt": "a large red circle above a small blue square"},
+        probe_arguments={
+            "prompt": "a large red circle above a small blue square",
+            "guidance_scale": PROBE_GUIDANCE,
+        },
     )

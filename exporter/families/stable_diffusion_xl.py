@@ -8,6 +8,7 @@ import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
 from exporter.families.text_to_image import (
+    PROBE_GUIDANCE,
     check_unet,
     classifier_free_guidance,
     decoder_graph,
@@ -131,5 +132,6 @@ def describe(pipe: Any) -> Description:
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
+            "guidance_scale": PROBE_GUIDANCE,
         },
     )

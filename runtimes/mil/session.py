@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from runtimes.errors import BackendError, InputError
-from runtimes.manifest import Component
+from runtimes.manifest import Component, TensorSpec
 from runtimes.mil.package import Limits
 from runtimes.session import Array, Feeds, Session, first_line
 
@@ -51,14 +51,22 @@ class PackageSession(Session):
     def __init__(self, component: Component, stages: Sequence[Stage]) -> None:
         super().__init__(component.inputs, component.outputs)
         self._stages = tuple(stages)
-        self._rows = [n for n, spec in component.inputs.items() if spec.shape[:1] == ("batch",)]
         self._limits = {
             name: stage.inputs[name]
             for stage in self._stages
             for name in component.inputs
             if name in stage.inputs
         }
+        self._rows = [n for n, spec in component.inputs.items() if self._is_batched(n, spec)]
         self._batch = self._limits[self._rows[0]].batch if self._rows else 1
+
+    def _is_batched(self, name: str, spec: TensorSpec) -> bool:
+        """Whether its rows are dealt out to calls. A session that is for calls of one size has a
+        number in place of the batch: then they are if the package has another number."""
+        if name not in self._limits or not spec.shape:
+            return False
+        first = spec.shape[0]
+        return first == "batch" or (isinstance(first, int) and first != self._limits[name].batch)
 
     def accepts(self, feeds: Feeds) -> bool:
         return all(
@@ -80,17 +88,20 @@ class PackageSession(Session):
                 )
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        count = len(feeds[self._rows[0]]) if self._rows else 1
+        made = self._in_calls(feeds) if self._rows else self._call(feeds)
+        return {
+            name: made[name].astype(spec.dtype, copy=False) for name, spec in self.outputs.items()
+        }
+
+    def _in_calls(self, feeds: Feeds) -> dict[str, Array]:
+        count = len(feeds[self._rows[0]])
         parts = []
         for start in range(0, count, self._batch):
             rows = np.minimum(np.arange(start, start + self._batch), count - 1)
             part = {n: v[rows] if n in self._rows else v for n, v in feeds.items()}
             parts.append(self._call(part))
         return {
-            name: np.concatenate([part[name] for part in parts])[:count].astype(
-                spec.dtype, copy=False
-            )
-            for name, spec in self.outputs.items()
+            name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs
         }
 
     def _call(self, feeds: Feeds) -> dict[str, Array]:

@@ -27,14 +27,15 @@ def test_nothing_to_run_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_the_cases_name_what_there_is() -> None:
-    from exporter.targets import passes
+    from exporter.options import ExportOptions
 
+    pairs = ExportOptions()
     for case in CASES:
         kind = engines.find(case.backend)
         assert case.target in kind.targets
         assert case.precision not in kind.lacks
         assert case.engines is kind.builds
-        passes(case.target, case.precision)
+        pairs.passes(case.target, case.precision)  # refuses a pair that there is not
 
 
 def test_a_record_and_its_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch.export import ExportedProgram
 
 import latentc
-from exporter.capture import capture, example_inputs, static_component, variant
+from exporter.capture import capture, example_inputs, variant
 from exporter.compile import export
 from exporter.families import Graph
 from exporter.options import ExportOptions, artifact_keys
@@ -33,6 +33,7 @@ from runtimes.errors import InputError
 from runtimes.manifest import Component, Latents, Manifest, TensorSpec
 from runtimes.mil.package import limits_of, read_spec
 from runtimes.session import Session
+from runtimes.sizes import fix
 from runtimes.verify import relative_l2
 
 SIZES = {"batch": 2, "height": 8, "width": 12, "sequence": 7}
@@ -104,7 +105,7 @@ def dynamic(graph: Graph) -> ExportedProgram:
 
 @pytest.fixture(scope="module")
 def fixed(graph: Graph) -> tuple[Graph, ExportedProgram]:
-    component = static_component(COMPONENT, {"height": 8, "width": 12})
+    component = fix(COMPONENT, {"height": 8, "width": 12})
     made = Graph(component, graph.module)
     return made, capture(made, LATENTS.multiple, SIZES)
 
@@ -298,7 +299,8 @@ def test_bad_options(given: Mapping[str, Any], asked: tuple[str, ...], message: 
 
 
 def test_pairs_that_do_not_exist(tmp_path: Path, pipeline_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match=r"'onnx' has no precision 'palette6'; onnx: fp32.*coreml"):
+    message = r"'onnx' has no precision 'palette6'; there are onnx: fp32.*coreml:.* palette6"
+    with pytest.raises(InputError, match=message):
         export(pipeline_folder("unconditional"), tmp_path / "b", precision="palette6")
 
 

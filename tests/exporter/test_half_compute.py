@@ -19,7 +19,6 @@ from exporter.options import ExportOptions
 from exporter.passes import COMPUTED, COMPUTES
 from exporter.progress import Progress
 from exporter.source import load, resolve
-from exporter.targets import passes
 from runtimes.errors import ExportError, InputError
 from runtimes.manifest import Component, Guidance, Latents, TensorSpec
 from runtimes.recipe import Recipe
@@ -172,10 +171,12 @@ def probes_of(graph: Graph) -> Any:
 
 
 def test_pairs_of_target_and_precision() -> None:
-    assert passes("tensorrt", "bf16") == COMPUTED["bf16"]
+    options = ExportOptions()
+    assert options.passes("tensorrt", "bf16") == COMPUTED["bf16"]
     with pytest.raises(InputError) as caught:
-        passes("onnx", "bf16")
+        options.passes("onnx", "bf16")
     assert str(caught.value) == (
         "target 'onnx' has no precision 'bf16'; there are onnx: fp32, fp16; openvino: fp32, fp16; "
-        "torch: fp32, fp16; tensorrt: fp32, fp16, bf16"
+        "torch: fp32, fp16; tensorrt: fp32, fp16, bf16; "
+        "coreml: fp32, fp16, int8, palette8, palette6, palette4"
     )

@@ -130,6 +130,22 @@ def test_a_broken_manifest_is_refused(bundle: Path, content: bytes) -> None:
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "encoder 'text_encoder' has no input"),
+        ({"ids": {"dtype": "int64", "shape": ["batch", 6]}}, "that no tokenizer feeds"),
+        ({"input_ids": {"dtype": "int64", "shape": []}}, "must have 2 dimensions"),
+    ],
+)
+def test_an_encoder_that_nothing_can_feed(
+    bundle: Path, inputs: dict[str, Any], message: str
+) -> None:
+    edit(bundle, lambda document: document["components"][0].update(inputs=inputs))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle)
+
+
 def test_an_unknown_version_says_what_to_do(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(format_version=99))
     with pytest.raises(BundleError, match=r"format_version 99.*upgrade latentc"):

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
 from latentc import cli
 from runtimes import backend as engines
-from runtimes.manifest import MANIFEST
+from runtimes.manifest import MANIFEST, Manifest
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,6 +222,18 @@ def test_verify(bundle: Path, run: Run, tmp_path: Path) -> None:
     assert (record["build"], record["backend"], record["passed"]) == ("fake-fp32", "fake", True)
     code, out, _ = run("verify", bundle, "--json", "-", "--backend", "fake", "--device", "cpu")
     assert (code, len(json.loads(out)["verified"])) == (0, 1)
+
+
+def test_verify_names_what_it_cannot_check(bundle: Path, run: Run) -> None:
+    add_probes(bundle)
+    manifest = Manifest.load(bundle)
+    other = msgspec.structs.replace(manifest.builds[0], name="apple-fp32", target="apple")
+    builds = (*manifest.builds, other)
+    (bundle / MANIFEST).write_bytes(msgspec.structs.replace(manifest, builds=builds).encode())
+    code, out, err = run("verify", bundle)
+    assert code == 0
+    assert "fake-fp32 on fake" in out
+    assert "apple-fp32: not checked, no backend that loads it is installed here" in err
 
 
 def test_verify_misses(bundle: Path, run: Run) -> None:

@@ -4,7 +4,6 @@ are not by stand-ins: these test what we ask of an engine, not what it does."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,6 @@ from runtimes.errors import BackendError, DeviceUnavailable, InputError
 from runtimes.manifest import Component, Manifest, TensorSpec
 from runtimes.sizes import fixed
 from runtimes.verify import relative_l2
-from tests.conftest import KEPT, one_at_a_time
 from tests.fakes import make_bundle
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
@@ -33,19 +31,8 @@ COMPONENT = Component(
 
 
 @pytest.fixture(scope="module")
-def bundle(pipeline_folder: Callable[[str], Path]) -> Path:
-    """Every target of the tiny text-to-image pipeline, its own scheduler only."""
-    from exporter.compile import export
-
-    with one_at_a_time("bundle-devices"):
-        return export(
-            pipeline_folder("sd"),
-            KEPT / "bundles" / "devices",
-            targets=("onnx", "openvino", "torch"),
-            schedulers=(),
-            steps=(2, 4),
-            overwrite=True,
-        ).bundle
+def bundle(sd_bundle: Path) -> Path:
+    return sd_bundle
 
 
 def latents(bundle: Path, **options: Any) -> np.ndarray:
@@ -77,6 +64,12 @@ def test_the_same_latents(
     bundle: Path, plain: np.ndarray, options: dict[str, Any], allowed: float
 ) -> None:
     assert relative_l2(latents(bundle, **options), plain) <= allowed
+
+
+def test_a_package_for_one_size(coreml_bundle: Path, plain: np.ndarray) -> None:
+    """Its batch is one, that of the call two: guidance."""
+    found = latents(coreml_bundle, backend="coreml-reference", static={"height": 32})
+    assert relative_l2(found, plain) <= 1e-5
 
 
 def test_a_model_cache_is_filled_and_used(bundle: Path, plain: np.ndarray, tmp_path: Path) -> None:

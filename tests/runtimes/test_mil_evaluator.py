@@ -20,6 +20,7 @@ from runtimes.mil.evaluator import Evaluator
 from runtimes.mil.package import Limits, limits_of, read_spec
 from runtimes.mil.session import PackageSession, Stage, packages_of
 from runtimes.mil.toolkit import load_toolkit
+from runtimes.sizes import fix
 
 ROOT = Path(__file__).resolve().parents[2]
 ct = load_toolkit()
@@ -161,7 +162,7 @@ def limits(dtype: str, *ranges: tuple[int, int]) -> Limits:
     return Limits(np.dtype(dtype), (tuple(low for low, _ in ranges),), ranges)
 
 
-def fake_session(batch: int, seen: list[Any]) -> PackageSession:
+def fake_session(batch: int, seen: list[Any], component: Component = COMPONENT) -> PackageSession:
     """Two stages: doubling, then adding what the first stage got besides."""
 
     def first(feeds: Any) -> Any:
@@ -183,14 +184,16 @@ def fake_session(batch: int, seen: list[Any]) -> PackageSession:
             second,
         ),
     ]
-    return PackageSession(COMPONENT, stages)
+    return PackageSession(component, stages)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_a_batch_is_split_into_calls(batch: int, rows: int) -> None:
+@pytest.mark.parametrize("one_size", [False, True])
+def test_a_batch_is_split_into_calls(batch: int, rows: int, one_size: bool) -> None:
     seen: list[Any] = []
-    session = fake_session(batch, seen)
+    component = fix(COMPONENT, {"batch": rows, "height": 5}) if one_size else COMPONENT
+    session = fake_session(batch, seen, component)
     feeds = {
         "sample": rand(rows, 2, 5),
         "ids": np.arange(3 * rows).reshape(rows, 3),
