@@ -26,6 +26,7 @@ COMMANDS = {
     "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
     "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
+    "bench": ("benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),
     "backends": ("runtimes.cli:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -33,18 +33,18 @@ SCENARIOS = {
 }
 
 
-class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shared settings: immutable, strict, compared by value."""
 
 
-class Interval(_Base, frozen=True):
+class Interval(_Base, frozen=True, kw_only=True):
     """95% bootstrap interval."""
 
     low: float
     high: float
 
 
-class Speedup(_Base, frozen=True):
+class Speedup(_Base, frozen=True, kw_only=True):
     """How many times faster than the case `baseline`: its median over this one's."""
 
     baseline: str
@@ -53,7 +53,7 @@ class Speedup(_Base, frozen=True):
     verdict: Verdict
 
 
-class Limit(_Base, frozen=True):
+class Limit(_Base, frozen=True, kw_only=True):
     """What this machine could do at best: `seconds` at its measured peak (`peak` names it), and the
     share of that limit which was reached."""
 
@@ -63,7 +63,7 @@ class Limit(_Base, frozen=True):
     peak: str
 
 
-class Row(_Base, frozen=True):
+class Row(_Base, frozen=True, kw_only=True):
     """One scenario of one case. Seconds; `noise` is a share of p50."""
 
     case: str
@@ -79,7 +79,7 @@ class Row(_Base, frozen=True):
     limit: Limit | None = None
 
 
-class Fidelity(_Base, frozen=True):
+class Fidelity(_Base, frozen=True, kw_only=True):
     """Against fp32 PyTorch with the same seed: PSNR in dB (99 for equal pictures), SSIM, relative
     L2 of the final latents (None where the engine does not give them), largest difference of 255."""
 
@@ -89,7 +89,7 @@ class Fidelity(_Base, frozen=True):
     max_difference: int
 
 
-class Score(_Base, frozen=True):
+class Score(_Base, frozen=True, kw_only=True):
     """The judge of the built-in model: with how many pictures of held-out prompts it agrees."""
 
     right: int
@@ -97,7 +97,7 @@ class Score(_Base, frozen=True):
     steps: int
 
 
-class CaseRecord(_Base, frozen=True):
+class CaseRecord(_Base, frozen=True, kw_only=True):
     """One case and what was measured. Bytes, joules per picture, seconds in `samples`
     (scenario → rounds → values). Pictures are files beside the report."""
 
@@ -130,7 +130,7 @@ class CaseRecord(_Base, frozen=True):
     samples: dict[str, list[list[float]]] = {}
 
 
-class Peak(_Base, frozen=True):
+class Peak(_Base, frozen=True, kw_only=True):
     """A measured peak: operations per second of a matrix product, or bytes per second."""
 
     device: str
@@ -140,20 +140,21 @@ class Peak(_Base, frozen=True):
     value: float
 
 
-class Operations(_Base, frozen=True):
+class Operations(_Base, frozen=True, kw_only=True):
     """What one call of a component takes at a shape: operations (a multiply-add is two), bytes of
-    its fp32 weights, and of its inputs and outputs."""
+    its fp32 weights, and of its inputs and outputs. `end_to_end` is a picture of `steps` steps."""
 
     component: str
     batch: int
     height: int
     width: int
+    steps: int
     operations: int
     weights: int
     transfers: int
 
 
-class Gpu(_Base, frozen=True):
+class Gpu(_Base, frozen=True, kw_only=True):
     """A GPU as its driver describes it; memory in bytes."""
 
     name: str
@@ -161,7 +162,7 @@ class Gpu(_Base, frozen=True):
     memory: int
 
 
-class MachineRecord(_Base, frozen=True):
+class MachineRecord(_Base, frozen=True, kw_only=True):
     """Where it ran. `memory` in bytes; loads are load averages before and after."""
 
     cpu: str
@@ -176,7 +177,7 @@ class MachineRecord(_Base, frozen=True):
     energy_counters: bool = False
 
 
-class BundleRecord(_Base, frozen=True):
+class BundleRecord(_Base, frozen=True, kw_only=True):
     """What was measured: the bundle and its source."""
 
     name: str
@@ -187,7 +188,7 @@ class BundleRecord(_Base, frozen=True):
     builds: list[str]
 
 
-class Settings(_Base, frozen=True):
+class Settings(_Base, frozen=True, kw_only=True):
     """What every case was asked for, and how it was measured."""
 
     prompt: str | None
@@ -202,7 +203,7 @@ class Settings(_Base, frozen=True):
     short: bool = False
 
 
-class Report(_Base, frozen=True):
+class Report(_Base, frozen=True, kw_only=True):
     """The whole document."""
 
     format: Literal["latentc-bench"] = "latentc-bench"

@@ -304,7 +304,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
             found["compile"] = [loading - begun]
     else:
         found |= _repeat(request, engine)
-    if not case["device"].lower() in ("", "cpu"):
+    if case["device"].lower() not in ("", "cpu"):
         found["device_memory"] = _device_memory(case)
     return found
 
