@@ -102,14 +102,14 @@ def bench() -> None:
               help="Another program, in an environment of its own; may be repeated.")  # fmt: skip
 @click.option("--peer-settings", type=click.Choice(["default", "best"]), default="default",
               show_default=True)  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), help="Processes of each case.  [default: 5]")
+@click.option("--rounds", type=click.IntRange(1), help="Processes of each case.  [default: 4]")
 @click.option("--repeats", type=click.IntRange(1), help="Calls in each.  [default: 2]")
 @click.option("--prompt", metavar="TEXT", help=f"[default: {_PROMPT}]")
 @click.option("--negative-prompt", metavar="TEXT")
 @click.option("--guidance-scale", type=float, metavar="X")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--score", type=click.IntRange(0), metavar="N",
-              help="Pictures for the judge of the built-in model.  [default: 20]")  # fmt: skip
+              help="Pictures for the judge of the built-in model.  [default: 10]")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(0), default=1800, show_default=True,
               help="Seconds until a process is ended; 0 is never.")  # fmt: skip
 @click.option("--memory-limit", type=click.FloatRange(0), metavar="GIB",
@@ -219,7 +219,7 @@ def _plan(bundle: Path, options: dict[str, Any]) -> Plan:
         baselines,
         _settings(options, file, texts=bool(manifest.tokenizers)),
         source=options["source"],
-        score=20 if options["score"] is None else options["score"],
+        score=10 if options["score"] is None else options["score"],
     )
 
 
@@ -271,7 +271,7 @@ def _settings(options: dict[str, Any], file: CaseFile | None, texts: bool) -> Se
     scenarios = options["scenarios"] or (file.scenarios if file else None) or ()
     usual = (*_DEFAULT_SCENARIOS, *(["compile"] if _compiles(options) else []))
     short = options["short"]
-    rounds = options["rounds"] or (file.rounds if file else None) or (2 if short else 5)
+    rounds = options["rounds"] or (file.rounds if file else None) or (2 if short else 4)
     repeats = options["repeats"] or (file.repeats if file else None) or (1 if short else 2)
     return Settings(
         prompt=(options["prompt"] or _PROMPT) if texts else None,
