@@ -1,1 +1,1 @@
-"""`latentc bench`: cases in fresh processes, interleaved, with a report that says how sure it is."""
+"""`latentc bench`: cases in fresh processes, taking turns, and a report that knows its noise."""

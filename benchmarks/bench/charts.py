@@ -1,7 +1,8 @@
 """The report's charts: SVG by matplotlib, in the page's own colours.
 
-Colours are written as stand-ins and replaced by the page's CSS variables, so that one drawing serves
-light, dark and paper. A label that shows a figure says which one, as the tables do (`data-ref`).
+Colours are written as stand-ins and replaced by the page's CSS variables, so that one drawing
+serves light, dark and paper. A label that shows a figure says which one, as the tables do
+(`data-ref`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _PAPER: "--pape
     colour: f"--series-{index}" for index, colour in enumerate(_SERIES)
 }
 _WIDTH = 9.0  # inches at 72 units: 648 units, the page's column
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latentc",
     "font.size": 10,
@@ -221,13 +222,12 @@ def _scaling(report: Report) -> Any:
         axis.set_ylim(bottom=0)
         axis.grid(color=_GRID, linewidth=0.6)
     axes[0].set_ylabel(f"{SCENARIOS[scenario]}, seconds per picture")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+    if axes[-1].lines:
+        axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
     return figure
 
 
-def _curves(
-    report: Report, value: Callable[[CaseRecord], float]
-) -> dict[str, list[CaseRecord]]:
+def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, list[CaseRecord]]:
     """Cases that differ in one thing only, and at the first value of all others."""
     first = next(case for case in report.cases)
     found: dict[str, list[CaseRecord]] = {}

@@ -102,7 +102,7 @@ def bench() -> None:
               help="Another program, in an environment of its own; may be repeated.")  # fmt: skip
 @click.option("--peer-settings", type=click.Choice(["default", "best"]), default="default",
               show_default=True)  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), help="Processes of each case.  [default: 4]")
+@click.option("--rounds", type=click.IntRange(1), help="Processes of each case.  [default: 3]")
 @click.option("--repeats", type=click.IntRange(1), help="Calls in each.  [default: 2]")
 @click.option("--prompt", metavar="TEXT", help=f"[default: {_PROMPT}]")
 @click.option("--negative-prompt", metavar="TEXT")
@@ -137,8 +137,7 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
         _log(report, output, options["wandb_project"])
     failed = [case for case in report.cases if case.status != "ok"]
     for case in failed:
-        last = case.message.strip().splitlines()
-        click.echo(f"{case.label}: {case.status}: {last[-1].strip() if last else ''}", err=True)
+        click.echo(f"{case.label}: {case.status}: {texts.last_line(case)}", err=True)
     click.echo(texts.verdict_sentence(report))
 
 
@@ -158,7 +157,7 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME",
               help="Only this one; may be repeated.")  # fmt: skip
 @click.option("--seconds", is_flag=True,
-              help="Compare seconds also where both have the same baseline to divide by.")  # fmt: skip
+              help="Compare seconds, not times the baseline.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare(
     before: Path,
@@ -271,7 +270,7 @@ def _settings(options: dict[str, Any], file: CaseFile | None, texts: bool) -> Se
     scenarios = options["scenarios"] or (file.scenarios if file else None) or ()
     usual = (*_DEFAULT_SCENARIOS, *(["compile"] if _compiles(options) else []))
     short = options["short"]
-    rounds = options["rounds"] or (file.rounds if file else None) or (2 if short else 4)
+    rounds = options["rounds"] or (file.rounds if file else None) or (2 if short else 3)
     repeats = options["repeats"] or (file.repeats if file else None) or (1 if short else 2)
     return Settings(
         prompt=(options["prompt"] or _PROMPT) if texts else None,

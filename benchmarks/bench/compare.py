@@ -19,13 +19,16 @@ from runtimes.errors import InputError
 CONFIDENCE = 0.99  # of many rows, some would leave 95% by chance
 _DECIDING_PACKAGES = ("torch", "diffusers", "transformers")
 
-Change = Literal["slower", "faster", "no difference", "fails now", "works now", "missing"]
+Change = Literal[
+    "slower", "faster", "no difference", "fails now", "works now", "missing", "yardstick"
+]
 
 
 @dataclass(frozen=True)
 class Line:
     """One scenario of one case: medians in seconds, how many times as long it takes now (divided
-    by the baseline if `divided`), its interval, and the noise of both runs."""
+    by the baseline if `divided`), its interval, and the noise of both runs. The baseline itself is
+    the yardstick then: that its seconds differ says something about the machine only."""
 
     case: str
     label: str
@@ -128,7 +131,7 @@ def _sentence(found: Comparison) -> str:
     for line in found.lines:
         counts[line.change] = counts.get(line.change, 0) + 1
     told = ", ".join(f"{count} {change}" for change, count in counts.items())
-    if set(counts) <= {"no difference"}:
+    if set(counts) <= {"no difference", "yardstick"}:
         return f"no difference beyond the noise and {percent(found.threshold)} ({told})"
     return told
 
@@ -156,22 +159,16 @@ def _lines(
             ratio = statistics.ratio(b, a, CONFIDENCE)
         word = statistics.verdict(ratio, *noises, threshold=threshold)
         changes: dict[str, Change] = {"more": "slower", "less": "faster", "same": "no difference"}
-        found.append(
-            Line(
-                old.id,
-                old.label,
-                scenario,
-                changes[word],
-                statistics.summarise(a).p50,
-                statistics.summarise(b).p50,
-                ratio.value,
-                ratio.low,
-                ratio.high,
-                max(noises),
-                bases is not None,
-            )  # fmt: skip
-        )
+        medians = statistics.summarise(a).p50, statistics.summarise(b).p50
+        interval = ratio.value, ratio.low, ratio.high
+        change = "yardstick" if same and _is_baseline(before, old) else changes[word]
+        about = old.id, old.label, scenario, change
+        found.append(Line(*about, *medians, *interval, max(noises), bases is not None))
     return found
+
+
+def _is_baseline(report: Report, case: CaseRecord) -> bool:
+    return any(other.baseline == case.id for other in report.cases)
 
 
 def _baselines(

@@ -81,7 +81,7 @@ class Row(_Base, frozen=True, kw_only=True):
 
 class Fidelity(_Base, frozen=True, kw_only=True):
     """Against fp32 PyTorch with the same seed: PSNR in dB (99 for equal pictures), SSIM, relative
-    L2 of the final latents (None where the engine does not give them), largest difference of 255."""
+    L2 of the final latents (None where the engine gives none), largest difference of 255."""
 
     psnr: float
     ssim: float

@@ -98,12 +98,12 @@ def ask(
             stages = {_STAGES.get(name, name): values for name, values in answer["stages"].items()}
             samples |= {name: stages[name] for name in wanted if stages.get(name)}
     images = [answer["image"] for answer in answers if answer.get("image")]
-    last = answers[-1] if answers else {"versions": {}, "peak_memory_bytes": 0}
+    versions: dict[str, str] = answers[-1]["versions"] if answers else {}
     return Answer(
         samples,
         max((int(each.get("peak_memory_bytes") or 0) for each in answers), default=0),
         Path(images[-1]) if images else None,
-        ", ".join(f"{name} {version}" for name, version in last["versions"].items()),
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
     )
 
 

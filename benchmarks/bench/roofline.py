@@ -4,8 +4,8 @@
 
 Peaks are the best of several products of square matrices and of several copies, with the library
 that the baseline uses (PyTorch, or numpy where there is none): a limit that real programs reach on
-this machine, not the data sheet's. The fraction of a limit follows Williams, Waterman and Patterson,
-"Roofline" (CACM 52(4), 2009): the larger of operations / peak and bytes / bandwidth.
+this machine, not the data sheet's. The fraction of a limit follows Williams, Waterman and
+Patterson, "Roofline" (CACM 52(4), 2009): the larger of operations / peak and bytes / bandwidth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.bench.model import Limit, Operations, Peak
 
@@ -60,7 +60,7 @@ def limit(
     compute = work.operations / mine[name]
     memory = (work.weights + work.transfers) / mine[BANDWIDTH]
     least = max(compute, memory)
-    bound = "compute" if compute >= memory else "memory"
+    bound: Literal["compute", "memory"] = "compute" if compute >= memory else "memory"
     return Limit(seconds=least, fraction=least / seconds, bound=bound, peak=name)
 
 
@@ -74,7 +74,7 @@ def counting() -> Iterator[Callable[[], int]]:
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     own: dict[Any, Any] = {}
     name = "_scaled_dot_product_flash_attention_for_cpu"

@@ -26,7 +26,6 @@ from benchmarks.bench.model import (
     Report,
     Row,
     Score,
-    Settings,
     Speedup,
     Status,
 )

@@ -2,8 +2,9 @@
 
 A series is a list of rounds (one process each), a round a list of values. Values of one process
 resemble each other more than those of two, so the bootstrap draws rounds first and values of a
-round second (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8.3: data with
-structure). Rounds of two cases that took turns share the machine's moments: they are drawn in pairs.
+round second (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8: data with
+structure). Rounds of two cases that took turns share the machine's moments: they are drawn in
+pairs.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def noise(rounds: Rounds) -> float:
 
 def verdict(found: Ratio, *noises: float, threshold: float = 0.0) -> str:
     """``more``, ``less`` or ``same``: a ratio that is nearer to 1 than the noise of what it
-    compares (or the threshold), or whose interval holds 1, says nothing."""
-    margin = max(threshold, *noises)
+    compares (and the threshold beyond it), or whose interval holds 1, says nothing."""
+    margin = threshold + max(noises)
     if found.low > 1 and found.value > 1 + margin:
         return "more"
     if found.high < 1 and found.value < 1 / (1 + margin):

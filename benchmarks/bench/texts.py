@@ -123,7 +123,7 @@ def _csv_row(case: CaseRecord, row: Row | None) -> list[object]:
         case.backend, case.version, case.device, case.batch, case.height, case.width,
         case.threads, case.steps, case.status,
     ]  # fmt: skip
-    measured: list[object] = [None] * 16
+    measured: list[object] = []
     if row is not None:
         faster, limit = row.speedup, row.limit
         measured = [
@@ -147,7 +147,7 @@ def _markdown(report: Report) -> Iterator[str]:
     yield verdict_sentence(report)
     yield ""
     for scenario in scenarios_of(report):
-        yield f"**{SCENARIOS[scenario].capitalize()}**"
+        yield f"**{SCENARIOS[scenario][0].upper()}{SCENARIOS[scenario][1:]}**"
         yield ""
         heads = ("", "p50", "95% interval", "p90", "noise", "speed-up", "of the limit")
         yield from _table(heads, [_time_cells(report, r) for r in report.rows
@@ -155,8 +155,8 @@ def _markdown(report: Report) -> Iterator[str]:
         yield ""
     yield "**Fidelity and size**"
     yield ""
-    heads = ("", "computed in", "PSNR", "SSIM", "latents", "judge", "peak memory", "files", "J")
-    yield from _table(heads, [_fact_cells(case) for case in report.cases])
+    columns = ("", "computed in", "PSNR", "SSIM", "latents", "judge", "peak memory", "files", "J")
+    yield from _table(columns, [_fact_cells(case) for case in report.cases])
     yield ""
     yield from _circumstances(report)
 
@@ -205,10 +205,15 @@ def _time_cells(report: Report, row: Row) -> tuple[str, ...]:
     )
 
 
+def last_line(case: CaseRecord) -> str:
+    """The last line of what a case that failed has said."""
+    lines = case.message.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
 def _fact_cells(case: CaseRecord) -> tuple[str, ...]:
     if case.status != "ok":
-        last = case.message.strip().splitlines()
-        return (case.label, f"**{case.status}**: {last[-1].strip() if last else ''}", *[""] * 7)
+        return (case.label, f"**{case.status}**: {last_line(case)}", *[""] * 7)
     near, score = case.fidelity, case.score
     latents = near.latents_relative_l2 if near else None
     return (

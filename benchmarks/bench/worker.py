@@ -19,6 +19,7 @@ _BEGUN = perf_counter()
 from collections.abc import Callable, Iterator, Mapping  # noqa: E402
 from contextlib import contextmanager, suppress  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
+from itertools import pairwise  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Protocol  # noqa: E402
 
@@ -146,7 +147,7 @@ class Torch:
             self._wait()
             end = perf_counter()
         ends = marks["steps"]
-        between = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        between = [b - a for a, b in pairwise(ends)]
         return Call(
             end - begun,
             marks["encode"],
@@ -313,13 +314,12 @@ def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     """The steady state: calls after the first, and the energy that they took."""
     from benchmarks.bench import energy
 
-    calls, case = [], request["case"]
+    case = request["case"]
     before = energy.read()
-    for _ in range(request["repeats"]):
-        calls.append(
-            engine.call(request["prompt"], case["steps"], request["seed"],
-                        request["guidance_scale"])
-        )  # fmt: skip
+    calls = [
+        engine.call(request["prompt"], case["steps"], request["seed"], request["guidance_scale"])
+        for _ in range(request["repeats"])
+    ]
     joules = energy.read().joules_since(before)
     pictures = max(1, len(calls) * case["batch"])
     encodes = [call.encode for call in calls if call.encode is not None]
