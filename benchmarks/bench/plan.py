@@ -52,13 +52,12 @@ def make(
     """
     manifest = Manifest.load(bundle)
     notes: list[str] = []
-    if not any(group.builds or group.torches or group.peers for group in groups):
-        every = tuple(build.name for build in manifest.builds)
-        groups = [replace(group, builds=every) for group in groups] or [Group(builds=every)]
-        found = _possible(groups, manifest, notes)
-    else:
-        # A group of axes only takes every build; what is named must be there.
-        found = [_with_backend(c, manifest) for group in groups for c in group.cases()]
+    found: list[Case] = []
+    for group in groups:
+        if group.builds or group.torches or group.peers:
+            found += [_with_backend(case, manifest) for case in group.cases()]
+        else:  # of axes only: every build at them; what is named must be there, these need not
+            found += _possible(group, manifest, notes)
     chosen = [_complete(case, manifest) for case in found]
     folder, builtin = _source(manifest, source, needed=_needs_source(chosen, baselines))
     baseline_of: dict[str, str] = {}
@@ -80,16 +79,17 @@ def make(
     )
 
 
-def _possible(groups: Iterable[Group], manifest: Manifest, notes: list[str]) -> list[Case]:
+def _possible(group: Group, manifest: Manifest, notes: list[str]) -> list[Case]:
     """The cases of all builds, those left out that nothing here loads, or only slowly."""
     found, left_out = [], set()
-    for case in (case for group in groups for case in group.cases()):
+    every = replace(group, builds=tuple(build.name for build in manifest.builds))
+    for case in every.cases():
         try:
             found.append(_with_backend(case, manifest))
         except InputError as error:
-            if case.backend or case.device:
-                raise
             left_out.add(str(error))
+    if not found and any((*group.backends, *group.devices)):
+        raise InputError("; ".join(sorted(left_out)))
     notes += sorted(left_out)
     return found
 
