@@ -57,7 +57,8 @@ class LazyGroup(click.Group):
     epilog="""
     \b
     Exit codes: 0 done · 2 bad argument · 3 bad source · 4 bad bundle · 5 backend failed ·
-    6 verification missed · 7 export failed · 130 interrupted. LATENTC_DEBUG=1 shows tracebacks.
+    6 verification missed · 7 export failed · 8 slower than before · 130 interrupted.
+    LATENTC_DEBUG=1 shows tracebacks.
     """,
 )
 @click.version_option(__version__, prog_name="latentc")

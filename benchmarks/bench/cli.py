@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.errors import InputError
+from runtimes.errors import InputError, PerformanceRegression
 
 if TYPE_CHECKING:
     from benchmarks.bench.cases import CaseFile, Group
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from benchmarks.bench.plan import Plan
     from benchmarks.bench.runner import Progress
 
-SLOWER = 8  # exit code of `compare`
 _DEFAULT_SCENARIOS = ("cold_start", "load", "first_call", "denoiser_step", "text_encode",
                       "vae_decode", "end_to_end")  # fmt: skip
 _BASELINES = ("torch", "torch-channels-last", "torch-compile")
@@ -177,7 +176,7 @@ def compare(
     )
     click.echo(comparing.as_json(found) if as_json else comparing.as_text(found))
     if found.slower:
-        click.get_current_context().exit(SLOWER)
+        raise PerformanceRegression(comparing.sentence(found))
 
 
 @bench.command()

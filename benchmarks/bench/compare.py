@@ -115,7 +115,7 @@ def as_text(found: Comparison) -> str:
     if any(line.divided for line in found.lines):
         text += "\n* each divided by its own run's baseline, which has the same versions in both"
     text += "".join(f"\nthe reports differ: {remark}" for remark in found.remarks)
-    return f"{text}\n{_sentence(found)}"
+    return f"{text}\n{sentence(found)}"
 
 
 def as_json(found: Comparison) -> str:
@@ -126,7 +126,8 @@ def as_json(found: Comparison) -> str:
     return json.dumps(document, indent=2)
 
 
-def _sentence(found: Comparison) -> str:
+def sentence(found: Comparison) -> str:
+    """How many lines changed, and how."""
     counts: dict[str, int] = {}
     for line in found.lines:
         counts[line.change] = counts.get(line.change, 0) + 1

@@ -53,7 +53,7 @@ def make(
     manifest = Manifest.load(bundle)
     notes: list[str] = []
     found: list[Case] = []
-    for group in groups:
+    for group in groups or [Group()]:
         if group.builds or group.torches or group.peers:
             found += [_with_backend(case, manifest) for case in group.cases()]
         else:  # of axes only: every build at them; what is named must be there, these need not

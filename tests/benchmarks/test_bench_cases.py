@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
 def test_a_file_with_a_mistake_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         cases.read(write(tmp_path, text))
+
+
+def test_the_documents_file_of_cases_is_one(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "benchmarking.md"
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    found = cases.read(write(tmp_path, text))
+    assert len([case for group in found.groups for case in group.cases()]) == 14
 
 
 def test_baselines_stand_at_every_point_once() -> None:

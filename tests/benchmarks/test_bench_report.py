@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from benchmarks.bench import cli, compare, html, model, texts
 from benchmarks.bench.model import Report
 from latentc.cli import run as latentc
-from runtimes.errors import InputError
+from runtimes.errors import InputError, PerformanceRegression
 from tests.bench_reports import make_report
 from tests.benchmarks_pages import Page, check_figures
 
@@ -182,12 +182,12 @@ def test_a_slower_build_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[
         (tmp_path / name).mkdir()
         (tmp_path / name / model.REPORT).write_bytes(model.encode(report))
     paths = [str(tmp_path / "before"), str(tmp_path / "after")]
-    assert latentc(["bench", "compare", *paths]) == cli.SLOWER
+    assert latentc(["bench", "compare", *paths]) == PerformanceRegression.exit_code
     said = capsys.readouterr().out
     assert "slower" in said
     assert latentc(["bench", "compare", *paths, "--threshold", "0.5"]) == 0
     assert "no difference" in capsys.readouterr().out
-    assert latentc(["bench", "compare", *paths, "--json"]) == cli.SLOWER
+    assert latentc(["bench", "compare", *paths, "--json"]) == PerformanceRegression.exit_code
     document = json.loads(capsys.readouterr().out)
     slow = [line for line in document["lines"] if line["change"] == "slower"]
     assert {line["label"] for line in slow} == {"onnx-fp32 on engine"}

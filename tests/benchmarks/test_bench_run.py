@@ -12,9 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchmarks.bench import cli, compare, html, model, peers, plan, runner
+from benchmarks.bench import compare, html, model, peers, plan, runner
 from benchmarks.measure import Bounds, ChildFailed, run_child
 from latentc.cli import run as latentc
+from runtimes.errors import PerformanceRegression
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle
 
@@ -110,7 +111,7 @@ def test_a_build_made_slower_on_purpose_is_caught(
     found = compare.compare(before, after)
     assert {line.change for line in found.lines} == {"slower"}
     paths = [str(tmp_path / "before"), str(tmp_path / "after")]
-    assert latentc(["bench", "compare", *paths]) == cli.SLOWER
+    assert latentc(["bench", "compare", *paths]) == PerformanceRegression.exit_code
     assert latentc(["bench", "compare", *reversed(paths)]) == 0
 
 
