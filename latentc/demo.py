@@ -3,7 +3,7 @@
     python -m latentc.demo -o build/demo
 
 leaves ``bundle/``, the picture grid ``grid.png`` (prompts × backends, PyTorch's own pictures
-first), ``parity.json`` with the figures that are also printed, and ``bench/`` with a short benchmark.
+first), ``parity.json`` with the figures that are also printed, and a short benchmark in ``bench/``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.errors import InputError, PerformanceRegression
+from runtimes.errors import InputError, LatentcError, PerformanceRegression
 
 if TYPE_CHECKING:
     from benchmarks.bench.cases import CaseFile, Group
@@ -118,6 +118,7 @@ def bench() -> None:
 @click.option("--wandb-project", metavar="NAME")
 def run(bundle: Path, output: Path, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
+    _require()
     plan = _plan(bundle, options)
     output.mkdir(parents=True, exist_ok=True)
     from benchmarks.bench import runner
@@ -193,15 +194,28 @@ def write(report: Report, output: Path) -> list[Path]:
     """Write a report in every form into a folder."""
     from benchmarks.bench import html, model, texts
 
+    # First of all what cannot be made again.
+    (output / model.REPORT).write_bytes(model.encode(report))
     forms = {
         "report.html": html.page(report, output),
         "report.md": texts.markdown(report),
         "report.csv": texts.table_csv(report),
     }
-    (output / model.REPORT).write_bytes(model.encode(report))
     for name, text in forms.items():
         (output / name).write_text(text, "utf-8")
     return [output / name for name in (*forms, model.REPORT)]
+
+
+def _require() -> None:
+    """Refuse now what would fail when everything is measured."""
+    from importlib.util import find_spec
+
+    needed = ("psutil", "matplotlib", "jinja2", "skimage")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise LatentcError(
+            f"latentc bench needs {', '.join(missing)}; install it with: pip install 'latentc[bench]'"
+        )
 
 
 def _plan(bundle: Path, options: dict[str, Any]) -> Plan:
@@ -313,7 +327,7 @@ def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
             words.append(flag)
         elif isinstance(value, tuple):
             words += [word for each in value for word in (flag, str(each))]
-        elif value not in (None, False, parameter.default):
+        elif value is not None and value is not False and value != parameter.default:
             words += [flag, str(value)]
     import shlex
 

@@ -329,15 +329,18 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
 
 
 def _reference(bench: _Bench, case: Case) -> Measured | None:
-    """fp32 PyTorch on the CPU at the same size, batch and steps, whatever its threads."""
+    """fp32 PyTorch at the same size, batch and steps, whatever its threads: on the CPU, or where
+    that was not measured, on what it was."""
     batch, height, width, _, steps = case.point
-    for each in bench.measured.values():
-        other = each.case
-        same = (other.batch, other.height, other.width, other.steps) == (
-            batch, height, width, steps)  # fmt: skip
-        if other.variant == "torch" and other.engine == "torch" and other.on_cpu and same:
-            return each if each.pictures else None
-    return None
+    found = [
+        each
+        for each in bench.measured.values()
+        if (each.case.engine, each.case.variant) == ("torch", "torch")
+        and (each.case.batch, each.case.height, each.case.width, each.case.steps)
+        == (batch, height, width, steps)
+        and each.pictures
+    ]
+    return min(found, key=lambda each: not each.case.on_cpu, default=None)
 
 
 def _save_pictures(

@@ -191,3 +191,19 @@ def test_a_source_that_moved_is_refused(
     assert latentc(["bench", str(bundle), "-o", str(tmp_path / "out")]) == 3
     assert "--source" in capsys.readouterr().err
     assert latentc(["bench", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 4
+
+
+def test_what_the_report_needs_is_asked_for_first(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "skimage" else real(name)
+    )
+    assert latentc(["bench", str(bundle), "-o", str(tmp_path / "out")]) == 1
+    assert "pip install 'latentc[bench]'" in capsys.readouterr().err
