@@ -20,6 +20,7 @@ _SERIES = [f"#0102{index:02x}" for index in range(8)]
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _PAPER: "--paper"} | {
     colour: f"--series-{index}" for index, colour in enumerate(_SERIES)
 }
+_POINT = re.compile(r", (batch \d+|\d+×\d+|\d+ threads|all threads|\d+ steps)")
 _WIDTH = 9.0  # inches at 72 units: 648 units, the page's column
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -124,7 +125,7 @@ def _latency(report: Report) -> Any:
 
 
 def _fidelity(report: Report) -> Any:
-    cases = [case for case in report.cases if case.fidelity and case.status == "ok"]
+    cases = [case for case in shown_cases(report) if case.fidelity]
     scenario = next((name for name in ("end_to_end", "denoiser_step", "cold_start")
                      if _rows(report, name, cases)), None)  # fmt: skip
     if scenario is None:
@@ -197,7 +198,7 @@ def _scaling(report: Report) -> Any:
     """Curves over what varies: pictures per call, pixels, threads."""
     axes_of: dict[str, Callable[[CaseRecord], float]] = {
         "pictures in a call": lambda case: case.batch,
-        "megapixels": lambda case: case.height * case.width / 1e6,
+        "pixels": lambda case: case.height * case.width,
         "threads": lambda case: case.threads,
     }
     scenario = next((n for n in ("end_to_end", "denoiser_step")
@@ -205,7 +206,7 @@ def _scaling(report: Report) -> Any:
     varied = {
         name: value
         for name, value in axes_of.items()
-        if len({value(case) for case in report.cases}) > 1
+        if len({value(case) for case in report.cases if case.status == "ok"}) > 1
     }
     if scenario is None or not varied:
         return None
@@ -218,13 +219,20 @@ def _scaling(report: Report) -> Any:
                       color=colour_of(report, cases[0]),
                       linestyle="--" if cases[0].engine == "torch" else "-")  # fmt: skip
         axis.set_xlabel(name)
-        axis.set_xticks(sorted({value(case) for case in report.cases}))
+        ticks = {value(c): _tick(name, c) for c in report.cases if c.status == "ok"}
+        axis.set_xticks(list(ticks), list(ticks.values()))
         axis.set_ylim(bottom=0)
         axis.grid(color=_GRID, linewidth=0.6)
     axes[0].set_ylabel(f"{SCENARIOS[scenario]}, seconds per picture")
-    if axes[-1].lines:
-        axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     return figure
+
+
+def _tick(name: str, case: CaseRecord) -> str:
+    if name == "pixels":
+        return f"{case.width}×{case.height}"
+    return str(case.batch if name == "pictures in a call" else case.threads or "all")
 
 
 def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, list[CaseRecord]]:
@@ -245,7 +253,7 @@ def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, l
 
 def _series_label(report: Report, case: CaseRecord) -> str:
     """The label without the point: what cases of one curve have in common."""
-    return case.label.split(", batch ")[0].split(", all threads")[0]
+    return _POINT.sub("", case.label)
 
 
 def _marker(report: Report, case: CaseRecord) -> str:

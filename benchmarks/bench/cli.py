@@ -214,7 +214,8 @@ def _require() -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise LatentcError(
-            f"latentc bench needs {', '.join(missing)}; install it with: pip install 'latentc[bench]'"
+            f"latentc bench needs {', '.join(missing)}; "
+            "install it with: pip install 'latentc[bench]'"
         )
 
 
