@@ -7,6 +7,7 @@ medians and their spread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +31,8 @@ PACKAGES = (
 )
 _RESULT = "LATENTC_BENCHMARK_RESULT"  # names the file that a child writes its result to
 _ERROR_LINES = 15
+# How libraries say that an allocation failed.
+_NO_MEMORY = ("MemoryError", "bad_alloc", "out of memory", "not enough memory", "OutOfMemory")
 # Ends a script that is measured: what `report(None)` does, without importing anything.
 _EPILOGUE = f"""
 try:
@@ -58,7 +62,23 @@ class Child:
 
 
 class ChildFailed(RuntimeError):
-    """A child process ended with a non-zero exit code; holds the end of what it said."""
+    """A child process ended with a non-zero exit code; holds the end of what it said.
+
+    `kind` is ``failed``, ``timeout`` or ``out of memory``.
+    """
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a child may use before it is ended: wall seconds, and resident bytes together with
+    its own children (watched where psutil is installed). None is no bound."""
+
+    seconds: float | None = None
+    memory: int | None = None
 
 
 def run_child(
@@ -67,6 +87,8 @@ def run_child(
     *,
     echo: bool = False,
     output: Path | None = None,
+    python: str | None = None,
+    bounds: Bounds = Bounds(),
 ) -> Child:
     """Run Python with `arguments` and wait for it.
 
@@ -76,9 +98,11 @@ def run_child(
         environment: added to this process's own.
         echo: let the child write to this terminal.
         output: where to keep what it writes otherwise.
+        python: the interpreter of another environment.
+        bounds: after which it is ended.
 
     Raises:
-        ChildFailed: a non-zero exit code.
+        ChildFailed: a non-zero exit code, or the bounds were passed.
     """
     with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
         answer = Path(folder) / "result.json"
@@ -88,16 +112,15 @@ def run_child(
             stream = None if echo else sink
             begun = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, *arguments], env=settings, stdout=stream, stderr=stream
+                [python or sys.executable, *arguments], env=settings, stdout=stream, stderr=stream
             )
-            code, cpu, peak = _wait(process)
+            watch = _Watch(process, bounds, begun)
+            code, cpu, peak = _wait(process, watch)
             seconds = time.perf_counter() - begun
         if code != 0:
             said = output.read_text(errors="replace").strip().splitlines()[-_ERROR_LINES:]
-            raise ChildFailed(
-                f"{' '.join(arguments[:3])[:80]} ended with code {code}"
-                + "".join(f"\n    {line}" for line in said)
-            )
+            what = " ".join(arguments[:3])[:80]
+            raise _failure(what, code, said, watch)
         reported = json.loads(answer.read_text()) if answer.exists() else {}
         # The kernel's figure includes the moment before exec, when the child shared the memory
         # of this process: a small child of a large parent is right by its own word only.
@@ -232,14 +255,95 @@ def mib(size: float) -> str:
     return f"{size / 2**20:.0f} MiB"
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float, int]:
+class _Watch:
+    """Ends a child that passes its bounds; `reason` then says which."""
+
+    _PAUSE = 0.05  # seconds between two looks
+
+    def __init__(self, process: subprocess.Popen[bytes], bounds: Bounds, begun: float) -> None:
+        self.reason = ""
+        self.kind = "failed"
+        self._process = process
+        self._bounds = bounds
+        self._begun = begun
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        if bounds != Bounds():
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def stop(self) -> None:
+        """The child has ended, and its number may go to another process."""
+        with self._lock:
+            self._over.set()
+
+    def _look(self) -> None:
+        while not self._over.wait(self._PAUSE):
+            seconds, memory = self._bounds.seconds, self._bounds.memory
+            if seconds is not None and time.perf_counter() - self._begun > seconds:
+                self._end("timeout", f"still running after {seconds:g} s")
+            elif memory is not None and _tree_memory(self._process.pid) > memory:
+                self._end("out of memory", f"took more than {gib(memory)}")
+
+    def _end(self, kind: str, reason: str) -> None:
+        with self._lock:
+            if not self._over.is_set():
+                self.kind, self.reason = kind, reason
+                self._over.set()
+                _kill_tree(self._process)
+
+
+def _failure(what: str, code: int, said: Sequence[str], watch: _Watch) -> ChildFailed:
+    """The error for a child that ended with another code than 0."""
+    text = "".join(f"\n    {line}" for line in said)
+    if watch.reason:
+        return ChildFailed(f"{what} was ended: {watch.reason}{text}", watch.kind)
+    starved = code == -9 or any(sign in text for sign in _NO_MEMORY)
+    message = f"{what} ended with code {code}{text}"
+    return ChildFailed(message, "out of memory" if starved else "failed")
+
+
+def _tree_memory(pid: int) -> int:
+    """Resident bytes of a process and of those that it started; 0 if nobody can say."""
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    try:
+        root = psutil.Process(pid)
+        return sum(each.memory_info().rss for each in (root, *root.children(recursive=True)))
+    except psutil.Error:  # gone meanwhile
+        return 0
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a child and what it started."""
+    below: list[Any] = []
+    try:
+        import psutil
+
+        below = psutil.Process(process.pid).children(recursive=True)
+    except Exception:  # psutil is missing, or the process is gone: the child itself is left
+        below = []
+    process.kill()
+    for each in below:
+        with contextlib.suppress(Exception):
+            each.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], watch: _Watch) -> tuple[int, float, int]:
     """Exit code, processor time and peak resident size of this very child."""
     if not hasattr(os, "wait4"):
-        return process.wait(), 0.0, 0
+        code = process.wait()
+        watch.stop()
+        return code, 0.0, 0
     try:
+        # First without reaping: until wait4 the number belongs to the child.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        watch.stop()
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:  # Ctrl-C: no benchmark goes on in the background
-        process.kill()
+        watch.stop()
+        _kill_tree(process)
         process.wait()
         raise
     process.returncode = os.waitstatus_to_exitcode(status)

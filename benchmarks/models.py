@@ -190,6 +190,49 @@ UNET_15 = Network(
     parameters=859_520_964,
 )
 
+CLIP_G = Network(
+    "transformers",
+    "CLIPTextModelWithProjection",
+    {
+        **CLIP_L.config,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "projection_dim": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "pad_token_id": 1,
+    },
+    parameters=694_659_840,
+)
+
+VAE_XL = Network(
+    VAE_1.library,
+    VAE_1.class_name,
+    {**VAE_1.config, "sample_size": 1024, "scaling_factor": 0.13025},
+    parameters=VAE_1.parameters,
+)
+
+UNET_XL = Network(
+    "diffusers",
+    "UNet2DConditionModel",
+    {
+        **UNET_15.config,
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+        "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
+    },
+    parameters=2_567_463_684,
+)
+
 PNDM = Scheduler(
     "PNDMScheduler",
     {
@@ -200,6 +243,18 @@ PNDM = Scheduler(
         "skip_prk_steps": True,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+    },
+)
+
+EULER = Scheduler(
+    "EulerDiscreteScheduler",
+    {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
     },
 )
 
@@ -218,6 +273,23 @@ MODELS: Mapping[str, Model] = {
             "feature_extractor": None,
             "image_encoder": None,
             "requires_safety_checker": False,
+        },
+    ),
+    "sdxl": Model(
+        "StableDiffusionXLPipeline",
+        {
+            "tokenizer": ClipTokenizer(),
+            "tokenizer_2": ClipTokenizer(pad="!"),
+            "scheduler": EULER,
+            "text_encoder": CLIP_L,
+            "text_encoder_2": CLIP_G,
+            "vae": VAE_XL,
+            "unet": UNET_XL,
+        },
+        {
+            "feature_extractor": None,
+            "image_encoder": None,
+            "force_zeros_for_empty_prompt": True,
         },
     ),
 }
@@ -296,6 +368,7 @@ def _merges() -> Iterator[tuple[str, str]]:
     Examples:
       python -m benchmarks.models sd15 build/sd15
       python -m benchmarks.models sd15 build/sd15-fp16 --dtype fp16
+      python -m benchmarks.models sdxl build/sdxl
     """
 )
 @click.argument("name", type=click.Choice(list(MODELS)))
@@ -310,7 +383,8 @@ def _merges() -> Iterator[tuple[str, str]]:
 def main(name: str, out: Path, dtype: str) -> None:
     """Build the full-size pipeline NAME with random weights into the folder OUT.
 
-    sd15: Stable Diffusion 1.5, 3.4 GB of UNet in fp32, 4.3 GB in all.
+    sd15: Stable Diffusion 1.5, 3.4 GB of UNet in fp32, 4.3 GB in all. sdxl: Stable Diffusion XL
+    base, 10.3 GB of UNet in fp32, 13.9 GB in all.
     """
     from benchmarks.measure import gib, peak_memory
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
     "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
+    "bench": ("benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),
     "backends": ("runtimes.cli:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -56,7 +57,8 @@ class LazyGroup(click.Group):
     epilog="""
     \b
     Exit codes: 0 done · 2 bad argument · 3 bad source · 4 bad bundle · 5 backend failed ·
-    6 verification missed · 7 export failed · 130 interrupted. LATENTC_DEBUG=1 shows tracebacks.
+    6 verification missed · 7 export failed · 8 slower than before · 130 interrupted.
+    LATENTC_DEBUG=1 shows tracebacks.
     """,
 )
 @click.version_option(__version__, prog_name="latentc")

@@ -3,7 +3,7 @@
     python -m latentc.demo -o build/demo
 
 leaves ``bundle/``, the picture grid ``grid.png`` (prompts × backends, PyTorch's own pictures
-first) and ``parity.json`` with the figures that are also printed.
+first), ``parity.json`` with the figures that are also printed, and a short benchmark in ``bench/``.
 """
 
 from __future__ import annotations
@@ -104,12 +104,23 @@ def run(output: Path) -> list[Parity]:
     }
     (output / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print_table(figures, seconds)
+    measure(bundle, output / "bench")
     click.echo(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
     click.echo(
         f'  latentc generate {bundle} "a large red circle" --guidance-scale {GUIDANCE_SCALE:g} '
         "--seed 1 -o circle.png"
     )
     return figures
+
+
+def measure(bundle: Path, report: Path) -> None:
+    """A short form of `latentc bench`: every fp32 build against PyTorch."""
+    from benchmarks.bench.cli import bench
+
+    click.echo("\nMeasuring the builds …")
+    builds = [word for target in TARGETS.values() for word in ("--build", f"{target}-fp32")]
+    arguments = [str(bundle), *builds, "--short", "--score", "0", "-o", str(report)]
+    bench.main(arguments, prog_name="latentc bench", standalone_mode=False)
 
 
 def compile_builtin(bundle: Path) -> Manifest:

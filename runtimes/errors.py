@@ -11,7 +11,8 @@
     │   ├── DeviceUnavailable    exit 5   no such device on this machine
     │   └── NumericalError       exit 5   NaN or infinity came out of a session
     ├── VerificationError        exit 6   an export does not reproduce PyTorch
-    └── ExportError              exit 7   capture, lowering or writing failed (disk full …)
+    ├── ExportError              exit 7   capture, lowering or writing failed (disk full …)
+    └── PerformanceRegression    exit 8   a benchmark is slower than an earlier one, or fails now
 
 Ctrl-C exits with 130, as shells expect.
 """
@@ -95,3 +96,9 @@ class ExportError(LatentcError):
     """Capturing, lowering or writing a bundle failed."""
 
     exit_code = 7
+
+
+class PerformanceRegression(LatentcError):
+    """Compared with an earlier report, something became slower beyond the noise, or fails."""
+
+    exit_code = 8

@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentc
+from benchmarks.shapes.judge import reasons
+from benchmarks.shapes.scenes import Prompt, held_out_prompts
 
 from .evaluate import GUIDANCE, STEPS, evaluate
-from .judge import reasons
-from .scenes import Prompt, held_out_prompts
 
 BATCH = 20
 

@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from .captions import caption
-from .draw import render
+from benchmarks.shapes.captions import caption
+from benchmarks.shapes.draw import render
+from benchmarks.shapes.scenes import (
+    COLOURS,
+    SHAPES,
+    Placed,
+    Scene,
+    Spec,
+    place_scene,
+    training_spec,
+)
+
 from .opponent import opponent_layout
-from .scenes import COLOURS, SHAPES, Placed, Scene, Spec, place_scene, training_spec
 from .tokenizer import MAX_LENGTH
 
 CAPTION_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance

@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from .judge import look, reasons
-from .scenes import CANVAS, Prompt, held_out_prompts
+from benchmarks.shapes.judge import look, reasons
+from benchmarks.shapes.scenes import CANVAS, Prompt, held_out_prompts
 
 GUIDANCE = 2.0
 STEPS = 25

@@ -18,7 +18,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .scenes import CANVAS
+from benchmarks.shapes.scenes import CANVAS
+
 from .tokenizer import MAX_LENGTH, build_tokenizer
 
 LATENT_CHANNELS = 4

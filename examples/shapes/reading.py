@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .captions import caption
+from benchmarks.shapes.captions import caption
+from benchmarks.shapes.scenes import COLOURS, PLACES, SHAPES, SIZES, Spec, training_spec
+
 from .data import tokenize
-from .scenes import COLOURS, PLACES, SHAPES, SIZES, Spec, training_spec
 
 _LAYOUTS = (*PLACES, "left of", "above")
 # One group of answers each; index 0 means that there is nothing to tell.

@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 
-from examples.shapes import captions, evaluate, scenes
+from benchmarks.shapes import captions, scenes
+from examples.shapes import evaluate
 
 FOLDER = Path(__file__).parents[2] / "latentc" / "models" / "shapes"
 PARTS = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from diffusers import AutoencoderKL
 
+from benchmarks.shapes.scenes import COLOURS, Placed, Scene
 from examples.shapes import data
 from examples.shapes.opponent import COLOUR_SPAN, COVER_MIDDLE, COVER_SPAN, opponent_layout
-from examples.shapes.scenes import COLOURS, Placed, Scene
 from latentc import builtin_model
 
 

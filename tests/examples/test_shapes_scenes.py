@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.shapes import captions, data, draw, judge, scenes
-from examples.shapes.scenes import Prompt, Spec, Thing
+from benchmarks.shapes import captions, draw, judge, scenes
+from benchmarks.shapes.scenes import Prompt, Spec, Thing
+from examples.shapes import data
 
 
 def drawn(spec: Spec, rng: np.random.Generator) -> Image.Image:

@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 
-from examples.shapes import captions, data, evaluate, networks, reading, scenes, stages, train
+from benchmarks.shapes import captions, scenes
+from examples.shapes import data, evaluate, networks, reading, stages, train
 from examples.shapes.loop import Plan, learning_rate
 from examples.shapes.tokenizer import build_tokenizer
 from examples.shapes.workers import Worker

@@ -1,0 +1,86 @@
+"""How near pictures are to those of fp32 PyTorch with the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.bench.model import Fidelity
+from runtimes.session import Array
+from runtimes.verify import NOT_COMPARABLE, psnr, relative_l2
+
+_WINDOW = 7  # pixels, of the SSIM
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one case drew: uint8 [pictures, height, width, 3], and the final latents."""
+
+    images: Array
+    latents: Array | None
+
+    @classmethod
+    def load(cls, path: Path) -> Pictures:
+        """Read what a worker saved."""
+        with np.load(path) as found:
+            return cls(found["images"], found["latents"])
+
+    @classmethod
+    def of_file(cls, path: Path) -> Pictures:
+        """A picture alone."""
+        return cls(np.asarray(Image.open(path).convert("RGB"))[None], None)
+
+
+def compare(found: Pictures, expected: Pictures) -> Fidelity | None:
+    """All pictures of a case against the reference's; None where their sizes differ."""
+    if found.images.shape[1:] != expected.images.shape[1:]:
+        return None
+    count = min(len(found.images), len(expected.images))
+    images, wanted = found.images[:count], expected.images[:count]
+    latents = None
+    if found.latents is not None and expected.latents is not None:
+        error = relative_l2(found.latents, expected.latents)
+        latents = error if error < NOT_COMPARABLE else None
+    return Fidelity(
+        psnr=psnr(images, wanted),
+        ssim=float(np.mean([ssim(a, b) for a, b in zip(images, wanted, strict=True)])),
+        latents_relative_l2=latents,
+        max_difference=int(np.abs(images.astype(np.int16) - wanted.astype(np.int16)).max()),
+    )
+
+
+def ssim(found: Array, expected: Array) -> float:
+    """Structural similarity of two uint8 pictures [height, width, 3], mean over the channels."""
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(
+            found,
+            expected,
+            channel_axis=2,
+            data_range=255,
+            win_size=_WINDOW,
+            gaussian_weights=False,
+        )
+    )
+
+
+def save_picture(images: Array, path: Path) -> None:
+    """The first picture, as PNG."""
+    Image.fromarray(images[0]).save(path)
+
+
+def save_difference(found: Array, expected: Array, path: Path) -> int:
+    """A map of where two pictures differ, as PNG: white is none, the largest difference is black.
+
+    Returns:
+        the largest difference, of 255.
+    """
+    apart = np.abs(found[0].astype(np.int16) - expected[0].astype(np.int16)).max(axis=2)
+    largest = int(apart.max())
+    shade = 255 - np.rint(apart * (255 / max(largest, 1))).astype(np.uint8)
+    Image.fromarray(shade.astype(np.uint8)).save(path)
+    return largest

@@ -1,0 +1,125 @@
+"""Other programs that run diffusion models, each in an environment of its own.
+
+A peer's script is run as ``<its python> benchmarks/peers/<name>.py REQUEST.json RESULT.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.cases import Case
+from benchmarks.measure import Bounds, ChildFailed, run_child
+from runtimes.errors import BackendUnavailable, InputError
+from runtimes.session import first_line
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "peers"
+# a stage of a peer's result → our scenario
+_STAGES = {
+    "first_picture": "cold_start",
+    "load": "load",
+    "end_to_end": "end_to_end",
+    "denoiser_call": "denoiser_step",
+    "text_encode": "text_encode",
+    "vae_decode": "vae_decode",
+}
+# what a peer is asked → the scenarios that need it, and are taken from its answer
+_ASKS: Mapping[str, tuple[str, ...]] = {
+    "cold_start": ("cold_start", "load"),
+    "end_to_end": ("end_to_end",),
+    "components": ("denoiser_step", "text_encode", "vae_decode"),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer measured: seconds by scenario, peak bytes, its picture, what it is."""
+
+    samples: dict[str, list[float]]
+    peak_memory: int
+    image: Path | None
+    version: str
+
+
+def python_of(name: str) -> Path:
+    """The interpreter of a peer's environment.
+
+    Raises:
+        BackendUnavailable: there is none; names the command that makes it.
+    """
+    create = f"python -m benchmarks.peers create {name}"
+    try:
+        # The module that makes environments knows where they are.
+        found = Path(import_module("benchmarks.peers").python_of(name))
+    except (ImportError, AttributeError):
+        base = os.environ.get("LATENTC_PEERS") or Path.home() / ".cache" / "latentc" / "peers"
+        found = Path(base) / name / "bin" / "python"
+    if not found.exists():
+        raise BackendUnavailable(name, create, "it has no environment here")
+    return found
+
+
+def script_of(name: str) -> Path:
+    """The script that runs a peer.
+
+    Raises:
+        InputError: there is none.
+    """
+    for path in (SCRIPTS / f"{name}.py", SCRIPTS / f"{name.replace('-', '_')}.py"):
+        if path.is_file():
+            return path
+    raise InputError(f"no script runs the peer {name!r}: {SCRIPTS / name}.py is missing")
+
+
+def ask(
+    case: Case,
+    request: Mapping[str, Any],
+    scenarios: Sequence[str],
+    folder: Path,
+    bounds: Bounds,
+) -> Answer:
+    """Run a peer once for each kind of scenario that is wanted.
+
+    Raises:
+        ChildFailed: it failed, by its own word or by its exit code, or passed its bounds.
+    """
+    samples: dict[str, list[float]] = {}
+    answers = []
+    for what, needed in _ASKS.items():
+        wanted = set(needed) & set(scenarios)
+        if wanted:
+            answer = _run(case, {**request, "scenario": what}, folder, bounds)
+            answers.append(answer)
+            stages = {_STAGES.get(name, name): values for name, values in answer["stages"].items()}
+            samples |= {name: stages[name] for name in wanted if stages.get(name)}
+    images = [answer["image"] for answer in answers if answer.get("image")]
+    versions: dict[str, str] = answers[-1]["versions"] if answers else {}
+    return Answer(
+        samples,
+        max((int(each.get("peak_memory_bytes") or 0) for each in answers), default=0),
+        Path(images[-1]) if images else None,
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
+
+
+def _run(case: Case, request: Mapping[str, Any], folder: Path, bounds: Bounds) -> dict[str, Any]:
+    asked, answered = folder / "request.json", folder / "result.json"
+    answered.unlink(missing_ok=True)
+    asked.write_text(json.dumps(request), "utf-8")
+    arguments = [str(script_of(case.variant)), str(asked), str(answered)]
+    run_child(arguments, python=str(python_of(case.variant)), bounds=bounds)
+    try:
+        answer: dict[str, Any] = json.loads(answered.read_text("utf-8"))
+        if not answer["ok"]:
+            raise ChildFailed(str(answer["error"]))
+        if not isinstance(answer["stages"], dict) or not isinstance(answer["versions"], dict):
+            raise TypeError("stages and versions must be objects")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{case.variant} gave no result that can be read: {first_line(error)}"
+        raise ChildFailed(message) from error
+    return answer

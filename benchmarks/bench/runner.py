@@ -1,0 +1,500 @@
+"""Runs a plan: every case in fresh processes, taking turns, and puts the report together."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench import energy, fidelity, machine, peers, roofline, statistics
+from benchmarks.bench.cases import Case
+from benchmarks.bench.fidelity import Pictures
+from benchmarks.bench.model import (
+    BundleRecord,
+    CaseRecord,
+    Interval,
+    Limit,
+    MachineRecord,
+    Operations,
+    Peak,
+    Report,
+    Row,
+    Score,
+    Speedup,
+    Status,
+)
+from benchmarks.bench.plan import Plan
+from benchmarks.bench.worker import STARTED, computed_in
+from benchmarks.measure import Bounds, Child, ChildFailed, run_child
+from benchmarks.measure import machine as this_machine
+from runtimes.report import build_size
+from runtimes.version import __version__
+
+WARM_UP, ROUND = "warm-up", "round"
+_MESSAGE = 600  # characters of a failure that the report keeps
+_VERDICTS = {"more": "faster", "less": "slower", "same": "no difference"}
+
+# told before each process: what is done, and how many processes are done of how many
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Measured:
+    """What is known about one case so far. `samples`: scenario → rounds → seconds."""
+
+    case: Case
+    status: Status = "ok"
+    message: str = ""
+    samples: dict[str, list[list[float]]] = field(default_factory=dict)
+    memory: list[int] = field(default_factory=list)
+    device_memory: list[int] = field(default_factory=list)
+    energy: list[float] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    right: int | None = None
+    operations: dict[str, list[int]] | None = None
+    pictures: Pictures | None = None
+
+
+def run(
+    plan: Plan, output: Path, command: Sequence[str], progress: Progress = lambda *_: None
+) -> Report:
+    """Measure all cases and return the report; pictures are written to `output`/pictures.
+
+    A case that fails, hangs or takes too much memory keeps its place with its status; the others
+    go on.
+    """
+    begun, before = time.perf_counter(), this_machine()
+    with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
+        bench = _Bench(plan, Path(folder), progress)
+        peaks = [bench.peaks()]
+        bench.warm_up()
+        bench.rounds()
+        peaks.append(bench.peaks())
+        best = roofline.best(peaks)
+        operations = _operations(bench.measured.values())
+        records = [_record(bench, each, output / "pictures") for each in bench.measured.values()]
+        rows = _rows(bench.measured, plan, best, operations)
+    after = this_machine()
+    notes = [*plan.notes, *_notes(plan, bench, before.load)]
+    return Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        latentc=__version__,
+        command=[*command],
+        seconds=time.perf_counter() - begun,
+        settings=plan.settings,
+        bundle=_bundle_record(plan),
+        machine=MachineRecord(
+            **{k: v for k, v in asdict(before).items() if k != "load"},
+            load_before=before.load,
+            load_after=after.load,
+            gpus=machine.gpus(),
+            energy_counters=bool(energy.read().counters),
+        ),
+        peaks=best,
+        operations=operations,
+        cases=records,
+        rows=rows,
+        notes=notes,
+    )
+
+
+class _Bench:
+    """One run under way: its processes and what they have said."""
+
+    def __init__(self, plan: Plan, folder: Path, progress: Progress) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.measured = {case.id: Measured(case) for case in plan.cases}
+        self._progress = progress
+        self._done = 0
+        self._points = list(dict.fromkeys((_peak_device(c), c.threads) for c in plan.cases))
+        rounds = 1 + plan.settings.rounds
+        self._total = rounds * len(plan.cases) + 2 * len(self._points)
+        limits = plan.settings
+        self._bounds = Bounds(limits.timeout or None, limits.memory_limit or None)
+
+    def peaks(self) -> list[dict[str, Any]]:
+        """This machine's peaks at every device and number of threads; nothing where it fails."""
+        found: list[dict[str, Any]] = []
+        for device, threads in self._points:
+            self._tell(f"peaks of {device}")
+            request = self._request("peaks", {"device": device, "threads": threads})
+            try:
+                child = run_child(["-m", "benchmarks.bench.roofline", request],
+                                  bounds=self._bounds)  # fmt: skip
+                found += child.result
+            except ChildFailed:
+                continue
+        return found
+
+    def warm_up(self) -> None:
+        """Every case once, not timed: pictures, score, operations; files come into the cache."""
+        counted: set[tuple[int, ...]] = set()
+        for each in self.measured.values():
+            point = each.case.point[:3] + each.case.point[4:]
+            count = each.case.variant == "torch" and each.case.on_cpu and point not in counted
+            self._one(each, WARM_UP, count)
+            if count and each.operations:
+                counted.add(point)
+
+    def rounds(self) -> None:
+        """Every case in every round, in alternating order: what disturbs one disturbs all."""
+        order = list(self.measured.values())
+        for index in range(self.plan.settings.rounds):
+            for each in order if index % 2 == 0 else reversed(order):
+                self._one(each, ROUND)
+
+    def _one(self, each: Measured, mode: str, count: bool = False) -> None:
+        self._tell(f"{mode}: {each.case.name}")
+        if each.status != "ok":
+            return
+        try:
+            if each.case.engine == "peer":
+                self._ask_peer(each, mode)
+            else:
+                self._run_worker(each, mode, count)
+        except ChildFailed as error:
+            kinds: dict[str, Status] = {"timeout": "timeout", "out of memory": "out of memory"}
+            each.status = kinds.get(error.kind, "failed")
+            each.message = _shortened(str(error))
+
+    def _run_worker(self, each: Measured, mode: str, count: bool) -> None:
+        pictures = self.folder / "pictures.npz"
+        pictures.unlink(missing_ok=True)
+        request = self._request(
+            "case",
+            {
+                "case": asdict(each.case),
+                "mode": mode,
+                "bundle": str(self.plan.bundle),
+                "source": str(self.plan.source),
+                "prompt": self.plan.settings.prompt,
+                "negative_prompt": self.plan.settings.negative_prompt,
+                "guidance_scale": self.plan.settings.guidance_scale,
+                "seed": self.plan.settings.seed,
+                "repeats": self._repeats(),
+                "pictures": str(pictures),
+                "score": self._score(each.case),
+                "count": count,
+            },
+        )
+        started = {STARTED: repr(time.perf_counter())}
+        environment = {**started, **_threads(each.case), **self._caches()}
+        child = run_child(["-m", "benchmarks.bench.worker", request], environment,
+                          bounds=self._bounds)  # fmt: skip
+        self._keep(each, mode, child)
+        if mode == WARM_UP:
+            each.pictures = Pictures.load(pictures)
+
+    def _keep(self, each: Measured, mode: str, child: Child) -> None:
+        found: dict[str, Any] = child.result
+        each.about = {name: found[name] for name in ("version", "device", "computed_in")}
+        if found.get("device_memory"):
+            each.device_memory.append(found["device_memory"])
+        if mode == WARM_UP:
+            each.right = found.get("right")
+            each.operations = found.get("operations")
+            if found.get("compile"):
+                each.samples["compile"] = [found["compile"]]
+            return
+        each.memory.append(child.peak_memory)
+        if found.get("energy") is not None:
+            each.energy.append(found["energy"])
+        for scenario in self.plan.settings.scenarios:
+            if scenario != "compile" and found.get(scenario):
+                each.samples.setdefault(scenario, []).append(found[scenario])
+
+    def _ask_peer(self, each: Measured, mode: str) -> None:
+        case, settings = each.case, self.plan.settings
+        work = self.folder / "peers" / case.variant
+        work.mkdir(parents=True, exist_ok=True)
+        request = {
+            "model": str(self.plan.source),
+            "work": str(work),
+            "prompt": settings.prompt,
+            "negative_prompt": settings.negative_prompt,
+            "seed": settings.seed,
+            "steps": case.steps,
+            "height": case.height,
+            "width": case.width,
+            "batch": case.batch,
+            "guidance_scale": settings.guidance_scale,
+            "threads": case.threads,
+            "settings": case.settings,
+            "repeats": max(1, self._repeats()),
+            "warmup": 1,
+        }
+        wanted = ["end_to_end"] if mode == WARM_UP else settings.scenarios
+        answer = peers.ask(case, request, wanted, work, self._bounds)
+        each.about = {"version": answer.version, "device": "cpu", "computed_in": None}
+        if mode == WARM_UP:
+            each.pictures = Pictures.of_file(answer.image) if answer.image else None
+            return
+        each.memory.append(answer.peak_memory)
+        for scenario, values in answer.samples.items():
+            each.samples.setdefault(scenario, []).append([float(value) for value in values])
+
+    def _repeats(self) -> int:
+        """Calls after the first: none where only the first picture is asked about."""
+        steady = set(self.plan.settings.scenarios) - {"cold_start", "load", "compile", "first_call"}
+        return self.plan.settings.repeats if steady else 0
+
+    def _score(self, case: Case) -> int:
+        """The judge sees each build and the baseline once, not at every point."""
+        mine = [c for c in self.plan.cases if (c.engine, c.name) == (case.engine, case.name)]
+        judged = case.engine == "latentc" or case.variant == "torch"
+        square = case.height == case.width == 64 and not case.static
+        return self.plan.score if judged and square and mine[0] == case else 0
+
+    def _caches(self) -> dict[str, str]:
+        """torch.compile starts without what earlier runs have compiled, and keeps its own."""
+        return {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
+
+    def _request(self, name: str, content: Mapping[str, Any]) -> str:
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps(content), "utf-8")
+        return str(path)
+
+    def _tell(self, what: str) -> None:
+        self._progress(what, self._done, self._total)
+        self._done += 1
+
+
+def _threads(case: Case) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(case.threads)} if case.threads else {}
+
+
+def _peak_device(case: Case) -> str:
+    """The device whose peaks limit a case, by PyTorch's name."""
+    name = case.device.lower()
+    if name.startswith(("cuda", "tensorrt")):
+        return "cuda"
+    return "cpu"
+
+
+def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
+    case, plan = each.case, bench.plan
+    build = next((b for b in plan.manifest.builds if b.name == case.variant), None)
+    size = build_size(build) if build else None
+    if case.engine == "torch" and plan.source is not None:
+        size = sum(p.stat().st_size for p in plan.source.rglob("*.safetensors"))
+    computed = each.about.get("computed_in")
+    if computed is None and build:
+        computed = computed_in(build.target, build.precision, case.compute)
+    reference = _reference(bench, case)
+    picture, difference = _save_pictures(bench, each, reference, folder)
+    found = (
+        fidelity.compare(each.pictures, reference.pictures)
+        if each.pictures and reference and reference.pictures and reference is not each
+        else None
+    )
+    score = None
+    if each.right is not None:
+        score = Score(right=each.right, pictures=plan.score, steps=case.steps)
+    return CaseRecord(
+        id=case.id,
+        label=_label(case, plan.cases),
+        engine=case.engine,
+        variant=case.variant,
+        target=build.target if build else None,
+        precision=build.precision if build else None,
+        computed_in=computed,
+        backend=case.backend or None,
+        version=each.about.get("version"),
+        device=each.about.get("device") or case.device or "cpu",
+        batch=case.batch,
+        height=case.height,
+        width=case.width,
+        threads=case.threads,
+        steps=case.steps,
+        baseline=plan.baseline_of.get(case.id),
+        status=each.status,
+        message=each.message,
+        file_size=size,
+        peak_memory=_middle(each.memory),
+        device_memory=_middle(each.device_memory),
+        energy=sum(each.energy) / len(each.energy) if each.energy else None,
+        fidelity=found,
+        score=score,
+        picture=picture,
+        difference=difference,
+        samples=each.samples,
+    )
+
+
+def _reference(bench: _Bench, case: Case) -> Measured | None:
+    """fp32 PyTorch at the same size, batch and steps, whatever its threads: on the CPU, or where
+    that was not measured, on what it was."""
+    batch, height, width, _, steps = case.point
+    found = [
+        each
+        for each in bench.measured.values()
+        if (each.case.engine, each.case.variant) == ("torch", "torch")
+        and (each.case.batch, each.case.height, each.case.width, each.case.steps)
+        == (batch, height, width, steps)
+        and each.pictures
+    ]
+    return min(found, key=lambda each: not each.case.on_cpu, default=None)
+
+
+def _save_pictures(
+    bench: _Bench, each: Measured, reference: Measured | None, folder: Path
+) -> tuple[str | None, str | None]:
+    if each.pictures is None:
+        return None, None
+    folder.mkdir(parents=True, exist_ok=True)
+    number = list(bench.measured).index(each.case.id)
+    picture = folder / f"{number:02}.png"
+    fidelity.save_picture(each.pictures.images, picture)
+    if reference is None or reference is each or reference.pictures is None:
+        return f"pictures/{picture.name}", None
+    if reference.pictures.images.shape[1:] != each.pictures.images.shape[1:]:
+        return f"pictures/{picture.name}", None
+    apart = folder / f"{number:02}-difference.png"
+    fidelity.save_difference(each.pictures.images, reference.pictures.images, apart)
+    return f"pictures/{picture.name}", f"pictures/{apart.name}"
+
+
+def _rows(
+    measured: Mapping[str, Measured],
+    plan: Plan,
+    peaks: Sequence[Peak],
+    operations: Sequence[Operations],
+) -> list[Row]:
+    rows = []
+    for name, each in measured.items():
+        baseline = measured.get(plan.baseline_of.get(name, ""))
+        for scenario in plan.settings.scenarios:
+            rounds = each.samples.get(scenario)
+            if not rounds or each.status != "ok":
+                continue
+            found = statistics.summarise(rounds)
+            other = baseline.samples.get(scenario) if baseline else None
+            faster = None
+            if baseline and other and baseline.status == "ok":
+                faster = speedup(baseline.case.id, other, rounds)
+            limit = _limit(each, scenario, found.p50, peaks, operations)
+            rows.append(
+                Row(
+                    case=name,
+                    scenario=scenario,
+                    count=found.count,
+                    rounds=found.rounds,
+                    p50=found.p50,
+                    p90=found.p90,
+                    p99=found.p99,
+                    interval=Interval(low=found.low, high=found.high),
+                    noise=found.noise,
+                    speedup=faster,
+                    limit=limit,
+                )
+            )
+    return rows
+
+
+def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds) -> Speedup:
+    """How many times faster `faster` is, with its interval and what may be said about it."""
+    found = statistics.ratio(slower, faster)
+    word = statistics.verdict(found, statistics.noise(slower), statistics.noise(faster))
+    return Speedup(
+        baseline=baseline,
+        value=found.value,
+        interval=Interval(low=found.low, high=found.high),
+        verdict=_VERDICTS[word],  # type: ignore[arg-type]
+    )
+
+
+def _limit(
+    each: Measured,
+    scenario: str,
+    seconds: float,
+    peaks: Sequence[Peak],
+    operations: Sequence[Operations],
+) -> Limit | None:
+    case = each.case
+    key = scenario, case.batch, case.height, case.width, case.steps
+    work = next(
+        (o for o in operations if (o.component, o.batch, o.height, o.width, o.steps) == key), None
+    )
+    kind = each.about.get("computed_in")
+    if work is None or kind is None:
+        return None
+    return roofline.limit(work, seconds, peaks, _peak_device(case), case.threads, kind)
+
+
+def _operations(measured: Iterable[Measured]) -> list[Operations]:
+    found: dict[tuple[str, int, int, int, int], Operations] = {}
+    for each in measured:
+        case = each.case
+        for stage, (count, weights, transfers) in (each.operations or {}).items():
+            key = stage, case.batch, case.height, case.width, case.steps
+            found[key] = Operations(
+                component=stage, batch=case.batch, height=case.height, width=case.width,
+                steps=case.steps, operations=count, weights=weights, transfers=transfers,
+            )  # fmt: skip
+    return list(found.values())
+
+
+def _bundle_record(plan: Plan) -> BundleRecord:
+    source = plan.manifest.source
+    return BundleRecord(
+        name=plan.bundle.resolve().name,
+        source=source.id,
+        fingerprint=source.fingerprint,
+        pipeline_class=source.pipeline_class,
+        builtin=plan.builtin,
+        builds=[build.name for build in plan.manifest.builds],
+    )
+
+
+def _notes(plan: Plan, bench: _Bench, load: float) -> list[str]:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    found = []
+    if load > 0.5 * cores:
+        found.append(
+            f"other programs were running (load average {load:.1f} on {cores} cores before the "
+            "start): times are worse than the machine's, and the noise larger"
+        )
+    if not energy.read().counters:
+        found.append("energy was not measured: this system shows no counters that can be read")
+    if plan.settings.rounds < 3:
+        found.append("fewer than three rounds: noise between processes is hardly seen")
+    if not plan.baseline_of:
+        found.append("no baseline: nothing is compared, and pictures have no reference")
+    if plan.score:
+        found.append(
+            f"the judge saw {plan.score} pictures of held-out prompts per build, at the steps of "
+            "the measurement; at 25 steps the model does better"
+        )
+    return found
+
+
+def _label(case: Case, cases: Sequence[Case]) -> str:
+    """The case's name, with those parts of its point in which the cases differ."""
+    parts = [case.name]
+    if len({c.batch for c in cases}) > 1:
+        parts.append(f"batch {case.batch}")
+    if len({(c.width, c.height) for c in cases}) > 1:
+        parts.append(f"{case.width}×{case.height}")
+    if len({c.threads for c in cases}) > 1:
+        parts.append(f"{case.threads} threads" if case.threads else "all threads")
+    if len({c.steps for c in cases}) > 1:
+        parts.append(f"{case.steps} steps")
+    return ", ".join(parts)
+
+
+def _middle(values: Sequence[int]) -> int | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _shortened(text: str) -> str:
+    """The end of a long message: Python's last line says what it was."""
+    return text if len(text) <= _MESSAGE else "… " + text[-_MESSAGE:]

@@ -1,0 +1,423 @@
+"""Measures one case in this process, which makes nothing else.
+
+    python -m benchmarks.bench.worker REQUEST.json
+
+`LATENTC_BENCH_STARTED` in the environment is `time.perf_counter()` from just before the process was
+made (the clock is the system's, not the process's): the first picture's time is counted from there.
+So nothing but what the case itself needs is imported before that picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from time import perf_counter
+
+_BEGUN = perf_counter()
+
+from collections.abc import Callable, Iterator, Mapping  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
+from itertools import pairwise  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Protocol  # noqa: E402
+
+STARTED = "LATENTC_BENCH_STARTED"
+_SCORE_BATCH = 10
+_SCORE_SEED = 1000
+_SCORE_GUIDANCE = 2.0  # the built-in model's best, see its card
+
+
+@dataclass
+class Call:
+    """One picture (or batch): seconds by stage; `steps` are those after the first, which also
+    holds what comes between the text and the loop. Images are RGB pictures, latents float32."""
+
+    total: float
+    encode: float | None
+    steps: list[float]
+    decode: float
+    images: list[Any]
+    latents: Any
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Something loaded that makes pictures."""
+
+    compiles: bool
+
+    def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+class Latentc:
+    """A build of a bundle on one backend."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        from runtimes.pipeline import load
+
+        case = request["case"]
+        self.compiles = bool(case["compile"])
+        self._batch = case["batch"]
+        self._size = {"height": case["height"], "width": case["width"]}
+        self._negative = request["negative_prompt"]
+        static = None
+        if case["static"]:
+            static = {"images": self._batch, **self._size}
+            if request["guidance_scale"] is not None:
+                static["guidance_scale"] = request["guidance_scale"]
+        self._case = case
+        self.pipe = load(
+            request["bundle"],
+            case["backend"] or None,
+            case["device"] or None,
+            build=case["variant"],
+            threads=case["threads"],
+            options=case["options"],
+            compute=case["compute"],
+            compile=case["compile"],
+            static=static,
+        )
+
+    def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
+        many = isinstance(prompt, list)
+        arguments: dict[str, Any] = dict(self._size)
+        if self.pipe.signature.texts:
+            arguments |= {"prompt": prompt, "num_images_per_prompt": 1 if many else self._batch}
+            if self._negative is not None and not many:
+                arguments["negative_prompt"] = self._negative
+            if guidance is not None:
+                arguments["guidance_scale"] = guidance
+        else:
+            arguments["batch_size"] = self._batch
+        begun = perf_counter()
+        result = self.pipe(num_inference_steps=steps, seed=seed, **arguments)
+        total = perf_counter() - begun
+        times = result.timings
+        encode = times.tokenize + times.encode if self.pipe.signature.texts else None
+        return Call(total, encode, times.steps[1:] or times.steps, times.decode,
+                    list(result.images), result.latents)  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        backend = self.pipe.backend
+        return {
+            "version": f"{backend.name} {backend.version()}",
+            "device": self.pipe.device,
+            "computed_in": computed_in(
+                self.pipe.build.target, self.pipe.build.precision, self._case["compute"]
+            ),
+        }
+
+
+class Torch:
+    """The diffusers pipeline as its users run it: eager, channels-last, or compiled."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        import torch
+        from diffusers import DiffusionPipeline
+
+        case = request["case"]
+        self._torch = torch
+        self._case = case
+        self._negative = request["negative_prompt"]
+        if case["threads"]:
+            torch.set_num_threads(case["threads"])
+        self.compiles = case["variant"] == "torch-compile"
+        self.device = case["device"] or "cpu"
+        _quiet()
+        pipe = DiffusionPipeline.from_pretrained(request["source"], local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        self.pipe = pipe.to(self.device)
+        if case["variant"] != "torch":
+            for module in self._modules().values():
+                module.to(memory_format=torch.channels_last)
+        if self.compiles:
+            pipe.unet = torch.compile(pipe.unet)
+            if getattr(pipe, "vae", None) is not None:
+                pipe.vae.decode = torch.compile(pipe.vae.decode)
+
+    def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
+        with self._marks() as marks:
+            arguments = self._arguments(prompt, steps, seed, guidance)
+            begun = perf_counter()
+            images = self.pipe(**arguments).images
+            self._wait()
+            end = perf_counter()
+        ends = marks["steps"]
+        between = [b - a for a, b in pairwise(ends)]
+        return Call(
+            end - begun,
+            marks["encode"],
+            between or [ends[0] - begun - (marks["encode"] or 0.0)],
+            end - ends[-1],
+            images,
+            marks["latents"].float().cpu().numpy(),
+        )
+
+    def operations(self, prompt: Any, seed: int, guidance: float | None) -> dict[str, Any]:
+        """What each stage takes, counted by running the pipeline under a counter."""
+        from benchmarks.bench import roofline
+
+        with roofline.counting() as counter, self._marks(counter) as marks:
+            self.pipe(**self._arguments(prompt, self._case["steps"], seed, guidance))
+            total = counter()
+        steps = marks["operations"]
+        first = marks["encode_operations"]
+        modules = self._modules()
+        weights = {name: _weights(module) for name, module in modules.items()}
+        encoders = sum(size for name, size in weights.items() if "encoder" in name)
+        decoder = sum(_weights(getattr(modules["vae"], part)) for part in
+                      ("decoder", "post_quant_conv") if getattr(modules["vae"], part, None)
+                      is not None) if "vae" in modules else 0  # fmt: skip
+        latents = marks["latents"].numel() * 4
+        pixels = 3 * 4 * self._case["batch"] * self._case["height"] * self._case["width"]
+        evaluations = len(steps)
+        per_step = (steps[-1] - first) // evaluations
+        unet = weights.get("unet", 0)
+        return {
+            "text_encode": [first, encoders, 0],
+            "denoiser_step": [per_step, unet, 2 * latents],
+            "vae_decode": [total - steps[-1], decoder, latents + pixels],
+            "end_to_end": [
+                total,
+                encoders + evaluations * unet + decoder,
+                2 * evaluations * latents + latents + pixels,
+            ],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        matmul = self._torch.get_float32_matmul_precision()
+        kind = str(self.pipe.unet.dtype).removeprefix("torch.")
+        names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+        computed = names.get(kind, kind) if matmul == "highest" else f"{kind} ({matmul} products)"
+        return {
+            "version": f"torch {self._torch.__version__}",
+            "device": self.device,
+            "computed_in": computed,
+        }
+
+    def _arguments(
+        self, prompt: Any, steps: int, seed: Any, guidance: float | None
+    ) -> dict[str, Any]:
+        import inspect
+
+        torch, batch = self._torch, self._case["batch"]
+        if isinstance(seed, list):
+            generator: Any = [torch.Generator().manual_seed(each) for each in seed]
+        else:
+            generator = torch.Generator().manual_seed(seed)
+        found: dict[str, Any] = {"num_inference_steps": steps, "generator": generator}
+        known = inspect.signature(self.pipe.__call__).parameters
+        if "prompt" not in known:
+            return {**found, "batch_size": batch}
+        found |= {"prompt": prompt, "height": self._case["height"], "width": self._case["width"]}
+        if not isinstance(prompt, list):
+            found |= {"num_images_per_prompt": batch, "negative_prompt": self._negative}
+        if guidance is not None:
+            found["guidance_scale"] = guidance
+        return found
+
+    def _modules(self) -> dict[str, Any]:
+        parts = self.pipe.components.items()
+        return {name: part for name, part in parts if isinstance(part, self._torch.nn.Module)}
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            self._torch.cuda.synchronize()
+
+    @contextmanager
+    def _marks(self, counter: Callable[[], int] | None = None) -> Iterator[dict[str, Any]]:
+        """Note when the text is encoded and when each step ends, at the pipeline's own seams."""
+        import functools
+
+        marks: dict[str, Any] = {"encode": None, "steps": [], "latents": None}
+        marks |= {"operations": [], "encode_operations": 0}
+        step = self.pipe.scheduler.step
+
+        # Pipelines look at the signature to see whether a step takes a generator.
+        @functools.wraps(step)
+        def marked_step(*inputs: Any, **named: Any) -> Any:
+            result = step(*inputs, **named)
+            self._wait()
+            marks["steps"].append(perf_counter())
+            marks["latents"] = result[0] if isinstance(result, tuple) else result.prev_sample
+            if counter:
+                marks["operations"].append(counter())
+            return result
+
+        encode = getattr(self.pipe, "encode_prompt", None)
+
+        def marked_encode(*inputs: Any, **named: Any) -> Any:
+            begun = perf_counter()
+            result = encode(*inputs, **named)  # type: ignore[misc]
+            self._wait()
+            marks["encode"] = perf_counter() - begun
+            if counter:
+                marks["encode_operations"] = counter()
+            return result
+
+        self.pipe.scheduler.step = marked_step
+        if encode is not None:
+            self.pipe.encode_prompt = marked_encode
+        try:
+            yield marks
+        finally:
+            del self.pipe.scheduler.step
+            if encode is not None:
+                del self.pipe.encode_prompt
+
+
+def computed_in(target: str, precision: str, compute: str | None) -> str:
+    """The precision that a build's arithmetic really has: smaller weights alone change nothing."""
+    if compute:
+        return compute
+    if target == "tensorrt":
+        return precision
+    if target == "coreml":
+        return "fp32" if precision == "fp32" else "fp16"
+    return "fp32"
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What one process measures; see `runner` for the request."""
+    case = request["case"]
+    begun = perf_counter()
+    built = _build_engines(request) if request["mode"] == "warm-up" else None
+    loading = perf_counter()
+    engine: Engine = Torch(request) if case["engine"] == "torch" else Latentc(request)
+    loaded = perf_counter()
+    prompt, guidance = request["prompt"], request["guidance_scale"]
+    first = engine.call(prompt, case["steps"], request["seed"], guidance)
+    done = perf_counter()
+    started = float(os.environ.get(STARTED, _BEGUN))
+    found: dict[str, Any] = {
+        "cold_start": [done - started - (built or 0.0)],
+        "load": [loaded - loading],
+        "first_call": [first.total],
+        **engine.describe(),
+    }
+    if request["mode"] == "warm-up":
+        found |= _warm_up(request, engine, first)
+        if built:
+            found["compile"] = [loading - begun]
+    else:
+        found |= _repeat(request, engine)
+    if case["device"].lower() not in ("", "cpu"):
+        found["device_memory"] = _device_memory(case)
+    return found
+
+
+def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+    """The steady state: calls after the first, and the energy that they took."""
+    from benchmarks.bench import energy
+
+    case = request["case"]
+    before = energy.read()
+    calls = [
+        engine.call(request["prompt"], case["steps"], request["seed"], request["guidance_scale"])
+        for _ in range(request["repeats"])
+    ]
+    joules = energy.read().joules_since(before)
+    pictures = max(1, len(calls) * case["batch"])
+    encodes = [call.encode for call in calls if call.encode is not None]
+    return {
+        "end_to_end": [call.total for call in calls],
+        "denoiser_step": [step for call in calls for step in call.steps],
+        "vae_decode": [call.decode for call in calls],
+        **({"text_encode": encodes} if encodes else {}),
+        "energy": None if joules is None else joules / pictures,
+    }
+
+
+def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[str, Any]:
+    """Pictures, the judge's score, counted operations; files are in the system's cache after it."""
+    import numpy as np
+
+    case, guidance = request["case"], request["guidance_scale"]
+    pictures = np.stack([np.asarray(image.convert("RGB")) for image in first.images])
+    np.savez(request["pictures"], images=pictures, latents=first.latents)
+    found: dict[str, Any] = {}
+    if engine.compiles:
+        again = engine.call(request["prompt"], case["steps"], request["seed"], guidance)
+        found["compile"] = [max(0.0, first.total - again.total)]
+    if isinstance(engine, Torch) and request["count"]:
+        found["operations"] = engine.operations(request["prompt"], request["seed"], guidance)
+    if request["score"]:
+        found["right"] = _score(request, engine)
+    return found
+
+
+def _score(request: Mapping[str, Any], engine: Engine) -> int:
+    """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
+    from benchmarks.shapes.judge import agrees
+    from benchmarks.shapes.scenes import held_out_prompts
+
+    half, right = request["score"] // 2, 0
+    prompts = [*held_out_prompts(request["score"] - half, 1, 0), *held_out_prompts(half, 2, 0)]
+    for start in range(0, len(prompts), _SCORE_BATCH):
+        part = prompts[start : start + _SCORE_BATCH]
+        seeds = [_SCORE_SEED + start + index for index in range(len(part))]
+        texts = [prompt.text for prompt in part]
+        drawn = engine.call(texts, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
+        right += sum(agrees(image, prompt) for image, prompt in zip(drawn, part, strict=True))
+    return right
+
+
+def _build_engines(request: Mapping[str, Any]) -> float | None:
+    """For backends that need engines made on this machine: make them; the seconds it took."""
+    case = request["case"]
+    if case["engine"] != "latentc":
+        return None
+    from runtimes import backend as engines
+
+    if not engines.find(case["backend"]).builds:
+        return None
+    from runtimes.backend import SessionOptions
+    from runtimes.bundle import Bundle, graph_digest
+
+    begun = perf_counter()
+    opened = Bundle.open(request["bundle"])
+    build = next(each for each in opened.manifest.builds if each.name == case["variant"])
+    engine = engines.get(case["backend"])
+    for component in opened.manifest.components:
+        options = SessionOptions(key=graph_digest(build.artifacts[component.name]))
+        entry = opened.entry(build, component.name)
+        engine.build(entry, component, case["device"] or None, options)
+    return perf_counter() - begun
+
+
+def _device_memory(case: Mapping[str, Any]) -> int | None:
+    """Bytes on an NVIDIA GPU: PyTorch's own peak, else what the driver says that this process
+    holds in the end (engines keep what they have taken)."""
+    if "torch" in (case["engine"], case["backend"]):
+        with suppress(Exception):
+            import torch
+
+            return int(torch.cuda.max_memory_reserved())
+    from benchmarks.bench.machine import process_gpu_memory
+
+    return process_gpu_memory(os.getpid())
+
+
+def _weights(module: Any) -> int:
+    return sum(parameter.numel() * 4 for parameter in module.parameters())
+
+
+def _quiet() -> None:
+    """No progress bars in a log that is read only after a failure."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for each in (diffusers_logging, transformers_logging):
+        each.set_verbosity_error()
+        each.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    measured = measure(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    from benchmarks.measure import report
+
+    report(measured)
