@@ -170,7 +170,9 @@ def _builds_table(manifest: Manifest) -> Table:
         verification = build.verification
         verdict = _verdict(verification.passed) if verification else "no"
         size = megabytes(build_size(build))
-        table.add_row(build.name, build.target, build.precision, size, verdict)
+        kept = sum(len(artifact.kept) for artifact in build.artifacts.values())
+        precision = build.precision + (f", {kept} layers in fp16" if kept else "")
+        table.add_row(build.name, build.target, precision, size, verdict)
     return table
 
 

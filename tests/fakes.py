@@ -270,7 +270,7 @@ def _build(folder: Path, components: tuple[Component, ...], graphs: Mapping[str,
         path = f"fake-fp32/{component.name}/graph.json"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps({"graph": graphs[component.name]}))
-        artifacts[component.name] = Artifact("key", path, (file_of(folder, path),))
+        artifacts[component.name] = Artifact("key", path, (file_of(folder, path),), "fp32")
     return Build("fake-fp32", "fake", "fp32", artifacts)
 
 

@@ -93,7 +93,7 @@ class OnnxRuntimeBackend(Backend):
             self._ort.preload_dlls()  # CUDA and cuDNN from their own packages
         engine = self._ort.InferenceSession(
             str(entry),
-            sess_options=self._settings(options),
+            sess_options=self._settings(options, place),
             providers=place.providers(options),
             enable_fallback=0,
         )
@@ -106,13 +106,14 @@ class OnnxRuntimeBackend(Backend):
             raise DeviceUnavailable(self.name, device, ["cpu"], reason)
         return OnnxRuntimeSession(self._ort, engine, component, place)
 
-    def _settings(self, options: SessionOptions) -> Any:
+    def _settings(self, options: SessionOptions, place: _Place) -> Any:
         settings = self._ort.SessionOptions()
         settings.log_severity_level = _QUIET
         settings.intra_op_num_threads = options.threads
         for symbol, size in options.sizes.items():
             settings.add_free_dimension_override_by_name(symbol, size)
-        for key, value in {**_FOLDED, **options.extra}.items():
+        folded = _FOLDED if place.device.providers[0] == _CPU else {}
+        for key, value in {**folded, **options.extra}.items():
             settings.add_session_config_entry(key, value)
         return settings
 

@@ -23,7 +23,7 @@ from exporter.capture import capture, example_inputs, variant
 from exporter.compile import export
 from exporter.families import Graph
 from exporter.options import ExportOptions, artifact_keys
-from exporter.passes import split_einsum_attention
+from exporter.passes import Choices, split_einsum_attention
 from exporter.source import resolve
 from exporter.targets import coreml
 from exporter.targets.coreml_options import CoreMLOptions
@@ -257,7 +257,7 @@ def test_the_pass(chunk: int, free: bool) -> None:
     shapes = tuple({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO} for _ in inputs)
     program = torch.export.export(Attention(), inputs, dynamic_shapes=shapes if free else None)
     expected = Attention()(*inputs)
-    assert split_einsum_attention.run(program, chunk) == 1
+    assert split_einsum_attention.run(program, Choices(), chunk) == 1
     for found, wanted in zip(program.module()(*inputs), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     targets = [node.target for node in program.graph.nodes]

@@ -148,8 +148,10 @@ def test_a_component_that_would_overflow_stays_float32(
     graph = Graph(
         Component("decoder", "decoder", {"latents": IMAGE}, {"image": IMAGE}), Loud(volume)
     )
-    lowering = Lowering(graph, described(graph), ExportOptions(), Progress(None), probes_of)
-    lowering.write("tensorrt", "fp16", tmp_path)
+    lowering = Lowering(
+        graph, described(graph), ExportOptions(), Progress(None), probes_of, lambda: []
+    )
+    lowering.write("tensorrt", "fp16", frozenset(), tmp_path)
     recipe = Recipe.load(tmp_path / "recipe.json")
     said = [str(w.message) for w in recwarn if "stays in float32" in str(w.message)]
     if kept:
@@ -176,7 +178,8 @@ def test_pairs_of_target_and_precision() -> None:
     with pytest.raises(InputError) as caught:
         options.passes("onnx", "bf16")
     assert str(caught.value) == (
-        "target 'onnx' has no precision 'bf16'; there are onnx: fp32, fp16; openvino: fp32, fp16; "
-        "torch: fp32, fp16; tensorrt: fp32, fp16, bf16; "
+        "target 'onnx' has no precision 'bf16'; there are onnx: fp32, fp16, int8, int4; "
+        "openvino: fp32, fp16, bf16, int8, int4, w8a8; torch: fp32, fp16, bf16; "
+        "tensorrt: fp32, fp16, bf16, int8, w8a8; "
         "coreml: fp32, fp16, int8, palette8, palette6, palette4"
     )

@@ -12,7 +12,7 @@ import pytest
 
 from runtimes import verify
 from runtimes.errors import BundleError, VerificationError
-from runtimes.manifest import MANIFEST, Manifest, Verification
+from runtimes.manifest import MANIFEST, Build, Manifest, Verification
 from runtimes.verify import check_build, psnr, relative_l2
 from tests.fakes import FakeBackend, add_probes, file_of, make_bundle
 
@@ -67,9 +67,17 @@ def test_the_loop_has_a_tolerance(bundle: Path) -> None:
 
 def test_fp16_has_its_own(bundle: Path) -> None:
     manifest = add_probes(bundle, 2e-3)
-    half = msgspec.structs.replace(manifest.builds[0], precision="fp16")
-    assert check_build(bundle, manifest, half, FakeBackend()).passed
-    odd = msgspec.structs.replace(manifest.builds[0], precision="int3")
+    build = manifest.builds[0]
+
+    def of(precision: str) -> Build:
+        made = {
+            name: msgspec.structs.replace(artifact, precision=precision)
+            for name, artifact in build.artifacts.items()
+        }
+        return msgspec.structs.replace(build, artifacts=made)
+
+    assert check_build(bundle, manifest, of("fp16"), FakeBackend()).passed
+    odd = of("int3")
     with pytest.raises(VerificationError, match="no tolerance is known for precision 'int3'"):
         check_build(bundle, manifest, odd, FakeBackend())
 
