@@ -1,4 +1,4 @@
-"""The judge's scores of a bundle on each backend, beside those of PyTorch itself.
+"""The judge's scores of a bundle's builds, beside those of PyTorch itself.
 
 python -m examples.shapes.compare BUNDLE --help
 """
@@ -16,6 +16,7 @@ from tqdm import tqdm
 import latentc
 from benchmarks.shapes.judge import reasons
 from benchmarks.shapes.scenes import Prompt, held_out_prompts
+from runtimes.manifest import Manifest
 
 from .evaluate import GUIDANCE, STEPS, evaluate
 
@@ -30,7 +31,7 @@ def first_seed(objects: int, seed: int) -> int:
 def draw(pipe: latentc.Pipeline, prompts: list[Prompt], steps: int, seed: int) -> list[Image.Image]:
     """One picture per prompt, each with a seed of its own."""
     images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), BATCH), desc=pipe.backend.name, unit="batch"):
+    for start in tqdm(range(0, len(prompts), BATCH), desc=pipe.build.name, unit="batch"):
         part = prompts[start : start + BATCH]
         result = pipe(
             [prompt.text for prompt in part],
@@ -50,34 +51,45 @@ def score(images: list[Image.Image], prompts: list[Prompt]) -> float:
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--backend", "backends", multiple=True, default=("onnxruntime", "openvino", "torch"))
+@click.option("--build", "builds", multiple=True, help="[default: all but those for coreml]")
 @click.option("--prompts", default=200, show_default=True, help="Half of one shape, half of two.")
 @click.option("--steps", default=STEPS, show_default=True, help="Sampling steps.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the prompts and the noise.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the scores.")
 def main(
     bundle: Path,
-    backends: tuple[str, ...],
+    builds: tuple[str, ...],
     prompts: int,
     steps: int,
     seed: int,
     json_path: Path | None,
 ) -> None:
-    """Score a BUNDLE of the built-in model on held-out prompts, backend by backend."""
+    """Score a BUNDLE of the built-in model on held-out prompts, build by build.
+
+    Each build runs on the backend that verified it. Core ML packages are evaluated by a slow
+    reference on most systems: name such a build to wait for it.
+    """
+    manifest = Manifest.load(bundle)
+    chosen = [
+        build
+        for build in manifest.builds
+        if build.name in builds or (not builds and build.target != "coreml")
+    ]
     asked = {objects: held_out_prompts(prompts // 2, objects, seed) for objects in (1, 2)}
     reference = DiffusionPipeline.from_pretrained(latentc.builtin_model())
     scores: dict[str, dict[int, float]] = {"diffusers": {}}
     for objects, part in asked.items():
         results = evaluate(reference, part, steps, GUIDANCE, first_seed(objects, seed))
         scores["diffusers"][objects] = score([result.image for result in results], part)
-    for backend in backends:
-        with latentc.load(bundle, backend=backend) as pipe:
-            scores[backend] = {
+    for build in chosen:
+        backend = build.verification.backend if build.verification else None
+        with latentc.load(bundle, backend, build=build.name) as pipe:
+            scores[build.name] = {
                 objects: score(draw(pipe, part, steps, first_seed(objects, seed)), part)
                 for objects, part in asked.items()
             }
     for name, found in scores.items():
-        click.echo(f"{name:<12} one object {found[1]:5.1f}%   two objects {found[2]:5.1f}%")
+        click.echo(f"{name:<16} one object {found[1]:5.1f}%   two objects {found[2]:5.1f}%")
     if json_path:
         json_path.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
