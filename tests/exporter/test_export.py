@@ -300,7 +300,10 @@ def test_a_fixed_size(sd_source: Path, tmp_path: Path) -> None:
     [
         ({"targets": ("coffee",)}, "unknown target 'coffee'"),
         ({"targets": ()}, "no target"),
-        ({"precision": "fp3"}, "target 'onnx' has no precision 'fp3'; there are onnx: fp32, fp16;"),
+        (
+            {"precision": "fp3"},
+            "target 'onnx' has no precision 'fp3'; there are onnx: fp32, fp16, int8",
+        ),
         ({"height": 32}, "both height and width"),
         ({"height": 33, "width": 32}, "height 33 must be a multiple of"),
         ({"steps": (0,)}, "between 1 and 1000"),
