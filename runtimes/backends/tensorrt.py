@@ -32,9 +32,7 @@ class TensorRtBackend(Backend):
 
     name: ClassVar[str] = "tensorrt"
     package: ClassVar[str] = "tensorrt"
-    install: ClassVar[str] = (
-        "pip install 'latentc[tensorrt]' --extra-index-url https://pypi.nvidia.com"
-    )
+    install: ClassVar[str] = "pip install 'latentc[tensorrt]'"  # from NVIDIA's package index
     targets: ClassVar[tuple[str, ...]] = ("tensorrt",)
     builds: ClassVar[bool] = True
 
