@@ -73,7 +73,10 @@ def _read(path: Path) -> Read:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """The records of a log, those that are split over blocks put together."""
+    """The records of a log, those that are split over blocks put together.
+
+    The file may still be written to: what has only come in part is left for the next look.
+    """
     assert data[:4] == b":W&B"
     place, held = _FILE_HEADER, b""
     while place < len(data):
@@ -81,8 +84,10 @@ def records(data: bytes) -> Iterator[bytes]:
         if left < 7:  # padding
             place += left
             continue
+        if len(data) - place < 7:
+            return
         _, length, kind = struct.unpack_from("<IHB", data, place)
-        if kind == 0:
+        if kind == 0 or len(data) - place - 7 < length:
             return
         held += data[place + 7 : place + 7 + length]
         place += 7 + length

@@ -19,7 +19,7 @@ import latentc
 from latentc.wandb import COLUMNS, Autolog, chain
 from runtimes import observe
 from tests.docs.markdown import ROOT, blocks
-from tests.wandb_file import Read, read
+from tests.wandb_file import Read, read, records
 
 wandb = pytest.importorskip("wandb", reason="needs pip install 'latentc[wandb]'")
 
@@ -125,6 +125,19 @@ def test_a_row_per_picture(pipe: latentc.Pipeline, log: Callable[..., Read]) -> 
     assert shown[0]["captions"] == [row["Prompt"] for row in rows[:4]]
     assert all((run.files / name).exists() for name in shown[0]["filenames"])
     assert run.values("Seconds/total") == pytest.approx([each.timings.total for each in made])
+
+
+def test_a_file_that_is_still_written_to_reads_up_to_there(
+    pipe: latentc.Pipeline, log: Callable[..., Read], runs: Callable[[], list[Path]]
+) -> None:
+    log(lambda: pipe("a star", num_inference_steps=1))
+    (path,) = runs()
+    whole = path.read_bytes()
+    every = list(records(whole))
+    for length in range(4, len(whole), 101):
+        found = list(records(whole[:length]))
+        assert found == every[: len(found)]
+    assert len(found) < len(every)
 
 
 def test_configuration(pipe: latentc.Pipeline, log: Callable[..., Read]) -> None:
