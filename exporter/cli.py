@@ -42,6 +42,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export ./my-pipeline -o bundle --target openvino --precision fp16 \\
           --height 512 --width 512
       latentc export ./my-pipeline -o bundle --target tensorrt --precision fp16
+      latentc export builtin -o every-build --target all --precision all
       latentc export ./my-pipeline -o bundle --target openvino --precision int8 \\
           --fidelity-floor 30
       latentc export ./my-pipeline -o bundle --target openvino \\
@@ -57,7 +58,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     default=("onnx",),
     show_default=True,
-    help="onnx, openvino, torch, coreml or tensorrt; may be repeated.",
+    help="onnx, openvino, torch, coreml or tensorrt; may be repeated; or all.",
 )
 @click.option(
     "-p",
@@ -68,7 +69,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="fp32, fp16, bf16, int8 or int4 (weights), w8a8 (weights and activations of 8 bits); for "
     "coreml palette8, palette6, palette4; or by component, as denoiser=int8,vae_decoder=fp16; "
-    "may be repeated.",
+    "may be repeated; all: each target in every precision that it has.",
 )
 @click.option(
     "--calibration-prompts",

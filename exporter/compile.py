@@ -20,10 +20,11 @@ from msgspec.structs import replace
 
 from exporter.calibration import Calibration, read_prompts
 from exporter.families import Description, Graph, family_of
+from exporter.judged import Judged, judge_probe
+from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
-from exporter.options import ExportOptions, artifact_keys, check, up_to_date
-from exporter.precision import build_name, canonical, of_component
+from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
@@ -37,6 +38,7 @@ from runtimes.manifest import (
     Build,
     CreatedBy,
     Defaults,
+    JudgeProbe,
     LoopProbe,
     Manifest,
     Probes,
@@ -45,6 +47,7 @@ from runtimes.manifest import (
     Tokenizer,
 )
 from runtimes.npz import write_arrays
+from runtimes.precision import build_name, canonical, of_component
 from runtimes.version import __version__
 
 PROBES = "probes"
@@ -85,9 +88,10 @@ def export(
     Args:
         source: a Hub id or a diffusers folder.
         output: the bundle's folder. Builds of the same source that stand there are kept.
-        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``.
+        targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``, or
+            ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
-            `exporter.targets` says what each target has.
+            `exporter.targets` says what each target has. ``"all"`` is all of them.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -106,7 +110,8 @@ def export(
         InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
             Nothing is left at `output` that was not there before.
     """
-    asked = tuple(dict.fromkeys(targets))
+    named = [name for each in targets for name in (TARGETS if each == ALL else (each,))]
+    asked = tuple(dict.fromkeys(named))
     precisions = (precision,) if isinstance(precision, str) else precision
     options = ExportOptions(
         asked,
@@ -265,6 +270,7 @@ class _Compilation:
         from exporter.reference import reference
 
         sizes, fixed = self._probed_sizes(description)
+        judged = self._judged(fixed)
         key = digest(
             {
                 "kind": "probes",
@@ -274,7 +280,11 @@ class _Compilation:
                 "arguments": dict(description.probe_arguments),
                 "schedule": own.key,
                 "versions": versions(CAPTURE),
-                "code": code("exporter.reference", family_of(self.source.pipeline_class).__name__),
+                "code": code(
+                    *("exporter.reference", "exporter.judged"),
+                    family_of(self.source.pipeline_class).__name__,
+                ),
+                "judged": judged is not None,
             }
         )
 
@@ -284,11 +294,28 @@ class _Compilation:
                 for name, values in arrays.items():
                     write_arrays(folder / f"{name}.npz", values)
                     wrote((folder / f"{name}.npz").stat().st_size)
-            return {"loop": to_builtins(loop)}
+            return {
+                "loop": to_builtins(loop),
+                "judged": to_builtins(self._judge(description, own, judged)),
+            }
 
         item = self.store.item(key, PROBES, write)
         files = {Path(file.path).stem: file for file in item.files}
-        return Probes(files, convert(item.meta["loop"], LoopProbe), key)
+        judge = convert(item.meta["judged"], JudgeProbe | None)
+        return Probes(files, convert(item.meta["loop"], LoopProbe), key, judge)
+
+    def _judged(self, fixed: tuple[int, int] | None) -> Judged | None:
+        """Who judges the pictures, where they may have the size that the judge is for."""
+        asked = read_judged(self.source.folder)
+        return asked if asked and fixed in (None, (asked.height, asked.width)) else None
+
+    def _judge(
+        self, description: Description, own: Schedule, asked: Judged | None
+    ) -> JudgeProbe | None:
+        if asked is None:
+            return None
+        with self.progress.counted("judge", "draw in PyTorch", asked.pictures) as told:
+            return judge_probe(description, asked, own, told)
 
     def _probed_sizes(
         self, description: Description
@@ -460,6 +487,12 @@ def describe_misses(build: Build) -> list[str]:
             f"{build.name}, whole loop: latents differ by {loop.latents_relative_l2:.1e} "
             f"(allowed {loop.tolerance:.1e}), the picture by {loop.image_max_difference} of 255, "
             f"{loop.image_psnr:.1f} dB"
+        )
+    score = verification.score
+    if score and not score.passed:
+        lines.append(
+            f"{build.name}: the judge finds {score.right} of {score.pictures} pictures right, "
+            f"expected {score.least} at least"
         )
     return lines
 

@@ -12,11 +12,11 @@ from exporter.lowering import Lowering
 from exporter.memory import free_memory
 from exporter.options import ExportOptions
 from exporter.passes import QUANTIZED
-from exporter.precision import build_name, of_component
 from exporter.progress import Progress
 from exporter.targets import TARGETS, verifier
 from exporter.watch import Inputs
 from runtimes.manifest import Artifact, Build, File, Manifest
+from runtimes.precision import build_name, of_component
 
 _TRIAL = ".trial"
 

@@ -10,14 +10,15 @@ from typing import Any
 from exporter.calibration import Calibration
 from exporter.families import family_of
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED
-from exporter.precision import check_components, of_component
 from exporter.source import PipelineSource, digest
 from exporter.targets import OPTIONS, TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
+from runtimes.precision import check_components, of_component
 
+ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
 _SHARED = ("quantization",)  # what passes have in common
@@ -44,7 +45,13 @@ class ExportOptions:
 
     def builds(self) -> list[tuple[str, str]]:
         """(target, precision) of each asked build; a precision may name components."""
-        return [(target, precision) for precision in self.precisions for target in self.targets]
+        pairs = [
+            (target, each)
+            for precision in self.precisions
+            for target in self.targets
+            for each in (TARGETS[target].precisions if precision == ALL else (precision,))
+        ]
+        return list(dict.fromkeys(pairs))
 
     def of(self, target: str) -> TargetOptions:
         """A target's own options."""

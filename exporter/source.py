@@ -22,6 +22,7 @@ from runtimes.errors import SourceError
 from runtimes.session import first_line
 
 INDEX = "model_index.json"
+NOTES = "latentc.json"  # see exporter.judged
 _CONFIGURATION = (".json", ".txt", ".model")
 # Parts that no exported graph needs; not loading them saves 1.2 GB for Stable Diffusion.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
@@ -69,7 +70,9 @@ def resolve(
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
     digests = {name: _digest_folder(folder / name, variant) for name in sorted(parts)}
-    digests[INDEX] = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+    for name in (INDEX, NOTES):
+        if (folder / name).is_file():
+            digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     name = folder.resolve().name if Path(source).exists() else str(source)
     return PipelineSource(name, folder, class_name, parts, digests, revision, variant)
 

@@ -12,6 +12,7 @@ from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, BackendUnavailable, InputError
 from runtimes.manifest import Artifact, Build, File, Manifest
+from runtimes.precision import canonical
 from runtimes.trust import HashCache, Hashing, check_file
 
 _PREFERRED = (
@@ -81,9 +82,10 @@ def choose_build(
     Of several builds that a backend can load, the target it likes best wins.
 
     Raises:
-        InputError: nothing fits; lists what the bundle has.
+        InputError: nothing fits; lists what the bundle has. Not a precision.
         BackendUnavailable: the engine that could load it is not installed.
     """
+    precision = canonical(precision) if precision else None
     builds = [
         each
         for each in manifest.builds

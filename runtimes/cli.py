@@ -185,14 +185,14 @@ def verify(
             f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
         )
     measured = [
-        (chosen.name, _verified(opened, chosen, engine, device))
+        (chosen, _verified(opened, chosen, engine, device))
         for chosen, engine in _to_verify(opened.manifest, backend, build)
     ]
     if json_file != "-":
         print_measured(measured)
     if json_file:
         _write_figures(json_file, bundle, measured)
-    misses = [f"{name} on {each.backend}" for name, each in measured if not each.passed]
+    misses = [f"{each.name} on {found.backend}" for each, found in measured if not found.passed]
     if misses:
         raise VerificationError(f"does not reproduce PyTorch: {', '.join(misses)}")
 
@@ -368,12 +368,16 @@ def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None)
     )
 
 
-def _write_figures(target: str, bundle: Path, measured: list[tuple[str, Verification]]) -> None:
+def _write_figures(target: str, bundle: Path, measured: list[tuple[Build, Verification]]) -> None:
     import msgspec
 
-    records = [{"build": name, **msgspec.to_builtins(each)} for name, each in measured]
-    for record, (_, each) in zip(records, measured, strict=True):
-        record["passed"] = each.passed
+    from runtimes.report import build_size
+
+    records = [
+        {"build": build.name, "size": build_size(build), **msgspec.to_builtins(found)}
+        | {"passed": found.passed}
+        for build, found in measured
+    ]
     text = json.dumps({"bundle": str(bundle), "verified": records}, indent=2)
     if target == "-":
         click.echo(text)

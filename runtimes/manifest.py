@@ -89,20 +89,32 @@ class Loop(_Base, frozen=True):
     passed: bool
 
 
+class Score(_Base, frozen=True):
+    """How many of a build's pictures the bundle's judge found right, of how many; `least` is how
+    many it takes to pass."""
+
+    judge: str
+    right: int
+    pictures: int
+    least: int
+    passed: bool
+
+
 class Verification(_Base, frozen=True):
-    """What was measured on one build, and with which backend, version and device."""
+    """What was measured on one build, and with which backend, version and device. `score` is
+    None where no judge was asked."""
 
     backend: str
     version: str
     device: str
     checks: tuple[Check, ...]
     loop: Loop | None
+    score: Score | None = None
 
     @property
     def passed(self) -> bool:
-        return all(check.passed for check in self.checks) and (
-            self.loop is None or self.loop.passed
-        )
+        whole = [each for each in (self.loop, self.score) if each is not None]
+        return all(check.passed for check in (*self.checks, *whole))
 
 
 class Artifact(_Base, frozen=True):
@@ -231,12 +243,28 @@ class LoopProbe(_Base, frozen=True):
     width: int
 
 
+class JudgeProbe(_Base, frozen=True):
+    """Pictures for a judge (`runtimes.judges`): prompts and settings of the run; picture i has the
+    seed `seed` + i. `right` is how many of the diffusers pipeline's pictures it found right."""
+
+    judge: str
+    prompts: tuple[str, ...]
+    arguments: dict[str, str | int | float]
+    scheduler: str
+    num_inference_steps: int
+    seed: int
+    height: int
+    width: int
+    right: int
+
+
 class Probes(_Base, frozen=True):
     """Inputs and PyTorch outputs kept for `latentc verify`: one .npz per component and loop."""
 
     files: dict[str, File]
     loop: LoopProbe | None
     key: str
+    judged: JudgeProbe | None = None
 
 
 class Source(_Base, frozen=True):

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtimes.errors import BackendError
-from runtimes.manifest import Build, Component, Manifest, TensorSpec, Verification
+from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Verification
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
 
 
 def print_manifest(manifest: Manifest) -> None:
@@ -27,19 +29,27 @@ def print_manifest(manifest: Manifest) -> None:
 
 def print_verification(manifest: Manifest) -> None:
     """The verification figures that stand in a manifest, build by build."""
-    print_measured(
-        [(build.name, build.verification) for build in manifest.builds if build.verification]
+    print_measured([(each, each.verification) for each in manifest.builds if each.verification])
+
+
+def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
+    """One line for each (build, verification): the largest relative L2 error of each component
+    and of the final latents, the picture, the judge's score. What missed says what was allowed."""
+    subjects = list(dict.fromkeys(row[0] for _, each in measured for row in worst_checks(each)))
+    judged = any(each.score for _, each in measured)
+    table = _table(
+        "Against PyTorch (relative L2, largest difference of 255 and PSNR of the picture)",
+        *("Build", "MB", "Verified on"),
+        *(subject.replace("_", " ") for subject in subjects),
+        *("Latents", "Picture", *(["Judge"] if judged else []), ""),
     )
-
-
-def print_measured(measured: Sequence[tuple[str, Verification]]) -> None:
-    """One line per component and one for the whole loop, of each (build, verification)."""
-    table = _table("Against PyTorch", "", "Relative L2", "Allowed", "Picture, of 255", "")
     for build, verification in measured:
-        engine = f"{verification.backend} {verification.version}, {verification.device}"
-        table.add_row(f"[bold]{build}[/] on {engine}")
-        for row in _rows(verification):
-            table.add_row(*row)
+        errors = {each[0]: each for each in worst_checks(verification)}
+        row = [build.name, f"{build_size(build) / 1e6:.1f}", _engine(verification)]
+        row += [_error(*errors[name][1:]) if name in errors else "" for name in subjects]
+        row += _whole(verification)
+        row += [_score(verification.score)] if judged else []
+        table.add_row(*row, _verdict(verification.passed))
     _show(table)
 
 
@@ -110,15 +120,30 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _rows(verification: Verification) -> Iterable[tuple[str, str, str, str, str]]:
-    for subject, error, tolerance, passed in worst_checks(verification):
-        yield f"  {subject}", f"{error:.1e}", f"{tolerance:.1e}", "", _verdict(passed)
+def _engine(verification: Verification) -> str:
+    version = verification.version.partition("-")[0]
+    return f"{verification.backend} {version}, {verification.device}"
+
+
+def _error(error: float, tolerance: float, passed: bool) -> str:
+    return f"{error:.1e}" if passed else f"[bold red]{error:.1e}, allowed {tolerance:.1e}[/]"
+
+
+def _whole(verification: Verification) -> list[str]:
     loop = verification.loop
-    if loop:
-        what = f"  whole loop, {loop.scheduler}, {loop.num_inference_steps} steps"
-        latents, allowed = f"{loop.latents_relative_l2:.1e}", f"{loop.tolerance:.1e}"
-        picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
-        yield what, latents, allowed, picture, _verdict(loop.passed)
+    if loop is None:
+        return ["", ""]
+    picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
+    within = loop.latents_relative_l2 <= loop.tolerance
+    latents = _error(loop.latents_relative_l2, loop.tolerance, within)
+    return [latents, picture if loop.passed else f"[bold red]{picture}[/]"]
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return ""
+    text = f"{score.right} of {score.pictures}"
+    return text if score.passed else f"[bold red]{text}, at least {score.least}[/]"
 
 
 def _verdict(passed: bool) -> str:
@@ -195,6 +220,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _show(table: Table) -> None:
+    import os
+
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDTH_OF_FILES
+    console.print(table)

@@ -8,24 +8,39 @@ done, `latentc verify` does the same again on another machine, engine or device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtimes import backend as engines
+from runtimes import judges
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
-from runtimes.manifest import Build, Check, Component, File, Loop, LoopProbe, Manifest, Verification
+from runtimes.manifest import (
+    Build,
+    Check,
+    Component,
+    File,
+    JudgeProbe,
+    Loop,
+    LoopProbe,
+    Manifest,
+    Score,
+    Verification,
+)
 from runtimes.npz import read_arrays
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.run import Result
 from runtimes.session import Array
 from runtimes.trust import Hashing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LOOP = "loop"  # the name of the loop's probe file among those of the components
 # JSON has neither infinity nor NaN: what is not finite or has another shape gets this error.
@@ -39,27 +54,29 @@ class Tolerance:
     """What a build of some precision may be off by.
 
     `component`, `latents`: relative L2 of each output and of the final latents.
-    `image_difference`: of 255, per value. `image_psnr`: in dB.
+    `image_difference`: of 255, per value. `image_psnr`: in dB. `judged`: share of the pictures
+    by which the judge may find fewer right than of PyTorch's.
     """
 
     component: float
     latents: float
     image_difference: int
     image_psnr: float
+    judged: float
 
 
 # Accumulated rounding is what an fp32 build may differ by: engines order sums differently.
 # At lower precisions single pixels at edges may jump; the picture as a whole may not.
 TOLERANCES: Mapping[str, Tolerance] = {
-    "fp32": Tolerance(component=1e-4, latents=1e-3, image_difference=2, image_psnr=40.0),
-    "fp16": Tolerance(component=5e-3, latents=5e-2, image_difference=255, image_psnr=30.0),
-    "bf16": Tolerance(component=8e-2, latents=5e-1, image_difference=255, image_psnr=18.0),
-    "w8a8": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=20.0),
-    "int4": Tolerance(component=3e-1, latents=5e-1, image_difference=255, image_psnr=18.0),
-    "int8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=30.0),
-    "palette8": Tolerance(component=6e-2, latents=1e-1, image_difference=255, image_psnr=25.0),
-    "palette6": Tolerance(component=1.5e-1, latents=2e-1, image_difference=255, image_psnr=20.0),
-    "palette4": Tolerance(component=5e-1, latents=8e-1, image_difference=255, image_psnr=12.0),
+    "fp32": Tolerance(1e-4, 1e-3, 2, 40.0, 0.02),
+    "fp16": Tolerance(5e-3, 5e-2, 255, 30.0, 0.02),
+    "bf16": Tolerance(8e-2, 5e-1, 255, 18.0, 0.1),
+    "w8a8": Tolerance(3e-1, 5e-1, 255, 20.0, 0.1),
+    "int4": Tolerance(3e-1, 5e-1, 255, 18.0, 0.1),
+    "int8": Tolerance(6e-2, 1e-1, 255, 30.0, 0.06),
+    "palette8": Tolerance(6e-2, 1e-1, 255, 25.0, 0.06),
+    "palette6": Tolerance(1.5e-1, 2e-1, 255, 20.0, 0.1),
+    "palette4": Tolerance(5e-1, 8e-1, 255, 12.0, 0.3),
 }
 
 Report = Callable[[str], None]
@@ -123,7 +140,8 @@ def check_build(
             if report:
                 report("whole loop")
             loop = _check_loop(bundle, pipe, _loosest(tolerances.values()))
-    return Verification(backend.name, backend.version(), where, tuple(checks), loop)
+        score = _judged(pipe, manifest.probes.judged, _loosest(tolerances.values()), report)
+    return Verification(backend.name, backend.version(), where, tuple(checks), loop, score)
 
 
 def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -> Loop:
@@ -197,6 +215,7 @@ def _loosest(tolerances: Iterable[Tolerance]) -> Tolerance:
         latents=max(each.latents for each in every),
         image_difference=max(each.image_difference for each in every),
         image_psnr=min(each.image_psnr for each in every),
+        judged=max(each.judged for each in every),
     )
 
 
@@ -252,6 +271,35 @@ def _check_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance) -> Loop:
         and difference <= tolerance.image_difference
         and ratio >= tolerance.image_psnr,
     )
+
+
+def _judged(
+    pipe: Pipeline, probe: JudgeProbe | None, tolerance: Tolerance, report: Report | None
+) -> Score | None:
+    """What the bundle's judge says, where it has one that is installed here."""
+    if probe is None or probe.judge not in judges.names():
+        return None
+    if report:
+        report("judge")
+
+    def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
+        arguments: dict[str, Any] = dict(probe.arguments)
+        images: Sequence[Image.Image] = pipe(
+            prompts,
+            **arguments,
+            scheduler=probe.scheduler,
+            num_inference_steps=probe.num_inference_steps,
+            seed=seeds,
+            height=probe.height,
+            width=probe.width,
+        ).images
+        return images
+
+    right, pictures = 0, len(probe.prompts)
+    with suppress(NumericalError):  # NaN is no picture
+        right = judges.count_right(probe, draw)
+    least = math.ceil(probe.right - tolerance.judged * pictures)
+    return Score(probe.judge, right, pictures, least, right >= least)
 
 
 def _repeat(pipe: Pipeline, probe: LoopProbe) -> Result:

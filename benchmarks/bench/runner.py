@@ -33,10 +33,13 @@ from benchmarks.bench.plan import Plan
 from benchmarks.bench.worker import STARTED, computed_in
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
+from runtimes.manifest import Role
 from runtimes.report import build_size
 from runtimes.version import __version__
 
 WARM_UP, ROUND = "warm-up", "round"
+# Scenarios of one component, where it is not the denoiser.
+_OTHER_ROLES: Mapping[str, Role] = {"text_encode": "encoder", "vae_decode": "decoder"}
 _MESSAGE = 600  # characters of a failure that the report keeps
 _VERDICTS = {"more": "faster", "less": "slower", "same": "no difference"}
 
@@ -286,7 +289,7 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
         size = sum(p.stat().st_size for p in plan.source.rglob("*.safetensors"))
     computed = each.about.get("computed_in")
     if computed is None and build:
-        computed = computed_in(build.target, build.precision, case.compute)
+        computed = _computed_in(case, plan, "denoiser")
     reference = _reference(bench, case)
     picture, difference = _save_pictures(bench, each, reference, folder)
     found = (
@@ -379,7 +382,7 @@ def _rows(
             faster = None
             if baseline and other and baseline.status == "ok":
                 faster = speedup(baseline.case.id, other, rounds)
-            limit = _limit(each, scenario, found.p50, peaks, operations)
+            limit = _limit(each, plan, scenario, found.p50, peaks, operations)
             rows.append(
                 Row(
                     case=name,
@@ -410,8 +413,18 @@ def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds)
     )
 
 
+def _computed_in(case: Case, plan: Plan, role: Role) -> str | None:
+    """By the build, for cases of ours: the arithmetic of the (first) component of a role."""
+    build = next((b for b in plan.manifest.builds if b.name == case.variant), None)
+    name = next((c.name for c in plan.manifest.components if c.role == role), None)
+    if build is None or name is None:
+        return None
+    return computed_in(build.artifacts[name], build.target, case.compute)
+
+
 def _limit(
     each: Measured,
+    plan: Plan,
     scenario: str,
     seconds: float,
     peaks: Sequence[Peak],
@@ -423,6 +436,8 @@ def _limit(
         (o for o in operations if (o.component, o.batch, o.height, o.width, o.steps) == key), None
     )
     kind = each.about.get("computed_in")
+    if scenario in _OTHER_ROLES:
+        kind = _computed_in(case, plan, _OTHER_ROLES[scenario]) or kind
     if work is None or kind is None:
         return None
     return roofline.limit(work, seconds, peaks, _peak_device(case), case.threads, kind)

@@ -21,9 +21,20 @@ from contextlib import contextmanager, suppress  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 from itertools import pairwise  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, Protocol  # noqa: E402
+from typing import TYPE_CHECKING, Any, Protocol  # noqa: E402
+
+if TYPE_CHECKING:
+    from runtimes.manifest import Artifact
 
 STARTED = "LATENTC_BENCH_STARTED"
+# (target, precision) → what the graph itself is computed in, where that is not fp32.
+_ARITHMETIC = {
+    ("openvino", "w8a8"): "int8",
+    ("tensorrt", "w8a8"): "int8",
+    ("tensorrt", "fp16"): "fp16",
+    ("tensorrt", "bf16"): "bf16",
+    ("torch", "bf16"): "bf16",
+}
 _SCORE_BATCH = 10
 _SCORE_SEED = 1000
 _SCORE_GUIDANCE = 2.0  # the built-in model's best, see its card
@@ -107,7 +118,9 @@ class Latentc:
             "version": f"{backend.name} {backend.version()}",
             "device": self.pipe.device,
             "computed_in": computed_in(
-                self.pipe.build.target, self.pipe.build.precision, self._case["compute"]
+                self.pipe.build.artifacts[self.pipe.manifest.component("denoiser").name],
+                self.pipe.build.target,
+                self._case["compute"],
             ),
         }
 
@@ -270,15 +283,14 @@ class Torch:
                 del self.pipe.encode_prompt
 
 
-def computed_in(target: str, precision: str, compute: str | None) -> str:
-    """The precision that a build's arithmetic really has: smaller weights alone change nothing."""
-    if compute:
-        return compute
-    if target == "tensorrt":
-        return precision
+def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
+    """The precision that a component's arithmetic really has: smaller weights alone change
+    nothing, except where the engine goes by the types of the graph."""
+    if compute or artifact.compute:
+        return compute or artifact.compute
     if target == "coreml":
-        return "fp32" if precision == "fp32" else "fp16"
-    return "fp32"
+        return "fp32" if artifact.precision == "fp32" else "fp16"
+    return _ARITHMETIC.get((target, artifact.precision), "fp32")
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -352,17 +364,15 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
     """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
-    from benchmarks.shapes.judge import agrees
-    from benchmarks.shapes.scenes import held_out_prompts
+    from benchmarks.shapes.judge import ShapesJudge
 
-    half, right = request["score"] // 2, 0
-    prompts = [*held_out_prompts(request["score"] - half, 1, 0), *held_out_prompts(half, 2, 0)]
+    judge, right = ShapesJudge(), 0
+    prompts = judge.prompts(request["score"])
     for start in range(0, len(prompts), _SCORE_BATCH):
         part = prompts[start : start + _SCORE_BATCH]
         seeds = [_SCORE_SEED + start + index for index in range(len(part))]
-        texts = [prompt.text for prompt in part]
-        drawn = engine.call(texts, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
-        right += sum(agrees(image, prompt) for image, prompt in zip(drawn, part, strict=True))
+        drawn = engine.call(part, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
+        right += sum(judge.agrees(image, text) for image, text in zip(drawn, part, strict=True))
     return right
 
 

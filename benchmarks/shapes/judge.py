@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .captions import read
 from .draw import BACKGROUND, RGB, coverage
-from .scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing
+from .scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing, held_out_prompts
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -65,6 +66,20 @@ def look(image: Image.Image) -> list[SeenObject]:
     parts = _connected_parts(contrast > MIN_CONTRAST)
     seen = [_describe(pixels, part) for part in parts if part.sum() >= MIN_AREA]
     return sorted(seen, key=lambda thing: -thing.diameter)
+
+
+class ShapesJudge:
+    """The judge as latentc's verification and benchmarks ask it (`runtimes.judges`)."""
+
+    def prompts(self, count: int) -> list[str]:
+        """Held-out prompts, half of them of one shape, the others of two."""
+        half = count // 2
+        chosen = [*held_out_prompts(count - half, 1), *held_out_prompts(half, 2)]
+        return [prompt.text for prompt in chosen]
+
+    def agrees(self, image: Image.Image, prompt: str) -> bool:
+        """Whether ``image`` shows all that the caption states, and no further shapes."""
+        return agrees(image, read(prompt))
 
 
 def agrees(image: Image.Image, prompt: Prompt) -> bool:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from exporter.calibration import PROMPTS, read_prompts
 from exporter.compile import export
 from exporter.floor import Layer, fewest, kept
-from exporter.precision import build_name, canonical, check_components, of_component
 from latentc.cli import run
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
+from runtimes.precision import build_name, canonical, check_components, of_component
 
 NAMES = st.sampled_from(["denoiser", "vae_decoder", "text_encoder"])
 PRECISIONS = st.sampled_from(["fp32", "fp16", "int8", "int4", "w8a8"])

@@ -1,0 +1,102 @@
+"""What a pipeline folder says to latentc itself, in ``latentc.json``: who can judge its pictures.
+
+    {"judge": {"name": "shapes", "pictures": 50, "height": 64, "width": 64,
+               "num_inference_steps": 10, "arguments": {"guidance_scale": 2.0}}}
+
+The judge is an installed one (`runtimes.judges`). The pipeline's own pictures are judged at
+export, in PyTorch, and what it says of them is what each build is held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.families import Description
+from exporter.source import NOTES, quiet_loading
+from runtimes import judges
+from runtimes.errors import InputError, SourceError
+from runtimes.manifest import JudgeProbe, Schedule
+
+SEED = 100
+_MAX_PICTURES = 10_000
+
+
+class Judged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who judges, and pictures of which settings; height and width are in pixels."""
+
+    name: str
+    pictures: int
+    height: int
+    width: int
+    num_inference_steps: int
+    arguments: dict[str, str | int | float] = {}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    judge: Judged | None = None
+
+
+def read(folder: Path) -> Judged | None:
+    """What the folder's file asks for; None without one.
+
+    Raises:
+        SourceError: not such a file, or a judge that is not installed.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return None
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_File).judge
+    except (msgspec.DecodeError, OSError) as error:
+        raise SourceError(f"{path}: {error}") from error
+    if found is None:
+        return None
+    numbers = (found.pictures, found.height, found.width, found.num_inference_steps)
+    if min(numbers) < 1 or found.pictures > _MAX_PICTURES:
+        raise SourceError(f"{path}: expected positive numbers and at most {_MAX_PICTURES} pictures")
+    try:
+        judges.get(found.name)
+    except InputError as error:
+        raise SourceError(f"{path}: {error}") from error
+    return found
+
+
+def judge_probe(
+    description: Description, asked: Judged, own: Schedule, told: Callable[[int], None]
+) -> JudgeProbe:
+    """Have the pipeline draw in PyTorch, and the judge look at it.
+
+    Args:
+        own: the pipeline's own schedule; the step count is the nearest that it has.
+        told: called with the number of pictures so far.
+    """
+    import torch
+
+    size = {"height": asked.height, "width": asked.width}
+    steps = min(own.steps, key=lambda count: abs(count - asked.num_inference_steps))
+    prompts = tuple(judges.get(asked.name).prompts(asked.pictures))
+    probe = JudgeProbe(asked.name, prompts, asked.arguments, own.name, steps, SEED, **size, right=0)
+    done = 0
+
+    def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
+        from diffusers.image_processor import VaeImageProcessor
+
+        nonlocal done
+        images = description.call(
+            prompt=prompts,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **(size if description.resizable else {}),
+            **asked.arguments,
+        )
+        done += len(prompts)
+        told(done)
+        pictures: list[Any] = VaeImageProcessor.numpy_to_pil(images)
+        return pictures
+
+    with torch.no_grad(), quiet_loading():
+        return msgspec.structs.replace(probe, right=judges.count_right(probe, draw))
