@@ -30,7 +30,14 @@ from benchmarks.bench.model import SCENARIOS
 from runtimes.errors import InputError
 from runtimes.session import first_line
 
-BASELINES = ("torch", "torch-channels-last", "torch-compile")
+# Kinds of PyTorch pipelines, each with what a person calls it.
+BASELINES = {
+    "torch": "eager",
+    "torch-channels-last": "channels last",
+    "torch-compile": "compile",
+    "torch-bf16": "bf16, channels last",
+    "torch-compile-bf16": "compile, bf16",
+}
 PEERS = ("optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion-cpp-python")
 _TOP = {"scenarios", "rounds", "repeats", "baseline", "case"}
 _LISTED = ("build", "torch", "peer", "backend", "device", "batch", "size", "threads", "steps",
@@ -86,8 +93,7 @@ class Case:
     def name(self) -> str:
         """What a person calls it, without the point."""
         if self.engine == "torch":
-            kind = {"torch": "eager"}.get(self.variant, self.variant.removeprefix("torch-"))
-            text = f"PyTorch {kind.replace('channels-last', 'channels last')}"
+            text = f"PyTorch {BASELINES[self.variant]}"
         elif self.engine == "peer":
             text = self.variant + (", best settings" if self.settings == "best" else "")
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.bench.cases import BASELINES
 from runtimes.errors import InputError, LatentcError, PerformanceRegression
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_SCENARIOS = ("cold_start", "load", "first_call", "denoiser_step", "text_encode",
                       "vae_decode", "end_to_end")  # fmt: skip
-_BASELINES = ("torch", "torch-channels-last", "torch-compile")
 _PROMPT = "a large red circle"
 
 
@@ -91,7 +91,7 @@ def bench() -> None:
 @click.option("--cases", "case_file", type=click.Path(path_type=Path), metavar="FILE",
               help="A TOML file of cases.")  # fmt: skip
 @click.option("--baseline", "baselines", multiple=True,
-              type=click.Choice([*_BASELINES, "none"]),
+              type=click.Choice([*BASELINES, "none"]),
               help="The first is compared with, others are rows.  [default: torch and "
               "torch-channels-last]")  # fmt: skip
 @click.option("--source", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -241,8 +241,8 @@ def _baselines(options: dict[str, Any], file: CaseFile | None) -> list[str]:
     if not chosen and file and file.baselines is not None:
         chosen = list(file.baselines)
     for name in chosen:
-        if name not in (*_BASELINES, "none"):
-            raise InputError(f"no baseline {name!r}; there are: {', '.join(_BASELINES)}, none")
+        if name not in (*BASELINES, "none"):
+            raise InputError(f"no baseline {name!r}; there are: {', '.join(BASELINES)}, none")
     if "none" in chosen:
         return []
     return chosen or (["torch"] if options["short"] else ["torch", "torch-channels-last"])
@@ -301,7 +301,11 @@ def _settings(options: dict[str, Any], file: CaseFile | None, texts: bool) -> Se
 
 
 def _compiles(options: dict[str, Any]) -> bool:
-    return options["compile"] or "torch-compile" in options["baselines"] or options["case_file"]
+    return (
+        options["compile"]
+        or any("compile" in name for name in options["baselines"])
+        or options["case_file"]
+    )
 
 
 def _memory_limit(gib: float | None) -> int:

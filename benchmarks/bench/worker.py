@@ -126,7 +126,7 @@ class Latentc:
 
 
 class Torch:
-    """The diffusers pipeline as its users run it: eager, channels-last, or compiled."""
+    """The diffusers pipeline as its users run it: eager, channels-last, in bf16, or compiled."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         import torch
@@ -138,12 +138,14 @@ class Torch:
         self._negative = request["negative_prompt"]
         if case["threads"]:
             torch.set_num_threads(case["threads"])
-        self.compiles = case["variant"] == "torch-compile"
+        self.compiles = "compile" in case["variant"]
         self.device = case["device"] or "cpu"
         _quiet()
         pipe = DiffusionPipeline.from_pretrained(request["source"], local_files_only=True)
         pipe.set_progress_bar_config(disable=True)
         self.pipe = pipe.to(self.device)
+        if "bf16" in case["variant"]:
+            self.pipe = pipe.to(torch.bfloat16)
         if case["variant"] != "torch":
             for module in self._modules().values():
                 module.to(memory_format=torch.channels_last)
@@ -218,6 +220,7 @@ class Torch:
         import inspect
 
         torch, batch = self._torch, self._case["batch"]
+        many = isinstance(prompt, list)
         if isinstance(seed, list):
             generator: Any = [torch.Generator().manual_seed(each) for each in seed]
         else:
@@ -227,11 +230,22 @@ class Torch:
         if "prompt" not in known:
             return {**found, "batch_size": batch}
         found |= {"prompt": prompt, "height": self._case["height"], "width": self._case["width"]}
-        if not isinstance(prompt, list):
+        if not many:
             found |= {"num_images_per_prompt": batch, "negative_prompt": self._negative}
+        if self.pipe.unet.dtype is not torch.float32 and "latents" in known:
+            found["latents"] = self._noise(generator, len(prompt) if many else batch)
         if guidance is not None:
             found["guidance_scale"] = guidance
         return found
+
+    def _noise(self, generator: Any, pictures: int) -> Any:
+        """The noise of float32: in another dtype diffusers draws another, of another picture."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        factor, unet = self.pipe.vae_scale_factor, self.pipe.unet
+        sides = self._case["height"] // factor, self._case["width"] // factor
+        shape = (pictures, unet.config.in_channels, *sides)
+        return randn_tensor(shape, generator, dtype=self._torch.float32).to(unet.dtype)
 
     def _modules(self) -> dict[str, Any]:
         parts = self.pipe.components.items()
