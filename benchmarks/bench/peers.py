@@ -28,12 +28,13 @@ _STAGES = {
     "text_encode": "text_encode",
     "vae_decode": "vae_decode",
 }
-# what a peer is asked → the scenarios that need it, and are taken from its answer
+# what a peer is asked → the scenarios that are taken from its answer
 _ASKS: Mapping[str, tuple[str, ...]] = {
-    "cold_start": ("cold_start", "load"),
+    "cold_start": ("cold_start",),
     "end_to_end": ("end_to_end",),
     "components": ("denoiser_step", "text_encode", "vae_decode"),
 }
+_LOAD = "load"  # every answer has it
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,16 @@ def ask(
     """
     samples: dict[str, list[float]] = {}
     answers = []
-    for what, needed in _ASKS.items():
-        wanted = set(needed) & set(scenarios)
+    asked = {what: {*found} & {*scenarios} for what, found in _ASKS.items()}
+    if _LOAD in scenarios and not any(asked.values()):
+        asked["components"] = {_LOAD}
+    for what, wanted in asked.items():
         if wanted:
             answer = _run(case, {**request, "scenario": what}, folder, bounds)
             answers.append(answer)
             stages = {_STAGES.get(name, name): values for name, values in answer["stages"].items()}
-            samples |= {name: stages[name] for name in wanted if stages.get(name)}
+            found = wanted | ({_LOAD} & {*scenarios})
+            samples |= {name: stages[name] for name in found if stages.get(name)}
     images = [answer["image"] for answer in answers if answer.get("image")]
     versions: dict[str, str] = answers[-1]["versions"] if answers else {}
     return Answer(
