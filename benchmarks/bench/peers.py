@@ -100,7 +100,7 @@ def ask(
             answers.append(answer)
             stages = {_STAGES.get(name, name): values for name, values in answer["stages"].items()}
             found = wanted | ({_LOAD} & {*scenarios})
-            samples |= {name: stages[name] for name in found if stages.get(name)}
+            samples |= {name: stages[name] for name in found - samples.keys() if stages.get(name)}
     images = [answer["image"] for answer in answers if answer.get("image")]
     versions: dict[str, str] = answers[-1]["versions"] if answers else {}
     return Answer(
