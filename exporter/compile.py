@@ -135,7 +135,7 @@ def export(
     if previous is not None and not overwrite:
         refuse_loss(destination, previous, found, options)
     keys = artifact_keys(found, options)
-    if previous is not None and up_to_date(previous, found.id, destination, keys, options):
+    if previous is not None and up_to_date(previous, found, destination, keys, options):
         return Exported(destination, previous)
     return _Compilation(found, options, keys, Store(destination, previous), progress).run(previous)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx import Node
 
-from exporter.passes.quantization import sites
+from exporter.passes import CALIBRATED, Range, int8_activations
+from exporter.passes.quantization import Site, sites
 from exporter.watch import Inputs, Watched
 from runtimes.errors import VerificationError
 
@@ -44,15 +47,48 @@ def rank(
         told: called with the number of layers so far.
     """
     lossy = tuple(name for name in passes if name.startswith(_LOSSY))
-    exact = Watched(lowering.captured()).run(sample)
-    names = weights(lowering)
+    rounding = Rounding(lossy, lowering.ranges(passes))
+    watched = Watched(lowering.captured())
+    exact = watched.run(sample)
     made = []
-    for count, name in enumerate(names, 1):
-        program = lowering.program(lossy, frozenset(names) - {name})
-        error = _relative_l2(Watched(program).run(sample), exact)
-        made.append(Layer(lowering.name, name, error))
+    for count, site in enumerate(sites(watched.program), 1):
+        error = _relative_l2(rounding.run(watched, site, sample), exact)
+        made.append(Layer(lowering.name, site.name, error))
         told(count)
     return made
+
+
+class Rounding:
+    """What passes do to one layer, done to values while the program runs: no program has to be
+    rewritten for each layer."""
+
+    def __init__(self, passes: Sequence[str], ranges: Mapping[str, Range]) -> None:
+        modules = [import_module(f"exporter.passes.{name}") for name in passes]
+        self._weights = [each for each in modules if each.__name__.endswith("_weights")]
+        self._symmetric = "int8_activations_symmetric" in passes
+        self._ranges = ranges if CALIBRATED & set(passes) else {}
+
+    def run(self, watched: Watched, site: Site, sample: Inputs) -> tuple[torch.Tensor, ...]:
+        """The outputs with nothing but this layer quantised."""
+        weights = watched.program.state_dict
+        whole = weights[site.name]
+        weights[site.name] = self._rounded(whole.detach(), site.linear)
+        try:
+            return watched.run(sample, alter=lambda *call: self._alter(site, *call))
+        finally:
+            weights[site.name] = whole
+
+    def _rounded(self, weight: torch.Tensor, linear: bool) -> torch.Tensor:
+        tried = (module.rounded(weight, linear) for module in self._weights)
+        found: torch.Tensor = next(each for each in (*tried, weight) if each is not None)
+        return found
+
+    def _alter(self, site: Site, node: Node, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        found = self._ranges.get(node.name) if node in site.layers else None
+        if found is None:
+            return arguments
+        activation = int8_activations.rounded(arguments[0], found, self._symmetric)
+        return (activation, *arguments[1:])
 
 
 def weights(lowering: Lowering) -> list[str]:

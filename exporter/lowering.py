@@ -144,15 +144,18 @@ class Lowering:
         """The captured program after `passes`; calibrates if one of them needs it."""
         from exporter.capture import variant
 
-        choices = Choices(kept, self._calibrated() if CALIBRATED & set(passes) else {})
+        choices = Choices(kept, self.ranges(passes))
         if self._variant is None or self._variant[:2] != (passes, choices):
             self._variant = None
             self._variant = passes, choices, variant(self.captured(), passes, choices)
         return self._variant[2]
 
-    def _calibrated(self) -> Mapping[str, Range]:
+    def ranges(self, passes: tuple[str, ...]) -> Mapping[str, Range]:
+        """Ranges of activations by the name of their layer, where `passes` want them."""
         from exporter.calibration import ranges
 
+        if not CALIBRATED & set(passes):
+            return {}
         if self._ranges is None:
             samples, name = self._trajectories(), self._graph.component.name
             with self._progress.counted(name, "calibrate", len(samples)) as told:

@@ -173,14 +173,14 @@ def _own_precisions(precision: str) -> list[str]:
 
 def up_to_date(
     manifest: Manifest,
-    source_id: str,
+    source: PipelineSource,
     bundle: Path,
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
     from exporter.scheduler_names import DEFAULT_SCHEDULERS
 
-    if manifest.source.id != source_id:
+    if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False
     builds = {(build.target, build.precision): build for build in manifest.builds}
     for pair, wanted in keys.items():

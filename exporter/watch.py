@@ -16,6 +16,8 @@ from exporter.capture import quiet
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 # Called with a node, its positional arguments and its result.
 Look: TypeAlias = Callable[[Node, tuple[Any, ...], Any], None]
+# Called with a node and its positional arguments; returns those that it gets.
+Alter: TypeAlias = Callable[[Node, tuple[Any, ...]], tuple[Any, ...]]
 
 
 class Watched:
@@ -27,10 +29,13 @@ class Watched:
         with quiet():
             self.program: ExportedProgram = copy.deepcopy(program, shared)
 
-    def run(self, sample: Inputs, look: Look | None = None) -> tuple[torch.Tensor, ...]:
-        """The program's outputs for inputs by name; `look` sees every operation."""
+    def run(
+        self, sample: Inputs, look: Look | None = None, alter: Alter | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """The program's outputs for inputs by name; `look` sees every operation, `alter` may
+        change what goes into it."""
         with torch.no_grad():
-            return tuple(_Looking(self.program, look).run(*self._arguments(sample)))
+            return tuple(_Looking(self.program, look, alter).run(*self._arguments(sample)))
 
     def _arguments(self, sample: Inputs) -> Iterator[torch.Tensor]:
         """Those of the graph: weights, tables and inputs in its own order."""
@@ -44,15 +49,19 @@ class Watched:
 
 
 class _Looking(Interpreter):
-    def __init__(self, program: ExportedProgram, look: Look | None) -> None:
+    def __init__(self, program: ExportedProgram, look: Look | None, alter: Alter | None) -> None:
         super().__init__(program.graph_module)
         self._look = look
+        self._alter = alter
 
     def run_node(self, n: Node) -> Any:
-        if self._look is None or n.op != "call_function":
+        if n.op != "call_function" or (self._look is None and self._alter is None):
             return super().run_node(n)
         # Before the result: the interpreter forgets arguments after their last use.
-        arguments, _ = self.fetch_args_kwargs_from_env(n)
-        result = super().run_node(n)
-        self._look(n, arguments, result)
+        arguments, named = self.fetch_args_kwargs_from_env(n)
+        if self._alter is not None:
+            arguments = self._alter(n, arguments)
+        result = self.call_function(n.target, arguments, named)
+        if self._look is not None:
+            self._look(n, arguments, result)
         return result

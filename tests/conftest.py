@@ -25,6 +25,12 @@ TARGETS = ("onnx", "openvino", "torch")
 STEPS = (1, 2, 4, 6, 20)
 
 
+@pytest.fixture(autouse=True)
+def width_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as in a file, whatever the terminal or the test runner says."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @contextmanager
 def one_at_a_time(name: str) -> Any:
     """Parallel test processes share the kept folders: the first one makes, others wait."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench import charts, model, texts
 from benchmarks.bench.model import SCENARIOS, Report
 
+_SIDE = 256  # pixels: no picture of the page is larger
+_QUALITY = 85  # of smaller copies
 _TEMPLATES = Path(__file__).with_name("templates")
 UNITS: Mapping[str, Callable[[Any], str]] = {
     "seconds": texts.seconds,
@@ -52,8 +55,9 @@ def page(report: Report, folder: Path) -> str:
     def image(path: str | None) -> Markup:
         if path is None or not (folder / path).is_file():
             return Markup("")
-        data = base64.b64encode((folder / path).read_bytes()).decode("ascii")
-        return Markup("data:image/png;base64,{}").format(data)
+        kind, content = small(folder / path)
+        data = base64.b64encode(content).decode("ascii")
+        return Markup("data:image/{};base64,{}").format(kind, data)
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -70,6 +74,20 @@ def page(report: Report, folder: Path) -> str:
         rows=list(enumerate(report.rows)),
         command=" ".join(report.command),
     )
+
+
+def small(path: Path) -> tuple[str, bytes]:
+    """A picture as the page shows it, its kind and its bytes: the file itself, or a smaller one
+    that is good to look at. Pictures of random weights do not compress."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        if max(picture.size) <= _SIDE:
+            return "png", path.read_bytes()
+        picture.thumbnail((_SIDE, _SIDE))
+        buffer = BytesIO()
+        picture.save(buffer, "WEBP", quality=_QUALITY)
+        return "webp", buffer.getvalue()
 
 
 def resolve(document: Any, pointer: str) -> Any:

@@ -23,8 +23,8 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     changed = 0
     for site in list(sites(program)):
         weight = program.state_dict[site.name].detach()
-        group = next((size for size in GROUPS if weight.shape[1] % size == 0), None)
-        if site.name in choices.kept or not site.linear or group is None:
+        group = _group(weight, site.linear)
+        if site.name in choices.kept or group is None:
             continue
         integers, scale = quantize(weight, group)
         rest = (LOWEST, HIGHEST, torch.int8, group, torch.float32)
@@ -33,6 +33,20 @@ def run(program: ExportedProgram, choices: Choices) -> int:
         changed += 1
     program.graph_module.recompile()
     return changed
+
+
+def rounded(weight: torch.Tensor, linear: bool) -> torch.Tensor | None:
+    """The values that a weight [out, in] has after this pass; None where it is left alone."""
+    group = _group(weight, linear)
+    if group is None:
+        return None
+    integers, scale = quantize(weight, group)
+    return integers * scale.repeat_interleave(group, 1)
+
+
+def _group(weight: torch.Tensor, linear: bool) -> int | None:
+    sizes = GROUPS if linear else ()
+    return next((size for size in sizes if weight.shape[1] % size == 0), None)
 
 
 def quantize(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,6 +53,12 @@ def quantized_layers(program: ExportedProgram, kept: frozenset[str]) -> Iterator
             yield from site.layers
 
 
+def rounded(activation: torch.Tensor, found: Range, symmetric: bool = False) -> torch.Tensor:
+    """The values that an activation has after this pass."""
+    scale, zero_point = _numbers(found, symmetric)
+    return torch.fake_quantize_per_tensor_affine(activation, scale, zero_point, LOWEST, HIGHEST)
+
+
 def _pays(site: Site) -> bool:
     activations: list[Any] = [layer.args[0] for layer in site.layers]
     return all(activation.meta["val"].dim() >= 3 for activation in activations)

@@ -29,6 +29,12 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     return changed
 
 
+def rounded(weight: torch.Tensor, linear: bool) -> torch.Tensor:
+    """The values that a weight [out, …] has after this pass."""
+    integers, scale = quantize(weight)
+    return integers * scale.view(-1, *[1] * (weight.dim() - 1))
+
+
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight [out, …] → int8 of the same shape and float32 scales [out]."""
     scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12) / LARGEST

@@ -13,8 +13,10 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from benchmarks.bench import cli, compare, html, model, texts
 from benchmarks.bench.model import Report
@@ -85,6 +87,17 @@ def test_the_page_needs_nothing_else(report: Report, tmp_path: Path) -> None:
     inside = set(re.findall(r"url\(#([^)]+)\)", text)) | {a[1:] for a in page.addresses
                                                           if a.startswith("#")}  # fmt: skip
     assert inside <= set(page.ids)
+
+
+def test_large_pictures_are_small_on_the_page(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 384, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.fromarray(noise[:64, :64]).save(tmp_path / "small.png")
+    kind, content = html.small(tmp_path / "large.png")
+    with Image.open(io.BytesIO(content)) as found:
+        assert (kind, found.format, found.size) == ("webp", "WEBP", (192, 256))
+    assert len(content) * 10 < (tmp_path / "large.png").stat().st_size
+    assert html.small(tmp_path / "small.png") == ("png", (tmp_path / "small.png").read_bytes())
 
 
 def test_charts_take_the_pages_colours(report: Report, tmp_path: Path) -> None:

@@ -226,12 +226,13 @@ def test_limits_of_verification() -> None:
     rows = table(section(DOCUMENT, "12 Probes and verification"), "Precision")
     found = {
         plain(row["Precision"]): tuple(
-            float(row[name]) for name in ("Component", "Latents", "Picture, of 255", "PSNR, dB")
+            float(row[name].rstrip("%"))
+            for name in ("Component", "Latents", "Picture, of 255", "PSNR, dB", "Judge")
         )
         for row in rows
     }
     assert found == {
-        name: (t.component, t.latents, t.image_difference, t.image_psnr)
+        name: (t.component, t.latents, t.image_difference, t.image_psnr, 100 * t.judged)
         for name, t in TOLERANCES.items()
     }
 

@@ -166,6 +166,17 @@ def test_a_changed_weight_rebuilds_what_depends_on_it(sd_source: Path, tmp_path:
     assert known & set(result.made) == {after["vae_decoder"].key, probes.key}
 
 
+def test_a_changed_scheduler_is_no_unchanged_export(source: Path, tmp_path: Path) -> None:
+    before = quick(source, tmp_path / "bundle", verify=False).manifest
+    config = source / "scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace('"clip_sample": true', '"clip_sample": false'))
+    after = quick(source, tmp_path / "bundle", verify=False)
+    assert after.made
+    assert not after.manifest.source.scheduler_config["clip_sample"]
+    assert after.manifest.schedules[0].key != before.schedules[0].key
+    assert after.manifest.builds == before.builds
+
+
 def test_a_changed_source_does_not_drop_other_builds(source: Path, tmp_path: Path) -> None:
     quick(source, tmp_path / "bundle", verify=False)
     config = source / "scheduler/scheduler_config.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 from exporter.calibration import PROMPTS, read_prompts
 from exporter.compile import export
 from exporter.floor import Layer, fewest, kept
+from exporter.options import ExportOptions, check
+from exporter.targets import TARGETS
 from latentc.cli import run
+from runtimes.bundle import choose_build
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
 from runtimes.precision import build_name, canonical, check_components, of_component
+from tests.fakes import FakeBackend, make_bundle
 
 NAMES = st.sampled_from(["denoiser", "vae_decoder", "text_encoder"])
 PRECISIONS = st.sampled_from(["fp32", "fp16", "int8", "int4", "w8a8"])
@@ -208,3 +213,28 @@ def test_fidelity_floor(pipeline_folder: Callable[[str], Path], tmp_path: Path) 
     assert kept[0] == set()
     assert 0 < len(kept[1]) <= len(kept[2])
     assert not any(path.name.startswith(".trial") for path in (tmp_path / "b").iterdir())
+
+
+def test_all_is_each_target_in_each_of_its_precisions() -> None:
+    options = ExportOptions(("onnx", "torch"), ("int8", "all"))
+    assert options.builds() == [
+        *[("onnx", "int8"), ("torch", "int8")],
+        *[("onnx", name) for name in ("fp32", "fp16", "int4")],
+        *[("torch", name) for name in ("fp32", "fp16", "bf16")],
+    ]
+    with pytest.raises(InputError, match="target 'torch' has no precision 'int8'; there are onnx:"):
+        check(options)
+    check(ExportOptions(tuple(TARGETS), ("all",)))
+
+
+def test_a_precision_is_chosen_in_any_spelling(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    manifest = Manifest.load(folder)
+    mixed = msgspec.structs.replace(
+        manifest.builds[0], name="mixed", precision="fp32,decoder=fp16,denoiser=int8"
+    )
+    manifest = msgspec.structs.replace(manifest, builds=(*manifest.builds, mixed))
+    chosen, _ = choose_build(manifest, FakeBackend(), precision="denoiser=int8,decoder=fp16")
+    assert chosen.name == "mixed"
+    with pytest.raises(InputError, match="expected a precision such as"):
+        choose_build(manifest, FakeBackend(), precision="denoiser=")

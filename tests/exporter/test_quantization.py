@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from exporter import targets
+from exporter import floor, targets
 from exporter.calibration import Calibration, ranges, trajectories
 from exporter.capture import capture, example_inputs, symbol_values, variant
 from exporter.families import Description, Graph, family_of
@@ -27,6 +27,7 @@ from exporter.passes import (
 )
 from exporter.passes.quantization import operators, sites
 from exporter.source import load, resolve
+from exporter.watch import Watched
 from runtimes import backend as backends
 from runtimes.backend import SessionOptions
 from runtimes.errors import ExportError
@@ -268,3 +269,24 @@ def test_zero_is_always_a_step() -> None:
         assert scale > 0
         assert -128 <= point <= 127
         assert np.isclose((point - point) * scale, 0)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "w8a8"])
+def test_one_layer_at_a_time_is_what_the_passes_make_of_it(
+    program: ExportedProgram,
+    choices: Choices,
+    samples: list[Mapping[str, torch.Tensor]],
+    precision: str,
+) -> None:
+    """`exporter.floor` ranks layers by values rounded on the way, not by rewritten programs."""
+    passes = tuple(name for name in PASSES[precision] if not name.startswith("fp16"))
+    rounding = floor.Rounding(passes, choices.ranges)
+    watched = Watched(program)
+    every = {site.name for site in sites(program)}
+    exact = watched.run(samples[4])[0]
+    for site in list(sites(watched.program))[::7]:
+        one = Choices(frozenset(every - {site.name}), choices.ranges)
+        expected = run(variant(program, passes, one), samples[4])
+        (found,) = rounding.run(watched, site, samples[4])
+        assert relative_l2((found - exact).numpy(), (expected - exact).numpy()) < 1e-3, site.name
+        assert (watched.run(samples[4])[0] == exact).all()
