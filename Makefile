@@ -6,6 +6,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 PYTEST_ARGS ?=
+# Test processes. Exports keep one core busy, so that two take little more than half of the time.
+TEST_JOBS   ?= 2
 DEMO_ARGS   ?=
 GPU_CHECK_ARGS ?=
 
@@ -37,7 +39,7 @@ demo: $(STAMP) ## export the built-in model, verify it, and make pictures in bui
 	$(PY) -m latentc.demo -o build/demo $(DEMO_ARGS)
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 gpu-check: $(STAMP) ## run what can run on this machine's NVIDIA GPU; a record goes to docs/verified
 	$(PY) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
