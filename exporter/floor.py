@@ -96,35 +96,61 @@ def weights(lowering: Lowering) -> list[str]:
     return [site.name for site in sites(lowering.captured())]
 
 
-def fewest(floor: float, layers: Sequence[Layer], measure: Callable[[int], float]) -> int:
+def fewest(
+    floor: float, without: float, layers: Sequence[Layer], measure: Callable[[int], float]
+) -> int:
     """How many of the ranked layers to keep.
 
     More kept layers need not mean a better picture at every single step, so that the result is
-    a count that reaches the floor and of which the next smaller one tried does not; counts are
-    tried by doubling, then by halving the interval.
+    a count that reaches the floor and of which the next smaller one tried does not. The first
+    count tried is the one that the layers' own errors promise to be enough.
 
     Args:
+        without: PSNR in dB with no layer kept, below the floor.
         measure: PSNR in dB with so many layers kept; it is asked for some counts only.
 
     Raises:
         VerificationError: the floor is out of reach even if every layer is kept.
     """
-    found = measure(0)
-    if found >= floor:
-        return 0
-    below, above = 0, 1
-    while (found := measure(above)) < floor:
-        if above == len(layers):
+    most = len(layers)
+    below, above, count = 0, most + 1, promised(floor - without, layers)
+    step = max(1, count // 8)
+    while above > most or above - below > max(1, above // 16):
+        found = measure(count)
+        if found >= floor:
+            above = count
+        elif count == most:
             raise VerificationError(
-                f"the fidelity floor of {floor:g} dB is out of reach: with all {above} layers "
+                f"the fidelity floor of {floor:g} dB is out of reach: with all {count} layers "
                 f"kept in half precision the picture has {found:.1f} dB; lower the floor or take "
                 "a higher precision for other components"
             )
-        below, above = above, min(2 * above, len(layers))
-    while above - below > max(1, above // 16):
-        middle = (below + above) // 2
-        below, above = (below, middle) if measure(middle) >= floor else (middle, above)
+        else:
+            below = count
+        count = _next(below, above, most, step)
+        step *= 2
     return above
+
+
+def promised(gain: float, layers: Sequence[Layer]) -> int:
+    """How many layers to keep for so many dB more, if the errors of layers add up as those of
+    independent noises do."""
+    squares = [layer.error**2 for layer in layers]
+    left, allowed = sum(squares), sum(squares) / 10 ** (gain / 10)
+    for count, square in enumerate(squares, 1):
+        left -= square
+        if left <= allowed:
+            return count
+    return len(layers)
+
+
+def _next(below: int, above: int, most: int, step: int) -> int:
+    """Further out in growing steps while one end is open, then in the middle."""
+    if above > most:
+        return min(below + step, most)
+    if below == 0 and above - step > 0:
+        return above - step
+    return (below + above) // 2
 
 
 def kept(layers: Sequence[Layer], count: int) -> Mapping[str, frozenset[str]]:

@@ -61,10 +61,13 @@ class FloorSearch:
             return {}
         trial = _Trial(self, target, precision)
         try:
-            if trial.psnr({}) >= wanted:
+            without = trial.psnr({})
+            if without >= wanted:
                 return {}
             layers = self._ranked(target, quantized)
-            count = floor.fewest(wanted, layers, lambda n: trial.psnr(floor.kept(layers, n)))
+            count = floor.fewest(
+                wanted, without, layers, lambda n: trial.psnr(floor.kept(layers, n))
+            )
             return floor.kept(layers, count)
         finally:
             trial.remove()

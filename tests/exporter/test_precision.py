@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from exporter.calibration import PROMPTS, read_prompts
 from exporter.compile import export
-from exporter.floor import Layer, fewest, kept
+from exporter.floor import Layer, fewest, kept, promised
 from exporter.options import ExportOptions, check
 from exporter.targets import TARGETS
 from latentc.cli import run
@@ -81,7 +82,7 @@ def test_unknown_component() -> None:
 LAYERS = [Layer("denoiser" if i % 3 else "vae_decoder", f"w{i}", 1 / (i + 1)) for i in range(40)]
 
 
-@pytest.mark.parametrize("wanted", [0, 1, 2, 7, 17, 38, 40])
+@pytest.mark.parametrize("wanted", [1, 2, 7, 17, 38, 39, 40])
 def test_fewest_layers(wanted: int) -> None:
     asked: list[int] = []
 
@@ -89,15 +90,31 @@ def test_fewest_layers(wanted: int) -> None:
         asked.append(count)
         return 20.0 + count
 
-    found = fewest(20.0 + wanted, LAYERS, measure)
+    found = fewest(20.0 + wanted, 20.0, LAYERS, measure)
     assert wanted <= found <= wanted + max(0, wanted // 8)
     assert len(asked) <= 12
     assert sum(len(names) for names in kept(LAYERS, found).values()) == found
 
 
+def test_layers_that_keep_their_promise_are_found_at_once() -> None:
+    """Independent noises: every layer kept takes its own share of the error away."""
+
+    def measure(count: int) -> float:
+        asked.append(count)
+        return 20 - 10 * math.log10(sum(layer.error**2 for layer in LAYERS[count:]) / whole)
+
+    whole = sum(layer.error**2 for layer in LAYERS)
+    for gain in (1.0, 3.0, 10.0, 14.0):
+        asked: list[int] = []
+        count = fewest(20 + gain, 20.0, LAYERS, measure)
+        assert count == promised(gain, LAYERS)
+        assert measure(count) >= 20 + gain > measure(count - 1)
+        assert len(asked) <= 5
+
+
 def test_floor_out_of_reach() -> None:
     with pytest.raises(VerificationError, match=r"with all 40 layers kept .* has 60.0 dB"):
-        fewest(61.0, LAYERS, lambda count: 20.0 + count)
+        fewest(61.0, 20.0, LAYERS, lambda count: 20.0 + count)
 
 
 def test_prompts(tmp_path: Path) -> None:
@@ -190,28 +207,29 @@ def test_mixed_build(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> 
 
 
 def test_fidelity_floor(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """More of it keeps more layers; what was kept stands in the manifest and is verified."""
-    source, settings = pipeline_folder("sd"), {"schedulers": ["ddim"], "steps": [4]}
-    kept, found = [], []
-    floor = None
-    for more in (3.0, 8.0, None):
+    """Layers are kept for it; which ones stands in the manifest, and the build is verified."""
+
+    def made(floor: float | None) -> tuple[float, set[str]]:
         done = export(
-            source,
+            pipeline_folder("sd"),
             tmp_path / "b",
             targets=["openvino"],
             precision="int4",
             fidelity_floor=floor,
-            **settings,  # type: ignore[arg-type]
+            schedulers=["ddim"],
+            steps=[4],
         )
         (build,) = done.manifest.builds
         assert build.verification is not None
         assert build.verification.loop is not None
-        found.append(build.verification.loop.image_psnr)
-        kept.append({name for a in build.artifacts.values() for name in a.kept})
-        assert floor is None or found[-1] >= floor
-        floor = found[0] + more if more else None
-    assert kept[0] == set()
-    assert 0 < len(kept[1]) <= len(kept[2])
+        kept = {name for artifact in build.artifacts.values() for name in artifact.kept}
+        return build.verification.loop.image_psnr, kept
+
+    without, none = made(None)
+    assert not none
+    better, kept = made(without + 5)
+    assert better >= without + 5
+    assert kept
     assert not any(path.name.startswith(".trial") for path in (tmp_path / "b").iterdir())
 
 
