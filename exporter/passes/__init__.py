@@ -22,9 +22,13 @@ WEIGHTS: Precisions = {
     "int4": ("int4_weights", "int8_weights", "fp16_weights"),
 }
 W8A8: Precisions = {"w8a8": ("int8_activations", "int8_weights", "fp16_weights")}
-W8A8_SYMMETRIC: Precisions = {"w8a8": ("int8_activations_symmetric", "int8_weights")}
+# For engines that compute as the graph is typed: half precision, then integers within it.
+TYPED_INTEGERS: Precisions = {
+    "int8": ("fp16_compute", "int8_weights"),
+    "w8a8": ("fp16_compute", "int8_activations_symmetric", "int8_weights"),
+}
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
-QUANTIZED = frozenset({*WEIGHTS, *W8A8})
+QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
 
 # What a program computes in after a pass, where that is not float32.
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}

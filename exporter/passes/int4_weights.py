@@ -27,7 +27,7 @@ def run(program: ExportedProgram, choices: Choices) -> int:
         if site.name in choices.kept or group is None:
             continue
         integers, scale = quantize(weight, group)
-        rest = (LOWEST, HIGHEST, torch.int8, group, torch.float32)
+        rest = (LOWEST, HIGHEST, torch.int8, group, weight.dtype)
         per_group = operators.dequantize_per_channel_group.default
         replace_weight(program, site, integers, per_group, scale, rest)
         changed += 1

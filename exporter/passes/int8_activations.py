@@ -1,7 +1,7 @@
 """Multiply in 8 bits: quantise what goes into convolutions and linear layers.
 
-One scale and zero point for a whole activation, from the range that calibration met. Left in
-float32: attention's products, and layers that cost little and spoil much, which are those of the
+One scale and zero point for a whole activation, from the range that calibration met. Left as
+they are: attention's products, and layers that cost little and spoil much, which are those of the
 time embedding and other vectors (activations [batch, channels]), and the first and the last.
 """
 
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from exporter.passes import Choices, Range
-from exporter.passes.quantization import Site, last_placeholder, operators, sites
+from exporter.passes.quantization import Site, last_placeholder, operators, out_dtype, sites
 from runtimes.errors import ExportError
 
 LOWEST, HIGHEST = -128, 127
@@ -75,6 +75,8 @@ def _numbers(found: Range, symmetric: bool) -> tuple[float, int]:
 
 def _quantized(program: ExportedProgram, activation: Node, scale: float, zero_point: int) -> Node:
     graph = program.graph_module.graph
+    full = activation.meta["val"]
+    scale = float(torch.tensor(scale).to(full.dtype))  # the engines' scales are of this type
     place = activation
     if activation.op == "placeholder":
         place = last_placeholder(graph)
@@ -85,8 +87,8 @@ def _quantized(program: ExportedProgram, activation: Node, scale: float, zero_po
         )
     with graph.inserting_after(integers):
         back: Node = graph.call_function(
-            operators.dequantize_per_tensor.default, (integers, *numbers)
+            operators.dequantize_per_tensor.default, (integers, *numbers), out_dtype(full)
         )
-    integers.meta["val"] = activation.meta["val"].to(torch.int8)
-    back.meta["val"] = activation.meta["val"]
+    integers.meta["val"] = full.to(torch.int8)
+    back.meta["val"] = full
     return back

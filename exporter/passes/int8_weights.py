@@ -36,7 +36,8 @@ def rounded(weight: torch.Tensor, linear: bool) -> torch.Tensor:
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [out, …] → int8 of the same shape and float32 scales [out]."""
-    scale = weight.abs().flatten(1).amax(1).clamp_min(1e-12) / LARGEST
-    spread = scale.view(-1, *[1] * (weight.dim() - 1))
+    """A weight [out, …] → int8 of the same shape and scales [out] of the weight's own type."""
+    least = max(1e-12, torch.finfo(weight.dtype).smallest_normal)
+    scale = (weight.abs().flatten(1).amax(1).float() / LARGEST).clamp_min(least).to(weight.dtype)
+    spread = scale.float().view(-1, *[1] * (weight.dim() - 1))
     return (weight / spread).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scale

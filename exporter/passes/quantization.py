@@ -40,7 +40,7 @@ class Site:
 
 
 def sites(program: ExportedProgram) -> Iterator[Site]:
-    """Every float32 weight of convolutions and linear layers only that is worth quantising."""
+    """Every weight of convolutions and linear layers only that is worth quantising."""
     names = {
         spec.arg.name: str(spec.target)
         for spec in program.graph_signature.input_specs
@@ -50,7 +50,7 @@ def sites(program: ExportedProgram) -> Iterator[Site]:
         if node.op != "placeholder" or node.name not in names:
             continue
         weight, layers = program.state_dict[names[node.name]], tuple(node.users)
-        matrix = weight.dtype is torch.float32 and weight.dim() >= 2
+        matrix = weight.is_floating_point() and weight.dim() >= 2
         large = matrix and min(weight.shape[:2]) >= FEWEST_CHANNELS
         if layers and large and all(_multiplies(layer, node) for layer in layers):
             yield Site(names[node.name], node, layers)
@@ -70,7 +70,7 @@ def replace_weight(
     rest: tuple[Any, ...],
 ) -> None:
     """Put int8 `integers` in the place of a weight, and ``target(integers, scale, zero points,
-    *rest)`` behind it."""
+    *rest)`` behind it. `scale` has the weight's own type, and so has what is dequantised."""
     graph = program.graph_module.graph
     full = site.weight.meta["val"]
     zeros = torch.zeros(scale.shape, dtype=torch.int8)
@@ -79,11 +79,17 @@ def replace_weight(
         for kind, value in (("scale", scale), ("zero_point", zeros))
     ]
     program.state_dict[site.name] = torch.nn.Parameter(integers, requires_grad=False)
+    named = out_dtype(full) if target is operators.dequantize_per_channel.default else {}
     with graph.inserting_after(last_placeholder(graph)):
-        made = graph.call_function(target, (site.weight, *constants, *rest))
+        made = graph.call_function(target, (site.weight, *constants, *rest), named)
     made.meta["val"] = full
     site.weight.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
     site.weight.meta["val"] = full.to(torch.int8)
+
+
+def out_dtype(value: Any) -> dict[str, torch.dtype]:
+    """What makes the operators' result as `value` is: they give float32 by themselves."""
+    return {} if value.dtype is torch.float32 else {"out_dtype": value.dtype}
 
 
 def _add_constant(program: ExportedProgram, name: str, value: torch.Tensor, like: Any) -> Node:

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import COMPUTED, STORED, W8A8, W8A8_SYMMETRIC, WEIGHTS, Precisions
+from exporter.passes import COMPUTED, STORED, TYPED_INTEGERS, W8A8, WEIGHTS, Precisions
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes.errors import InputError
@@ -64,7 +64,7 @@ TARGETS: Mapping[str, TargetInfo] = {
         "tensorrt",
         "onnxruntime",
         _ONNX,
-        {**COMPUTED, "int8": ("int8_weights",), **W8A8_SYMMETRIC},
+        {**COMPUTED, **TYPED_INTEGERS},
         {"bf16": "openvino"},
         code=_INTEGERS,
     ),

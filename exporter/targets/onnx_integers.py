@@ -13,12 +13,13 @@ _BLOCK = "block_size"
 
 def translations() -> dict[Any, Any]:
     """The ONNX form of each operator, for ``torch.onnx.export(custom_translation_table=…)``."""
-    # Opset 21 brought groups; the rest must also do for the older opset that TensorRT reads.
+    # Opset 21 brought groups; the rest must also do for the older opsets that TensorRT reads.
+    # The parameters are those of the operators, in their order; integers are int8 throughout
+    # and weights have zero points of zero.
+    import onnx_ir as ir
     from onnxscript import opset18 as op
     from onnxscript import opset21
 
-    # The parameters are those of the operators, in their order; integers are int8 throughout
-    # and weights have zero points of zero.
     def per_channel(
         x: Any, scales: Any, zeros: Any, axis: int, low: int, high: int, dtype: Any, **_: Any
     ) -> Any:
@@ -30,17 +31,22 @@ def translations() -> dict[Any, Any]:
         return opset21.DequantizeLinear(x, scales, axis=1, block_size=group)
 
     def quantize(x: Any, scale: float, zero: int, low: int, high: int, dtype: Any) -> Any:
-        return op.QuantizeLinear(x, op.Constant(value_float=scale), _int8(zero))
+        return op.QuantizeLinear(x, _number(scale, x.dtype.numpy()), _number(zero, np.int8))
 
     def dequantize(
-        x: Any, scale: float, zero: int, low: int, high: int, dtype: Any, **_: Any
+        x: Any,
+        scale: float,
+        zero: int,
+        low: int,
+        high: int,
+        dtype: Any,
+        out_dtype: Any = None,
     ) -> Any:
-        return op.DequantizeLinear(x, op.Constant(value_float=scale), _int8(zero))
+        kind = np.float32 if out_dtype is None else ir.DataType(out_dtype).numpy()
+        return op.DequantizeLinear(x, _number(scale, kind), _number(zero, np.int8))
 
-    def _int8(value: int) -> Any:
-        import onnx_ir as ir
-
-        return op.Constant(value=ir.tensor(np.array(value, np.int8)))
+    def _number(value: float, kind: Any) -> Any:
+        return op.Constant(value=ir.tensor(np.array(value, kind)))
 
     return {
         operators.dequantize_per_channel.default: per_channel,

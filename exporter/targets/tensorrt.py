@@ -21,6 +21,7 @@ from runtimes.sizes import Span, ranges
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
 OPSET = 18
+_OPSET_INTEGERS = 19  # the first whose integers may stand for float16
 _OPSET_BF16 = 22  # the first in which a convolution may be bfloat16
 MODEL = "model.onnx"  # as onnx.lower calls it
 _MOST_IMAGES = 4
@@ -28,8 +29,10 @@ _MOST_IMAGES = 4
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `exporter.targets.Target`."""
-    brain = any(weight.dtype is torch.bfloat16 for weight in program.state_dict.values())
-    return onnx.lower(program, component, folder, _OPSET_BF16 if brain else OPSET)
+    opsets = {torch.bfloat16: _OPSET_BF16, torch.int8: _OPSET_INTEGERS}
+    kinds = {weight.dtype for weight in program.state_dict.values()}
+    opset = max(opsets.get(kind, OPSET) for kind in kinds)
+    return onnx.lower(program, component, folder, opset)
 
 
 def finish(
