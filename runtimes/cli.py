@@ -60,6 +60,8 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--steps", type=int, metavar="N", help="Inference steps.")
 @click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect).")
 @click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
+@click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
+@click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
 @click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
 @click.option(
     "--seed",
@@ -268,7 +270,8 @@ def _arguments(
         "num_inference_steps": options["steps"],
         "seed": seeds[0] if len(seeds) == 1 else seeds or None,
     }
-    same = ("scheduler", "guidance_scale", "negative_prompt", "height", "width")
+    same = ("scheduler", "guidance_scale", "guidance_start", "guidance_stop")
+    same += ("negative_prompt", "height", "width")
     arguments |= {name: options[name] for name in same}
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")

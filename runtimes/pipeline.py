@@ -71,6 +71,8 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_start: float | None = None,
+        guidance_stop: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -90,6 +92,8 @@ class Pipeline:
             negative_prompt: what guidance leads away from; a text, or one per prompt.
             num_inference_steps: one that the bundle has a sampling plan for.
             guidance_scale: strength of the guidance; at 1 or below it is off.
+            guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
+                others cost half, less the negative prompt. All are by default.
             height, width: of the picture, in pixels.
             num_images_per_prompt: pictures of one prompt are next to each other.
             batch_size: how many pictures, where the bundle takes no text.
@@ -121,6 +125,8 @@ class Pipeline:
             negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_start=guidance_start,
+            guidance_stop=guidance_stop,
             height=height,
             width=width,
             num_images_per_prompt=num_images_per_prompt,
@@ -214,9 +220,14 @@ class Pipeline:
     def _refuse_other_sizes(self, request: Request) -> None:
         """Where the graphs were loaded for calls of one size, this must be one of them."""
         rows = len(request.branches(self.manifest)) * request.images
-        found = (rows, *self.latents_shape(request)[1:])
         wanted = self.sessions[self.denoiser_name].inputs["sample"].shape
-        if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
+        kinds = (
+            {rows} if all(request.guided(request.num_inference_steps)) else {rows, request.images}
+        )
+        for count in sorted(kinds, reverse=True):
+            found = (count, *self.latents_shape(request)[1:])
+            if all(w == f for w, f in zip(wanted, found, strict=True) if isinstance(w, int)):
+                continue
             raise InputError(
                 f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
                 f"channels, height, width), and it was loaded for {list(wanted)} only: load it "

@@ -24,6 +24,7 @@ _COMMON = (
     *("num_inference_steps", "scheduler", "seed", "height", "width"),
     *("num_images_per_prompt", "latents", "output_type"),
 )
+_WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -61,12 +62,16 @@ class Signature:
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
         batch = () if self.texts else ("batch_size",)
-        return (*self.texts, *self.branch_texts, *self.scales, *self.numbers, *batch, *_COMMON)
+        window = _WINDOW if self.scales else ()
+        own = (*self.texts, *self.branch_texts, *self.scales, *window, *self.numbers)
+        return (*own, *batch, *_COMMON)
 
 
 @dataclass(frozen=True)
 class Request:
     """A checked call. Texts hold one entry per prompt; sizes are in pixels.
+
+    `guidance_start`, `guidance_stop`: the part of the steps that is guided, as fractions.
 
     `seeds` has one entry where one generator serves the whole batch, else one per image.
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
@@ -84,6 +89,8 @@ class Request:
     seeds: tuple[int, ...]
     latents: Array | None
     output_type: str
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
 
     @property
     def images(self) -> int:
@@ -100,6 +107,12 @@ class Request:
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
 
+    def guided(self, evaluations: int) -> list[bool]:
+        """Whether each evaluation of the denoiser is guided. The fractions count as those of
+        diffusers' guiders do (`ClassifierFreeGuidance`, `start` and `stop`)."""
+        first, end = (int(each * evaluations) for each in (self.guidance_start, self.guidance_stop))
+        return [first <= index < end for index in range(evaluations)]
+
     def text(self, tokenizer: Tokenizer, prefix: str) -> tuple[str, ...] | None:
         """The texts for a tokenizer: the first of its arguments that holds any, one per prompt.
 
@@ -114,6 +127,7 @@ class Request:
         return {
             **texts,
             **self.scales,
+            **self._window(),
             **{name: [*values] for name, values in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
@@ -122,6 +136,11 @@ class Request:
             "num_images_per_prompt": self.images_per_prompt,
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
+
+    def _window(self) -> dict[str, float]:
+        """What of it was asked for."""
+        found = {"guidance_start": self.guidance_start, "guidance_stop": self.guidance_stop}
+        return {} if tuple(found.values()) == (0.0, 1.0) else found
 
 
 def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]) -> Request:
@@ -160,7 +179,19 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         seeds=_seeds(given.get("seed"), images),
         latents=latents,
         output_type=output_type,
+        **_guidance_window(given),
     )
+
+
+def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
+    found = {name: _number(name, given[name]) for name in _WINDOW if name in given}
+    start, stop = (found.get(name, default) for name, default in zip(_WINDOW, (0, 1), strict=True))
+    if not 0 <= start < stop <= 1:
+        raise InputError(
+            f"'guidance_start' {start:g} and 'guidance_stop' {stop:g}: expected fractions of the "
+            "steps, 0 <= guidance_start < guidance_stop <= 1"
+        )
+    return found
 
 
 def _texts(

@@ -104,7 +104,7 @@ class Run:
         self._latents: Array | None = None
         self._edited: Array | None = None
         self._result: Result | None = None
-        self._bound: Session | None = None
+        self._bound: list[Session] = []
         self._steps = self._execute()
 
     def __iter__(self) -> Run:
@@ -169,14 +169,15 @@ class Run:
                 self._latents = step.latents
                 yield Progress(step.index, step.total, step.timestep, step.latents, self)
         finally:
-            if self._bound is not None:
-                self._bound.close()
+            for session in self._bound:
+                session.close()
         self._finish(start)
 
     def _start(self) -> Generator[Step, Array | None, None]:
         request, pipeline = self.request, self.pipeline
         branches = request.branches(pipeline.manifest)
-        predict = self._condition([branch for branch, _ in branches])
+        guided = request.guided(self._plan.num_evaluations)
+        predict = self._condition([branch for branch, _ in branches], all(guided))
         with self.timings.stage("denoise"):
             # The initial latents come first, then what the scheduler draws, as in diffusers.
             seeds = request.seeds
@@ -190,10 +191,12 @@ class Run:
                 predict,
                 lambda: noise.draw(generators, shape),
                 weights=[weight for _, weight in branches],
+                guided=guided,
             )
 
-    def _condition(self, branches: list[Branch]) -> Predict:
-        """Encode the texts and bind all conditioning to the denoiser."""
+    def _condition(self, branches: list[Branch], always_guided: bool) -> Predict:
+        """Encode the texts and bind all conditioning to the denoiser, and that of the single
+        branch besides where some steps are not guided."""
         request, pipeline = self.request, self.pipeline
         constants = conditioning.vectors(pipeline.manifest, request, branches)
         if pipeline.tokenizers:
@@ -204,9 +207,20 @@ class Run:
                 constants |= conditioning.encode(
                     pipeline.encoders, ids, which, request.images_per_prompt
                 )
-        bound = self._bound = pipeline.bind(constants)
-        (output,) = bound.outputs
-        return lambda sample, timestep: bound.run({"sample": sample, "timestep": timestep})[output]
+        by_rows = {len(branches) * request.images: pipeline.bind(constants)}
+        self._bound = [*by_rows.values()]
+        if len(branches) > 1 and not always_guided:
+            names = [branch.name for branch in branches]
+            first = names.index(pipeline.manifest.guidance.single) * request.images
+            own = {name: rows[first : first + request.images] for name, rows in constants.items()}
+            by_rows[request.images] = pipeline.bind(own)
+            self._bound = [*by_rows.values()]
+        (output,) = self._bound[0].outputs
+
+        def predict(sample: Array, timestep: Array) -> Array:
+            return by_rows[len(sample)].run({"sample": sample, "timestep": timestep})[output]
+
+        return predict
 
     def _take_edit(self) -> Array | None:
         edited, self._edited = self._edited, None

@@ -42,6 +42,7 @@ def denoise(
     draw_noise: DrawNoise | None = None,
     *,
     weights: Sequence[float] = (1.0,),
+    guided: Sequence[bool] | None = None,
     dtype: np.dtype[Any] | type = np.float32,
 ) -> Generator[Step, Array | None, None]:
     """Run `plan` from `latents`, yielding a `Step` after each evaluation of the model.
@@ -52,6 +53,8 @@ def denoise(
         reused in the next step.
     draw_noise: () -> [B, C, H, W], called exactly where the original scheduler draws.
     weights: one per guidance branch; the prediction used is their weighted sum.
+    guided: for each evaluation whether all branches are evaluated; where not, the input has B
+        rows and the prediction is used as it is. None: always.
     dtype: what is computed in; float64 is for checking plans.
 
     `send(array)` in place of `next()` replaces the sample before the next step. Closing the
@@ -60,7 +63,8 @@ def denoise(
     if draw_noise is None and plan.noise_draws.any():
         raise InputError("this plan draws noise in the loop, and no source of noise was given")
     program = _Program(plan, latents, len(weights), np.dtype(dtype))
-    return _loop(plan, program, latents.shape, predict, draw_noise, weights)
+    every = [True] * plan.num_evaluations if guided is None else guided
+    return _loop(plan, program, latents.shape, predict, draw_noise, weights, every)
 
 
 def _loop(
@@ -70,6 +74,7 @@ def _loop(
     predict: Predict,
     draw_noise: DrawNoise | None,
     weights: Sequence[float],
+    every: Sequence[bool],
 ) -> Generator[Step, Array | None, None]:
     model_input = program.inputs.reshape((len(weights) * shape[0], *shape[1:]))
     timesteps = plan.timesteps.astype(np.float32)
@@ -77,8 +82,9 @@ def _loop(
     for index in range(total):
         program.load_input(index)
         guided = program.guided[index]
-        predictions = predict(model_input, timesteps[index : index + 1])
-        _weighted_sum(predictions, weights, guided, program.scratch)
+        fed, used = (model_input, weights) if every[index] else (model_input[: shape[0]], (1.0,))
+        predictions = predict(fed, timesteps[index : index + 1])
+        _weighted_sum(predictions, used, guided, program.scratch)
         if not _all_finite(guided):
             raise NumericalError(
                 f"the model returned NaN or infinity at step {index + 1} of {total} "
