@@ -109,6 +109,43 @@ def test_every_scheduler(
     assert_same(result, latents, pictures)
 
 
+@pytest.mark.parametrize("name", ["builtin", "sdxl"])
+def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> None:
+    """As diffusers' documentation has it: a callback that ends the guidance after some steps."""
+    pipe, conditions = pipes(name), ["prompt_embeds"]
+    if name == "sdxl":
+        conditions += ["add_text_embeds", "add_time_ids"]
+
+    def end(pipe: Any, index: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if index + 1 == 12:
+            given |= {key: given[key].chunk(2)[-1] for key in conditions}
+            pipe._guidance_scale = 0.0
+        return given
+
+    with quiet_loading():
+        pipe.scheduler = build("ddim", pipe.own_scheduler_config)
+    with watched(pipe, pipe.unet) as seen, torch.no_grad():
+        images = pipe(
+            **PROMPTS[name],
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="np",
+            callback_on_step_end=end,
+            callback_on_step_end_tensor_inputs=conditions,
+        ).images
+    assert seen.latents is not None
+    pictures = (images * 255).round().astype(np.uint8)
+    for backend in BACKENDS:
+        result = ours(name, backend)(
+            **PROMPTS[name],
+            num_inference_steps=STEPS,
+            scheduler="ddim",
+            seed=SEED,
+            guidance_stop=0.6,
+        )
+        assert_same(result, seen.latents.numpy(), pictures)
+
+
 @pytest.mark.parametrize("name", ["sd", "sd-v"])
 @pytest.mark.parametrize("scheduler", ["pndm", "dpmpp_2m", "euler_a"])
 def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Reference) -> None:

@@ -23,7 +23,7 @@ from runtimes.manifest import Manifest
 from runtimes.noise import Generator
 from runtimes.pipeline import Pipeline, load
 from tests import fakes
-from tests.fakes import FakeBackend, make_bundle
+from tests.fakes import FakeBackend, FakeSession, make_bundle
 
 INIT_SCALE = 2.0
 
@@ -80,6 +80,41 @@ def test_guidance_by_hand(pipe: Pipeline) -> None:
     noise = Generator(1).randn((1, 4, 8, 8))
     contexts = condition(pipe, "a red circle"), condition(pipe, "blue")
     np.testing.assert_allclose(found, by_hand(pipe, *contexts, 4.0, noise), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "rows"),
+    [
+        ({}, [4, 4, 4, 4]),
+        ({"guidance_stop": 0.5}, [4, 4, 2, 2]),
+        ({"guidance_start": 0.25, "guidance_stop": 0.8}, [2, 4, 4, 2]),
+        ({"guidance_stop": 0.1}, [2, 2, 2, 2]),
+        ({"guidance_stop": 0.5, "guidance_scale": 1.0}, [2, 2, 2, 2]),
+    ],
+)
+def test_guidance_in_a_window(
+    pipe: Pipeline, window: dict[str, float], rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of it the prompt's own prediction is used, and nothing else is computed."""
+    seen: list[int] = []
+    inner = FakeSession._run
+
+    def counting(self: FakeSession, feeds: Any) -> Any:
+        if "sample" in feeds:
+            seen.append(len(feeds["sample"]))
+        return inner(self, feeds)
+
+    monkeypatch.setattr(FakeSession, "_run", counting)
+    arguments = {"guidance_scale": 4.0, **window}
+    found = run(pipe, ["a red circle", "blue"], negative_prompt="square", **arguments)
+    assert seen == rows
+    for index, prompt in enumerate(["a red circle", "blue"]):
+        positive, negative = (condition(pipe, text) for text in (prompt, "square"))
+        sample = INIT_SCALE * Generator(1).randn((2, 4, 8, 8))[index]
+        for timestep, count in zip(np.linspace(900, 100, 4), rows, strict=True):
+            guidance = negative + 4 * (positive - negative) if count == 4 else positive
+            sample = sample - 0.1 * (0.3 * sample + guidance + timestep / 1000)
+        np.testing.assert_allclose(found[index], sample, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, -2.0])
@@ -407,6 +442,8 @@ def test_closing(bundle: Path) -> None:
         ({"prompt": "a", "num_inference_steps": True}, "must be an integer, not True"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "'num_images_per_prompt' must be at least 1"),
         ({"prompt": "a", "guidance_scale": float("nan")}, "'guidance_scale' must be finite"),
+        ({"prompt": "a", "guidance_stop": 1.5}, "expected fractions of the steps, 0 <="),
+        ({"prompt": "a", "guidance_start": 0.5, "guidance_stop": 0.5}, "guidance_start' 0.5 and"),
         ({"prompt": "a", "guidance_scale": "7"}, "'guidance_scale' must be a number, not '7'"),
         ({"prompt": "a", "height": 18}, "height 18 is not a multiple of 4; nearest: 16 or 20"),
         ({"prompt": "a", "width": 1}, "width 1 is not a multiple of 4; nearest: 4"),
