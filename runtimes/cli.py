@@ -93,6 +93,8 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can.")
 @click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast.")
 @click.option("--static", is_flag=True, help="Load for this size only; some engines gain by it.")
+@click.option("--vae-slicing", is_flag=True, help="Decode one picture at a time: less memory.")
+@click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
 @click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the engine, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
@@ -104,6 +106,9 @@ def generate(
     count = max(1, len(prompts)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
     with load(bundle, **_choices(options, count)) as pipe:
+        for name in ("vae_slicing", "vae_tiling"):
+            if options[name]:
+                getattr(pipe, f"enable_{name}")()
         run = pipe.stream(**_arguments(pipe, prompts, options))
         with _progress(run) as advance:
             for _ in run:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from runtimes import tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import check_finite
@@ -53,6 +54,7 @@ class Pipeline:
         self._plans: dict[str, PlanTable] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._tiling = tiling.Tiling()
 
     @property
     def manifest(self) -> Manifest:
@@ -174,9 +176,38 @@ class Pipeline:
         from runtimes import image
 
         session = self.sessions[self._decoder_name]
-        decoded = session.run(_cast(session, {"latents": latents}))["image"]
+        decoded = tiling.decode(
+            lambda part: session.run(_cast(session, {"latents": part}))["image"],
+            latents,
+            self._tiling,
+        )
         check_finite(self._decoder_name, "image", decoded)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture at a time: less memory for batches, the same pictures."""
+        self._tiling = replace(self._tiling, slicing=True)
+
+    def disable_vae_slicing(self) -> None:
+        """Decode all pictures of a call at once, as by default."""
+        self._tiling = replace(self._tiling, slicing=False)
+
+    def enable_vae_tiling(self, tile_size: int | None = None) -> None:
+        """Decode pictures larger than a tile in overlapping tiles: memory does not grow with the
+        size. The pictures are those of diffusers with the same tiles.
+
+        Args:
+            tile_size: a tile's side in pixels; None is the model's default size.
+
+        Raises:
+            InputError: not a multiple of what tiles of this model must be.
+        """
+        side = tiling.tile_of(self.manifest.latents, tile_size)
+        self._tiling = replace(self._tiling, tile=side)
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures in one go, as by default."""
+        self._tiling = replace(self._tiling, tile=0)
 
     def bind(self, constants: Feeds) -> Session:
         """The denoiser with its conditioning given; what it does not take is left out."""
