@@ -275,8 +275,8 @@ def _arguments(
         "num_inference_steps": options["steps"],
         "seed": seeds[0] if len(seeds) == 1 else seeds or None,
     }
-    same = ("scheduler", "guidance_scale", "guidance_start", "guidance_stop")
-    same += ("negative_prompt", "height", "width")
+    window = ("guidance_start", "guidance_stop")
+    same = ("scheduler", "guidance_scale", *window, "negative_prompt", "height", "width")
     arguments |= {name: options[name] for name in same}
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
