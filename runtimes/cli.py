@@ -93,6 +93,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can.")
 @click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast.")
 @click.option("--static", is_flag=True, help="Load for this size only; some engines gain by it.")
+@click.option("--low-memory", is_flag=True, help="Hold one component at a time in memory.")
 @click.option("--vae-slicing", is_flag=True, help="Decode one picture at a time: less memory.")
 @click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
 @click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the engine, as it is.")
@@ -252,7 +253,7 @@ def backends(as_json: bool) -> None:
 def _choices(options: Mapping[str, Any], images: int) -> dict[str, Any]:
     """Command-line options → how to load."""
     same = ("backend", "device", "build", "precision", "threads", "cache", "compute", "compile")
-    chosen = {name: options[name] for name in same}
+    chosen = {name: options[name] for name in (*same, "low_memory")}
     if options["static"]:
         sizes = {name: options[name] for name in ("height", "width", "guidance_scale")}
         given = {name: value for name, value in sizes.items() if value is not None}

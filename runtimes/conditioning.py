@@ -15,6 +15,7 @@ from runtimes.errors import NumericalError
 from runtimes.manifest import Branch, Manifest, VectorInput
 from runtimes.request import Request
 from runtimes.session import Array, Session
+from runtimes.sessions import Sessions
 from runtimes.tokenizer import TextTokenizer
 
 # One text per tokenizer; None stands for conditioning that is all zero.
@@ -52,21 +53,26 @@ def tokenize(
 
 
 def encode(
-    encoders: Mapping[str, Session],
+    sessions: Sessions,
+    encoders: Sequence[str],
     ids: Mapping[str, Array],
     which: Sequence[int],
     images_per_prompt: int,
 ) -> dict[str, Array]:
-    """Run the encoders; returns their outputs with one row per branch and image.
+    """Run the encoders, one after the other; returns their outputs with one row per branch and
+    image.
 
     Raises:
         NumericalError: an encoder returned NaN or infinity.
     """
     rows = np.repeat(np.array(which, np.intp), images_per_prompt)
     conditioning = {}
-    for component, session in encoders.items():
-        feeds = {name: ids[name].astype(s.dtype, copy=False) for name, s in session.inputs.items()}
-        for name, value in _in_batches(session, feeds).items():
+    for component in encoders:
+        with sessions.using(component) as session:
+            specs = session.inputs.items()
+            feeds = {name: ids[name].astype(spec.dtype, copy=False) for name, spec in specs}
+            outputs = _in_batches(session, feeds)
+        for name, value in outputs.items():
             check_finite(component, name, value)
             spread = value[rows]
             spread[rows < 0] = 0

@@ -19,8 +19,9 @@ from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.request import OUTPUT_TYPES, Request, Signature, parse
 from runtimes.run import Callback, Images, Result, Run, report_step
-from runtimes.session import Array, Feeds, Session
-from runtimes.sizes import fixed
+from runtimes.session import Array, Session, cast
+from runtimes.sessions import Sessions
+from runtimes.sizes import fix, fixed
 from runtimes.tokenizer import TextTokenizer
 from runtimes.version import __version__
 
@@ -38,7 +39,7 @@ class Pipeline:
         build: Build,
         backend: Backend,
         device: str,
-        sessions: Mapping[str, Session],
+        sessions: Sessions,
         tokenizers: Mapping[str, TextTokenizer],
     ) -> None:
         self.bundle = bundle
@@ -47,7 +48,7 @@ class Pipeline:
         self.device = device
         self.tokenizers = tokenizers
         self.signature = Signature.of(bundle.manifest)
-        self.encoders = {c.name: sessions[c.name] for c in bundle.manifest.encoders()}
+        self.encoders = tuple(component.name for component in bundle.manifest.encoders())
         self.denoiser_name = bundle.manifest.component("denoiser").name
         self._decoder_name = bundle.manifest.component("decoder").name
         self.sessions = sessions
@@ -175,12 +176,12 @@ class Pipeline:
             return latents
         from runtimes import image
 
-        session = self.sessions[self._decoder_name]
-        decoded = tiling.decode(
-            lambda part: session.run(_cast(session, {"latents": part}))["image"],
-            latents,
-            self._tiling,
-        )
+        with self.sessions.using(self._decoder_name) as session:
+            decoded = tiling.decode(
+                lambda part: session.run(cast(session, {"latents": part}))["image"],
+                latents,
+                self._tiling,
+            )
         check_finite(self._decoder_name, "image", decoded)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
 
@@ -209,12 +210,6 @@ class Pipeline:
         """Decode pictures in one go, as by default."""
         self._tiling = replace(self._tiling, tile=0)
 
-    def bind(self, constants: Feeds) -> Session:
-        """The denoiser with its conditioning given; what it does not take is left out."""
-        denoiser = self.sessions[self.denoiser_name]
-        used = {name: value for name, value in constants.items() if name in denoiser.inputs}
-        return denoiser.bind(_cast(denoiser, used))
-
     def latents_shape(self, request: Request) -> tuple[int, int, int, int]:
         """[images, channels, height, width] of what is denoised."""
         spec = self.manifest.latents
@@ -234,8 +229,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines' memory. Closing twice is harmless."""
         self._closed = True
-        for session in self.sessions.values():
-            session.close()
+        self.sessions.close()
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +245,7 @@ class Pipeline:
     def _refuse_other_sizes(self, request: Request) -> None:
         """Where the graphs were loaded for calls of one size, this must be one of them."""
         rows = len(request.branches(self.manifest)) * request.images
-        wanted = self.sessions[self.denoiser_name].inputs["sample"].shape
+        wanted = self.sessions.components[self.denoiser_name].inputs["sample"].shape
         kinds = (
             {rows} if all(request.guided(request.num_inference_steps)) else {rows, request.images}
         )
@@ -287,6 +281,7 @@ def load(
     compute: str | None = None,
     compile: bool = False,
     static: Mapping[str, float] | None = None,
+    low_memory: bool = False,
 ) -> Pipeline:
     """Load a bundle.
 
@@ -305,6 +300,8 @@ def load(
         compile: let the engine spend minutes on the graphs, to be faster afterwards.
         static: load for calls of one size only, which some engines run faster: any of
             "height", "width", "images" and "guidance_scale"; defaults for the others.
+        low_memory: load each component when a call needs it, and free it after: as much memory
+            as the largest one takes, and loading times at each call.
 
     Raises:
         BundleError: missing, damaged or altered.
@@ -322,7 +319,7 @@ def load(
         compile=compile,
         extra=dict(options or {}),
     )
-    return open_pipeline(opened, chosen, engine, device, session_options, static)
+    return open_pipeline(opened, chosen, engine, device, session_options, static, low_memory)
 
 
 def open_pipeline(
@@ -332,23 +329,29 @@ def open_pipeline(
     device: str | None = None,
     options: SessionOptions | None = None,
     static: Mapping[str, float] | None = None,
+    low_memory: bool = False,
 ) -> Pipeline:
     """Load one build of an opened bundle; `load` with the choices made."""
     where = backend.device(device)
     sizes = {} if static is None else fixed(bundle.manifest, static)
-    sessions: dict[str, Session] = {}
+    components = {
+        each.name: fix(each, sizes.get(each.name) or {}) for each in bundle.manifest.components
+    }
+    originals = {each.name: each for each in bundle.manifest.components}
+
+    def open_one(name: str) -> Session:
+        return open_component(
+            bundle, build, originals[name], backend, where, options, sizes.get(name)
+        )
+
+    sessions = Sessions(components, open_one, keep=not low_memory)
     try:
-        for component in bundle.manifest.components:
-            sessions[component.name] = open_component(
-                bundle, build, component, backend, where, options, sizes.get(component.name)
-            )
         tokenizers = {
             each.input: TextTokenizer.load(bundle.path(each.file), each.max_length)
             for each in bundle.manifest.tokenizers
         }
     except BaseException:
-        for session in sessions.values():
-            session.close()
+        sessions.close()
         raise
     bundle.cache.save()
     return Pipeline(bundle, build, backend, where, sessions, tokenizers)
@@ -370,7 +373,3 @@ def open_component(
     )
     chosen = replace(options, sizes=sizes or {}, key=graph_digest(artifact), compute=compute)
     return backend.open(bundle.entry(build, component.name), component, device, chosen)
-
-
-def _cast(session: Session, feeds: Feeds) -> dict[str, Array]:
-    return {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +16,7 @@ from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
 from runtimes.request import Request
 from runtimes.sampler import Predict, Step, denoise
-from runtimes.session import Array, Session
+from runtimes.session import Array, Feeds, Session, cast
 
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
@@ -104,7 +104,7 @@ class Run:
         self._latents: Array | None = None
         self._edited: Array | None = None
         self._result: Result | None = None
-        self._bound: list[Session] = []
+        self._held = ExitStack()  # the denoiser, and what is bound to it
         self._steps = self._execute()
 
     def __iter__(self) -> Run:
@@ -169,8 +169,7 @@ class Run:
                 self._latents = step.latents
                 yield Progress(step.index, step.total, step.timestep, step.latents, self)
         finally:
-            for session in self._bound:
-                session.close()
+            self._held.close()
         self._finish(start)
 
     def _start(self) -> Generator[Step, Array | None, None]:
@@ -205,22 +204,28 @@ class Run:
                 ids, which = conditioning.tokenize(pipeline.tokenizers, rows)
             with self.timings.stage("encode"):
                 constants |= conditioning.encode(
-                    pipeline.encoders, ids, which, request.images_per_prompt
+                    pipeline.sessions, pipeline.encoders, ids, which, request.images_per_prompt
                 )
-        by_rows = {len(branches) * request.images: pipeline.bind(constants)}
-        self._bound = [*by_rows.values()]
+        denoiser = self._held.enter_context(pipeline.sessions.using(pipeline.denoiser_name))
+        by_rows = {len(branches) * request.images: self._bind(denoiser, constants)}
         if len(branches) > 1 and not always_guided:
             names = [branch.name for branch in branches]
             first = names.index(pipeline.manifest.guidance.single) * request.images
             own = {name: rows[first : first + request.images] for name, rows in constants.items()}
-            by_rows[request.images] = pipeline.bind(own)
-            self._bound = [*by_rows.values()]
-        (output,) = self._bound[0].outputs
+            by_rows[request.images] = self._bind(denoiser, own)
+        (output,) = denoiser.outputs
 
         def predict(sample: Array, timestep: Array) -> Array:
             return by_rows[len(sample)].run({"sample": sample, "timestep": timestep})[output]
 
         return predict
+
+    def _bind(self, denoiser: Session, constants: Feeds) -> Session:
+        """The denoiser with its conditioning given; what it does not take is left out."""
+        used = {name: value for name, value in constants.items() if name in denoiser.inputs}
+        bound = denoiser.bind(cast(denoiser, used))
+        self._held.callback(bound.close)
+        return bound
 
     def _take_edit(self) -> Array | None:
         edited, self._edited = self._edited, None

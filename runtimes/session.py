@@ -160,6 +160,11 @@ class BoundSession(Session):
         self._placed = None
 
 
+def cast(session: Session, feeds: Feeds) -> dict[str, Array]:
+    """The feeds in the dtypes that the session takes."""
+    return {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
     """The first non-empty line of an exception's text, shortened, for one-line messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

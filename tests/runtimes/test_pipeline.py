@@ -189,7 +189,7 @@ def test_one_negative_prompt_serves_all(pipe: Pipeline) -> None:
 
 def test_a_text_is_encoded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    session = pipe.encoders["text_encoder"]
+    session = pipe.sessions["text_encoder"]
     real = session._run
     monkeypatch.setattr(session, "_run", lambda feeds: batches.append(feeds) or real(feeds))
     run(pipe, ["a", "red", "a"], negative_prompt="red", num_images_per_prompt=2)
