@@ -111,12 +111,24 @@ def ask(
     )
 
 
+def _said(answered: Path) -> str:
+    """What a peer that failed wrote about it, if it came to that."""
+    try:
+        return str(json.loads(answered.read_text("utf-8"))["error"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _run(case: Case, request: Mapping[str, Any], folder: Path, bounds: Bounds) -> dict[str, Any]:
     asked, answered = folder / "request.json", folder / "result.json"
     answered.unlink(missing_ok=True)
     asked.write_text(json.dumps(request), "utf-8")
     arguments = [str(script_of(case.variant)), str(asked), str(answered)]
-    run_child(arguments, python=str(python_of(case.variant)), bounds=bounds)
+    try:
+        run_child(arguments, python=str(python_of(case.variant)), bounds=bounds)
+    except ChildFailed as error:
+        said = _said(answered)
+        raise ChildFailed(said, error.kind) if said else error from None
     try:
         answer: dict[str, Any] = json.loads(answered.read_text("utf-8"))
         if not answer["ok"]:

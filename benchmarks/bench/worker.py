@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 STARTED = "LATENTC_BENCH_STARTED"
 # (target, precision) → what the graph itself is computed in, where that is not fp32.
 _ARITHMETIC = {
-    ("openvino", "w8a8"): "int8",
-    ("tensorrt", "w8a8"): "int8",
+    ("tensorrt", "int8"): "fp16",
     ("tensorrt", "fp16"): "fp16",
     ("tensorrt", "bf16"): "bf16",
     ("torch", "bf16"): "bf16",
@@ -298,8 +297,10 @@ class Torch:
 
 
 def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
-    """The precision that a component's arithmetic really has: smaller weights alone change
-    nothing, except where the engine goes by the types of the graph."""
+    """The precision that most of a component's arithmetic really has: smaller weights alone
+    change nothing, except where the engine goes by the types of the graph."""
+    if artifact.precision == "w8a8":
+        return "int8"
     if compute or artifact.compute:
         return compute or artifact.compute
     if target == "coreml":

@@ -144,6 +144,7 @@ else:
               "stages": stages[request["scenario"]], "peak_memory_bytes": 1000,
               "image": str(image)}
 Path(sys.argv[2]).write_text("{" if request["prompt"] == "garble" else json.dumps(result))
+sys.exit(0 if result["ok"] else 1)
 """
 
 
