@@ -221,13 +221,13 @@ class _Bench:
             "model": str(self.plan.source),
             "work": str(work),
             "prompt": settings.prompt,
-            "negative_prompt": settings.negative_prompt,
+            "negative_prompt": settings.negative_prompt or "",
             "seed": settings.seed,
             "steps": case.steps,
             "height": case.height,
             "width": case.width,
             "batch": case.batch,
-            "guidance_scale": settings.guidance_scale,
+            "guidance_scale": self._guidance_scale(),
             "threads": case.threads,
             "settings": case.settings,
             "repeats": max(1, self._repeats()),
@@ -242,6 +242,13 @@ class _Bench:
         each.memory.append(answer.peak_memory)
         for scenario, values in answer.samples.items():
             each.samples.setdefault(scenario, []).append([float(value) for value in values])
+
+    def _guidance_scale(self) -> float:
+        """What was asked for, else the bundle's default: peers have defaults of their own."""
+        asked, guidance = self.plan.settings.guidance_scale, self.plan.manifest.guidance
+        if asked is not None:
+            return asked
+        return guidance.defaults[guidance.scale] if guidance.scale else 1.0
 
     def _repeats(self) -> int:
         """Calls after the first: none where only the first picture is asked about."""

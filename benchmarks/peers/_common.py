@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ _PREFIX = "text_model."
 
 class PeerError(Exception):
     """A peer cannot do what is asked for, and why."""
+
+
+# Annotations → types, where a number may be written without a fraction.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class Request:
             made = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise PeerError(f"{path} is no request: {error}") from None
+        for each in fields(cls):
+            value, wanted = getattr(made, each.name), _TYPES[str(each.type)]
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise PeerError(f"{path}: {each.name} must be {each.type}, not {value!r}")
         if made.scenario not in SCENARIOS or made.settings not in SETTINGS:
             raise PeerError(f"scenario must be one of {SCENARIOS}, settings one of {SETTINGS}")
         if not (Path(made.model) / "model_index.json").is_file():

@@ -129,6 +129,8 @@ def test_a_child_that_passes_its_bounds_is_ended_with_its_own_children() -> None
 PEER = """
 import json, sys
 from pathlib import Path
+from benchmarks.peers._common import Request
+Request.read(Path(sys.argv[1]))  # refuses what the real scripts refuse
 request = json.loads(Path(sys.argv[1]).read_text())
 if request["prompt"] == "fail":
     result = {"ok": False, "error": "cannot convert", "versions": {}, "settings": {}, "stages": {},
@@ -162,6 +164,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Path:
     for module in (peers, plan):
         monkeypatch.setattr(module, "python_of", lambda name: python)
     # The hand-made bundle has no source; a peer needs one.
+    (tmp_path / "model_index.json").write_text("{}")
     monkeypatch.setattr(plan, "_source", lambda *_, **__: (tmp_path, False))
     return bundle
 

@@ -176,6 +176,8 @@ def test_a_conversion_is_kept_until_something_changes(ready: peers.Peer, tmp_pat
         ({"prompt": "break"}, "its conversion ended with code 3: no weights"),
         ({"scenario": "guess"}, "scenario must be one of"),
         ({"nonsense": 1}, "is no request"),
+        ({"guidance_scale": None}, "guidance_scale must be float, not None"),
+        ({"steps": "4"}, "steps must be int, not '4'"),
         ({"model": "/nowhere"}, "is not a diffusers folder"),
     ],
 )

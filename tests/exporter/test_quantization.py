@@ -38,13 +38,14 @@ EXACT = 1e-5
 # Engines order sums differently, and a value between two steps of 8 bits may fall to either
 # side: two right answers then differ by as much as either differs from float32.
 ROUNDED = None
+HALF = 5e-3  # graphs of float16, which ONNX Runtime computes in float32 on the CPU
 ENGINES = [
     ("onnx", "onnxruntime", "int8", EXACT),
     ("onnx", "onnxruntime", "int4", EXACT),
     ("openvino", "openvino", "int8", EXACT),
     ("openvino", "openvino", "int4", EXACT),
     ("openvino", "openvino", "w8a8", ROUNDED),
-    ("tensorrt", "onnxruntime", "int8", EXACT),
+    ("tensorrt", "onnxruntime", "int8", HALF),
     ("tensorrt", "onnxruntime", "w8a8", ROUNDED),
 ]
 
@@ -196,8 +197,7 @@ def test_engines_compute_what_pytorch_does(
         assert relative_l2(found, expected) <= limit
     full = sum(value.numel() * 4 for value in program.state_dict.values())
     written = sum(path.stat().st_size for path in tmp_path.iterdir() if path.name != "model.xml")
-    if True:
-        assert written < {"int8": 0.5, "w8a8": 0.5, "int4": 0.45}[precision] * full + 200_000
+    assert written < {"int8": 0.5, "w8a8": 0.5, "int4": 0.45}[precision] * full + 200_000
 
 
 def test_integers_stand_in_the_files(
