@@ -68,7 +68,7 @@ def rewrite(program: ExportedProgram, half: torch.dtype) -> int:
     casts: dict[tuple[Node, torch.dtype], Node] = {}
     for node in list(graph.nodes):
         if node.op == "output":
-            _retype_inputs(graph, node, torch.float32, half, casts, kinds)
+            _retype_outputs(program, node, half, casts, kinds)
         elif node.op == "call_function" and node in kinds:
             wanted = half if kinds[node] is Kind.HALF else torch.float32
             _retype_inputs(graph, node, wanted, half, casts, kinds)
@@ -124,6 +124,21 @@ def _kind(node: Node, kinds: dict[Node, Kind], half: torch.dtype) -> Kind:
         if kind in given:
             return kind
     return Kind.FULL  # made of integers or of nothing: a table
+
+
+def _retype_outputs(
+    program: ExportedProgram,
+    output: Node,
+    half: torch.dtype,
+    casts: dict[tuple[Node, torch.dtype], Node],
+    kinds: dict[Node, Kind],
+) -> None:
+    """Give the program's outputs in float32; its signature names them."""
+    before = output.all_input_nodes
+    _retype_inputs(program.graph_module.graph, output, torch.float32, half, casts, kinds)
+    for old, new in zip(before, output.all_input_nodes, strict=True):
+        if old is not new:
+            program.graph_signature.replace_all_uses(old.name, new.name)
 
 
 def _retype_inputs(
