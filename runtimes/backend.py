@@ -91,7 +91,8 @@ class Backend(ABC):
     that installs it; `targets`, the build targets that it can load, the best first; `lacks`,
     precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
     may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
-    be built into an engine on the machine that runs it (see `build`).
+    be built into an engine on the machine that runs it (see `build`); `slow`, whether it is for
+    checking and not for making pictures, so that nothing asks it for many.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,7 @@ class Backend(ABC):
     computes: ClassVar[tuple[str, ...]] = ()
     compiles: ClassVar[bool] = False
     builds: ClassVar[bool] = False
+    slow: ClassVar[bool] = False
 
     @classmethod
     def loads(cls, build: Build) -> bool:

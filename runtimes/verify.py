@@ -276,8 +276,9 @@ def _check_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance) -> Loop:
 def _judged(
     pipe: Pipeline, probe: JudgeProbe | None, tolerance: Tolerance, report: Report | None
 ) -> Score | None:
-    """What the bundle's judge says, where it has one that is installed here."""
-    if probe is None or probe.judge not in judges.names():
+    """What the bundle's judge says, where it has one that is installed here and the backend is
+    quick enough to draw for it."""
+    if probe is None or pipe.backend.slow or probe.judge not in judges.names():
         return None
     if report:
         report("judge")

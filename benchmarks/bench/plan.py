@@ -15,7 +15,6 @@ from runtimes.errors import InputError, PlanNotFound, SourceError
 from runtimes.manifest import Build, Manifest
 
 # They check what they load and are no way to run it: minutes for a picture.
-SLOW_BACKENDS = ("coreml-reference",)
 DEFAULT_STEPS = 10
 
 
@@ -108,7 +107,7 @@ def _with_backend(case: Case, manifest: Manifest) -> Case:
         backend = case.backend
     else:
         able = engines.for_build(build)
-        fast = [name for name in able if name not in SLOW_BACKENDS]
+        fast = [name for name in able if not engines.find(name).slow]
         if not fast:
             why = (
                 f"only {able[0]} loads it here, which is slow"

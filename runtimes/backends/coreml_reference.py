@@ -26,6 +26,7 @@ class CoreMLReferenceBackend(Backend):
     package: ClassVar[str] = "coremltools"
     install: ClassVar[str] = "pip install 'latentc[coreml]'"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
+    slow: ClassVar[bool] = True
 
     def __init__(self) -> None:
         if find_spec("coremltools") is None:

@@ -12,6 +12,7 @@ from benchmarks.bench import cases, plan
 from benchmarks.bench.cases import Case, Group, with_baselines
 from benchmarks.bench.model import Settings
 from latentc.cli import run as latentc
+from runtimes.backend import Backend
 from runtimes.errors import InputError
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle
@@ -133,7 +134,7 @@ def test_the_default_is_every_build_that_runs_here(bundle: Path) -> None:
 def test_slow_engines_are_left_out_and_said_so(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SLOW_BACKENDS", ("moded",))
+    monkeypatch.setattr(Backend, "slow", True)
     with pytest.raises(InputError, match="fake-fp32 is left out: only moded loads it here"):
         make(bundle)
     (case,) = make(bundle, Group(backends=("moded",))).cases

@@ -98,6 +98,14 @@ def test_a_judge_that_is_not_here_is_not_asked(tmp_path: Path) -> None:
     assert found.passed
 
 
+def test_a_slow_backend_is_not_asked_for_many_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = judged(tmp_path / "bundle", 12)
+    monkeypatch.setattr(FakeBackend, "slow", True)
+    assert check(tmp_path / "bundle", manifest).score is None
+
+
 def test_nan_is_no_picture(tmp_path: Path) -> None:
     manifest = judged(tmp_path / "good", 12)
     broken = make_bundle(tmp_path / "broken", graphs={"denoiser": "nan_denoiser"})
