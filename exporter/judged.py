@@ -78,9 +78,8 @@ def judge_probe(
 
     size = {"height": asked.height, "width": asked.width}
     steps = min(own.steps, key=lambda count: abs(count - asked.num_inference_steps))
-    prompts = tuple(judges.get(asked.name).prompts(asked.pictures))
-    probe = JudgeProbe(asked.name, prompts, asked.arguments, own.name, steps, SEED, **size, right=0)
-    done = 0
+    judge, done = judges.get(asked.name), 0
+    prompts = tuple(judge.prompts(asked.pictures))
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
         from diffusers.image_processor import VaeImageProcessor
@@ -99,4 +98,14 @@ def judge_probe(
         return pictures
 
     with torch.no_grad(), quiet_loading():
-        return msgspec.structs.replace(probe, right=judges.count_right(probe, draw))
+        right = judges.count_right(judge, prompts, SEED, draw)
+    return JudgeProbe(
+        asked.arguments,
+        own.name,
+        steps,
+        SEED,
+        **size,
+        judge=asked.name,
+        prompts=prompts,
+        right=right,
+    )

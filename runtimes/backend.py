@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
+from runtimes import plugins
 from runtimes.errors import (
     BackendError,
     BackendUnavailable,
@@ -201,7 +201,7 @@ def names() -> Iterator[str]:
     Lazy, because looking for entry points costs more than the rest of a start together.
     """
     yield from BACKENDS
-    yield from (point for point in _entry_points() if point not in BACKENDS)
+    yield from (point for point in plugins.entry_points(ENTRY_POINTS) if point not in BACKENDS)
 
 
 def find(name: str) -> type[Backend]:
@@ -211,12 +211,11 @@ def find(name: str) -> type[Backend]:
         InputError: no backend of that name.
         BackendError: the package that offers it is broken.
     """
-    reference = BACKENDS.get(name) or _entry_points().get(name)
+    reference = BACKENDS.get(name) or plugins.entry_points(ENTRY_POINTS).get(name)
     if reference is None:
         raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
-    module, _, attribute = reference.partition(":")
     try:
-        backend: type[Backend] = getattr(import_module(module), attribute)
+        backend: type[Backend] = plugins.resolve(reference)
     except Exception as error:  # whatever another package does on import
         raise BackendError(f"backend {name!r}: {reference} fails: {first_line(error)}") from error
     return backend
@@ -247,9 +246,3 @@ def for_build(build: Build) -> list[str]:
         except BackendError:
             continue
     return found
-
-
-def _entry_points() -> dict[str, str]:
-    from importlib.metadata import entry_points
-
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from runtimes import plugins
 from runtimes.errors import InputError
-from runtimes.manifest import JudgeProbe
 from runtimes.session import first_line
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Judge(Protocol):
 
 def names() -> list[str]:
     """The judges of the packages that are installed here."""
-    return sorted(_entry_points())
+    return sorted(plugins.entry_points(ENTRY_POINTS))
 
 
 def get(name: str) -> Judge:
@@ -46,38 +46,26 @@ def get(name: str) -> Judge:
     Raises:
         InputError: none of that name is installed, or it does not work.
     """
-    reference = _entry_points().get(name)
+    reference = plugins.entry_points(ENTRY_POINTS).get(name)
     if reference is None:
         raise InputError(f"no judge named {name!r} is installed; there are: {names() or 'none'}")
-    from importlib import import_module
-
-    module, _, attribute = reference.partition(":")
     try:
-        judge: Judge = getattr(import_module(module), attribute)()
+        judge: Judge = plugins.resolve(reference)()
     except Exception as error:  # whatever another package does on import
         raise InputError(f"judge {name!r}: {reference} fails: {first_line(error)}") from error
     return judge
 
 
-def count_right(probe: JudgeProbe, draw: Draw) -> int:
-    """Have all the prompts of a probe drawn and judged.
+def count_right(judge: Judge, prompts: Sequence[str], seed: int, draw: Draw) -> int:
+    """Have prompts drawn and judged; how many pictures are right.
 
     Args:
+        seed: of the first picture; each has the next one.
         draw: prompts and their seeds, `BATCH` of them at most → a picture for each.
-
-    Raises:
-        InputError: the judge is not installed.
     """
-    judge, right = get(probe.judge), 0
-    for start in range(0, len(probe.prompts), BATCH):
-        prompts = list(probe.prompts[start : start + BATCH])
-        seeds = [probe.seed + start + index for index in range(len(prompts))]
-        drawn = draw(prompts, seeds)
-        right += sum(judge.agrees(*pair) for pair in zip(drawn, prompts, strict=True))
+    right = 0
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        drawn = draw(part, [seed + start + index for index in range(len(part))])
+        right += sum(judge.agrees(*pair) for pair in zip(drawn, part, strict=True))
     return right
-
-
-def _entry_points() -> dict[str, str]:
-    from importlib.metadata import entry_points
-
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

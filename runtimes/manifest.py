@@ -243,18 +243,13 @@ class LoopProbe(_Base, frozen=True):
     width: int
 
 
-class JudgeProbe(_Base, frozen=True):
-    """Pictures for a judge (`runtimes.judges`): prompts and settings of the run; picture i has the
-    seed `seed` + i. `right` is how many of the diffusers pipeline's pictures it found right."""
+class JudgeProbe(LoopProbe, frozen=True):
+    """Pictures for a judge (`runtimes.judges`): the settings of their runs, and the prompts;
+    picture i has the seed `seed` + i. `right` is how many of the diffusers pipeline's pictures it
+    found right."""
 
     judge: str
     prompts: tuple[str, ...]
-    arguments: dict[str, str | int | float]
-    scheduler: str
-    num_inference_steps: int
-    seed: int
-    height: int
-    width: int
     right: int
 
 

@@ -246,18 +246,15 @@ class Pipeline:
         """Where the graphs were loaded for calls of one size, this must be one of them."""
         rows = len(request.branches(self.manifest)) * request.images
         wanted = self.sessions.components[self.denoiser_name].inputs["sample"].shape
-        kinds = (
-            {rows} if all(request.guided(request.num_inference_steps)) else {rows, request.images}
-        )
-        for count in sorted(kinds, reverse=True):
+        always = all(request.guided(request.num_inference_steps))
+        for count in (rows,) if always else (rows, request.images):
             found = (count, *self.latents_shape(request)[1:])
-            if all(w == f for w, f in zip(wanted, found, strict=True) if isinstance(w, int)):
-                continue
-            raise InputError(
-                f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
-                f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
-                "for this size, or without static"
-            )
+            if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
+                raise InputError(
+                    f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
+                    f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
+                    "for this size, or without static"
+                )
 
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
@@ -337,11 +334,10 @@ def open_pipeline(
     components = {
         each.name: fix(each, sizes.get(each.name) or {}) for each in bundle.manifest.components
     }
-    originals = {each.name: each for each in bundle.manifest.components}
 
     def open_one(name: str) -> Session:
         return open_component(
-            bundle, build, originals[name], backend, where, options, sizes.get(name)
+            bundle, build, components[name], backend, where, options, sizes.get(name)
         )
 
     sessions = Sessions(components, open_one, keep=not low_memory)

@@ -112,6 +112,7 @@ def check_build(
     if manifest.probes is None:
         raise VerificationError("the bundle holds no probes to verify against; export it again")
     tolerances = _tolerances(build)
+    loosest = _loosest(tolerances.values())
     bundle = Bundle(path.resolve(), manifest, hashing)
     backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
@@ -139,8 +140,8 @@ def check_build(
         if manifest.probes.loop is not None:
             if report:
                 report("whole loop")
-            loop = _check_loop(bundle, pipe, _loosest(tolerances.values()))
-        score = _judged(pipe, manifest.probes.judged, _loosest(tolerances.values()), report)
+            loop = _check_loop(bundle, pipe, loosest)
+        score = _judged(pipe, manifest.probes.judged, loosest, report)
     return Verification(backend.name, backend.version(), where, tuple(checks), loop, score)
 
 
@@ -256,7 +257,7 @@ def _check_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance) -> Loop:
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
     error, difference, ratio = NOT_COMPARABLE, 255, 0.0
     with suppress(NumericalError):  # NaN is a failed check, not a failure to check
-        result = _repeat(pipe, probe)
+        result = _repeat(pipe, probe, output_type="np")
         picture = (result.images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
         difference, ratio = _compare_pictures(picture, expected["image"])
         error = relative_l2(result.latents, expected["latents"])
@@ -284,36 +285,28 @@ def _judged(
         report("judge")
 
     def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
-        arguments: dict[str, Any] = dict(probe.arguments)
-        images: Sequence[Image.Image] = pipe(
-            prompts,
-            **arguments,
-            scheduler=probe.scheduler,
-            num_inference_steps=probe.num_inference_steps,
-            seed=seeds,
-            height=probe.height,
-            width=probe.width,
-        ).images
+        images: Sequence[Image.Image] = _repeat(pipe, probe, prompt=prompts, seed=seeds).images
         return images
 
     right, pictures = 0, len(probe.prompts)
     with suppress(NumericalError):  # NaN is no picture
-        right = judges.count_right(probe, draw)
+        right = judges.count_right(judges.get(probe.judge), probe.prompts, probe.seed, draw)
     least = math.ceil(probe.right - tolerance.judged * pictures)
     return Score(probe.judge, right, pictures, least, right >= least)
 
 
-def _repeat(pipe: Pipeline, probe: LoopProbe) -> Result:
-    arguments: dict[str, Any] = dict(probe.arguments)
-    return pipe(
-        **arguments,
-        scheduler=probe.scheduler,
-        num_inference_steps=probe.num_inference_steps,
-        seed=probe.seed,
-        height=probe.height,
-        width=probe.width,
-        output_type="np",
-    )
+def _repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
+    """A run with the settings of a probe; `given` replaces or adds some."""
+    settings: dict[str, Any] = {
+        **probe.arguments,
+        "scheduler": probe.scheduler,
+        "num_inference_steps": probe.num_inference_steps,
+        "seed": probe.seed,
+        "height": probe.height,
+        "width": probe.width,
+        **given,
+    }
+    return pipe(**settings)
 
 
 def _compare_pictures(found: Array, expected: Array) -> tuple[int, float]:

@@ -1,6 +1,7 @@
 """`latentc bench`: measure a bundle's builds against PyTorch, and compare two such reports.
 
-Only click is imported here; what a command needs, it imports when it runs.
+Only click and the names of the baselines are imported here; what a command needs, it imports when
+it runs.
 """
 
 from __future__ import annotations

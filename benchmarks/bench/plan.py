@@ -14,7 +14,6 @@ from runtimes.bundle import choose_build
 from runtimes.errors import InputError, PlanNotFound, SourceError
 from runtimes.manifest import Build, Manifest
 
-# They check what they load and are no way to run it: minutes for a picture.
 DEFAULT_STEPS = 10
 
 

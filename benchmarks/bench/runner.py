@@ -30,16 +30,23 @@ from benchmarks.bench.model import (
     Status,
 )
 from benchmarks.bench.plan import Plan
-from benchmarks.bench.worker import STARTED, computed_in
+from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
-from runtimes.manifest import Role
+from runtimes.manifest import Artifact, Build, Role
 from runtimes.report import build_size
 from runtimes.version import __version__
 
 WARM_UP, ROUND = "warm-up", "round"
 # Scenarios of one component, where it is not the denoiser.
 _OTHER_ROLES: Mapping[str, Role] = {"text_encode": "encoder", "vae_decode": "decoder"}
+# (target, precision) → what the graph itself is computed in, where that is not fp32.
+_ARITHMETIC = {
+    ("tensorrt", "int8"): "fp16",
+    ("tensorrt", "fp16"): "fp16",
+    ("tensorrt", "bf16"): "bf16",
+    ("torch", "bf16"): "bf16",
+}
 _MESSAGE = 600  # characters of a failure that the report keeps
 _VERDICTS = {"more": "faster", "less": "slower", "same": "no difference"}
 
@@ -290,13 +297,10 @@ def _peak_device(case: Case) -> str:
 
 def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
     case, plan = each.case, bench.plan
-    build = next((b for b in plan.manifest.builds if b.name == case.variant), None)
+    build = _build_of(case, plan)
     size = build_size(build) if build else None
     if case.engine == "torch" and plan.source is not None:
         size = sum(p.stat().st_size for p in plan.source.rglob("*.safetensors"))
-    computed = each.about.get("computed_in")
-    if computed is None and build:
-        computed = _computed_in(case, plan, "denoiser")
     reference = _reference(bench, case)
     picture, difference = _save_pictures(bench, each, reference, folder)
     found = (
@@ -314,7 +318,7 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
         variant=case.variant,
         target=build.target if build else None,
         precision=build.precision if build else None,
-        computed_in=computed,
+        computed_in=_computed_in(each, plan),
         backend=case.backend or None,
         version=each.about.get("version"),
         device=each.about.get("device") or case.device or "cpu",
@@ -420,13 +424,32 @@ def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds)
     )
 
 
-def _computed_in(case: Case, plan: Plan, role: Role) -> str | None:
-    """By the build, for cases of ours: the arithmetic of the (first) component of a role."""
-    build = next((b for b in plan.manifest.builds if b.name == case.variant), None)
+def _build_of(case: Case, plan: Plan) -> Build | None:
+    """What a case of ours runs. A kind of PyTorch pipeline may be called as a build is."""
+    builds = plan.manifest.builds if case.engine == "latentc" else ()
+    return next((build for build in builds if build.name == case.variant), None)
+
+
+def _computed_in(each: Measured, plan: Plan, role: Role = "denoiser") -> str | None:
+    """By the manifest for builds of ours (the first component of a role), else as its process
+    says."""
+    build = _build_of(each.case, plan)
     name = next((c.name for c in plan.manifest.components if c.role == role), None)
     if build is None or name is None:
-        return None
-    return computed_in(build.artifacts[name], build.target, case.compute)
+        return each.about.get("computed_in")
+    return computed_in(build.artifacts[name], build.target, each.case.compute)
+
+
+def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
+    """The precision that most of a component's arithmetic really has: smaller weights alone
+    change nothing, except where the engine goes by the types of the graph."""
+    if artifact.precision == "w8a8":
+        return "int8"
+    if compute or artifact.compute:
+        return compute or artifact.compute
+    if target == "coreml":
+        return "fp32" if artifact.precision == "fp32" else "fp16"
+    return _ARITHMETIC.get((target, artifact.precision), "fp32")
 
 
 def _limit(
@@ -442,9 +465,7 @@ def _limit(
     work = next(
         (o for o in operations if (o.component, o.batch, o.height, o.width, o.steps) == key), None
     )
-    kind = each.about.get("computed_in")
-    if scenario in _OTHER_ROLES:
-        kind = _computed_in(case, plan, _OTHER_ROLES[scenario]) or kind
+    kind = _computed_in(each, plan, _OTHER_ROLES.get(scenario, "denoiser"))
     if work is None or kind is None:
         return None
     return roofline.limit(work, seconds, peaks, _peak_device(case), case.threads, kind)

@@ -21,20 +21,9 @@ from contextlib import contextmanager, suppress  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 from itertools import pairwise  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING, Any, Protocol  # noqa: E402
-
-if TYPE_CHECKING:
-    from runtimes.manifest import Artifact
+from typing import Any, Protocol  # noqa: E402
 
 STARTED = "LATENTC_BENCH_STARTED"
-# (target, precision) → what the graph itself is computed in, where that is not fp32.
-_ARITHMETIC = {
-    ("tensorrt", "int8"): "fp16",
-    ("tensorrt", "fp16"): "fp16",
-    ("tensorrt", "bf16"): "bf16",
-    ("torch", "bf16"): "bf16",
-}
-_SCORE_BATCH = 10
 _SCORE_SEED = 1000
 _SCORE_GUIDANCE = 2.0  # the built-in model's best, see its card
 
@@ -79,7 +68,6 @@ class Latentc:
             static = {"images": self._batch, **self._size}
             if request["guidance_scale"] is not None:
                 static["guidance_scale"] = request["guidance_scale"]
-        self._case = case
         self.pipe = load(
             request["bundle"],
             case["backend"] or None,
@@ -116,11 +104,7 @@ class Latentc:
         return {
             "version": f"{backend.name} {backend.version()}",
             "device": self.pipe.device,
-            "computed_in": computed_in(
-                self.pipe.build.artifacts[self.pipe.manifest.component("denoiser").name],
-                self.pipe.build.target,
-                self._case["compute"],
-            ),
+            "computed_in": None,  # the manifest says it
         }
 
 
@@ -296,18 +280,6 @@ class Torch:
                 del self.pipe.encode_prompt
 
 
-def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
-    """The precision that most of a component's arithmetic really has: smaller weights alone
-    change nothing, except where the engine goes by the types of the graph."""
-    if artifact.precision == "w8a8":
-        return "int8"
-    if compute or artifact.compute:
-        return compute or artifact.compute
-    if target == "coreml":
-        return "fp32" if artifact.precision == "fp32" else "fp16"
-    return _ARITHMETIC.get((target, artifact.precision), "fp32")
-
-
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """What one process measures; see `runner` for the request."""
     case = request["case"]
@@ -380,15 +352,13 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
     """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
     from benchmarks.shapes.judge import ShapesJudge
+    from runtimes.judges import count_right
 
-    judge, right = ShapesJudge(), 0
-    prompts = judge.prompts(request["score"])
-    for start in range(0, len(prompts), _SCORE_BATCH):
-        part = prompts[start : start + _SCORE_BATCH]
-        seeds = [_SCORE_SEED + start + index for index in range(len(part))]
-        drawn = engine.call(part, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
-        right += sum(judge.agrees(image, text) for image, text in zip(drawn, part, strict=True))
-    return right
+    def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
+        return engine.call(prompts, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
+
+    judge = ShapesJudge()
+    return count_right(judge, judge.prompts(request["score"]), _SCORE_SEED, draw)
 
 
 def _build_engines(request: Mapping[str, Any]) -> float | None:

@@ -15,7 +15,7 @@ from PIL import Image
 import latentc
 from exporter import judged
 from exporter.compile import Exported, export
-from runtimes import judges
+from runtimes import judges, plugins
 from runtimes.errors import SourceError
 from runtimes.manifest import Manifest
 
@@ -42,7 +42,7 @@ class Reddish:
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "_entry_points", lambda: {"reddish": f"{__name__}:Reddish"})
+    monkeypatch.setattr(plugins, "entry_points", lambda _: {"reddish": f"{__name__}:Reddish"})
 
 
 @pytest.fixture

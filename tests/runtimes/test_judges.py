@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import judges
+from runtimes import judges, plugins
 from runtimes.errors import InputError
 from runtimes.manifest import MANIFEST, JudgeProbe, Manifest, Probes, Verification
 from runtimes.report import print_manifest
@@ -39,13 +39,13 @@ class Broken:
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"even": f"{__name__}:Even", "broken": f"{__name__}:Broken"}
-    monkeypatch.setattr(judges, "_entry_points", lambda: here)
+    monkeypatch.setattr(plugins, "entry_points", lambda _: here)
 
 
 def judged(bundle: Path, right: int, judge: str = "even") -> Manifest:
     """Of the fakes, 12 of 23 pictures are right."""
     manifest = add_probes(make_bundle(bundle) if not bundle.exists() else bundle)
-    probe = JudgeProbe(judge, PROMPTS, {"guidance_scale": 2.0}, "plain", 2, 7, 16, 8, right)
+    probe = JudgeProbe({"guidance_scale": 2.0}, "plain", 2, 7, 16, 8, judge, PROMPTS, right)
     assert isinstance(manifest.probes, Probes)
     probes = msgspec.structs.replace(manifest.probes, judged=probe)
     manifest = msgspec.structs.replace(manifest, probes=probes)
@@ -87,7 +87,8 @@ def test_pictures_and_seeds_come_in_order(tmp_path: Path) -> None:
         seen.extend(zip(prompts, seeds, strict=True))
         return [Image.fromarray(np.zeros((16, 8, 3), np.uint8))] * len(prompts)
 
-    assert judges.count_right(manifest.probes.judged, draw) == 12
+    probe = manifest.probes.judged
+    assert judges.count_right(judges.get("even"), probe.prompts, probe.seed, draw) == 12
     assert seen == [(prompt, 7 + index) for index, prompt in enumerate(PROMPTS)]
 
 
