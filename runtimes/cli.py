@@ -353,7 +353,7 @@ def _used(settings: Mapping[str, Any]) -> str:
     words = [settings[name] for name in ("backend", "device", "build")]
     if "preset" in settings:
         shortcuts = ("guidance_start", "guidance_stop", "cache_interval")
-        words += [f"{name} {settings[name]:g}" for name in shortcuts if name in settings]
+        words += [f"{name} {settings[name]:g}" for name in shortcuts if settings.get(name)]
         words.append(f"preset {settings['preset']}")
     return ", ".join(words)
 

@@ -14,7 +14,8 @@ from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Ver
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from runtimes.tune import Fidelity, Setup, Tuning
+    from runtimes.setups import Setup
+    from runtimes.tune import Fidelity, Tuning
 
 _WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
 

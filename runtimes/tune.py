@@ -29,11 +29,9 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from runtimes import backend as engines
 from runtimes.backend import Backend, SessionOptions
-from runtimes.bundle import Bundle, choose_build
-from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
-from runtimes.manifest import Build
+from runtimes.bundle import Bundle
+from runtimes.errors import BackendError, InputError, PlanNotFound
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import (
@@ -43,14 +41,13 @@ from runtimes.presets import (
     Limits,
     Record,
     content,
-    cores,
-    expected_rank,
     machine,
     points_lost,
 )
 from runtimes.report import ranges
 from runtimes.request import Signature, parse
 from runtimes.session import Array, first_line
+from runtimes.setups import Setup, exactness, label, setups, thread_counts
 from runtimes.step_times import Times, kinds, measure
 from runtimes.verify import (
     MAX_PSNR,
@@ -71,24 +68,10 @@ SEED = 0  # of the first prompt's picture; each has the next one
 _HOPELESS = 4.0  # a first step so many times as long as the best one's ends a try
 _SETUPS_SHARE = 0.5  # of the time, for comparing setups: the rest is for pictures
 _REFERENCE_SHARE = 0.2  # of the time, at most, for the pictures in fp32
-_EXACT = ("fp32", "fp16", "bf16")  # the nearest to the original first
 _PROMPTS = 3
 _NO_TIME = "no time left for its pictures"
 
 Tell: TypeAlias = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """How a build is loaded. `compute` None is as the build says, `threads` 0 the engine's choice;
-    `static`: for pictures of the default size, one at a time."""
-
-    build: str
-    backend: str
-    device: str
-    compute: str | None = None
-    threads: int = 0
-    static: bool = True
 
 
 @dataclass(frozen=True)
@@ -183,37 +166,6 @@ def tune(
         search.close()
 
 
-def setups(
-    bundle: Bundle, backend: str | Backend | None = None, device: str | None = None
-) -> list[tuple[Setup, Backend]]:
-    """What is worth trying here, the expected fastest first.
-
-    Raises:
-        InputError, BackendUnavailable, DeviceUnavailable: nothing is.
-    """
-    found: list[tuple[tuple[int, int], Setup, Backend]] = []
-    misses: list[DeviceUnavailable] = []
-    for engine in _engines(bundle, backend):
-        try:
-            where = engine.device(device)
-        except DeviceUnavailable as error:
-            misses.append(error)
-            continue
-        for build in _best_targets(bundle, engine):
-            rank = expected_rank(engine.name, build.precision)
-            found += [
-                (rank, Setup(build.name, engine.name, where, compute), engine)
-                for compute in _computes(engine, build, where)
-            ]
-    if not found:
-        if misses:
-            raise misses[0]
-        choose_build(bundle.manifest, backend)  # says what is missing
-        raise InputError("no installed engine is meant for pictures: name one with --backend")
-    found.sort(key=lambda each: each[0])
-    return [(setup, engine) for _, setup, engine in found]
-
-
 class Search:
     """One search; see the module's text."""
 
@@ -272,7 +224,7 @@ class Search:
     def _measure_setups(self, candidates: list[Setup]) -> None:
         """Times of all that the budget allows; the most exact ones first, until one works."""
         builds = {each.name: each for each in self.bundle.manifest.builds}
-        exact = sorted(candidates, key=lambda each: _exactness(builds[each.build], each))
+        exact = sorted(candidates, key=lambda each: exactness(builds[each.build], each))
         reference = next((each for each in exact if self._try(each)), None)
         if reference is None:
             first = next(iter(self.trials.values()))
@@ -307,7 +259,7 @@ class Search:
             return self._time(self._measured(setup))
         if not self._time(setup):
             return False
-        tried = [setup, *(replace(setup, threads=count) for count in _thread_counts())]
+        tried = [setup, *(replace(setup, threads=count) for count in thread_counts())]
         for each in tried[1:]:
             if self.budget.affords(self._cost_of_trying(setup), _SETUPS_SHARE):
                 self._time(each)
@@ -319,7 +271,7 @@ class Search:
 
     def _time(self, setup: Setup) -> bool:
         """Measure a picture's parts; whether that worked."""
-        self._say(f"timing {_label(setup)}")
+        self._say(f"timing {label(setup)}")
         fastest = min((min(t.steps.values()) for t in self._times.values()), default=None)
         try:
             pipe = self._pipeline(setup)
@@ -367,12 +319,12 @@ class Search:
             )
         pipe = self._pipeline(self._reference)
         for index in range(len(self.prompts)):
-            self._say(f"picture {index + 1} of {len(self.prompts)} by {_label(self._reference)}")
+            self._say(f"picture {index + 1} of {len(self.prompts)} by {label(self._reference)}")
             self._references.append(self._draw(pipe, index, {}))
         try:
             exact = Fidelity(MAX_PSNR, *self._probed(self._reference, {}))
         except BackendError as error:  # by definition it is good enough
-            self.notes.append(f"{_label(self._reference)}: {first_line(error)}")
+            self.notes.append(f"{label(self._reference)}: {first_line(error)}")
             exact = Fidelity(MAX_PSNR)
         self._add(replace(self._trial(self._reference, {}), fidelity=exact))
 
@@ -400,7 +352,7 @@ class Search:
         if not self.budget.affords(trial.seconds * share * len(self.prompts)):
             self._add(replace(trial, note=_NO_TIME))
             return None
-        self._say(f"pictures by {_label(setup, arguments)}")
+        self._say(f"pictures by {label(setup, arguments)}")
         try:
             fidelity = self._compare(setup, arguments)
         except (BackendError, InputError) as error:
@@ -507,7 +459,7 @@ class Search:
         if not self.budget.affords(12 * max(near.steps.values()) + near.decode):
             self.notes.append("time: not all arguments of calls were looked at")
             return
-        self._say(f"timing kinds of step of {_label(setup)}")
+        self._say(f"timing kinds of step of {label(setup)}")
         try:
             found = measure(self._pipeline(setup), self._call(0), None, window, caching)
         except (BackendError, InputError) as error:
@@ -611,52 +563,6 @@ class Search:
         )
 
 
-def _engines(bundle: Bundle, backend: str | Backend | None) -> list[Backend]:
-    """The installed engines that load one of the builds; slow ones only if named."""
-    if isinstance(backend, Backend):
-        return [backend]
-    if backend is not None:
-        choose_build(bundle.manifest, backend)  # says what does not fit
-        return [engines.get(backend)]
-    loading = dict.fromkeys(
-        name for build in bundle.manifest.builds for name in engines.for_build(build)
-    )
-    return [engines.get(name) for name in loading if not engines.find(name).slow]
-
-
-def _best_targets(bundle: Bundle, engine: Backend) -> list[Build]:
-    """Of each precision the build whose target the engine likes best."""
-    best: dict[str, Build] = {}
-    for build in bundle.manifest.builds:
-        if not engine.loads(build):
-            continue
-        other = best.get(build.precision)
-        rank = engine.targets.index
-        if other is None or rank(build.target) < rank(other.target):
-            best[build.precision] = build
-    return list(best.values())
-
-
-def _computes(engine: Backend, build: Build, device: str) -> tuple[str | None, ...]:
-    """As the build says, and as the engine would, where that can be something else."""
-    fixed = any(artifact.compute for artifact in build.artifacts.values())
-    lower = set(engine.computes) - {"fp32", "auto"} or not device.lower().startswith("cpu")
-    return (None, "auto") if lower and not fixed and "auto" in engine.computes else (None,)
-
-
-def _thread_counts() -> list[int]:
-    """Other numbers of threads than the engine's own choice."""
-    count = cores()
-    return sorted({count, count // 2} - {0, 1}) if count > 2 else [count]
-
-
-def _exactness(build: Build, setup: Setup) -> tuple[bool, int, int]:
-    """Sorts the setup nearest to the original first."""
-    precision = of_component(build.precision, DENOISER)
-    known = _EXACT.index(precision) if precision in _EXACT else len(_EXACT)
-    return setup.compute is not None, known, expected_rank(setup.backend, build.precision)[0]
-
-
 def _prompts(bundle: Bundle) -> tuple[str, ...]:
     """Those of the bundle's probes; one empty text where it takes none.
 
@@ -692,11 +598,3 @@ def _cuts_more(arguments: Arguments, than: Arguments) -> bool:
 
 def _key(setup: Setup, arguments: Arguments) -> tuple[Setup, tuple[tuple[str, float], ...]]:
     return setup, tuple(sorted(arguments.items()))
-
-
-def _label(setup: Setup, arguments: Mapping[str, float] | None = None) -> str:
-    parts = [f"{setup.build} on {setup.backend}"]
-    parts += [f"compute {setup.compute}"] if setup.compute else []
-    parts += [f"{setup.threads} threads"] if setup.threads else []
-    parts += [f"{name} {value:g}" for name, value in (arguments or {}).items()]
-    return ", ".join(parts)
