@@ -15,7 +15,8 @@ A denoiser step of a full-size model takes seconds, so the product of all settin
    has it, the interval of step caching. The time of a picture follows from the times of the few
    kinds of step, so only fidelity needs pictures: of the combinations in order of time the middle
    one is tried; if it is good enough what is slower is of no interest, if not, neither is what
-   cuts more. A window needs graphs for any number of rows, so it goes without fixed sizes.
+   cuts more. A window needs graphs for any number of rows, so it goes without fixed sizes; these
+   are given up, too, where they gain nothing.
 
 `seconds` bounds all of it: nothing is begun that would not end in time, what was found is kept,
 and what was left out is said.
@@ -60,7 +61,7 @@ from runtimes.verify import (
 )
 
 SECONDS = 600.0
-TIE = 1.03  # two times within 3% are the same: the one of the higher fidelity wins
+TIE = 1.03  # two times within 3% are the same
 STARTS = (0.0, 0.1)
 STOPS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)
 INTERVALS = (1, 2, 3, 5)
@@ -410,6 +411,7 @@ class Search:
 
     def _search_arguments(self, name: str, limits: Limits) -> None:
         """Find the fastest arguments on top of a preset's winner that are still within it."""
+        self._prefer_any_size(self._winner(limits, plain=True))
         base = self._winner(limits, plain=True)
         candidates = [
             (seconds, setup, arguments)
@@ -430,6 +432,15 @@ class Search:
                 return
             if fidelity and not _allowed(limits, fidelity):
                 candidates = [each for each in candidates if not _cuts_more(each[2], arguments)]
+
+    def _prefer_any_size(self, fixed: Trial) -> None:
+        """Look at the pictures of the same setup for any size, where it is as fast."""
+        setup = replace(fixed.setup, static=False)
+        self._complete_kinds(setup, window=False, caching=False)
+        seconds = self._predict(setup, {})
+        if fixed.setup.static and seconds and fixed.seconds and seconds <= fixed.seconds * TIE:
+            self._add(Trial(setup, {}, seconds), keep=True)
+            self._fidelity(setup, {})
 
     def _combinations(self, base: Setup, names: Sequence[str]) -> Iterator[tuple[Setup, Arguments]]:
         """Each setup with arguments that could be faster, their kinds of step measured."""
@@ -479,7 +490,8 @@ class Search:
     # --- what all of it needs ------------------------------------------------------------
 
     def _winner(self, limits: Limits, plain: bool = False) -> Trial:
-        """The fastest trial within the limits so far; the reference where there is none."""
+        """The fastest trial within the limits so far; the reference where there is none. Of those
+        that are as fast, one for any size, then the one with the better pictures."""
         good = [
             trial
             for trial in self.trials.values()
@@ -491,7 +503,7 @@ class Search:
         good = good or [self._trial(self._reference, {})]
         fastest = min(trial.seconds or 0.0 for trial in good)
         tied = [trial for trial in good if (trial.seconds or 0.0) <= fastest * TIE]
-        return max(tied, key=lambda trial: trial.fidelity.image_psnr if trial.fidelity else 0.0)
+        return max(tied, key=_preference)
 
     def _pipeline(self, setup: Setup) -> Pipeline:
         """The setup, loaded; one at a time is."""
@@ -581,6 +593,10 @@ def _prompts(bundle: Bundle) -> tuple[str, ...]:
     if not texts:
         raise InputError(f"{bundle.root} holds no probes with a prompt: give some with --prompt")
     return texts
+
+
+def _preference(trial: Trial) -> tuple[bool, float]:
+    return not trial.setup.static, trial.fidelity.image_psnr if trial.fidelity else 0.0
 
 
 def _allowed(limits: Limits, fidelity: Fidelity) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from runtimes.presets import LIMITS
 from runtimes.session import Array, Feeds
 from runtimes.setups import Setup
 from runtimes.step_times import Times, kinds
-from runtimes.tune import Search, Tuning
+from runtimes.tune import Fidelity, Search, Trial, Tuning
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
@@ -218,7 +219,7 @@ def test_a_bundle_without_fp32(bundle: Path) -> None:
 def test_a_bundle_without_text_or_guidance(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "plain", text=False)
     found = search(folder)
-    assert [trial.arguments for trial in found.trials] == [{}]
+    assert not any(trial.arguments for trial in found.trials)
     assert found.prompts == ()
 
 
@@ -248,6 +249,17 @@ def test_threads_are_tried_once_per_engine(bundle: Path, monkeypatch: pytest.Mon
     found = search(bundle)
     tried = {trial.setup.build for trial in found.trials if trial.setup.threads == 3}
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("seconds", "static"), [(1.02, False), (1.04, True)])
+def test_any_size_wins_where_it_is_as_fast(bundle: Path, seconds: float, static: bool) -> None:
+    made = Search(Bundle.open(bundle), tune.Budget(60))
+    fixed = Setup("fake-int8", "fake", "cpu")
+    made._add(Trial(fixed, {}, 1.0, Fidelity(50.0)))
+    made._add(Trial(replace(fixed, static=False), {}, seconds, Fidelity(40.0)))
+    made._add(Trial(replace(fixed, build="fake-int4"), {}, 0.5, Fidelity(29.0)))
+    assert made._winner(LIMITS["faithful"]).setup == replace(fixed, static=static)
+    assert made._winner(LIMITS["balanced"]).setup.build == "fake-int4"
 
 
 def test_kinds_of_step() -> None:
