@@ -62,7 +62,7 @@ def print_tuning(found: Tuning) -> None:
     judged = any(t.fidelity and t.fidelity.right is not None for t in found.trials)
     table = _table(
         f"A picture on this machine (fidelity against {found.reference.setup.build}, "
-        f"{found.steps} steps, {max(1, len(found.prompts))} pictures)",
+        f"{found.steps} steps, prompts: {max(1, len(found.prompts))})",
         *("Build", "Backend", "Loaded", "Arguments", "s", "×", "Picture", "Latents"),
         *(["Judge"] if judged else []),
         "Preset",
@@ -153,7 +153,7 @@ def _engine(verification: Verification) -> str:
 
 def _loaded(setup: Setup) -> str:
     words = [f"compute {setup.compute}"] if setup.compute else []
-    words += [f"{setup.threads} threads"] if setup.threads else []
+    words += [f"threads {setup.threads}"] if setup.threads else []
     return ", ".join([*words, "one size" if setup.static else "any size"])
 
 

@@ -109,6 +109,6 @@ def exactness(build: Build, setup: Setup) -> tuple[bool, int, int]:
 def label(setup: Setup, arguments: Mapping[str, float] | None = None) -> str:
     parts = [f"{setup.build} on {setup.backend}"]
     parts += [f"compute {setup.compute}"] if setup.compute else []
-    parts += [f"{setup.threads} threads"] if setup.threads else []
+    parts += [f"threads {setup.threads}"] if setup.threads else []
     parts += [f"{name} {value:g}" for name, value in (arguments or {}).items()]
     return ", ".join(parts)

@@ -66,7 +66,8 @@ STARTS = (0.0, 0.1)
 STOPS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)
 INTERVALS = (1, 2, 3, 5)
 SEED = 0  # of the first prompt's picture; each has the next one
-_HOPELESS = 4.0  # a first step so many times as long as the best one's ends a try
+_HOPELESS = 4.0  # a first step so many times as long as the best one's ends a try …
+_QUICK = 0.25  # … unless it takes fewer seconds than this
 _SETUPS_SHARE = 0.5  # of the time, for comparing setups: the rest is for pictures
 _REFERENCE_SHARE = 0.2  # of the time, at most, for the pictures in fp32
 _PROMPTS = 3
@@ -278,7 +279,8 @@ class Search:
             pipe = self._pipeline(setup)
             if not self._evaluations:
                 self._evaluations = pipe.stream(**self._call(0)).num_timesteps
-            times = measure(pipe, self._call(0), _HOPELESS * fastest if fastest else None)
+            patience = max(_HOPELESS * fastest, _QUICK) if fastest else None
+            times = measure(pipe, self._call(0), patience)
         except (BackendError, InputError) as error:
             self._add(Trial(setup, {}, None, note=first_line(error)))
             return False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -22,9 +23,10 @@ from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNot
 from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
 from runtimes.pipeline import load
 from runtimes.presets import LIMITS
+from runtimes.run import Timings
 from runtimes.session import Array, Feeds
 from runtimes.setups import Setup
-from runtimes.step_times import Times, kinds
+from runtimes.step_times import Times, kinds, measure
 from runtimes.tune import Fidelity, Search, Trial, Tuning
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
@@ -185,7 +187,10 @@ def test_time_is_bounded(bundle: Path) -> None:
     assert {*found.record.presets} == {*LIMITS}
 
 
-def test_a_setup_that_is_hopeless_is_given_up(bundle: Path) -> None:
+def test_a_setup_that_is_hopeless_is_given_up(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_QUICK", 0.01)
     add_build(bundle, "bf16", "sleepy")
     trial = next(t for t in search(bundle).trials if t.setup.build == "fake-bf16")
     assert trial.seconds is None
@@ -271,6 +276,53 @@ def test_kinds_of_step() -> None:
     times = Times(1.0, 2.0, {(yes, yes): 10.0, (yes, no): 4.0})
     assert times.picture(kinds([yes] * 4, 3)) == 1 + 2 + 10 + 4 + 4 + 10
     assert times.picture(kinds([yes, no])) is None
+
+
+class Stub:
+    """A pipeline that takes made-up times for each kind of step."""
+
+    TOOK: ClassVar = {(1, 1): 0.08, (1, 0): 0.04, (0, 1): 0.02, (0, 0): 0.01}
+
+    def stream(self, **call: Any) -> Any:
+        total = 40
+        stop = int(call.get("guidance_stop", 1) * total)
+        guided = [index < stop for index in range(total)]
+        timings = Timings(tokenize=0.5, encode=0.25)
+        request = SimpleNamespace(guided=lambda count: guided)
+
+        class Stepping:
+            num_timesteps = total
+
+            def __iter__(self) -> Iterator[Any]:
+                for index, kind in enumerate(kinds(guided, call.get("cache_interval", 1))):
+                    warming = 1.0 if index == 0 else 0.0
+                    timings.steps.append(Stub.TOOK[kind] + warming)
+                    yield SimpleNamespace(index=index, latents=None)
+
+            def close(self) -> None:
+                pass
+
+        made: Any = Stepping()
+        made.timings, made.request = timings, request
+        return made
+
+    def decode(self, latents: Any) -> None:
+        pass
+
+
+def test_every_kind_of_step_is_measured() -> None:
+    pipe: Any = Stub()
+    every = {(bool(guided), bool(whole)): took for (guided, whole), took in Stub.TOOK.items()}
+    for window in (False, True):
+        for caching in (False, True):
+            times = measure(pipe, {}, None, window, caching)
+            assert times is not None
+            assert times.encode == 0.75
+            assert times.decode < 0.1
+            wanted = {(g, w) for g in {True, not window} for w in {True, not caching}}
+            assert times.steps == pytest.approx({kind: every[kind] for kind in wanted})
+    assert measure(pipe, {}, 0.07) is None
+    assert measure(pipe, {}, 0.09) is not None
 
 
 def test_combinations_with_step_caching(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
