@@ -9,9 +9,7 @@ cannot be read, is not used, and the user is told why.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,15 +20,14 @@ import msgspec
 
 from runtimes import backend as engines
 from runtimes.backend import Backend
-from runtimes.errors import BackendError, InputError, LatentcError
+from runtimes.errors import BackendError, InputError
 from runtimes.precision import DENOISER, canonical, of_component
-from runtimes.request import Signature
 from runtimes.trust import cache_folder
-from runtimes.version import __version__
 
 if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.manifest import Build, Manifest
+    from runtimes.tuning_records import Choice
 
 
 @dataclass(frozen=True)
@@ -71,39 +68,6 @@ EXPECTED: tuple[tuple[str, str], ...] = (
 
 Arguments: TypeAlias = dict[str, int | float]
 _WINDOW = ("guidance_start", "guidance_stop")  # one setting: whoever gives one of them gives both
-_TUNED = "tuned"  # the records' folder
-
-
-class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a preset stands for on one machine, and the figures that it was chosen for.
-
-    `version` is the backend's. `arguments` are those of a call. `seconds`: of a picture with the
-    default steps; `image_psnr` in dB and `points` (lost, of 100) as in `Limits`.
-    """
-
-    build: str
-    backend: str
-    version: str
-    device: str
-    compute: str | None
-    threads: int
-    static: bool
-    arguments: Arguments
-    seconds: float
-    image_psnr: float
-    points: float | None
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `latentc tune` found. `place` is where the bundle was, `steps` the number of steps of
-    the pictures that were compared."""
-
-    bundle: str
-    place: str
-    machine: dict[str, str]
-    tuned: str
-    steps: int
-    presets: dict[str, Choice]
 
 
 @dataclass(frozen=True)
@@ -182,33 +146,18 @@ def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | No
     if name == AUTO and asked.anything():
         return asked, None
     wanted = next(iter(LIMITS)) if name == AUTO else name
+    if name == AUTO and not os.path.exists(record_path(content(bundle.manifest))):
+        return asked, None  # as most often: at the cost of looking for one file
+    from runtimes import tuning_records as records
+
     try:
-        choice, steps = _tuned(bundle, wanted, asked)
-    except _Unusable as why:
+        choice, steps = records.find(bundle, wanted, asked)
+    except records.UnusableRecord as why:
         if name == AUTO:
-            if why.reason:
-                _warn(f"{why.reason}; latentc tune {bundle.root} measures again")
+            _warn(f"{why}; latentc tune {bundle.root} measures again")
             return asked, None
-        return _untuned(bundle, wanted, asked, why.reason)
+        return _untuned(bundle, wanted, asked, str(why) or records.other_builds(bundle, wanted))
     return _apply(bundle.manifest, wanted, choice, steps, asked)
-
-
-def save(record: Record, backend: str | None = None, device: str | None = None) -> Path:
-    """Write a record, whole or not at all. `backend` and `device` are what the search was limited
-    to: such a record counts where the same are asked for.
-
-    Raises:
-        OSError: the cache folder cannot be written.
-    """
-    path = _path(record.bundle, backend, device)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
 
 
 def content(manifest: Manifest) -> str:
@@ -223,18 +172,6 @@ def content(manifest: Manifest) -> str:
         ],
     ]
     return hashlib.sha256(msgspec.json.encode(whole)).hexdigest()
-
-
-def machine() -> dict[str, str]:
-    """What times depend on besides the engines' versions."""
-    return {"processor": _processor(), "cores": str(cores()), "latentc": __version__}
-
-
-def cores() -> int:
-    """Logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def points_lost(manifest: Manifest, right: int | None) -> float | None:
@@ -253,108 +190,22 @@ def expected_rank(backend: str, precision: str) -> tuple[int, int]:
     return rank, -len(passes)
 
 
-class _Unusable(Exception):
-    """No record to go by; `reason` is "" where there never was one."""
-
-    def __init__(self, reason: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
+def records_folder() -> Path:
+    """Where the records are."""
+    return cache_folder() / "tuned"
 
 
-def _path(digest: str, backend: str | None, device: str | None) -> Path:
+def record_path(digest: str, backend: str | None = None, device: str | None = None) -> Path:
+    """Where the record of a bundle's `content` is, for a search that was limited to these."""
     scope = [each.lower() for each in (backend or "", device or "")]
     key = hashlib.sha256("\n".join([digest, *scope]).encode()).hexdigest()
-    return cache_folder() / _TUNED / f"{key[:24]}.json"
-
-
-def _tuned(bundle: Bundle, preset: str, asked: Asked) -> tuple[Choice, int]:
-    """The record's choice and its steps: of the search that was limited like this call, else of
-    the whole search if its winner is what the call is limited to."""
-    digest = content(bundle.manifest)
-    scope = (asked.engine, asked.device)
-    try:
-        return _read(bundle, digest, preset, scope, asked)
-    except _Unusable as why:
-        if not any(scope):
-            raise _Unusable(why.reason or _other_builds(bundle, preset)) from None
-        with_all = _read(bundle, digest, preset, (None, None), asked)
-        if any(name in _contradictions(with_all[0], asked) for name in ("backend", "device")):
-            raise
-        return with_all
-
-
-def _read(
-    bundle: Bundle, digest: str, preset: str, scope: tuple[str | None, str | None], asked: Asked
-) -> tuple[Choice, int]:
-    path = _path(digest, *scope)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise _Unusable from None
-    except OSError as error:
-        raise _Unusable(f"the tuning record {path} cannot be read: {error.strerror}") from None
-    try:
-        record = msgspec.json.decode(data, type=Record)
-        choice = record.presets[preset]
-        _check(choice, bundle.manifest)
-        sound = record.bundle == digest and record.steps > 0
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, ValueError):
-        sound = False
-    if not sound:
-        raise _Unusable(f"the tuning record {path} is damaged and not used")
-    _fit(record, choice, asked)
-    return choice, record.steps
-
-
-def _check(choice: Choice, manifest: Manifest) -> None:
-    """Raises ValueError for what no search would have written."""
-    if choice.build not in {build.name for build in manifest.builds}:
-        raise ValueError(choice.build)
-    if not set(choice.arguments) <= set(Signature.of(manifest).names):
-        raise ValueError(f"{choice.arguments}")
-    figures = (choice.seconds, choice.image_psnr, *choice.arguments.values())
-    if choice.threads < 0 or not all(math.isfinite(each) for each in figures):
-        raise ValueError(f"{choice}")
-
-
-def _fit(record: Record, choice: Choice, asked: Asked) -> None:
-    """Raises _Unusable where the machine, the engine or the device is another one now."""
-    was, found = dict(record.machine), machine()
-    try:
-        engine = asked.instance(choice.backend)
-        engine.device(choice.device)
-        was[choice.backend], found[choice.backend] = choice.version, engine.version()
-    except LatentcError as error:
-        raise _Unusable(f"what latentc tune chose cannot be used any more ({error})") from None
-    changed = [
-        f"{name} was {was.get(name, 'unknown')}, is {found.get(name, 'unknown')}"
-        for name in dict.fromkeys([*was, *found])
-        if was.get(name) != found.get(name)
-    ]
-    if changed:
-        raise _Unusable(f"what latentc tune found here is not used: {'; '.join(changed)}")
-
-
-def _other_builds(bundle: Bundle, preset: str) -> str:
-    """Why there is no record of this content though there is one of this place."""
-    for record in _all():
-        if record.place == str(bundle.root) and preset in record.presets:
-            return "what latentc tune found is not used: the bundle's builds are others now"
-    return ""
-
-
-def _all() -> Iterator[Record]:
-    for path in sorted((cache_folder() / _TUNED).glob("*.json")):
-        try:
-            yield msgspec.json.decode(path.read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
+    return records_folder() / f"{key[:24]}.json"
 
 
 def _apply(
     manifest: Manifest, name: str, choice: Choice, steps: int, asked: Asked
 ) -> tuple[Asked, Preset]:
-    wrong = _contradictions(choice, asked)
+    wrong = contradictions(choice, asked)
     precision = next(each.precision for each in manifest.builds if each.name == choice.build)
     if asked.precision and canonical(asked.precision) != precision:
         wrong["precision"] = precision
@@ -382,7 +233,7 @@ def _loaded(compute: str | None, threads: int) -> dict[str, Any]:
     return {name: v for name, v in (("compute", compute), ("threads", threads)) if v}
 
 
-def _contradictions(choice: Choice, asked: Asked) -> dict[str, Any]:
+def contradictions(choice: Choice, asked: Asked) -> dict[str, Any]:
     """What was asked for and is otherwise in the choice: name → what the choice has."""
     pairs: dict[str, tuple[Any, Any]] = {
         "backend": (asked.engine, choice.backend),
@@ -461,20 +312,6 @@ def _starts(kind: type[Backend], asked: Asked) -> bool:
     except BackendError:
         return False
     return True
-
-
-def _processor() -> str:
-    """The processor's name as the system has it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
 
 
 def _warn(text: str) -> None:

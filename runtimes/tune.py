@@ -35,21 +35,13 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BackendError, InputError, PlanNotFound
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
-from runtimes.presets import (
-    LIMITS,
-    Arguments,
-    Choice,
-    Limits,
-    Record,
-    content,
-    machine,
-    points_lost,
-)
+from runtimes.presets import LIMITS, Arguments, Limits, content, points_lost
 from runtimes.report import ranges
 from runtimes.request import Signature, parse
 from runtimes.session import Array, first_line
 from runtimes.setups import Setup, exactness, label, setups, thread_counts
 from runtimes.step_times import Times, kinds, measure
+from runtimes.tuning_records import Choice, Record, machine
 from runtimes.verify import (
     MAX_PSNR,
     can_judge,

@@ -67,9 +67,9 @@ def tune(
     was found is kept in the cache folder, not in the bundle; latentc generate uses it.
     """
     from runtimes.bundle import Bundle
-    from runtimes.presets import save
     from runtimes.report import print_tuning
     from runtimes.tune import tune as search
+    from runtimes.tuning_records import save
 
     opened = Bundle.open(bundle)
     with _progress(seconds) as tell:

@@ -11,12 +11,15 @@ import pytest
 
 from latentc import cli
 from runtimes import backend as engines
-from runtimes import presets
+from runtimes import presets, tuning_records
 from runtimes.backend import Backend
+from runtimes.cli import generate
 from runtimes.errors import InputError
 from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
 from runtimes.pipeline import Pipeline, load
-from runtimes.presets import LIMITS, Choice, Record, content, expected_rank, save
+from runtimes.presets import LIMITS, content, expected_rank
+from runtimes.tune_cli import tune
+from runtimes.tuning_records import Choice, Record, machine, save
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
 CHOICE = Choice(
@@ -51,11 +54,11 @@ def bundle(tmp_path: Path) -> Path:
 
 def record(bundle: Path, **changes: Any) -> Record:
     """A record of this machine that has the same choice for every preset."""
-    machine = changes.pop("machine", presets.machine())
+    here = changes.pop("machine", machine())
     digest = content(Manifest.load(bundle))
     choice = msgspec.structs.replace(CHOICE, **changes)
     chosen = dict.fromkeys(LIMITS, choice)
-    return Record(digest, str(bundle), machine, "2026-11-21T00:00:00+00:00", 4, chosen)
+    return Record(digest, str(bundle), here, "2026-11-21T00:00:00+00:00", 4, chosen)
 
 
 def quiet(bundle: Path, preset: str, **how: Any) -> Pipeline:
@@ -74,6 +77,23 @@ def test_limits() -> None:
     assert not LIMITS["balanced"].allow(99.0, 2.1)
     assert LIMITS["fast"].allow(12.0, None)
     assert not LIMITS["fast"].allow(11.9, -3.0)
+
+
+def test_limits_are_told_as_they_are() -> None:
+    """By the help of the command and by the documentation."""
+    text = " ".join((tune.help or "").split())
+    page = (Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text("utf-8")
+    for name, limits in LIMITS.items():
+        assert f"{name} {limits.image_psnr:g} dB and " in text
+        assert f"| `{name}` | {limits.image_psnr:g} dB | {limits.points:g} |" in page
+        assert name in str(next(each for each in generate.params if each.name == "preset").help)
+
+
+def test_untuned_bundles_cost_no_search(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(record(bundle))
+    add_build(bundle, "fp16", "denoiser")
+    monkeypatch.setattr(tuning_records, "_all", lambda: pytest.fail("read all records"))
+    quiet(bundle, "auto").close()
 
 
 def test_what_is_expected_to_be_faster() -> None:
@@ -187,13 +207,15 @@ def test_records_of_one_engine_are_their_own(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"machine": presets.machine() | {"processor": "abacus"}}, "processor was abacus, is "),
-        ({"machine": presets.machine() | {"cores": "512"}}, "cores was 512"),
+        ({"machine": machine() | {"processor": "abacus"}}, "processor was abacus, is "),
+        ({"machine": machine() | {"cores": "512"}}, "cores was 512"),
         ({"version": "0.9"}, "fake was 0.9, is 1.0"),
         ({"device": "gpu"}, "no device 'gpu'"),
         ({"backend": "gone"}, "no backend named 'gone'"),
         ({"build": "fake-int2"}, "damaged"),
         ({"arguments": {"turbo": 1}}, "damaged"),
+        ({"arguments": {"guidance_stop": 7}}, "damaged"),
+        ({"arguments": {"guidance_stop": 10**400}}, "damaged"),
         ({"seconds": -1.0, "threads": -1}, "damaged"),
     ],
 )
