@@ -8,7 +8,7 @@ done, `latentc verify` does the same again on another machine, engine or device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +112,7 @@ def check_build(
     if manifest.probes is None:
         raise VerificationError("the bundle holds no probes to verify against; export it again")
     tolerances = _tolerances(build)
-    allowed = loosest(build)
+    allowed = _loosest(tolerances.values())
     bundle = Bundle(path.resolve(), manifest, hashing)
     backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
@@ -140,7 +140,7 @@ def check_build(
         if manifest.probes.loop is not None:
             if report:
                 report("whole loop")
-            loop = measure_loop(bundle, pipe, allowed)
+            loop = _check_loop(bundle, pipe, manifest.probes.loop, allowed)
         score = _judged(pipe, manifest.probes.judged, allowed, report)
     return Verification(backend.name, backend.version(), where, tuple(checks), loop, score)
 
@@ -156,7 +156,9 @@ def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -
         raise VerificationError("the bundle holds no picture to verify against; export it again")
     bundle = Bundle(path.resolve(), manifest, "never")
     with open_pipeline(bundle, build, backend) as pipe:
-        return measure_loop(bundle, pipe, loosest(build))
+        return _check_loop(
+            bundle, pipe, manifest.probes.loop, _loosest(_tolerances(build).values())
+        )
 
 
 def read_probes(
@@ -208,13 +210,9 @@ def _tolerances(build: Build) -> dict[str, Tolerance]:
     return {name: TOLERANCES[precision] for name, precision in precisions.items()}
 
 
-def loosest(build: Build) -> Tolerance:
-    """What the whole loop may be off by is what its coarsest component may make of it.
-
-    Raises:
-        VerificationError: nothing is known about a precision of the build.
-    """
-    every = list(_tolerances(build).values())
+def _loosest(tolerances: Iterable[Tolerance]) -> Tolerance:
+    """What the whole loop may be off by is what its coarsest component may make of it."""
+    every = list(tolerances)
     return Tolerance(
         component=max(each.component for each in every),
         latents=max(each.latents for each in every),
@@ -249,11 +247,14 @@ def _max_abs(found: Array, expected: Array) -> float:
     return float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0))
 
 
-def measure_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance, **given: Any) -> Loop:
+def measure_loop(bundle: Bundle, pipe: Pipeline, **given: Any) -> tuple[float, int, float]:
     """Run the loop probe on a loaded build and compare it with what PyTorch made of it.
 
     Args:
         given: arguments of the call that replace the probe's, or come on top.
+
+    Returns:
+        The latents' relative L2 error, the picture's largest difference of 255, its PSNR in dB.
 
     Raises:
         BundleError: the probe's file is damaged or not named.
@@ -261,17 +262,20 @@ def measure_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance, **given: 
     probes = bundle.manifest.probes
     assert probes is not None
     assert probes.loop is not None
-    probe = probes.loop
     if LOOP not in probes.files:
         raise BundleError("the manifest describes a loop probe but names no file for it")
     expected = read_arrays(bundle.path(probes.files[LOOP]), max_bytes=_MAX_PROBES)
     if set(expected) != {"latents", "image"}:
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
-    error, difference, ratio = NOT_COMPARABLE, 255, 0.0
     with suppress(NumericalError):  # NaN is a failed check, not a failure to check
-        result = repeat(pipe, probe, output_type="np", **given)
+        result = repeat(pipe, probes.loop, output_type="np", **given)
         difference, ratio = compare_pictures(to_bytes(result.images), expected["image"])
-        error = relative_l2(result.latents, expected["latents"])
+        return relative_l2(result.latents, expected["latents"]), difference, ratio
+    return NOT_COMPARABLE, 255, 0.0
+
+
+def _check_loop(bundle: Bundle, pipe: Pipeline, probe: LoopProbe, tolerance: Tolerance) -> Loop:
+    error, difference, ratio = measure_loop(bundle, pipe)
     return Loop(
         scheduler=probe.scheduler,
         num_inference_steps=probe.num_inference_steps,

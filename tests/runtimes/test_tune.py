@@ -197,6 +197,11 @@ def test_a_setup_that_is_hopeless_is_given_up(
     assert trial.note == "a step over 4 × the fastest"
 
 
+def test_a_precision_that_nobody_knows(bundle: Path) -> None:
+    add_build(bundle, "w8a8+merged", "near")
+    assert any(t.setup.build == "fake-w8a8+merged" and t.seconds for t in search(bundle).trials)
+
+
 @pytest.mark.parametrize("graph_name", ["broken", "nan_denoiser"])
 def test_a_build_that_fails_is_told_of(bundle: Path, graph_name: str) -> None:
     add_build(bundle, "bf16", graph_name)
