@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.passes import PASSES
 from exporter.targets import OPTIONS
 from exporter.targets.options import flag
 
@@ -47,6 +48,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
           --fidelity-floor 30
       latentc export ./my-pipeline -o bundle --target openvino \\
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
+      latentc export builtin -o bundle --target openvino --pass step-cache
     """
 )
 @click.argument("source")
@@ -89,6 +91,13 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="PSNR that the picture must reach: the most sensitive layers stay in half precision.",
 )
 @click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME",
+    help="May be repeated. " + "; ".join(f"{name}: {text}" for name, text in PASSES.items()) + ".",
+)
+@click.option(
     "--scheduler",
     "schedulers",
     multiple=True,
@@ -125,6 +134,7 @@ def export(
     calibration_prompts: Path | None,
     calibration_samples: int | None,
     fidelity_floor: float | None,
+    passes: tuple[str, ...],
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -156,6 +166,7 @@ def export(
             calibration_prompts=calibration_prompts,
             calibration_samples=calibration_samples,
             fidelity_floor=fidelity_floor,
+            passes=passes,
             report=reporter.report,
             **own,
         )

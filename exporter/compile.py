@@ -25,8 +25,10 @@ from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
+from exporter.passes import STEP_CACHE, known_passes
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
+from exporter.step_cache import split
 from exporter.store import Item, Store, previous_manifest
 from exporter.targets import OPTIONS, TARGETS, verifier
 from exporter.targets.options import gather
@@ -80,6 +82,7 @@ def export(
     calibration_prompts: str | Path | Sequence[str] | None = None,
     calibration_samples: int | None = None,
     fidelity_floor: float | None = None,
+    passes: Sequence[str] = (),
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -103,6 +106,8 @@ def export(
         calibration_samples: how many denoiser calls to calibrate with.
         fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
+        passes: ``"step-cache"`` adds the denoiser's shallow part, which the call argument
+            `cache_interval` needs.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -125,6 +130,7 @@ def export(
         gather(target_options, OPTIONS, asked),
         _calibration(calibration_prompts, calibration_samples),
         fidelity_floor,
+        STEP_CACHE in known_passes(passes),
     )
     check(options)
     progress = Progress(report)
@@ -179,7 +185,10 @@ class _Compilation:
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
             description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.step_cache:
+            description = split(description)
         description = _with_size(description, self.options)
+        self._refuse_other_graphs(previous, description)
         for own in self.options.of_targets.values():
             own.check(description.latents, self.options.height is not None)
         plans = schedules.add_all(
@@ -202,6 +211,20 @@ class _Compilation:
         del pipe, description
         free_memory()
         return with_kept(draft, previous, self.store)
+
+    def _refuse_other_graphs(self, previous: Manifest | None, description: Description) -> None:
+        """All builds of a bundle have the same components: others would be lost."""
+        if previous is None or self.options.overwrite:
+            return
+        asked = {build_name(*pair) for pair in self.keys}
+        lost = [build.name for build in previous.builds if build.name not in asked]
+        components = tuple(graph.component for graph in description.graphs)
+        if lost and previous.components != components:
+            raise ExportError(
+                f"{self.store.output} holds other graphs (of another fixed size, or with or "
+                f"without the pass {STEP_CACHE}), and {', '.join(lost)} would be lost; ask for "
+                "these builds too, export as they were, or drop them with --overwrite"
+            )
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""
@@ -285,6 +308,7 @@ class _Compilation:
                     family_of(self.source.pipeline_class).__name__,
                 ),
                 "judged": judged is not None,
+                **({"step_cache": code("exporter.step_cache")} if self.options.step_cache else {}),
             }
         )
 
@@ -520,7 +544,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
-        Graph(fix(graph.component, fixed), graph.module, graph.vocabulary)
+        dataclasses.replace(graph, component=fix(graph.component, fixed))
         for graph in description.graphs
     )
     sizes = {"default_height": options.height, "default_width": options.width}

@@ -153,11 +153,13 @@ class Lowering:
     def ranges(self, passes: tuple[str, ...]) -> Mapping[str, Range]:
         """Ranges of activations by the name of their layer, where `passes` want them."""
         from exporter.calibration import ranges
+        from exporter.step_cache import with_features
 
         if not CALIBRATED & set(passes):
             return {}
         if self._ranges is None:
-            samples, name = self._trajectories(), self._graph.component.name
+            name, graph = self._graph.component.name, self._graph
+            samples = [with_features(graph, each, each) for each in self._trajectories()]
             with self._progress.counted(name, "calibrate", len(samples)) as told:
                 self._ranges = ranges(self.captured(), samples, told)
         return self._ranges

@@ -16,7 +16,7 @@ from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
-from runtimes.precision import check_components, of_component
+from runtimes.precision import DENOISER, SHALLOW, check_components, of_component
 
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
@@ -42,6 +42,7 @@ class ExportOptions:
     of_targets: Mapping[str, TargetOptions] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     fidelity_floor: float | None = None
+    step_cache: bool = False
 
     def builds(self) -> list[tuple[str, str]]:
         """(target, precision) of each asked build; a precision may name components."""
@@ -70,7 +71,7 @@ def artifact_keys(
     Raises:
         InputError: a precision names a component that the pipeline does not have.
     """
-    components = family_of(source.pipeline_class).COMPONENTS
+    components = components_of(source, options)
     for _, precision in options.builds():
         check_components(precision, components)
     return {
@@ -82,12 +83,19 @@ def artifact_keys(
     }
 
 
+def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str, tuple[str, ...]]:
+    """Each component of the bundle, and the parts of the source that it is made of."""
+    own = family_of(source.pipeline_class).COMPONENTS
+    return {**own, SHALLOW: own[DENOISER]} if options.step_cache else own
+
+
 def _artifact_key(
     source: PipelineSource, options: ExportOptions, target: str, precision: str, component: str
 ) -> str:
     family = family_of(source.pipeline_class)
     passes = options.passes(target, precision)
-    weights = {part: source.digests.get(part) for part in family.COMPONENTS[component]}
+    parts = components_of(source, options)[component]
+    weights = {part: source.digests.get(part) for part in parts}
     return digest(
         {
             "kind": "artifact",
@@ -106,10 +114,17 @@ def _artifact_key(
                 *TARGETS[target].code,
                 *(f"exporter.passes.{each}" for each in (*passes, *_SHARED)),
             ),
+            **_split(options, component),
             **_looked_at(source, options, passes),
             **_measured(source, options, precision, passes),
         }
     )
+
+
+def _split(options: ExportOptions, component: str) -> dict[str, Any]:
+    if not options.step_cache or component not in (DENOISER, SHALLOW):
+        return {}
+    return {"step_cache": code("exporter.step_cache")}
 
 
 def _measured(

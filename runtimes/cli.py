@@ -62,6 +62,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
+@click.option(
+    "--cache-interval",
+    type=int,
+    metavar="N",
+    help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
+)
 @click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
 @click.option(
     "--seed",
@@ -277,7 +283,8 @@ def _arguments(
         "seed": seeds[0] if len(seeds) == 1 else seeds or None,
     }
     window = ("guidance_start", "guidance_stop")
-    same = ("scheduler", "guidance_scale", *window, "negative_prompt", "height", "width")
+    sizes = ("height", "width")
+    same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
     arguments |= {name: options[name] for name in same}
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")

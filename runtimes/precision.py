@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from runtimes.errors import InputError
 
 DENOISER = "denoiser"
+SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
 # Precisions of the denoiser, where nearly all of the work and most of the weights are, and what
 # the other components then get: they are sensitive and run once a picture.
 ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
@@ -30,7 +31,10 @@ def canonical(text: str) -> str:
 def of_component(precision: str, component: str) -> str:
     """The precision of one component under what was asked for (in any spelling)."""
     base, own = _parse(precision)
-    return own.get(component, _usual(base, component))
+    found = own.get(component)
+    if found is None and component == SHALLOW:
+        found = own.get(DENOISER)
+    return found or _usual(base, component)
 
 
 def check_components(precision: str, known: Iterable[str]) -> None:
@@ -50,7 +54,7 @@ def build_name(target: str, precision: str) -> str:
 
 
 def _usual(base: str, component: str) -> str:
-    return base if component == DENOISER else ELSEWHERE.get(base, base)
+    return base if component in (DENOISER, SHALLOW) else ELSEWHERE.get(base, base)
 
 
 def _parse(text: str) -> tuple[str, dict[str, str]]:

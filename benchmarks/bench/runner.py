@@ -466,7 +466,8 @@ def _limit(
         (o for o in operations if (o.component, o.batch, o.height, o.width, o.steps) == key), None
     )
     kind = _computed_in(each, plan, _OTHER_ROLES.get(scenario, "denoiser"))
-    if work is None or kind is None:
+    # With arguments of its own a call may do less than the model's operations.
+    if work is None or kind is None or (case.call and scenario not in _OTHER_ROLES):
         return None
     return roofline.limit(work, seconds, peaks, _peak_device(case), case.threads, kind)
 

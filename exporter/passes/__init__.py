@@ -6,8 +6,10 @@ the program in place and returns how many places changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from runtimes.errors import InputError
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
@@ -29,6 +31,12 @@ TYPED_INTEGERS: Precisions = {
 }
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
 QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
+
+# What may be asked for by name (``--pass``), and what it does.
+STEP_CACHE = "step-cache"
+PASSES: Mapping[str, str] = {
+    STEP_CACHE: "adds the denoiser's shallow part, for calls with cache_interval",
+}
 
 # What a program computes in after a pass, where that is not float32.
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
@@ -54,3 +62,15 @@ class Choices:
 
     kept: frozenset[str] = frozenset()
     ranges: Mapping[str, Range] = field(default_factory=dict)
+
+
+def known_passes(names: Iterable[str]) -> frozenset[str]:
+    """The names, checked.
+
+    Raises:
+        InputError: one that does not exist; lists those that do.
+    """
+    found = frozenset(names)
+    for name in sorted(found - PASSES.keys()):
+        raise InputError(f"unknown pass {name!r}; passes: {', '.join(PASSES)}")
+    return found
