@@ -28,7 +28,7 @@ from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_dat
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import OPTIONS, TARGETS, verifier
+from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
@@ -69,6 +69,7 @@ def export(
     *,
     targets: Sequence[str] = ("onnx",),
     precision: str | Sequence[str] = "fp32",
+    passes: Sequence[str] = (),
     schedulers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     height: int | None = None,
@@ -92,6 +93,9 @@ def export(
             ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
             `exporter.targets` says what each target has. ``"all"`` is all of them.
+        passes: names of passes that make the denoiser faster and the picture another one
+            (`exporter.passes.PASSES`). These builds are named after them, and stand beside
+            those without: ``precision="w8a8+downsampled-attention"`` asks for the same.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -125,6 +129,7 @@ def export(
         gather(target_options, OPTIONS, asked),
         _calibration(calibration_prompts, calibration_samples),
         fidelity_floor,
+        tuple(passes),
     )
     check(options)
     progress = Progress(report)
@@ -372,7 +377,7 @@ class _Compilation:
         key = self.keys[pair][name]
         item = self.store.item(key, f"{build_name(target, precision)}/{name}", write)
         free_memory()
-        compute = TARGETS[target].computes.get(own, "")
+        compute = computes(target, own)
         return Artifact(
             key, _entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
         )

@@ -6,8 +6,10 @@ the program in place and returns how many places changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from runtimes.errors import InputError
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
@@ -29,11 +31,27 @@ TYPED_INTEGERS: Precisions = {
 }
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
 QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
+# Passes that are asked for by name (``--pass``), because they make another picture: the modules
+# that change the denoiser's captured program, before those of its precision.
+PASSES: Mapping[str, tuple[str, ...]] = {"downsampled-attention": ("downsampled_attention",)}
 
 # What a program computes in after a pass, where that is not float32.
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
 # Passes that want the ranges of activations (`Choices.ranges`).
 CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
+
+
+def named(names: Iterable[str]) -> tuple[str, ...]:
+    """The modules of passes that were asked for by name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = tuple(names)
+    for name in names:
+        if name not in PASSES:
+            raise InputError(f"unknown pass {name!r}; passes: {', '.join(PASSES)}")
+    return tuple(module for name in names for module in PASSES[name])
 
 
 @dataclass(frozen=True)
