@@ -219,7 +219,9 @@ def test_every_engine(
         settings = {"settings": Settings("fp32", CoreMLOptions(), latents)}
     component = made.graph.component
     entry = targets.get(target).lower(made.changed, component, tmp_path, **settings)
-    backend = backends.get("coreml-reference" if target == "coreml" else targets.TARGETS[target].backend)
+    backend = backends.get(
+        "coreml-reference" if target == "coreml" else targets.TARGETS[target].backend
+    )
     device = backend.device(None)
     inputs = made.inputs()
     with backend.open(tmp_path / entry, component, device, SessionOptions()) as session:
