@@ -49,6 +49,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export ./my-pipeline -o bundle --target openvino \\
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
       latentc export builtin -o bundle --target openvino --pass step-cache
+      latentc export builtin -o shapes --target openvino --precision w8a8 \\
+          --pass downsampled-attention
     """
 )
 @click.argument("source")
@@ -74,6 +76,15 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "may be repeated; all: each target in every precision that it has.",
 )
 @click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME",
+    help="Faster, and another picture: "
+    + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
+    + "; may be repeated.",
+)
+@click.option(
     "--calibration-prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -89,13 +100,6 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     type=float,
     metavar="DB",
     help="PSNR that the picture must reach: the most sensitive layers stay in half precision.",
-)
-@click.option(
-    "--pass",
-    "passes",
-    multiple=True,
-    metavar="NAME",
-    help="May be repeated. " + "; ".join(f"{name}: {text}" for name, text in PASSES.items()) + ".",
 )
 @click.option(
     "--scheduler",
@@ -123,6 +127,7 @@ def export(
     output: Path,
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
+    passes: tuple[str, ...],
     schedulers: tuple[str, ...],
     steps: tuple[int, ...],
     height: int | None,
@@ -134,7 +139,6 @@ def export(
     calibration_prompts: Path | None,
     calibration_samples: int | None,
     fidelity_floor: float | None,
-    passes: tuple[str, ...],
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -155,6 +159,7 @@ def export(
             output,
             targets=targets,
             precision=precisions,
+            passes=passes,
             schedulers=schedulers or None,
             steps=steps or None,
             height=height,
@@ -166,7 +171,6 @@ def export(
             calibration_prompts=calibration_prompts,
             calibration_samples=calibration_samples,
             fidelity_floor=fidelity_floor,
-            passes=passes,
             report=reporter.report,
             **own,
         )

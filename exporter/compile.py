@@ -25,12 +25,12 @@ from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
-from exporter.passes import STEP_CACHE, known_passes
+from exporter.passes import STEP_CACHE
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.step_cache import split
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import OPTIONS, TARGETS, verifier
+from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
@@ -71,6 +71,7 @@ def export(
     *,
     targets: Sequence[str] = ("onnx",),
     precision: str | Sequence[str] = "fp32",
+    passes: Sequence[str] = (),
     schedulers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     height: int | None = None,
@@ -82,7 +83,6 @@ def export(
     calibration_prompts: str | Path | Sequence[str] | None = None,
     calibration_samples: int | None = None,
     fidelity_floor: float | None = None,
-    passes: Sequence[str] = (),
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -95,6 +95,11 @@ def export(
             ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
             `exporter.targets` says what each target has. ``"all"`` is all of them.
+        passes: names of passes that make the denoiser faster and the picture another one
+            (`exporter.passes.PASSES`). These builds are named after them, and stand beside
+            those without: ``precision="w8a8+downsampled-attention"`` asks for the same.
+            ``"step-cache"`` adds the denoiser's shallow part to all builds, which the call argument
+            `cache_interval` needs.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -106,8 +111,6 @@ def export(
         calibration_samples: how many denoiser calls to calibrate with.
         fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
-        passes: ``"step-cache"`` adds the denoiser's shallow part, which the call argument
-            `cache_interval` needs.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -130,7 +133,7 @@ def export(
         gather(target_options, OPTIONS, asked),
         _calibration(calibration_prompts, calibration_samples),
         fidelity_floor,
-        STEP_CACHE in known_passes(passes),
+        tuple(passes),
     )
     check(options)
     progress = Progress(report)
@@ -396,7 +399,7 @@ class _Compilation:
         key = self.keys[pair][name]
         item = self.store.item(key, f"{build_name(target, precision)}/{name}", write)
         free_memory()
-        compute = TARGETS[target].computes.get(own, "")
+        compute = computes(target, own)
         return Artifact(
             key, _entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
         )

@@ -361,7 +361,7 @@ def _to_verify(
     from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
-    choose_build(manifest, backend, build)  # refuses what does not exist or fit
+    choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
         return [(b, get(backend)) for b in builds if find(backend).loads(b)]

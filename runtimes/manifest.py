@@ -137,7 +137,8 @@ class Artifact(_Base, frozen=True):
 class Build(_Base, frozen=True):
     """One target at one precision: an artifact for every component.
 
-    `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like.
+    `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like, with
+    the denoiser's passes as in ``fp32+downsampled-attention`` (see `runtimes.precision`).
     """
 
     name: str
