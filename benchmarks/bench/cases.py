@@ -42,7 +42,8 @@ PEERS = ("optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion-cp
 _TOP = {"scenarios", "rounds", "repeats", "baseline", "case"}
 _LISTED = ("build", "torch", "peer", "backend", "device", "batch", "size", "threads", "steps",
            "compute", "settings")  # fmt: skip
-_KNOWN = {*_LISTED, "compile", "static", "options", "call"}
+_FLAGS = ("compile", "static", "low_memory")
+_KNOWN = {*_LISTED, *_FLAGS, "options", "call"}
 _TYPES: Mapping[str, type] = {"batch": int, "threads": int, "steps": int}
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
@@ -67,6 +68,7 @@ class Case:
     compute: str | None = None
     compile: bool = False
     static: bool = False
+    low_memory: bool = False
     settings: str = "default"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     call: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -86,6 +88,7 @@ class Case:
         """Unique and stable between runs: reports are compared by it."""
         parts = [self.engine, self.variant, self.backend, self.device.lower()]
         parts += [self.compute or "", "compile" if self.compile else ""]
+        parts += ["low-memory" if self.low_memory else ""]
         parts += ["static" if self.static else "", *(f"{k}={v}" for k, v in self.options.items())]
         parts += [f"{k}={v:g}" for k, v in self.call.items()]
         parts += [self.settings if self.settings != "default" else ""]
@@ -105,6 +108,7 @@ class Case:
         extra += [f"compute {self.compute}"] if self.compute else []
         extra += ["compiled"] if self.compile and self.engine == "latentc" else []
         extra += ["static"] if self.static else []
+        extra += ["low memory"] if self.low_memory else []
         extra += [f"{key}={value}" for key, value in self.options.items()]
         extra += [f"{key} {value:g}" for key, value in self.call.items()]
         return ", ".join([text, *extra])
@@ -127,6 +131,7 @@ class Group:
     settings: tuple[str, ...] = ("default",)
     compile: bool = False
     static: bool = False
+    low_memory: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, float] = field(default_factory=dict)
 
@@ -144,6 +149,7 @@ class Group:
             ):
                 chosen = Case("latentc", build, backend, compute=compute, **common)
                 made.append(replace(chosen, compile=self.compile, static=self.static,
+                                    low_memory=self.low_memory,
                                     options=dict(self.options), call=dict(self.call)))  # fmt: skip
             made += [Case("torch", name, **common) for name in self.torches]
             made += [
@@ -258,7 +264,7 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
     for name in ("batch", "threads", "steps"):
         if any(value < (name != "threads") for value in lists.get(name, ())):
             raise InputError(f"{where}: {name} must be positive")
-    for name in ("compile", "static"):
+    for name in _FLAGS:
         if not isinstance(given.get(name, False), bool):
             raise InputError(f"{where}: {name} must be true or false")
     options, call = given.get("options", {}), given.get("call", {})
@@ -282,6 +288,7 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
         settings=lists.get("settings", ("default",)),
         compile=given.get("compile", False),
         static=given.get("static", False),
+        low_memory=given.get("low_memory", False),
         options={key: str(value) for key, value in options.items()},
         call=call,
     )

@@ -86,6 +86,7 @@ def bench() -> None:
               help="Inference steps; may be repeated.  [default: near 10]")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Let engines that can compile do it first.")
 @click.option("--static", is_flag=True, help="Load for one size only.")
+@click.option("--low-memory", is_flag=True, help="Hold one component at a time.")
 @click.option("--call", "call", multiple=True, metavar="NAME=NUMBER",
               help="Further argument of the calls, such as cache_interval=3; may be "
               "repeated.")  # fmt: skip
@@ -256,7 +257,7 @@ def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
     """The file's cases, and one group of what the flags name."""
     from benchmarks.bench.cases import Group, parse_size
 
-    axes: dict[str, Any] = {"compile": options["compile"], "static": options["static"]}
+    axes: dict[str, Any] = {name: options[name] for name in ("compile", "static", "low_memory")}
     for name in ("backends", "devices", "batches", "threads", "steps", "computes"):
         if options[name]:
             axes[name] = options[name]

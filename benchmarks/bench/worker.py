@@ -79,6 +79,7 @@ class Latentc:
             compute=case["compute"],
             compile=case["compile"],
             static=static,
+            low_memory=case["low_memory"],
         )
 
     def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
