@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from exporter.families import Description, Graph
 from exporter.passes import Choices
@@ -76,15 +77,48 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
     }
     try:
         with torch.no_grad(), quiet():
-            return torch.export.export(
+            program = torch.export.export(
                 graph.module.eval(),
                 (),
                 kwargs=examples,
                 dynamic_shapes=shapes,
                 strict=False,
             )
+            return program if graph.fed_by is None else _pruned(program)
     except Exception as error:
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
+
+
+def _pruned(program: ExportedProgram) -> ExportedProgram:
+    """Without what its outputs do not depend on, weights included."""
+    graph, signature = program.graph, program.graph_signature
+    for node in list(graph.nodes):
+        # They hold on to what they look at; what they assert was true when it was captured.
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code(_has_effects)
+    unused = {n.name for n in graph.nodes if n.op == "placeholder" and not n.users}
+    kept = [
+        spec
+        for spec in signature.input_specs
+        if spec.kind is InputKind.USER_INPUT or spec.arg.name not in unused
+    ]
+    for node in list(graph.nodes):
+        if node.name in unused and node.name not in {spec.arg.name for spec in kept}:
+            graph.erase_node(node)
+    signature.input_specs = kept
+    names = {spec.target for spec in kept}
+    for held in (program.state_dict, program.constants):
+        for name in [name for name in held if name not in names]:
+            del held[name]
+    program.graph_module.recompile()
+    return program
+
+
+def _has_effects(node: torch.fx.Node) -> bool:
+    """Torch itself also counts what may draw random numbers: dropout, which does nothing here."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or bool(schema and schema.is_mutable)
 
 
 def variant(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.passes import PASSES
 from exporter.targets import OPTIONS
 from exporter.targets.options import flag
 
@@ -47,6 +48,9 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
           --fidelity-floor 30
       latentc export ./my-pipeline -o bundle --target openvino \\
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
+      latentc export builtin -o bundle --target openvino --pass step-cache
+      latentc export builtin -o shapes --target openvino --precision w8a8 \\
+          --pass downsampled-attention
     """
 )
 @click.argument("source")
@@ -70,6 +74,15 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="fp32, fp16, bf16, int8 or int4 (weights), w8a8 (weights and activations of 8 bits); for "
     "coreml palette8, palette6, palette4; or by component, as denoiser=int8,vae_decoder=fp16; "
     "may be repeated; all: each target in every precision that it has.",
+)
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME",
+    help="Faster, and another picture: "
+    + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
+    + "; may be repeated.",
 )
 @click.option(
     "--calibration-prompts",
@@ -114,6 +127,7 @@ def export(
     output: Path,
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
+    passes: tuple[str, ...],
     schedulers: tuple[str, ...],
     steps: tuple[int, ...],
     height: int | None,
@@ -145,6 +159,7 @@ def export(
             output,
             targets=targets,
             precision=precisions,
+            passes=passes,
             schedulers=schedulers or None,
             steps=steps or None,
             height=height,

@@ -25,10 +25,12 @@ from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
+from exporter.passes import STEP_CACHE
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
+from exporter.step_cache import split
 from exporter.store import Item, Store, previous_manifest
-from exporter.targets import OPTIONS, TARGETS, verifier
+from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import ExportError, InputError, VerificationError
@@ -69,6 +71,7 @@ def export(
     *,
     targets: Sequence[str] = ("onnx",),
     precision: str | Sequence[str] = "fp32",
+    passes: Sequence[str] = (),
     schedulers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     height: int | None = None,
@@ -92,6 +95,11 @@ def export(
             ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
             `exporter.targets` says what each target has. ``"all"`` is all of them.
+        passes: names of passes that make the denoiser faster and the picture another one
+            (`exporter.passes.PASSES`). These builds are named after them, and stand beside
+            those without: ``precision="w8a8+downsampled-attention"`` asks for the same.
+            ``"step-cache"`` adds the denoiser's shallow part to all builds, which the call argument
+            `cache_interval` needs.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
         height, width: fix the picture's size, in pixels; both or neither.
@@ -125,6 +133,7 @@ def export(
         gather(target_options, OPTIONS, asked),
         _calibration(calibration_prompts, calibration_samples),
         fidelity_floor,
+        tuple(passes),
     )
     check(options)
     progress = Progress(report)
@@ -179,7 +188,10 @@ class _Compilation:
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
             description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.step_cache:
+            description = split(description)
         description = _with_size(description, self.options)
+        self._refuse_other_graphs(previous, description)
         for own in self.options.of_targets.values():
             own.check(description.latents, self.options.height is not None)
         plans = schedules.add_all(
@@ -202,6 +214,20 @@ class _Compilation:
         del pipe, description
         free_memory()
         return with_kept(draft, previous, self.store)
+
+    def _refuse_other_graphs(self, previous: Manifest | None, description: Description) -> None:
+        """All builds of a bundle have the same components: others would be lost."""
+        if previous is None or self.options.overwrite:
+            return
+        asked = {build_name(*pair) for pair in self.keys}
+        lost = [build.name for build in previous.builds if build.name not in asked]
+        components = tuple(graph.component for graph in description.graphs)
+        if lost and previous.components != components:
+            raise ExportError(
+                f"{self.store.output} holds other graphs (of another fixed size, or with or "
+                f"without the pass {STEP_CACHE}), and {', '.join(lost)} would be lost; ask for "
+                "these builds too, export as they were, or drop them with --overwrite"
+            )
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""
@@ -285,6 +311,7 @@ class _Compilation:
                     family_of(self.source.pipeline_class).__name__,
                 ),
                 "judged": judged is not None,
+                **({"step_cache": code("exporter.step_cache")} if self.options.step_cache else {}),
             }
         )
 
@@ -372,7 +399,7 @@ class _Compilation:
         key = self.keys[pair][name]
         item = self.store.item(key, f"{build_name(target, precision)}/{name}", write)
         free_memory()
-        compute = TARGETS[target].computes.get(own, "")
+        compute = computes(target, own)
         return Artifact(
             key, _entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
         )
@@ -520,7 +547,7 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
-        Graph(fix(graph.component, fixed), graph.module, graph.vocabulary)
+        dataclasses.replace(graph, component=fix(graph.component, fixed))
         for graph in description.graphs
     )
     sizes = {"default_height": options.height, "default_width": options.width}

@@ -13,10 +13,10 @@ from exporter.memory import free_memory
 from exporter.options import ExportOptions
 from exporter.passes import QUANTIZED
 from exporter.progress import Progress
-from exporter.targets import TARGETS, verifier
+from exporter.targets import computes, verifier
 from exporter.watch import Inputs
 from runtimes.manifest import Artifact, Build, File, Manifest
-from runtimes.precision import build_name, of_component
+from runtimes.precision import build_name, of_component, split_passes
 
 _TRIAL = ".trial"
 
@@ -54,7 +54,7 @@ class FloorSearch:
         quantized = {
             name: own
             for name in self._lowerings
-            if (own := of_component(precision, name)) in QUANTIZED
+            if split_passes(own := of_component(precision, name))[0] in QUANTIZED
         }
         wanted = self._options.fidelity_floor
         if not quantized or wanted is None:
@@ -130,8 +130,7 @@ class _Trial:
             if path.is_file()
         )
         place = (folder / entry).relative_to(self._search._staging).as_posix()
-        compute = TARGETS[self._target].computes.get(own, "")
-        made = Artifact("", place, files, own, compute)
+        made = Artifact("", place, files, own, computes(self._target, own))
         self._made[name] = kept, made
         return made
 

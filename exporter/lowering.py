@@ -15,6 +15,7 @@ from exporter.passes import CALIBRATED, COMPUTES, Choices, Range
 from exporter.progress import Progress
 from exporter.targets.options import Settings, TargetOptions
 from runtimes.errors import ExportError, LatentcError
+from runtimes.precision import split_passes
 from runtimes.session import first_line
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class Lowering:
         if targets.TARGETS[target].options is TargetOptions:
             return {}
         own = self._options.of(target)
-        return {"settings": Settings(precision, own, self._description.latents)}
+        plain, _ = split_passes(precision)
+        return {"settings": Settings(plain, own, self._description.latents)}
 
     def _finish(self, target: str, passes: tuple[str, ...], note: str, folder: Path) -> None:
         module = targets.get(target)
@@ -144,7 +146,7 @@ class Lowering:
         """The captured program after `passes`; calibrates if one of them needs it."""
         from exporter.capture import variant
 
-        choices = Choices(kept, self.ranges(passes))
+        choices = Choices(kept, self.ranges(passes), partial=self._graph.fed_by is not None)
         if self._variant is None or self._variant[:2] != (passes, choices):
             self._variant = None
             self._variant = passes, choices, variant(self.captured(), passes, choices)
@@ -153,11 +155,13 @@ class Lowering:
     def ranges(self, passes: tuple[str, ...]) -> Mapping[str, Range]:
         """Ranges of activations by the name of their layer, where `passes` want them."""
         from exporter.calibration import ranges
+        from exporter.step_cache import with_features
 
         if not CALIBRATED & set(passes):
             return {}
         if self._ranges is None:
-            samples, name = self._trajectories(), self._graph.component.name
+            name, graph = self._graph.component.name, self._graph
+            samples = [with_features(graph, each, each) for each in self._trajectories()]
             with self._progress.counted(name, "calibrate", len(samples)) as told:
                 self._ranges = ranges(self.captured(), samples, told)
         return self._ranges

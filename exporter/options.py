@@ -9,19 +9,26 @@ from typing import Any
 
 from exporter.calibration import Calibration
 from exporter.families import family_of
-from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED
+from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
 from exporter.source import PipelineSource, digest
 from exporter.targets import OPTIONS, TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
 from runtimes.manifest import File, Manifest
-from runtimes.precision import check_components, of_component
+from runtimes.precision import (
+    DENOISER,
+    SHALLOW,
+    check_components,
+    of_component,
+    split_passes,
+    with_passes,
+)
 
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
-_SHARED = ("quantization",)  # what passes have in common
+_SHARED = ("nodes", "quantization")  # what passes have in common
 _CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.text_to_image")
 
 
@@ -29,7 +36,8 @@ _CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.tex
 class ExportOptions:
     """What to make. Height and width in pixels fix the size, None keeps it dynamic;
     `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
-    step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB."""
+    step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB;
+    `asked` names passes for the denoiser of every build."""
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
@@ -42,11 +50,18 @@ class ExportOptions:
     of_targets: Mapping[str, TargetOptions] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     fidelity_floor: float | None = None
+    asked: tuple[str, ...] = ()
+
+    @property
+    def step_cache(self) -> bool:
+        """Whether the denoiser's shallow part is a component."""
+        return STEP_CACHE in self.asked
 
     def builds(self) -> list[tuple[str, str]]:
-        """(target, precision) of each asked build; a precision may name components."""
+        """(target, precision) of each asked build; a precision may name components, and names
+        the passes."""
         pairs = [
-            (target, each)
+            (target, with_passes(each, rewriting(self.asked)))
             for precision in self.precisions
             for target in self.targets
             for each in (TARGETS[target].precisions if precision == ALL else (precision,))
@@ -70,7 +85,7 @@ def artifact_keys(
     Raises:
         InputError: a precision names a component that the pipeline does not have.
     """
-    components = family_of(source.pipeline_class).COMPONENTS
+    components = components_of(source, options)
     for _, precision in options.builds():
         check_components(precision, components)
     return {
@@ -82,12 +97,19 @@ def artifact_keys(
     }
 
 
+def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str, tuple[str, ...]]:
+    """Each component of the bundle, and the parts of the source that it is made of."""
+    own = family_of(source.pipeline_class).COMPONENTS
+    return {**own, SHALLOW: own[DENOISER]} if options.step_cache else own
+
+
 def _artifact_key(
     source: PipelineSource, options: ExportOptions, target: str, precision: str, component: str
 ) -> str:
     family = family_of(source.pipeline_class)
     passes = options.passes(target, precision)
-    weights = {part: source.digests.get(part) for part in family.COMPONENTS[component]}
+    parts = components_of(source, options)[component]
+    weights = {part: source.digests.get(part) for part in parts}
     return digest(
         {
             "kind": "artifact",
@@ -106,10 +128,17 @@ def _artifact_key(
                 *TARGETS[target].code,
                 *(f"exporter.passes.{each}" for each in (*passes, *_SHARED)),
             ),
+            **_split(options, component),
             **_looked_at(source, options, passes),
             **_measured(source, options, precision, passes),
         }
     )
+
+
+def _split(options: ExportOptions, component: str) -> dict[str, Any]:
+    if not options.step_cache or component not in (DENOISER, SHALLOW):
+        return {}
+    return {"step_cache": code("exporter.step_cache")}
 
 
 def _measured(
@@ -120,7 +149,7 @@ def _measured(
     if CALIBRATED & set(names):
         looking = code("exporter.calibration", "exporter.watch", "exporter.reference")
         made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
-    if options.fidelity_floor is not None and precision in QUANTIZED:
+    if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
         looking = code("exporter.floor", "exporter.reference")
         made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
     return made
@@ -142,6 +171,7 @@ def check(options: ExportOptions) -> None:
     for target in options.targets:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
+    rewriting(options.asked)
     for target, precision in options.builds():
         for each in _own_precisions(precision):
             options.passes(target, each)

@@ -19,6 +19,7 @@ import torch
 from exporter.capture import example_inputs
 from exporter.families import Description, Graph
 from exporter.source import quiet_loading
+from exporter.step_cache import with_features
 from runtimes.errors import ExportError
 from runtimes.manifest import LoopProbe, Schedule
 
@@ -194,7 +195,7 @@ def _on_trajectory(
         yield "prompt", {name: conditioning[name] for name in component.inputs}
     elif component.role == "decoder" and seen.latents is not None:
         yield "trajectory", {"latents": seen.latents}
-    elif component.role == "denoiser":
+    elif component.role in ("denoiser", "shallow"):
         last = len(seen.calls) - 1
         for place in sorted({0, last // 2, last}):
             yield f"trajectory-{place}", _denoiser_input(graph, seen, conditioning, place)
@@ -216,10 +217,16 @@ def denoiser_inputs(
 def _denoiser_input(
     graph: Graph, seen: Trajectory, conditioning: Mapping[str, torch.Tensor], place: int
 ) -> dict[str, torch.Tensor]:
+    """A shallow graph gets the features of the call before."""
     sample, timestep = seen.calls[place]
     inputs = {"sample": sample, "timestep": timestep}
-    own = [name for name in graph.component.inputs if name not in inputs]
-    return inputs | {name: conditioning[name] for name in own}
+    names = [name for name in graph.component.inputs if name in conditioning]
+    inputs |= {name: conditioning[name] for name in names}
+    if graph.fed_by is None:
+        return inputs
+    before = _denoiser_input(graph.fed_by, seen, conditioning, max(place - 1, 0))
+    made: dict[str, torch.Tensor] = with_features(graph, inputs, before)
+    return made
 
 
 def _record(found: Arrays, label: str, graph: Graph, inputs: Mapping[str, torch.Tensor]) -> None:

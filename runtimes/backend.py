@@ -21,6 +21,7 @@ from runtimes.errors import (
     LatentcError,
 )
 from runtimes.manifest import Build, Component
+from runtimes.precision import split_passes
 from runtimes.session import Session, first_line
 from runtimes.sizes import fix
 
@@ -108,7 +109,7 @@ class Backend(ABC):
     @classmethod
     def loads(cls, build: Build) -> bool:
         """Whether it can load a build."""
-        precisions = {artifact.precision for artifact in build.artifacts.values()}
+        precisions = {split_passes(each.precision)[0] for each in build.artifacts.values()}
         return build.target in cls.targets and not precisions & set(cls.lacks)
 
     @abstractmethod

@@ -12,7 +12,7 @@ from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, BackendUnavailable, InputError
 from runtimes.manifest import Artifact, Build, File, Manifest
-from runtimes.precision import canonical
+from runtimes.precision import canonical, has_passes
 from runtimes.trust import HashCache, Hashing, check_file
 
 _PREFERRED = (
@@ -74,12 +74,15 @@ def choose_build(
     backend: str | Backend | None = None,
     build: str | None = None,
     precision: str | None = None,
+    *,
+    passes: bool = False,
 ) -> tuple[Build, Backend]:
     """Which build to load, and with which backend.
 
     `backend`: by name, or one made already; None takes the first installed one that can load
     a fitting build. `build`: by name. `precision`: only builds of that one; None prefers fp32.
-    Of several builds that a backend can load, the target it likes best wins.
+    Of several builds that a backend can load, the target it likes best wins. A build with passes
+    makes another picture: it is taken where `build` or `precision` names it, or `passes` is set.
 
     Raises:
         InputError: nothing fits; lists what the bundle has. Not a precision.
@@ -95,6 +98,13 @@ def choose_build(
         asked = [f"build {build!r}"] if build else []
         asked += [f"precision {precision!r}"] if precision else []
         raise InputError(f"the bundle has no {' of '.join(asked) or 'builds'}; {_has(manifest)}")
+    if not (build or precision or passes):
+        builds = [each for each in builds if not has_passes(each.precision)]
+        if not builds:
+            raise InputError(
+                f"every build has passes, which make another picture: ask for one by its name or "
+                f"precision; {_has(manifest)}"
+            )
     if isinstance(backend, Backend):
         return _best(builds, type(backend), manifest), backend
     if backend is not None:

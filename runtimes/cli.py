@@ -64,6 +64,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
+@click.option(
+    "--cache-interval",
+    type=int,
+    metavar="N",
+    help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
+)
 @click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
 @click.option(
     "--seed",
@@ -290,7 +296,8 @@ def _arguments(
         "seed": seeds[0] if len(seeds) == 1 else seeds or None,
     }
     window = ("guidance_start", "guidance_stop")
-    same = ("scheduler", "guidance_scale", *window, "negative_prompt", "height", "width")
+    sizes = ("height", "width")
+    same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
     arguments |= {name: options[name] for name in same}
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
@@ -377,7 +384,7 @@ def _to_verify(
     from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
-    choose_build(manifest, backend, build)  # refuses what does not exist or fit
+    choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
         return [(b, get(backend)) for b in builds if find(backend).loads(b)]

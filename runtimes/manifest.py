@@ -18,7 +18,8 @@ from runtimes.errors import BundleError, InputError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-Role = Literal["encoder", "denoiser", "decoder"]
+# "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
+Role = Literal["encoder", "denoiser", "shallow", "decoder"]
 
 
 class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +137,8 @@ class Artifact(_Base, frozen=True):
 class Build(_Base, frozen=True):
     """One target at one precision: an artifact for every component.
 
-    `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like.
+    `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like, with
+    the denoiser's passes as in ``fp32+downsampled-attention`` (see `runtimes.precision`).
     """
 
     name: str
@@ -355,6 +357,16 @@ class Manifest(_Base, frozen=True):
     def component(self, role: Role) -> Component:
         """The denoiser or the decoder (there is one of each)."""
         return next(component for component in self.components if component.role == role)
+
+    def shallow(self) -> Component | None:
+        """The denoiser's shallow part, where the bundle has one."""
+        return next((each for each in self.components if each.role == "shallow"), None)
+
+    def cached(self) -> tuple[str, ...]:
+        """The outputs of the denoiser that its shallow part takes in later steps."""
+        shallow = self.shallow()
+        own = self.component("denoiser").outputs
+        return tuple(name for name in own if shallow is not None and name in shallow.inputs)
 
     def encoders(self) -> list[Component]:
         return [component for component in self.components if component.role == "encoder"]

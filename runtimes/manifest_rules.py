@@ -45,8 +45,9 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
                 if not is_dimension(dimension):
                     yield f"{component.name}.{name}: bad dimension {dimension!r}"
     denoiser = manifest.component("denoiser")
-    if not {"sample", "timestep"} <= denoiser.inputs.keys() or len(denoiser.outputs) != 1:
-        yield "the denoiser needs inputs 'sample' and 'timestep' and one output"
+    predictions = len(denoiser.outputs) - len(manifest.cached())
+    if not {"sample", "timestep"} <= denoiser.inputs.keys() or predictions != 1:
+        yield "the denoiser needs inputs 'sample' and 'timestep' and one output of its own"
     elif len(denoiser.inputs["sample"].shape) != 4:
         yield "the denoiser's sample must have 4 dimensions"
     elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
@@ -54,6 +55,25 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
     decoder = manifest.component("decoder")
     if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
         yield "the decoder needs the input 'latents' and the output 'image'"
+    yield from _shallow_problems(manifest, denoiser)
+
+
+def _shallow_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:
+    shallow = manifest.shallow()
+    if shallow is None:
+        return
+    if sum(component.role == "shallow" for component in manifest.components) > 1:
+        yield "expected at most one component with role 'shallow'"
+    cached = manifest.cached()
+    if not cached or set(cached) & set(denoiser.inputs):
+        yield f"{shallow.name!r} takes no output of the denoiser that is none of its inputs"
+    known = {**denoiser.outputs, **denoiser.inputs}
+    if any(known.get(name) != spec for name, spec in shallow.inputs.items()):
+        yield f"{shallow.name!r} takes what the denoiser neither takes nor gives"
+    if not {"sample", "timestep"} <= shallow.inputs.keys():
+        yield f"{shallow.name!r} needs the inputs 'sample' and 'timestep'"
+    if shallow.outputs != {n: s for n, s in denoiser.outputs.items() if n not in cached}:
+        yield f"{shallow.name!r} must give the denoiser's prediction"
 
 
 def _build_problems(manifest: Manifest) -> Iterator[str]:

@@ -53,6 +53,8 @@ class Pipeline:
         self.signature = Signature.of(bundle.manifest)
         self.encoders = tuple(component.name for component in bundle.manifest.encoders())
         self.denoiser_name = bundle.manifest.component("denoiser").name
+        shallow = bundle.manifest.shallow()
+        self.shallow_name = shallow.name if shallow else None
         self._decoder_name = bundle.manifest.component("decoder").name
         self.sessions = sessions
         self._plans: dict[str, PlanTable] = {}
@@ -82,6 +84,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         guidance_start: float | None = None,
         guidance_stop: float | None = None,
+        cache_interval: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
@@ -103,6 +106,8 @@ class Pipeline:
             guidance_scale: strength of the guidance; at 1 or below it is off.
             guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
                 others cost half, less the negative prompt. All are by default.
+            cache_interval: run the whole denoiser in one of so many steps and only its shallow part
+                in the others (DeepCache; bundles exported with the pass step-cache). 1 is off.
             height, width: of the picture, in pixels.
             num_images_per_prompt: pictures of one prompt are next to each other.
             batch_size: how many pictures, where the bundle takes no text.
@@ -136,6 +141,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
             guidance_stop=guidance_stop,
+            cache_interval=cache_interval,
             height=height,
             width=width,
             num_images_per_prompt=num_images_per_prompt,

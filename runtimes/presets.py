@@ -21,7 +21,7 @@ import msgspec
 from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, InputError
-from runtimes.precision import DENOISER, canonical, of_component
+from runtimes.precision import DENOISER, canonical, of_component, split_passes
 from runtimes.trust import cache_folder
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def points_lost(manifest: Manifest, right: int | None) -> float | None:
 
 def expected_rank(backend: str, precision: str) -> tuple[int, int]:
     """Sorts what is expected to be faster first: see `EXPECTED`."""
-    base, *passes = of_component(precision, DENOISER).split("+")
+    base, passes = split_passes(of_component(precision, DENOISER))
     pair = (backend, base)
     rank = EXPECTED.index(pair) if pair in EXPECTED else len(EXPECTED)
     return rank, -len(passes)

@@ -25,6 +25,7 @@ _COMMON = (
     *("num_images_per_prompt", "latents", "output_type"),
 )
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
+_CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -33,13 +34,15 @@ class Signature:
     """The call arguments that one bundle takes beyond the common ones.
 
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
-    a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults.
+    a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
+    `caching`: whether steps can be cached.
     """
 
     texts: tuple[str, ...]
     branch_texts: tuple[str, ...]
     numbers: Mapping[str, int]
     scales: Mapping[str, float]
+    caching: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -56,6 +59,7 @@ class Signature:
                 for prefix in ("", *prefixes)
             },
             scales=dict(manifest.guidance.defaults),
+            caching=manifest.shallow() is not None,
         )
 
     @property
@@ -63,7 +67,8 @@ class Signature:
         """Every name that a call may use."""
         batch = () if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
-        own = (*self.texts, *self.branch_texts, *self.scales, *window, *self.numbers)
+        caching = _CACHING if self.caching else ()
+        own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
         return (*own, *batch, *_COMMON)
 
 
@@ -72,6 +77,7 @@ class Request:
     """A checked call. Texts hold one entry per prompt; sizes are in pixels.
 
     `guidance_start`, `guidance_stop`: the part of the steps that is guided, as fractions.
+    `cache_interval`: every how many evaluations the whole denoiser runs.
 
     `seeds` has one entry where one generator serves the whole batch, else one per image.
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
@@ -91,6 +97,7 @@ class Request:
     output_type: str
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
+    cache_interval: int = 1
 
     @property
     def images(self) -> int:
@@ -127,7 +134,7 @@ class Request:
         return {
             **texts,
             **self.scales,
-            **self._window(),
+            **self._shortcuts(),
             **{name: [*values] for name, values in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
@@ -137,10 +144,13 @@ class Request:
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
 
-    def _window(self) -> dict[str, float]:
+    def _shortcuts(self) -> dict[str, float]:
         """What of it was asked for."""
         found = {"guidance_start": self.guidance_start, "guidance_stop": self.guidance_stop}
-        return {} if tuple(found.values()) == (0.0, 1.0) else found
+        made: dict[str, float] = {} if tuple(found.values()) == (0.0, 1.0) else found
+        if self.cache_interval > 1:
+            made["cache_interval"] = self.cache_interval
+        return made
 
 
 def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]) -> Request:
@@ -151,6 +161,11 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     unknown = [name for name in given if name not in signature.names]
+    if unknown == [*_CACHING]:
+        raise InputError(
+            "this bundle has no shallow part of its denoiser to cache steps with; export it with "
+            "--pass step-cache, or leave cache_interval out"
+        )
     if unknown:
         raise InputError(
             f"unknown argument {', '.join(map(repr, unknown))}; "
@@ -180,6 +195,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         latents=latents,
         output_type=output_type,
         **_guidance_window(given),
+        cache_interval=_count(given, "cache_interval", 1),
     )
 
 

@@ -17,6 +17,7 @@ from runtimes.plan import SamplingPlan
 from runtimes.request import Request
 from runtimes.sampler import Predict, Step, denoise
 from runtimes.session import Array, Feeds, Session, cast
+from runtimes.step_cache import StepCache
 
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
@@ -206,25 +207,30 @@ class Run:
                 constants |= conditioning.encode(
                     pipeline.sessions, pipeline.encoders, ids, which, request.images_per_prompt
                 )
-        denoiser = self._held.enter_context(pipeline.sessions.using(pipeline.denoiser_name))
-        by_rows = {len(branches) * request.images: self._bind(denoiser, constants)}
+        by_rows = {len(branches) * request.images: constants}
         if len(branches) > 1 and not always_guided:
             names = [branch.name for branch in branches]
             first = names.index(pipeline.manifest.guidance.single) * request.images
-            own = {name: rows[first : first + request.images] for name, rows in constants.items()}
-            by_rows[request.images] = self._bind(denoiser, own)
-        (output,) = denoiser.outputs
+            by_rows[request.images] = {
+                name: rows[first : first + request.images] for name, rows in constants.items()
+            }
+        shallow = pipeline.shallow_name if request.cache_interval > 1 else None
+        return StepCache(
+            self._bind(pipeline.denoiser_name, by_rows),
+            self._bind(shallow, by_rows) if shallow else {},
+            pipeline.manifest.cached(),
+            request.cache_interval,
+        )
 
-        def predict(sample: Array, timestep: Array) -> Array:
-            return by_rows[len(sample)].run({"sample": sample, "timestep": timestep})[output]
-
-        return predict
-
-    def _bind(self, denoiser: Session, constants: Feeds) -> Session:
-        """The denoiser with its conditioning given; what it does not take is left out."""
-        used = {name: value for name, value in constants.items() if name in denoiser.inputs}
-        bound = denoiser.bind(cast(denoiser, used))
-        self._held.callback(bound.close)
+    def _bind(self, component: str, by_rows: Mapping[int, Feeds]) -> dict[int, Session]:
+        """A component with its conditioning given, by number of rows; what it does not take is
+        left out."""
+        session = self._held.enter_context(self.pipeline.sessions.using(component))
+        bound = {}
+        for rows, constants in by_rows.items():
+            used = {name: value for name, value in constants.items() if name in session.inputs}
+            bound[rows] = session.bind(cast(session, used))
+            self._held.callback(bound[rows].close)
         return bound
 
     def _take_edit(self) -> Array | None:

@@ -14,6 +14,8 @@ from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec
 
 Span = tuple[int, int, int]  # smallest, usual, largest
 
+_LOOPED = ("denoiser", "shallow")  # run in the loop, on the same rows
+
 STATIC = ("height", "width", "images", "guidance_scale")  # what `static` may hold
 
 
@@ -47,6 +49,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     values = {
         "encoder": {"batch": 1},
         "denoiser": inner | {"batch": rows},
+        "shallow": inner | {"batch": rows},
         "decoder": sides | {"batch": images},
     }
     return {each.name: values[each.role] for each in manifest.components}
@@ -78,7 +81,7 @@ def ranges(
             low, usual, high = spans["images"]
             guided = (low, rows * usual, rows * high)
             known["batch"] = (low, usual, high) if each.role == "decoder" else guided
-        made[each.name] = {**conditioning, **known} if each.role == "denoiser" else known
+        made[each.name] = {**conditioning, **known} if each.role in _LOOPED else known
     return made
 
 

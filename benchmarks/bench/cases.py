@@ -42,7 +42,8 @@ PEERS = ("optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion-cp
 _TOP = {"scenarios", "rounds", "repeats", "baseline", "case"}
 _LISTED = ("build", "torch", "peer", "backend", "device", "batch", "size", "threads", "steps",
            "compute", "settings")  # fmt: skip
-_KNOWN = {*_LISTED, "compile", "static", "options"}
+_FLAGS = ("compile", "static", "low_memory")
+_KNOWN = {*_LISTED, *_FLAGS, "options", "call"}
 _TYPES: Mapping[str, type] = {"batch": int, "threads": int, "steps": int}
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
@@ -51,7 +52,8 @@ _SIZE = re.compile(r"(\d+)x(\d+)")
 class Case:
     """One engine at one setting. `variant` is the build, the kind of PyTorch pipeline, or the peer.
 
-    Sizes are in pixels, `threads` 0 is the engine's choice.
+    Sizes are in pixels, `threads` 0 is the engine's choice. `call` holds further arguments of
+    the call, such as a `cache_interval`: its steps may differ, and a step is their mean.
     """
 
     engine: Literal["latentc", "torch", "peer"]
@@ -66,8 +68,10 @@ class Case:
     compute: str | None = None
     compile: bool = False
     static: bool = False
+    low_memory: bool = False
     settings: str = "default"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    call: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def point(self) -> tuple[int, int, int, int, int]:
@@ -84,7 +88,9 @@ class Case:
         """Unique and stable between runs: reports are compared by it."""
         parts = [self.engine, self.variant, self.backend, self.device.lower()]
         parts += [self.compute or "", "compile" if self.compile else ""]
+        parts += ["low-memory" if self.low_memory else ""]
         parts += ["static" if self.static else "", *(f"{k}={v}" for k, v in self.options.items())]
+        parts += [f"{k}={v:g}" for k, v in self.call.items()]
         parts += [self.settings if self.settings != "default" else ""]
         parts += [f"b{self.batch}", f"{self.width}x{self.height}", f"t{self.threads}"]
         return "/".join([*filter(None, parts), f"s{self.steps}"])
@@ -102,7 +108,9 @@ class Case:
         extra += [f"compute {self.compute}"] if self.compute else []
         extra += ["compiled"] if self.compile and self.engine == "latentc" else []
         extra += ["static"] if self.static else []
+        extra += ["low memory"] if self.low_memory else []
         extra += [f"{key}={value}" for key, value in self.options.items()]
+        extra += [f"{key} {value:g}" for key, value in self.call.items()]
         return ", ".join([text, *extra])
 
 
@@ -123,7 +131,9 @@ class Group:
     settings: tuple[str, ...] = ("default",)
     compile: bool = False
     static: bool = False
+    low_memory: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+    call: Mapping[str, float] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
         """The product; builds still lack their backend where none is named."""
@@ -139,7 +149,8 @@ class Group:
             ):
                 chosen = Case("latentc", build, backend, compute=compute, **common)
                 made.append(replace(chosen, compile=self.compile, static=self.static,
-                                    options=dict(self.options)))  # fmt: skip
+                                    low_memory=self.low_memory,
+                                    options=dict(self.options), call=dict(self.call)))  # fmt: skip
             made += [Case("torch", name, **common) for name in self.torches]
             made += [
                 Case("peer", name, settings=setting, **common)
@@ -253,12 +264,16 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
     for name in ("batch", "threads", "steps"):
         if any(value < (name != "threads") for value in lists.get(name, ())):
             raise InputError(f"{where}: {name} must be positive")
-    for name in ("compile", "static"):
+    for name in _FLAGS:
         if not isinstance(given.get(name, False), bool):
             raise InputError(f"{where}: {name} must be true or false")
-    options = given.get("options", {})
+    options, call = given.get("options", {}), given.get("call", {})
     if not isinstance(options, dict):
         raise InputError(f"{where}: options must be a table")
+    if not isinstance(call, dict) or any(
+        type(value) not in (int, float) for value in call.values()
+    ):
+        raise InputError(f"{where}: call must be a table of arguments that are numbers")
     return Group(
         builds=lists.get("build", ()),
         torches=lists.get("torch", ()),
@@ -273,7 +288,9 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
         settings=lists.get("settings", ("default",)),
         compile=given.get("compile", False),
         static=given.get("static", False),
+        low_memory=given.get("low_memory", False),
         options={key: str(value) for key, value in options.items()},
+        call=call,
     )
 
 

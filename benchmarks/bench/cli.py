@@ -86,6 +86,10 @@ def bench() -> None:
               help="Inference steps; may be repeated.  [default: near 10]")  # fmt: skip
 @click.option("--compile", is_flag=True, help="Let engines that can compile do it first.")
 @click.option("--static", is_flag=True, help="Load for one size only.")
+@click.option("--low-memory", is_flag=True, help="Hold one component at a time.")
+@click.option("--call", "call", multiple=True, metavar="NAME=NUMBER",
+              help="Further argument of the calls, such as cache_interval=3; may be "
+              "repeated.")  # fmt: skip
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME",
               help="cold_start, load, compile, first_call, denoiser_step, text_encode, vae_decode "
               "or end_to_end; may be repeated.  [default: all]")  # fmt: skip
@@ -253,10 +257,11 @@ def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
     """The file's cases, and one group of what the flags name."""
     from benchmarks.bench.cases import Group, parse_size
 
-    axes: dict[str, Any] = {"compile": options["compile"], "static": options["static"]}
+    axes: dict[str, Any] = {name: options[name] for name in ("compile", "static", "low_memory")}
     for name in ("backends", "devices", "batches", "threads", "steps", "computes"):
         if options[name]:
             axes[name] = options[name]
+    axes["call"] = dict(map(_argument, options["call"]))
     if options["sizes"]:
         axes["sizes"] = tuple(parse_size(text) for text in options["sizes"])
     peers = _peers(options["peers"])
@@ -267,6 +272,15 @@ def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
         kept = {k: v for k, v in axes.items() if k in ("batches", "sizes", "threads", "steps")}
         made.append(Group(peers=peers, settings=(options["peer_settings"],), **kept))
     return made
+
+
+def _argument(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"--call {text}: expected NAME=NUMBER, such as cache_interval=3") from None
+    return name.strip(), int(number) if number.is_integer() else number
 
 
 def _peers(names: Sequence[str]) -> tuple[str, ...]:

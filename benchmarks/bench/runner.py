@@ -34,6 +34,7 @@ from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
 from runtimes.manifest import Artifact, Build, Role
+from runtimes.precision import split_passes
 from runtimes.report import build_size
 from runtimes.version import __version__
 
@@ -443,13 +444,14 @@ def _computed_in(each: Measured, plan: Plan, role: Role = "denoiser") -> str | N
 def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
     """The precision that most of a component's arithmetic really has: smaller weights alone
     change nothing, except where the engine goes by the types of the graph."""
-    if artifact.precision == "w8a8":
+    precision, _ = split_passes(artifact.precision)
+    if precision == "w8a8":
         return "int8"
     if compute or artifact.compute:
         return compute or artifact.compute
     if target == "coreml":
-        return "fp32" if artifact.precision == "fp32" else "fp16"
-    return _ARITHMETIC.get((target, artifact.precision), "fp32")
+        return "fp32" if precision == "fp32" else "fp16"
+    return _ARITHMETIC.get((target, precision), "fp32")
 
 
 def _limit(
@@ -466,7 +468,8 @@ def _limit(
         (o for o in operations if (o.component, o.batch, o.height, o.width, o.steps) == key), None
     )
     kind = _computed_in(each, plan, _OTHER_ROLES.get(scenario, "denoiser"))
-    if work is None or kind is None:
+    # With arguments of its own a call may do less than the model's operations.
+    if work is None or kind is None or (case.call and scenario not in _OTHER_ROLES):
         return None
     return roofline.limit(work, seconds, peaks, _peak_device(case), case.threads, kind)
 

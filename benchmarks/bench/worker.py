@@ -63,6 +63,7 @@ class Latentc:
         self._batch = case["batch"]
         self._size = {"height": case["height"], "width": case["width"]}
         self._negative = request["negative_prompt"]
+        self._given = case["call"]
         static = None
         if case["static"]:
             static = {"images": self._batch, **self._size}
@@ -78,11 +79,12 @@ class Latentc:
             compute=case["compute"],
             compile=case["compile"],
             static=static,
+            low_memory=case["low_memory"],
         )
 
     def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
         many = isinstance(prompt, list)
-        arguments: dict[str, Any] = dict(self._size)
+        arguments: dict[str, Any] = {**self._size, **self._given}
         if self.pipe.signature.texts:
             arguments |= {"prompt": prompt, "num_images_per_prompt": 1 if many else self._batch}
             if self._negative is not None and not many:
@@ -96,7 +98,10 @@ class Latentc:
         total = perf_counter() - begun
         times = result.timings
         encode = times.tokenize + times.encode if self.pipe.signature.texts else None
-        return Call(total, encode, times.steps[1:] or times.steps, times.decode,
+        each = times.steps[1:] or times.steps
+        if self._given:  # steps differ by design
+            each = [sum(times.steps) / len(times.steps)]
+        return Call(total, encode, each, times.decode,
                     list(result.images), result.latents)  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

@@ -32,12 +32,14 @@ class Graph:
 
     `module` returns a tuple of tensors in the order of `component.outputs` and takes the
     inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
-    inputs in examples.
+    inputs in examples. `fed_by`: the graph whose outputs a shallow graph takes; its module then
+    runs more than it uses.
     """
 
     component: Component
     module: torch.nn.Module
     vocabulary: int = 0
+    fed_by: Graph | None = None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ the program in place and returns how many places changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from runtimes.errors import InputError
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
@@ -29,11 +31,50 @@ TYPED_INTEGERS: Precisions = {
 }
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
 QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
+# What may be asked for by name (``--pass``), because it makes another picture, and what it does.
+STEP_CACHE = "step-cache"
+PASSES: Mapping[str, str] = {
+    "downsampled-attention": "a quarter of the keys and values in the largest self-attentions, in "
+    "builds of their own beside those without",
+    STEP_CACHE: "adds the denoiser's shallow part, for calls with cache_interval",
+}
+# Those of them that change the denoiser's captured program, and the modules that do it, before
+# those of its precision.
+REWRITES: Mapping[str, tuple[str, ...]] = {"downsampled-attention": ("downsampled_attention",)}
 
 # What a program computes in after a pass, where that is not float32.
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
 # Passes that want the ranges of activations (`Choices.ranges`).
 CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
+
+
+def rewriting(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the named passes that rewrite the denoiser's program.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    names = tuple(names)
+    for name in names:
+        if name not in PASSES:
+            raise InputError(f"unknown pass {name!r}; passes: {', '.join(PASSES)}")
+    return tuple(name for name in names if name in REWRITES)
+
+
+def modules(names: Iterable[str]) -> tuple[str, ...]:
+    """The modules of passes that stand in a precision.
+
+    Raises:
+        InputError: a name that cannot stand there.
+    """
+    names = tuple(names)
+    for name in names:
+        if name not in REWRITES:
+            raise InputError(
+                f"unknown pass {name!r} in a precision; passes that a precision may have: "
+                f"{', '.join(REWRITES)}"
+            )
+    return tuple(module for name in names for module in REWRITES[name])
 
 
 @dataclass(frozen=True)
@@ -50,7 +91,9 @@ class Choices:
 
     kept: names of weights that are not to be quantised, nor what they are multiplied with.
     ranges: by the name of a convolution's or linear layer's node, the range of its activations.
+    partial: the program is a part of a denoiser, which need not have what a pass looks for.
     """
 
     kept: frozenset[str] = frozenset()
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    partial: bool = False

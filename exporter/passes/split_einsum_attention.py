@@ -19,6 +19,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.passes import Choices
+from exporter.passes.nodes import add, unmasked_attention
 
 _ATEN = torch.ops.aten
 
@@ -32,7 +33,7 @@ def run(program: ExportedProgram, choices: Choices, query_chunk: int = 0) -> int
     graph = program.graph_module.graph
     changed = 0
     for node in list(graph.nodes):
-        if node.target is _ATEN.scaled_dot_product_attention.default and not _masked(node):
+        if unmasked_attention(node):
             with graph.inserting_before(node):
                 query, key, value = node.args[:3]
                 made = _Writer(graph, query_chunk).attention(query, key, value, _scale(node))
@@ -86,28 +87,7 @@ class _Writer:
         return self.add(_ATEN.slice.Tensor, node, axis, begin, end)
 
     def add(self, target: Any, *arguments: Any) -> torch.fx.Node:
-        """A call of an operator; computes what the node's value looks like."""
-        node = self._graph.call_function(target, arguments)
-        with torch.no_grad():
-            node.meta["val"] = target(*_values(arguments))
-        return node
-
-
-def _values(arguments: Any) -> Any:
-    if isinstance(arguments, torch.fx.Node):
-        return arguments.meta["val"]
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(_values(each) for each in arguments)
-    return arguments
-
-
-def _argument(node: torch.fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-def _masked(node: torch.fx.Node) -> bool:
-    causal = _argument(node, 5, "is_causal", False)
-    return _argument(node, 3, "attn_mask", None) is not None or bool(causal)
+        return add(self._graph, target, *arguments)
 
 
 def _scale(node: torch.fx.Node) -> float:

@@ -9,11 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import COMPUTED, STORED, TYPED_INTEGERS, W8A8, WEIGHTS, Precisions
+from exporter.passes import COMPUTED, STORED, TYPED_INTEGERS, W8A8, WEIGHTS, Precisions, modules
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes.errors import InputError
 from runtimes.manifest import Component
+from runtimes.precision import split_passes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -87,20 +88,30 @@ def verifier(target: str, precisions: Iterable[str]) -> str:
     """The name of the backend that verifies a build at its export, by the precisions of its
     components."""
     info = TARGETS[target]
-    return next((info.instead[each] for each in precisions if each in info.instead), info.backend)
+    plain = [split_passes(each)[0] for each in precisions]
+    return next((info.instead[each] for each in plain if each in info.instead), info.backend)
+
+
+def computes(target: str, precision: str) -> str:
+    """What the engine is to be asked to calculate in for a component; "" leaves it to the
+    graph."""
+    return TARGETS[target].computes.get(split_passes(precision)[0], "")
 
 
 def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ...]:
-    """The passes that run on the captured program before a target lowers it.
+    """The passes that run on the captured program before a target lowers it: those that were
+    asked for by name, the precision's, the target's.
 
     Raises:
-        InputError: the target has no such precision; lists the pairs that there are.
+        InputError: the target has no such precision; lists the pairs that there are. There is
+            no pass of such a name.
     """
-    found = TARGETS[target].precisions.get(precision)
+    plain, asked = split_passes(precision)
+    found = TARGETS[target].precisions.get(plain)
     if found is None:
         pairs = "; ".join(f"{name}: {', '.join(t.precisions)}" for name, t in TARGETS.items())
-        raise InputError(f"target {target!r} has no precision {precision!r}; there are {pairs}")
-    return (*found, *options.passes())
+        raise InputError(f"target {target!r} has no precision {plain!r}; there are {pairs}")
+    return (*modules(asked), *found, *options.passes())
 
 
 class Target(Protocol):

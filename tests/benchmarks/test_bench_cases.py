@@ -51,6 +51,8 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
             size = ["64x32"]
             threads = [1, 2]
             options = { mode = "x", level = 3 }
+            call = { cache_interval = 3, guidance_stop = 0.5 }
+            low_memory = true
 
             [[case]]
             torch = "torch-compile"
@@ -68,6 +70,10 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
     first = made[0]
     assert (first.variant, first.width, first.height, first.threads) == ("onnx-fp32", 64, 32, 1)
     assert first.options == {"mode": "x", "level": "3"}
+    assert first.call == {"cache_interval": 3, "guidance_stop": 0.5}
+    assert first.name.endswith("cache_interval 3, guidance_stop 0.5")
+    assert first.low_memory
+    assert "low memory" in first.name
     assert [case.settings for case in made if case.engine == "peer"] == ["default", "best"]
 
 
@@ -84,6 +90,7 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
         ("[[case]]\npeer = 'b'", "no peer 'b'; there are: optimum-onnx"),
         ("[[case]]\ntorch = 'jax'", "no torch 'jax'; there are: torch"),
         ("[[case]]\nbuild = 'a'\nstatic = 1", "static must be true or false"),
+        ("[[case]]\nbuild = 'a'\ncall = {cache_interval = '3'}", "arguments that are numbers"),
         ("rounds = 0", "rounds must be a positive"),
         ("[case]\nbuild = 'a'", r"cases are written as \[\[case\]\]"),
         ("[[case", "cases.toml"),

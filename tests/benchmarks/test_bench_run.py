@@ -47,6 +47,20 @@ def bench(bundle: Path, output: Path, *flags: str) -> model.Report:
 
 
 @pytest.mark.usefixtures("no_peaks")
+def test_arguments_of_the_call(bundle: Path, tmp_path: Path) -> None:
+    """Steps differ then: one value for all of them. A wrong name is a case that failed."""
+    report = bench(bundle, tmp_path / "a", "--call", "guidance_stop=0.5", "--steps", "4")
+    (case,) = report.cases
+    assert case.label.endswith("guidance_stop 0.5")
+    assert [len(values) for values in case.samples["denoiser_step"]] == [2, 2]  # of its calls
+    flags = ["--call", "cache_interval=3", "-o", str(tmp_path / "b"), "--baseline", "none"]
+    assert latentc(["bench", str(bundle), *flags]) != 0
+    (case,) = model.read(tmp_path / "b").cases
+    assert (case.status, "export it with --pass" in case.message) == ("failed", True)
+    assert latentc(["bench", str(bundle), "--call", "x", "-o", str(tmp_path / "c")]) == 2
+
+
+@pytest.mark.usefixtures("no_peaks")
 def test_what_fails_hangs_or_eats_memory_is_a_row_and_the_rest_goes_on(
     bundle: Path, tmp_path: Path
 ) -> None:

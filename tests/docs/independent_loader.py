@@ -278,6 +278,8 @@ class Bundle:
         self.encoders = [c for c in self.components.values() if c["role"] == "encoder"]
         self.denoiser = next(c for c in self.components.values() if c["role"] == "denoiser")
         self.decoder = next(c for c in self.components.values() if c["role"] == "decoder")
+        shallow = [c for c in self.components.values() if c["role"] == "shallow"]
+        self.cached = {name for c in shallow for name in c["inputs"]}
 
     def __call__(self, **call: Any) -> tuple[Array, Array]:
         """Latents and 8-bit pictures [N, height, width, C].
@@ -297,7 +299,7 @@ class Bundle:
         seeds = call["seed"] if isinstance(call["seed"], list) else [call["seed"]]
         sides = [size[side] // latents["factor"] for side in ("height", "width")]
         shape = (count, latents["channels"], *sides)
-        (output,) = self.denoiser["outputs"]
+        (output,) = set(self.denoiser["outputs"]) - self.cached
 
         def predict(sample: Array, timestep: Array) -> Array:
             feeds = {

@@ -20,7 +20,13 @@ from latentc.cli import run
 from runtimes.bundle import choose_build
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
-from runtimes.precision import build_name, canonical, check_components, of_component
+from runtimes.precision import (
+    build_name,
+    canonical,
+    check_components,
+    of_component,
+    with_passes,
+)
 from tests.fakes import FakeBackend, make_bundle
 
 NAMES = st.sampled_from(["denoiser", "vae_decoder", "text_encoder"])
@@ -36,6 +42,9 @@ PRECISIONS = st.sampled_from(["fp32", "fp16", "int8", "int4", "w8a8"])
         ("denoiser=int8,fp16", "fp16,denoiser=int8"),
         ("int8,denoiser=int8", "int8"),
         ("int4,vae_decoder=int8", "int4"),
+        ("w8a8+b+a", "w8a8+a+b"),
+        ("fp32+a,denoiser=int8", "fp32,denoiser=int8+a"),
+        ("int8+a,denoiser=int8", "int8+a"),
     ],
 )
 def test_one_spelling(text: str, one: str) -> None:
@@ -67,11 +76,22 @@ def test_the_denoiser_only() -> None:
         ("fp16,,int8", "expected a precision such as fp16"),
         ("fp16,int8", "two precisions for all components"),
         ("denoiser=int8,denoiser=fp16", "two precisions for denoiser"),
+        ("fp16+", "expected a precision such as fp16"),
+        ("+a", "expected a precision such as fp16"),
+        ("vae_decoder=fp16+a", "only the denoiser has passes"),
     ],
 )
 def test_bad_precisions(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         canonical(text)
+
+
+def test_passes_are_about_the_denoiser() -> None:
+    assert of_component("w8a8+b+a", "denoiser") == "w8a8+a+b"
+    assert of_component("w8a8+a", "vae_decoder") == "int8"
+    assert of_component("fp32,denoiser=int8+a", "denoiser") == "int8+a"
+    assert build_name("onnx", canonical("w8a8+b+a")) == "onnx-w8a8-a-b"
+    assert with_passes("fp32,denoiser=int8+b", ["a", "b"]) == "fp32,denoiser=int8+a+b"
 
 
 def test_unknown_component() -> None:

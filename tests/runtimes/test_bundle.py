@@ -343,6 +343,23 @@ def test_a_broken_third_party_backend_is_passed_over(
     assert choose_build(manifest)[1].name == "fake"
 
 
+def test_a_build_with_passes_is_never_chosen_unasked(manifest: Manifest) -> None:
+    """Not even if the first backend can load nothing else."""
+    replace = msgspec.structs.replace
+    first, *rest = manifest.builds
+    fewer = replace(first, name="fewer", target="fake", precision="fp32+fewer")
+    others = [replace(build, target="better") for build in rest]
+    mixed = replace(manifest, builds=(fewer, *others))
+    assert choose_build(mixed)[0].target == "better"
+    assert choose_build(mixed, precision="fp32+fewer")[0].name == "fewer"
+    assert choose_build(mixed, build="fewer")[0].name == "fewer"
+    with pytest.raises(InputError, match="no precision 'fp32'; it has: fewer"):
+        choose_build(replace(manifest, builds=(fewer,)), precision="fp32")
+    with pytest.raises(InputError, match=r"ask for one by its name or precision; it has: fewer"):
+        choose_build(replace(manifest, builds=(fewer,)))
+    assert choose_build(replace(manifest, builds=(fewer,)), passes=True)[0].name == "fewer"
+
+
 def test_a_bundle_without_builds(manifest: Manifest) -> None:
     builds: tuple[Build, ...] = ()
     with pytest.raises(InputError, match="no builds; it has: none"):

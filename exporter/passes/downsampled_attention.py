@@ -1,0 +1,168 @@
+"""Fewer keys and values in the largest self-attentions of a denoiser.
+
+After "ToDo: Token Downsampling for Efficient Generation of High-Resolution Images" (Smith et al.,
+2024, https://arxiv.org/abs/2402.13573): neighbouring tokens of a picture say nearly the same, so
+that every query is answered from every second row and column of tokens only: a quarter of the
+keys and values, and of the products with them.
+
+Tokens are selected (as by nearest-neighbour interpolation) in front of the projections to keys
+and values, which are linear for each token: the result is the same, and three quarters of their
+work is saved too. Changed are the self-attentions of the highest resolution that has any; those
+below have a sixteenth of the products. Attention to text and attention with a mask are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
+
+from exporter.passes import Choices
+from exporter.passes.nodes import add, unmasked_attention, update
+from exporter.passes.quantization import LINEAR
+from runtimes.errors import ExportError
+
+FACTOR = 2  # of rows and of columns: the paper's for 1024 by 1024 pixels
+
+_ATEN = torch.ops.aten
+_TO_THE_END = torch.iinfo(torch.int64).max
+_RESHAPES = (_ATEN.reshape.default, _ATEN.view.default)
+# Between a projection and its attention: heads are split off and moved forward.
+_LAYOUT = (*_RESHAPES, _ATEN.transpose.int, _ATEN.permute.default)
+_CHANNELS_LAST = [0, 2, 3, 1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A self-attention over a picture's tokens.
+
+    tokens: float [batch, height × width, channels], row by row.
+    grid: the same before it was flattened, [batch, height, width, channels].
+    changing: the nodes from the projections to the attention, the attention left out.
+    """
+
+    tokens: Node
+    grid: Node
+    changing: tuple[Node, ...]
+
+    @property
+    def projections(self) -> list[Node]:
+        """Of keys and of values."""
+        return [node for node in self.changing if node.target is LINEAR]
+
+    @property
+    def count(self) -> int:
+        """The number of tokens at the sizes that the program was traced with."""
+        return _traced(self.grid, 1) * _traced(self.grid, 2)
+
+
+def run(program: ExportedProgram, choices: Choices) -> int:
+    """Rewrite `program`; returns how many attentions were changed.
+
+    Raises:
+        ExportError: there is no self-attention over the tokens of a picture.
+    """
+    graph = program.graph_module.graph
+    places = [place for node in graph.nodes if (place := _place(node)) is not None]
+    if not places and choices.partial:
+        return 0
+    if not places:
+        raise ExportError(
+            "downsampled-attention: the denoiser has no self-attention over a picture's tokens "
+            "that this pass knows (transformer blocks of a UNet); export without it"
+        )
+    most = max(place.count for place in places)
+    largest = [place for place in places if place.count == most]
+    for place in largest:
+        _downsample(graph, place)
+    graph.lint()
+    program.graph_module.recompile()
+    return len(largest)
+
+
+def _downsample(graph: Graph, place: Place) -> None:
+    with graph.inserting_before(place.tokens.next):
+        selected = _selected(graph, place)
+    for projection in place.projections:
+        projection.replace_input_with(place.tokens, selected)
+    for node in place.changing:
+        update(node)
+
+
+def _selected(graph: Graph, place: Place) -> Node:
+    """Every second row and column, the first ones included, as tokens again."""
+    channels = place.tokens.meta["val"].shape[2]
+    sizes = [_size(graph, place.grid, axis) for axis in (0, 1, 2)]
+    made = add(graph, _ATEN.reshape.default, place.tokens, [*sizes, channels])
+    for axis in (1, 2):
+        made = add(graph, _ATEN.slice.Tensor, made, axis, 0, _TO_THE_END, FACTOR)
+    return add(graph, _ATEN.flatten.using_ints, made, 1, 2)
+
+
+def _size(graph: Graph, node: Node, axis: int) -> Node | int:
+    """A dimension: the number, or a node for it where it is open."""
+    size = node.meta["val"].shape[axis]
+    if isinstance(size, int):
+        return size
+    made: Node = graph.call_function(_ATEN.sym_size.int, (node, axis))
+    made.meta["val"] = size
+    return made
+
+
+def _place(attention: Node) -> Place | None:
+    """What there is to change about a node; None if it is no such self-attention."""
+    if not unmasked_attention(attention):
+        return None
+    paths = [_path(node) for node in attention.args[:3]]
+    tokens = {path[0].all_input_nodes[0] for path in paths if path}
+    if not all(paths) or len(tokens) != 1:
+        return None  # cross-attention has tokens of two kinds
+    (source,) = tokens
+    changing = [*paths[1], *paths[2]]
+    if any(len(node.users) != 1 for node in changing) or source not in _sequences(tokens):
+        return None
+    grid = _grid(source)
+    if grid is None:
+        return None
+    place = Place(source, grid, tuple(changing))
+    return place if place.count == _traced(source, 1) else None  # nothing else among the tokens
+
+
+def _path(end: Any) -> list[Node]:
+    """From the projection of tokens to what attention takes, in order; empty if there is none."""
+    found = [end]
+    while found[-1].target in _LAYOUT:
+        found.append(found[-1].args[0])
+    return found[::-1] if found[-1].target is LINEAR else []
+
+
+def _grid(tokens: Node) -> Node | None:
+    """The picture [batch, height, width, channels] that tokens were flattened from: upstream,
+    by way of other values [batch, tokens, channels]."""
+    waiting, seen = [tokens], {tokens}
+    while waiting:
+        node = waiting.pop()
+        if node.target in _RESHAPES and _channels_last(node.args[0]):
+            return node.all_input_nodes[0]
+        above = [each for each in _sequences(node.all_input_nodes) if each not in seen]
+        waiting += above
+        seen.update(above)
+    return None
+
+
+def _sequences(nodes: Iterable[Node]) -> list[Node]:
+    values = ((node, node.meta.get("val")) for node in nodes)
+    return [node for node, v in values if isinstance(v, torch.Tensor) and v.dim() == 3]
+
+
+def _channels_last(node: Any) -> bool:
+    return node.target is _ATEN.permute.default and list(node.args[1]) == _CHANNELS_LAST
+
+
+def _traced(node: Node, axis: int) -> int:
+    size = node.meta["val"].shape[axis]
+    return size if isinstance(size, int) else int(size.node.hint)

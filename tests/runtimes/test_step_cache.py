@@ -1,0 +1,113 @@
+"""Which evaluations run the whole denoiser, and what the shallow part is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError
+from runtimes.manifest import MANIFEST, TensorSpec
+from runtimes.session import Array, Feeds, Session
+from runtimes.step_cache import StepCache
+from tests.fakes import make_bundle
+
+SAMPLE = TensorSpec("float32", ("batch", 1, 2, 2))
+TIME = TensorSpec("float32", (1,))
+
+
+class Recording(Session):
+    """Predicts its number of calls; the whole one's features are ten times that."""
+
+    def __init__(self, whole: bool) -> None:
+        deep = {"deep": SAMPLE}
+        inputs = {"sample": SAMPLE, "timestep": TIME} | ({} if whole else deep)
+        super().__init__(inputs, {"prediction": SAMPLE} | (deep if whole else {}))
+        self.seen: list[tuple[int, float]] = []
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        deep = feeds["deep"].flat[0] if "deep" in feeds else 0.0
+        self.seen.append((int(feeds["timestep"][0]), float(deep)))
+        like = np.ones_like(feeds["sample"])
+        made = {"prediction": like * len(self.seen), "deep": like * 10 * len(self.seen)}
+        return {name: made[name] for name in self.outputs}
+
+
+def run(interval: int, rows: list[int]) -> tuple[list[Any], list[Any]]:
+    whole, shallow = Recording(True), Recording(False)
+    each = dict.fromkeys(rows, whole), dict.fromkeys(rows, shallow)
+    predict = StepCache(*each, cached=["deep"], interval=interval)
+    for index, count in enumerate(rows):
+        made = predict(np.zeros((count, 1, 2, 2), np.float32), np.array([index], np.float32))
+        assert made.shape == (count, 1, 2, 2)
+    return whole.seen, shallow.seen
+
+
+def test_every_third_evaluation_is_whole() -> None:
+    whole, shallow = run(3, [2] * 7)
+    assert [index for index, _ in whole] == [0, 3, 6]
+    assert shallow == [(1, 10.0), (2, 10.0), (4, 20.0), (5, 20.0)]
+
+
+def test_off() -> None:
+    whole, shallow = run(1, [2] * 3)
+    assert (len(whole), shallow) == (3, [])
+
+
+def test_features_of_other_rows_are_not_used() -> None:
+    whole, shallow = run(3, [2, 2, 1, 1, 1, 1])
+    assert [index for index, _ in whole] == [0, 2, 5]
+    assert shallow == [(1, 10.0), (3, 20.0), (4, 20.0)]
+
+
+SHALLOW: dict[str, Any] = {
+    "name": "part",
+    "role": "shallow",
+    "inputs": {
+        "sample": {"dtype": "float32", "shape": ["batch", 4, "height", "width"]},
+        "timestep": {"dtype": "float32", "shape": [1]},
+        "deep": {"dtype": "float32", "shape": ["batch", 4, "height", "width"]},
+    },
+    "outputs": {"prediction": {"dtype": "float32", "shape": ["batch", 4, "height", "width"]}},
+}
+
+
+TIMES = SHALLOW["inputs"]["timestep"]
+
+
+def without(name: str) -> dict[str, Any]:
+    return {**SHALLOW, "inputs": {n: s for n, s in SHALLOW["inputs"].items() if n != name}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "gives", "message"),
+    [
+        ([], True, "one output of its own"),
+        ([{**SHALLOW, "inputs": SHALLOW["inputs"] | {"other": TIMES}}], True, "neither takes nor"),
+        ([SHALLOW], False, "takes no output of the denoiser"),
+        ([without("deep")], True, "one output of its own"),
+        ([without("deep")], False, "takes no output of the denoiser"),
+        ([without("timestep")], True, "needs the inputs 'sample' and 'timestep'"),
+        ([{**SHALLOW, "outputs": {}}], True, "must give the denoiser's prediction"),
+        ([SHALLOW, {**SHALLOW, "name": "other"}], True, "at most one component"),
+    ],
+)
+def test_a_shallow_part_that_does_not_fit(
+    tmp_path: Path, parts: list[Any], gives: bool, message: str
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    document = msgspec.json.decode((bundle / MANIFEST).read_bytes())
+    denoiser = next(each for each in document["components"] if each["role"] == "denoiser")
+    if gives:
+        denoiser["outputs"]["deep"] = SHALLOW["inputs"]["deep"]
+    document["components"] += parts
+    for build in document["builds"]:
+        for part in parts:
+            build["artifacts"][part["name"]] = build["artifacts"]["denoiser"]
+    (bundle / MANIFEST).write_bytes(msgspec.json.encode(document))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle)
