@@ -156,7 +156,7 @@ def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | No
         if name == AUTO:
             _warn(f"{why}; latentc tune {bundle.root} measures again")
             return asked, None
-        return _untuned(bundle, wanted, asked, str(why) or records.other_builds(bundle, wanted))
+        return _untuned(bundle, wanted, asked, str(why) or records.why_none(bundle))
     return _apply(bundle.manifest, wanted, choice, steps, asked)
 
 
@@ -253,7 +253,7 @@ def _untuned(bundle: Bundle, name: str, asked: Asked, reason: str) -> tuple[Aske
     told = reason or f"{bundle.root} has not been tuned on this machine"
     what = f"build {chosen[0].name!r} on {chosen[1]}" if chosen else "the build nearest to fp32"
     _warn(
-        f"{told}: preset {name!r} takes {what}, by the figures in the bundle; latentc tune "
+        f"{told}; preset {name!r} takes {what}, by the figures in the bundle; latentc tune "
         f"{bundle.root} would measure"
     )
     preset = Preset(name, {}, 1, _loaded(asked.compute, asked.threads))

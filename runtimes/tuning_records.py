@@ -128,12 +128,15 @@ def _fit(record: Record, choice: Choice, asked: Asked) -> None:
         raise UnusableRecord(f"what latentc tune found here is not used: {'; '.join(changed)}")
 
 
-def other_builds(bundle: Bundle, preset: str) -> str:
-    """Why there is no record of this content though there is one of this place."""
-    for record in _all():
-        if record.place == str(bundle.root) and preset in record.presets:
-            return "what latentc tune found is not used: the bundle's builds are others now"
-    return ""
+def why_none(bundle: Bundle) -> str:
+    """Why there is no record to go by though the bundle was tuned here; "" if it never was."""
+    digest = content(bundle.manifest)
+    of_others = [r.bundle != digest for r in _all() if r.place == str(bundle.root)]
+    if not of_others:
+        return ""
+    if all(of_others):
+        return "what latentc tune found is not used, because the bundle's builds are others now"
+    return "latentc tune was run for another engine or device only"
 
 
 def _all() -> Iterator[Record]:

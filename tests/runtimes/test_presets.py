@@ -204,6 +204,12 @@ def test_records_of_one_engine_are_their_own(bundle: Path) -> None:
         assert pipe.backend.name == "fake"
 
 
+def test_a_record_of_one_engine_is_not_for_all(bundle: Path) -> None:
+    save(record(bundle), "fake")
+    with pytest.warns(UserWarning, match="for another engine or device only"):
+        load(bundle, preset="fast").close()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
