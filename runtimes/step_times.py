@@ -16,7 +16,8 @@ from runtimes.pipeline import Pipeline
 from runtimes.presets import Arguments
 from runtimes.session import Array
 
-_SHORT = 1.0  # seconds: shorter steps are measured more often
+_SHORT = 1.0  # seconds: what is shorter is measured more often
+_FEWEST, _MOST = 3, 24  # steps of a kind
 
 # Whether an evaluation of the denoiser is guided, and whether all of the denoiser runs.
 Kind: TypeAlias = tuple[bool, bool]
@@ -64,7 +65,8 @@ def measure(
     usual, total = _first_steps(pipe, call, 2)
     if patience and usual > patience:
         return None
-    each = max(2, min((3 if usual > _SHORT else 8) * (2 if caching else 1), total // 2))
+    often = min(max(_FEWEST, int(_SHORT / max(usual, 1e-6))), _MOST)
+    each = max(2, min(often * (2 if caching else 1), total // 2))
     given: Arguments = {"cache_interval": 2} if caching else {}
     if window and total >= 2 * each:
         given["guidance_stop"] = (each + 0.5) / total
