@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": ("runtimes.cli:generate", "Make pictures."),
     "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
     "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
+    "tune": ("runtimes.tune_cli:tune", "Find the fastest settings on this machine."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
     "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
     "bench": ("benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),

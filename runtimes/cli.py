@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.manifest import Build, Manifest, Verification
     from runtimes.pipeline import Pipeline
+    from runtimes.presets import Asked
     from runtimes.run import Result, Run
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -35,6 +36,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
           --arg original_size=1024,1024 --backend openvino --json
       latentc generate bundle "a castle" --backend openvino --device GPU --static --cache models
       latentc generate bundle "a castle" --backend onnxruntime --device cuda
+      latentc generate bundle "a castle" --preset fast
     """
 )
 @_BUNDLE
@@ -87,6 +89,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="Another argument of this bundle: a text, or numbers joined by commas.",
 )
 @click.option(
+    "--preset",
+    default="auto",
+    metavar="NAME",
+    help="faithful, balanced or fast: what latentc tune found.  [default: faithful, where it did]",
+)
+@click.option(
     "--backend",
     metavar="NAME",
     help="onnxruntime, openvino, torch … [default: the first installed one that fits]",
@@ -108,11 +116,12 @@ def generate(
     bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
 ) -> None:
     """Make pictures with BUNDLE, one or more for each PROMPT."""
-    from runtimes.pipeline import load
+    from runtimes.pipeline import load_asked
 
     count = max(1, len(prompts)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
-    with load(bundle, **_choices(options, count)) as pipe:
+    how = {name: options[name] for name in ("preset", "cache", "low_memory")}
+    with load_asked(bundle, _asked(options, count), **how) as pipe:
         for name in ("vae_slicing", "vae_tiling"):
             if options[name]:
                 getattr(pipe, f"enable_{name}")()
@@ -256,19 +265,23 @@ def backends(as_json: bool) -> None:
         print_backends(records)
 
 
-def _choices(options: Mapping[str, Any], images: int) -> dict[str, Any]:
+def _asked(options: Mapping[str, Any], images: int) -> Asked:
     """Command-line options → how to load."""
-    same = ("backend", "device", "build", "precision", "threads", "cache", "compute", "compile")
-    chosen = {name: options[name] for name in (*same, "low_memory")}
-    if options["static"]:
-        sizes = {name: options[name] for name in ("height", "width", "guidance_scale")}
-        given = {name: value for name, value in sizes.items() if value is not None}
-        chosen["static"] = {"images": images, **given}
+    from runtimes.presets import Asked
+
     pairs = [assignment.partition("=") for assignment in options["option"]]
     for name, equals, value in pairs:
         if not equals or not name:
             raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
-    return chosen | {"options": {name: value for name, _, value in pairs}}
+    given = {name: options[name] for name in ("height", "width", "guidance_scale")}
+    sizes = {"images": images} | {n: value for n, value in given.items() if value is not None}
+    same = ("backend", "device", "build", "precision", "threads", "compute", "compile")
+    return Asked(
+        **{name: options[name] for name in same},
+        static=sizes if options["static"] else None,
+        options={name: value for name, _, value in pairs},
+        sizes=sizes,
+    )
 
 
 def _arguments(
@@ -338,8 +351,18 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
     click.echo(
         f"{timings.total:.2f} s: encode {timings.encode:.2f}, denoise {timings.denoise:.2f} "
         f"({len(timings.steps)} steps), decode {timings.decode:.2f}  "
-        f"[{result.settings['backend']}, {result.settings['device']}, {result.settings['build']}]"
+        f"[{_used(result.settings)}]"
     )
+
+
+def _used(settings: Mapping[str, Any]) -> str:
+    """What made the pictures, in a few words."""
+    words = [settings[name] for name in ("backend", "device", "build")]
+    if "preset" in settings:
+        shortcuts = ("guidance_start", "guidance_stop", "cache_interval")
+        words += [f"{name} {settings[name]:g}" for name in shortcuts if settings.get(name)]
+        words.append(f"preset {settings['preset']}")
+    return ", ".join(words)
 
 
 @contextmanager

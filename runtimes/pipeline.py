@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from runtimes.conditioning import check_finite
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
+from runtimes.presets import Asked, Preset, prepare
 from runtimes.request import OUTPUT_TYPES, Request, Signature, parse
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
@@ -41,6 +42,8 @@ class Pipeline:
         device: str,
         sessions: Sessions,
         tokenizers: Mapping[str, TextTokenizer],
+        preset: Preset | None = None,
+        other_sizes: Callable[[], Pipeline] | None = None,
     ) -> None:
         self.bundle = bundle
         self.build = build
@@ -58,6 +61,9 @@ class Pipeline:
         self._lock = threading.Lock()
         self._closed = False
         self._tiling = tiling.Tiling()
+        self._preset = preset
+        self._open_other_sizes = other_sizes
+        self._other_sizes: Pipeline | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -159,8 +165,13 @@ class Pipeline:
         """
         if self._closed:
             raise InputError("this pipeline is closed")
-        request = parse(self.manifest, self.signature, {"prompt": prompt, **arguments})
-        self._refuse_other_sizes(request)
+        given = {"prompt": prompt, **arguments}
+        if self._preset is not None:
+            given = self._preset.complete(given, self.manifest.defaults.num_inference_steps)
+        request = parse(self.manifest, self.signature, given)
+        misfit = self._misfit(request)
+        if misfit:
+            return self._of_other_sizes(misfit).stream(**given)
         plan = self._table(request.scheduler)
         try:
             return Run(self, request, plan.plan(request.num_inference_steps))
@@ -230,12 +241,15 @@ class Pipeline:
             "backend": f"{self.backend.name} {self.backend.version()}",
             "device": self.device,
             "latentc": __version__,
+            **(self._preset.settings(self._open_other_sizes is not None) if self._preset else {}),
         }
 
     def close(self) -> None:
         """Free the engines' memory. Closing twice is harmless."""
         self._closed = True
         self.sessions.close()
+        if self._other_sizes is not None:
+            self._other_sizes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -248,19 +262,34 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _refuse_other_sizes(self, request: Request) -> None:
-        """Where the graphs were loaded for calls of one size, this must be one of them."""
+    def _misfit(self, request: Request) -> str:
+        """Why these graphs do not do for a call, where they were loaded for one size only."""
         rows = len(request.branches(self.manifest)) * request.images
         wanted = self.sessions.components[self.denoiser_name].inputs["sample"].shape
         always = all(request.guided(request.num_inference_steps))
         for count in (rows,) if always else (rows, request.images):
             found = (count, *self.latents_shape(request)[1:])
             if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
-                raise InputError(
+                return (
                     f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
                     f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
                     "for this size, or without static"
                 )
+        return ""
+
+    def _of_other_sizes(self, misfit: str) -> Pipeline:
+        """The same build for calls of any size, where it was a preset that fixed the size.
+
+        Raises:
+            InputError: it was the caller.
+        """
+        if self._open_other_sizes is None:
+            raise InputError(misfit)
+        with self._lock:
+            if self._other_sizes is None:
+                self._other_sizes = self._open_other_sizes()
+        self._other_sizes._tiling = self._tiling
+        return self._other_sizes
 
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
@@ -285,6 +314,7 @@ def load(
     compile: bool = False,
     static: Mapping[str, float] | None = None,
     low_memory: bool = False,
+    preset: str | None = None,
 ) -> Pipeline:
     """Load a bundle.
 
@@ -305,24 +335,50 @@ def load(
             "height", "width", "images" and "guidance_scale"; defaults for the others.
         low_memory: load each component when a call needs it, and free it after: as much memory
             as the largest one takes, and loading times at each call.
+        preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,
+            arguments of calls included, which a call may replace. Calls of any size work. Without
+            a record the figures in the manifest choose, with a warning. "auto" is "faithful" where
+            there is a record and nothing else was asked for, else the same as None.
 
     Raises:
         BundleError: missing, damaged or altered.
-        InputError: no such build or backend.
+        InputError: no such build, backend or preset; a preset that is something else than what the
+            other arguments say.
         BackendUnavailable: the engine is not installed.
         DeviceUnavailable: no such device here.
         BackendError: the engine refused a graph.
     """
-    opened = Bundle.open(bundle, hashing="always" if verify else "once")
-    chosen, engine = choose_build(opened.manifest, backend, build, precision)
-    session_options = SessionOptions(
-        threads=threads,
-        cache=Path(cache) if cache else None,
-        compute=compute,
-        compile=compile,
-        extra=dict(options or {}),
+    asked = Asked(
+        *(backend, device, build, precision, threads, compute, compile, static), options=options
     )
-    return open_pipeline(opened, chosen, engine, device, session_options, static, low_memory)
+    return load_asked(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
+
+
+def load_asked(
+    bundle: str | os.PathLike[str],
+    asked: Asked,
+    preset: str | None = None,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+    low_memory: bool = False,
+) -> Pipeline:
+    """`load` with its choices in one value."""
+    opened = Bundle.open(bundle, hashing="always" if verify else "once")
+    found = None
+    if preset is not None:
+        asked, found = prepare(opened, preset, asked)
+    build, engine = choose_build(opened.manifest, asked.backend, asked.build, asked.precision)
+    options = SessionOptions(
+        threads=asked.threads,
+        cache=Path(cache) if cache else None,
+        compute=asked.compute,
+        compile=asked.compile,
+        extra=dict(asked.options or {}),
+    )
+    return open_pipeline(
+        opened, build, engine, asked.device, options, asked.static, low_memory, found
+    )
 
 
 def open_pipeline(
@@ -333,8 +389,12 @@ def open_pipeline(
     options: SessionOptions | None = None,
     static: Mapping[str, float] | None = None,
     low_memory: bool = False,
+    preset: Preset | None = None,
 ) -> Pipeline:
-    """Load one build of an opened bundle; `load` with the choices made."""
+    """Load one build of an opened bundle; `load` with the choices made.
+
+    Where `static` is a `preset`'s, calls of other sizes load the build a second time, for all.
+    """
     where = backend.device(device)
     sizes = {} if static is None else fixed(bundle.manifest, static)
     components = {
@@ -356,7 +416,13 @@ def open_pipeline(
         sessions.close()
         raise
     bundle.cache.save()
-    return Pipeline(bundle, build, backend, where, sessions, tokenizers)
+    general = None
+    if preset is not None and static is not None:
+
+        def general() -> Pipeline:
+            return open_pipeline(bundle, build, backend, where, options, None, low_memory, preset)
+
+    return Pipeline(bundle, build, backend, where, sessions, tokenizers, preset, general)
 
 
 def open_component(

@@ -14,6 +14,9 @@ from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Ver
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from runtimes.setups import Setup
+    from runtimes.tune import Fidelity, Tuning
+
 _WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
 
 
@@ -50,6 +53,29 @@ def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
         row += _whole(verification)
         row += [_score(verification.score)] if judged else []
         table.add_row(*row, _verdict(verification.passed))
+    _show(table)
+
+
+def print_tuning(found: Tuning) -> None:
+    """What `latentc tune` tried, the fastest first: seconds of a picture with the default steps,
+    how many times as fast as the reference that is, what it keeps of the reference's picture."""
+    judged = any(t.fidelity and t.fidelity.right is not None for t in found.trials)
+    table = _table(
+        f"A picture on this machine (fidelity against {found.reference.setup.build}, "
+        f"{found.steps} steps, prompts: {max(1, len(found.prompts))})",
+        *("Build", "Backend", "Loaded", "Arguments", "s", "×", "Picture", "Latents"),
+        *(["Judge"] if judged else []),
+        "Preset",
+    )
+    usual = found.reference.seconds or 0.0
+    for trial in found.trials:
+        won = ", ".join(name for name, each in found.winners.items() if each == trial)
+        style = "bold" if won else None
+        setup = trial.setup
+        row = [setup.build, f"{setup.backend}, {setup.device}", _loaded(setup)]
+        row += [_arguments(trial.arguments), *_speed(trial.seconds, usual)]
+        row += _kept(trial.fidelity, judged)
+        table.add_row(*row, f"[green]{won}[/]" if won else trial.note, style=style)
     _show(table)
 
 
@@ -123,6 +149,28 @@ def ranges(numbers: Iterable[int]) -> str:
 def _engine(verification: Verification) -> str:
     version = verification.version.partition("-")[0]
     return f"{verification.backend} {version}, {verification.device}"
+
+
+def _loaded(setup: Setup) -> str:
+    words = [f"compute {setup.compute}"] if setup.compute else []
+    words += [f"threads {setup.threads}"] if setup.threads else []
+    return ", ".join([*words, "one size" if setup.static else "any size"])
+
+
+def _arguments(arguments: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in arguments.items())
+
+
+def _speed(seconds: float | None, usual: float) -> list[str]:
+    return ["", ""] if seconds is None else [f"{seconds:.3g}", f"{usual / seconds:.2f}"]
+
+
+def _kept(fidelity: Fidelity | None, judged: bool) -> list[str]:
+    if fidelity is None:
+        return ["", "", *([""] if judged else [])]
+    latents = "" if fidelity.latents is None else f"{fidelity.latents:.1e}"
+    right = "" if fidelity.right is None else f"{fidelity.right} of {fidelity.pictures}"
+    return [f"{fidelity.image_psnr:.0f} dB", latents, *([right] if judged else [])]
 
 
 def _error(error: float, tolerance: float, passed: bool) -> str:

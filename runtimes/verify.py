@@ -115,7 +115,7 @@ def check_build(
     if manifest.probes is None:
         raise VerificationError("the bundle holds no probes to verify against; export it again")
     tolerances = _tolerances(build)
-    loosest = _loosest(tolerances.values())
+    allowed = _loosest(tolerances.values())
     bundle = Bundle(path.resolve(), manifest, hashing)
     backend = engines.get(backend) if isinstance(backend, str) else backend
     where = backend.device(device)
@@ -133,8 +133,8 @@ def check_build(
                 if not session.accepts(inputs):
                     continue
                 found = session.run(inputs)
-                allowed = tolerances[component.name].component
-                checks.append(_check(component.name, name, found, outputs, allowed))
+                tolerance = tolerances[component.name].component
+                checks.append(_check(component.name, name, found, outputs, tolerance))
             if not any(check.subject == component.name for check in checks):
                 raise VerificationError(
                     f"build {build.name!r}, {component.name}: it takes no shape that there is a "
@@ -143,8 +143,8 @@ def check_build(
         if manifest.probes.loop is not None:
             if report:
                 report("whole loop")
-            loop = _check_loop(bundle, pipe, loosest)
-        score = _judged(pipe, manifest.probes.judged, loosest, report)
+            loop = _check_loop(bundle, pipe, manifest.probes.loop, allowed)
+        score = _judged(pipe, manifest.probes.judged, allowed, report)
     return Verification(backend.name, backend.version(), where, tuple(checks), loop, score)
 
 
@@ -159,7 +159,9 @@ def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -
         raise VerificationError("the bundle holds no picture to verify against; export it again")
     bundle = Bundle(path.resolve(), manifest, "never")
     with open_pipeline(bundle, build, backend) as pipe:
-        return _check_loop(bundle, pipe, _loosest(_tolerances(build).values()))
+        return _check_loop(
+            bundle, pipe, manifest.probes.loop, _loosest(_tolerances(build).values())
+        )
 
 
 def read_probes(
@@ -252,22 +254,35 @@ def _max_abs(found: Array, expected: Array) -> float:
     return float(np.max(np.abs(found.astype(np.float64) - expected), initial=0.0))
 
 
-def _check_loop(bundle: Bundle, pipe: Pipeline, tolerance: Tolerance) -> Loop:
+def measure_loop(bundle: Bundle, pipe: Pipeline, **given: Any) -> tuple[float, int, float]:
+    """Run the loop probe on a loaded build and compare it with what PyTorch made of it.
+
+    Args:
+        given: arguments of the call that replace the probe's, or come on top.
+
+    Returns:
+        The latents' relative L2 error, the picture's largest difference of 255, its PSNR in dB.
+
+    Raises:
+        BundleError: the probe's file is damaged or not named.
+    """
     probes = bundle.manifest.probes
     assert probes is not None
     assert probes.loop is not None
-    probe = probes.loop
     if LOOP not in probes.files:
         raise BundleError("the manifest describes a loop probe but names no file for it")
     expected = read_arrays(bundle.path(probes.files[LOOP]), max_bytes=_MAX_PROBES)
     if set(expected) != {"latents", "image"}:
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
-    error, difference, ratio = NOT_COMPARABLE, 255, 0.0
     with suppress(NumericalError):  # NaN is a failed check, not a failure to check
-        result = _repeat(pipe, probe, output_type="np")
-        picture = (result.images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
-        difference, ratio = _compare_pictures(picture, expected["image"])
-        error = relative_l2(result.latents, expected["latents"])
+        result = repeat(pipe, probes.loop, output_type="np", **given)
+        difference, ratio = compare_pictures(to_bytes(result.images), expected["image"])
+        return relative_l2(result.latents, expected["latents"]), difference, ratio
+    return NOT_COMPARABLE, 255, 0.0
+
+
+def _check_loop(bundle: Bundle, pipe: Pipeline, probe: LoopProbe, tolerance: Tolerance) -> Loop:
+    error, difference, ratio = measure_loop(bundle, pipe)
     return Loop(
         scheduler=probe.scheduler,
         num_inference_steps=probe.num_inference_steps,
@@ -286,23 +301,34 @@ def _judged(
 ) -> Score | None:
     """What the bundle's judge says, where it has one that is installed here and the backend is
     quick enough to draw for it."""
-    if probe is None or pipe.backend.slow or probe.judge not in judges.names():
+    if probe is None or not can_judge(pipe.backend, probe):
         return None
     if report:
         report("judge")
-
-    def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
-        images: Sequence[Image.Image] = _repeat(pipe, probe, prompt=prompts, seed=seeds).images
-        return images
-
-    right, pictures = 0, len(probe.prompts)
-    with suppress(NumericalError):  # NaN is no picture
-        right = judges.count_right(judges.get(probe.judge), probe.prompts, probe.seed, draw)
+    right, pictures = count_right(pipe, probe), len(probe.prompts)
     least = math.ceil(probe.right - tolerance.judged * pictures)
     return Score(probe.judge, right, pictures, least, right >= least)
 
 
-def _repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
+def can_judge(backend: Backend, probe: JudgeProbe) -> bool:
+    """Whether the judge is installed here and the backend is quick enough to draw for it."""
+    return not backend.slow and probe.judge in judges.names()
+
+
+def count_right(pipe: Pipeline, probe: JudgeProbe, **given: Any) -> int:
+    """How many of its pictures the bundle's judge finds right; `given` as in `measure_loop`."""
+
+    def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
+        drawn = repeat(pipe, probe, **{"prompt": prompts, "seed": seeds, **given})
+        images: Sequence[Image.Image] = drawn.images
+        return images
+
+    with suppress(NumericalError):  # NaN is no picture
+        return judges.count_right(judges.get(probe.judge), probe.prompts, probe.seed, draw)
+    return 0
+
+
+def repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
     """A run with the settings of a probe; `given` replaces or adds some."""
     settings: dict[str, Any] = {
         **probe.arguments,
@@ -316,7 +342,13 @@ def _repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
     return pipe(**settings)
 
 
-def _compare_pictures(found: Array, expected: Array) -> tuple[int, float]:
+def to_bytes(images: Array) -> Array:
+    """Pictures of a call with ``output_type="np"`` as uint8, of the same shape."""
+    return (images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
+
+
+def compare_pictures(found: Array, expected: Array) -> tuple[int, float]:
+    """The largest difference of 255 and the PSNR in dB of two pictures in uint8."""
     if found.shape != expected.shape:
         return 255, 0.0
     difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))

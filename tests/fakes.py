@@ -28,14 +28,17 @@ from runtimes.manifest import (
     File,
     Guidance,
     Latents,
+    Loop,
     LoopProbe,
     Manifest,
     Probes,
     Schedule,
+    Score,
     Source,
     TensorSpec,
     Tokenizer,
     VectorInput,
+    Verification,
 )
 from runtimes.pipeline import load
 from runtimes.plan import PlanTable
@@ -302,3 +305,25 @@ def word_tokenizer() -> Any:
     words.enable_truncation(MAX_LENGTH)
     words.enable_padding(length=MAX_LENGTH, pad_id=0, pad_token="<pad>")
     return words
+
+
+def add_build(
+    folder: Path, precision: str, denoiser: str, psnr: float | None = None, right: int | None = None
+) -> Manifest:
+    """Give a bundle another build ``fake-PRECISION``, whose denoiser is the graph of that name;
+    `psnr` and `right` (pictures of 50) are what its verification says."""
+    manifest = Manifest.load(folder)
+    path = f"fake-{precision}/denoiser/graph.json"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_text(json.dumps({"graph": denoiser}))
+    artifacts = dict(manifest.builds[0].artifacts)
+    artifacts["denoiser"] = Artifact("key", path, (file_of(folder, path),), precision)
+    found = None
+    if psnr is not None:
+        loop = Loop("plain", 4, 0.0, 0, psnr, 1.0, True)
+        score = None if right is None else Score("even", right, 50, 0, True)
+        found = Verification("fake", "1.0", "cpu", (), loop, score)
+    build = Build(f"fake-{precision}", "fake", precision, artifacts, found)
+    manifest = msgspec.structs.replace(manifest, builds=(*manifest.builds, build))
+    (folder / MANIFEST).write_bytes(manifest.encode())
+    return manifest

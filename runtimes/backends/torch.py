@@ -43,6 +43,8 @@ class TorchBackend(Backend):
         import torch
 
         self._torch = torch
+        self._usual_threads = torch.get_num_threads()
+        self._threads_set = False
 
     def version(self) -> str:
         return str(self._torch.__version__)
@@ -70,6 +72,10 @@ class TorchBackend(Backend):
     ) -> Session:
         if options.threads:
             self._torch.set_num_threads(options.threads)
+            self._threads_set = True
+        elif self._threads_set:  # the number is the process's: an earlier session's must not stay
+            self._torch.set_num_threads(self._usual_threads)
+            self._threads_set = False
         refuse_pickles(entry, self._torch)
         program = self._torch.export.load(entry)
         if device != "cpu":  # a module's .to() would leave the tables that it makes on the CPU
