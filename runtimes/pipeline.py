@@ -340,7 +340,9 @@ def open_pipeline(
             bundle, build, components[name], backend, where, options, sizes.get(name)
         )
 
-    sessions = Sessions(components, open_one, keep=not low_memory)
+    sessions = Sessions(
+        components, open_one, keep=not low_memory, parallel=backend.loads_in_parallel
+    )
     try:
         tokenizers = {
             each.input: TextTokenizer.load(bundle.path(each.file), each.max_length)
