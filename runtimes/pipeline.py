@@ -23,6 +23,7 @@ from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.sizes import fix, fixed
 from runtimes.tokenizer import TextTokenizer
+from runtimes.trust import cache_folder
 from runtimes.version import __version__
 
 
@@ -272,7 +273,7 @@ def load(
     build: str | None = None,
     precision: str | None = None,
     threads: int = 0,
-    cache: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | bool | None = True,
     options: Mapping[str, str] | None = None,
     verify: bool = False,
     compute: str | None = None,
@@ -289,7 +290,9 @@ def load(
         build: by name, where the bundle has several.
         precision: such as "fp32"; None prefers fp32.
         threads: for the engine; 0 leaves the choice to it.
-        cache: folder for compiled graphs, for engines that can store them.
+        cache: keep compiled graphs, for engines that can: in a folder, in latentc's own (True),
+            or not at all (False or None). TensorRT's engines, which must be built before, are
+            looked for in latentc's own folder then.
         options: passed to the engine as they are.
         verify: hash every file that is loaded, also those hashed here before.
         compute: precision to calculate in, for engines that have a choice: "fp32", "fp16",
@@ -311,7 +314,7 @@ def load(
     chosen, engine = choose_build(opened.manifest, backend, build, precision)
     session_options = SessionOptions(
         threads=threads,
-        cache=Path(cache) if cache else None,
+        cache=cache_folder() if cache is True else Path(cache) if cache else None,
         compute=compute,
         compile=compile,
         extra=dict(options or {}),
