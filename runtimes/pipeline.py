@@ -13,7 +13,7 @@ from typing import Any, Self
 from runtimes import tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
-from runtimes.conditioning import check_finite
+from runtimes.conditioning import Encoded, check_finite
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
@@ -30,8 +30,9 @@ from runtimes.version import __version__
 class Pipeline:
     """One build of a bundle, loaded. Make one with `load`.
 
-    Calls may come from several threads at once: nothing of a call is kept here. `close` frees
-    the engines' memory; it may not overlap with a call.
+    Calls may come from several threads at once: nothing of a call is kept here but its encoded
+    texts (`encoded`), which a later call with the same texts takes. `close` frees the engines'
+    memory; it may not overlap with a call.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Pipeline:
         self.denoiser_name = bundle.manifest.component("denoiser").name
         self._decoder_name = bundle.manifest.component("decoder").name
         self.sessions = sessions
+        self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -230,6 +232,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines' memory. Closing twice is harmless."""
         self._closed = True
+        self.encoded.clear()
         self.sessions.close()
 
     def __enter__(self) -> Self:

@@ -53,13 +53,12 @@ def test_one_component_at_a_time(bundle: Path, log: list[str]) -> None:
     log.clear()
     with load(bundle, FakeBackend(), low_memory=True) as pipe:
         assert log == []
-        for _ in range(2):
+        rest = ["+denoiser", "-denoiser", "+decoder", "-decoder"]
+        # The second time, the text is encoded already.
+        for opened in (["+text_encoder", "-text_encoder", *rest], rest):
             found = pipe("a red circle", **arguments).images
             np.testing.assert_array_equal(found, expected)
-            assert log == [
-                *("+text_encoder", "-text_encoder", "+denoiser", "-denoiser"),
-                *("+decoder", "-decoder"),
-            ]
+            assert log == opened
             log.clear()
 
 
