@@ -145,7 +145,7 @@ def test_the_first_of_several_failures(bundle: Path, log: list[str]) -> None:
     assert log == ["-?"]  # the text encoder
 
 
-def test_an_engine_that_cannot(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_loads_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
     opened = FakeBackend._open
 
@@ -155,6 +155,11 @@ def test_an_engine_that_cannot(bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(FakeBackend, "_open", open_)
     monkeypatch.setattr(FakeBackend, "loads_in_parallel", False)
+    load(bundle, FakeBackend()).close()
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)
+    load(bundle, FakeBackend()).close()  # too small a bundle
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", False)
+    monkeypatch.setattr("runtimes.pipeline._PARALLEL", 0)
     load(bundle, FakeBackend()).close()
     assert seen == {threading.get_ident()}
     monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)
