@@ -93,7 +93,8 @@ class Backend(ABC):
     precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
     may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
     be built into an engine on the machine that runs it (see `build`); `slow`, whether it is for
-    checking and not for making pictures, so that nothing asks it for many.
+    checking and not for making pictures, so that nothing asks it for many; `loads_in_parallel`,
+    whether `open` may be called from several threads at once, and gains by it.
     """
 
     name: ClassVar[str]
@@ -105,6 +106,7 @@ class Backend(ABC):
     compiles: ClassVar[bool] = False
     builds: ClassVar[bool] = False
     slow: ClassVar[bool] = False
+    loads_in_parallel: ClassVar[bool] = True
 
     @classmethod
     def loads(cls, build: Build) -> bool:

@@ -34,7 +34,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
       latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
       latentc generate bundle "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
           --arg original_size=1024,1024 --backend openvino --json
-      latentc generate bundle "a castle" --backend openvino --device GPU --static --cache models
+      latentc generate bundle "a castle" --backend openvino --device GPU --static
       latentc generate bundle "a castle" --backend onnxruntime --device cuda
       latentc generate bundle "a castle" --preset fast
     """
@@ -103,7 +103,8 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--build", metavar="NAME", help="Of several builds, this one.")
 @click.option("--precision", metavar="NAME", help="Of several builds, one of this precision.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="For the engine; 0: its choice.")
-@click.option("--cache", metavar="FOLDER", help="For compiled graphs, if the engine keeps any.")
+@click.option("--cache", metavar="FOLDER", help="For compiled graphs.  [default: latentc's own]")
+@click.option("--no-cache", is_flag=True, help="Keep no compiled graphs, and use none.")
 @click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can.")
 @click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast.")
 @click.option("--static", is_flag=True, help="Load for this size only; some engines gain by it.")
@@ -120,7 +121,10 @@ def generate(
 
     count = max(1, len(prompts)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
-    how = {name: options[name] for name in ("preset", "cache", "low_memory")}
+    if options["cache"] and options["no_cache"]:
+        raise InputError("--cache names a folder to use, and --no-cache says to use none")
+    how = {name: options[name] for name in ("preset", "low_memory")}
+    how["cache"] = not options["no_cache"] and (options["cache"] or True)
     with load_asked(bundle, _asked(options, count), **how) as pipe:
         for name in ("vae_slicing", "vae_tiling"):
             if options[name]:

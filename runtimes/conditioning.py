@@ -6,8 +6,9 @@ images has the rows g*N .. (g+1)*N-1, the images of one prompt next to each othe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from runtimes.tokenizer import TextTokenizer
 
 # One text per tokenizer; None stands for conditioning that is all zero.
 Texts: TypeAlias = tuple[str, ...] | None
+_Key: TypeAlias = tuple[Any, ...]  # an encoder, and the name, shape and content of each input
 
 
 def text_rows(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> list[Texts]:
@@ -52,15 +54,57 @@ def tokenize(
     return ids, [-1 if row is None else position[row] for row in rows]
 
 
+class Encoded:
+    """What encoders made of token ids: of the texts that were used last, `entries` sets of them and
+    `limit` bytes at most. Threads may share it.
+
+    A set is all rows of a call. One row of it alone would do for more calls, but engines may round
+    it differently in a batch of another size, and the picture would depend on the calls before.
+    """
+
+    def __init__(self, entries: int = 32, limit: int = 32 << 20) -> None:
+        self._entries, self._limit = entries, limit
+        self._kept: dict[_Key, dict[str, Array]] = {}  # what was used last stands last
+        self._lock = threading.Lock()
+
+    def get(self, component: str, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
+        """The outputs for these inputs, not to be changed; None if they are not known."""
+        key = _key(component, feeds)
+        with self._lock:
+            found = self._kept.pop(key, None)
+            if found is not None:
+                self._kept[key] = found
+        return found
+
+    def put(self, component: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Remember outputs, and forget those that were not used for longest."""
+        kept = {name: value.view() for name, value in outputs.items()}
+        for value in kept.values():
+            value.flags.writeable = False
+        with self._lock:
+            self._kept[_key(component, feeds)] = kept
+            while len(self._kept) > self._entries or self._size() > self._limit:
+                del self._kept[next(iter(self._kept))]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._kept.clear()
+
+    def _size(self) -> int:
+        return sum(value.nbytes for kept in self._kept.values() for value in kept.values())
+
+
 def encode(
     sessions: Sessions,
     encoders: Sequence[str],
     ids: Mapping[str, Array],
     which: Sequence[int],
     images_per_prompt: int,
+    known: Encoded | None = None,
 ) -> dict[str, Array]:
     """Run the encoders, one after the other; returns their outputs with one row per branch and
-    image.
+    image. An encoder whose outputs are `known` is not run, nor opened.
 
     Raises:
         NumericalError: an encoder returned NaN or infinity.
@@ -68,16 +112,31 @@ def encode(
     rows = np.repeat(np.array(which, np.intp), images_per_prompt)
     conditioning = {}
     for component in encoders:
-        with sessions.using(component) as session:
-            specs = session.inputs.items()
-            feeds = {name: ids[name].astype(spec.dtype, copy=False) for name, spec in specs}
-            outputs = _in_batches(session, feeds)
+        specs = sessions.components[component].inputs.items()
+        feeds = {name: ids[name].astype(spec.dtype, copy=False) for name, spec in specs}
+        outputs = known.get(component, feeds) if known else None
+        if outputs is None:
+            outputs = _run(sessions, component, feeds)
+            if known:
+                known.put(component, feeds, outputs)
         for name, value in outputs.items():
-            check_finite(component, name, value)
-            spread = value[rows]
+            spread = value[rows]  # a copy
             spread[rows < 0] = 0
             conditioning[name] = spread
     return conditioning
+
+
+def _run(sessions: Sessions, component: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    with sessions.using(component) as session:
+        outputs = _in_batches(session, feeds)
+    for name, value in outputs.items():
+        check_finite(component, name, value)
+    return outputs
+
+
+def _key(component: str, feeds: Mapping[str, Array]) -> _Key:
+    each = ((name, value.shape, value.tobytes()) for name, value in sorted(feeds.items()))
+    return (component, *each)
 
 
 def _in_batches(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -21,13 +21,19 @@ class Sessions(Mapping[str, Session]):
         open_session: component → its session.
         keep: open all of them now and keep them; else each is opened when it is wanted and closed
             when nobody uses it.
+        parallel: with `keep`, open all at once, each in a thread of its own.
 
     Raises:
-        what `open_session` raises, at once or later; nothing is left open then.
+        what `open_session` raises, at once or later, for the first component that it refuses;
+            nothing is left open then.
     """
 
     def __init__(
-        self, components: Mapping[str, Component], open_session: Open, keep: bool = True
+        self,
+        components: Mapping[str, Component],
+        open_session: Open,
+        keep: bool = True,
+        parallel: bool = False,
     ) -> None:
         self.components = components
         self._open = open_session
@@ -36,9 +42,14 @@ class Sessions(Mapping[str, Session]):
         self._users = dict.fromkeys(components, 0)
         self._lock = threading.RLock()
         self._closed = False
+        if not keep:
+            return
         try:
-            for name in components if keep else ():
-                self._opened[name] = open_session(name)
+            if parallel:
+                self._open_together()
+            else:
+                for name in components:
+                    self._opened[name] = open_session(name)
         except BaseException:
             self.close()
             raise
@@ -74,6 +85,34 @@ class Sessions(Mapping[str, Session]):
                 self._users[name] -= 1
                 if not self._keep and not self._users[name] and name in self._opened:
                     self._opened.pop(name).close()
+
+    def _open_together(self) -> None:
+        """Open all components at once; the first one's error, in their order, is raised when
+        every thread is done, so that nothing is opened behind a caller who has given up."""
+        opened: dict[str, Session] = {}
+        failed: dict[str, BaseException] = {}
+
+        def work(name: str) -> None:
+            try:
+                opened[name] = self._open(name)
+            except BaseException as error:
+                failed[name] = error
+
+        # concurrent.futures would do as well, and imports what a start has no other use for.
+        first, *others = self.components
+        threads = [threading.Thread(target=work, args=(n,), name=f"latentc-{n}") for n in others]
+        try:
+            for thread in threads:
+                thread.start()
+            work(first)
+        finally:
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            self._opened = {name: opened[name] for name in self.components if name in opened}
+        for name in self.components:
+            if name in failed:
+                raise failed[name]
 
     def close(self) -> None:
         """Close what is open. Closing twice is harmless."""

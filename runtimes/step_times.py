@@ -70,6 +70,7 @@ def measure(
     given: Arguments = {"cache_interval": 2} if caching else {}
     if window and total >= 2 * each:
         given["guidance_stop"] = (each + 0.5) / total
+    pipe.encoded.clear()  # a new prompt is to be timed
     run = pipe.stream(**{**call, **given})
     for progress in run:
         if progress.index + 1 >= min(2 * each if window else each, total):

@@ -57,7 +57,7 @@ class HashCache:
         """The digest of the file at the real path `path`, None where it is not known."""
         with self._lock:
             entry = self._load().get(path)
-        known = isinstance(entry, list) and entry[:-1] == _identity(status)
+        known = isinstance(entry, list) and entry[:-1] == identity(status)
         return str(entry[-1]) if known and entry else None
 
     def put(self, path: str, status: os.stat_result, digest: str) -> None:
@@ -67,7 +67,7 @@ class HashCache:
         with self._lock:
             entries = self._load()
             entries.pop(path, None)  # so that the last used stands last
-            entries[path] = [*_identity(status), digest]
+            entries[path] = [*identity(status), digest]
             self._changed = True
 
     def save(self) -> None:
@@ -162,7 +162,8 @@ def _real_path(root: Path, relative: str) -> str:
     return real
 
 
-def _identity(status: os.stat_result) -> list[int]:
+def identity(status: os.stat_result) -> list[int]:
+    """What changes whenever a file does: size, inode, modification and change time."""
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
 
 

@@ -6,6 +6,7 @@ second run of the suite only finds that nothing changed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ settings.load_profile("latentc")
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "tests"
+os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
 STEPS = (1, 2, 4, 6, 20)
 

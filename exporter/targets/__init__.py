@@ -44,12 +44,12 @@ class TargetInfo:
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_INTEGERS = ("exporter.targets.onnx_integers",)
+_ONNX_CODE = ("exporter.targets.onnx_attention", "exporter.targets.onnx_integers")
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
 TARGETS: Mapping[str, TargetInfo] = {
-    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, {**STORED, **WEIGHTS}, code=_INTEGERS),
+    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, {**STORED, **WEIGHTS}, code=_ONNX_CODE),
     "openvino": TargetInfo(
         "openvino",
         "openvino",
@@ -67,7 +67,7 @@ TARGETS: Mapping[str, TargetInfo] = {
         _ONNX,
         {**COMPUTED, **TYPED_INTEGERS},
         {"bf16": "openvino"},
-        code=_INTEGERS,
+        code=_ONNX_CODE,
     ),
     "coreml": TargetInfo(
         "coreml",

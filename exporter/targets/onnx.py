@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
-from exporter.targets import onnx_integers
+from exporter.targets import onnx_attention, onnx_integers
 from runtimes.manifest import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
@@ -38,6 +38,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     _name_axes(model, component)
     _strip(model)
     onnx_integers.pack(model)
+    onnx_attention.fuse(model)
     made.save(folder / MODEL, external_data=True)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL

@@ -27,6 +27,7 @@ class CoreMLReferenceBackend(Backend):
     install: ClassVar[str] = "pip install 'latentc[coreml]'"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
     slow: ClassVar[bool] = True
+    loads_in_parallel: ClassVar[bool] = False  # Python under one lock
 
     def __init__(self) -> None:
         if find_spec("coremltools") is None:

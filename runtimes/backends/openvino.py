@@ -3,8 +3,10 @@ and ``tensorrt`` builds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
@@ -15,15 +17,35 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.errors import InputError
 from runtimes.manifest import Component
 from runtimes.mapped import MappedFile
-from runtimes.session import Array, Feeds, Session
+from runtimes.model_cache import Facts, ModelCache
+from runtimes.session import Array, Feeds, Session, first_line
 
 _LARGE = 64 << 20  # bytes of weights from which on it pays to give memory back
+_OWN_CACHE = "CACHE_DIR"
+_IMPORTS = "CPU"  # where a compiled graph can be read from memory that we map
+_HEADER = 4096  # bytes; more than the line at a blob's beginning takes
 _HINTS: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 # Where weights are of 8 or 4 bits, it would round the activations of linear layers to 8 bits
 # besides, and the picture would be another one than on the other backends.
 _EXACT: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+_NOTHING: Mapping[str, str] = {}
 _EVERY = ("AUTO",)  # chooses among the others by itself; OpenVINO does not list it
 _FIXED_ONLY = "NPU"  # its compiler takes no open dimensions, and computes in fp16 or int8
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph, where it is to run, and with which of OpenVINO's settings."""
+
+    entry: Path
+    component: Component
+    device: str
+    options: SessionOptions
+    config: Mapping[str, str]
+
+    @property
+    def weights(self) -> Path:
+        return self.entry.with_suffix(".bin")
 
 
 class OpenVinoBackend(Backend):
@@ -59,23 +81,87 @@ class OpenVinoBackend(Backend):
         self, entry: Path, component: Component, device: str, options: SessionOptions
     ) -> Session:
         _refuse_open(component, device)
-        config = self._config(device, options)
-        weights = entry.with_suffix(".bin")
-        large = entry.suffix == ".xml" and weights.is_file() and weights.stat().st_size >= _LARGE
-        # A cache of compiled models finds its entries by the file's name: it needs the path.
-        if not large or "CACHE_DIR" in config:
-            model: Any = str(entry)
-            if options.sizes:
-                model = self._fixed(self._core.read_model(model), component)
-            return OpenVinoSession(self._core.compile_model(model, device, config), component)
-        mapped = MappedFile(weights)
-        tensor = self._ov.Tensor(mapped.array, shared_memory=True)
-        with mapped.releasing():
-            read = self._core.read_model(entry.read_bytes(), tensor)
-            if options.sizes:
-                read = self._fixed(read, component)
-            model = self._core.compile_model(read, device, config)
-        return OpenVinoSession(model, component, mapped)
+        graph = _Graph(entry, component, device, options, self._config(device, options))
+        if options.cache is None or not options.key or _OWN_CACHE in graph.config:
+            return self._compiled(graph)
+        cache = ModelCache(options.cache / self.name)
+        if device != _IMPORTS:
+            return self._cached_by_itself(graph, cache)
+        facts = self._facts(graph)
+        blob = cache.find(facts)
+        if blob is not None:
+            try:
+                return self._imported(graph, blob)
+            except Exception as error:
+                cache.discard(facts, first_line(error))
+        return self._compiled_and_kept(graph, cache, facts)
+
+    def _compiled(self, graph: _Graph, more: Mapping[str, str] = _NOTHING) -> Session:
+        """Compile the graph, its weights mapped by us where they are large."""
+        config, mapped = {**graph.config, **more}, None
+        if graph.entry.suffix == ".xml" and _large(graph.weights):
+            mapped = MappedFile(graph.weights)
+        with mapped.releasing() if mapped else nullcontext():
+            model = self._read(graph, mapped)
+            compiled = self._core.compile_model(model, graph.device, config)
+        return OpenVinoSession(compiled, graph.component, mapped)
+
+    def _read(self, graph: _Graph, mapped: MappedFile | None = None) -> Any:
+        if mapped is None:
+            model = self._core.read_model(graph.entry)
+        else:
+            weights = self._ov.Tensor(mapped.array, shared_memory=True)
+            model = self._core.read_model(graph.entry.read_bytes(), weights)
+        return self._fixed(model, graph.component) if graph.options.sizes else model
+
+    def _compiled_and_kept(self, graph: _Graph, cache: ModelCache, facts: Facts) -> Session:
+        """Compile the graph, and let OpenVINO write it as it does so: its other way, to export a
+        compiled model, holds two copies of the blob in memory."""
+        size = sum(each.stat().st_size for each in graph.entry.parent.iterdir())
+        with cache.scratch(size) as folder:
+            if folder is not None:
+                writing = {_OWN_CACHE: str(folder), "CACHE_MODE": "OPTIMIZE_SPEED"}
+                with suppress(Exception):  # a graph that it refuses, it refuses below as well
+                    session = self._compiled(graph, writing)
+                    for made in folder.glob("*.blob"):
+                        cache.keep(facts, made)
+                    return session
+        return self._compiled(graph)
+
+    def _imported(self, graph: _Graph, blob: Path) -> Session:
+        """A compiled graph that `_compiled_and_kept` has written."""
+        mapped, large = MappedFile(blob), _large(blob)
+        # OpenVINO's cache puts one line of XML before what it exports.
+        start = bytes(mapped.array[:_HEADER]).index(b"\n") + 1
+        tensor = self._ov.Tensor(mapped.array[start:], shared_memory=True)
+        with mapped.releasing() if large else nullcontext():
+            model = self._core.import_model(tensor, graph.device, graph.config)
+        return OpenVinoSession(model, graph.component, mapped, large)
+
+    def _cached_by_itself(self, graph: _Graph, cache: ModelCache) -> Session:
+        """Devices with formats of their own keep them as they like: one folder for each graph."""
+        with cache.scratch(0) as probe:
+            if probe is None:
+                return self._compiled(graph)
+        cache.trim()
+        config = {**graph.config, _OWN_CACHE: str(cache.folder / graph.options.key[:32])}
+        # It finds its entries by the file's name, where nothing was done to the graph.
+        model = self._read(graph) if graph.options.sizes else str(graph.entry)
+        return OpenVinoSession(
+            self._core.compile_model(model, graph.device, config), graph.component
+        )
+
+    def _facts(self, graph: _Graph) -> Facts:
+        """All that a compiled graph depends on."""
+        device, inputs = graph.device, graph.component.inputs
+        return {
+            "graph": graph.options.key,
+            "inputs": json.dumps({name: spec.shape for name, spec in inputs.items()}),
+            "config": json.dumps(dict(sorted(graph.config.items()))),
+            "OpenVINO": str(self._ov.__version__),
+            "device": f"{device} {self._core.get_property(device, 'FULL_DEVICE_NAME')}",
+            "abilities": str(self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")),
+        }
 
     def _config(self, device: str, options: SessionOptions) -> dict[str, str]:
         config = {"PERFORMANCE_HINT": "LATENCY", **_EXACT}
@@ -85,8 +171,6 @@ class OpenVinoBackend(Backend):
             config["INFERENCE_PRECISION_HINT"] = _HINTS[compute]
         if options.threads:
             config["INFERENCE_NUM_THREADS"] = str(options.threads)
-        if options.cache is not None:
-            config["CACHE_DIR"] = str(options.cache)
         return config | dict(options.extra)
 
     def _fixed(self, model: Any, component: Component) -> Any:
@@ -99,6 +183,10 @@ class OpenVinoBackend(Backend):
         }
         model.reshape(shapes)
         return model
+
+
+def _large(weights: Path) -> bool:
+    return weights.is_file() and weights.stat().st_size >= _LARGE
 
 
 def _refuse_open(component: Component, device: str) -> None:
@@ -114,12 +202,19 @@ def _refuse_open(component: Component, device: str) -> None:
 class OpenVinoSession(Session):
     """A compiled model and a pool of its inference requests, one per calling thread.
 
-    `mapped` are the model's weights where this session gives their memory back: OpenVINO
-    copies them into its own layout, part of them when it first sees a shape, and keeps the
-    originals mapped. A UNet of 860 M float32 parameters then takes 3.5 GiB instead of 6.7.
+    `mapped` are the model's weights where they lie in memory that we map. `spare`: give that
+    memory back. OpenVINO copies weights into its own layout, part of them when it first sees a
+    shape, and keeps the originals mapped: a UNet of 860 M float32 parameters then takes 3.5 GiB
+    instead of 6.7.
     """
 
-    def __init__(self, model: Any, component: Component, mapped: MappedFile | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        component: Component,
+        mapped: MappedFile | None = None,
+        spare: bool = True,
+    ) -> None:
         super().__init__(component.inputs, component.outputs)
         self._model = model
         # A port carries several names after a reshape: look each up in the port's set of names.
@@ -129,6 +224,7 @@ class OpenVinoSession(Session):
         }
         self._requests: SimpleQueue[Any] = SimpleQueue()
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
+        self._spare = spare
         self._mapped = mapped  # last: freed after all that may look at it
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
@@ -149,7 +245,7 @@ class OpenVinoSession(Session):
     def _sparing(self, feeds: Feeds) -> AbstractContextManager[None]:
         """Give the originals' memory back while weights are copied for a new shape."""
         shapes = tuple(feeds[name].shape for name in self.inputs)
-        if self._mapped is None or shapes in self._seen:
+        if self._mapped is None or not self._spare or shapes in self._seen:
             return nullcontext()
         self._seen.add(shapes)
         return self._mapped.releasing()

@@ -35,6 +35,8 @@ class TensorRtBackend(Backend):
     install: ClassVar[str] = "pip install 'latentc[tensorrt]'"  # from NVIDIA's package index
     targets: ClassVar[tuple[str, ...]] = ("tensorrt",)
     builds: ClassVar[bool] = True
+    # The device is a setting of each thread, and engines are read into one GPU's memory.
+    loads_in_parallel: ClassVar[bool] = False
 
     def __init__(self) -> None:
         try:

@@ -38,6 +38,8 @@ class TorchBackend(Backend):
     targets: ClassVar[tuple[str, ...]] = ("torch",)
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
     compiles: ClassVar[bool] = True
+    # Reading a program is Python under one lock, and torch.export promises nothing to threads.
+    loads_in_parallel: ClassVar[bool] = False
 
     def __init__(self) -> None:
         import torch

@@ -72,11 +72,98 @@ def test_a_package_for_one_size(coreml_bundle: Path, plain: np.ndarray) -> None:
     assert relative_l2(found, plain) <= 1e-5
 
 
-def test_a_model_cache_is_filled_and_used(bundle: Path, plain: np.ndarray, tmp_path: Path) -> None:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The components that OpenVINO compiles from now on."""
+    from runtimes.backends.openvino import OpenVinoBackend
+
+    told: list[str] = []
+    work = OpenVinoBackend._compiled
+
+    def counting(self: Any, graph: Any, *more: Any) -> Any:
+        told.append(graph.component.name)
+        return work(self, graph, *more)
+
+    monkeypatch.setattr(OpenVinoBackend, "_compiled", counting)
+    return told
+
+
+@pytest.mark.parametrize("static", [None, {}], ids=["open", "static"])
+def test_a_graph_is_compiled_once(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: dict[str, float] | None
+) -> None:
+    told = compiled(monkeypatch)
+    uncached = latents(bundle, backend="openvino", cache=False, static=static)
+    assert len(told) == 3
+    assert not list(tmp_path.rglob("*.blob"))
+    for expected in (6, 6):
+        found = latents(bundle, backend="openvino", cache=tmp_path, static=static)
+        np.testing.assert_array_equal(found, uncached)
+        assert len(told) == expected
+    assert len(list(tmp_path.rglob("*.blob"))) == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+    for other in ({"static": {"height": 48}}, {"compute": "bf16"}, {"threads": 1}):
+        before = len(told)
+        latentc.load(bundle, "openvino", cache=tmp_path, **other).close()
+        assert len(told) > before
+
+
+def test_large_weights_from_the_cache(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is given back between calls still reads as what was compiled."""
+    from runtimes.backends import openvino as adapter
+
+    plain = latents(bundle, backend="openvino", cache=None)
+    monkeypatch.setattr(adapter, "_LARGE", 1)
+    told = compiled(monkeypatch)
     for _ in range(2):
-        found = latents(bundle, backend="openvino", cache=tmp_path, static={})
-        assert relative_l2(found, plain) <= 1e-5
-        assert list(tmp_path.rglob("*.blob"))
+        found = latents(bundle, backend="openvino", cache=tmp_path)
+        np.testing.assert_array_equal(found, plain)
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "no record", "nonsense"])
+def test_a_damaged_cache(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    from runtimes import model_cache
+
+    session = latentc.load(bundle, "openvino", cache=tmp_path)
+    session.close()
+    for blob in (tmp_path / "openvino").glob("*.blob"):
+        content = blob.read_bytes()
+        if damage == "no record":
+            blob.with_suffix(".json").write_text("[]")
+        else:
+            spoilt = {"cut": content[: len(content) // 2], "nonsense": b"<x/>\nno model"}
+            blob.write_bytes(spoilt.get(damage, content[:-1] + b"?"))
+        if damage == "nonsense":  # with a record that vouches for it
+            record = blob.with_suffix(".json")
+            old = model_cache.msgspec.json.decode(record.read_bytes(), type=model_cache.Record)
+            new = model_cache.Record(old.facts, model_cache.identity(blob.stat()))
+            record.write_bytes(model_cache.msgspec.json.encode(new))
+    told = compiled(monkeypatch)
+    if damage == "nonsense":
+        with pytest.warns(model_cache.CacheWarning, match="of no use"):
+            latentc.load(bundle, "openvino", cache=tmp_path).close()
+    else:
+        latentc.load(bundle, "openvino", cache=tmp_path).close()
+    assert len(told) == 3
+    latentc.load(bundle, "openvino", cache=tmp_path).close()
+    assert len(told) == 3
+
+
+def test_a_cache_that_cannot_be_written(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtimes.model_cache import CacheWarning
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(CacheWarning, match="cannot be written"):
+        latentc.load(bundle, "openvino", cache=tmp_path / "file").close()
+    monkeypatch.setattr("runtimes.model_cache._SPARE", 1 << 60)
+    with pytest.warns(CacheWarning, match="no room"):
+        latentc.load(bundle, "openvino", cache=tmp_path / "full").close()
 
 
 def test_one_size_only(bundle: Path) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from runtimes.conditioning import Encoded
 from runtimes.errors import (
     BackendError,
     BundleError,
@@ -188,6 +189,7 @@ def test_one_negative_prompt_serves_all(pipe: Pipeline) -> None:
 
 
 def test_a_text_is_encoded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe.encoded.clear()
     batches = []
     session = pipe.sessions["text_encoder"]
     real = session._run
@@ -198,6 +200,52 @@ def test_a_text_is_encoded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch)
 
 
 # --- noise -------------------------------------------------------------------------------
+
+
+def test_the_same_texts_are_not_encoded_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    work = FakeSession._run
+
+    def counting(self: FakeSession, feeds: Any) -> Any:
+        runs.extend([len(feeds["input_ids"])] if "input_ids" in feeds else [])
+        return work(self, feeds)
+
+    monkeypatch.setattr(FakeSession, "_run", counting)
+    with load(bundle, FakeBackend()) as own:
+        first = run(own, "a red circle", negative_prompt="blue")
+        np.testing.assert_array_equal(run(own, "a red circle", negative_prompt="blue"), first)
+        assert runs == [2]
+        other = run(own, "a red circle", negative_prompt="red")
+        assert not np.array_equal(other, first)
+        run(own, "a red circle", guidance_scale=1.0)
+        assert runs == [2, 2, 1]  # rows of another batch are not taken out of one
+        own.encoded.clear()
+        np.testing.assert_array_equal(run(own, "a red circle", negative_prompt="blue"), first)
+        assert runs == [2, 2, 1, 2]
+
+
+def test_encoded_texts_are_bounded() -> None:
+    def ids(value: int) -> dict[str, np.ndarray]:
+        return {"ids": np.array([[value]])}
+
+    made = {"states": np.ones((1, 4), np.float32)}
+    known = Encoded(entries=2, limit=40)
+    for value in (1, 2):
+        known.put("encoder", ids(value), made)
+    assert known.get("encoder", ids(1)) is not None
+    known.put("encoder", ids(3), made)  # the second was not used for longest
+    found = [known.get("encoder", ids(value)) is not None for value in (1, 2, 3)]
+    assert found == [True, False, True]
+    assert known.get("encoder_2", ids(1)) is None
+    assert known.get("encoder", {"ids": np.array([1])}) is None
+    kept = known.get("encoder", ids(1))
+    assert kept is not None
+    with pytest.raises(ValueError, match="read-only"):
+        kept["states"][:] = 0
+    known.put("encoder", ids(4), {"states": np.ones((1, 11), np.float32)})
+    assert all(known.get("encoder", ids(value)) is None for value in (1, 3, 4))
 
 
 def test_one_seed_draws_the_whole_batch(pipe: Pipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,16 @@ def test_one_component_at_a_time(bundle: Path, log: list[str]) -> None:
     arguments: dict[str, Any] = {"seed": 1, "output_type": "np", "num_inference_steps": 2}
     with load(bundle, FakeBackend()) as pipe:
         expected = pipe("a red circle", **arguments).images
-        assert log == ["+text_encoder", "+denoiser", "+decoder"]
+        assert sorted(log) == ["+decoder", "+denoiser", "+text_encoder"]
     log.clear()
     with load(bundle, FakeBackend(), low_memory=True) as pipe:
         assert log == []
-        for _ in range(2):
+        rest = ["+denoiser", "-denoiser", "+decoder", "-decoder"]
+        # The second time, the text is encoded already.
+        for opened in (["+text_encoder", "-text_encoder", *rest], rest):
             found = pipe("a red circle", **arguments).images
             np.testing.assert_array_equal(found, expected)
-            assert log == [
-                *("+text_encoder", "-text_encoder", "+denoiser", "-denoiser"),
-                *("+decoder", "-decoder"),
-            ]
+            assert log == opened
             log.clear()
 
 
@@ -83,13 +83,19 @@ def test_two_runs_share_what_is_open(bundle: Path, log: list[str]) -> None:
         assert log.count("-denoiser") == 1
 
 
-def made(bundle: Path, keep: bool, opener: Callable[[str], Session] | None = None) -> Sessions:
+def made(
+    bundle: Path,
+    keep: bool,
+    opener: Callable[[str], Session] | None = None,
+    parallel: bool = False,
+) -> Sessions:
     components = {each.name: each for each in Manifest.load(bundle).components}
     graphs = {**GRAPHS}
     return Sessions(
         components,
         opener or (lambda name: FakeSession(graphs[name], components[name])),
         keep,
+        parallel,
     )
 
 
@@ -105,6 +111,60 @@ def test_a_mapping(bundle: Path, keep: bool) -> None:
     sessions.close()
     with pytest.raises(BackendError, match="closed"), sessions.using("denoiser") as session:
         session.run({})
+
+
+def test_all_are_opened_at_once(bundle: Path) -> None:
+    components = {each.name: each for each in Manifest.load(bundle).components}
+    together = threading.Barrier(len(components), timeout=10)
+
+    def opener(name: str) -> Session:
+        together.wait()  # breaks unless every component is being opened
+        return FakeSession(GRAPHS[name], components[name])
+
+    sessions = made(bundle, True, opener, parallel=True)
+    assert {name: session.inputs for name, session in sessions.items()} == {
+        name: dict(component.inputs) for name, component in components.items()
+    }
+
+
+def test_the_first_of_several_failures(bundle: Path, log: list[str]) -> None:
+    components = {each.name: each for each in Manifest.load(bundle).components}
+    failed = threading.Event()
+
+    def opener(name: str) -> Session:
+        if name == "decoder":
+            failed.set()
+            raise BackendError("no decoder")
+        assert failed.wait(10)
+        if name == "denoiser":
+            raise BackendError("no denoiser")
+        return FakeSession(GRAPHS[name], components[name])
+
+    with pytest.raises(BackendError, match="no denoiser"):
+        made(bundle, True, opener, parallel=True)
+    assert log == ["-?"]  # the text encoder
+
+
+def test_who_loads_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    opened = FakeBackend._open
+
+    def open_(self: FakeBackend, *rest: Any) -> Session:
+        seen.add(threading.get_ident())
+        return opened(self, *rest)
+
+    monkeypatch.setattr(FakeBackend, "_open", open_)
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", False)
+    load(bundle, FakeBackend()).close()
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)
+    load(bundle, FakeBackend()).close()  # too small a bundle
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", False)
+    monkeypatch.setattr("runtimes.pipeline._PARALLEL", 0)
+    load(bundle, FakeBackend()).close()
+    assert seen == {threading.get_ident()}
+    monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)
+    load(bundle, FakeBackend()).close()
+    assert len(seen) > 1
 
 
 def test_a_failure_to_open_leaves_nothing_open(bundle: Path, log: list[str]) -> None:
