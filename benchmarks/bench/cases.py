@@ -42,7 +42,7 @@ PEERS = ("optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion-cp
 _TOP = {"scenarios", "rounds", "repeats", "baseline", "case"}
 _LISTED = ("build", "torch", "peer", "backend", "device", "batch", "size", "threads", "steps",
            "compute", "settings")  # fmt: skip
-_FLAGS = ("compile", "static", "low_memory")
+_FLAGS = ("compile", "static", "low_memory", "no_cache")
 _KNOWN = {*_LISTED, *_FLAGS, "options", "call"}
 _TYPES: Mapping[str, type] = {"batch": int, "threads": int, "steps": int}
 _SIZE = re.compile(r"(\d+)x(\d+)")
@@ -54,6 +54,7 @@ class Case:
 
     Sizes are in pixels, `threads` 0 is the engine's choice. `call` holds further arguments of
     the call, such as a `cache_interval`: its steps may differ, and a step is their mean.
+    `no_cache`: graphs are compiled at each start, not read as an earlier one compiled them.
     """
 
     engine: Literal["latentc", "torch", "peer"]
@@ -69,6 +70,7 @@ class Case:
     compile: bool = False
     static: bool = False
     low_memory: bool = False
+    no_cache: bool = False
     settings: str = "default"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
     call: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -88,7 +90,7 @@ class Case:
         """Unique and stable between runs: reports are compared by it."""
         parts = [self.engine, self.variant, self.backend, self.device.lower()]
         parts += [self.compute or "", "compile" if self.compile else ""]
-        parts += ["low-memory" if self.low_memory else ""]
+        parts += ["low-memory" if self.low_memory else "", "no-cache" if self.no_cache else ""]
         parts += ["static" if self.static else "", *(f"{k}={v}" for k, v in self.options.items())]
         parts += [f"{k}={v:g}" for k, v in self.call.items()]
         parts += [self.settings if self.settings != "default" else ""]
@@ -109,6 +111,7 @@ class Case:
         extra += ["compiled"] if self.compile and self.engine == "latentc" else []
         extra += ["static"] if self.static else []
         extra += ["low memory"] if self.low_memory else []
+        extra += ["no cache"] if self.no_cache else []
         extra += [f"{key}={value}" for key, value in self.options.items()]
         extra += [f"{key} {value:g}" for key, value in self.call.items()]
         return ", ".join([text, *extra])
@@ -132,6 +135,7 @@ class Group:
     compile: bool = False
     static: bool = False
     low_memory: bool = False
+    no_cache: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, float] = field(default_factory=dict)
 
@@ -149,7 +153,7 @@ class Group:
             ):
                 chosen = Case("latentc", build, backend, compute=compute, **common)
                 made.append(replace(chosen, compile=self.compile, static=self.static,
-                                    low_memory=self.low_memory,
+                                    low_memory=self.low_memory, no_cache=self.no_cache,
                                     options=dict(self.options), call=dict(self.call)))  # fmt: skip
             made += [Case("torch", name, **common) for name in self.torches]
             made += [
@@ -289,6 +293,7 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
         compile=given.get("compile", False),
         static=given.get("static", False),
         low_memory=given.get("low_memory", False),
+        no_cache=given.get("no_cache", False),
         options={key: str(value) for key, value in options.items()},
         call=call,
     )

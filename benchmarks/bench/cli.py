@@ -87,6 +87,7 @@ def bench() -> None:
 @click.option("--compile", is_flag=True, help="Let engines that can compile do it first.")
 @click.option("--static", is_flag=True, help="Load for one size only.")
 @click.option("--low-memory", is_flag=True, help="Hold one component at a time.")
+@click.option("--no-cache", is_flag=True, help="Compile graphs at each start.")
 @click.option("--call", "call", multiple=True, metavar="NAME=NUMBER",
               help="Further argument of the calls, such as cache_interval=3; may be "
               "repeated.")  # fmt: skip
@@ -257,7 +258,8 @@ def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
     """The file's cases, and one group of what the flags name."""
     from benchmarks.bench.cases import Group, parse_size
 
-    axes: dict[str, Any] = {name: options[name] for name in ("compile", "static", "low_memory")}
+    flags = ("compile", "static", "low_memory", "no_cache")
+    axes: dict[str, Any] = {name: options[name] for name in flags}
     for name in ("backends", "devices", "batches", "threads", "steps", "computes"):
         if options[name]:
             axes[name] = options[name]

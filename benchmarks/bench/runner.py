@@ -271,8 +271,9 @@ class _Bench:
         return self.plan.score if judged and square and mine[0] == case else 0
 
     def _caches(self) -> dict[str, str]:
-        """torch.compile starts without what earlier runs have compiled, and keeps its own."""
-        return {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}
+        """Nothing that earlier runs have compiled counts; the warm-up's counts for the rounds."""
+        places = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "LATENTC_CACHE": "latentc"}
+        return {name: str(self.folder / place) for name, place in places.items()}
 
     def _request(self, name: str, content: Mapping[str, Any]) -> str:
         path = self.folder / f"{name}.json"

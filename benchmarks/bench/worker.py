@@ -80,6 +80,7 @@ class Latentc:
             compile=case["compile"],
             static=static,
             low_memory=case["low_memory"],
+            cache=not case["no_cache"],
         )
 
     def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:

@@ -53,6 +53,7 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
             options = { mode = "x", level = 3 }
             call = { cache_interval = 3, guidance_stop = 0.5 }
             low_memory = true
+            no_cache = true
 
             [[case]]
             torch = "torch-compile"
@@ -73,7 +74,7 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
     assert first.call == {"cache_interval": 3, "guidance_stop": 0.5}
     assert first.name.endswith("cache_interval 3, guidance_stop 0.5")
     assert first.low_memory
-    assert "low memory" in first.name
+    assert "low memory, no cache" in first.name
     assert [case.settings for case in made if case.engine == "peer"] == ["default", "best"]
 
 
