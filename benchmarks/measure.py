@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtimes.machine import cores, processor
+
 T = TypeVar("T")
 
 PACKAGES = (
@@ -215,8 +217,8 @@ class Machine:
 def machine() -> Machine:
     """This machine, and the versions of what is measured on it."""
     return Machine(
-        cpu=_cpu(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cpu=processor(),
+        cores=cores(),
         memory=_total_memory(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
@@ -370,19 +372,6 @@ def _status(field: str) -> int:
             return next((int(line.split()[1]) << 10 for line in lines if line.startswith(field)), 0)
     except OSError:
         return 0
-
-
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _total_memory() -> int:

@@ -9,10 +9,10 @@ from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.bundle import Bundle, choose_build
 from runtimes.errors import DeviceUnavailable, InputError
+from runtimes.machine import cores
 from runtimes.manifest import Build
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import expected_rank
-from runtimes.tuning_records import cores
 
 _EXACT = ("fp32", "fp16", "bf16")  # the nearest to the original first
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runtimes.errors import LatentcError
+from runtimes.machine import cores, processor
 from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
 from runtimes.request import Signature, parse
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
     from runtimes.bundle import Bundle
-    from runtimes.manifest import Manifest
+    from runtimes.machine import cores, processor
+from runtimes.manifest import Manifest
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,25 +169,4 @@ def save(record: Record, backend: str | None = None, device: str | None = None) 
 
 def machine() -> dict[str, str]:
     """What times depend on besides the engines' versions."""
-    return {"processor": _processor(), "cores": str(cores()), "latentc": __version__}
-
-
-def cores() -> int:
-    """Logical processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """The processor's name as the system has it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
+    return {"processor": processor(), "cores": str(cores()), "latentc": __version__}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +32,7 @@ from benchmarks.bench.plan import Plan
 from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
+from runtimes.machine import cores
 from runtimes.manifest import Artifact, Build, Role
 from runtimes.precision import split_passes
 from runtimes.report import build_size
@@ -501,13 +501,11 @@ def _bundle_record(plan: Plan) -> BundleRecord:
 
 
 def _notes(plan: Plan, bench: _Bench, load: float) -> list[str]:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    count = cores()
     found = []
-    if load > 0.5 * cores:
+    if load > 0.5 * count:
         found.append(
-            f"other programs were running (load average {load:.1f} on {cores} cores before the "
+            f"other programs were running (load average {load:.1f} on {count} cores before the "
             "start): times are worse than the machine's, and the noise larger"
         )
     if not energy.read().counters:

@@ -18,6 +18,7 @@ from latentc import cli
 from runtimes import backend as engines
 from runtimes import judges, plugins, report, setups, tune
 from runtimes.bundle import Bundle
+from runtimes.conditioning import Encoded
 from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
 from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
 from runtimes.pipeline import Pipeline, load
@@ -320,6 +321,9 @@ class Stub:
     """A pipeline that takes made-up times for each kind of step."""
 
     TOOK: ClassVar = {(1, 1): 0.08, (1, 0): 0.04, (0, 1): 0.02, (0, 0): 0.01}
+
+    def __init__(self) -> None:
+        self.encoded = Encoded()
 
     def stream(self, **call: Any) -> Any:
         total = 40
