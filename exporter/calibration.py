@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from exporter.families import Description
+    from exporter.families import Description, Graph
 
 STEPS = 8  # denoiser calls taken from one trajectory
 SEED = 1000
@@ -79,23 +79,41 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return prompts
 
 
+@dataclass(frozen=True)
+class Trajectories:
+    """What components met on some runs of the pipeline, by role: inputs by name. A denoiser's are
+    those of all branches of the guidance together; an encoder got a text of each run, the decoder
+    the latents at its end."""
+
+    inputs: Mapping[str, list[Mapping[str, torch.Tensor]]]
+
+    def of(self, graph: Graph) -> list[Mapping[str, torch.Tensor]]:
+        """Those of one graph."""
+        from exporter.step_cache import with_features
+
+        role = "denoiser" if graph.fed_by else graph.component.role
+        return [with_features(graph, each, each) for each in self.inputs[role]]
+
+
 def trajectories(
     pipe: Any, description: Description, calibration: Calibration, told: Callable[[int], None]
-) -> list[Mapping[str, torch.Tensor]]:
-    """Inputs of the denoiser from runs of the pipeline, all branches of the guidance together.
+) -> Trajectories:
+    """Run the pipeline, and keep what its components were given.
 
     Each run makes one picture of the default size in `STEPS` steps of the pipeline's own
     scheduler; prompts are taken in turn, each time with another seed.
 
     Args:
-        told: called with the number of samples so far.
+        told: called with the number of the denoiser's calls so far.
     """
-    from exporter.reference import denoiser_inputs, run
+    from exporter.reference import denoiser_inputs, run, tokens
     from runtimes.manifest import LoopProbe
 
     latents = description.latents
     graph = next(each for each in description.graphs if each.component.role == "denoiser")
     made: list[Mapping[str, torch.Tensor]] = []
+    texts: list[Mapping[str, torch.Tensor]] = []
+    ends: list[Mapping[str, torch.Tensor]] = []
     while len(made) < calibration.samples:
         turn = len(made) // STEPS
         prompt = calibration.prompts[turn % len(calibration.prompts)]
@@ -107,8 +125,10 @@ def trajectories(
         seen, _ = run(pipe, told_of, probe)
         wanted = range(len(seen.calls))[: calibration.samples - len(made)]
         made += denoiser_inputs(pipe, told_of, graph, seen, size, wanted)
+        texts.append(tokens(pipe, told_of))
+        ends += [] if seen.latents is None else [{"latents": seen.latents}]
         told(len(made))
-    return made
+    return Trajectories({"denoiser": made, "encoder": texts, "decoder": ends})
 
 
 def ranges(

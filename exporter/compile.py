@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
-from exporter.calibration import Calibration, read_prompts
+from exporter.calibration import Calibration, Trajectories, read_prompts
 from exporter.families import Description, Graph, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
@@ -408,11 +408,11 @@ class _Compilation:
         target, precision = pair
         return Build(build_name(target, precision), target, precision, artifacts)
 
-    def _trajectories(self, pipe: Any, description: Description) -> Callable[[], Sequence[Any]]:
+    def _trajectories(self, pipe: Any, description: Description) -> Callable[[], Trajectories]:
         """Run when a build first asks for them."""
 
         @cache
-        def run() -> Sequence[Any]:
+        def run() -> Trajectories:
             from exporter.calibration import trajectories
 
             wanted = self.options.calibration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from exporter.calibration import Trajectories
+
 # Inputs by name that a graph may meet, to look for overflow with.
 Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
-# Inputs by name that the denoiser met on denoising trajectories, to choose ranges by.
-Trajectories: TypeAlias = "Callable[[], Sequence[Mapping[str, torch.Tensor]]]"
 
 
 class Lowering:
@@ -38,7 +38,7 @@ class Lowering:
         options: ExportOptions,
         progress: Progress,
         samples: Samples,
-        trajectories: Trajectories,
+        trajectories: Callable[[], Trajectories],
     ) -> None:
         self._graph = graph
         self._trajectories = trajectories
@@ -155,13 +155,12 @@ class Lowering:
     def ranges(self, passes: tuple[str, ...]) -> Mapping[str, Range]:
         """Ranges of activations by the name of their layer, where `passes` want them."""
         from exporter.calibration import ranges
-        from exporter.step_cache import with_features
 
         if not CALIBRATED & set(passes):
             return {}
         if self._ranges is None:
             name, graph = self._graph.component.name, self._graph
-            samples = [with_features(graph, each, each) for each in self._trajectories()]
+            samples = self._trajectories().of(graph)
             with self._progress.counted(name, "calibrate", len(samples)) as told:
                 self._ranges = ranges(self.captured(), samples, told)
         return self._ranges

@@ -140,7 +140,7 @@ def _conditioning(
     made: dict[str, torch.Tensor] = {}
     for graph in description.graphs:
         if graph.component.role == "encoder":
-            inputs = _tokens(pipe, description)
+            inputs = tokens(pipe, description)
             made |= inputs
             with torch.no_grad():
                 outputs = graph.module(**{name: inputs[name] for name in graph.component.inputs})
@@ -156,7 +156,8 @@ def _conditioning(
     return made
 
 
-def _tokens(pipe: Any, description: Description) -> dict[str, torch.Tensor]:
+def tokens(pipe: Any, description: Description) -> dict[str, torch.Tensor]:
+    """Token ids of the empty and the probe's text, by encoder input: int64 [2, max_length]."""
     made = {}
     for text in description.text_inputs:
         tokenizer = getattr(pipe, text.attribute)

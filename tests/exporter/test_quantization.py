@@ -74,9 +74,12 @@ def program(description: Description, denoiser: Graph) -> ExportedProgram:
 def samples(pipe: Any, description: Description) -> list[Mapping[str, torch.Tensor]]:
     counts: list[int] = []
     made = trajectories(pipe, description, Calibration(("a", "b"), 10), counts.append)
-    assert len(made) == counts[-1] == 10
+    assert len(made.inputs["denoiser"]) == counts[-1] == 10
     assert len(counts) == 2  # runs: PNDM calls the denoiser once more than it has steps
-    return made
+    for graph in description.graphs:
+        assert all(each.keys() == graph.component.inputs.keys() for each in made.of(graph))
+    assert len(made.inputs["decoder"]) == len(made.inputs["encoder"]) == 2
+    return made.inputs["denoiser"]
 
 
 @pytest.fixture(scope="module")
