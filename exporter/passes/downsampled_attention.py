@@ -29,7 +29,6 @@ from runtimes.errors import ExportError
 FACTOR = 2  # of rows and of columns: the paper's for 1024 by 1024 pixels
 
 _ATEN = torch.ops.aten
-_TO_THE_END = torch.iinfo(torch.int64).max
 _RESHAPES = (_ATEN.reshape.default, _ATEN.view.default)
 # Between a projection and its attention: heads are split off and moved forward.
 _LAYOUT = (*_RESHAPES, _ATEN.transpose.int, _ATEN.permute.default)
@@ -94,13 +93,27 @@ def _downsample(graph: Graph, place: Place) -> None:
 
 
 def _selected(graph: Graph, place: Place) -> Node:
-    """Every second row and column, the first ones included, as tokens again."""
+    """Every second row and column, the first ones included, as tokens again.
+
+    By their numbers, and not as a slice: OpenVINO takes sides that were halved by slices for
+    the whole ones, and reshapes what has half of the size anyhow to the wrong shape.
+    """
     channels = place.tokens.meta["val"].shape[2]
     sizes = [_size(graph, place.grid, axis) for axis in (0, 1, 2)]
     made = add(graph, _ATEN.reshape.default, place.tokens, [*sizes, channels])
     for axis in (1, 2):
-        made = add(graph, _ATEN.slice.Tensor, made, axis, 0, _TO_THE_END, FACTOR)
+        numbers = _numbers(graph, sizes[axis], made.meta["val"])
+        made = add(graph, _ATEN.index_select.default, made, axis, numbers)
     return add(graph, _ATEN.flatten.using_ints, made, 1, 2)
+
+
+def _numbers(graph: Graph, size: Node | int, like: Any) -> Node:
+    """0, `FACTOR`, … below `size`, int64; `like` is any of the program's fake tensors."""
+    kind = {"dtype": torch.int64, "device": torch.device("cpu"), "pin_memory": False}
+    made: Node = graph.call_function(_ATEN.arange.start_step, (0, size, FACTOR), kind)
+    with like.fake_mode:
+        update(made)
+    return made
 
 
 def _size(graph: Graph, node: Node, axis: int) -> Node | int:
