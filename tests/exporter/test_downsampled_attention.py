@@ -91,7 +91,7 @@ class Captured:
     def inputs(self) -> dict[str, torch.Tensor]:
         """At sizes that were not traced."""
         sizes = symbol_values(self.description, traced=False)
-        sizes |= {"height": self.case.height, "width": self.case.width}
+        sizes |= {"height": self.case.height, "width": self.case.width, "sequence": 77}
         return example_inputs(self.graph, sizes, seed=5)
 
 
