@@ -146,7 +146,7 @@ class Lowering:
         """The captured program after `passes`; calibrates if one of them needs it."""
         from exporter.capture import variant
 
-        choices = Choices(kept, self.ranges(passes), partial=self._graph.fed_by is not None)
+        choices = Choices(kept, self.ranges(passes))
         if self._variant is None or self._variant[:2] != (passes, choices):
             self._variant = None
             self._variant = passes, choices, variant(self.captured(), passes, choices)

@@ -49,12 +49,12 @@ def with_passes(precision: str, names: Iterable[str]) -> str:
 
 def of_component(precision: str, component: str) -> str:
     """The precision of one component under what was asked for (in any spelling); the denoiser's
-    with its passes, and so that of its shallow part."""
+    with its passes, that of its shallow part without them."""
     base, own, passes = _parse(precision)
     if component not in (DENOISER, SHALLOW):
         return own.get(component, _usual(base, component))
     found = own.get(component) or own.get(DENOISER) or base
-    return _PLUS.join([found, *sorted(passes)])
+    return _PLUS.join([found, *(sorted(passes) if component == DENOISER else ())])
 
 
 def split_passes(precision: str) -> tuple[str, tuple[str, ...]]:

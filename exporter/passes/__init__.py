@@ -91,9 +91,7 @@ class Choices:
 
     kept: names of weights that are not to be quantised, nor what they are multiplied with.
     ranges: by the name of a convolution's or linear layer's node, the range of its activations.
-    partial: the program is a part of a denoiser, which need not have what a pass looks for.
     """
 
     kept: frozenset[str] = frozenset()
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    partial: bool = False

@@ -67,8 +67,6 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     """
     graph = program.graph_module.graph
     places = [place for node in graph.nodes if (place := _place(node)) is not None]
-    if not places and choices.partial:
-        return 0
     if not places:
         raise ExportError(
             "downsampled-attention: the denoiser has no self-attention over a picture's tokens "
