@@ -107,7 +107,11 @@ def _selected(graph: Graph, place: Place) -> Node:
 
 def _numbers(graph: Graph, size: Node | int, like: Any) -> Node:
     """0, `FACTOR`, … below `size`, int64; `like` is any of the program's fake tensors."""
-    kind = {"dtype": torch.int64, "device": torch.device("cpu"), "pin_memory": False}
+    kind: dict[str, Any] = {
+        "dtype": torch.int64,
+        "device": torch.device("cpu"),
+        "pin_memory": False,
+    }
     made: Node = graph.call_function(_ATEN.arange.start_step, (0, size, FACTOR), kind)
     with like.fake_mode:
         update(made)
