@@ -312,7 +312,8 @@ def test_asked_by_name() -> None:
     ("arguments", "says"),
     [
         (["--pass", "nonsense"], f"unknown pass 'nonsense'; passes: {NAME}"),
-        (["-p", "fp32+nonsense"], f"unknown pass 'nonsense'; passes: {NAME}"),
+        (["-p", "fp32+nonsense"], f"in a precision; passes that a precision may have: {NAME}"),
+        (["-p", "fp32+step-cache"], "unknown pass 'step-cache' in a precision"),
         (["-p", f"vae_decoder=fp16+{NAME}"], "only the denoiser has passes"),
         (["--pass", NAME, "-p", "fp12"], "target 'onnx' has no precision 'fp12'"),
     ],
