@@ -112,10 +112,8 @@ def _numbers(graph: Graph, size: Node | int, like: Any) -> Node:
         "device": torch.device("cpu"),
         "pin_memory": False,
     }
-    made: Node = graph.call_function(_ATEN.arange.start_step, (0, size, FACTOR), kind)
     with like.fake_mode:
-        update(made)
-    return made
+        return add(graph, _ATEN.arange.start_step, 0, size, FACTOR, **kind)
 
 
 def _size(graph: Graph, node: Node, axis: int) -> Node | int:

@@ -10,10 +10,10 @@ from torch.fx import Graph, Node
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
-def add(graph: Graph, target: Any, *arguments: Any) -> Node:
+def add(graph: Graph, target: Any, *arguments: Any, **keywords: Any) -> Node:
     """A call of an operator, at the graph's point of insertion; computes what the node's value
     looks like."""
-    node: Node = graph.call_function(target, arguments)
+    node: Node = graph.call_function(target, arguments, keywords)
     update(node)
     return node
 

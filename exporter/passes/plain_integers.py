@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from exporter.passes import Choices
+from exporter.passes.nodes import add
 from exporter.passes.quantization import operators
 
 _ATEN = torch.ops.aten
@@ -39,9 +40,9 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 def _per_channel(node: Node) -> Node:
     weight, scale = node.args[:2]
-    dimensions = node.meta["val"].dim()
-    full = _add(node, _ATEN._to_copy.default, weight, dtype=torch.float32)
-    return _add(node, _ATEN.mul.Tensor, full, _view(node, scale, [-1] + [1] * (dimensions - 1)))
+    shape = [-1] + [1] * (node.meta["val"].dim() - 1)
+    full = add(node.graph, _ATEN._to_copy.default, weight, dtype=torch.float32)
+    return add(node.graph, _ATEN.mul.Tensor, full, _view(node, scale, shape))
 
 
 def _per_group(node: Node) -> Node:
@@ -49,18 +50,10 @@ def _per_group(node: Node) -> Node:
     outputs, inputs = node.meta["val"].shape
     group: Any = node.args[6]
     grouped = _view(node, weight, [outputs, inputs // group, group])
-    full = _add(node, _ATEN._to_copy.default, grouped, dtype=torch.float32)
+    full = add(node.graph, _ATEN._to_copy.default, grouped, dtype=torch.float32)
     scales = _view(node, scale, [outputs, inputs // group, 1])
-    return _view(node, _add(node, _ATEN.mul.Tensor, full, scales), [outputs, inputs])
+    return _view(node, add(node.graph, _ATEN.mul.Tensor, full, scales), [outputs, inputs])
 
 
 def _view(node: Node, value: Any, shape: list[int]) -> Node:
-    return _add(node, _ATEN.view.default, value, shape)
-
-
-def _add(node: Node, target: Any, *arguments: Any, **keywords: Any) -> Node:
-    made = node.graph.call_function(target, arguments, keywords)
-    seen = [each.meta["val"] if isinstance(each, Node) else each for each in arguments]
-    with torch.no_grad():
-        made.meta["val"] = target(*seen, **keywords)
-    return made
+    return add(node.graph, _ATEN.view.default, value, shape)
