@@ -320,7 +320,7 @@ def load(
     verify: bool = False,
     compute: str | None = None,
     compile: bool = False,
-    static: Mapping[str, float] | None = None,
+    static: Mapping[str, float] | bool | None = None,
     low_memory: bool = False,
     preset: str | None = None,
 ) -> Pipeline:
@@ -342,7 +342,8 @@ def load(
             "bf16", or "auto" for the engine's own; None is the build's.
         compile: let the engine spend minutes on the graphs, to be faster afterwards.
         static: load for calls of one size only, which some engines run faster: any of
-            "height", "width", "images" and "guidance_scale"; defaults for the others.
+            "height", "width", "images" and "guidance_scale"; defaults for the others, for all of
+            them if True.
         low_memory: load each component when a call needs it, and free it after: as much memory
             as the largest one takes, and loading times at each call.
         preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,
@@ -358,8 +359,9 @@ def load(
         DeviceUnavailable: no such device here.
         BackendError: the engine refused a graph.
     """
+    sizes = ({} if static else None) if isinstance(static, bool) else static
     asked = Asked(
-        *(backend, device, build, precision, threads, compute, compile, static), options=options
+        *(backend, device, build, precision, threads, compute, compile, sizes), options=options
     )
     return load_asked(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
 

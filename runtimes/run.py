@@ -17,7 +17,7 @@ from runtimes.plan import SamplingPlan
 from runtimes.request import Request
 from runtimes.sampler import Predict, Step, denoise
 from runtimes.session import Array, Feeds, Session, cast
-from runtimes.step_cache import StepCache
+from runtimes.step_cache import StepCache, kinds
 
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
@@ -178,7 +178,7 @@ class Run:
         request, pipeline = self.request, self.pipeline
         branches = request.branches(pipeline.manifest)
         guided = request.guided(self._plan.num_evaluations)
-        predict = self._condition([branch for branch, _ in branches], all(guided))
+        predict = self._condition([branch for branch, _ in branches], guided)
         with self.timings.stage("denoise"):
             # The initial latents come first, then what the scheduler draws, as in diffusers.
             seeds = request.seeds
@@ -195,7 +195,7 @@ class Run:
                 guided=guided,
             )
 
-    def _condition(self, branches: list[Branch], always_guided: bool) -> Predict:
+    def _condition(self, branches: list[Branch], guided: list[bool]) -> Predict:
         """Encode the texts and bind all conditioning to the denoiser, and that of the single
         branch besides where some steps are not guided."""
         request, pipeline = self.request, self.pipeline
@@ -214,7 +214,7 @@ class Run:
                     pipeline.encoded,
                 )
         by_rows = {len(branches) * request.images: constants}
-        if len(branches) > 1 and not always_guided:
+        if len(branches) > 1 and not all(guided):
             names = [branch.name for branch in branches]
             first = names.index(pipeline.manifest.guidance.single) * request.images
             by_rows[request.images] = {
@@ -225,7 +225,7 @@ class Run:
             self._bind(pipeline.denoiser_name, by_rows),
             self._bind(shallow, by_rows) if shallow else {},
             pipeline.manifest.cached(),
-            request.cache_interval,
+            kinds(guided, request.cache_interval),
         )
 
     def _bind(self, component: str, by_rows: Mapping[int, Feeds]) -> dict[int, Session]:

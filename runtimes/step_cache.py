@@ -8,10 +8,29 @@ its shallow part with the features that the last whole one left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from runtimes.sampler import Array
 from runtimes.session import Session
+
+# Whether an evaluation of the denoiser is guided, and whether all of the denoiser runs.
+Kind: TypeAlias = tuple[bool, bool]
+
+
+def kinds(guided: Iterable[bool], interval: int = 1) -> list[Kind]:
+    """The kind of each evaluation of the denoiser.
+
+    Where guidance begins or ends the number of rows is another, the features do not fit, and the
+    whole denoiser runs.
+    """
+    made: list[Kind] = []
+    uses = 0  # of the features, the evaluation that made them included
+    for each in guided:
+        whole = uses in (0, interval) or each != made[-1][0]
+        uses = 1 if whole else uses + 1
+        made.append((each, whole))
+    return made
 
 
 class StepCache:
@@ -19,9 +38,9 @@ class StepCache:
 
     Args:
         whole: the denoiser.
-        shallow: its shallow part; empty where `interval` is 1.
+        shallow: its shallow part; empty where all evaluations run the whole denoiser.
         cached: the denoiser's outputs that the shallow part takes.
-        interval: every how many evaluations the whole denoiser runs.
+        evaluations: the kinds of what will be called for, in order.
     """
 
     def __init__(
@@ -29,28 +48,21 @@ class StepCache:
         whole: Mapping[int, Session],
         shallow: Mapping[int, Session],
         cached: Sequence[str],
-        interval: int = 1,
+        evaluations: Iterable[Kind],
     ) -> None:
         self._whole = whole
         self._shallow = shallow
-        self._interval = interval
         (self._prediction,) = set(next(iter(whole.values())).outputs) - set(cached)
-        self._cached = cached
+        self._cached = cached if shallow else ()
         self._features: dict[str, Array] = {}
-        self._uses = 0  # of the features, the evaluation that made them included
-        self._rows = 0
+        self._evaluations = iter(evaluations)
 
     def __call__(self, sample: Array, timestep: Array) -> Array:
-        """sample [rows, C, H, W], timestep float32 [1] → prediction [rows, C, H, W].
-
-        Features of other rows (guidance begins or ends) are of no use: the whole denoiser runs.
-        """
+        """sample [rows, C, H, W], timestep float32 [1] → prediction [rows, C, H, W]."""
         feeds, rows = {"sample": sample, "timestep": timestep}, len(sample)
-        if rows == self._rows and 0 < self._uses < self._interval:
-            self._uses += 1
+        _, whole = next(self._evaluations)
+        if not whole:
             return self._shallow[rows].run(feeds | self._features)[self._prediction]
         made = self._whole[rows].run(feeds)
-        if self._interval > 1:
-            self._features = {name: made[name] for name in self._cached}
-        self._rows, self._uses = rows, 1
+        self._features = {name: made[name] for name in self._cached}
         return made[self._prediction]

@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any
 
 from runtimes.pipeline import Pipeline
 from runtimes.presets import Arguments
 from runtimes.session import Array
+from runtimes.step_cache import Kind, kinds
 
 _SHORT = 1.0  # seconds: what is shorter is measured more often
 _FEWEST, _MOST = 3, 24  # steps of a kind
-
-# Whether an evaluation of the denoiser is guided, and whether all of the denoiser runs.
-Kind: TypeAlias = tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -36,18 +34,6 @@ class Times:
         if not set(kinds) <= self.steps.keys():
             return None
         return self.encode + sum(self.steps[kind] for kind in kinds) + self.decode
-
-
-def kinds(guided: Sequence[bool], interval: int = 1) -> list[Kind]:
-    """The kind of each evaluation of the denoiser. Where guidance begins or ends the number of
-    rows is another, and the whole denoiser runs."""
-    made: list[Kind] = []
-    uses = 0
-    for each in guided:
-        whole = uses in (0, interval) or each != made[-1][0]
-        uses = 1 if whole else uses + 1
-        made.append((each, whole))
-    return made
 
 
 def measure(

@@ -40,7 +40,8 @@ from runtimes.report import ranges
 from runtimes.request import Signature, parse
 from runtimes.session import Array, first_line
 from runtimes.setups import Setup, exactness, label, setups, thread_counts
-from runtimes.step_times import Times, kinds, measure
+from runtimes.step_cache import kinds
+from runtimes.step_times import Times, measure
 from runtimes.tuning_records import Choice, Record, machine
 from runtimes.verify import (
     MAX_PSNR,

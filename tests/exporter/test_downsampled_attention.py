@@ -139,10 +139,7 @@ class Downsampling:
         height, width = self.size
         if encoder_hidden_states is None and hidden_states.shape[1] == height * width:
             picture = hidden_states.transpose(1, 2).unflatten(2, self.size)
-            if height % 2 == width % 2 == 0:
-                picture = F.interpolate(picture, scale_factor=0.5, mode="nearest")
-            else:
-                picture = picture[..., ::2, ::2]
+            picture = F.avg_pool2d(picture, 2, ceil_mode=True, count_include_pad=False)
             encoder_hidden_states = picture.flatten(2).transpose(1, 2)
         made: torch.Tensor = AttnProcessor2_0()(
             attn, hidden_states, encoder_hidden_states, attention_mask

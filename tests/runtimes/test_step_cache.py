@@ -13,7 +13,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.manifest import MANIFEST, TensorSpec
 from runtimes.session import Array, Feeds, Session
-from runtimes.step_cache import StepCache
+from runtimes.step_cache import StepCache, kinds
 from tests.fakes import make_bundle
 
 SAMPLE = TensorSpec("float32", ("batch", 1, 2, 2))
@@ -40,7 +40,8 @@ class Recording(Session):
 def run(interval: int, rows: list[int]) -> tuple[list[Any], list[Any]]:
     whole, shallow = Recording(True), Recording(False)
     each = dict.fromkeys(rows, whole), dict.fromkeys(rows, shallow)
-    predict = StepCache(*each, cached=["deep"], interval=interval)
+    evaluations = kinds([count == 2 for count in rows], interval)
+    predict = StepCache(*each, cached=["deep"], evaluations=evaluations)
     for index, count in enumerate(rows):
         made = predict(np.zeros((count, 1, 2, 2), np.float32), np.array([index], np.float32))
         assert made.shape == (count, 1, 2, 2)
@@ -56,6 +57,17 @@ def test_every_third_evaluation_is_whole() -> None:
 def test_off() -> None:
     whole, shallow = run(1, [2] * 3)
     assert (len(whole), shallow) == (3, [])
+
+
+@pytest.mark.parametrize("stop", [0, 3, 4, 7, 12])
+@pytest.mark.parametrize("interval", [2, 3, 5])
+def test_a_shallow_evaluation_has_fresh_features_of_its_own_rows(interval: int, stop: int) -> None:
+    made = kinds([index < stop for index in range(12)], interval)
+    for index, (guided, whole) in enumerate(made):
+        last = max((i for i in range(index + 1) if made[i][1]), default=None)
+        assert last is not None
+        assert index - last < interval
+        assert made[last][0] == guided or whole
 
 
 def test_features_of_other_rows_are_not_used() -> None:

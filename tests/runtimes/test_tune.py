@@ -26,8 +26,8 @@ from runtimes.presets import LIMITS
 from runtimes.run import Timings
 from runtimes.session import Array, Feeds
 from runtimes.setups import Setup
-from runtimes.step_cache import StepCache
-from runtimes.step_times import Times, kinds, measure
+from runtimes.step_cache import kinds
+from runtimes.step_times import Times, measure
 from runtimes.tune import Fidelity, Search, Trial, Tuning
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
@@ -292,29 +292,6 @@ def test_kinds_of_step() -> None:
     times = Times(1.0, 2.0, {(yes, yes): 10.0, (yes, no): 4.0})
     assert times.picture(kinds([yes] * 4, 3)) == 1 + 2 + 10 + 4 + 4 + 10
     assert times.picture(kinds([yes, no])) is None
-
-
-@pytest.mark.parametrize("interval", [1, 2, 3, 5])
-@pytest.mark.parametrize("stop", [0, 3, 4, 7, 12])
-def test_kinds_are_those_of_step_caching(interval: int, stop: int) -> None:
-    """What runs is what was counted on, wherever guidance ends."""
-    ran: list[bool] = []
-
-    def session(whole: bool) -> Any:
-        outputs = {"prediction": np.zeros(1), **({"deep": np.zeros(1)} if whole else {})}
-
-        def run(feeds: Feeds) -> dict[str, Array]:
-            ran.append(whole)
-            return outputs
-
-        return SimpleNamespace(outputs=outputs, run=run)
-
-    whole, shallow = ({rows: session(each) for rows in (1, 2)} for each in (True, False))
-    predict = StepCache(whole, shallow, ("deep",), interval)
-    guided = [index < stop for index in range(12)]
-    for each in guided:
-        predict(np.zeros((2 if each else 1, 4)), np.zeros(1))
-    assert kinds(guided, interval) == [*zip(guided, ran, strict=True)]
 
 
 class Stub:
