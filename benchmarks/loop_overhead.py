@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
@@ -22,6 +22,8 @@ import numpy as np
 from exporter.schedule import DEFAULT_SCHEDULERS, build, trace
 from runtimes.plan import SamplingPlan
 from runtimes.sampler import denoise
+
+Shape: TypeAlias = tuple[int, int, int, int]  # of latents: batch, channels, height, width
 
 # The scheduler of Stable Diffusion 1.x
 CONFIG: dict[str, Any] = {
@@ -36,16 +38,25 @@ CONFIG: dict[str, Any] = {
     "timestep_spacing": "leading",
 }
 LIMIT_MS = 0.3
-_SHAPE = (1, 4, 64, 64)
+USUAL: Shape = (1, 4, 64, 64)
+# Pictures of 256 to 768 pixels a side, and batches up to 16.
+GROWING: tuple[Shape, ...] = (
+    (1, 4, 32, 32),
+    USUAL,
+    (1, 4, 96, 96),
+    (4, 4, 64, 64),
+    (16, 4, 64, 64),
+)
 _WEIGHTS = (-4.0, 5.0)
 
 
 class _Model:
     """Returns prepared predictions, and knows how long it took itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         random = np.random.default_rng(0)
-        self._prediction = random.standard_normal((2, *_SHAPE[1:])).astype(np.float32)
+        rows = len(_WEIGHTS) * shape[0]
+        self._prediction = random.standard_normal((rows, *shape[1:])).astype(np.float32)
         self.seconds = 0.0
 
     def __call__(self, model_input: Any, timestep: Any) -> Any:
@@ -66,17 +77,17 @@ def _times(steps: Iterable[Any], model: _Model) -> list[float]:
     return found
 
 
-def _planned(plan: SamplingPlan) -> list[float]:
-    model, noise = _Model(), np.zeros(_SHAPE, np.float32)
-    latents = np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)
+def _planned(plan: SamplingPlan, shape: Shape) -> list[float]:
+    model, noise = _Model(shape), np.zeros(shape, np.float32)
+    latents = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     return _times(denoise(plan, latents, model, lambda: noise, weights=_WEIGHTS), model)[1:]
 
 
-def _bare(plan: SamplingPlan) -> list[float]:
-    model = _Model()
+def _bare(plan: SamplingPlan, shape: Shape) -> list[float]:
+    model = _Model(shape)
 
     def steps() -> Iterable[Any]:
-        sample = np.random.default_rng(1).standard_normal(_SHAPE).astype(np.float32)
+        sample = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
         for i in range(plan.num_evaluations):
             timestep = np.array([plan.timesteps[i]], np.float32)
             negative, positive = np.split(model(np.concatenate([sample, sample]), timestep), 2)
@@ -87,10 +98,24 @@ def _bare(plan: SamplingPlan) -> list[float]:
     return _times(steps(), model)[1:]
 
 
-def measure(run: Callable[[SamplingPlan], list[float]], plan: SamplingPlan, runs: int) -> float:
+Loop: TypeAlias = Callable[[SamplingPlan, Shape], list[float]]
+
+
+def measure(run: Loop, plan: SamplingPlan, runs: int, shape: Shape = USUAL) -> float:
     """The median over all steps of `runs` runs, in milliseconds, after one run to warm up."""
-    run(plan)
-    return statistics.median(value for _ in range(runs) for value in run(plan))
+    run(plan, shape)
+    return statistics.median(value for _ in range(runs) for value in run(plan, shape))
+
+
+def growth(plan: SamplingPlan, runs: int) -> dict[str, tuple[float, float]]:
+    """By shape of the latents, our loop and the bare one."""
+    return {
+        "×".join(map(str, shape)): (
+            measure(_planned, plan, runs, shape),
+            measure(_bare, plan, runs, shape),
+        )
+        for shape in GROWING
+    }
 
 
 @click.command()
@@ -98,7 +123,8 @@ def measure(run: Callable[[SamplingPlan], list[float]], plan: SamplingPlan, runs
 @click.option("--steps", default=50, show_default=True, help="Steps of a run.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write a file.")
 def main(runs: int, steps: int, json_file: Path | None) -> None:
-    """Measure the loop's overhead for the default schedulers at 4x64x64, guidance on."""
+    """Measure the loop's overhead, guidance on: for the default schedulers at 4x64x64, and for
+    "ddim" at other sizes and batches."""
     plans = {
         name: trace(build(name, CONFIG), [steps]).table.plan(steps) for name in DEFAULT_SCHEDULERS
     }
@@ -109,16 +135,21 @@ def main(runs: int, steps: int, json_file: Path | None) -> None:
         click.echo(f"{name:20}{value:8.3f}")
     worst = max(results, key=lambda name: results[name])
     click.echo(f"worst: {worst}, {results[worst]:.3f} ms; allowed: {LIMIT_MS} ms")
+    grown = growth(plans["ddim"], runs)
+    click.echo(f"\n{'ddim, latents':20}{'loop':>8}{'bare':>8}")
+    for name, (ours, bare) in grown.items():
+        click.echo(f"{name:20}{ours:8.3f}{bare:8.3f}")
     if json_file is not None:
         report = {
             "unit": "ms per step, median",
-            "shape": _SHAPE,
+            "shape": USUAL,
             "branches": len(_WEIGHTS),
             "runs": runs,
             "steps": steps,
             "limit": LIMIT_MS,
             "machine": {"cpu": platform.machine(), "python": platform.python_version()},
             "results": results,
+            "growth": grown,
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from runtimes.setups import Setup
-    from runtimes.tune import Fidelity, Tuning
+    from runtimes.trials import Fidelity, Tuning
 
 _WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
 

@@ -24,8 +24,8 @@ what was found is kept, and what was left out is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -42,6 +42,17 @@ from runtimes.session import Array, first_line
 from runtimes.setups import Setup, exactness, label, setups, thread_counts
 from runtimes.step_cache import kinds
 from runtimes.step_times import Times, measure
+from runtimes.trials import (
+    Budget,
+    Fidelity,
+    Key,
+    Trial,
+    Tuning,
+    allowed,
+    cuts_more,
+    key_of,
+    preference,
+)
 from runtimes.tuning_records import Choice, Record, machine
 from runtimes.verify import (
     MAX_PSNR,
@@ -66,64 +77,6 @@ _PROMPTS = 3
 _NO_TIME = "no time left for its pictures"
 
 Tell: TypeAlias = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """`image_psnr`: dB, the lowest of all prompts. `latents`: relative L2 error of the loop probe.
-    `right` of `pictures` for the judge, `points` lost of 100; None what was not asked."""
-
-    image_psnr: float
-    latents: float | None = None
-    right: int | None = None
-    pictures: int | None = None
-    points: float | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What was tried: `seconds` of a picture with the default steps, None if it failed, and then
-    `note` says why. `fidelity` is None where nobody needed it."""
-
-    setup: Setup
-    arguments: Arguments
-    seconds: float | None
-    fidelity: Fidelity | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a search found: `winners` by preset, one of the `trials` each; `reference` is the trial
-    that pictures were compared with, in `steps` steps of these `prompts`."""
-
-    trials: tuple[Trial, ...]
-    winners: Mapping[str, Trial]
-    reference: Trial
-    steps: int
-    prompts: tuple[str, ...]
-    notes: tuple[str, ...]
-    record: Record
-
-
-@dataclass
-class Budget:
-    """Seconds to spend, by a clock that tests can turn."""
-
-    seconds: float
-    clock: Callable[[], float] = perf_counter
-    began: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.began = self.clock()
-
-    @property
-    def spent(self) -> float:
-        return self.clock() - self.began
-
-    def affords(self, seconds: float, share: float = 1.0) -> bool:
-        """Whether something of so many seconds would end within this share of the time."""
-        return self.spent + seconds <= self.seconds * share
 
 
 def tune(
@@ -175,7 +128,7 @@ class Search:
         self.budget = budget
         self.prompts = tuple(prompts) or _prompts(bundle)
         self._own_prompts = not prompts
-        self.trials: dict[tuple[Setup, tuple[tuple[str, float], ...]], Trial] = {}
+        self.trials: dict[Key, Trial] = {}
         self.notes: list[str] = []
         self._asked_steps = steps
         self._tell = tell
@@ -241,7 +194,7 @@ class Search:
 
     def _known(self, setup: Setup) -> bool:
         """Whether it was tried."""
-        return any(_key(each, {}) in self.trials for each in (setup, self._measured(setup)))
+        return any(key_of(each, {}) in self.trials for each in (setup, self._measured(setup)))
 
     def _measured(self, setup: Setup) -> Setup:
         """The setup with the number of threads that its engine is best with."""
@@ -332,7 +285,7 @@ class Search:
             if setup.threads != self._threads[setup.backend]:
                 continue
             fidelity = self._fidelity(setup, {})
-            if fidelity and _allowed(faithful, fidelity):
+            if fidelity and allowed(faithful, fidelity):
                 return
             if self._out_of_time(setup, {}):
                 self.notes.append("time: not all setups were compared with the reference")
@@ -423,8 +376,8 @@ class Search:
             if self._out_of_time(setup, arguments):
                 self.notes.append(f"time: not all arguments for {name!r} were looked at")
                 return
-            if fidelity and not _allowed(limits, fidelity):
-                candidates = [each for each in candidates if not _cuts_more(each[2], arguments)]
+            if fidelity and not allowed(limits, fidelity):
+                candidates = [each for each in candidates if not cuts_more(each[2], arguments)]
 
     def _prefer_any_size(self, fixed: Trial) -> None:
         """Look at the pictures of the same setup for any size, where it is as fast."""
@@ -490,13 +443,13 @@ class Search:
             for trial in self.trials.values()
             if trial.fidelity
             and trial.seconds is not None
-            and _allowed(limits, trial.fidelity)
+            and allowed(limits, trial.fidelity)
             and not (plain and trial.arguments)
         ]
         good = good or [self._trial(self._reference, {})]
         fastest = min(trial.seconds or 0.0 for trial in good)
         tied = [trial for trial in good if (trial.seconds or 0.0) <= fastest * TIE]
-        return max(tied, key=_preference)
+        return max(tied, key=preference)
 
     def _pipeline(self, setup: Setup) -> Pipeline:
         """The setup, loaded; one at a time is."""
@@ -521,10 +474,10 @@ class Search:
         return {**text, "seed": SEED + index}
 
     def _trial(self, setup: Setup, arguments: Arguments) -> Trial:
-        return self.trials[_key(setup, arguments)]
+        return self.trials[key_of(setup, arguments)]
 
     def _add(self, trial: Trial, keep: bool = False) -> None:
-        key = _key(trial.setup, trial.arguments)
+        key = key_of(trial.setup, trial.arguments)
         if not keep or key not in self.trials:
             self.trials[key] = trial
 
@@ -586,24 +539,3 @@ def _prompts(bundle: Bundle) -> tuple[str, ...]:
     if not texts:
         raise InputError(f"{bundle.root} holds no probes with a prompt: give some with --prompt")
     return texts
-
-
-def _preference(trial: Trial) -> tuple[bool, float]:
-    return not trial.setup.static, trial.fidelity.image_psnr if trial.fidelity else 0.0
-
-
-def _allowed(limits: Limits, fidelity: Fidelity) -> bool:
-    return limits.allow(fidelity.image_psnr, fidelity.points)
-
-
-def _cuts_more(arguments: Arguments, than: Arguments) -> bool:
-    """Whether arguments leave out at least as much in every respect."""
-    return (
-        arguments.get("guidance_start", 0) >= than.get("guidance_start", 0)
-        and arguments.get("guidance_stop", 1) <= than.get("guidance_stop", 1)
-        and arguments.get("cache_interval", 1) >= than.get("cache_interval", 1)
-    )
-
-
-def _key(setup: Setup, arguments: Arguments) -> tuple[Setup, tuple[tuple[str, float], ...]]:
-    return setup, tuple(sorted(arguments.items()))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from runtimes.tune import Tell, Tuning
+    from runtimes.trials import Tuning
+    from runtimes.tune import Tell
 
 
 @click.command(

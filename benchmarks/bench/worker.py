@@ -362,7 +362,13 @@ def _score(request: Mapping[str, Any], engine: Engine) -> int:
     from runtimes.judges import count_right
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
-        return engine.call(prompts, request["case"]["steps"], seeds, _SCORE_GUIDANCE).images
+        at_once = 1 if request["case"]["static"] else len(prompts)
+        images: list[Any] = []
+        for start in range(0, len(prompts), at_once):
+            part = slice(start, start + at_once)
+            steps = request["case"]["steps"]
+            images += engine.call(prompts[part], steps, seeds[part], _SCORE_GUIDANCE).images
+        return images
 
     judge = ShapesJudge()
     return count_right(judge, judge.prompts(request["score"]), _SCORE_SEED, draw)

@@ -228,11 +228,13 @@ def test_the_built_in_model_against_pytorch(builtin_bundle: Path, tmp_path: Path
     """The real thing, small: fidelity, score, limits and a baseline, and a page that agrees."""
     from tests.benchmarks_pages import Page, check_figures
 
-    output = tmp_path / "report"
-    flags = ["--build", "onnx-fp32", "--steps", "4", "--short", "--rounds", "1", "--score", "2"]
+    output, file = tmp_path / "report", tmp_path / "cases.toml"
+    case = '[[case]]\nbuild = "onnx-fp32"\nsteps = 4\n'
+    file.write_text(f"{case}{case}static = true\n")
+    flags = ["--cases", str(file), "--short", "--rounds", "1", "--score", "2"]
     assert latentc(["bench", str(builtin_bundle), *flags, "-o", str(output)]) == 0
     report = model.read(output)
-    torch, onnx = report.cases
+    torch, onnx, fixed = report.cases
     assert (torch.variant, onnx.variant) == ("torch", "onnx-fp32")
     assert onnx.baseline == torch.id
     assert onnx.fidelity is not None
@@ -240,7 +242,7 @@ def test_the_built_in_model_against_pytorch(builtin_bundle: Path, tmp_path: Path
     assert onnx.fidelity.ssim > 0.999
     assert onnx.fidelity.latents_relative_l2 is not None
     assert onnx.fidelity.latents_relative_l2 < 1e-4
-    assert onnx.score == torch.score
+    assert onnx.score == fixed.score == torch.score
     assert onnx.computed_in == "fp32"
     row = report.row(onnx.id, "denoiser_step")
     assert row is not None

@@ -28,7 +28,8 @@ from runtimes.session import Array, Feeds
 from runtimes.setups import Setup
 from runtimes.step_cache import kinds
 from runtimes.step_times import Times, measure
-from runtimes.tune import Fidelity, Search, Trial, Tuning
+from runtimes.trials import Budget, Fidelity, Trial, Tuning, cuts_more
+from runtimes.tune import Search
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
@@ -274,7 +275,7 @@ def test_threads_are_tried_once_per_engine(bundle: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("seconds", "static"), [(1.02, False), (1.04, True)])
 def test_any_size_wins_where_it_is_as_fast(bundle: Path, seconds: float, static: bool) -> None:
-    made = Search(Bundle.open(bundle), tune.Budget(60))
+    made = Search(Bundle.open(bundle), Budget(60))
     fixed = Setup("fake-int8", "fake", "cpu")
     made._add(Trial(fixed, {}, 1.0, Fidelity(50.0)))
     made._add(Trial(replace(fixed, static=False), {}, seconds, Fidelity(40.0)))
@@ -345,7 +346,7 @@ def test_every_kind_of_step_is_measured() -> None:
 
 
 def test_combinations_with_step_caching(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Search(Bundle.open(bundle), tune.Budget(60))
+    made = Search(Bundle.open(bundle), Budget(60))
     monkeypatch.setattr(made, "_complete_kinds", lambda *_, **__: None)
     base = Setup("fake-int8", "fake", "cpu")
     found = list(made._combinations(base, ("guidance_stop", "cache_interval")))
@@ -353,8 +354,8 @@ def test_combinations_with_step_caching(bundle: Path, monkeypatch: pytest.Monkey
     assert ({"cache_interval": 2}, True) in [(given, each.static) for each, given in found]
     assert all(each.static == (not {"guidance_start", "guidance_stop"} & {*a}) for each, a in found)
     assert not list(made._combinations(base, ()))
-    assert tune._cuts_more({"guidance_stop": 0.4, "cache_interval": 3}, {"guidance_stop": 0.6})
-    assert not tune._cuts_more({"guidance_stop": 0.4}, {"cache_interval": 2})
+    assert cuts_more({"guidance_stop": 0.4, "cache_interval": 3}, {"guidance_stop": 0.6})
+    assert not cuts_more({"guidance_stop": 0.4}, {"cache_interval": 2})
 
 
 def test_the_command(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
