@@ -584,14 +584,26 @@ def with_kept(draft: Manifest, previous: Manifest | None, store: Store) -> Manif
     if previous.components != draft.components:
         return draft
     asked = {build.name for build in draft.builds}
-    kept = [
-        build
-        for build in previous.builds
-        if build.name not in asked and all(store.keep(a.key) for a in build.artifacts.values())
-    ]
+    kept = [_kept(build, store) for build in previous.builds if build.name not in asked]
     known = {schedule.name for schedule in draft.schedules}
-    plans = [each for each in previous.schedules if each.name not in known and store.keep(each.key)]
-    return replace(draft, builds=(*draft.builds, *kept), schedules=(*draft.schedules, *plans))
+    plans = [
+        replace(each, file=item.files[0])
+        for each in previous.schedules
+        if each.name not in known and (item := store.keep(each.key))
+    ]
+    builds = (*draft.builds, *filter(None, kept))
+    return replace(draft, builds=builds, schedules=(*draft.schedules, *plans))
+
+
+def _kept(build: Build, store: Store) -> Build | None:
+    """A build of the previous bundle, its files where they stand now; None if any is damaged."""
+    artifacts = {}
+    for name, artifact in build.artifacts.items():
+        item = store.keep(artifact.key)
+        if item is None:
+            return None
+        artifacts[name] = replace(artifact, entry=_entry(item), files=item.files)
+    return replace(build, artifacts=artifacts)
 
 
 def _defaults(own: Schedule, usual: int) -> Defaults:

@@ -2,7 +2,8 @@
 
 Every item (a lowered component, a table of sampling plans …) has a key, the digest of all
 that it depends on. An item that the staging folder of an interrupted export or the bundle
-about to be replaced already holds under the same key is taken over, not made again.
+about to be replaced already holds under the same key is taken over, not made again. Builds share
+items, so that one may stand where another build's new one is to stand: it gets another place.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Store:
         self.staging = output.parent / f".{output.name}.partial"
         self._previous = dict(_items_of(previous)) if previous else {}
         self.made: list[str] = []
+        self._owners: dict[str, str] = {}  # by path, the key of what this run has put there
         with full_disk_reported():
             (self.staging / _DONE).mkdir(parents=True, exist_ok=True)
 
@@ -53,7 +55,7 @@ class Store:
 
         `make` writes files into the (empty) folder it is given and returns the item's meta.
         """
-        found = self._staged(key) or self._taken_over(key)
+        found = self.keep(key)
         if found:
             return found
         work = self.staging / _WORK
@@ -62,17 +64,19 @@ class Store:
             work.mkdir()
             meta = make(work)
             written = sorted(path for path in work.rglob("*") if path.is_file())
-            files = tuple(
-                self._move_in(path, f"{folder}/{path.relative_to(work).as_posix()}")
-                for path in written
+            places = self._places(
+                key, [f"{folder}/{path.relative_to(work).as_posix()}" for path in written]
             )
-            self._mark(key, Item(files, meta))
+            files = tuple(map(self._move_in, written, places))
+            item = self._mark(key, Item(files, meta))
         self.made.append(key)
-        return Item(files, meta)
+        return item
 
-    def keep(self, key: str) -> bool:
-        """Take over the previous bundle's item `key`, unmade; False if it is not intact."""
-        return (self._staged(key) or self._taken_over(key)) is not None
+    def keep(self, key: str) -> Item | None:
+        """Take over the item `key` as an interrupted export or the previous bundle has it, unmade;
+        None if it is not intact. Its files may have moved."""
+        item = self._staged(key)
+        return self._own(key, item) if item else self._taken_over(key)
 
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the staging folder in the output's place."""
@@ -107,13 +111,28 @@ class Store:
         item = self._previous.get(key)
         if item is None or not _intact(self.output, item.files):
             return None
-        for file in item.files:
-            target = self.staging / file.path
+        places = self._places(key, [file.path for file in item.files])
+        for file, place in zip(item.files, places, strict=True):
+            target = self.staging / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             with full_disk_reported():
                 _link_or_copy(self.output / file.path, target)
-        self._mark(key, item)
+        files = tuple(
+            File(place, file.size, file.sha256)
+            for file, place in zip(item.files, places, strict=True)
+        )
+        return self._mark(key, Item(files, item.meta))
+
+    def _places(self, key: str, wanted: list[str]) -> list[str]:
+        """Where files of an item go: elsewhere if another item of this run is in their place."""
+        if all(self._owners.get(path, key) == key for path in wanted):
+            return wanted
+        parted = [path.partition("/") for path in wanted]
+        return [f"{first}-{key[:8]}/{rest}" for first, _, rest in parted]
+
+    def _own(self, key: str, item: Item) -> Item:
+        self._owners |= dict.fromkeys((file.path for file in item.files), key)
         return item
 
     def _move_in(self, path: Path, place: str) -> File:
@@ -123,7 +142,7 @@ class Store:
         os.replace(path, target)
         return File(place, size, sha256)
 
-    def _mark(self, key: str, item: Item) -> None:
+    def _mark(self, key: str, item: Item) -> Item:
         data = {
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in item.files],
             "meta": dict(item.meta),
@@ -131,6 +150,7 @@ class Store:
         temporary = self.staging / _DONE / f"{key}.new"
         temporary.write_text(json.dumps(data), encoding="utf-8")
         os.replace(temporary, self.staging / _DONE / key)
+        return self._own(key, item)
 
     def _drop_unlisted(self, manifest: Manifest) -> None:
         """Remove what an earlier, different attempt left: a bundle holds what it lists."""

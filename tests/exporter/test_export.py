@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import latentc
@@ -436,3 +437,38 @@ def test_adding_plans(source: Path, tmp_path: Path) -> None:
     unknown = cli("schedule", bundle, "--scheduler", "coffee")
     assert unknown.returncode == 7
     assert "unknown scheduler 'coffee'" in unknown.stderr
+
+
+def test_a_build_that_lives_in_anothers_folder_survives_its_being_made_again(
+    sd_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds share components, which stand in the folder of the first of them."""
+    output, mixed = tmp_path / "bundle", "fp32,vae_decoder=fp16"
+    before = quick(sd_source, output, targets=["onnx"], precision=["fp32", mixed]).manifest
+    lower = onnx_target.lower
+
+    def otherwise(program: Any, spec: Any, folder: Path, *args: Any, **kwargs: Any) -> str:
+        entry = lower(program, spec, folder, *args, **kwargs)
+        model = onnx.load(folder / entry, load_external_data=False)
+        model.producer_name = "another exporter"
+        onnx.save(model, folder / entry)
+        return entry
+
+    monkeypatch.setattr(onnx_target, "lower", otherwise)
+    monkeypatch.setattr("exporter.options.code", lambda *_: "changed")
+    after = quick(sd_source, output, targets=["onnx"], precision="fp32").manifest
+    kept, made = (
+        {build.precision: build for build in after.builds}[each] for each in (mixed, "fp32")
+    )
+    old = {build.precision: build for build in before.builds}[mixed]
+    for name, artifact in kept.artifacts.items():
+        assert artifact.key == old.artifacts[name].key
+        assert {f.sha256 for f in artifact.files} == {f.sha256 for f in old.artifacts[name].files}
+        assert not {f.path for f in artifact.files} & {f.path for f in made.artifacts[name].files}
+    for build in (kept, made):
+        with latentc.load(output, build=build.name, verify=True) as pipe:
+            pipe("red", num_inference_steps=4)
+    assert quick(sd_source, output, targets=["onnx"], precision=["fp32", mixed]).manifest.builds
+    listed = {file.path for file in Manifest.load(output).files()} | {"manifest.json"}
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert found == listed
