@@ -48,6 +48,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
           --fidelity-floor 30
       latentc export ./my-pipeline -o bundle --target openvino \\
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
+      latentc export ./my-pipeline -o bundle --lora style.safetensors:0.8 --lora owner/name
       latentc export builtin -o bundle --target openvino --pass step-cache
       latentc export builtin -o shapes --target openvino --precision w8a8 \\
           --pass downsampled-attention
@@ -118,6 +119,14 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--width", type=click.IntRange(1), help="Fix the width, in pixels.")
 @click.option("--verify/--no-verify", default=True, help="Compare with PyTorch.  [default: on]")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle of another source.")
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE_OR_ID[:SCALE]",
+    help="Fuse a LoRA into the weights; may be repeated.",
+)
+@click.option("--vae", metavar="FOLDER_OR_ID", help="A VAE in the place of the pipeline's own.")
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")
 @target_options
@@ -139,6 +148,8 @@ def export(
     calibration_prompts: Path | None,
     calibration_samples: int | None,
     fidelity_floor: float | None,
+    loras: tuple[str, ...],
+    vae: str | None,
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -171,6 +182,8 @@ def export(
             calibration_prompts=calibration_prompts,
             calibration_samples=calibration_samples,
             fidelity_floor=fidelity_floor,
+            lora=loras,
+            vae=vae,
             report=reporter.report,
             **own,
         )

@@ -40,6 +40,7 @@ from runtimes.manifest import (
     Build,
     CreatedBy,
     Defaults,
+    Ingredient,
     JudgeProbe,
     LoopProbe,
     Manifest,
@@ -83,6 +84,8 @@ def export(
     calibration_prompts: str | Path | Sequence[str] | None = None,
     calibration_samples: int | None = None,
     fidelity_floor: float | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
+    vae: str | Path | None = None,
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -111,6 +114,9 @@ def export(
         calibration_samples: how many denoiser calls to calibrate with.
         fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
+        lora: files or Hub ids to fuse into the weights, each with its scale if it is not 1, as
+            ``"style.safetensors:0.8"``.
+        vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -138,7 +144,9 @@ def export(
     check(options)
     progress = Progress(report)
     with progress.stage("source", "read and digest"):
-        found = resolve(source, revision, variant)
+        loras = [lora] if isinstance(lora, str | Path) else lora
+        asked_for = {"lora": [str(each) for each in loras], "vae": [str(vae)] if vae else []}
+        found = resolve(source, revision, variant, asked_for)
     destination = Path(output)
     previous = previous_manifest(destination)
     if previous is not None and not overwrite:
@@ -253,6 +261,10 @@ class _Compilation:
                 self.source.fingerprint,
                 *scheduler,
                 self.source.revision,
+                tuple(
+                    Ingredient(each.kind, each.id, each.sha256, each.scale)
+                    for each in self.source.ingredients
+                ),
             ),
             created_by=created_by(),
             latents=description.latents,

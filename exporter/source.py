@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from exporter import ingredients
 from exporter.families import FAMILIES, family_of
+from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
@@ -32,7 +34,8 @@ _IGNORED_KEYS = ("position_ids",)
 
 @dataclass(frozen=True)
 class PipelineSource:
-    """A resolved source. `digests` maps each subfolder to the SHA-256 of its content."""
+    """A resolved source. `digests` maps each part to the SHA-256 of its subfolder's content, and
+    of that of the ingredients that change it."""
 
     id: str
     folder: Path
@@ -41,6 +44,7 @@ class PipelineSource:
     digests: Mapping[str, str]
     revision: str | None = None
     variant: str | None = None
+    ingredients: tuple[Ingredient, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -49,9 +53,15 @@ class PipelineSource:
 
 
 def resolve(
-    source: str | Path, revision: str | None = None, variant: str | None = None
+    source: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    asked: Mapping[str, Sequence[str]] | None = None,
 ) -> PipelineSource:
     """Find the source, check its layout, digest its content.
+
+    Args:
+        asked: ingredients, by kind (`exporter.ingredients.KINDS`).
 
     Raises:
         SourceError: nothing there, not a diffusers pipeline, or a damaged file.
@@ -69,19 +79,23 @@ def resolve(
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
-    digests = {name: _digest_folder(folder / name, variant) for name in sorted(parts)}
+    digests = {name: digest_folder(folder / name, variant) for name in sorted(parts)}
     for name in (INDEX, NOTES):
         if (folder / name).is_file():
             digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     name = folder.resolve().name if Path(source).exists() else str(source)
-    return PipelineSource(name, folder, class_name, parts, digests, revision, variant)
+    found = ingredients.find(asked or {})
+    changed = ingredients.changed(digests, found, class_name)
+    digests |= {part: digest(each) for part, each in changed.items()}
+    return PipelineSource(name, folder, class_name, parts, digests, revision, variant, found)
 
 
 def load(source: PipelineSource) -> Any:
-    """The diffusers pipeline, in float32, every weight accounted for.
+    """The diffusers pipeline, in float32, every weight accounted for, its ingredients in it.
 
     Raises:
-        SourceError: a file is damaged, or a model's weights are missing or do not fit.
+        SourceError: a file is damaged, or a model's weights or an ingredient are missing or do not
+            fit.
     """
     import diffusers
     import torch
@@ -91,7 +105,7 @@ def load(source: PipelineSource) -> Any:
         for name, (library, class_name) in source.parts.items():
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
-                models[name] = _load_model(cls, source, name)
+                models[name] = load_model(cls, source.folder / name, source.variant)
         absent: dict[str, Any] = dict.fromkeys(_accepted(source.pipeline_class), None)
         try:
             pipe = diffusers.DiffusionPipeline.from_pretrained(
@@ -100,6 +114,7 @@ def load(source: PipelineSource) -> Any:
         except Exception as error:
             raise SourceError(f"{source.id}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    ingredients.apply(pipe, source.ingredients)
     return pipe
 
 
@@ -172,7 +187,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _digest_folder(folder: Path, variant: str | None) -> str:
+def digest_folder(folder: Path, variant: str | None) -> str:
+    """SHA-256 over the configuration and the weights in a model's folder.
+
+    Raises:
+        SourceError: a damaged file of weights.
+    """
     entries = {}
     for path in _relevant(folder, variant):
         if path.suffix == ".safetensors":
@@ -209,20 +229,25 @@ def _find_class(library: str, class_name: str) -> Any:
         return None
 
 
-def _load_model(cls: Any, source: PipelineSource, name: str) -> Any:
+def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
+    """A model in float32.
+
+    Raises:
+        SourceError: a file is damaged, or weights are missing or do not fit.
+    """
     import torch
 
     try:
         model, info = cls.from_pretrained(
-            source.folder / name,
+            folder,
             torch_dtype=torch.float32,
-            variant=source.variant,
+            variant=variant,
             local_files_only=True,
             output_loading_info=True,
         )
     except Exception as error:
-        raise SourceError(f"{source.folder / name}: {first_line(error)}") from error
-    _check_keys(source.folder / name, info)
+        raise SourceError(f"{folder}: {first_line(error)}") from error
+    _check_keys(folder, info)
     return model.eval()
 
 

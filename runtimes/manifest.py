@@ -264,8 +264,19 @@ class Probes(_Base, frozen=True):
     judged: JudgeProbe | None = None
 
 
+class Ingredient(_Base, frozen=True):
+    """What went in beside the source: its kind (``lora``, ``vae``), Hub id or file name, a digest
+    of its content, and how strongly it was mixed in, None where it replaced a part."""
+
+    kind: str
+    id: str
+    sha256: str
+    scale: float | None = None
+
+
 class Source(_Base, frozen=True):
-    """What was exported: Hub id or folder name, revision, and a digest of its content.
+    """What was exported: Hub id or folder name, revision, and a digest of its content, that of
+    `ingredients` included.
 
     `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
     terms: more sampling plans can be traced from them without the pipeline.
@@ -277,6 +288,7 @@ class Source(_Base, frozen=True):
     scheduler_class: str
     scheduler_config: dict[str, Any]
     revision: str | None = None
+    ingredients: tuple[Ingredient, ...] = ()
 
 
 class CreatedBy(_Base, frozen=True):

@@ -204,6 +204,7 @@ def _print_facts(manifest: Manifest) -> None:
     defaults = manifest.defaults
     facts = {
         "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
+        **_ingredients(manifest),
         "Task": manifest.task,
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
         "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
@@ -217,6 +218,15 @@ def _print_facts(manifest: Manifest) -> None:
         table.add_row(name, value)
     table.show_header = False
     _show(table)
+
+
+def _ingredients(manifest: Manifest) -> dict[str, str]:
+    """What went in beside the source; nothing where that is all."""
+    texts = [
+        f"{each.kind} {each.id}" + ("" if each.scale is None else f" at {each.scale:g}")
+        for each in manifest.source.ingredients
+    ]
+    return {"With": ", ".join(texts)} if texts else {}
 
 
 def _components_table(manifest: Manifest) -> Table:

@@ -155,6 +155,12 @@ def _source(manifest: Manifest, given: Path | None, needed: bool) -> tuple[Path 
     from exporter.cli import builtin_folder
     from exporter.source import resolve
 
+    if needed and manifest.source.ingredients:
+        names = ", ".join(each.id for each in manifest.source.ingredients)
+        raise SourceError(
+            f"{names} went into the bundle beside {manifest.source.id}, which no folder alone is: "
+            "leave PyTorch and peers out with --baseline none"
+        )
     recorded = manifest.source.fingerprint
     builtin = resolve(builtin_folder()).fingerprint == recorded
     if given is None and builtin:

@@ -1,0 +1,85 @@
+"""What goes into an export beside the source: weights that change the pipeline's own.
+
+Each kind finds what was asked for, says which parts of a pipeline it changes (so that the keys
+of what is made from them change too), and is applied to the loaded pipeline before it is captured.
+Nothing of it is left for the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+# Kind → module of this package. One line per kind; they are applied in this order.
+KINDS: Mapping[str, str] = {
+    "vae": "exporter.replaced_vae",
+    "lora": "exporter.lora",
+}
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """`id`: as it was asked for, less the folder of a local file; `sha256`: of its content;
+    `scale`: how strongly it is mixed in, None where it replaces."""
+
+    kind: str
+    id: str
+    path: Path
+    sha256: str
+    scale: float | None = None
+
+
+class Kind(Protocol):
+    """The interface of a kind's module."""
+
+    def find(self, asked: str) -> Ingredient:
+        """Raises SourceError: it is not there, or is not what it should be."""
+
+    def parts(self, pipeline_class: str) -> tuple[str, ...]:
+        """The pipeline's parts that it may change; none where the class has no such thing."""
+
+    def apply(self, pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+        """Raises SourceError: they do not fit the pipeline."""
+
+
+def kind(name: str) -> Kind:
+    """The module of a kind."""
+    module: Any = import_module(KINDS[name])
+    return module  # type: ignore[no-any-return]
+
+
+def find(asked: Mapping[str, Sequence[str]]) -> tuple[Ingredient, ...]:
+    """All that was asked for, by kind.
+
+    Raises:
+        SourceError: something is not there, or is not what it should be.
+    """
+    return tuple(kind(name).find(each) for name in KINDS for each in asked.get(name, ()))
+
+
+def changed(
+    digests: Mapping[str, str], ingredients: Sequence[Ingredient], pipeline_class: str
+) -> dict[str, list[Any]]:
+    """For each part of a pipeline that is changed what it depends on (JSON-able)."""
+    found: dict[str, list[Any]] = {}
+    for each in ingredients:
+        for part in kind(each.kind).parts(pipeline_class):
+            if part in digests:
+                known = found.setdefault(part, [digests[part]])
+                known.append([each.kind, each.sha256, each.scale])
+    return found
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+    """Change the pipeline.
+
+    Raises:
+        SourceError: something does not fit it.
+    """
+    for name in KINDS:
+        ours = [each for each in ingredients if each.kind == name]
+        if ours:
+            kind(name).apply(pipe, ours)

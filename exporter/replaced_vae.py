@@ -1,0 +1,90 @@
+"""Another VAE in the place of a pipeline's own, such as a tiny autoencoder or a repaired one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.ingredients import Ingredient
+from exporter.source import digest_folder, load_model, quiet_loading
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+
+_CONFIG = "config.json"
+_PART = "vae"
+
+
+def find(asked: str) -> Ingredient:
+    """The folder of a VAE, or of a pipeline that has one; ``OWNER/NAME`` on the Hub."""
+    path = Path(asked).expanduser()
+    here = path.exists()
+    folder = path if here else _download(asked)
+    if not (folder / _CONFIG).is_file():
+        folder = folder / _PART
+    _class_of(folder, asked)
+    name = path.resolve().name if here else asked
+    return Ingredient("vae", name, folder, digest_folder(folder, None))
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    return (_PART,)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+    """Only one can be meant, and its latents must have the form of the pipeline's own."""
+    if len(ingredients) > 1:
+        names = ", ".join(each.id for each in ingredients)
+        raise SourceError(f"a pipeline has one VAE; {len(ingredients)} were given ({names})")
+    (given,) = ingredients
+    own = getattr(pipe, _PART, None)
+    if own is None:
+        raise SourceError(f"{type(pipe).__name__} has no VAE to replace with {given.id}")
+    with quiet_loading():
+        made = load_model(_class_of(given.path, given.id), given.path, None)
+    for what in ("latent_channels", "block_out_channels"):
+        ours, theirs = (_form(vae, what) for vae in (own, made))
+        if ours != theirs:
+            raise SourceError(
+                f"the VAE {given.id} does not fit: {what.replace('_', ' ')} {theirs}, and the "
+                f"pipeline's own has {ours}"
+            )
+    pipe.register_modules(vae=made)
+
+
+def _form(vae: Any, what: str) -> int:
+    """Of channels the number; of blocks how many, which says how many pixels a latent has."""
+    value = getattr(vae.config, what)
+    return value if isinstance(value, int) else len(value)
+
+
+def _class_of(folder: Path, asked: str) -> Any:
+    import diffusers
+
+    try:
+        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SourceError(
+            f"{asked} is no VAE: expected a folder with the {_CONFIG} of a diffusers model, or a "
+            f"pipeline's with {_PART}/{_CONFIG}"
+        ) from None
+    if not str(name).startswith("Autoencoder") or not hasattr(diffusers, str(name)):
+        raise SourceError(f"{asked} is no VAE: it is a {name}")
+    return getattr(diffusers, name)
+
+
+def _download(asked: str) -> Path:
+    pieces = asked.split("/")
+    if len(pieces) != 2 or not all(pieces) or asked.startswith((".", "~")):
+        raise SourceError(f"no such VAE: {asked}")
+    import huggingface_hub
+
+    try:
+        wanted = ["*.json", "*.safetensors"]
+        own = [*wanted, *(f"{_PART}/{each}" for each in wanted)]
+        return Path(huggingface_hub.snapshot_download(asked, allow_patterns=own))
+    except Exception as error:
+        raise SourceError(
+            f"{asked} is no folder here, and it could not be had from the Hub: {first_line(error)}"
+        ) from error
