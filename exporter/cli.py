@@ -48,6 +48,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
           --fidelity-floor 30
       latentc export ./my-pipeline -o bundle --target openvino \\
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
+      latentc export model.safetensors -o bundle --config ./my-pipeline
       latentc export ./my-pipeline -o bundle --lora style.safetensors:0.8 --lora owner/name
       latentc export builtin -o bundle --target openvino --pass step-cache
       latentc export builtin -o shapes --target openvino --precision w8a8 \\
@@ -127,6 +128,14 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Fuse a LoRA into the weights; may be repeated.",
 )
 @click.option("--vae", metavar="FOLDER_OR_ID", help="A VAE in the place of the pipeline's own.")
+@click.option(
+    "--config",
+    metavar="FOLDER_OR_ID",
+    help="For a checkpoint of one file: whose configuration it has.  [default: guessed]",
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read a checkpoint that is a pickle, which may run code."
+)
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")
 @target_options
@@ -150,12 +159,15 @@ def export(
     fidelity_floor: float | None,
     loras: tuple[str, ...],
     vae: str | None,
+    config: str | None,
+    allow_pickle: bool,
     quiet: bool,
     **own: Any,
 ) -> None:
     """Compile a diffusers pipeline into a bundle.
 
-    SOURCE is a Hub id, a diffusers folder, or "builtin" for the model in the package. The
+    SOURCE is a Hub id, a diffusers folder, a checkpoint of one file, or "builtin" for the model in
+    the package. The
     size is dynamic unless --height and --width fix it. Every build is verified against
     PyTorch on its own runtime; if it differs, nothing is written and the exit code is 6.
     Running an unchanged export again does nothing; an interrupted one resumes.
@@ -184,6 +196,8 @@ def export(
             fidelity_floor=fidelity_floor,
             lora=loras,
             vae=vae,
+            config=config,
+            allow_pickle=allow_pickle,
             report=reporter.report,
             **own,
         )

@@ -86,13 +86,15 @@ def export(
     fidelity_floor: float | None = None,
     lora: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    config: str | Path | None = None,
+    allow_pickle: bool = False,
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
     """Compile a diffusers pipeline into a bundle.
 
     Args:
-        source: a Hub id or a diffusers folder.
+        source: a Hub id, a diffusers folder, or a checkpoint of one file.
         output: the bundle's folder. Builds of the same source that stand there are kept.
         targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``, or
             ``"all"``.
@@ -117,6 +119,9 @@ def export(
         lora: files or Hub ids to fuse into the weights, each with its scale if it is not 1, as
             ``"style.safetensors:0.8"``.
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
+        config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
+            None is the one that diffusers takes the file for, from the Hub.
+        allow_pickle: read such a file even if it is a pickle, which may run code.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -146,7 +151,8 @@ def export(
     with progress.stage("source", "read and digest"):
         loras = [lora] if isinstance(lora, str | Path) else lora
         asked_for = {"lora": [str(each) for each in loras], "vae": [str(vae)] if vae else []}
-        found = resolve(source, revision, variant, asked_for)
+        configured = None if config is None else str(config)
+        found = resolve(source, revision, variant, asked_for, configured, allow_pickle)
     destination = Path(output)
     previous = previous_manifest(destination)
     if previous is not None and not overwrite:

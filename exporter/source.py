@@ -1,4 +1,4 @@
-"""Where a pipeline comes from: a Hub id or a local diffusers folder.
+"""Where a pipeline comes from: a Hub id, a local diffusers folder, or a checkpoint of one file.
 
 `resolve` reads only small files and digests the rest; `load` makes the pipeline with
 diffusers' own loading code and refuses weights that do not fit, instead of leaving them
@@ -17,9 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import ingredients
+from exporter import ingredients, single_file
 from exporter.families import FAMILIES, family_of
 from exporter.ingredients import Ingredient
+from exporter.single_file import SingleFile
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
@@ -35,7 +36,8 @@ _IGNORED_KEYS = ("position_ids",)
 @dataclass(frozen=True)
 class PipelineSource:
     """A resolved source. `digests` maps each part to the SHA-256 of its subfolder's content, and
-    of that of the ingredients that change it."""
+    of that of the ingredients that change it. `folder` holds but the configuration where `file`
+    has the weights."""
 
     id: str
     folder: Path
@@ -45,6 +47,7 @@ class PipelineSource:
     revision: str | None = None
     variant: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
+    file: SingleFile | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -57,17 +60,26 @@ def resolve(
     revision: str | None = None,
     variant: str | None = None,
     asked: Mapping[str, Sequence[str]] | None = None,
+    config: str | None = None,
+    allow_pickle: bool = False,
 ) -> PipelineSource:
     """Find the source, check its layout, digest its content.
 
     Args:
         asked: ingredients, by kind (`exporter.ingredients.KINDS`).
+        config: for a checkpoint of one file, a folder or Hub id with the configuration.
+        allow_pickle: read such a file even if it is a pickle.
 
     Raises:
         SourceError: nothing there, not a diffusers pipeline, or a damaged file.
         UnsupportedPipeline: a pipeline class that no family handles.
     """
-    folder, revision = _locate(str(source), revision, variant)
+    file = None
+    if Path(source).expanduser().is_file():
+        file = single_file.find(Path(source).expanduser(), config, allow_pickle)
+    elif config is not None:
+        raise SourceError(f"{source} has its own configuration; --config is for single files")
+    folder, revision = _locate(str(file.config if file else source), revision, variant)
     index = _read_index(folder)
     class_name = index["_class_name"]
     family_of(class_name)
@@ -80,14 +92,17 @@ def resolve(
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
     digests = {name: digest_folder(folder / name, variant) for name in sorted(parts)}
+    if file:
+        digests = {name: digest([file.sha256, value]) for name, value in digests.items()}
     for name in (INDEX, NOTES):
         if (folder / name).is_file():
             digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    name = folder.resolve().name if Path(source).exists() else str(source)
+    local = file.path if file else Path(source).expanduser()
+    name = local.resolve().name if local.exists() else str(source)
     found = ingredients.find(asked or {})
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
-    return PipelineSource(name, folder, class_name, parts, digests, revision, variant, found)
+    return PipelineSource(name, folder, class_name, parts, digests, revision, variant, found, file)
 
 
 def load(source: PipelineSource) -> Any:
@@ -97,6 +112,20 @@ def load(source: PipelineSource) -> Any:
         SourceError: a file is damaged, or a model's weights or an ingredient are missing or do not
             fit.
     """
+    pipe = _load_file(source) if source.file else _load_folder(source)
+    pipe.set_progress_bar_config(disable=True)
+    ingredients.apply(pipe, source.ingredients)
+    return pipe
+
+
+def _load_file(source: PipelineSource) -> Any:
+    assert source.file is not None
+    absent: dict[str, Any] = dict.fromkeys(_accepted(source.pipeline_class), None)
+    with quiet_loading():
+        return single_file.load(source.file, source.pipeline_class, absent)
+
+
+def _load_folder(source: PipelineSource) -> Any:
     import diffusers
     import torch
 
@@ -108,14 +137,11 @@ def load(source: PipelineSource) -> Any:
                 models[name] = load_model(cls, source.folder / name, source.variant)
         absent: dict[str, Any] = dict.fromkeys(_accepted(source.pipeline_class), None)
         try:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
+            return diffusers.DiffusionPipeline.from_pretrained(
                 source.folder, local_files_only=True, **{**absent, **models}
             )
         except Exception as error:
             raise SourceError(f"{source.id}: {first_line(error)}") from error
-    pipe.set_progress_bar_config(disable=True)
-    ingredients.apply(pipe, source.ingredients)
-    return pipe
 
 
 def digest(value: Any) -> str:
@@ -148,8 +174,6 @@ def _locate(source: str, revision: str | None, variant: str | None) -> tuple[Pat
     path = Path(source).expanduser()
     if path.is_dir():
         return path, None
-    if path.exists():
-        raise SourceError(f"{source} is a file; expected a diffusers folder or a Hub id")
     parts = source.split("/")
     if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
         raise SourceError(f"no such folder: {source}")
