@@ -50,6 +50,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
           --precision denoiser=w8a8,vae_decoder=fp16 --calibration-prompts prompts.txt
       latentc export model.safetensors -o bundle --config ./my-pipeline
       latentc export ./my-pipeline -o bundle --lora style.safetensors:0.8 --lora owner/name
+      latentc export ./my-pipeline -o bundle --textual-inversion "cat.safetensors:<cat>"
       latentc export builtin -o bundle --target openvino --pass step-cache
       latentc export builtin -o shapes --target openvino --precision w8a8 \\
           --pass downsampled-attention
@@ -127,6 +128,13 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE_OR_ID[:SCALE]",
     help="Fuse a LoRA into the weights; may be repeated.",
 )
+@click.option(
+    "--textual-inversion",
+    "inversions",
+    multiple=True,
+    metavar="FILE_OR_ID[:WORD]",
+    help="Add a word with learnt vectors, for prompts; may be repeated.",
+)
 @click.option("--vae", metavar="FOLDER_OR_ID", help="A VAE in the place of the pipeline's own.")
 @click.option(
     "--config",
@@ -158,6 +166,7 @@ def export(
     calibration_samples: int | None,
     fidelity_floor: float | None,
     loras: tuple[str, ...],
+    inversions: tuple[str, ...],
     vae: str | None,
     config: str | None,
     allow_pickle: bool,
@@ -195,6 +204,7 @@ def export(
             calibration_samples=calibration_samples,
             fidelity_floor=fidelity_floor,
             lora=loras,
+            textual_inversion=inversions,
             vae=vae,
             config=config,
             allow_pickle=allow_pickle,

@@ -85,6 +85,7 @@ def export(
     calibration_samples: int | None = None,
     fidelity_floor: float | None = None,
     lora: str | Path | Sequence[str | Path] = (),
+    textual_inversion: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
@@ -118,6 +119,8 @@ def export(
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
         lora: files or Hub ids to fuse into the weights, each with its scale if it is not 1, as
             ``"style.safetensors:0.8"``.
+        textual_inversion: files or Hub ids with vectors for new words, each with its word if it is
+            not the file's own, as ``"cat.safetensors:<cat>"``.
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
@@ -149,8 +152,11 @@ def export(
     check(options)
     progress = Progress(report)
     with progress.stage("source", "read and digest"):
-        loras = [lora] if isinstance(lora, str | Path) else lora
-        asked_for = {"lora": [str(each) for each in loras], "vae": [str(vae)] if vae else []}
+        asked_for = {
+            "vae": _texts(vae or ()),
+            "lora": _texts(lora),
+            "textual-inversion": _texts(textual_inversion),
+        }
         configured = None if config is None else str(config)
         found = resolve(source, revision, variant, asked_for, configured, allow_pickle)
     destination = Path(output)
@@ -161,6 +167,10 @@ def export(
     if previous is not None and up_to_date(previous, found, destination, keys, options):
         return Exported(destination, previous)
     return _Compilation(found, options, keys, Store(destination, previous), progress).run(previous)
+
+
+def _texts(given: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(each) for each in ([given] if isinstance(given, str | Path) else given)]
 
 
 class _Compilation:
@@ -268,7 +278,7 @@ class _Compilation:
                 *scheduler,
                 self.source.revision,
                 tuple(
-                    Ingredient(each.kind, each.id, each.sha256, each.scale)
+                    Ingredient(each.kind, each.id, each.sha256, each.scale, each.token)
                     for each in self.source.ingredients
                 ),
             ),
@@ -287,6 +297,7 @@ class _Compilation:
 
     def _tokenizers(self, pipe: Any, description: Description) -> list[Tokenizer]:
         from exporter import tokenizers
+        from exporter.textual_inversion import expansions
 
         made = []
         for text in description.text_inputs:
@@ -306,7 +317,13 @@ class _Compilation:
 
             item = self.store.item(key, f"tokenizer/{text.input}", write)
             made.append(
-                Tokenizer(item.files[0], text.input, tokenizer.model_max_length, text.texts)
+                Tokenizer(
+                    item.files[0],
+                    text.input,
+                    tokenizer.model_max_length,
+                    text.texts,
+                    expansions(tokenizer),
+                )
             )
         return made
 

@@ -17,19 +17,21 @@ from typing import Any, Protocol
 KINDS: Mapping[str, str] = {
     "vae": "exporter.replaced_vae",
     "lora": "exporter.lora",
+    "textual-inversion": "exporter.textual_inversion",
 }
 
 
 @dataclass(frozen=True)
 class Ingredient:
     """`id`: as it was asked for, less the folder of a local file; `sha256`: of its content;
-    `scale`: how strongly it is mixed in, None where it replaces."""
+    `scale`: how strongly it is mixed in, None where it is not; `token`: the word that it adds."""
 
     kind: str
     id: str
     path: Path
     sha256: str
     scale: float | None = None
+    token: str | None = None
 
 
 class Kind(Protocol):
@@ -69,7 +71,7 @@ def changed(
         for part in kind(each.kind).parts(pipeline_class):
             if part in digests:
                 known = found.setdefault(part, [digests[part]])
-                known.append([each.kind, each.sha256, each.scale])
+                known.append([each.kind, each.sha256, each.scale, each.token])
     return found
 
 

@@ -6,19 +6,16 @@ the file that meets none in the pipeline is an error, where they would only warn
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter import weight_files
 from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
-_SUFFIX = ".safetensors"
-_USUAL = "pytorch_lora_weights.safetensors"  # as diffusers saves them
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _OF_A_LAYER = re.compile(r"\.(lora_|lokr_|loha_|hada_|dora_|oft_|alpha$)")
 _SHOWN = 5
 
@@ -26,16 +23,8 @@ _SHOWN = 5
 def find(asked: str) -> Ingredient:
     """``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with ``:SCALE``."""
     place, scale = _scaled(asked)
-    path = Path(place).expanduser()
-    if path.is_dir():
-        path = path / _only(place, [each.name for each in path.iterdir() if each.is_file()])
-    elif not path.is_file():
-        path = _download(place)
-    _check(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    name = path.name if Path(place).expanduser().exists() else place
-    return Ingredient("lora", name, path, sha256, scale)
+    name, path = weight_files.find(place, "LoRA", "pytorch_lora_weights.safetensors")
+    return Ingredient("lora", name, path, weight_files.sha256_of(path), scale)
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
@@ -136,53 +125,6 @@ def _scaled(asked: str) -> tuple[str, float]:
     if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", scale, re.IGNORECASE):
         return asked, 1.0
     return place, float(scale)
-
-
-def _only(place: str, names: Sequence[str]) -> str:
-    """Which of a folder's files is meant."""
-    fitting = sorted(name for name in names if name.endswith(_SUFFIX))
-    if _USUAL in fitting:
-        return _USUAL
-    if len(fitting) != 1:
-        raise SourceError(
-            f"{place} holds {len(fitting) or 'no'} {_SUFFIX} files; name the one that is meant"
-        )
-    return fitting[0]
-
-
-def _download(place: str) -> Path:
-    pieces = place.split("/")
-    if len(pieces) < 2 or not all(pieces) or place.startswith((".", "~")):
-        raise SourceError(f"no such LoRA: {place}")
-    import huggingface_hub
-
-    owner, inside = "/".join(pieces[:2]), "/".join(pieces[2:])
-    try:
-        inside = inside or _only(place, huggingface_hub.list_repo_files(owner))
-        return Path(huggingface_hub.hf_hub_download(owner, inside))
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"{place} is no file here, and it could not be had from the Hub: {first_line(error)}"
-        ) from error
-
-
-def _check(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix.lower() in _PICKLES:
-        raise SourceError(
-            f"{path.name} is a pickle, which runs whatever code it holds when it is read; "
-            "convert it to safetensors, with a program and from a source that you trust"
-        )
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise SourceError(
-            f"{path} is no safetensors file, or damaged: {first_line(error)}"
-        ) from error
 
 
 def _require_peft() -> None:

@@ -7,16 +7,14 @@ that diffusers takes the file for.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.weight_files import PICKLES, SAFE, check, sha256_of
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
-SAFE = ".safetensors"
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _CONFIGURATION = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
 
 
@@ -36,11 +34,9 @@ def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFi
         SourceError: of an unknown kind, damaged, a pickle that was not allowed; no configuration.
     """
     _check(path, allow_pickle)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     place = config or _guess(path)
     folder = Path(place).expanduser()
-    return SingleFile(path, folder if folder.is_dir() else _download(place, path), sha256)
+    return SingleFile(path, folder if folder.is_dir() else _download(place, path), sha256_of(path))
 
 
 def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
@@ -81,26 +77,15 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
 
 
 def _check(path: Path, allow_pickle: bool) -> None:
-    from safetensors import SafetensorError, safe_open
-
     kind = path.suffix.lower()
-    if kind in _PICKLES:
-        if allow_pickle:
-            return
-        raise SourceError(
-            f"{path.name} is a pickle, which can run whatever code it holds when it is read; "
-            "convert it to safetensors, or trust who made it and give --allow-pickle"
-        )
-    if kind != SAFE:
+    if kind in PICKLES and allow_pickle:
+        return
+    if kind not in (SAFE, *PICKLES):
         raise SourceError(
             f"{path} is a file of no known kind; expected a {SAFE} checkpoint, a diffusers folder "
             "or a Hub id"
         )
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged or cut short: {first_line(error)}") from error
+    check(path, ", or trust who made it and give --allow-pickle")
 
 
 def _guess(path: Path) -> str:

@@ -21,6 +21,7 @@ from exporter import ingredients, single_file
 from exporter.families import FAMILIES, family_of
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
+from exporter.weight_files import SAFE, check, sha256_of
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
@@ -96,7 +97,7 @@ def resolve(
         digests = {name: digest([file.sha256, value]) for name, value in digests.items()}
     for name in (INDEX, NOTES):
         if (folder / name).is_file():
-            digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            digests[name] = sha256_of(folder / name)
     local = file.path if file else Path(source).expanduser()
     name = local.resolve().name if local.exists() else str(source)
     found = ingredients.find(asked or {})
@@ -219,31 +220,20 @@ def digest_folder(folder: Path, variant: str | None) -> str:
     """
     entries = {}
     for path in _relevant(folder, variant):
-        if path.suffix == ".safetensors":
-            _check_safetensors(path)
-        with path.open("rb") as file:
-            entries[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix == SAFE:
+            check(path)
+        entries[path.name] = sha256_of(path)
     return digest(entries)
 
 
 def _relevant(folder: Path, variant: str | None) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    weights = [path for path in files if path.suffix == ".safetensors"]
+    weights = [path for path in files if path.suffix == SAFE]
     if not weights:
         weights = [path for path in files if path.suffix == ".bin"]
     marked = [path for path in weights if variant and f".{variant}." in path.name]
     plain = [path for path in weights if len(path.suffixes) == 1]
     return [path for path in files if path.suffix in _CONFIGURATION] + (marked or plain or weights)
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged or cut short: {first_line(error)}") from error
 
 
 def _find_class(library: str, class_name: str) -> Any:

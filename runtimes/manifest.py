@@ -166,13 +166,15 @@ class Tokenizer(_Base, frozen=True):
     """A tokenizer.json and the encoder input that it feeds.
 
     `texts` names the call arguments that hold the text: the first one given is used. Padding
-    and truncation to `max_length` ids are settings of the file itself.
+    and truncation to `max_length` ids are settings of the file itself. `expansions`: words that
+    stand for several, which are written out before a text is tokenized.
     """
 
     file: File
     input: str
     max_length: int
     texts: tuple[str, ...]
+    expansions: dict[str, str] = {}
 
 
 class Argument(_Base, frozen=True):
@@ -265,13 +267,14 @@ class Probes(_Base, frozen=True):
 
 
 class Ingredient(_Base, frozen=True):
-    """What went in beside the source: its kind (``lora``, ``vae``), Hub id or file name, a digest
-    of its content, and how strongly it was mixed in, None where it replaced a part."""
+    """What went in beside the source: its kind (``lora``, ``vae``, ``textual-inversion``), Hub id
+    or file name, a digest of its content, how strongly it was mixed in, the word that it added."""
 
     kind: str
     id: str
     sha256: str
     scale: float | None = None
+    token: str | None = None
 
 
 class Source(_Base, frozen=True):

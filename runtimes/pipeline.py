@@ -423,7 +423,7 @@ def open_pipeline(
     sessions = Sessions(components, open_one, keep=not low_memory, parallel=parallel)
     try:
         tokenizers = {
-            each.input: TextTokenizer.load(bundle.path(each.file), each.max_length)
+            each.input: TextTokenizer.load(bundle.path(each.file), each.max_length, each.expansions)
             for each in bundle.manifest.tokenizers
         }
     except BaseException:

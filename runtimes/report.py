@@ -223,7 +223,9 @@ def _print_facts(manifest: Manifest) -> None:
 def _ingredients(manifest: Manifest) -> dict[str, str]:
     """What went in beside the source; nothing where that is all."""
     texts = [
-        f"{each.kind} {each.id}" + ("" if each.scale is None else f" at {each.scale:g}")
+        f"{each.kind} {each.id}"
+        + ("" if each.scale is None else f" at {each.scale:g}")
+        + (f" as {each.token}" if each.token else "")
         for each in manifest.source.ingredients
     ]
     return {"With": ", ".join(texts)} if texts else {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,16 +26,29 @@ class PromptTruncatedWarning(UserWarning):
 class TextTokenizer:
     """A tokenizer.json whose settings pad and truncate every text to `max_length` ids.
 
+    `expansions`: words that stand for several; see `runtimes.manifest.Tokenizer`.
     Safe to use from several threads.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, label: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_length: int,
+        label: str,
+        expansions: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._tokenizer = tokenizer
         self._label = label
+        self._expansions = expansions
+        # The longest first: "<cat>_1" is a word of its own, not "<cat>" and something more.
+        words = {*expansions, *(word for each in expansions.values() for word in each.split())}
+        self._words = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
         self.max_length = max_length
 
     @classmethod
-    def load(cls, path: Path, max_length: int) -> TextTokenizer:
+    def load(
+        cls, path: Path, max_length: int, expansions: Mapping[str, str] = MappingProxyType({})
+    ) -> TextTokenizer:
         """Read a tokenizer.json.
 
         Raises:
@@ -42,7 +57,8 @@ class TextTokenizer:
         from tokenizers import Tokenizer
 
         label = f"{path.parent.name}/{path.name}"
-        made = cls(_guarded(label, Tokenizer.from_file, str(path)), max_length, label)
+        loaded = _guarded(label, Tokenizer.from_file, str(path))
+        made = cls(loaded, max_length, label, expansions)
         made._ids("")
         return made
 
@@ -51,7 +67,13 @@ class TextTokenizer:
 
         An over-long text is cut, and a `PromptTruncatedWarning` quotes what was left out.
         """
-        return np.array([self._ids(text) for text in texts], np.int64).reshape(-1, self.max_length)
+        ids = [self._ids(self._expanded(text)) for text in texts]
+        return np.array(ids, np.int64).reshape(-1, self.max_length)
+
+    def _expanded(self, text: str) -> str:
+        if not self._expansions:
+            return text
+        return self._words.sub(lambda word: self._expansions.get(word[0], word[0]), text)
 
     def _ids(self, text: str) -> list[int]:
         # One by one: encode_batch would start a pool of threads for a handful of texts.

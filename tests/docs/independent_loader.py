@@ -352,6 +352,18 @@ class Bundle:
         joined = {name: np.concatenate(values) for name, values in rows.items()}
         return _cast(self.denoiser, joined)
 
+    def _written_out(self, name: str, text: str) -> str:
+        """Words that stand for several, from left to right, the longest that fits."""
+        (given,) = (t for t in self.manifest["tokenizers"] if t["input"] == name)
+        stands_for = given.get("expansions", {})
+        known = {*stands_for, *(word for each in stands_for.values() for word in each.split(" "))}
+        made, at = "", 0
+        while at < len(text):
+            here = max((w for w in known if text.startswith(w, at)), key=len, default=text[at])
+            made += stands_for.get(here, here)
+            at += len(here)
+        return made
+
     def _encoded(
         self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int
     ) -> dict[str, Array]:
@@ -361,7 +373,7 @@ class Bundle:
         }
         zero = branch["missing"] == "zeros" and all(text is None for text in texts.values())
         ids = {
-            name: np.array([self.tokenizers[name].encode(text or "").ids])
+            name: np.array([self.tokenizers[name].encode(self._written_out(name, text or "")).ids])
             for name, text in texts.items()
         }
         for tokenizer in self.manifest["tokenizers"]:

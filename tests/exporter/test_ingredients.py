@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import latentc
-from exporter import lora, source
+from exporter import lora, source, textual_inversion
 from exporter.compile import export
 from latentc.cli import run as command
 from runtimes.errors import SourceError
@@ -210,8 +210,8 @@ def test_a_lora_of_another_family_is_refused_with_its_layers(
     ("arguments", "says"),
     [
         (["--lora", "{tmp}/none.safetensors"], "no such LoRA"),
-        (["--lora", "{tmp}/cut.safetensors"], "no safetensors file, or damaged"),
-        (["--lora", "{tmp}/old.bin"], "is a pickle, which runs whatever code"),
+        (["--lora", "{tmp}/cut.safetensors"], "is damaged or cut short"),
+        (["--lora", "{tmp}/old.bin"], "is a pickle, which can run whatever code"),
         (["--lora", "{tmp}/empty"], "holds no .safetensors files"),
         (
             ["--lora", "{tmp}/other.safetensors"],
@@ -260,3 +260,103 @@ def test_a_pipeline_without_such_parts(
     ):
         with pytest.raises(SourceError, match=says):
             source.load(source.resolve(folder, asked=asked))
+
+
+def make_inversion(folder: Path, file: Path, name: str, vectors: int = 2) -> Path:
+    """Vectors for one word; a pair for pipelines with two text encoders."""
+    torch.manual_seed(11)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+
+    def tensor(encoder: Any) -> torch.Tensor:
+        return torch.randn(vectors, encoder.get_input_embeddings().weight.shape[1])
+
+    second = getattr(pipe, "text_encoder_2", None)
+    pair = {"clip_l": tensor(pipe.text_encoder)} | ({"clip_g": tensor(second)} if second else {})
+    save_file(pair if second else {name: pair["clip_l"]}, file)
+    return file
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_new_word(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str, vectors: int
+) -> None:
+    folder = pipeline_folder(name)
+    file = make_inversion(folder, tmp_path / "cat.safetensors", "<cat>", vectors)
+    asked = f"{file}:<cat>" if name == "sdxl" else str(file)
+    made = export(folder, tmp_path / "b", textual_inversion=asked, **SMALL)
+    (recorded,) = made.manifest.source.ingredients
+    assert (recorded.kind, recorded.id, recorded.token) == (
+        "textual-inversion",
+        "cat.safetensors",
+        "<cat>",
+    )
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    state = load_file(file)
+    pipe.load_textual_inversion(next(iter(state.values())), token="<cat>")
+    if name == "sdxl":
+        pipe.load_textual_inversion(
+            state["clip_g"],
+            token="<cat>",
+            text_encoder=pipe.text_encoder_2,
+            tokenizer=pipe.tokenizer_2,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    for prompt in ("a red <cat> above <cat>, blue", "no such word"):
+        generator = torch.Generator().manual_seed(5)
+        wanted = pipe(prompt, generator=generator, output_type="latent", **CALL).images
+        with latentc.load(tmp_path / "b") as ours:
+            found = ours(prompt, seed=5, output_type="latent", **CALL).latents
+        assert relative_l2(found, wanted.float().numpy()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("made_for", "used_on", "says"),
+    [
+        ("sd", "sdxl", "has vectors for text_encoder; StableDiffusionXLPipeline needs them for te"),
+        ("sd", "unconditional", "DDPMPipeline takes no new words"),
+    ],
+)
+def test_words_that_do_not_fit(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, made_for: str, used_on: str, says: str
+) -> None:
+    file = make_inversion(pipeline_folder(made_for), tmp_path / "cat.safetensors", "<cat>")
+    asked = {"textual-inversion": [str(file)]}
+    with pytest.raises(SourceError, match=says):
+        source.load(source.resolve(pipeline_folder(used_on), asked=asked))
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "says"),
+    [
+        ({"<cat>": torch.zeros(2, 5)}, "", "does not fit: vectors of 5 numbers for '<cat>', and"),
+        (
+            {"a": torch.zeros(1), "b": torch.zeros(1)},
+            "",
+            "is no textual inversion: expected one te",
+        ),
+        ({"emb_params": torch.zeros(1, 32)}, ":red</w>", "already in tokenizer vocabulary"),
+    ],
+)
+def test_files_that_are_no_words(
+    pipeline_folder: Callable[[str], Path],
+    tmp_path: Path,
+    state: dict[str, torch.Tensor],
+    word: str,
+    says: str,
+) -> None:
+    save_file(state, tmp_path / "cat.safetensors")
+    asked = {"textual-inversion": [f"{tmp_path / 'cat.safetensors'}{word}"]}
+    with pytest.raises(SourceError, match=says):
+        source.load(source.resolve(pipeline_folder("sd"), asked=asked))
+
+
+def test_the_word_of_a_file(tmp_path: Path) -> None:
+    for name, asked, expected in (
+        ("<cat>", "", "<cat>"),
+        ("<cat>", ":<dog>", "<dog>"),
+        ("emb_params", "", "style"),
+    ):
+        save_file({name: torch.zeros(1, 4)}, tmp_path / "style.safetensors")
+        found = textual_inversion.find(f"{tmp_path / 'style.safetensors'}{asked}")
+        assert found.token == expected

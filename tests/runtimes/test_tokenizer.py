@@ -76,3 +76,13 @@ def test_settings_must_give_the_promised_length(path: Path, missing: str) -> Non
 def test_another_length_than_the_manifest_says(path: Path) -> None:
     with pytest.raises(BundleError, match="gives 6 ids for a text where the manifest says 7"):
         TextTokenizer.load(path, 7)
+
+
+def test_words_that_stand_for_several(path: Path) -> None:
+    words = {"<cat>": "<cat> <cat>_1", "<cat>_x": "<cat>_x <cat>_x_1"}
+    plain, made = TextTokenizer.load(path, MAX_LENGTH), TextTokenizer.load(path, MAX_LENGTH, words)
+    assert made._expanded("a <cat>, <cat>_1 <cat>_x.") == (
+        "a <cat> <cat>_1, <cat>_1 <cat>_x <cat>_x_1."
+    )
+    assert plain._expanded("a <cat>") == "a <cat>"
+    assert np.array_equal(made.encode(["a red"]), plain.encode(["a red"]))

@@ -1,0 +1,120 @@
+"""Textual inversion: embeddings of new words, learnt for a concept (Gal et al. 2022,
+https://arxiv.org/abs/2208.01618). diffusers adds them to tokenizer and text encoder.
+
+A word with several vectors is several tokens: diffusers writes ``<cat>`` in a prompt out as ``<cat>
+<cat>_1 …`` before it is tokenized, and so does a bundle's runtime (`expansions`). Where a prompt
+has ``<cat>_1`` itself beside ``<cat>``, diffusers writes a part of it out once more; we do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from exporter import weight_files
+from exporter.ingredients import Ingredient
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+
+if TYPE_CHECKING:
+    import torch
+
+_A1111 = "emb_params"  # how web interfaces call the only tensor
+# Of a pair, by the encoder that it is for; a single one is for the only encoder.
+_PAIR = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+
+
+def find(asked: str) -> Ingredient:
+    """``FILE``, ``FOLDER`` or a Hub id, with ``:WORD``; else the word that the file names, or the
+    file's own name."""
+    place, colon, word = asked.rpartition(":")
+    if not colon or "/" in word or "\\" in word:
+        place, word = asked, ""
+    name, path = weight_files.find(place, "textual inversion", "learned_embeds.safetensors")
+    word = word or _named(path) or path.stem
+    sha256 = weight_files.sha256_of(path)
+    return Ingredient("textual-inversion", name, path, sha256, token=word)
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    import diffusers
+
+    if not hasattr(getattr(diffusers, pipeline_class, None), "load_textual_inversion"):
+        return ()
+    return tuple(part for pair in _PAIR.values() for part in pair)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+    """Add the words."""
+    from exporter.source import quiet_loading
+
+    if not hasattr(pipe, "load_textual_inversion"):
+        raise SourceError(f"{type(pipe).__name__} takes no new words ({ingredients[0].id})")
+    for each in ingredients:
+        with quiet_loading():
+            _add(pipe, each)
+
+
+def expansions(tokenizer: Any) -> dict[str, str]:
+    """For each word of several tokens what it stands for in a text."""
+    known = set(getattr(tokenizer, "added_tokens_encoder", ()))
+    made = {}
+    for word in known:
+        pieces = [word]
+        while f"{word}_{len(pieces)}" in known:
+            pieces.append(f"{word}_{len(pieces)}")
+        if len(pieces) > 1:
+            made[word] = " ".join(pieces)
+    return dict(sorted(made.items()))
+
+
+def _add(pipe: Any, inversion: Ingredient) -> None:
+    encoders = [pair for pair in _PAIR.values() if getattr(pipe, pair[0], None) is not None]
+    vectors = _vectors(inversion)
+    if set(vectors) != set(encoders):
+        raise SourceError(
+            f"{inversion.id} has vectors for {_list(vectors)}; {type(pipe).__name__} needs them "
+            f"for {_list(encoders)}"
+        )
+    for (encoder, tokenizer), tensor in vectors.items():
+        try:
+            pipe.load_textual_inversion(
+                tensor,
+                token=inversion.token,
+                text_encoder=getattr(pipe, encoder),
+                tokenizer=getattr(pipe, tokenizer),
+            )
+        except Exception as error:
+            width = getattr(pipe, encoder).get_input_embeddings().weight.shape[1]
+            raise SourceError(
+                f"{inversion.id} does not fit: vectors of {tensor.shape[-1]} numbers for "
+                f"{inversion.token!r}, and {encoder} has {width} ({first_line(error)})"
+            ) from error
+
+
+def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
+    """The tensor for each pair of encoder and tokenizer."""
+    from safetensors.torch import load_file
+
+    found = load_file(inversion.path)
+    if len(found) == 1:
+        return {_PAIR["clip_l"]: next(iter(found.values()))}
+    if set(found) == set(_PAIR):
+        return {_PAIR[name]: tensor for name, tensor in found.items()}
+    raise SourceError(
+        f"{inversion.id} is no textual inversion: expected one tensor, or {' and '.join(_PAIR)}; "
+        f"found {', '.join(sorted(found)[:4])}"
+    )
+
+
+def _named(path: Any) -> str:
+    """The word that a file of diffusers' own names."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        names = list(file.keys())
+    return names[0] if len(names) == 1 and names[0] != _A1111 else ""
+
+
+def _list(pairs: Any) -> str:
+    return " and ".join(encoder for encoder, _ in pairs)

@@ -1,0 +1,93 @@
+"""Files of weights: where they are, that they are safe to read and whole, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+
+SAFE = ".safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check(path: Path, hint: str = "") -> None:
+    """Refuse what would run code when it is read, and what is damaged.
+
+    Args:
+        hint: what else there is to do about a pickle.
+
+    Raises:
+        SourceError: it is a pickle, or not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() in PICKLES:
+        raise SourceError(
+            f"{path.name} is a pickle, which can run whatever code it holds when it is read; "
+            f"convert it to safetensors{hint}"
+        )
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged or cut short: {first_line(error)}") from error
+
+
+def find(place: str, what: str, usual: str) -> tuple[str, Path]:
+    """A file by its path, by the folder that holds it, or on the Hub by ``OWNER/NAME`` or
+    ``OWNER/NAME/FILE``: its name without this machine's folders, and where it is.
+
+    Args:
+        what: it is, for errors.
+        usual: the file's name that is meant where there are several.
+
+    Raises:
+        SourceError: it is not there, several could be meant, or `check` refuses it.
+    """
+    path = Path(place).expanduser()
+    local = path.exists()
+    if path.is_dir():
+        path = path / _only(place, [e.name for e in path.iterdir() if e.is_file()], usual)
+    elif not local:
+        path = _download(place, what, usual)
+    check(path)
+    return (path.name if local else place), path
+
+
+def _only(place: str, names: Sequence[str], usual: str) -> str:
+    """Which of a folder's files is meant."""
+    fitting = sorted(name for name in names if name.endswith(SAFE))
+    if usual in fitting:
+        return usual
+    if len(fitting) != 1:
+        raise SourceError(
+            f"{place} holds {len(fitting) or 'no'} {SAFE} files; name the one that is meant"
+        )
+    return fitting[0]
+
+
+def _download(place: str, what: str, usual: str) -> Path:
+    pieces = place.split("/")
+    if len(pieces) < 2 or not all(pieces) or place.startswith((".", "~")):
+        raise SourceError(f"no such {what}: {place}")
+    import huggingface_hub
+
+    owner, inside = "/".join(pieces[:2]), "/".join(pieces[2:])
+    try:
+        inside = inside or _only(place, huggingface_hub.list_repo_files(owner), usual)
+        return Path(huggingface_hub.hf_hub_download(owner, inside))
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{place} is no file here, and it could not be had from the Hub: {first_line(error)}"
+        ) from error
