@@ -135,7 +135,7 @@ class Request:
             **texts,
             **self.scales,
             **self._shortcuts(),
-            **{name: [*values] for name, values in self.numbers.items()},
+            **{n: v[0] if len(v) == 1 else [*v] for n, v in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
             "height": self.height,

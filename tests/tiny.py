@@ -13,6 +13,8 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -118,6 +120,21 @@ def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> None:
     ).save_pretrained(folder)
 
 
+def latent_consistency(folder: Path) -> None:
+    """A UNet that takes the guidance scale, with an odd width of its embedding."""
+    tokens = tokenizer(folder / "tokenizer")
+    LatentConsistencyModelPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        tokenizer=tokens,
+        unet=conditional_unet(time_cond_proj_dim=25),
+        scheduler=LCMScheduler(**BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
 def stable_diffusion_v(folder: Path) -> None:
     stable_diffusion(folder, "v_prediction")
 
@@ -165,6 +182,7 @@ def unconditional(folder: Path) -> None:
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
+    "lcm": latent_consistency,
     "sdxl": stable_diffusion_xl,
     "unconditional": unconditional,
 }

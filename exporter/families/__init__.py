@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # diffusers class name → module of this package. One line per pipeline class.
 FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion",
+    "LatentConsistencyModelPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",

@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x and 2.x text-to-image (epsilon and v-prediction)."""
+"""Stable Diffusion 1.x and 2.x text-to-image (epsilon and v-prediction), and latent consistency
+models made from them, whose UNets take the guidance scale as an input."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from exporter.families import Description, Graph, TextInput, latents_of
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
-    classifier_free_guidance,
     decoder_graph,
+    guidance_embedding,
+    guided_by,
     ids_spec,
     sample_spec,
     vae_factor,
@@ -20,8 +22,8 @@ from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
-_GUIDANCE_SCALE = 7.5  # StableDiffusionPipeline.__call__
-_STEPS = 50
+# By class, guidance scale and steps: the defaults of the pipelines' calls.
+_DEFAULTS = {"StableDiffusionPipeline": (7.5, 50), "LatentConsistencyModelPipeline": (8.5, 4)}
 
 
 class TextEncoder(torch.nn.Module):
@@ -42,17 +44,30 @@ class Denoiser(torch.nn.Module):
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.embedding = guidance_embedding(unet)
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        guidance_scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
-        prediction = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        prediction = self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=self.embedding(guidance_scale),
+            return_dict=False,
+        )[0]
         return (prediction,)
 
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     check_unet(pipe.unet)
+    scale, steps = _DEFAULTS[type(pipe).__name__]
+    guided = guided_by(pipe.unet, scale, "empty")
     if getattr(pipe.text_encoder.config, "use_attention_mask", False):
         raise UnsupportedPipeline("a text encoder with use_attention_mask is not supported yet")
     length = pipe.tokenizer.model_max_length
@@ -77,6 +92,7 @@ def describe(pipe: Any) -> Description:
                 "sample": sample,
                 "timestep": TensorSpec("float32", (1,)),
                 "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
+                **guided.inputs,
             },
             outputs={"prediction": sample},
         ),
@@ -87,10 +103,10 @@ def describe(pipe: Any) -> Description:
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
-        arguments=(),
-        vectors=(),
-        guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
-        num_inference_steps=_STEPS,
+        arguments=guided.arguments,
+        vectors=guided.vectors,
+        guidance=guided.guidance,
+        num_inference_steps=steps,
         resizable=True,
         denoiser=pipe.unet,
         call=lambda **arguments: pipe(output_type="np", **arguments).images,

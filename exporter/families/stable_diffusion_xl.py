@@ -10,8 +10,9 @@ from exporter.families import Description, Graph, TextInput, latents_of
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
-    classifier_free_guidance,
     decoder_graph,
+    guidance_embedding,
+    guided_by,
     ids_spec,
     sample_spec,
     vae_factor,
@@ -51,6 +52,7 @@ class Denoiser(torch.nn.Module):
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.embedding = guidance_embedding(unet)
 
     def forward(
         self,
@@ -59,11 +61,13 @@ class Denoiser(torch.nn.Module):
         encoder_hidden_states: torch.Tensor,
         text_embeds: torch.Tensor,
         time_ids: torch.Tensor,
+        guidance_scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
         prediction = self.unet(
             sample,
             timestep,
             encoder_hidden_states,
+            timestep_cond=self.embedding(guidance_scale),
             added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
             return_dict=False,
         )[0]
@@ -75,6 +79,8 @@ def describe(pipe: Any) -> Description:
     check_unet(pipe.unet)
     if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
         raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
+    zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
+    guided = guided_by(pipe.unet, _GUIDANCE_SCALE, zeros)
     length = pipe.tokenizer.model_max_length
     width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
@@ -102,12 +108,12 @@ def describe(pipe: Any) -> Description:
                 "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
                 "text_embeds": pooled,
                 "time_ids": TensorSpec("float32", ("batch", 6)),
+                **guided.inputs,
             },
             outputs={"prediction": sample},
         ),
         Denoiser(pipe.unet),
     )
-    zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     return Description(
         task="text-to-image",
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
@@ -120,11 +126,13 @@ def describe(pipe: Any) -> Description:
             Argument("original_size", ("height", "width")),
             Argument("crops_coords_top_left", (0.0, 0.0)),
             Argument("target_size", ("height", "width")),
+            *guided.arguments,
         ),
         vectors=(
             VectorInput("time_ids", ("original_size", "crops_coords_top_left", "target_size")),
+            *guided.vectors,
         ),
-        guidance=classifier_free_guidance(_GUIDANCE_SCALE, zeros),
+        guidance=guided.guidance,
         num_inference_steps=_STEPS,
         resizable=True,
         denoiser=pipe.unet,

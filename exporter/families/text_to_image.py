@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from exporter.families import Graph
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Branch, Component, Guidance, TensorSpec
+from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
 
 # Of the whole-loop check. Strong guidance in a few steps multiplies rounding: int8 weights, 2e-2
 # off in one call of the built-in model, are 2e-1 off at the end at 7.5, as much as 7.0 would be.
 # At 2 they stay 2e-2 off, and another seed or colour or no guidance is a 2e-1 that shows.
 PROBE_GUIDANCE = 2.0
+_SCALE = "guidance_scale"
 
 
 class Decoder(torch.nn.Module):
@@ -81,6 +84,64 @@ def classifier_free_guidance(scale: float, missing: Any) -> Guidance:
     )
 
 
+class GuidanceEmbedding(torch.nn.Module):
+    """guidance_scale [batch, 1] → [batch, width]: waves of the scale less one, for UNets that were
+    distilled to take the guidance as an input (Luo et al. 2023, latent consistency models).
+
+    As `get_guidance_scale_embedding` of diffusers' pipelines.
+    """
+
+    frequencies: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        step = torch.log(torch.tensor(10000.0)) / (half - 1)
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -step)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.odd = width % 2
+
+    def forward(self, guidance_scale: torch.Tensor) -> torch.Tensor:
+        waves = (guidance_scale - 1.0) * 1000.0 * self.frequencies
+        made = torch.cat([torch.sin(waves), torch.cos(waves)], dim=1)
+        return torch.nn.functional.pad(made, (0, 1)) if self.odd else made
+
+
+class NoEmbedding(torch.nn.Module):
+    """In the place of an embedding where the UNet has none."""
+
+    def forward(self, guidance_scale: torch.Tensor | None) -> None:
+        return None
+
+
+def guidance_embedding(unet: Any) -> torch.nn.Module:
+    """What makes the UNet's `timestep_cond` of the guidance scale."""
+    width = unet.config.time_cond_proj_dim
+    return NoEmbedding() if width is None else GuidanceEmbedding(width)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """How a UNet is guided: the denoiser's inputs for it, and what the manifest says."""
+
+    guidance: Guidance
+    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    arguments: tuple[Argument, ...] = ()
+    vectors: tuple[VectorInput, ...] = ()
+
+
+def guided_by(unet: Any, scale: float, missing: Any) -> Guided:
+    """By two branches, or in one that is told the scale, where the UNet was distilled for that."""
+    if unet.config.time_cond_proj_dim is None:
+        return Guided(classifier_free_guidance(scale, missing))
+    return Guided(
+        Guidance(branches=(Branch("positive", "", "empty", 1.0),), single="positive"),
+        {_SCALE: TensorSpec("float32", ("batch", 1))},
+        (Argument(_SCALE, (scale,)),),
+        (VectorInput(_SCALE, (_SCALE,)),),
+    )
+
+
 def check_unet(unet: Any) -> None:
     """Refuse what the graphs below would silently leave out."""
     config = unet.config
@@ -89,6 +150,6 @@ def check_unet(unet: Any) -> None:
             f"a UNet with {config.in_channels} input and {config.out_channels} output channels "
             "(inpainting, depth, learned variance …) is not supported yet"
         )
-    for option in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
+    for option in ("class_embed_type", "encoder_hid_dim_type"):
         if getattr(config, option, None) is not None:
             raise UnsupportedPipeline(f"a UNet with {option} is not supported yet")

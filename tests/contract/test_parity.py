@@ -27,6 +27,7 @@ PROMPTS = {
     "builtin": {"prompt": "a large red circle above a small blue square", "guidance_scale": 5.0},
     "sd": {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 7.5},
     "sd-v": {"prompt": "a red circle", "guidance_scale": 4.0},
+    "lcm": {"prompt": "a red circle", "guidance_scale": 6.0},
     "sdxl": {"prompt": "a red circle", "prompt_2": "flat", "guidance_scale": 5.0},
 }
 
@@ -154,6 +155,19 @@ def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Refer
         **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
     assert_same(result, latents, pictures)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scheduler", ["lcm", "ddim"])
+def test_guidance_that_the_denoiser_takes(
+    scheduler: str, backend: str, ours: Any, reference: Reference
+) -> None:
+    latents, pictures = reference("lcm", scheduler)
+    result = ours("lcm", backend)(
+        **PROMPTS["lcm"], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
+    )
+    assert_same(result, latents, pictures)
+    assert result.settings["guidance_scale"] == 6.0
 
 
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
