@@ -17,6 +17,8 @@ from runtimes.errors import InputError
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle
 
+ROOT = Path(__file__).resolve().parents[2]
+
 SETTINGS = Settings(
     prompt="a red circle", negative_prompt=None, guidance_scale=None, seed=0,
     scenarios=["end_to_end"], rounds=1, repeats=1, timeout=60.0, memory_limit=0,
@@ -102,8 +104,17 @@ def test_a_file_with_a_mistake_is_refused(tmp_path: Path, text: str, message: st
         cases.read(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.toml")), ids=lambda path: path.stem)
+def test_the_files_of_the_reports(path: Path) -> None:
+    """Each can be read, and names the command that it is for."""
+    found = cases.read(path)
+    assert all(list(group.cases()) for group in found.groups)
+    assert set(found.baselines or ()) <= {*cases.BASELINES, "none"}
+    assert f"--cases benchmarks/{path.name}" in path.read_text("utf-8")
+
+
 def test_the_documents_file_of_cases_is_one(tmp_path: Path) -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "benchmarking.md"
+    page = ROOT / "docs" / "benchmarking.md"
     (text,) = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     found = cases.read(write(tmp_path, text))
     assert len([case for group in found.groups for case in group.cases()]) == 14
