@@ -106,7 +106,9 @@ def trajectories(
     Args:
         told: called with the number of the denoiser's calls so far.
     """
-    from exporter.reference import denoiser_inputs, run, tokens
+    import torch
+
+    from exporter.reference import denoiser_inputs, image_encoder_inputs, run, tokens
     from runtimes.manifest import LoopProbe
 
     latents = description.latents
@@ -114,6 +116,8 @@ def trajectories(
     made: list[Mapping[str, torch.Tensor]] = []
     texts: list[Mapping[str, torch.Tensor]] = []
     ends: list[Mapping[str, torch.Tensor]] = []
+    drawn: list[Mapping[str, torch.Tensor]] = []
+    encoder = next((g for g in description.graphs if g.component.role == "image_encoder"), None)
     while len(made) < calibration.samples:
         turn = len(made) // STEPS
         prompt = calibration.prompts[turn % len(calibration.prompts)]
@@ -122,13 +126,19 @@ def trajectories(
         told_of = replace(description, probe_arguments=arguments)
         size = (latents.default_height, latents.default_width)
         probe = LoopProbe(arguments, "", STEPS, SEED + turn, *size)
-        seen, _ = run(pipe, told_of, probe)
+        seen, images = run(pipe, told_of, probe)
         wanted = range(len(seen.calls))[: calibration.samples - len(made)]
         made += denoiser_inputs(pipe, told_of, graph, seen, size, wanted)
         texts.append(tokens(pipe, told_of))
-        ends += [] if seen.latents is None else [{"latents": seen.latents}]
+        if seen.latents is not None:
+            ends.append({"latents": seen.latents})
+        if seen.latents is not None and encoder is not None:
+            pictures = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            drawn.append(image_encoder_inputs(encoder, pictures, seen.latents))
         told(len(made))
-    return Trajectories({"denoiser": made, "encoder": texts, "decoder": ends})
+    return Trajectories(
+        {"denoiser": made, "encoder": texts, "decoder": ends, "image_encoder": drawn}
+    )
 
 
 def ranges(

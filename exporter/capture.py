@@ -36,13 +36,16 @@ _NOISY = ("torch", "torch.__trace", "torch.onnx", "onnxscript", "onnx_ir")
 def example_inputs(
     graph: Graph, symbols: Mapping[str, int], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps and ids."""
+    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps, ids, and pictures
+    of numbers from 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, spec in graph.component.inputs.items():
         shape = [resolve(dim, symbols) for dim in spec.shape]
         if name == "timestep":
             made[name] = torch.full(shape, 601.0)
+        elif name == "image":
+            made[name] = torch.rand(shape, generator=generator)
         elif spec.dtype == "int64":
             made[name] = torch.randint(0, graph.vocabulary, shape, generator=generator)
         else:
@@ -151,26 +154,28 @@ def symbol_values(description: Description, traced: bool) -> dict[str, int]:
 
 
 class _Dims:
-    """`torch.export` dimensions by manifest symbol; spatial ones are multiples of a base."""
+    """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
+    ones are multiples of a base."""
 
     def __init__(self, multiple: int) -> None:
         self._multiple = multiple
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
-        if symbol not in self._known:
-            self._known[symbol] = self._make(symbol)
-        return self._known[symbol]
+        times, _, name = symbol.rpartition("*")
+        if name not in self._known:
+            self._known[name] = self._base(name)
+        factor = int(times or 1) * (self._multiple if name in ("height", "width") else 1)
+        return self._known[name] if factor == 1 else factor * self._known[name]
 
-    def _make(self, symbol: str) -> Any:
-        if symbol == "batch":
+    def _base(self, name: str) -> Any:
+        if name == "batch":
             return Dim("batch", min=1, max=MAX_BATCH)
-        if symbol == "sequence":
+        if name == "sequence":
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
-        if self._multiple == 1:
-            return Dim(symbol, min=1, max=MAX_LATENT)
-        base = Dim(f"_{symbol}", min=1, max=MAX_LATENT // self._multiple)
-        return self._multiple * base
+        # A base of its own name: a dimension may not be called like a multiple of it.
+        label = name if self._multiple == 1 else f"_{name}"
+        return Dim(label, min=1, max=MAX_LATENT // self._multiple)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export ./my-pipeline -o bundle --lora style.safetensors:0.8 --lora owner/name
       latentc export ./my-pipeline -o bundle --textual-inversion "cat.safetensors:<cat>"
       latentc export builtin -o bundle --target openvino --pass step-cache
+      latentc export builtin -o redraw --target openvino --task image-to-image
       latentc export builtin -o shapes --target openvino --precision w8a8 \\
           --pass downsampled-attention
     """
@@ -86,6 +87,14 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Faster, and another picture: "
     + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
     + "; may be repeated.",
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help="What the bundle is for besides text-to-image: image-to-image adds the VAE's encoder, for "
+    "calls with a picture; may be repeated.",
 )
 @click.option(
     "--calibration-prompts",
@@ -154,6 +163,7 @@ def export(
     targets: tuple[str, ...],
     precisions: tuple[str, ...],
     passes: tuple[str, ...],
+    tasks: tuple[str, ...],
     schedulers: tuple[str, ...],
     steps: tuple[int, ...],
     height: int | None,
@@ -192,6 +202,7 @@ def export(
             targets=targets,
             precision=precisions,
             passes=passes,
+            tasks=tasks,
             schedulers=schedulers or None,
             steps=steps or None,
             height=height,

@@ -24,7 +24,14 @@ from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
-from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
+from exporter.options import (
+    ALL,
+    IMAGE_TO_IMAGE,
+    ExportOptions,
+    artifact_keys,
+    check,
+    up_to_date,
+)
 from exporter.passes import STEP_CACHE
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
@@ -33,7 +40,7 @@ from exporter.store import Item, Store, previous_manifest
 from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
-from runtimes.errors import ExportError, InputError, VerificationError
+from runtimes.errors import ExportError, InputError, UnsupportedPipeline, VerificationError
 from runtimes.manifest import (
     FORMAT_VERSION,
     Artifact,
@@ -84,6 +91,7 @@ def export(
     calibration_prompts: str | Path | Sequence[str] | None = None,
     calibration_samples: int | None = None,
     fidelity_floor: float | None = None,
+    tasks: Sequence[str] = (),
     lora: str | Path | Sequence[str | Path] = (),
     textual_inversion: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
@@ -117,6 +125,8 @@ def export(
         calibration_samples: how many denoiser calls to calibrate with.
         fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
+        tasks: what the bundle is for besides what the pipeline does: ``"image-to-image"`` adds the
+            VAE's encoder, which the call argument `image` needs.
         lora: files or Hub ids to fuse into the weights, each with its scale if it is not 1, as
             ``"style.safetensors:0.8"``.
         textual_inversion: files or Hub ids with vectors for new words, each with its word if it is
@@ -148,6 +158,7 @@ def export(
         _calibration(calibration_prompts, calibration_samples),
         fidelity_floor,
         tuple(passes),
+        tuple(tasks),
     )
     check(options)
     progress = Progress(report)
@@ -214,6 +225,8 @@ class _Compilation:
             description = family_of(self.source.pipeline_class).describe(pipe)
         if self.options.step_cache:
             description = split(description)
+        if self.options.image_to_image:
+            description = _with_image_encoder(description, self.source.pipeline_class)
         description = _with_size(description, self.options)
         self._refuse_other_graphs(previous, description)
         for own in self.options.of_targets.values():
@@ -249,8 +262,8 @@ class _Compilation:
         if lost and previous.components != components:
             raise ExportError(
                 f"{self.store.output} holds other graphs (of another fixed size, or with or "
-                f"without the pass {STEP_CACHE}), and {', '.join(lost)} would be lost; ask for "
-                "these builds too, export as they were, or drop them with --overwrite"
+                f"without the pass {STEP_CACHE} or a task), and {', '.join(lost)} would be lost; "
+                "ask for these builds too, export as they were, or drop them with --overwrite"
             )
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
@@ -291,7 +304,7 @@ class _Compilation:
             components=tuple(graph.component for graph in description.graphs),
             builds=(),
             schedules=plans,
-            defaults=_defaults(plans[0], description.num_inference_steps),
+            defaults=_defaults(plans[0], description.num_inference_steps, description.strength),
             probes=probes,
         )
 
@@ -569,6 +582,14 @@ def created_by() -> CreatedBy:
     )
 
 
+def _with_image_encoder(description: Description, pipeline_class: str) -> Description:
+    """The same with the graph that image-to-image needs."""
+    if description.image_encoder is None:
+        raise UnsupportedPipeline(f"{pipeline_class} has no task {IMAGE_TO_IMAGE}")
+    graphs = (*description.graphs, description.image_encoder)
+    return dataclasses.replace(description, graphs=graphs)
+
+
 def _with_size(description: Description, options: ExportOptions) -> Description:
     """Fix the latents' height and width where the user fixed the picture's."""
     if options.height is None or options.width is None:
@@ -641,9 +662,9 @@ def _kept(build: Build, store: Store) -> Build | None:
     return replace(build, artifacts=artifacts)
 
 
-def _defaults(own: Schedule, usual: int) -> Defaults:
+def _defaults(own: Schedule, usual: int, strength: float) -> Defaults:
     """The pipeline's usual step count, or the nearest that there is a plan for."""
-    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))
+    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)), strength)
 
 
 def _entry(item: Item) -> str:

@@ -25,6 +25,10 @@ from runtimes.precision import (
     with_passes,
 )
 
+TEXT_TO_IMAGE, IMAGE_TO_IMAGE = "text-to-image", "image-to-image"
+# What a bundle can be asked to be for besides what its pipeline does anyhow.
+TASKS = (TEXT_TO_IMAGE, IMAGE_TO_IMAGE)
+IMAGE_ENCODER = "vae_encoder"
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
@@ -37,7 +41,7 @@ class ExportOptions:
     """What to make. Height and width in pixels fix the size, None keeps it dynamic;
     `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
     step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB;
-    `asked` names passes for the denoiser of every build."""
+    `asked` names passes for the denoiser of every build, `tasks` what to add components for."""
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
@@ -51,6 +55,12 @@ class ExportOptions:
     calibration: Calibration = field(default_factory=Calibration)
     fidelity_floor: float | None = None
     asked: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def image_to_image(self) -> bool:
+        """Whether an image encoder is a component."""
+        return IMAGE_TO_IMAGE in self.tasks
 
     @property
     def step_cache(self) -> bool:
@@ -100,7 +110,9 @@ def artifact_keys(
 def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str, tuple[str, ...]]:
     """Each component of the bundle, and the parts of the source that it is made of."""
     own = family_of(source.pipeline_class).COMPONENTS
-    return {**own, SHALLOW: own[DENOISER]} if options.step_cache else own
+    shallow = {SHALLOW: own[DENOISER]} if options.step_cache else {}
+    encoder = {IMAGE_ENCODER: ("vae",)} if options.image_to_image else {}
+    return {**own, **shallow, **encoder}
 
 
 def _artifact_key(
@@ -172,6 +184,9 @@ def check(options: ExportOptions) -> None:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
     rewriting(options.asked)
+    for task in options.tasks:
+        if task not in TASKS:
+            raise InputError(f"unknown task {task!r}; tasks: {', '.join(TASKS)}")
     for target, precision in options.builds():
         for each in _own_precisions(precision):
             options.passes(target, each)

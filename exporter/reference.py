@@ -70,7 +70,8 @@ def reference(
         found: Arrays = {}
         for label, inputs in _random(graph, sizes):
             _record(found, label, graph, inputs)
-        for label, inputs in _on_trajectory(pipe, description, graph, seen, conditioning):
+        drawn = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2).contiguous()
+        for label, inputs in _on_trajectory(graph, seen, conditioning, drawn):
             _record(found, label, graph, inputs)
         arrays[graph.component.name] = found
     arrays["loop"] = {
@@ -185,21 +186,30 @@ def _random(
 
 
 def _on_trajectory(
-    pipe: Any,
-    description: Description,
     graph: Graph,
     seen: Trajectory,
     conditioning: Mapping[str, torch.Tensor],
+    images: torch.Tensor,
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     component = graph.component
     if component.role == "encoder":
         yield "prompt", {name: conditioning[name] for name in component.inputs}
     elif component.role == "decoder" and seen.latents is not None:
         yield "trajectory", {"latents": seen.latents}
+    elif component.role == "image_encoder" and seen.latents is not None:
+        yield "picture", image_encoder_inputs(graph, images, seen.latents)
     elif component.role in ("denoiser", "shallow"):
         last = len(seen.calls) - 1
         for place in sorted({0, last // 2, last}):
             yield f"trajectory-{place}", _denoiser_input(graph, seen, conditioning, place)
+
+
+def image_encoder_inputs(
+    graph: Graph, images: torch.Tensor, latents: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Pictures [batch, 3, height, width], and noise of the latents' shape where it is drawn."""
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(SEED))
+    return {n: {"image": images, "noise": noise}[n] for n in graph.component.inputs}
 
 
 def denoiser_inputs(

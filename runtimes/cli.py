@@ -63,6 +63,18 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect).")
 @click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A picture to start from (bundles exported with --task image-to-image).",
+)
+@click.option(
+    "--strength",
+    type=float,
+    metavar="X",
+    help="How far to go from it: the share of the steps that is run.",
+)
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
 @click.option(
     "--cache-interval",
@@ -302,7 +314,9 @@ def _arguments(
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
-    arguments |= {name: options[name] for name in same}
+    arguments |= {name: options[name] for name in (*same, "strength")}
+    if options["image"] is not None:
+        arguments["image"] = _read_picture(options["image"])
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
@@ -310,6 +324,19 @@ def _arguments(
         numeric = name in pipe.signature.numbers or name in pipe.signature.scales
         arguments[name] = _numbers(name, value) if numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _read_picture(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return file.copy()
+    except FileNotFoundError:
+        raise InputError(f"--image {path}: no such file") from None
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"--image {path}: not a picture that can be read: {error}") from None
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
-Role = Literal["encoder", "denoiser", "shallow", "decoder"]
+Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder"]
 
 
 class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -234,6 +234,7 @@ class Defaults(_Base, frozen=True):
 
     scheduler: str
     num_inference_steps: int
+    strength: float = 0.8
 
 
 class LoopProbe(_Base, frozen=True):
@@ -376,6 +377,10 @@ class Manifest(_Base, frozen=True):
     def shallow(self) -> Component | None:
         """The denoiser's shallow part, where the bundle has one."""
         return next((each for each in self.components if each.role == "shallow"), None)
+
+    def image_encoder(self) -> Component | None:
+        """What makes latents of a picture, where the bundle has it."""
+        return next((each for each in self.components if each.role == "image_encoder"), None)
 
     def cached(self) -> tuple[str, ...]:
         """The outputs of the denoiser that its shallow part takes in later steps."""

@@ -56,6 +56,23 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
     if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
         yield "the decoder needs the input 'latents' and the output 'image'"
     yield from _shallow_problems(manifest, denoiser)
+    yield from _image_encoder_problems(manifest, decoder)
+
+
+def _image_encoder_problems(manifest: Manifest, decoder: Component) -> Iterator[str]:
+    encoder = manifest.image_encoder()
+    if encoder is None:
+        return
+    if sum(component.role == "image_encoder" for component in manifest.components) > 1:
+        yield "expected at most one component with role 'image_encoder'"
+    inputs = {"image": decoder.outputs.get("image"), "noise": decoder.inputs.get("latents")}
+    known = {name: spec for name, spec in inputs.items() if name in encoder.inputs}
+    if "image" not in encoder.inputs or encoder.inputs != known:
+        yield f"{encoder.name!r} must take 'image', as the decoder gives it, and may take 'noise'"
+    if encoder.outputs != decoder.inputs:
+        yield f"{encoder.name!r} must give 'latents', as the decoder takes them"
+    if not 0 < manifest.defaults.strength <= 1:
+        yield "defaults.strength must be above 0 and at most 1"
 
 
 def _shallow_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:

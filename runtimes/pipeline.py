@@ -62,6 +62,8 @@ class Pipeline:
         shallow = bundle.manifest.shallow()
         self.shallow_name = shallow.name if shallow else None
         self._decoder_name = bundle.manifest.component("decoder").name
+        image_encoder = bundle.manifest.image_encoder()
+        self.image_encoder_name = image_encoder.name if image_encoder else None
         self.sessions = sessions
         self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
@@ -99,6 +101,8 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         scheduler: str | None = None,
         latents: Array | None = None,
+        image: Any = None,
+        strength: float | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -123,6 +127,10 @@ class Pipeline:
             scheduler: one of `schedulers`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
                 start from instead of drawing it.
+            image: a picture to start from, or several: Pillow images, which are resized to
+                `height` and `width` if these are given, or arrays [height, width, 3]. For bundles
+                that were exported with the task image-to-image.
+            strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
             output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]) or
                 "latent".
             callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
@@ -156,6 +164,8 @@ class Pipeline:
             seed=seed,
             scheduler=scheduler,
             latents=latents,
+            image=image,
+            strength=strength,
             output_type=output_type,
             **arguments,
         )
@@ -179,9 +189,10 @@ class Pipeline:
         misfit = self._misfit(request)
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)
-        plan = self._table(request.scheduler)
+        table = self._table(request.scheduler)
         try:
-            return Run(self, request, plan.plan(request.num_inference_steps))
+            plan = table.plan_from_step(request.num_inference_steps, request.first_step())
+            return Run(self, request, plan)
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
             raise PlanNotFound(
@@ -420,7 +431,9 @@ def open_pipeline(
 
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL
-    sessions = Sessions(components, open_one, keep=not low_memory, parallel=parallel)
+    image_encoder = bundle.manifest.image_encoder()  # most calls have no use for it
+    later = () if image_encoder is None else (image_encoder.name,)
+    sessions = Sessions(components, open_one, not low_memory, parallel, later)
     try:
         tokenizers = {
             each.input: TextTokenizer.load(bundle.path(each.file), each.max_length, each.expansions)

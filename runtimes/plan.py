@@ -19,6 +19,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -196,6 +197,21 @@ class PlanTable:
             add_noise=(float(added[0]), float(added[1])) if np.isfinite(added[0]) else None,
             **{name: getattr(self, name)[row] for name in ROW_FIELDS},
         )
+
+    def plan_from_step(self, num_inference_steps: int, step: int) -> SamplingPlan:
+        """The plan that leaves out the first steps, each of as many evaluations as there are
+        between two starts.
+
+        Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
+        start there.
+        """
+        starts = self.starts(num_inference_steps)
+        if step == 0:
+            return self.plan(num_inference_steps)
+        if len(starts) == 1:
+            raise InputError("this scheduler starts from noise only; take another with `scheduler`")
+        order = min(after - before for before, after in pairwise(starts))
+        return self.plan(num_inference_steps, step * order)
 
     def merge(self, other: PlanTable) -> PlanTable:
         """A table with the plans of both; where both have a step count, `other` wins."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from runtimes import pictures
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
@@ -26,6 +27,7 @@ _COMMON = (
 )
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
+_PICTURES = ("image", "strength")  # of a bundle that has an image encoder
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -35,7 +37,7 @@ class Signature:
 
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
-    `caching`: whether steps can be cached.
+    `caching`: whether steps can be cached; `pictures`: whether a call may start from one.
     """
 
     texts: tuple[str, ...]
@@ -43,6 +45,7 @@ class Signature:
     numbers: Mapping[str, int]
     scales: Mapping[str, float]
     caching: bool = False
+    pictures: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -60,6 +63,7 @@ class Signature:
             },
             scales=dict(manifest.guidance.defaults),
             caching=manifest.shallow() is not None,
+            pictures=manifest.image_encoder() is not None,
         )
 
     @property
@@ -68,8 +72,9 @@ class Signature:
         batch = () if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
+        image = _PICTURES if self.pictures else ()
         own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
-        return (*own, *batch, *_COMMON)
+        return (*own, *image, *batch, *_COMMON)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Request:
 
     `seeds` has one entry where one generator serves the whole batch, else one per image.
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
+    `image` is float32 [n, 3, height, width] in [0, 1], or None; `strength` is how much of the steps
+    is run from it.
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -98,6 +105,8 @@ class Request:
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     cache_interval: int = 1
+    image: Array | None = None
+    strength: float = 1.0
 
     @property
     def images(self) -> int:
@@ -113,6 +122,23 @@ class Request:
                 for b in guidance.branches
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
+
+    def first_step(self) -> int:
+        """The step to start with, as diffusers' image-to-image pipelines choose it.
+
+        Raises:
+            InputError: the strength leaves no step.
+        """
+        steps = self.num_inference_steps
+        if self.image is None:
+            return 0
+        kept = min(int(steps * self.strength), steps)
+        if kept < 1:
+            raise InputError(
+                f"strength {self.strength:g} of {steps} steps leaves none: give more steps, or a "
+                f"strength of at least {1 / steps:g}"
+            )
+        return steps - kept
 
     def guided(self, evaluations: int) -> list[bool]:
         """Whether each evaluation of the denoiser is guided. The fractions count as those of
@@ -135,6 +161,7 @@ class Request:
             **texts,
             **self.scales,
             **self._shortcuts(),
+            **({} if self.image is None else {"strength": self.strength}),
             **{n: v[0] if len(v) == 1 else [*v] for n, v in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
@@ -166,6 +193,11 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             "this bundle has no shallow part of its denoiser to cache steps with; export it with "
             "--pass step-cache, or leave cache_interval out"
         )
+    if set(unknown) & set(_PICTURES) and not signature.pictures:
+        raise InputError(
+            "this bundle has no image encoder to start from a picture; export it with --task "
+            f"image-to-image, or leave {' and '.join(unknown)} out"
+        )
     if unknown:
         raise InputError(
             f"unknown argument {', '.join(map(repr, unknown))}; "
@@ -175,7 +207,8 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     images_per_prompt = _count(given, "num_images_per_prompt", 1)
     images = prompts * images_per_prompt
     latents = _latents(given.get("latents"), images, manifest)
-    height, width = _size(manifest, given, latents)
+    start = _pictures(given, images)
+    height, width = _size(manifest, given, latents, start)
     output_type = given.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
@@ -196,7 +229,30 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         output_type=output_type,
         **_guidance_window(given),
         cache_interval=_count(given, "cache_interval", 1),
+        image=pictures.arrays("image", start, height, width) if start else None,
+        strength=_strength(given, manifest.defaults.strength),
     )
+
+
+def _pictures(given: Mapping[str, Any], images: int) -> list[Any]:
+    """The pictures to start from; none is an ordinary call."""
+    if "image" not in given:
+        if "strength" in given:
+            raise InputError("'strength' is how far to go from an 'image', and none was given")
+        return []
+    if "latents" in given:
+        raise InputError("'latents' and 'image' are both what to start from: give one of them")
+    found = pictures.listed("image", given["image"])
+    if images % len(found):
+        raise InputError(f"{len(found)} pictures in 'image' for {images} pictures to be made")
+    return found
+
+
+def _strength(given: Mapping[str, Any], default: float) -> float:
+    value = _number("strength", given.get("strength", default))
+    if not 0 < value <= 1:
+        raise InputError(f"'strength' must be above 0 and at most 1, not {value:g}")
+    return value
 
 
 def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
@@ -317,10 +373,20 @@ def _latents(latents: Any, images: int, manifest: Manifest) -> Array | None:
     return array
 
 
-def _size(manifest: Manifest, given: Mapping[str, Any], latents: Array | None) -> tuple[int, int]:
-    """Height and width in pixels: as given, else that of `latents`, else the default."""
+def _size(
+    manifest: Manifest,
+    given: Mapping[str, Any],
+    latents: Array | None,
+    start: Sequence[Any] = (),
+) -> tuple[int, int]:
+    """Height and width in pixels: as given, else that of `latents` or of the pictures to start
+    from, made smaller to what the model can make, else the default."""
     spec, factor = manifest.latents, manifest.latents.factor
-    defaults = (spec.default_height, spec.default_width)
+    defaults: tuple[int, ...] = (spec.default_height, spec.default_width)
+    if start:
+        unit = factor * spec.multiple
+        whole = pictures.size("image", start)
+        defaults = tuple(max(side // unit, 1) * unit for side in whole)
     from_latents = None if latents is None else [side * factor for side in latents.shape[2:]]
     fixed = manifest.component("denoiser").inputs["sample"].shape[2:]
     sizes = []

@@ -184,8 +184,9 @@ class Run:
             seeds = request.seeds
             generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
             shape = pipeline.latents_shape(request)
+            clean = None if request.image is None else self._encoded(request.image, generators)
             drawn = noise.draw(generators, shape) if request.latents is None else request.latents
-            self._latents = self._plan.initial_sample(drawn).astype(np.float32, copy=False)
+            self._latents = self._plan.initial_sample(drawn, clean).astype(np.float32, copy=False)
             return denoise(
                 self._plan,
                 self._latents,
@@ -194,6 +195,27 @@ class Run:
                 weights=[weight for _, weight in branches],
                 guided=guided,
             )
+
+    def _encoded(self, pictures: Array, generators: noise.Generators) -> Array:
+        """Latents of the pictures to start from, one for each that is made. Their noise is drawn
+        first, as in diffusers: by one generator for all pictures that were given, by several for
+        each that is made."""
+        name, images = self.pipeline.image_encoder_name, self.request.images
+        assert name is not None
+        if not isinstance(generators, noise.Generator):
+            pictures = np.tile(pictures, (images // len(pictures), 1, 1, 1))
+        with self.timings.stage("encode"), self.pipeline.sessions.using(name) as session:
+            feeds: dict[str, Array] = {"image": pictures}
+            if "noise" in session.inputs:
+                shape = (len(pictures), *self.pipeline.latents_shape(self.request)[1:])
+                feeds["noise"] = noise.draw(generators, shape)
+            rows = [
+                session.run(cast(session, {n: each[i : i + 1] for n, each in feeds.items()}))
+                for i in range(len(pictures))
+            ]
+        made = np.concatenate([row["latents"] for row in rows])
+        conditioning.check_finite(name, "latents", made)
+        return np.tile(made, (images // len(made), 1, 1, 1))
 
     def _condition(self, branches: list[Branch], guided: list[bool]) -> Predict:
         """Encode the texts and bind all conditioning to the denoiser, and that of the single

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from runtimes.errors import BackendError
@@ -22,6 +22,7 @@ class Sessions(Mapping[str, Session]):
         keep: open all of them now and keep them; else each is opened when it is wanted and closed
             when nobody uses it.
         parallel: with `keep`, open all at once, each in a thread of its own.
+        later: those to open when they are first wanted, and keep then.
 
     Raises:
         what `open_session` raises, at once or later, for the first component that it refuses;
@@ -34,6 +35,7 @@ class Sessions(Mapping[str, Session]):
         open_session: Open,
         keep: bool = True,
         parallel: bool = False,
+        later: Collection[str] = (),
     ) -> None:
         self.components = components
         self._open = open_session
@@ -42,13 +44,14 @@ class Sessions(Mapping[str, Session]):
         self._users = dict.fromkeys(components, 0)
         self._lock = threading.RLock()
         self._closed = False
-        if not keep:
+        self._first = [name for name in components if keep and name not in later]
+        if not self._first:
             return
         try:
             if parallel:
                 self._open_together()
             else:
-                for name in components:
+                for name in self._first:
                     self._opened[name] = open_session(name)
         except BaseException:
             self.close()
@@ -99,7 +102,7 @@ class Sessions(Mapping[str, Session]):
                 failed[name] = error
 
         # concurrent.futures would do as well, and imports what a start has no other use for.
-        first, *others = self.components
+        first, *others = self._first
         threads = [threading.Thread(target=work, args=(n,), name=f"latentc-{n}") for n in others]
         try:
             for thread in threads:
@@ -109,8 +112,8 @@ class Sessions(Mapping[str, Session]):
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-            self._opened = {name: opened[name] for name in self.components if name in opened}
-        for name in self.components:
+            self._opened = {name: opened[name] for name in self._first if name in opened}
+        for name in self._first:
             if name in failed:
                 raise failed[name]
 

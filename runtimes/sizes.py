@@ -1,7 +1,8 @@
 """Sizes in the user's terms → values of the graphs' symbolic dimensions.
 
 A denoiser call has one row per guidance branch and picture, a decoder call one per picture; an
-encoder gets each distinct text once. Heights and widths are in pixels outside, in latents inside.
+encoder gets each distinct text once, an image encoder each picture by itself. Heights and widths
+are in pixels outside, in latents inside.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         "denoiser": inner | {"batch": rows},
         "shallow": inner | {"batch": rows},
         "decoder": sides | {"batch": images},
+        "image_encoder": sides | {"batch": 1},
     }
     return {each.name: values[each.role] for each in manifest.components}
 
@@ -80,7 +82,7 @@ def ranges(
         if "images" in spans:
             low, usual, high = spans["images"]
             guided = (low, rows * usual, rows * high)
-            known["batch"] = (low, usual, high) if each.role == "decoder" else guided
+            known["batch"] = guided if each.role in _LOOPED else (low, usual, high)
         made[each.name] = {**conditioning, **known} if each.role in _LOOPED else known
     return made
 

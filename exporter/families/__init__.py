@@ -60,7 +60,8 @@ class Description:
     `resizable` says whether the diffusers pipeline itself can be asked for another size than
     the default; `call` runs it: keyword arguments as in the runtime, `generator` and
     `num_inference_steps` included, and returns images [batch, height, width, channels] float
-    in [0, 1].
+    in [0, 1]. `image_encoder` is the graph that image-to-image needs besides, where the pipeline
+    has that, and `strength` diffusers' default for it.
     """
 
     task: str
@@ -75,6 +76,8 @@ class Description:
     denoiser: torch.nn.Module
     call: Callable[..., Any]
     probe_arguments: Mapping[str, str | int | float]
+    image_encoder: Graph | None = None
+    strength: float = 0.8
 
 
 class Family(Protocol):

@@ -12,6 +12,7 @@ from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
     decoder_graph,
+    encoder_graph,
     guidance_embedding,
     guided_by,
     ids_spec,
@@ -24,6 +25,7 @@ from runtimes.manifest import Component, TensorSpec
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # By class, guidance scale and steps: the defaults of the pipelines' calls.
 _DEFAULTS = {"StableDiffusionPipeline": (7.5, 50), "LatentConsistencyModelPipeline": (8.5, 4)}
+_STRENGTH = 0.8  # of their image-to-image pipelines
 
 
 class TextEncoder(torch.nn.Module):
@@ -114,4 +116,6 @@ def describe(pipe: Any) -> Description:
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },
+        image_encoder=encoder_graph(pipe.vae),
+        strength=_STRENGTH,
     )

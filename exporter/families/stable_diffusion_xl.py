@@ -11,6 +11,7 @@ from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
     decoder_graph,
+    encoder_graph,
     guidance_embedding,
     guided_by,
     ids_spec,
@@ -27,6 +28,7 @@ COMPONENTS = {
 }
 _GUIDANCE_SCALE = 5.0  # StableDiffusionXLPipeline.__call__
 _STEPS = 50
+_STRENGTH = 0.3  # StableDiffusionXLImg2ImgPipeline.__call__
 
 
 class TextEncoders(torch.nn.Module):
@@ -142,4 +144,6 @@ def describe(pipe: Any) -> Description:
             "prompt_2": "a flat drawing",
             "guidance_scale": PROBE_GUIDANCE,
         },
+        image_encoder=encoder_graph(pipe.vae),
+        strength=_STRENGTH,
     )

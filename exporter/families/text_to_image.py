@@ -40,6 +40,35 @@ class Decoder(torch.nn.Module):
         return ((image * 0.5 + 0.5).clamp(0, 1),)
 
 
+class Encoder(torch.nn.Module):
+    """image [batch, 3, f*height, f*width] in [0, 1], noise → scaled latents: a draw from what the
+    VAE's encoder says, with the noise that diffusers would draw. `Decoder` backwards."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+
+    def forward(
+        self, image: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
+        found = self.vae.encode(image * 2.0 - 1.0, return_dict=False)[0]
+        latents = found if noise is None else found.mean + found.std * noise
+        return ((latents - self.shift) * self.scaling_factor,)
+
+
+def encoder_graph(vae: Any) -> Graph:
+    """The VAE's encoder as a component. Tiny autoencoders draw nothing."""
+    factor = vae_factor(vae)
+    latents = sample_spec(vae.config.latent_channels)
+    image = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
+    draws = type(vae).__name__ != "AutoencoderTiny"
+    inputs = {"image": image} | ({"noise": latents} if draws else {})
+    component = Component("vae_encoder", "image_encoder", inputs, {"latents": latents})
+    return Graph(component, Encoder(vae))
+
+
 def vae_factor(vae: Any) -> int:
     """Pixels per latent along a side."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))

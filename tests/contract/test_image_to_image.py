@@ -1,0 +1,298 @@
+"""From a picture: the same as diffusers' image-to-image pipelines, for every scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    AutoPipelineForImage2Image,
+    DiffusionPipeline,
+)
+from PIL import Image
+
+import latentc
+from exporter.compile import export
+from exporter.reference import watched
+from exporter.schedule import build
+from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.source import quiet_loading
+from latentc.cli import run as command
+from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.manifest import Manifest
+from runtimes.verify import relative_l2
+from tests.conftest import KEPT, one_at_a_time
+
+STEPS = 10
+BACKENDS = ("onnxruntime", "openvino")
+CALL: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 5.0}
+SIZES = {"sd": (64, 48), "sdxl": (64, 48)}  # width, height
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours and an edge."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin((x * a + y * b + seed) / 9.0) * 100 + 127 for a, b in ((1, 2), (3, 1), (2, 3))]
+    pixels = np.stack(waves, axis=-1).astype(np.uint8)
+    pixels[: height // 3] = (250, 20, 30 + seed)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def bundles(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    def get(name: str) -> Path:
+        folder = KEPT / "bundles" / f"{name}-image-to-image"
+        with one_at_a_time(f"bundle-{name}-image-to-image"):
+            export(
+                pipeline_folder(name),
+                folder,
+                targets=["onnx", "openvino"],
+                tasks=["image-to-image"],
+                steps=[4, STEPS],
+                overwrite=True,
+            )
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def ours(bundles: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
+    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
+
+    def get(name: str, backend: str) -> latentc.Pipeline:
+        if (name, backend) not in loaded:
+            loaded[name, backend] = latentc.load(bundles(name), backend=backend)
+        return loaded[name, backend]
+
+    yield get
+    for pipe in loaded.values():
+        pipe.close()
+
+
+@pytest.fixture(scope="module")
+def theirs(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    loaded: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in loaded:
+            with quiet_loading():
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(name))
+                loaded[name] = AutoPipelineForImage2Image.from_pipe(pipe)
+            loaded[name].set_progress_bar_config(disable=True)
+            loaded[name].own_scheduler_config = dict(pipe.scheduler.config)
+        return loaded[name]
+
+    return get
+
+
+def reference(pipe: Any, scheduler: str | None, **call: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Final latents, and pictures from 0 to 1."""
+    if scheduler is not None:
+        with quiet_loading():
+            pipe.scheduler = build(scheduler, pipe.own_scheduler_config)
+    seeds = call.pop("seed")
+    made = [torch.Generator().manual_seed(seed) for seed in np.atleast_1d(seeds).tolist()]
+    generator = made if isinstance(seeds, list) else made[0]
+    with watched(pipe, pipe.unet) as seen, torch.no_grad():
+        images = pipe(generator=generator, output_type="np", **{**CALL, **call}).images
+    assert seen.latents is not None
+    return seen.latents.numpy(), images
+
+
+def assert_same(result: Any, latents: np.ndarray, images: np.ndarray) -> None:
+    assert relative_l2(result.latents, latents) <= 1e-4
+    assert np.abs(result.images - images).max() <= 2 / 255
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_every_scheduler(
+    name: str, scheduler: str, backend: str, ours: Any, theirs: Callable[[str], Any]
+) -> None:
+    image = picture(*SIZES[name])
+    call = {"image": image, "strength": 0.6, "num_inference_steps": STEPS, "seed": 7}
+    latents, images = reference(theirs(name), scheduler, **call)
+    result = ours(name, backend)(**CALL, **call, scheduler=scheduler, output_type="np")
+    assert_same(result, latents, images)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("scheduler", ["pndm", "heun", "unipc", "dpmpp_2m"])
+def test_strengths(
+    scheduler: str, strength: float, ours: Any, theirs: Callable[[str], Any]
+) -> None:
+    call = {"image": picture(32, 32), "strength": strength, "num_inference_steps": 4, "seed": 3}
+    latents, images = reference(theirs("sd"), scheduler, **call)
+    result = ours("sd", "onnxruntime")(**CALL, **call, scheduler=scheduler, output_type="np")
+    assert_same(result, latents, images)
+    assert result.settings["strength"] == strength
+
+
+@pytest.mark.parametrize("seed", [5, [5, 9]])
+def test_two_pictures_of_one(
+    seed: int | list[int], ours: Any, theirs: Callable[[str], Any]
+) -> None:
+    """With one generator for both, and with one for each."""
+    call = {"image": picture(32, 32), "num_inference_steps": 4, "seed": seed}
+    call |= {"num_images_per_prompt": 2, "strength": 0.5}
+    latents, images = reference(theirs("sd"), "euler_a", **call)
+    result = ours("sd", "onnxruntime")(**CALL, **call, scheduler="euler_a", output_type="np")
+    assert_same(result, latents, images)
+
+
+def test_a_picture_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> None:
+    two = [picture(32, 32), picture(32, 32, seed=40)]
+    call = {"image": two, "num_inference_steps": 4, "seed": 5, "strength": 0.5}
+    prompts = {"prompt": ["a red circle", "blue"]}
+    latents, images = reference(theirs("sd"), "ddim", **call, **prompts)
+    result = ours("sd", "onnxruntime")(
+        **{**CALL, **prompts}, **call, scheduler="ddim", output_type="np"
+    )
+    assert_same(result, latents, images)
+
+
+def test_what_a_picture_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
+    """Resized as diffusers does; arrays, greys and transparency too."""
+    pipe = ours("sd", "onnxruntime")
+    call = {"num_inference_steps": 4, "seed": 5, "strength": 0.5, "scheduler": "ddim"}
+    given = picture(32, 32)
+
+    def latents(image: Any, **size: int) -> np.ndarray:
+        found: np.ndarray = pipe(**CALL, **call, image=image, output_type="latent", **size).latents
+        return found
+
+    expected = latents(given)
+    assert np.array_equal(latents(np.asarray(given)), expected)
+    assert np.array_equal(latents(np.asarray(given, np.float32) / 255), expected)
+    assert np.array_equal(latents(np.asarray(given)[None]), expected)
+    assert latents(picture(35, 33)).shape == expected.shape
+    assert latents(given.convert("L")).shape == expected.shape
+    assert latents(given.convert("RGBA")).shape == expected.shape
+    assert latents(given, height=16, width=48).shape == (1, 4, 8, 24)
+    processor = theirs("sd").image_processor
+    resized = processor.resize(picture(50, 70), height=32, width=32)
+    assert np.array_equal(latents(picture(50, 70), height=32, width=32), latents(resized))
+
+
+def test_with_what_else_there_is(bundles: Callable[[str], Path]) -> None:
+    """Fixed sizes, low memory and step by step; calls without a picture go on as ever."""
+    call = {**CALL, "num_inference_steps": 4, "seed": 5, "output_type": "latent"}
+    image = picture(32, 32)
+    with latentc.load(bundles("sd"), backend="openvino") as pipe:
+        expected = pipe(**call, image=image, strength=0.5).latents
+        plain = pipe(**call).latents
+        run = pipe.stream(**call, image=image, strength=0.5)
+        assert len([step.timestep for step in run]) == run.num_timesteps < 5
+        assert np.array_equal(run.finish().latents, expected)
+    with latentc.load(bundles("sd"), backend="openvino", low_memory=True) as pipe:
+        assert relative_l2(pipe(**call, image=image, strength=0.5).latents, expected) < 1e-5
+        assert relative_l2(pipe(**call).latents, plain) < 1e-5
+    with latentc.load(bundles("sd"), backend="openvino", static=True) as pipe:
+        assert relative_l2(pipe(**call, image=image, strength=0.5).latents, expected) < 1e-5
+    with latentc.load(bundles("sd"), backend="onnxruntime") as pipe:
+        assert "vae_encoder" not in pipe.sessions._opened
+        pipe(**call, image=image)
+        assert "vae_encoder" in pipe.sessions._opened
+
+
+def test_a_tiny_autoencoder_draws_no_noise(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    tiny.save_pretrained(tmp_path / "tiny")
+    export(
+        pipeline_folder("sd"),
+        tmp_path / "b",
+        vae=tmp_path / "tiny",
+        tasks=["image-to-image"],
+        schedulers=["ddim"],
+        steps=[4],
+    )
+    encoder = Manifest.load(tmp_path / "b").image_encoder()
+    assert encoder is not None
+    assert list(encoder.inputs) == ["image"]
+    pipe = DiffusionPipeline.from_pretrained(pipeline_folder("sd"), vae=tiny)
+    redraw = AutoPipelineForImage2Image.from_pipe(pipe)
+    redraw.set_progress_bar_config(disable=True)
+    redraw.own_scheduler_config = dict(pipe.scheduler.config)
+    call = {"image": picture(32, 32), "strength": 0.5, "num_inference_steps": 4, "seed": 3}
+    latents, images = reference(redraw, "ddim", **call)
+    with latentc.load(tmp_path / "b") as made:
+        assert_same(made(**CALL, **call, scheduler="ddim", output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({"strength": 0.5}, "none was given"),
+        ({"image": "cat.png"}, "expected a Pillow image"),
+        ({"image": []}, "expected a Pillow image"),
+        ({"image": np.zeros((32, 32))}, "not an array"),
+        ({"image": np.full((32, 32, 3), 2.0)}, "numbers from 0 to 1"),
+        (
+            {"image": np.zeros((32, 32, 3)), "height": 48},
+            "an array of 32x32 pixels, expected 32x48",
+        ),
+        ({"image": picture(32, 32), "strength": 0}, "above 0 and at most 1"),
+        ({"image": picture(32, 32), "strength": 1.5}, "above 0 and at most 1"),
+        ({"image": picture(32, 32), "strength": 0.1}, "leaves none"),
+        ({"image": [picture(32, 32)] * 2}, "2 pictures in 'image' for 1"),
+        ({"image": [picture(32, 32), picture(16, 32)], "num_images_per_prompt": 2}, "2 sizes"),
+        (
+            {"image": picture(32, 32), "latents": np.zeros((1, 4, 16, 16), np.float32)},
+            "give one of them",
+        ),
+    ],
+)
+def test_bad_input(ours: Any, call: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ours("sd", "onnxruntime").stream("red", num_inference_steps=4, **call)
+
+
+def test_bundles_without_it(
+    sd_bundle: Path, pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--task image-to-image"):
+        pipe("red", image=picture(32, 32))
+    with pytest.raises(UnsupportedPipeline, match="DDPMPipeline has no task image-to-image"):
+        export(pipeline_folder("unconditional"), tmp_path / "b", tasks=["image-to-image"])
+    with pytest.raises(InputError, match="unknown task 'inpainting'; tasks: text-to-image, image"):
+        export(pipeline_folder("sd"), tmp_path / "b", tasks=["inpainting"])
+    assert not (tmp_path / "b").exists()
+
+
+def generate(bundle: Path, output: Path, *arguments: str) -> Sequence[str]:
+    return ["generate", str(bundle), "red", "--steps", "4", "-o", str(output), *arguments]
+
+
+def test_the_command(
+    bundles: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(32, 32).save(tmp_path / "in.png")
+    (tmp_path / "text.png").write_text("no picture")
+    output, given = tmp_path / "out.png", ["--image", str(tmp_path / "in.png")]
+    assert command(generate(bundles("sd"), output, *given, "--strength", "0.5")) == 0
+    with Image.open(output) as made:
+        assert made.size == (32, 32)
+        assert '"strength": 0.5' in made.text["parameters"]  # type: ignore[attr-defined]
+    for wrong, says in (
+        (["--image", str(tmp_path / "none.png")], "no such file"),
+        (["--image", str(tmp_path / "text.png")], "not a picture that can be read"),
+        ([*given, "--strength", "2"], "above 0 and at most 1"),
+    ):
+        assert command(generate(bundles("sd"), tmp_path / "no.png", *wrong)) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()
