@@ -228,11 +228,12 @@ def denoiser_inputs(
 def _denoiser_input(
     graph: Graph, seen: Trajectory, conditioning: Mapping[str, torch.Tensor], place: int
 ) -> dict[str, torch.Tensor]:
-    """A shallow graph gets the features of the call before."""
+    """A shallow graph gets the features of the call before. Where a call has one row, as without
+    guidance, it is that of the prompt, which comes last."""
     sample, timestep = seen.calls[place]
     inputs = {"sample": sample, "timestep": timestep}
     names = [name for name in graph.component.inputs if name in conditioning]
-    inputs |= {name: conditioning[name] for name in names}
+    inputs |= {name: conditioning[name][-len(sample) :] for name in names}
     if graph.fed_by is None:
         return inputs
     before = _denoiser_input(graph.fed_by, seen, conditioning, max(place - 1, 0))

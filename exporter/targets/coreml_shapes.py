@@ -48,7 +48,7 @@ def _shape(
     import coremltools
 
     sizes = options.enumerated()
-    if sizes and "height" in spec.shape:
+    if sizes and any(str(dim).endswith("height") for dim in spec.shape):
         shapes = []
         for height, width in sizes:
             sides = {"height": height // latents.factor, "width": width // latents.factor}
@@ -67,7 +67,18 @@ def _resolved(
     spec: TensorSpec, traced: tuple[int, ...], batch: int, sides: dict[str, Any]
 ) -> tuple[Any, ...]:
     values = {"batch": batch, **sides}
-    return tuple(
-        values.get(dim, was) if isinstance(dim, str) else dim
-        for dim, was in zip(spec.shape, traced, strict=True)
-    )
+    return tuple(_dimension(dim, values, was) for dim, was in zip(spec.shape, traced, strict=True))
+
+
+def _dimension(dim: int | str, values: dict[str, Any], was: int) -> Any:
+    """A manifest dimension such as ``"8*height"``; what was traced where its symbol is open."""
+    if isinstance(dim, int):
+        return dim
+    times, _, name = dim.rpartition("*")
+    if name not in values:
+        return was
+    value, factor = values[name], int(times or 1)
+    if isinstance(value, int):
+        return factor * value
+    bounds = (value.lower_bound, value.upper_bound, value.default)
+    return value if factor == 1 else type(value)(*(factor * bound for bound in bounds))

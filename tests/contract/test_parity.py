@@ -158,7 +158,7 @@ def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Refer
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("scheduler", ["lcm", "ddim"])
+@pytest.mark.parametrize("scheduler", ["lcm"])
 def test_guidance_that_the_denoiser_takes(
     scheduler: str, backend: str, ours: Any, reference: Reference
 ) -> None:
