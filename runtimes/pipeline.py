@@ -30,6 +30,7 @@ from runtimes.version import __version__
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
 # in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
 _PARALLEL = 64 << 20
+_ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
 
 
 class Pipeline:
@@ -431,8 +432,7 @@ def open_pipeline(
 
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL
-    image_encoder = bundle.manifest.image_encoder()  # most calls have no use for it
-    later = () if image_encoder is None else (image_encoder.name,)
+    later = [each.name for each in bundle.manifest.components if each.role in _ON_DEMAND]
     sessions = Sessions(components, open_one, not low_memory, parallel, later)
     try:
         tokenizers = {
