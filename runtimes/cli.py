@@ -62,7 +62,6 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--steps", type=int, metavar="N", help="Inference steps.")
 @click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect).")
 @click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
-@click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option(
     "--image",
     type=click.Path(path_type=Path),
@@ -75,6 +74,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     metavar="X",
     help="How far to go from it: the share of the steps that is run.",
 )
+@click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
 @click.option(
     "--cache-interval",

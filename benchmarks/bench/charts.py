@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _PAPER: "--pape
 }
 _POINT = re.compile(r", (batch \d+|\d+×\d+|\d+ threads|all threads|\d+ steps)")
 _WIDTH = 9.0  # inches at 72 units: 648 units, the page's column
+_NAME = 44  # characters in a line of a case's name: two lines fit beside a bar
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latentc",
@@ -136,7 +138,7 @@ def _fidelity(report: Report) -> Any:
         row = report.row(case.id, scenario)
         if row is None or case.fidelity is None:
             continue
-        label = _series_label(report, case)
+        label = _wrapped(_series_label(report, case))
         axis.scatter(row.p50, case.fidelity.psnr, s=54, color=colour_of(report, case),
                      edgecolors=_PAPER, label=None if label in seen else label,
                      marker=_marker(report, case))  # fmt: skip
@@ -172,7 +174,7 @@ def _stages(report: Report) -> Any:
                       label=_stage_label(stage) if position == 0 else None)  # fmt: skip
             left += width
     _name_bars(axis, [case.label for case in cases])
-    axis.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, fontsize=9)
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=9)
     _seconds_axis(axis)
     return figure
 
@@ -247,7 +249,7 @@ def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, l
         ]
         apart = sum(a != b for a, b in others)
         if case.status == "ok" and (apart == 0 or (apart == 1 and value(case) != value(first))):
-            found.setdefault(_series_label(report, case), []).append(case)
+            found.setdefault(_wrapped(_series_label(report, case)), []).append(case)
     return {label: cases for label, cases in found.items() if len(cases) > 1}
 
 
@@ -273,18 +275,23 @@ def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[A
 
 
 def _name_bars(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
-    axis.tick_params(axis="y", length=0, labelcolor=_INK)
+    axis.set_yticks(range(len(names)), [_wrapped(name) for name in names])
+    axis.tick_params(axis="y", length=0, labelcolor=_INK, labelsize=9)
     axis.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axis.grid(axis="x", color=_GRID, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines["left"].set_visible(False)
 
 
+def _wrapped(name: str) -> str:
+    """In lines that leave the bars most of the width."""
+    return "\n".join(textwrap.wrap(name, _NAME, break_long_words=False, break_on_hyphens=False))
+
+
 def _seconds_axis(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: texts.seconds(x) if x > 0 else "0"))
 
 

@@ -99,7 +99,7 @@ def test_every_option(bundle: Path, run: Run) -> None:
     assert len(found["timings"]["steps"]) == 2
     expected: dict[str, Any] = {
         "prompt": "a", "prompt_2": "red", "negative_prompt": "blue", "guidance_scale": 2.0,
-        "original_size": [9.0, 8.5], "crop": [1.0], "num_inference_steps": 2,
+        "original_size": [9.0, 8.5], "crop": 1.0, "num_inference_steps": 2,
         "scheduler": "noisy", "height": 8, "width": 32, "seed": 1, "num_images_per_prompt": 2,
         "build": "fake-fp32", "device": "cpu",
     }  # fmt: skip
