@@ -106,8 +106,6 @@ def trajectories(
     Args:
         told: called with the number of the denoiser's calls so far.
     """
-    import torch
-
     from exporter.reference import denoiser_inputs, image_encoder_inputs, run, tokens
     from runtimes.manifest import LoopProbe
 
@@ -133,8 +131,7 @@ def trajectories(
         if seen.latents is not None:
             ends.append({"latents": seen.latents})
         if seen.latents is not None and encoder is not None:
-            pictures = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-            drawn.append(image_encoder_inputs(encoder, pictures, seen.latents))
+            drawn.append(image_encoder_inputs(encoder, images, seen.latents))
         told(len(made))
     return Trajectories(
         {"denoiser": made, "encoder": texts, "decoder": ends, "image_encoder": drawn}

@@ -22,6 +22,7 @@ from exporter.families import Description, Graph
 from exporter.passes import Choices
 from runtimes import sizes
 from runtimes.errors import ExportError
+from runtimes.manifest import parted
 from runtimes.session import first_line
 
 # diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
@@ -162,10 +163,10 @@ class _Dims:
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
-        times, _, name = symbol.rpartition("*")
+        times, name = parted(symbol)
         if name not in self._known:
             self._known[name] = self._base(name)
-        factor = int(times or 1) * (self._multiple if name in ("height", "width") else 1)
+        factor = times * (self._multiple if name in ("height", "width") else 1)
         return self._known[name] if factor == 1 else factor * self._known[name]
 
     def _base(self, name: str) -> Any:

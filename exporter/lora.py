@@ -15,6 +15,7 @@ from exporter import weight_files
 from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
 from runtimes.session import first_line
+from runtimes.trust import sha256
 
 _OF_A_LAYER = re.compile(r"\.(lora_|lokr_|loha_|hada_|dora_|oft_|alpha$)")
 _SHOWN = 5
@@ -24,7 +25,7 @@ def find(asked: str) -> Ingredient:
     """``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with ``:SCALE``."""
     place, scale = _scaled(asked)
     name, path = weight_files.find(place, "LoRA", "pytorch_lora_weights.safetensors")
-    return Ingredient("lora", name, path, weight_files.sha256_of(path), scale)
+    return Ingredient("lora", name, path, sha256(path), scale)
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:

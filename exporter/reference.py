@@ -70,8 +70,7 @@ def reference(
         found: Arrays = {}
         for label, inputs in _random(graph, sizes):
             _record(found, label, graph, inputs)
-        drawn = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2).contiguous()
-        for label, inputs in _on_trajectory(graph, seen, conditioning, drawn):
+        for label, inputs in _on_trajectory(graph, seen, conditioning, images):
             _record(found, label, graph, inputs)
         arrays[graph.component.name] = found
     arrays["loop"] = {
@@ -189,7 +188,7 @@ def _on_trajectory(
     graph: Graph,
     seen: Trajectory,
     conditioning: Mapping[str, torch.Tensor],
-    images: torch.Tensor,
+    images: Any,
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     component = graph.component
     if component.role == "encoder":
@@ -205,11 +204,13 @@ def _on_trajectory(
 
 
 def image_encoder_inputs(
-    graph: Graph, images: torch.Tensor, latents: torch.Tensor
+    graph: Graph, images: Any, latents: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Pictures [batch, 3, height, width], and noise of the latents' shape where it is drawn."""
+    """Pictures of a run, [batch, height, width, 3], as the graph takes them, and noise of the
+    latents' shape where it is drawn."""
+    pictures = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2).contiguous()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(SEED))
-    return {n: {"image": images, "noise": noise}[n] for n in graph.component.inputs}
+    return {n: {"image": pictures, "noise": noise}[n] for n in graph.component.inputs}
 
 
 def denoiser_inputs(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter import hub
 from exporter.ingredients import Ingredient
 from exporter.source import digest_folder, load_model, quiet_loading
 from runtimes.errors import SourceError
-from runtimes.session import first_line
 
 _CONFIG = "config.json"
 _PART = "vae"
@@ -75,16 +75,11 @@ def _class_of(folder: Path, asked: str) -> Any:
 
 
 def _download(asked: str) -> Path:
-    pieces = asked.split("/")
-    if len(pieces) != 2 or not all(pieces) or asked.startswith((".", "~")):
-        raise SourceError(f"no such VAE: {asked}")
-    import huggingface_hub
+    def get() -> str:
+        import huggingface_hub
 
-    try:
         wanted = ["*.json", "*.safetensors"]
         own = [*wanted, *(f"{_PART}/{each}" for each in wanted)]
-        return Path(huggingface_hub.snapshot_download(asked, allow_patterns=own))
-    except Exception as error:
-        raise SourceError(
-            f"{asked} is no folder here, and it could not be had from the Hub: {first_line(error)}"
-        ) from error
+        return str(huggingface_hub.snapshot_download(asked, allow_patterns=own))
+
+    return hub.fetch(asked, "VAE", "folder", get)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.weight_files import PICKLES, SAFE, check, sha256_of
+from exporter.weight_files import PICKLES, SAFE, check
 from runtimes.errors import SourceError
 from runtimes.session import first_line
+from runtimes.trust import sha256
 
 _CONFIGURATION = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
 
@@ -36,7 +37,7 @@ def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFi
     _check(path, allow_pickle)
     place = config or _guess(path)
     folder = Path(place).expanduser()
-    return SingleFile(path, folder if folder.is_dir() else _download(place, path), sha256_of(path))
+    return SingleFile(path, folder if folder.is_dir() else _download(place, path), sha256(path))
 
 
 def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:

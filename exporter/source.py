@@ -17,13 +17,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import ingredients, single_file
+from exporter import hub, ingredients, single_file
 from exporter.families import FAMILIES, family_of
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
-from exporter.weight_files import SAFE, check, sha256_of
+from exporter.weight_files import SAFE, check
 from runtimes.errors import SourceError
 from runtimes.session import first_line
+from runtimes.trust import sha256
 
 INDEX = "model_index.json"
 NOTES = "latentc.json"  # see exporter.judged
@@ -97,7 +98,7 @@ def resolve(
         digests = {name: digest([file.sha256, value]) for name, value in digests.items()}
     for name in (INDEX, NOTES):
         if (folder / name).is_file():
-            digests[name] = sha256_of(folder / name)
+            digests[name] = sha256(folder / name)
     local = file.path if file else Path(source).expanduser()
     name = local.resolve().name if local.exists() else str(source)
     found = ingredients.find(asked or {})
@@ -175,23 +176,16 @@ def _locate(source: str, revision: str | None, variant: str | None) -> tuple[Pat
     path = Path(source).expanduser()
     if path.is_dir():
         return path, None
-    parts = source.split("/")
-    if len(parts) != 2 or not all(parts) or source.startswith((".", "~")):
-        raise SourceError(f"no such folder: {source}")
     return _download(source, revision, variant)
 
 
 def _download(source: str, revision: str | None, variant: str | None) -> tuple[Path, str | None]:
-    import diffusers
+    def get() -> str:
+        import diffusers
 
-    try:
-        folder = Path(
-            diffusers.DiffusionPipeline.download(source, revision=revision, variant=variant)
-        )
-    except Exception as error:
-        raise SourceError(
-            f"{source} is no folder here, and it could not be had from the Hub: {first_line(error)}"
-        ) from error
+        return str(diffusers.DiffusionPipeline.download(source, revision=revision, variant=variant))
+
+    folder = hub.fetch(source, "folder", "folder", get)
     # The cache's layout is …/snapshots/<commit>/.
     return folder, folder.name if folder.parent.name == "snapshots" else revision
 
@@ -222,7 +216,7 @@ def digest_folder(folder: Path, variant: str | None) -> str:
     for path in _relevant(folder, variant):
         if path.suffix == SAFE:
             check(path)
-        entries[path.name] = sha256_of(path)
+        entries[path.name] = sha256(path)
     return digest(entries)
 
 

@@ -9,7 +9,6 @@ items, so that one may stand where another build's new one is to stand: it gets 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import MANIFEST, File, Manifest
+from runtimes.trust import sha256
 
 _DONE = ".done"
 _WORK = ".work"
@@ -138,9 +138,9 @@ class Store:
     def _move_in(self, path: Path, place: str) -> File:
         target = self.staging / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        sha256, size = _sha256(path), path.stat().st_size
+        digest, size = sha256(path), path.stat().st_size
         os.replace(path, target)
-        return File(place, size, sha256)
+        return File(place, size, digest)
 
     def _mark(self, key: str, item: Item) -> Item:
         data = {
@@ -243,12 +243,7 @@ def _intact(root: Path, files: tuple[File, ...]) -> bool:
 
 def _unchanged(root: Path, files: tuple[File, ...]) -> bool:
     """Intact, and the content too: an attempt with other options may have written over it."""
-    return _intact(root, files) and all(_sha256(root / file.path) == file.sha256 for file in files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _intact(root, files) and all(sha256(root / file.path) == file.sha256 for file in files)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

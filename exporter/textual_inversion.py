@@ -15,6 +15,7 @@ from exporter import weight_files
 from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
 from runtimes.session import first_line
+from runtimes.trust import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,7 @@ def find(asked: str) -> Ingredient:
         place, word = asked, ""
     name, path = weight_files.find(place, "textual inversion", "learned_embeds.safetensors")
     word = word or _named(path) or path.stem
-    sha256 = weight_files.sha256_of(path)
-    return Ingredient("textual-inversion", name, path, sha256, token=word)
+    return Ingredient("textual-inversion", name, path, sha256(path), token=word)
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:

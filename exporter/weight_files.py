@@ -1,22 +1,16 @@
-"""Files of weights: where they are, that they are safe to read and whole, and their digest."""
+"""Files of weights: where they are, and that they are safe to read and whole."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from exporter import hub
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
 SAFE = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(path: Path, hint: str = "") -> None:
@@ -76,18 +70,12 @@ def _only(place: str, names: Sequence[str], usual: str) -> str:
 
 
 def _download(place: str, what: str, usual: str) -> Path:
-    pieces = place.split("/")
-    if len(pieces) < 2 or not all(pieces) or place.startswith((".", "~")):
-        raise SourceError(f"no such {what}: {place}")
-    import huggingface_hub
+    def get() -> str:
+        import huggingface_hub
 
-    owner, inside = "/".join(pieces[:2]), "/".join(pieces[2:])
-    try:
+        owner, inside = "/".join(pieces[:2]), "/".join(pieces[2:])
         inside = inside or _only(place, huggingface_hub.list_repo_files(owner), usual)
-        return Path(huggingface_hub.hf_hub_download(owner, inside))
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"{place} is no file here, and it could not be had from the Hub: {first_line(error)}"
-        ) from error
+        return str(huggingface_hub.hf_hub_download(owner, inside))
+
+    pieces = place.split("/")
+    return hub.fetch(place, what, "file", get, inside=True)

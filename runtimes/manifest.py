@@ -376,11 +376,14 @@ class Manifest(_Base, frozen=True):
 
     def shallow(self) -> Component | None:
         """The denoiser's shallow part, where the bundle has one."""
-        return next((each for each in self.components if each.role == "shallow"), None)
+        return self._optional("shallow")
 
     def image_encoder(self) -> Component | None:
         """What makes latents of a picture, where the bundle has it."""
-        return next((each for each in self.components if each.role == "image_encoder"), None)
+        return self._optional("image_encoder")
+
+    def _optional(self, role: Role) -> Component | None:
+        return next((each for each in self.components if each.role == role), None)
 
     def cached(self) -> tuple[str, ...]:
         """The outputs of the denoiser that its shallow part takes in later steps."""
@@ -401,9 +404,14 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(Manifest)
 
 
+def parted(dimension: str) -> tuple[int, str]:
+    """``"8*height"`` → (8, "height"); of a plain symbol the factor is 1."""
+    factor, _, name = dimension.rpartition("*")
+    return int(factor or 1), name
+
+
 def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
-    factor, _, name = wanted.rpartition("*")
-    multiple = int(factor) if factor else 1
+    multiple, name = parted(wanted)
     value, rest = divmod(found, multiple)
     return rest == 0 and value > 0 and symbols.setdefault(name, value) == value
 

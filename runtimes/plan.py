@@ -205,9 +205,9 @@ class PlanTable:
         Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
         start there.
         """
-        starts = self.starts(num_inference_steps)
         if step == 0:
             return self.plan(num_inference_steps)
+        starts = self.starts(num_inference_steps)
         if len(starts) == 1:
             raise InputError("this scheduler starts from noise only; take another with `scheduler`")
         order = min(after - before for before, after in pairwise(starts))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtimes.errors import InputError
-from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec
+from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec, parted
 
 Span = tuple[int, int, int]  # smallest, usual, largest
 
@@ -147,5 +147,5 @@ def dimension(value: int | str, symbols: Mapping[str, Any]) -> int | str:
     """What a manifest dimension such as ``"8*height"`` is; itself where its symbol is open."""
     if isinstance(value, int):
         return value
-    factor, _, name = value.rpartition("*")
-    return (int(factor) if factor else 1) * int(symbols[name]) if name in symbols else value
+    factor, name = parted(value)
+    return factor * int(symbols[name]) if name in symbols else value

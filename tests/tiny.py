@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDPMPipeline,
     DDPMScheduler,
     EulerDiscreteScheduler,
@@ -83,6 +84,17 @@ def autoencoder(scaling_factor: float) -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         scaling_factor=scaling_factor,
+    )
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    """Of the form of `autoencoder`'s latents."""
+    torch.manual_seed(3)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(16, 16),
+        decoder_block_out_channels=(16, 16),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
     )
 
 

@@ -29,8 +29,7 @@ class Decoder(torch.nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor = float(vae.config.scaling_factor)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.scaling_factor, self.shift = _scaling(vae)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         scaled = latents / self.scaling_factor
@@ -47,8 +46,7 @@ class Encoder(torch.nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor = float(vae.config.scaling_factor)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self.scaling_factor, self.shift = _scaling(vae)
 
     def forward(
         self, image: torch.Tensor, noise: torch.Tensor | None = None
@@ -60,11 +58,9 @@ class Encoder(torch.nn.Module):
 
 def encoder_graph(vae: Any) -> Graph:
     """The VAE's encoder as a component. Tiny autoencoders draw nothing."""
-    factor = vae_factor(vae)
     latents = sample_spec(vae.config.latent_channels)
-    image = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
     draws = type(vae).__name__ != "AutoencoderTiny"
-    inputs = {"image": image} | ({"noise": latents} if draws else {})
+    inputs = {"image": _image_spec(vae)} | ({"noise": latents} if draws else {})
     component = Component("vae_encoder", "image_encoder", inputs, {"latents": latents})
     return Graph(component, Encoder(vae))
 
@@ -78,18 +74,26 @@ def decoder_graph(vae: Any) -> Graph:
     """The VAE decoder as a component."""
     if getattr(vae.config, "latents_mean", None) is not None:
         raise UnsupportedPipeline("VAEs with latents_mean and latents_std are not supported yet")
-    factor = vae_factor(vae)
     return Graph(
         Component(
             name="vae_decoder",
             role="decoder",
             inputs={"latents": sample_spec(vae.config.latent_channels)},
-            outputs={
-                "image": TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
-            },
+            outputs={"image": _image_spec(vae)},
         ),
         Decoder(vae),
     )
+
+
+def _scaling(vae: Any) -> tuple[float, float]:
+    """Factor and shift between the VAE's latents and the denoiser's."""
+    shift = getattr(vae.config, "shift_factor", None)
+    return float(vae.config.scaling_factor), float(shift or 0.0)
+
+
+def _image_spec(vae: Any) -> TensorSpec:
+    factor = vae_factor(vae)
+    return TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
 
 
 def sample_spec(channels: int) -> TensorSpec:

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import Settings
-from runtimes.manifest import Component, Latents, TensorSpec
+from runtimes.manifest import Component, Latents, TensorSpec, parted
 
 
 def input_types(program: ExportedProgram, component: Component, settings: Settings) -> list[Any]:
@@ -48,7 +48,7 @@ def _shape(
     import coremltools
 
     sizes = options.enumerated()
-    if sizes and any(str(dim).endswith("height") for dim in spec.shape):
+    if sizes and any(parted(str(dim))[1] == "height" for dim in spec.shape):
         shapes = []
         for height, width in sizes:
             sides = {"height": height // latents.factor, "width": width // latents.factor}
@@ -74,10 +74,10 @@ def _dimension(dim: int | str, values: dict[str, Any], was: int) -> Any:
     """A manifest dimension such as ``"8*height"``; what was traced where its symbol is open."""
     if isinstance(dim, int):
         return dim
-    times, _, name = dim.rpartition("*")
+    factor, name = parted(dim)
     if name not in values:
         return was
-    value, factor = values[name], int(times or 1)
+    value = values[name]
     if isinstance(value, int):
         return factor * value
     bounds = (value.lower_bound, value.upper_bound, value.default)

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from exporter.families import Description
 from exporter.targets import onnx
-from runtimes.manifest import Component
+from runtimes.manifest import Component, parted
 from runtimes.recipe import FORMAT, RECIPE, Recipe
 from runtimes.sizes import Span, ranges
 
@@ -41,7 +41,7 @@ def finish(
     """Write the recipe beside the graph; see `exporter.targets.Finishing`."""
     profile = default_profile(description)[component.name]
     symbols = {
-        dim.rpartition("*")[2]
+        parted(dim)[1]
         for spec in component.inputs.values()
         for dim in spec.shape
         if isinstance(dim, str)

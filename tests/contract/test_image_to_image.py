@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderTiny,
     AutoPipelineForImage2Image,
     DiffusionPipeline,
 )
@@ -27,6 +26,7 @@ from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
+from tests.tiny import tiny_autoencoder
 
 STEPS = 10
 BACKENDS = ("onnxruntime", "openvino")
@@ -205,13 +205,7 @@ def test_with_what_else_there_is(bundles: Callable[[str], Path]) -> None:
 def test_a_tiny_autoencoder_draws_no_noise(
     pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    torch.manual_seed(3)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(16, 16),
-        decoder_block_out_channels=(16, 16),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
+    tiny = tiny_autoencoder()
     tiny.save_pretrained(tmp_path / "tiny")
     export(
         pipeline_folder("sd"),

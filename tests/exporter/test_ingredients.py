@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -22,6 +22,7 @@ from exporter.compile import export
 from latentc.cli import run as command
 from runtimes.errors import SourceError
 from runtimes.verify import relative_l2
+from tests.tiny import tiny_autoencoder
 
 SMALL: dict[str, Any] = {"targets": ["onnx"], "schedulers": (), "steps": (4,)}
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0}
@@ -148,13 +149,7 @@ def _decoders(bundle: Path) -> list[Any]:
 
 def test_another_vae(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = pipeline_folder("sd")
-    torch.manual_seed(3)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(16, 16),
-        decoder_block_out_channels=(16, 16),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
+    tiny = tiny_autoencoder()
     tiny.save_pretrained(tmp_path / "tiny")
     made = export(folder, tmp_path / "b", vae=tmp_path / "tiny", **SMALL)
     assert [(each.kind, each.id) for each in made.manifest.source.ingredients] == [("vae", "tiny")]
