@@ -106,7 +106,13 @@ def trajectories(
     Args:
         told: called with the number of the denoiser's calls so far.
     """
-    from exporter.reference import denoiser_inputs, image_encoder_inputs, run, tokens
+    from exporter.reference import (
+        denoiser_inputs,
+        image_encoder_inputs,
+        probe_pictures,
+        run,
+        tokens,
+    )
     from runtimes.manifest import LoopProbe
 
     latents = description.latents
@@ -124,7 +130,7 @@ def trajectories(
         told_of = replace(description, probe_arguments=arguments)
         size = (latents.default_height, latents.default_width)
         probe = LoopProbe(arguments, "", STEPS, SEED + turn, *size)
-        seen, images = run(pipe, told_of, probe)
+        seen, images = run(pipe, told_of, probe, probe_pictures(description, *size))
         wanted = range(len(seen.calls))[: calibration.samples - len(made)]
         made += denoiser_inputs(pipe, told_of, graph, seen, size, wanted)
         texts.append(tokens(pipe, told_of))

@@ -26,7 +26,6 @@ from exporter.lowering import Lowering
 from exporter.memory import free_memory, release_weights
 from exporter.options import (
     ALL,
-    IMAGE_TO_IMAGE,
     ExportOptions,
     artifact_keys,
     check,
@@ -58,6 +57,7 @@ from runtimes.manifest import (
 )
 from runtimes.npz import write_arrays
 from runtimes.precision import build_name, canonical, of_component
+from runtimes.tasks import Task
 from runtimes.version import __version__
 
 PROBES = "probes"
@@ -125,8 +125,9 @@ def export(
         calibration_samples: how many denoiser calls to calibrate with.
         fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
-        tasks: what the bundle is for besides what the pipeline does: ``"image-to-image"`` adds the
-            VAE's encoder, which the call argument `image` needs.
+        tasks: what the bundle is for besides what the pipeline does: ``"image-to-image"`` and
+            ``"inpainting"`` add the VAE's encoder, which the call arguments `image` and
+            `mask_image` need.
         lora: files or Hub ids to fuse into the weights, each with its scale if it is not 1, as
             ``"style.safetensors:0.8"``.
         textual_inversion: files or Hub ids with vectors for new words, each with its word if it is
@@ -225,8 +226,9 @@ class _Compilation:
             description = family_of(self.source.pipeline_class).describe(pipe)
         if self.options.step_cache:
             description = split(description)
-        if self.options.image_to_image:
-            description = _with_image_encoder(description, self.source.pipeline_class)
+        description, tasks = _with_tasks(
+            description, self.options.tasks_of(self.source), self.source.pipeline_class
+        )
         description = _with_size(description, self.options)
         self._refuse_other_graphs(previous, description)
         for own in self.options.of_targets.values():
@@ -245,7 +247,7 @@ class _Compilation:
         tokenizers = tuple(self._tokenizers(pipe, description))
         probes = self._probes(pipe, description, plans[0]) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        draft = self._manifest(description, plans, scheduler, tokenizers, probes)
+        draft = self._manifest(description, tasks, plans, scheduler, tokenizers, probes)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -275,6 +277,7 @@ class _Compilation:
     def _manifest(
         self,
         description: Description,
+        tasks: tuple[Task, ...],
         plans: tuple[Schedule, ...],
         scheduler: tuple[str, dict[str, Any]],
         tokenizers: tuple[Tokenizer, ...],
@@ -283,7 +286,7 @@ class _Compilation:
         """All but the builds."""
         return Manifest(
             format_version=FORMAT_VERSION,
-            task=description.task,
+            tasks=tasks,
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -304,7 +307,7 @@ class _Compilation:
             components=tuple(graph.component for graph in description.graphs),
             builds=(),
             schedules=plans,
-            defaults=_defaults(plans[0], description.num_inference_steps, description.strength),
+            defaults=_defaults(plans[0], description.num_inference_steps),
             probes=probes,
         )
 
@@ -582,12 +585,25 @@ def created_by() -> CreatedBy:
     )
 
 
-def _with_image_encoder(description: Description, pipeline_class: str) -> Description:
-    """The same with the graph that image-to-image needs."""
-    if description.image_encoder is None:
-        raise UnsupportedPipeline(f"{pipeline_class} has no task {IMAGE_TO_IMAGE}")
-    graphs = (*description.graphs, description.image_encoder)
-    return dataclasses.replace(description, graphs=graphs)
+def _with_tasks(
+    description: Description, asked: Sequence[str], pipeline_class: str
+) -> tuple[Description, tuple[Task, ...]]:
+    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first."""
+    offers = {each.task.name: each for each in description.offers}
+    graphs = {graph.component.name: graph for graph in description.graphs}
+    tasks = [description.task]
+    for name in asked:
+        if name == description.task.name:
+            continue
+        if name not in offers:
+            has = ", ".join([description.task.name, *offers])
+            raise UnsupportedPipeline(f"{pipeline_class} has no task {name}; it has: {has}")
+        tasks.append(offers[name].task)
+        graphs |= {
+            each.component.name: graphs.get(each.component.name, each)
+            for each in offers[name].graphs
+        }
+    return dataclasses.replace(description, graphs=tuple(graphs.values())), tuple(tasks)
 
 
 def _with_size(description: Description, options: ExportOptions) -> Description:
@@ -662,9 +678,9 @@ def _kept(build: Build, store: Store) -> Build | None:
     return replace(build, artifacts=artifacts)
 
 
-def _defaults(own: Schedule, usual: int, strength: float) -> Defaults:
+def _defaults(own: Schedule, usual: int) -> Defaults:
     """The pipeline's usual step count, or the nearest that there is a plan for."""
-    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)), strength)
+    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))
 
 
 def _entry(item: Item) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.calibration import Calibration
-from exporter.families import family_of
+from exporter.families import CLASS_TASKS, family_of
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
 from exporter.source import PipelineSource, digest
 from exporter.targets import OPTIONS, TARGETS, passes, verifier
@@ -25,15 +25,21 @@ from runtimes.precision import (
     with_passes,
 )
 
-TEXT_TO_IMAGE, IMAGE_TO_IMAGE = "text-to-image", "image-to-image"
-# What a bundle can be asked to be for besides what its pipeline does anyhow.
-TASKS = (TEXT_TO_IMAGE, IMAGE_TO_IMAGE)
-IMAGE_ENCODER = "vae_encoder"
+# What a bundle can be asked to be for besides what its pipeline does anyhow, and the components
+# that it takes: for each the parts of the source that it is made of.
+TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "text-to-image": {},
+    "image-to-image": {"vae_encoder": ("vae",)},
+    "inpainting": {"vae_encoder": ("vae",)},
+}
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
 _SHARED = ("nodes", "quantization")  # what passes have in common
-_CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.text_to_image")
+_CAPTURE_CODE = (
+    *("exporter.capture", "exporter.families"),
+    *("exporter.families.text_to_image", "exporter.families.pictures"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,9 @@ class ExportOptions:
     asked: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
 
-    @property
-    def image_to_image(self) -> bool:
-        """Whether an image encoder is a component."""
-        return IMAGE_TO_IMAGE in self.tasks
+    def tasks_of(self, source: PipelineSource) -> tuple[str, ...]:
+        """Those that the pipeline's class is for, and those that were asked for."""
+        return tuple(dict.fromkeys((*CLASS_TASKS.get(source.pipeline_class, ()), *self.tasks)))
 
     @property
     def step_cache(self) -> bool:
@@ -111,8 +116,10 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     """Each component of the bundle, and the parts of the source that it is made of."""
     own = family_of(source.pipeline_class).COMPONENTS
     shallow = {SHALLOW: own[DENOISER]} if options.step_cache else {}
-    encoder = {IMAGE_ENCODER: ("vae",)} if options.image_to_image else {}
-    return {**own, **shallow, **encoder}
+    made = {**own, **shallow}
+    for task in options.tasks_of(source):
+        made |= TASKS[task]
+    return made
 
 
 def _artifact_key(

@@ -31,6 +31,7 @@ class TracedRuns:
     timesteps: Floats
     init_noise_scale: float
     add_noise: Mapping[int, tuple[float, float]]
+    known: Sequence[tuple[float, float] | None]
 
 
 def same_row(a: RawStep, b: RawStep) -> bool:
@@ -69,6 +70,7 @@ def build_table(runs: TracedRuns) -> PlanTable:
         clean_from=np.array(clean_from),
         init_noise_scale=np.array([runs.init_noise_scale]),
         add_noise=np.array(allowed),
+        known=np.array([pair or (np.nan, np.nan) for pair in runs.known]),
         clip=_clip(runs),
         **{name: np.array(values) for name, values in rows.items()},
     )

@@ -8,7 +8,7 @@ in the bundle, so that any machine can repeat the check without PyTorch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,9 @@ class Trajectory:
 
     calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     latents: torch.Tensor | None = None
+    observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = lambda sample: {
+        "sample": sample
+    }
 
 
 def reference(
@@ -54,14 +57,16 @@ def reference(
 
     Returns:
         arrays per component (``<probe>/in/<name>``, ``<probe>/out/<name>``) and for
-        ``"loop"`` (``latents`` float32, ``image`` uint8 [batch, height, width, channels]),
+        ``"loop"`` (``latents`` float32, ``image`` uint8 [batch, height, width, channels], and
+        pictures that it was given, ``in/<argument>``, uint8),
         and the settings of the run.
     """
     height, width = fixed or loop_size(description)
     steps = min(schedule.steps, key=lambda count: abs(count - STEPS))
     arguments = dict(description.probe_arguments)
+    pictures = probe_pictures(description, height, width)
     probe = LoopProbe(arguments, schedule.name, steps, SEED, height, width)
-    seen, images = run(pipe, description, probe)
+    seen, images = run(pipe, description, probe, pictures)
     if seen.latents is None:
         raise ExportError(f"{type(pipe).__name__} made no denoising step")
     conditioning = _conditioning(pipe, description, height, width)
@@ -76,8 +81,15 @@ def reference(
     arrays["loop"] = {
         "latents": seen.latents.numpy(),
         "image": (images * 255).round().astype(np.uint8),
+        **{f"in/{name}": np.asarray(picture) for name, picture in pictures.items()},
     }
     return arrays, probe
+
+
+def probe_pictures(description: Description, height: int, width: int) -> Mapping[str, Any]:
+    """What the pipeline's own task takes, as Pillow images."""
+    make = description.probe_pictures
+    return {} if make is None else make(height, width)
 
 
 def loop_size(description: Description) -> tuple[int, int]:
@@ -91,10 +103,12 @@ def loop_size(description: Description) -> tuple[int, int]:
     return height, width
 
 
-def run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[Trajectory, Any]:
+def run(
+    pipe: Any, description: Description, probe: LoopProbe, pictures: Mapping[str, Any]
+) -> tuple[Trajectory, Any]:
     """Run the pipeline with the settings of `probe`, its own scheduler, and look on; returns
     what was seen and the images."""
-    arguments: dict[str, Any] = dict(probe.arguments)
+    arguments: dict[str, Any] = {**probe.arguments, **pictures}
     if description.resizable:
         arguments |= {"height": probe.height, "width": probe.width}
     with watched(pipe, description.denoiser) as seen, torch.no_grad(), quiet_loading():
@@ -103,6 +117,7 @@ def run(pipe: Any, description: Description, probe: LoopProbe) -> tuple[Trajecto
             generator=torch.Generator().manual_seed(probe.seed),
             **arguments,
         )
+    seen.observed = description.observed
     return seen, images
 
 
@@ -232,7 +247,7 @@ def _denoiser_input(
     """A shallow graph gets the features of the call before. Where a call has one row, as without
     guidance, it is that of the prompt, which comes last."""
     sample, timestep = seen.calls[place]
-    inputs = {"sample": sample, "timestep": timestep}
+    inputs = {**seen.observed(sample), "timestep": timestep}
     names = [name for name in graph.component.inputs if name in conditioning]
     inputs |= {name: conditioning[name][-len(sample) :] for name in names}
     if graph.fed_by is None:

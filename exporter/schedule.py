@@ -161,8 +161,10 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
     tracer.reset(None)
     full: list[RawStep] = []
     prints = []
+    known = []
     for i in range(evaluations):
         full.append(tracer.step(i))
+        known.append(tracer.known(i + 1))
         prints.append(tracer.fingerprint())
     late: dict[int, list[RawStep]] = {}
     add_noise: dict[int, tuple[float, float]] = {}
@@ -179,6 +181,7 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
         timesteps=scheduler.timesteps.double().numpy().copy(),
         init_noise_scale=float(getattr(scheduler, "init_noise_sigma", 1.0)),
         add_noise=add_noise,
+        known=known,
     )
 
 

@@ -145,7 +145,15 @@ class StepTracer:
     def add_noise(self, start: int) -> tuple[float, float] | None:
         """Coefficients of (clean sample, noise) for a run that starts here, if it can."""
         self.reset(start)
-        timestep, clean, noise = self.scheduler.timesteps[start : start + 1], unit(0), unit(NOISE)
+        return self._noisy(start)
+
+    def known(self, index: int) -> tuple[float, float] | None:
+        """Those of a clean sample as noisy as the run's is before evaluation `index`, which comes
+        next; without noise after the last. As diffusers' inpainting pipelines ask for it."""
+        return self._noisy(index) if index < len(self.scheduler.timesteps) else (1.0, 0.0)
+
+    def _noisy(self, index: int) -> tuple[float, float] | None:
+        timestep, clean, noise = self.scheduler.timesteps[index : index + 1], unit(0), unit(NOISE)
         try:
             if hasattr(self.scheduler, "add_noise"):
                 noisy = self.scheduler.add_noise(clean, noise, timestep)

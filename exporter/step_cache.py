@@ -9,8 +9,7 @@ the UNet and of its weights.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from msgspec import structs
 
 from exporter.capture import example_inputs, symbol_values
 from exporter.families import Description, Graph
+from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 from runtimes.precision import DENOISER, SHALLOW
@@ -115,7 +115,7 @@ class _Whole(torch.nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self._cut = cut
-        self.forward = _named(self._call, names)
+        self.forward = named(self._call, names)
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with self._cut.read() as seen:
@@ -132,7 +132,7 @@ class _Shallow(torch.nn.Module):
         self.denoiser = denoiser.module
         self._inputs = denoiser.component.inputs
         self._cut = cut
-        self.forward = _named(self._call, names)
+        self.forward = named(self._call, names)
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         sample = inputs["sample"]
@@ -176,15 +176,3 @@ def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:
         gradients = torch.autograd.grad(prediction.sum(), list(inputs.values()), allow_unused=True)
     pairs: Iterable[tuple[str, Any]] = zip(inputs, gradients, strict=True)  # stubs deny None
     return {name for name, gradient in pairs if gradient is not None}
-
-
-def _named(call: Callable[[Mapping[str, Any]], Any], names: Sequence[str]) -> Callable[..., Any]:
-    """A function of these named arguments: `torch.export` goes by the signature."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return call(signature.bind(*args, **kwargs).arguments)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    return forward

@@ -37,6 +37,8 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
       latentc generate bundle "a castle" --backend openvino --device GPU --static
       latentc generate bundle "a castle" --backend onnxruntime --device cuda
       latentc generate bundle "a castle" --preset fast
+      latentc generate bundle "a castle" --image sketch.png --strength 0.7
+      latentc generate bundle "a castle" --image photo.png --mask mask.png --padding-mask-crop 32
     """
 )
 @_BUNDLE
@@ -67,6 +69,20 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="A picture to start from (bundles exported with --task image-to-image).",
+)
+@click.option(
+    "--mask",
+    "mask_image",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What of it is made anew, white, and what stays, black (--task inpainting).",
+)
+@click.option("--mask-blur", type=float, metavar="PIXELS", help="Soften the mask's edges.")
+@click.option(
+    "--padding-mask-crop",
+    type=int,
+    metavar="PIXELS",
+    help="Look at no more than so much around the mask, and put the result back.",
 )
 @click.option(
     "--strength",
@@ -314,9 +330,11 @@ def _arguments(
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
-    arguments |= {name: options[name] for name in (*same, "strength")}
-    if options["image"] is not None:
-        arguments["image"] = _read_picture(options["image"])
+    masking = ("strength", "mask_blur", "padding_mask_crop")
+    arguments |= {name: options[name] for name in (*same, *masking)}
+    for name, option in (("image", "--image"), ("mask_image", "--mask")):
+        if options[name] is not None:
+            arguments[name] = _read_picture(option, options[name])
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
@@ -326,7 +344,7 @@ def _arguments(
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _read_picture(path: Path) -> Any:
+def _read_picture(option: str, path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -334,9 +352,9 @@ def _read_picture(path: Path) -> Any:
             file.load()
             return file.copy()
     except FileNotFoundError:
-        raise InputError(f"--image {path}: no such file") from None
+        raise InputError(f"{option} {path}: no such file") from None
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"--image {path}: not a picture that can be read: {error}") from None
+        raise InputError(f"{option} {path}: not a picture that can be read: {error}") from None
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:

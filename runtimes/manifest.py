@@ -14,16 +14,14 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import BundleError, InputError
+from runtimes.strict import Strict as _Base
+from runtimes.tasks import Task
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
 Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder"]
-
-
-class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Shared settings: immutable, strict, compared by value."""
 
 
 class File(_Base, frozen=True):
@@ -174,7 +172,7 @@ class Tokenizer(_Base, frozen=True):
     input: str
     max_length: int
     texts: tuple[str, ...]
-    expansions: dict[str, str] = {}
+    expansions: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Argument(_Base, frozen=True):
@@ -203,7 +201,7 @@ class Branch(_Base, frozen=True):
     prefix: str
     missing: Literal["empty", "zeros"]
     constant: float
-    scales: dict[str, float] = {}
+    scales: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Guidance(_Base, frozen=True):
@@ -216,7 +214,7 @@ class Guidance(_Base, frozen=True):
     branches: tuple[Branch, ...]
     single: str
     scale: str | None = None
-    defaults: dict[str, float] = {}
+    defaults: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Schedule(_Base, frozen=True):
@@ -234,7 +232,6 @@ class Defaults(_Base, frozen=True):
 
     scheduler: str
     num_inference_steps: int
-    strength: float = 0.8
 
 
 class LoopProbe(_Base, frozen=True):
@@ -308,7 +305,7 @@ class Manifest(_Base, frozen=True):
     """The whole document."""
 
     format_version: int
-    task: str
+    tasks: tuple[Task, ...]
     source: Source
     created_by: CreatedBy
     latents: Latents
@@ -376,14 +373,11 @@ class Manifest(_Base, frozen=True):
 
     def shallow(self) -> Component | None:
         """The denoiser's shallow part, where the bundle has one."""
-        return self._optional("shallow")
+        return next((each for each in self.components if each.role == "shallow"), None)
 
-    def image_encoder(self) -> Component | None:
-        """What makes latents of a picture, where the bundle has it."""
-        return self._optional("image_encoder")
-
-    def _optional(self, role: Role) -> Component | None:
-        return next((each for each in self.components if each.role == role), None)
+    def image_encoders(self) -> list[Component]:
+        """What is run on pictures before the first step."""
+        return [component for component in self.components if component.role == "image_encoder"]
 
     def cached(self) -> tuple[str, ...]:
         """The outputs of the denoiser that its shallow part takes in later steps."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
+from runtimes import task_rules
 from runtimes.manifest import Component, File, Manifest, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32")
@@ -23,6 +24,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _conditioning_problems(manifest)
     yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
     yield from _size_problems(manifest)
+    yield from _duplicates("task", [task.name for task in manifest.tasks])
+    yield from task_rules.problems(manifest)
     if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.schedules}:
         yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
     numbers = (manifest.latents.channels, manifest.latents.factor, manifest.latents.multiple)
@@ -56,23 +59,6 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
     if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
         yield "the decoder needs the input 'latents' and the output 'image'"
     yield from _shallow_problems(manifest, denoiser)
-    yield from _image_encoder_problems(manifest, decoder)
-
-
-def _image_encoder_problems(manifest: Manifest, decoder: Component) -> Iterator[str]:
-    encoder = manifest.image_encoder()
-    if encoder is None:
-        return
-    if sum(component.role == "image_encoder" for component in manifest.components) > 1:
-        yield "expected at most one component with role 'image_encoder'"
-    inputs = {"image": decoder.outputs.get("image"), "noise": decoder.inputs.get("latents")}
-    known = {name: spec for name, spec in inputs.items() if name in encoder.inputs}
-    if "image" not in encoder.inputs or encoder.inputs != known:
-        yield f"{encoder.name!r} must take 'image', as the decoder gives it, and may take 'noise'"
-    if encoder.outputs != decoder.inputs:
-        yield f"{encoder.name!r} must give 'latents', as the decoder takes them"
-    if not 0 < manifest.defaults.strength <= 1:
-        yield "defaults.strength must be above 0 and at most 1"
 
 
 def _shallow_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:
@@ -129,9 +115,11 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
     for encoder in manifest.encoders():
         fed |= set(encoder.outputs)
         yield from _encoder_problems(encoder, tokens)
-    missing = set(manifest.component("denoiser").inputs) - fed
-    if missing:
-        yield f"nothing feeds the denoiser's {sorted(missing)}"
+    wanted = set(manifest.component("denoiser").inputs) - fed
+    for task in manifest.tasks:
+        missing = wanted - task_rules.fed(task)
+        if missing:
+            yield f"nothing feeds the denoiser's {sorted(missing)} in the task {task.name!r}"
     known = {argument.name for argument in manifest.arguments}
     for vector in manifest.vectors:
         if not set(vector.arguments) <= known:

@@ -63,8 +63,6 @@ class Pipeline:
         shallow = bundle.manifest.shallow()
         self.shallow_name = shallow.name if shallow else None
         self._decoder_name = bundle.manifest.component("decoder").name
-        image_encoder = bundle.manifest.image_encoder()
-        self.image_encoder_name = image_encoder.name if image_encoder else None
         self.sessions = sessions
         self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
@@ -103,7 +101,10 @@ class Pipeline:
         scheduler: str | None = None,
         latents: Array | None = None,
         image: Any = None,
+        mask_image: Any = None,
         strength: float | None = None,
+        mask_blur: float | None = None,
+        padding_mask_crop: int | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -128,10 +129,17 @@ class Pipeline:
             scheduler: one of `schedulers`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
                 start from instead of drawing it.
-            image: a picture to start from, or several: Pillow images, which are resized to
-                `height` and `width` if these are given, or arrays [height, width, 3]. For bundles
-                that were exported with the task image-to-image.
+            image: a picture to start from, or several: Pillow images, which are resized to the
+                call's `height` and `width`, or arrays [height, width, 3]. For bundles that were
+                exported for a task with pictures, such as image-to-image.
+            mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
+                picture; Pillow images or arrays [height, width]. For bundles that were exported
+                for inpainting.
             strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
+            mask_blur: make the mask's edges soft by so many pixels, as
+                ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
+            padding_mask_crop: cut out what is so many pixels around the mask, make that anew in
+                the call's size, and put it back into the whole picture.
             output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]) or
                 "latent".
             callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
@@ -166,7 +174,10 @@ class Pipeline:
             scheduler=scheduler,
             latents=latents,
             image=image,
+            mask_image=mask_image,
             strength=strength,
+            mask_blur=mask_blur,
+            padding_mask_crop=padding_mask_crop,
             output_type=output_type,
             **arguments,
         )

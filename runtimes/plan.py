@@ -51,7 +51,8 @@ class SamplingPlan:
     timesteps, input_scale: f8[n]; noise_draws: bool[n]; state: f8[n, K, K];
     prediction, clean, noise: f8[n, K]; clean_from: f8[n, 2]. See the module's docstring.
     `add_noise` is (clean, noise) coefficients of the sample at this start, None where the
-    scheduler offers none.
+    scheduler offers none. known: f8[n, 2], those of a clean sample that is to be as noisy as the
+    sample is after each evaluation; NaN where the scheduler offers none.
     """
 
     num_inference_steps: int
@@ -67,6 +68,7 @@ class SamplingPlan:
     clip: Clip
     init_noise_scale: float
     add_noise: tuple[float, float] | None
+    known: Floats
 
     @property
     def num_evaluations(self) -> int:
@@ -114,6 +116,9 @@ class PlanTable:
     add_noise         f8[E, 2]    coefficients of (clean sample, noise) for a run that starts at
                                   this evaluation; NaN where none may start. The first
                                   evaluation of a plan is always a start, from pure noise.
+    known             f8[E, 2]    coefficients of (clean sample, noise) for what is known of the
+                                  sample after this evaluation, 1 and 0 after the last; NaN where
+                                  the scheduler cannot say
     clip              f8[3]       kind (0 none, 1 range, 2 dynamic), limit, ratio
     """
 
@@ -130,6 +135,7 @@ class PlanTable:
     clean_from: Floats
     init_noise_scale: Floats
     add_noise: Floats
+    known: Floats
     clip: Floats
 
     def __post_init__(self) -> None:
@@ -195,6 +201,7 @@ class PlanTable:
                 self.init_noise_scale[self.step_counts.index(num_inference_steps)]
             ),
             add_noise=(float(added[0]), float(added[1])) if np.isfinite(added[0]) else None,
+            known=self.known[at],
             **{name: getattr(self, name)[row] for name in ROW_FIELDS},
         )
 
@@ -232,6 +239,7 @@ class PlanTable:
             rows=rows.reshape(last - first, -1).astype(np.int32),
             init_noise_scale=self.init_noise_scale[index : index + 1],
             add_noise=self.add_noise[first:last],
+            known=self.known[first:last],
             clip=self.clip,
             **{name: getattr(self, name)[used] for name in ROW_FIELDS},
         )
@@ -273,7 +281,7 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
     kept, index = _distinct(coefficients)
     lengths = [len(part.timesteps) for part in parts]
     per_plan = ("steps", "init_noise_scale")
-    per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise")
+    per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
     fields: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in (*per_plan, *per_evaluation)

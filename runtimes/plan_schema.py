@@ -26,6 +26,7 @@ DTYPES = {
     "clean_from": "<f8",
     "init_noise_scale": "<f8",
     "add_noise": "<f8",
+    "known": "<f8",
     "clip": "<f8",
 }
 ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
@@ -76,10 +77,11 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
         "clean_from": (*rows, 2),
         "init_noise_scale": plans,
         "add_noise": (*evaluations, 2),
+        "known": (*evaluations, 2),
         "clip": (3,),
     }
     dimensions = {"rows": 2, "state": 3, "prediction": 2, "clean": 2, "noise": 2}
-    dimensions |= {"clean_from": 2, "add_noise": 2}
+    dimensions |= {"clean_from": 2, "add_noise": 2, "known": 2}
     for name, shape in shapes.items():
         right = shape == expected[name] and len(shape) == dimensions.get(name, 1)
         _expect(right and 0 not in shape, f"{name}: shape {shape}, expected {expected[name]}")
@@ -108,11 +110,12 @@ def _check_indices(arrays: Mapping[str, Array]) -> None:
 def _check_coefficients(arrays: Mapping[str, Array]) -> None:
     for name in ("timesteps", "input_scale", "init_noise_scale", "clip", *ROW_FIELDS):
         _expect(np.isfinite(arrays[name]).all(), f"{name}: NaN or infinity")
-    unknown = np.isnan(arrays["add_noise"])
-    _expect(
-        not np.isinf(arrays["add_noise"]).any() and (unknown[:, 0] == unknown[:, 1]).all(),
-        "add_noise: expected two finite numbers or two NaN per evaluation",
-    )
+    for name in ("add_noise", "known"):
+        unknown = np.isnan(arrays[name])
+        _expect(
+            not np.isinf(arrays[name]).any() and (unknown[:, 0] == unknown[:, 1]).all(),
+            f"{name}: expected two finite numbers or two NaN per evaluation",
+        )
     kind, limit, ratio = (float(value) for value in arrays["clip"])
     _expect(kind in tuple(ClipKind), f"clip: unknown kind {kind}")
     _expect(kind != ClipKind.RANGE or limit > 0, f"clip: limit {limit}, expected more than 0")

@@ -205,7 +205,7 @@ def _print_facts(manifest: Manifest) -> None:
     facts = {
         "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
         **_ingredients(manifest),
-        "Task": manifest.task + (", image-to-image" if manifest.image_encoder() else ""),
+        "Tasks": ", ".join(task.name for task in manifest.tasks),
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
         "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
         f"steps of {latents.factor * latents.multiple}",

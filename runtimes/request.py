@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runtimes import pictures
+from runtimes import pictures, task_pictures, tasks
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
 from runtimes.session import Array
+from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
+from runtimes.tasks import Task
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 _COMMON = (
@@ -27,7 +29,7 @@ _COMMON = (
 )
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
-_PICTURES = ("image", "strength")  # of a bundle that has an image encoder
+_STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -37,7 +39,8 @@ class Signature:
 
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
-    `caching`: whether steps can be cached; `pictures`: whether a call may start from one.
+    `caching`: whether steps can be cached; `pictures`: names of pictures, `strength` whether a call
+    may start from one, `masks` whether any is a mask.
     """
 
     texts: tuple[str, ...]
@@ -45,7 +48,9 @@ class Signature:
     numbers: Mapping[str, int]
     scales: Mapping[str, float]
     caching: bool = False
-    pictures: bool = False
+    pictures: tuple[str, ...] = ()
+    strength: bool = False
+    masks: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -63,7 +68,9 @@ class Signature:
             },
             scales=dict(manifest.guidance.defaults),
             caching=manifest.shallow() is not None,
-            pictures=manifest.image_encoder() is not None,
+            pictures=tasks.pictures(manifest.tasks),
+            strength=any(task.strength is not None for task in manifest.tasks),
+            masks=any(task.masks() for task in manifest.tasks),
         )
 
     @property
@@ -72,9 +79,10 @@ class Signature:
         batch = () if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
-        image = _PICTURES if self.pictures else ()
+        strength = _STRENGTH if self.strength else ()
+        masks = MASK_OPTIONS if self.masks else ()
         own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
-        return (*own, *image, *batch, *_COMMON)
+        return (*own, *self.pictures, *strength, *masks, *batch, *_COMMON)
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ class Request:
 
     `seeds` has one entry where one generator serves the whole batch, else one per image.
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
-    `image` is float32 [n, 3, height, width] in [0, 1], or None; `strength` is how much of the steps
-    is run from it.
+    `task` is what the call's pictures make it, `strength` how much of the steps is run where it
+    starts from one; `masking` is what becomes of masks.
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -105,8 +113,10 @@ class Request:
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
     cache_interval: int = 1
-    image: Array | None = None
+    task: Task = field(default_factory=lambda: Task(""))
+    pictures: Pictures = field(default_factory=Pictures)
     strength: float = 1.0
+    masking: MaskOptions = field(default_factory=MaskOptions)
 
     @property
     def images(self) -> int:
@@ -130,7 +140,7 @@ class Request:
             InputError: the strength leaves no step.
         """
         steps = self.num_inference_steps
-        if self.image is None:
+        if self.task.strength is None:
             return 0
         kept = min(int(steps * self.strength), steps)
         if kept < 1:
@@ -161,7 +171,8 @@ class Request:
             **texts,
             **self.scales,
             **self._shortcuts(),
-            **({} if self.image is None else {"strength": self.strength}),
+            **({} if self.task.strength is None else {"strength": self.strength}),
+            **self._masking(),
             **{n: v[0] if len(v) == 1 else [*v] for n, v in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
@@ -170,6 +181,13 @@ class Request:
             "num_images_per_prompt": self.images_per_prompt,
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
+
+    def _masking(self) -> dict[str, float]:
+        """What of it was asked for."""
+        made: dict[str, float] = {"mask_blur": self.masking.blur} if self.masking.blur else {}
+        if self.masking.padding is not None:
+            made["padding_mask_crop"] = self.masking.padding
+        return made
 
     def _shortcuts(self) -> dict[str, float]:
         """What of it was asked for."""
@@ -193,11 +211,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             "this bundle has no shallow part of its denoiser to cache steps with; export it with "
             "--pass step-cache, or leave cache_interval out"
         )
-    if set(unknown) & set(_PICTURES) and not signature.pictures:
-        raise InputError(
-            "this bundle has no image encoder to start from a picture; export it with --task "
-            f"image-to-image, or leave {' and '.join(unknown)} out"
-        )
+    _refuse_pictures(signature, unknown)
     if unknown:
         raise InputError(
             f"unknown argument {', '.join(map(repr, unknown))}; "
@@ -207,8 +221,11 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     images_per_prompt = _count(given, "num_images_per_prompt", 1)
     images = prompts * images_per_prompt
     latents = _latents(given.get("latents"), images, manifest)
-    start = _pictures(given, images)
-    height, width = _size(manifest, given, latents, start)
+    task = tasks.choose(manifest.tasks, given)
+    strength = _strength(task, given)
+    masking = _masking(task, given)
+    found = task_pictures.listed(task, given, images)
+    height, width = _size(manifest, given, latents, _sized_by(task, found))
     output_type = given.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
@@ -229,30 +246,60 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         output_type=output_type,
         **_guidance_window(given),
         cache_interval=_count(given, "cache_interval", 1),
-        image=pictures.arrays("image", start, height, width) if start else None,
-        strength=_strength(given, manifest.defaults.strength),
+        task=task,
+        pictures=task_pictures.prepare(manifest, task, found, (height, width), masking),
+        strength=strength,
+        masking=masking,
     )
 
 
-def _pictures(given: Mapping[str, Any], images: int) -> list[Any]:
-    """The pictures to start from; none is an ordinary call."""
-    if "image" not in given:
+def _refuse_pictures(signature: Signature, unknown: Sequence[str]) -> None:
+    """Say how a bundle comes to take them."""
+    ways = {"image": "image-to-image", "strength": "image-to-image", "mask_image": "inpainting"}
+    task = next((ways[name] for name in reversed(ways) if name in unknown), None)
+    if task is not None:
+        raise InputError(
+            f"this bundle has no use for {' and '.join(unknown)}; export it with --task {task}, "
+            "or leave it out"
+        )
+
+
+def _sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | None:
+    if task.size_of is None:
+        return None
+    return pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
+
+
+def _strength(task: Task, given: Mapping[str, Any]) -> float:
+    if task.strength is None:
         if "strength" in given:
-            raise InputError("'strength' is how far to go from an 'image', and none was given")
-        return []
-    if "latents" in given:
-        raise InputError("'latents' and 'image' are both what to start from: give one of them")
-    found = pictures.listed("image", given["image"])
-    if images % len(found):
-        raise InputError(f"{len(found)} pictures in 'image' for {images} pictures to be made")
-    return found
-
-
-def _strength(given: Mapping[str, Any], default: float) -> float:
-    value = _number("strength", given.get("strength", default))
+            raise InputError(
+                "'strength' is how far to go from an 'image', and none to start from was given"
+            )
+        return 1.0
+    value = _number("strength", given.get("strength", task.strength))
     if not 0 < value <= 1:
         raise InputError(f"'strength' must be above 0 and at most 1, not {value:g}")
+    if task.starts(value) and "latents" in given:
+        raise InputError("'latents' and 'image' are both what to start from: give one of them")
     return value
+
+
+def _masking(task: Task, given: Mapping[str, Any]) -> MaskOptions:
+    asked = [name for name in MASK_OPTIONS if name in given]
+    if asked and not task.masks():
+        raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
+    blur = _number("mask_blur", given.get("mask_blur", 0))
+    if blur < 0:
+        raise InputError(f"'mask_blur' must be at least 0 pixels, not {blur:g}")
+    if "padding_mask_crop" not in given:
+        return MaskOptions(blur)
+    padding = _integer("padding_mask_crop", given["padding_mask_crop"])
+    if padding < 0:
+        raise InputError(f"'padding_mask_crop' must be at least 0 pixels, not {padding}")
+    if given.get("output_type", "pil") != "pil":
+        raise InputError("'padding_mask_crop' puts pictures into others: output_type must be 'pil'")
+    return MaskOptions(blur, padding)
 
 
 def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
@@ -377,15 +424,14 @@ def _size(
     manifest: Manifest,
     given: Mapping[str, Any],
     latents: Array | None,
-    start: Sequence[Any] = (),
+    whole: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Height and width in pixels: as given, else that of `latents` or of the pictures to start
-    from, made smaller to what the model can make, else the default."""
+    """Height and width in pixels: as given, else that of `latents`, else `whole`, that of the
+    pictures, made smaller to what the model can make, else the default."""
     spec, factor = manifest.latents, manifest.latents.factor
     defaults: tuple[int, ...] = (spec.default_height, spec.default_width)
-    if start:
+    if whole:
         unit = factor * spec.multiple
-        whole = pictures.size("image", start)
         defaults = tuple(max(side // unit, 1) * unit for side in whole)
     from_latents = None if latents is None else [side * factor for side in latents.shape[2:]]
     fixed = manifest.component("denoiser").inputs["sample"].shape[2:]

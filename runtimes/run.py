@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes import conditioning, noise, observe
+from runtimes import conditioning, noise, observe, preparation
+from runtimes.blending import blended
 from runtimes.errors import InputError, NumericalError
 from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
+from runtimes.preparation import Prepared
 from runtimes.request import Request
 from runtimes.sampler import Predict, Step, denoise
 from runtimes.session import Array, Feeds, Session, cast
@@ -178,16 +180,18 @@ class Run:
         request, pipeline = self.request, self.pipeline
         branches = request.branches(pipeline.manifest)
         guided = request.guided(self._plan.num_evaluations)
-        predict = self._condition([branch for branch, _ in branches], guided)
+        seeds, shape = request.seeds, pipeline.latents_shape(request)
+        generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
+        prepared = preparation.direct(pipeline.manifest, request)
+        self._prepare(prepared, generators, late=False)
+        # The initial latents come before what the scheduler draws, as in diffusers.
+        drawn = noise.draw(generators, shape) if request.latents is None else request.latents
+        self._prepare(prepared, generators, late=True)
+        predict = self._condition([branch for branch, _ in branches], guided, prepared)
         with self.timings.stage("denoise"):
-            # The initial latents come first, then what the scheduler draws, as in diffusers.
-            seeds = request.seeds
-            generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
-            shape = pipeline.latents_shape(request)
-            clean = None if request.image is None else self._encoded(request.image, generators)
-            drawn = noise.draw(generators, shape) if request.latents is None else request.latents
+            clean = prepared.start if request.task.starts(request.strength) else None
             self._latents = self._plan.initial_sample(drawn, clean).astype(np.float32, copy=False)
-            return denoise(
+            steps = denoise(
                 self._plan,
                 self._latents,
                 predict,
@@ -195,29 +199,21 @@ class Run:
                 weights=[weight for _, weight in branches],
                 guided=guided,
             )
+        mask = request.pictures.blend
+        if mask is None or prepared.start is None:
+            return steps
+        mask = preparation.repeated(mask, request.images)
+        return blended(steps, self._plan, mask, prepared.start, drawn)
 
-    def _encoded(self, pictures: Array, generators: noise.Generators) -> Array:
-        """Latents of the pictures to start from, one for each that is made. Their noise is drawn
-        first, as in diffusers: by one generator for all pictures that were given, by several for
-        each that is made."""
-        name, images = self.pipeline.image_encoder_name, self.request.images
-        assert name is not None
-        if not isinstance(generators, noise.Generator):
-            pictures = np.tile(pictures, (images // len(pictures), 1, 1, 1))
-        with self.timings.stage("encode"), self.pipeline.sessions.using(name) as session:
-            feeds: dict[str, Array] = {"image": pictures}
-            if "noise" in session.inputs:
-                shape = (len(pictures), *self.pipeline.latents_shape(self.request)[1:])
-                feeds["noise"] = noise.draw(generators, shape)
-            rows = [
-                session.run(cast(session, {n: each[i : i + 1] for n, each in feeds.items()}))
-                for i in range(len(pictures))
-            ]
-        made = np.concatenate([row["latents"] for row in rows])
-        conditioning.check_finite(name, "latents", made)
-        return np.tile(made, (images // len(made), 1, 1, 1))
+    def _prepare(self, prepared: Prepared, generators: noise.Generators, late: bool) -> None:
+        """What is made of pictures before or after the initial noise is drawn."""
+        request, pipeline = self.request, self.pipeline
+        sides = dict(zip(("height", "width"), pipeline.latents_shape(request)[2:], strict=True))
+        for each in request.task.runs(request.strength, late):
+            with self.timings.stage("encode"):
+                preparation.run(pipeline.sessions, each, request, generators, sides, prepared)
 
-    def _condition(self, branches: list[Branch], guided: list[bool]) -> Predict:
+    def _condition(self, branches: list[Branch], guided: list[bool], prepared: Prepared) -> Predict:
         """Encode the texts and bind all conditioning to the denoiser, and that of the single
         branch besides where some steps are not guided."""
         request, pipeline = self.request, self.pipeline
@@ -235,6 +231,7 @@ class Run:
                     request.images_per_prompt,
                     pipeline.encoded,
                 )
+        constants |= prepared.rows(branches)
         by_rows = {len(branches) * request.images: constants}
         if len(branches) > 1 and not all(guided):
             names = [branch.name for branch in branches]
@@ -269,6 +266,8 @@ class Run:
         assert self._latents is not None
         with self.timings.stage("decode"):
             images = self.pipeline.decode(self._latents, self.request.output_type)
+            overlay = self.request.pictures.overlay
+            images = images if overlay is None else overlay.put(images)
         self.timings.total = perf_counter() - start
         self._result = Result(
             images=images,

@@ -272,10 +272,11 @@ def measure_loop(bundle: Bundle, pipe: Pipeline, **given: Any) -> tuple[float, i
     if LOOP not in probes.files:
         raise BundleError("the manifest describes a loop probe but names no file for it")
     expected = read_arrays(bundle.path(probes.files[LOOP]), max_bytes=_MAX_PROBES)
+    fed = {key[3:]: expected.pop(key) for key in list(expected) if key.startswith("in/")}
     if set(expected) != {"latents", "image"}:
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
     with suppress(NumericalError):  # NaN is a failed check, not a failure to check
-        result = repeat(pipe, probes.loop, output_type="np", **given)
+        result = repeat(pipe, probes.loop, output_type="np", **fed, **given)
         difference, ratio = compare_pictures(to_bytes(result.images), expected["image"])
         return relative_l2(result.latents, expected["latents"]), difference, ratio
     return NOT_COMPARABLE, 255, 0.0

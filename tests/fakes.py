@@ -43,6 +43,7 @@ from runtimes.manifest import (
 from runtimes.pipeline import load
 from runtimes.plan import PlanTable
 from runtimes.session import Array, Feeds, Session
+from runtimes.tasks import Task
 
 FACTOR = 2
 MAX_LENGTH = 6
@@ -133,7 +134,7 @@ def make_bundle(
     chosen |= graphs or {}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        task="text-to-image" if text else "unconditional",
+        tasks=(Task("text-to-image" if text else "unconditional"),),
         source=Source(
             id="fake",
             pipeline_class="FakePipeline",
@@ -215,6 +216,7 @@ def plan_table(noisy: bool) -> PlanTable:
         clean_from=np.zeros((2, 2)),
         init_noise_scale=np.full(len(STEPS), 2.0),
         add_noise=np.full((total, 2), np.nan),
+        known=np.full((total, 2), np.nan),
         clip=np.zeros(3),
     )
 

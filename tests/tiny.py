@@ -17,7 +17,9 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -112,13 +114,18 @@ def conditional_unet(**options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(settings | options))
 
 
-def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> None:
+def stable_diffusion(
+    folder: Path,
+    prediction_type: str = "epsilon",
+    pipeline: Any = StableDiffusionPipeline,
+    **unet: Any,
+) -> None:
     tokens = tokenizer(folder / "tokenizer")
-    StableDiffusionPipeline(
+    pipeline(
         vae=autoencoder(0.18215),
         text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
         tokenizer=tokens,
-        unet=conditional_unet(),
+        unet=conditional_unet(**unet),
         scheduler=PNDMScheduler(
             **BETAS,
             skip_prk_steps=True,
@@ -151,7 +158,18 @@ def stable_diffusion_v(folder: Path) -> None:
     stable_diffusion(folder, "v_prediction")
 
 
-def stable_diffusion_xl(folder: Path) -> None:
+def inpainting(folder: Path) -> None:
+    """A UNet that takes a mask and the latents around it."""
+    stable_diffusion(folder, pipeline=StableDiffusionInpaintPipeline, in_channels=9, out_channels=4)
+
+
+def inpainting_xl(folder: Path) -> None:
+    stable_diffusion_xl(folder, StableDiffusionXLInpaintPipeline, in_channels=9, out_channels=4)
+
+
+def stable_diffusion_xl(
+    folder: Path, pipeline: Any = StableDiffusionXLPipeline, **unet_options: Any
+) -> None:
     tokens = tokenizer(folder / "tokenizer")
     tokens_2 = tokenizer(folder / "tokenizer_2", pad="!")
     unet = conditional_unet(
@@ -161,8 +179,9 @@ def stable_diffusion_xl(folder: Path) -> None:
         projection_class_embeddings_input_dim=6 * 8 + 20,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
+        **unet_options,
     )
-    StableDiffusionXLPipeline(
+    pipeline(
         vae=autoencoder(0.13025),
         text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokens_2, 24, 20)),
@@ -196,6 +215,8 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd-v": stable_diffusion_v,
     "lcm": latent_consistency,
     "sdxl": stable_diffusion_xl,
+    "inpaint": inpainting,
+    "inpaint-xl": inpainting_xl,
     "unconditional": unconditional,
 }
 

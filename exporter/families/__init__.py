@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, Guidance, Latents, VectorInput
+from runtimes.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +21,22 @@ if TYPE_CHECKING:
 # diffusers class name → module of this package. One line per pipeline class.
 FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionImg2ImgPipeline": "stable_diffusion",
+    "StableDiffusionInpaintPipeline": "stable_diffusion",
     "LatentConsistencyModelPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusionXLImg2ImgPipeline": "stable_diffusion_xl",
+    "StableDiffusionXLInpaintPipeline": "stable_diffusion_xl",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
+}
+
+# The tasks that a class is for, beside those that are asked for.
+CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
+    "StableDiffusionImg2ImgPipeline": ("image-to-image",),
+    "StableDiffusionInpaintPipeline": ("inpainting",),
+    "StableDiffusionXLImg2ImgPipeline": ("image-to-image",),
+    "StableDiffusionXLInpaintPipeline": ("inpainting",),
 }
 
 
@@ -54,17 +67,30 @@ class TextInput:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A task that a bundle can be asked for, and the graphs that it needs besides."""
+
+    task: Task
+    graphs: tuple[Graph, ...] = ()
+
+
+def _sample_alone(sample: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    return {"sample": sample}
+
+
+@dataclass(frozen=True)
 class Description:
     """What a pipeline is made of, in the manifest's terms.
 
     `resizable` says whether the diffusers pipeline itself can be asked for another size than
     the default; `call` runs it: keyword arguments as in the runtime, `generator` and
     `num_inference_steps` included, and returns images [batch, height, width, channels] float
-    in [0, 1]. `image_encoder` is the graph that image-to-image needs besides, where the pipeline
-    has that, and `strength` diffusers' default for it.
+    in [0, 1]. `task` is what `call` does, whose pictures are among its arguments: Pillow images,
+    which `probe_pictures` makes of a height and width. `offers`: what the pipeline can do besides.
+    `observed`: the graph's inputs that are in what the denoiser's module is given first.
     """
 
-    task: str
+    task: Task
     graphs: tuple[Graph, ...]
     latents: Latents
     text_inputs: tuple[TextInput, ...]
@@ -76,8 +102,9 @@ class Description:
     denoiser: torch.nn.Module
     call: Callable[..., Any]
     probe_arguments: Mapping[str, str | int | float]
-    image_encoder: Graph | None = None
-    strength: float = 0.8
+    offers: tuple[Offer, ...] = ()
+    probe_pictures: Callable[[int, int], Mapping[str, Any]] | None = None
+    observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = _sample_alone
 
 
 class Family(Protocol):
@@ -117,7 +144,7 @@ def latents_of(unet: Any, factor: int) -> Latents:
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return Latents(
-        channels=unet.config.in_channels,
+        channels=unet.config.out_channels,
         factor=factor,
         multiple=size_multiple(unet),
         default_height=height * factor,

@@ -1,5 +1,5 @@
-"""Stable Diffusion 1.x and 2.x text-to-image (epsilon and v-prediction), and latent consistency
-models made from them, whose UNets take the guidance scale as an input."""
+"""Stable Diffusion 1.x and 2.x (epsilon and v-prediction), those trained for other tasks, and
+latent consistency models made from them, whose UNets take the guidance scale as an input."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
     decoder_graph,
-    encoder_graph,
     guidance_embedding,
     guided_by,
     ids_spec,
@@ -21,11 +21,16 @@ from exporter.families.text_to_image import (
 )
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
+from runtimes.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # By class, guidance scale and steps: the defaults of the pipelines' calls.
-_DEFAULTS = {"StableDiffusionPipeline": (7.5, 50), "LatentConsistencyModelPipeline": (8.5, 4)}
-_STRENGTH = 0.8  # of their image-to-image pipelines
+_DEFAULTS = {"LatentConsistencyModelPipeline": (8.5, 4)}
+_USUAL = (7.5, 50)
+# Of the pipelines for the same model that start from a picture; latent consistency models have
+# none for inpainting.
+_STRENGTHS = {"LatentConsistencyModelPipeline": {"image-to-image": 0.8}}
+_USUAL_STRENGTHS = {"image-to-image": 0.8, "inpainting": 1.0}
 
 
 class TextEncoder(torch.nn.Module):
@@ -68,14 +73,15 @@ class Denoiser(torch.nn.Module):
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     check_unet(pipe.unet)
-    scale, steps = _DEFAULTS[type(pipe).__name__]
+    kind = type(pipe).__name__
+    scale, steps = _DEFAULTS.get(kind, _USUAL)
     guided = guided_by(pipe.unet, scale, "empty")
     if getattr(pipe.text_encoder.config, "use_attention_mask", False):
         raise UnsupportedPipeline("a text encoder with use_attention_mask is not supported yet")
     length = pipe.tokenizer.model_max_length
     width = pipe.text_encoder.config.hidden_size
     states = TensorSpec("float32", ("batch", length, width))
-    sample = sample_spec(pipe.unet.config.in_channels)
+    sample = sample_spec(pipe.unet.config.out_channels)
     text_encoder = Graph(
         Component(
             name="text_encoder",
@@ -100,8 +106,9 @@ def describe(pipe: Any) -> Description:
         ),
         Denoiser(pipe.unet),
     )
-    return Description(
-        task="text-to-image",
+    run = from_text(pipe)
+    description = Description(
+        task=Task(TEXT_TO_IMAGE),
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
@@ -111,11 +118,10 @@ def describe(pipe: Any) -> Description:
         num_inference_steps=steps,
         resizable=True,
         denoiser=pipe.unet,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },
-        image_encoder=encoder_graph(pipe.vae),
-        strength=_STRENGTH,
     )
+    return with_picture_tasks(pipe, description, _STRENGTHS.get(kind, _USUAL_STRENGTHS))

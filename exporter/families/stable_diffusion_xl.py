@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     check_unet,
     decoder_graph,
-    encoder_graph,
     guidance_embedding,
     guided_by,
     ids_spec,
@@ -20,15 +20,18 @@ from exporter.families.text_to_image import (
 )
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+from runtimes.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder", "text_encoder_2"),
     "denoiser": ("unet",),
     "vae_decoder": ("vae",),
 }
-_GUIDANCE_SCALE = 5.0  # StableDiffusionXLPipeline.__call__
+# Of the pipelines' calls.
+_GUIDANCE_SCALES = {"StableDiffusionXLInpaintPipeline": 7.5}
+_GUIDANCE_SCALE = 5.0
 _STEPS = 50
-_STRENGTH = 0.3  # StableDiffusionXLImg2ImgPipeline.__call__
+_STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
 
 
 class TextEncoders(torch.nn.Module):
@@ -82,11 +85,11 @@ def describe(pipe: Any) -> Description:
     if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
         raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
-    guided = guided_by(pipe.unet, _GUIDANCE_SCALE, zeros)
+    guided = guided_by(pipe.unet, _GUIDANCE_SCALES.get(type(pipe).__name__, _GUIDANCE_SCALE), zeros)
     length = pipe.tokenizer.model_max_length
     width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
-    sample = sample_spec(pipe.unet.config.in_channels)
+    sample = sample_spec(pipe.unet.config.out_channels)
     text_encoder = Graph(
         Component(
             name="text_encoder",
@@ -116,8 +119,9 @@ def describe(pipe: Any) -> Description:
         ),
         Denoiser(pipe.unet),
     )
-    return Description(
-        task="text-to-image",
+    run = from_text(pipe)
+    description = Description(
+        task=Task(TEXT_TO_IMAGE),
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
         text_inputs=(
@@ -138,12 +142,11 @@ def describe(pipe: Any) -> Description:
         num_inference_steps=_STEPS,
         resizable=True,
         denoiser=pipe.unet,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
             "guidance_scale": PROBE_GUIDANCE,
         },
-        image_encoder=encoder_graph(pipe.vae),
-        strength=_STRENGTH,
     )
+    return with_picture_tasks(pipe, description, _STRENGTHS)

@@ -177,12 +177,6 @@ def guided_by(unet: Any, scale: float, missing: Any) -> Guided:
 
 def check_unet(unet: Any) -> None:
     """Refuse what the graphs below would silently leave out."""
-    config = unet.config
-    if config.out_channels != config.in_channels:
-        raise UnsupportedPipeline(
-            f"a UNet with {config.in_channels} input and {config.out_channels} output channels "
-            "(inpainting, depth, learned variance …) is not supported yet"
-        )
     for option in ("class_embed_type", "encoder_hid_dim_type"):
-        if getattr(config, option, None) is not None:
+        if getattr(unet.config, option, None) is not None:
             raise UnsupportedPipeline(f"a UNet with {option} is not supported yet")

@@ -10,6 +10,7 @@ from exporter.families import Description, Graph, latents_of
 from exporter.families.text_to_image import sample_spec
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Branch, Component, Guidance, TensorSpec
+from runtimes.tasks import Task
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 _STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
@@ -51,7 +52,7 @@ def describe(pipe: Any) -> Description:
         name="decoder", role="decoder", inputs={"latents": sample}, outputs={"image": sample}
     )
     return Description(
-        task="unconditional",
+        task=Task("unconditional"),
         graphs=(Graph(denoiser, Denoiser(pipe.unet)), Graph(decoder, Denormalise())),
         latents=latents_of(pipe.unet, 1),
         text_inputs=(),

@@ -56,7 +56,8 @@ def checked(root: Path, file: Mapping[str, Any]) -> Path:
 DTYPES = {
     **dict.fromkeys(("steps", "offsets", "rows"), "<i4"),
     **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), "<f8"),
-    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "add_noise", "clip"), "<f8"),
+    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "clip"), "<f8"),
+    **dict.fromkeys(("add_noise", "known"), "<f8"),
     "noise_draws": "|u1",
 }
 
@@ -87,7 +88,7 @@ def read_table(path: Path) -> dict[str, Array]:
         "steps": (p,), "offsets": (p + 1,), "timesteps": (e,), "input_scale": (e,),
         "noise_draws": (e,), "rows": (e, window + 1), "state": (r, k, k), "prediction": (r, k),
         "clean": (r, k), "noise": (r, k), "clean_from": (r, 2), "init_noise_scale": (p,),
-        "add_noise": (e, 2), "clip": (3,),
+        "add_noise": (e, 2), "known": (e, 2), "clip": (3,),
     }  # fmt: skip
     expect({name: t[name].shape for name in t} == shapes, "shapes do not fit")
     expect(k <= 64, "more than 64 slots")
@@ -97,11 +98,12 @@ def read_table(path: Path) -> dict[str, Array]:
     expect(t["offsets"][0] == 0 and t["offsets"][-1] == e, "offsets out of range")
     expect(t["rows"].min() >= 0 and t["rows"].max() < r, "rows out of range")
     expect(t["noise_draws"].max() <= 1, "noise_draws out of range")
-    for name in set(t) - {"add_noise"}:
+    for name in set(t) - {"add_noise", "known"}:
         expect(np.isfinite(t[name]).all(), f"{name} is not finite")
-    nan = np.isnan(t["add_noise"])
-    expect(np.all(nan | np.isfinite(t["add_noise"])), "add_noise is not finite")
-    expect(np.all(nan[:, 0] == nan[:, 1]), "add_noise has half a pair")
+    for name in ("add_noise", "known"):
+        nan = np.isnan(t[name])
+        expect(np.all(nan | np.isfinite(t[name])), f"{name} is not finite")
+        expect(np.all(nan[:, 0] == nan[:, 1]), f"{name} has half a pair")
     kind, limit, ratio = t["clip"]
     expect(kind in (0, 1, 2), "unknown kind of clip")
     expect(kind != 0 or not t["clean"].any(), "clips without a kind")

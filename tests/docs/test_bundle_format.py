@@ -138,8 +138,14 @@ def change(document: dict[str, Any], where: str, value: Any) -> None:
 BROKEN: list[tuple[str, Any]] = [
     ("format_version", 2),
     ("format_version", "1"),
-    ("task", ...),
-    ("task", 5),
+    ("tasks", ...),
+    ("tasks", []),
+    ("tasks", 5),
+    ("tasks.0.pictures", {"image": "sound"}),
+    ("tasks.0.strength", 0.5),
+    ("tasks.0.blend", "mask_image"),
+    ("tasks.0.size_of", "image"),
+    ("tasks.0.inputs", {"sample": {"picture": "image"}}),
     ("surprise", 1),
     ("latents.multiple", 0),
     ("latents.channels", 4.5),
@@ -194,7 +200,7 @@ def test_the_schema_accepts_a_manifest(text: bool, tmp_path: Path) -> None:
 def test_names_that_nobody_has_seen_are_accepted(tmp_path: Path) -> None:
     bundle = fakes.make_bundle(tmp_path / "bundle")
     document = json.loads((bundle / "manifest.json").read_bytes())
-    change(document, "task", "text-to-hologram")
+    change(document, "tasks.0.name", "text-to-hologram")
     change(document, "builds.0.target", "engine-of-2040")
     change(document, "builds.0.precision", "fp3")
     assert Manifest.decode(json.dumps(document).encode()).builds[0].target == "engine-of-2040"

@@ -36,6 +36,7 @@ def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) ->
         "clean_from": rng.standard_normal((rows, 2)),
         "init_noise_scale": np.array([14.6]),
         "add_noise": rng.uniform(0, 1, (steps, 2)),
+        "known": rng.uniform(0, 1, (steps, 2)),
         "clip": np.array([1.0, 1.0, 0.0]),
     }
 
@@ -142,6 +143,7 @@ BAD_VALUES = {
     "infinite timestep": (_set("timesteps", 0, np.inf), "timesteps"),
     "nan input scale": (_set("input_scale", 0, np.nan), "input_scale"),
     "half a nan": (_set("add_noise", (1, 0), np.nan), "add_noise"),
+    "half a known": (_set("known", (1, 0), np.nan), "known"),
     "infinite add_noise": (_set("add_noise", (1, 0), np.inf), "add_noise"),
     "offset": (_set("offsets", 1, 6), "offsets"),
     "step count": (_set("steps", 0, 0), "steps"),

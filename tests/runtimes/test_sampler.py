@@ -45,6 +45,7 @@ def make_plan(
         clip=clip or Clip(),
         init_noise_scale=1.0,
         add_noise=None,
+        known=np.full((evaluations, 2), np.nan),
     )
 
 

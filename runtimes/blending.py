@@ -1,0 +1,40 @@
+"""Inpainting with a denoiser that knows no masks: after each step what is not to change is put
+back, with as much noise as the sample has there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import numpy as np
+
+from runtimes.plan import SamplingPlan
+from runtimes.sampler import Array, Step
+
+
+def blended(
+    steps: Generator[Step, Array | None, None],
+    plan: SamplingPlan,
+    mask: Array,
+    clean: Array,
+    noise: Array,
+) -> Generator[Step, Array | None, None]:
+    """The steps of `runtimes.sampler.denoise`, blended.
+
+    mask: [B, 1, H, W], 1 where the sample stays, 0 where it becomes `clean` [B, C, H, W] and
+        `noise` [B, C, H, W], mixed as the plan says (`SamplingPlan.known`).
+
+    Like those steps it takes another sample by ``send``.
+    """
+    kept = (1 - mask).astype(np.float32)
+    edited: Array | None = None
+    while True:
+        try:
+            step = steps.send(edited)
+        except StopIteration:
+            return
+        of_clean, of_noise = plan.known[step.index]
+        known = np.float32(of_clean) * clean + np.float32(of_noise) * noise
+        latents = kept * known + mask * step.latents
+        edited = yield replace(step, latents=latents)
+        edited = latents if edited is None else edited

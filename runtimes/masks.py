@@ -1,0 +1,149 @@
+"""Making a masked part of a picture anew: blurred masks, crops around them, and what was made put
+back into the picture.
+
+The rules are those of diffusers' ``VaeImageProcessor`` (``blur``, ``get_crop_region``, the resize
+modes "fill" and "crop", ``apply_overlay``), whose inpainting pipelines these results equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from runtimes.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box: TypeAlias = tuple[int, int, int, int]  # left, upper, right, lower
+
+
+def pillow(picture: Any) -> Image:
+    """A picture as Pillow has it: bytes, or floats in [0, 1]."""
+    from PIL import Image
+
+    if not isinstance(picture, np.ndarray):
+        image: Image.Image = picture
+        return image
+    grey = picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    scaled = grey if grey.dtype == np.uint8 else (grey.astype(np.float32) * 255).round()
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def blurred(mask: Image, radius: float) -> Image:
+    """The mask with soft edges: Gaussian, `radius` in pixels."""
+    from PIL import ImageFilter
+
+    return mask.filter(ImageFilter.GaussianBlur(radius))
+
+
+def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
+    """What is around all that is not black, `padding` pixels more, made wider or higher to the
+    proportions of width and height, as far as the picture goes.
+
+    Raises:
+        InputError: all of it is black.
+    """
+    found = mask.convert("L").getbbox()
+    if found is None:
+        raise InputError("the mask is all black: white is what is made anew")
+    left, upper, right, lower = found
+    x = max(left - padding, 0), min(right + padding, mask.width)
+    y = max(upper - padding, 0), min(lower + padding, mask.height)
+    if (x[1] - x[0]) / (y[1] - y[0]) > width / height:
+        y = _widened(*y, int((x[1] - x[0]) / (width / height) - (y[1] - y[0])), mask.height)
+    else:
+        x = _widened(*x, int((y[1] - y[0]) * (width / height) - (x[1] - x[0])), mask.width)
+    return x[0], y[0], x[1], y[1]
+
+
+def _widened(start: int, end: int, more: int, limit: int) -> tuple[int, int]:
+    """By `more` to both sides, moved back inside 0 … `limit` and cut off where it does not fit."""
+    start, end = start - more // 2, end + more - more // 2
+    beyond = max(end - limit, 0)
+    start, end = start - beyond, end - beyond
+    below = max(-start, 0)
+    return start + below, min(end + below, limit)
+
+
+def filled(picture: Image, width: int, height: int) -> Image:
+    """The whole picture in the middle of one of that size, its outermost lines drawn out over what
+    is left at two sides."""
+    small, corner = _fitted(picture, width, height, inside=True)
+    made = _blank(width, height)
+    made.paste(small, corner)
+    left, upper = corner
+    if upper > 0:
+        made.paste(small.resize((width, upper), box=(0, 0, width, 0)), (0, 0))
+        edge = (0, small.height, width, small.height)
+        made.paste(small.resize((width, upper), box=edge), (0, upper + small.height))
+    if left > 0:
+        made.paste(small.resize((left, height), box=(0, 0, 0, height)), (0, 0))
+        edge = (small.width, 0, small.width, height)
+        made.paste(small.resize((left, height), box=edge), (left + small.width, 0))
+    return made
+
+
+def _fitted(picture: Image, width: int, height: int, inside: bool) -> tuple[Image, tuple[int, int]]:
+    """The picture in its own proportions as large as fits inside, or so that it covers all, and
+    its corner if it stands in the middle."""
+    from PIL import Image
+
+    wide = width / height >= picture.width / picture.height
+    by_width = (width, picture.height * width // picture.width)
+    by_height = (picture.width * height // picture.height, height)
+    size = by_height if wide == inside else by_width
+    made = picture.resize(size, Image.Resampling.LANCZOS)
+    return made, (width // 2 - size[0] // 2, height // 2 - size[1] // 2)
+
+
+def _blank(width: int, height: int) -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (width, height))
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What stays of the pictures of a call: those outside the masks, of which `boxes` were cut
+    out."""
+
+    pictures: Sequence[Image]
+    masks: Sequence[Image]
+    boxes: Sequence[Box]
+
+    def repeated(self, images: int) -> Overlay:
+        """For so many pictures that are made; those of one that was given are not next to each
+        other."""
+        return replace(
+            self,
+            pictures=[self.pictures[i % len(self.pictures)] for i in range(images)],
+            masks=[self.masks[i % len(self.masks)] for i in range(images)],
+            boxes=[self.boxes[i % len(self.boxes)] for i in range(images)],
+        )
+
+    def put(self, made: Sequence[Image]) -> list[Image]:
+        """Each of `made` in its box of a picture, under what the mask leaves of it."""
+        every = self.repeated(len(made))
+        rows = zip(made, every.pictures, every.masks, every.boxes, strict=True)
+        return [_put(*row) for row in rows]
+
+
+def _put(made: Image, picture: Image, mask: Image, box: Box) -> Image:
+    from PIL import Image, ImageOps
+
+    left, upper, right, lower = box
+    part, corner = _fitted(made, right - left, lower - upper, inside=False)
+    cut = _blank(right - left, lower - upper)
+    cut.paste(part, corner)
+    whole = Image.new("RGBA", picture.size)
+    whole.paste(cut, (left, upper))
+    kept = Image.new("RGBa", picture.size)
+    around = ImageOps.invert(mask.convert("L"))
+    kept.paste(picture.convert("RGBA").convert("RGBa"), mask=around)
+    result = whole.convert("RGB").convert("RGBA")
+    result.alpha_composite(kept.convert("RGBA"))
+    return result.convert("RGB")

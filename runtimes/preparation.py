@@ -1,0 +1,109 @@
+"""What is made of a call's pictures before the first step: runs of image encoders, in the order in
+which diffusers' pipelines draw their noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtimes import noise
+from runtimes.conditioning import check_finite
+from runtimes.manifest import Branch, Manifest, TensorSpec
+from runtimes.request import Request
+from runtimes.session import Array, cast
+from runtimes.sessions import Sessions
+from runtimes.sizes import dimension
+from runtimes.tasks import NOISE, START, Preparation
+
+
+@dataclass
+class Prepared:
+    """`start`: clean latents, float32 [images, channels, height, width], or None. `conditioning`:
+    by denoiser input, the pictures' part of it, float32 [images, …], and the branches of the
+    guidance that get it (() is all)."""
+
+    start: Array | None = None
+    conditioning: dict[str, tuple[Array, tuple[str, ...]]] = field(default_factory=dict)
+
+    def rows(self, branches: Sequence[Branch]) -> dict[str, Array]:
+        """Conditioning for these branches, one after the other."""
+        return {
+            name: np.concatenate(
+                [
+                    values if not own or branch.name in own else np.zeros_like(values)
+                    for branch in branches
+                ]
+            )
+            for name, (values, own) in self.conditioning.items()
+        }
+
+
+def direct(manifest: Manifest, request: Request) -> Prepared:
+    """What pictures feed as they are."""
+    denoiser = manifest.component("denoiser").name
+    fed = {name: request.pictures.feeds[denoiser, name] for name in request.task.inputs}
+    return Prepared(
+        conditioning={name: (repeated(each, request.images), ()) for name, each in fed.items()}
+    )
+
+
+def run(
+    sessions: Sessions,
+    preparation: Preparation,
+    request: Request,
+    generators: noise.Generators,
+    symbols: Mapping[str, int],
+    into: Prepared,
+) -> None:
+    """Draw the noise of one preparation, run its component, add to `into` what comes out.
+
+    Args:
+        symbols: height and width of the latents.
+
+    Raises:
+        NumericalError: NaN or infinity came out.
+    """
+    name = preparation.component
+    feeds = {n: request.pictures.feeds[name, n] for n in preparation.feeds}
+    if preparation.each and not isinstance(generators, noise.Generator):
+        feeds = {n: repeated(each, request.images) for n, each in feeds.items()}
+    rows = max(len(each) for each in feeds.values())
+    feeds = {n: repeated(each, rows) for n, each in feeds.items()}
+    drawn = _drawn(sessions.components[name].inputs, generators, rows, symbols)
+    if not preparation.gives:
+        return
+    with sessions.using(name) as session:
+        every = cast(session, feeds | drawn)
+        made = [session.run({n: v[i : i + 1] for n, v in every.items()}) for i in range(rows)]
+    for output, target in preparation.gives.items():
+        values = np.concatenate([each[output] for each in made])
+        check_finite(name, output, values)
+        if target == START:
+            into.start = repeated(values, request.images)
+        else:
+            spread = repeated(values, request.images)
+            into.conditioning[target] = spread, preparation.branches
+
+
+def repeated(values: Array, images: int) -> Array:
+    """As many rows as pictures are made: those of one that was given are not next to each other, as
+    in diffusers."""
+    return np.tile(values, (images // len(values), *[1] * (values.ndim - 1)))
+
+
+def _drawn(
+    inputs: Mapping[str, TensorSpec],
+    generators: noise.Generators,
+    rows: int,
+    symbols: Mapping[str, int],
+) -> dict[str, Array]:
+    """Noise for the component, where it takes any."""
+    spec = inputs.get(NOISE)
+    if spec is None:
+        return {}
+    shape = (rows, *(int(dimension(each, symbols)) for each in spec.shape[1:]))
+    if isinstance(generators, noise.Generator):
+        return {NOISE: noise.draw(generators, shape)}
+    return {NOISE: noise.draw(generators[:rows], shape)}

@@ -1,0 +1,116 @@
+"""What a bundle can be asked for, as data: the pictures that a call gives, and what becomes of
+them before the first step.
+
+A call is the task whose pictures it gives: a prompt alone, a picture, a picture and a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from runtimes.errors import InputError
+from runtimes.strict import Strict
+
+START = "start"  # what a preparation's output becomes: the clean latents that a call starts from
+NOISE = "noise"  # the input of an image encoder that takes a draw
+
+
+class Feed(Strict, frozen=True):
+    """A picture of the call for one input, as large as that input.
+
+    Where the picture `mask` (of a call, of kind "mask") is white, all channels are `fill`.
+    """
+
+    picture: str
+    mask: str | None = None
+    fill: float = 0.5
+
+
+class Preparation(Strict, frozen=True):
+    """One run of an image encoder before the first step.
+
+    `feeds`: which pictures its inputs take; an input called `NOISE` takes a draw. `gives`: what
+    becomes of its outputs, `START` or a denoiser input; where there is nothing, only the noise is
+    drawn. `branches`: those of the guidance that get them, the others get zeros; () is all.
+
+    `late`: it draws after the initial noise, not before. `each`: where every picture that is made
+    has a seed of its own, there is a draw for each of those, not for each that was given.
+    `below_full_strength`: it is left out at strength 1.
+    """
+
+    component: str
+    feeds: dict[str, Feed]
+    gives: dict[str, str]
+    branches: tuple[str, ...] = ()
+    late: bool = False
+    each: bool = False
+    below_full_strength: bool = False
+
+
+class Task(Strict, frozen=True):
+    """One kind of call.
+
+    `pictures`: the arguments that it takes, all of them, and their kinds. `preparations`: in the
+    order of their draws. `inputs`: of the denoiser, that pictures feed as they are. `blend`: a
+    mask; after each step what is black in it is put back to the start, with the noise of that step.
+    `strength`: the default; None where calls start from noise alone. `noise_at_full_strength`: so
+    do those of strength 1. `size_of`: the picture whose size a call has that asks for none.
+    """
+
+    name: str
+    pictures: dict[str, Literal["image", "mask"]] = msgspec.field(default_factory=dict)
+    preparations: tuple[Preparation, ...] = ()
+    inputs: dict[str, Feed] = msgspec.field(default_factory=dict)
+    blend: str | None = None
+    strength: float | None = None
+    noise_at_full_strength: bool = False
+    size_of: str | None = None
+
+    def starts(self, strength: float) -> bool:
+        """Whether a call starts from a picture."""
+        return self.strength is not None and not (strength == 1 and self.noise_at_full_strength)
+
+    def runs(self, strength: float, late: bool) -> list[Preparation]:
+        """The preparations before or after the initial noise is drawn."""
+        whole = strength == 1
+        return [
+            each
+            for each in self.preparations
+            if each.late == late and not (whole and each.below_full_strength)
+        ]
+
+    def masks(self) -> list[str]:
+        """Those of its pictures that are masks."""
+        return [name for name, kind in self.pictures.items() if kind == "mask"]
+
+
+def pictures(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """The arguments of all tasks that are pictures."""
+    return tuple(dict.fromkeys(name for task in tasks for name in task.pictures))
+
+
+def choose(tasks: Sequence[Task], given: Mapping[str, Any]) -> Task:
+    """The task whose pictures are given.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = {name for name in pictures(tasks) if name in given}
+    for task in tasks:
+        if set(task.pictures) == found:
+            return task
+    known = " or ".join(_spoken(task) for task in tasks)
+    raise InputError(
+        f"this call gives {_joined(sorted(found)) or 'no picture'}; this bundle takes {known}"
+    )
+
+
+def _spoken(task: Task) -> str:
+    return f"{_joined(task.pictures) or 'no picture'} ({task.name})"
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
