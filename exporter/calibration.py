@@ -81,7 +81,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What components met on some runs of the pipeline, by role: inputs by name. A denoiser's are
+    """What components met on some runs of the pipeline, by role (image encoders by their names):
+    inputs by name. A denoiser's are
     those of all branches of the guidance together; an encoder got a text of each run, the decoder
     the latents at its end."""
 
@@ -91,7 +92,10 @@ class Trajectories:
         """Those of one graph."""
         from exporter.step_cache import with_features
 
-        role = "denoiser" if graph.fed_by else graph.component.role
+        component = graph.component
+        role: str = "denoiser" if graph.fed_by else component.role
+        if role == "image_encoder":
+            role = component.name
         return [with_features(graph, each, each) for each in self.inputs[role]]
 
 
@@ -112,6 +116,7 @@ def trajectories(
         probe_pictures,
         run,
         tokens,
+        vectors,
     )
     from runtimes.manifest import LoopProbe
 
@@ -120,8 +125,8 @@ def trajectories(
     made: list[Mapping[str, torch.Tensor]] = []
     texts: list[Mapping[str, torch.Tensor]] = []
     ends: list[Mapping[str, torch.Tensor]] = []
-    drawn: list[Mapping[str, torch.Tensor]] = []
-    encoder = next((g for g in description.graphs if g.component.role == "image_encoder"), None)
+    encoders = [each for each in description.graphs if each.component.role == "image_encoder"]
+    drawn: dict[str, list[Mapping[str, torch.Tensor]]] = {g.component.name: [] for g in encoders}
     while len(made) < calibration.samples:
         turn = len(made) // STEPS
         prompt = calibration.prompts[turn % len(calibration.prompts)]
@@ -136,12 +141,12 @@ def trajectories(
         texts.append(tokens(pipe, told_of))
         if seen.latents is not None:
             ends.append({"latents": seen.latents})
-        if seen.latents is not None and encoder is not None:
-            drawn.append(image_encoder_inputs(encoder, images, seen.latents))
+            numbers = vectors(told_of, *size)
+            for encoder in encoders:
+                given = image_encoder_inputs(encoder, images, seen.latents, numbers)
+                drawn[encoder.component.name].append(given)
         told(len(made))
-    return Trajectories(
-        {"denoiser": made, "encoder": texts, "decoder": ends, "image_encoder": drawn}
-    )
+    return Trajectories({"denoiser": made, "encoder": texts, "decoder": ends, **drawn})
 
 
 def ranges(

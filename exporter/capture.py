@@ -47,6 +47,9 @@ def example_inputs(
             made[name] = torch.full(shape, 601.0)
         elif name == "image":
             made[name] = torch.rand(shape, generator=generator)
+        elif name in graph.bounds:
+            low, high = graph.bounds[name]
+            made[name] = low + (high - low) * torch.rand(shape, generator=generator)
         elif spec.dtype == "int64":
             made[name] = torch.randint(0, graph.vocabulary, shape, generator=generator)
         else:

@@ -146,6 +146,12 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--vae", metavar="FOLDER_OR_ID", help="A VAE in the place of the pipeline's own.")
 @click.option(
+    "--controlnet",
+    multiple=True,
+    metavar="FOLDER_OR_ID",
+    help="A ControlNet to fuse with the denoiser; may be repeated.",
+)
+@click.option(
     "--config",
     metavar="FOLDER_OR_ID",
     help="For a checkpoint of one file: whose configuration it has.  [default: guessed]",
@@ -178,6 +184,7 @@ def export(
     loras: tuple[str, ...],
     inversions: tuple[str, ...],
     vae: str | None,
+    controlnet: tuple[str, ...],
     config: str | None,
     allow_pickle: bool,
     quiet: bool,
@@ -217,6 +224,7 @@ def export(
             lora=loras,
             textual_inversion=inversions,
             vae=vae,
+            controlnet=controlnet,
             config=config,
             allow_pickle=allow_pickle,
             report=reporter.report,

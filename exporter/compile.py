@@ -95,6 +95,7 @@ def export(
     lora: str | Path | Sequence[str | Path] = (),
     textual_inversion: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    controlnet: str | Path | Sequence[str | Path] = (),
     config: str | Path | None = None,
     allow_pickle: bool = False,
     report: Callable[[Event], None] | None = None,
@@ -133,6 +134,8 @@ def export(
         textual_inversion: files or Hub ids with vectors for new words, each with its word if it is
             not the file's own, as ``"cat.safetensors:<cat>"``.
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
+        controlnet: folders or Hub ids of ControlNets, fused with the denoiser; calls take their
+            `control_image`, a list of them if there are several.
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
@@ -168,6 +171,7 @@ def export(
             "vae": _texts(vae or ()),
             "lora": _texts(lora),
             "textual-inversion": _texts(textual_inversion),
+            "controlnet": _texts(controlnet),
         }
         configured = None if config is None else str(config)
         found = resolve(source, revision, variant, asked_for, configured, allow_pickle)
@@ -347,7 +351,7 @@ class _Compilation:
         from exporter.reference import reference
 
         sizes, fixed = self._probed_sizes(description)
-        judged = self._judged(fixed)
+        judged = None if description.task.pictures else self._judged(fixed)
         key = digest(
             {
                 "kind": "probes",

@@ -18,6 +18,7 @@ KINDS: Mapping[str, str] = {
     "vae": "exporter.replaced_vae",
     "lora": "exporter.lora",
     "textual-inversion": "exporter.textual_inversion",
+    "controlnet": "exporter.controlnet",
 }
 
 
@@ -43,8 +44,11 @@ class Kind(Protocol):
     def parts(self, pipeline_class: str) -> tuple[str, ...]:
         """The pipeline's parts that it may change; none where the class has no such thing."""
 
-    def apply(self, pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-        """Raises SourceError: they do not fit the pipeline."""
+    def apply(self, pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
+        """Another pipeline that has them, or None where it is the same.
+
+        Raises SourceError: they do not fit the pipeline.
+        """
 
 
 def kind(name: str) -> Kind:
@@ -75,8 +79,8 @@ def changed(
     return found
 
 
-def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """Change the pipeline.
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
+    """The pipeline with all of them.
 
     Raises:
         SourceError: something does not fit it.
@@ -84,4 +88,5 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     for name in KINDS:
         ours = [each for each in ingredients if each.kind == name]
         if ours:
-            kind(name).apply(pipe, ours)
+            pipe = kind(name).apply(pipe, ours) or pipe
+    return pipe

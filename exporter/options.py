@@ -31,6 +31,8 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "text-to-image": {},
     "image-to-image": {"vae_encoder": ("vae",)},
     "inpainting": {"vae_encoder": ("vae",)},
+    "instruct-pix2pix": {"vae_encoder": ("vae",)},
+    "upscaling": {"low_res": ("low_res_scheduler",)},
 }
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
@@ -39,6 +41,7 @@ _SHARED = ("nodes", "quantization")  # what passes have in common
 _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families"),
     *("exporter.families.text_to_image", "exporter.families.pictures"),
+    *("exporter.families.trained_tasks", "exporter.families.controlnet", "exporter.signatures"),
 )
 
 
@@ -117,6 +120,8 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     own = family_of(source.pipeline_class).COMPONENTS
     shallow = {SHALLOW: own[DENOISER]} if options.step_cache else {}
     made = {**own, **shallow}
+    if "controlnet" in source.digests:
+        made[DENOISER] = (*made[DENOISER], "controlnet")
     for task in options.tasks_of(source):
         made |= TASKS[task]
     return made

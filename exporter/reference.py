@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.capture import example_inputs
+from exporter.capture import example_inputs, resolve
 from exporter.families import Description, Graph
 from exporter.source import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError
 from runtimes.manifest import LoopProbe, Schedule
+from runtimes.pictures import arrays, listed
+from runtimes.tasks import NOISE, argument
 
 STEPS = 6
 SEED = 20
@@ -35,9 +37,11 @@ class Trajectory:
 
     calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     latents: torch.Tensor | None = None
+    # What is in the first input, and of each branch whether it has the prompt.
     observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = lambda sample: {
         "sample": sample
     }
+    guided: tuple[bool, ...] = ()
 
 
 def reference(
@@ -70,20 +74,25 @@ def reference(
     if seen.latents is None:
         raise ExportError(f"{type(pipe).__name__} made no denoising step")
     conditioning = _conditioning(pipe, description, height, width)
-    arrays: dict[str, Arrays] = {}
+    made: dict[str, Arrays] = {}
     for graph in description.graphs:
         found: Arrays = {}
         for label, inputs in _random(graph, sizes):
             _record(found, label, graph, inputs)
         for label, inputs in _on_trajectory(graph, seen, conditioning, images):
             _record(found, label, graph, inputs)
-        arrays[graph.component.name] = found
-    arrays["loop"] = {
+        made[graph.component.name] = found
+    made["loop"] = {
         "latents": seen.latents.numpy(),
         "image": (images * 255).round().astype(np.uint8),
-        **{f"in/{name}": np.asarray(picture) for name, picture in pictures.items()},
+        **{f"in/{name}": _bytes(picture) for name, picture in pictures.items()},
     }
-    return arrays, probe
+    return made, probe
+
+
+def _bytes(picture: Any) -> np.ndarray[Any, Any]:
+    several = isinstance(picture, list)
+    return np.stack([np.asarray(each) for each in picture]) if several else np.asarray(picture)
 
 
 def probe_pictures(description: Description, height: int, width: int) -> Mapping[str, Any]:
@@ -118,6 +127,7 @@ def run(
             **arguments,
         )
     seen.observed = description.observed
+    seen.guided = tuple(not branch.prefix for branch in description.guidance.branches)
     return seen, images
 
 
@@ -160,6 +170,26 @@ def _conditioning(
             with torch.no_grad():
                 outputs = graph.module(**{name: inputs[name] for name in graph.component.inputs})
             made |= dict(zip(graph.component.outputs, outputs, strict=True))
+    return made | vectors(description, height, width) | _pictured(description, height, width)
+
+
+def _pictured(description: Description, height: int, width: int) -> dict[str, torch.Tensor]:
+    """Inputs that pictures feed as they are, [2, 3, height, width] with equal rows; masks are
+    found in what the denoiser was given."""
+    made = {}
+    pictures = probe_pictures(description, height, width)
+    for name, feed in description.task.inputs.items():
+        if description.task.pictures[feed.picture] == "image":
+            given = pictures[argument(feed.picture)]
+            one = given[int(feed.picture[:-1].split("[")[1])] if "[" in feed.picture else given
+            row = torch.from_numpy(arrays(name, listed(name, one), height, width))
+            made[name] = torch.cat([row, row])
+    return made
+
+
+def vectors(description: Description, height: int, width: int) -> dict[str, torch.Tensor]:
+    """Inputs made of the arguments' defaults, [2, n] with equal rows."""
+    made = {}
     size = {"height": float(height), "width": float(width)}
     defaults = {
         argument.name: [size[v] if isinstance(v, str) else v for v in argument.default]
@@ -211,7 +241,7 @@ def _on_trajectory(
     elif component.role == "decoder" and seen.latents is not None:
         yield "trajectory", {"latents": seen.latents}
     elif component.role == "image_encoder" and seen.latents is not None:
-        yield "picture", image_encoder_inputs(graph, images, seen.latents)
+        yield "picture", image_encoder_inputs(graph, images, seen.latents, conditioning)
     elif component.role in ("denoiser", "shallow"):
         last = len(seen.calls) - 1
         for place in sorted({0, last // 2, last}):
@@ -219,13 +249,23 @@ def _on_trajectory(
 
 
 def image_encoder_inputs(
-    graph: Graph, images: Any, latents: torch.Tensor
+    graph: Graph, images: Any, latents: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Pictures of a run, [batch, height, width, 3], as the graph takes them, and noise of the
-    latents' shape where it is drawn."""
+    """Pictures of a run, [batch, height, width, 3], as large as the graph takes them, noise where
+    it is drawn, and numbers of `conditioning`."""
+    symbols = dict(zip(("height", "width"), latents.shape[2:], strict=True))
     pictures = torch.from_numpy(np.asarray(images, np.float32)).permute(0, 3, 1, 2).contiguous()
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(SEED))
-    return {n: {"image": pictures, "noise": noise}[n] for n in graph.component.inputs}
+    generator = torch.Generator().manual_seed(SEED)
+    made = {}
+    for name, spec in graph.component.inputs.items():
+        shape = [len(pictures), *(resolve(dim, symbols) for dim in spec.shape[1:])]
+        if name in conditioning:
+            made[name] = conditioning[name][-len(pictures) :]
+        elif name == NOISE:
+            made[name] = torch.randn(shape, generator=generator)
+        else:
+            made[name] = torch.nn.functional.interpolate(pictures, shape[2:])
+    return made
 
 
 def denoiser_inputs(
@@ -245,11 +285,12 @@ def _denoiser_input(
     graph: Graph, seen: Trajectory, conditioning: Mapping[str, torch.Tensor], place: int
 ) -> dict[str, torch.Tensor]:
     """A shallow graph gets the features of the call before. Where a call has one row, as without
-    guidance, it is that of the prompt, which comes last."""
+    guidance, it is that of the prompt, which comes last in `conditioning`, after the empty one."""
     sample, timestep = seen.calls[place]
     inputs = {**seen.observed(sample), "timestep": timestep}
     names = [name for name in graph.component.inputs if name in conditioning]
-    inputs |= {name: conditioning[name][-len(sample) :] for name in names}
+    rows = [int(each) for each in seen.guided] if len(sample) == len(seen.guided) else [1]
+    inputs |= {name: conditioning[name][rows] for name in names}
     if graph.fed_by is None:
         return inputs
     before = _denoiser_input(graph.fed_by, seen, conditioning, max(place - 1, 0))

@@ -22,7 +22,7 @@ from exporter.families import FAMILIES, family_of
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
-from runtimes.errors import SourceError
+from runtimes.errors import SourceError, UnsupportedPipeline
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
@@ -90,6 +90,11 @@ def resolve(
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and value[1] and name not in _UNUSED
     }
+    if parts.get("controlnet", ("", ""))[1] == "MultiControlNetModel":
+        raise UnsupportedPipeline(
+            f"{folder} holds several ControlNets; export the pipeline without them, and give each "
+            "with --controlnet"
+        )
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
@@ -116,8 +121,7 @@ def load(source: PipelineSource) -> Any:
     """
     pipe = _load_file(source) if source.file else _load_folder(source)
     pipe.set_progress_bar_config(disable=True)
-    ingredients.apply(pipe, source.ingredients)
-    return pipe
+    return ingredients.apply(pipe, source.ingredients)
 
 
 def _load_file(source: PipelineSource) -> Any:

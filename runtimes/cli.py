@@ -85,6 +85,13 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="Look at no more than so much around the mask, and put the result back.",
 )
 @click.option(
+    "--control-image",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="For a ControlNet (bundles exported with --controlnet); one for each, in their order.",
+)
+@click.option(
     "--strength",
     type=float,
     metavar="X",
@@ -335,6 +342,9 @@ def _arguments(
     for name, option in (("image", "--image"), ("mask_image", "--mask")):
         if options[name] is not None:
             arguments[name] = _read_picture(option, options[name])
+    controls = [_read_picture("--control-image", path) for path in options["control_image"]]
+    if controls:
+        arguments["control_image"] = controls[0] if len(controls) == 1 else controls
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:

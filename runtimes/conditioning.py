@@ -157,6 +157,38 @@ def vectors(manifest: Manifest, request: Request, branches: Sequence[Branch]) ->
     return made
 
 
+def windowed(
+    manifest: Manifest, request: Request, constants: Mapping[str, Array], evaluations: int
+) -> list[dict[str, Array]]:
+    """For each evaluation of the denoiser the vectors that have a window, as diffusers' ControlNet
+    pipelines count it; empty ones where all windows are open from beginning to end.
+
+    Args:
+        constants: the vectors' rows, where they are not 0.
+    """
+    known = {vector.input: vector for vector in manifest.vectors if vector.window}
+    ends = {
+        name: [_numbers(manifest, request, each) for each in vector.window or ()]
+        for name, vector in known.items()
+    }
+    if all(min(end) >= 1 and max(start) <= 0 for start, end in ends.values()):
+        return [{}] * evaluations
+    made = []
+    for index in range(evaluations):
+        step = {}
+        for name, (start, end) in ends.items():
+            first, last = index / evaluations, (index + 1) / evaluations
+            kept = [first >= s and last <= e for s, e in zip(start, end, strict=True)]
+            step[name] = constants[name] * np.array(kept, np.float32)
+        made.append(step)
+    return made
+
+
+def _numbers(manifest: Manifest, request: Request, name: str) -> list[float]:
+    (argument,) = (each for each in manifest.arguments if each.name == name)
+    return [float(v) for v in request.numbers.get(name, argument.default)]
+
+
 def check_finite(component: str, name: str, value: Array) -> None:
     """Raises NumericalError where an output of a component holds NaN or infinity."""
     if not np.isfinite(value).all():

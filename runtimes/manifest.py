@@ -7,7 +7,7 @@ specified for other languages in docs/bundle-format.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,17 +176,27 @@ class Tokenizer(_Base, frozen=True):
 
 
 class Argument(_Base, frozen=True):
-    """A call argument made of numbers; a default is a number, ``"height"`` or ``"width"``."""
+    """A call argument made of numbers; a default is a number, ``"height"`` or ``"width"``.
+    `limits`: the smallest and the largest that may be given. `spread`: one number stands for all
+    values."""
 
     name: str
     default: tuple[float | str, ...]
+    limits: tuple[float, float] | None = None
+    spread: bool = False
 
 
 class VectorInput(_Base, frozen=True):
-    """A denoiser input [batch, n] float32: the listed arguments, one after the other."""
+    """An input [batch, n] float32 of the denoiser, or of image encoders that have one of its name:
+    the listed arguments, one after the other.
+
+    `window`: two arguments of as many values, fractions of the evaluations: in those that are not
+    wholly between them the vector's value is 0.
+    """
 
     input: str
     arguments: tuple[str, ...]
+    window: tuple[str, str] | None = None
 
 
 class Branch(_Base, frozen=True):
@@ -207,14 +217,22 @@ class Branch(_Base, frozen=True):
 class Guidance(_Base, frozen=True):
     """Prediction = sum of branch weights times branch predictions.
 
-    With `scale` set, guidance is on where that argument is above 1; otherwise the branch
-    `single` runs alone with weight 1. `defaults` holds the scale arguments.
+    With `scale` set, guidance is on where that argument is above 1, and each of `least` at least
+    the number given there; otherwise the branch `single` runs alone with weight 1. `defaults`
+    holds the scale arguments.
     """
 
     branches: tuple[Branch, ...]
     single: str
     scale: str | None = None
     defaults: dict[str, float] = msgspec.field(default_factory=dict)
+    least: dict[str, float] = msgspec.field(default_factory=dict)
+
+    def is_on(self, scales: Mapping[str, float]) -> bool:
+        """Whether all branches run, for these values of the scale arguments."""
+        if self.scale is None or scales[self.scale] <= 1:
+            return False
+        return all(scales[name] >= least for name, least in self.least.items())
 
 
 class Schedule(_Base, frozen=True):

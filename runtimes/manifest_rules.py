@@ -101,6 +101,8 @@ def _guidance_problems(manifest: Manifest) -> Iterator[str]:
             yield f"branch {branch.name!r} uses a scale without a default"
     if manifest.guidance.scale is not None and manifest.guidance.scale not in scales:
         yield f"guidance.scale {manifest.guidance.scale!r} has no default"
+    if not set(manifest.guidance.least) <= scales:
+        yield f"guidance.least: {sorted(set(manifest.guidance.least) - scales)} has no default"
 
 
 def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
@@ -154,12 +156,14 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
 
 def _vector_problems(manifest: Manifest) -> Iterator[str]:
     sizes = {argument.name: len(argument.default) for argument in manifest.arguments}
-    inputs = manifest.component("denoiser").inputs
     for vector in manifest.vectors:
         values = sum(sizes.get(name, 0) for name in vector.arguments)
-        spec = inputs.get(vector.input)
-        if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
-            yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
+        if any(sizes.get(name) != values for name in vector.window or ()):
+            yield f"vector {vector.input!r}: its window needs two arguments of {values} values"
+        for component in (manifest.component("denoiser"), *manifest.image_encoders()):
+            spec = component.inputs.get(vector.input)
+            if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
+                yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
 
 
 def is_inside(path: str) -> bool:

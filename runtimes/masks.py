@@ -40,6 +40,13 @@ def blurred(mask: Image, radius: float) -> Image:
     return mask.filter(ImageFilter.GaussianBlur(radius))
 
 
+def resized(picture: Image, height: int, width: int) -> Image:
+    """In RGB, by cubic interpolation, as transformers' image processors do."""
+    from PIL import Image
+
+    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
 def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
     """What is around all that is not black, `padding` pixels more, made wider or higher to the
     proportions of width and height, as far as the picture goes.

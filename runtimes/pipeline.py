@@ -102,6 +102,7 @@ class Pipeline:
         latents: Array | None = None,
         image: Any = None,
         mask_image: Any = None,
+        control_image: Any = None,
         strength: float | None = None,
         mask_blur: float | None = None,
         padding_mask_crop: int | None = None,
@@ -135,6 +136,9 @@ class Pipeline:
             mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
                 picture; Pillow images or arrays [height, width]. For bundles that were exported
                 for inpainting.
+            control_image: for the ControlNet of bundles that have one, which may take
+                `controlnet_conditioning_scale`, `control_guidance_start` and
+                `control_guidance_end` besides; a list with one for each of several.
             strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
             mask_blur: make the mask's edges soft by so many pixels, as
                 ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
@@ -175,6 +179,7 @@ class Pipeline:
             latents=latents,
             image=image,
             mask_image=mask_image,
+            control_image=control_image,
             strength=strength,
             mask_blur=mask_blur,
             padding_mask_crop=padding_mask_crop,

@@ -56,11 +56,13 @@ def run(
     generators: noise.Generators,
     symbols: Mapping[str, int],
     into: Prepared,
+    numbers: Mapping[str, Array],
 ) -> None:
     """Draw the noise of one preparation, run its component, add to `into` what comes out.
 
     Args:
         symbols: height and width of the latents.
+        numbers: rows [1, n] of the vectors, by the input that they feed.
 
     Raises:
         NumericalError: NaN or infinity came out.
@@ -71,7 +73,9 @@ def run(
         feeds = {n: repeated(each, request.images) for n, each in feeds.items()}
     rows = max(len(each) for each in feeds.values())
     feeds = {n: repeated(each, rows) for n, each in feeds.items()}
-    drawn = _drawn(sessions.components[name].inputs, generators, rows, symbols)
+    inputs = sessions.components[name].inputs
+    drawn = _drawn(inputs, generators, rows, symbols)
+    feeds |= {n: repeated(each, rows) for n, each in numbers.items() if n in inputs}
     if not preparation.gives:
         return
     with sessions.using(name) as session:

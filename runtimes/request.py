@@ -40,7 +40,8 @@ class Signature:
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
     `caching`: whether steps can be cached; `pictures`: names of pictures, `strength` whether a call
-    may start from one, `masks` whether any is a mask.
+    may start from one, `masks` whether any is a mask;
+    `prefixes` of the branches.
     """
 
     texts: tuple[str, ...]
@@ -51,10 +52,12 @@ class Signature:
     pictures: tuple[str, ...] = ()
     strength: bool = False
     masks: bool = False
+    prefixes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
-        prefixes = [branch.prefix for branch in manifest.guidance.branches if branch.prefix]
+        branches = manifest.guidance.branches
+        prefixes = list(dict.fromkeys(branch.prefix for branch in branches if branch.prefix))
         # The last text of a tokenizer is what the others fall back to: it comes first here.
         names = [name for each in manifest.tokenizers for name in reversed(each.texts)]
         texts = tuple(dict.fromkeys(names))
@@ -71,7 +74,12 @@ class Signature:
             pictures=tasks.pictures(manifest.tasks),
             strength=any(task.strength is not None for task in manifest.tasks),
             masks=any(task.masks() for task in manifest.tasks),
+            prefixes=tuple(prefixes),
         )
+
+    def prefixed(self, argument: str) -> list[str]:
+        """The names of an argument: of the call, and of guidance branches."""
+        return [prefix + argument for prefix in ("", *self.prefixes)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,7 +134,7 @@ class Request:
     def branches(self, manifest: Manifest) -> tuple[tuple[Branch, float], ...]:
         """The guidance branches to run, in batch order, and their weights."""
         guidance = manifest.guidance
-        if guidance.scale is not None and self.scales[guidance.scale] > 1:
+        if guidance.is_on(self.scales):
             return tuple(
                 (b, b.constant + sum(f * self.scales[n] for n, f in b.scales.items()))
                 for b in guidance.branches
@@ -231,7 +239,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
     return Request(
         texts=texts,
-        numbers={n: _numbers(n, given[n], c) for n, c in signature.numbers.items() if n in given},
+        numbers=_all_numbers(manifest, signature, given),
         scales={n: _number(n, given.get(n, default)) for n, default in signature.scales.items()},
         prompts=prompts,
         images_per_prompt=images_per_prompt,
@@ -255,19 +263,22 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
 
 def _refuse_pictures(signature: Signature, unknown: Sequence[str]) -> None:
     """Say how a bundle comes to take them."""
-    ways = {"image": "image-to-image", "strength": "image-to-image", "mask_image": "inpainting"}
-    task = next((ways[name] for name in reversed(ways) if name in unknown), None)
-    if task is not None:
+    redrawn = "--task image-to-image"
+    ways = {"image": redrawn, "strength": redrawn, "mask_image": "--task inpainting"}
+    ways |= {"control_image": "--controlnet"}
+    way = next((ways[name] for name in reversed(ways) if name in unknown), None)
+    if way is not None:
         raise InputError(
-            f"this bundle has no use for {' and '.join(unknown)}; export it with --task {task}, "
-            "or leave it out"
+            f"this bundle has no use for {' and '.join(unknown)}; export it with {way}, or leave "
+            "it out"
         )
 
 
 def _sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | None:
     if task.size_of is None:
         return None
-    return pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
+    height, width = pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
+    return height * task.enlarges, width * task.enlarges
 
 
 def _strength(task: Task, given: Mapping[str, Any]) -> float:
@@ -368,12 +379,30 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+def _numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...]:
     values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     numbers = tuple(_number(name, each) for each in values)
+    if spread and len(numbers) == 1:
+        numbers *= count
     if len(numbers) != count:
         raise InputError(f"{name!r} takes {count} numbers, not {len(numbers)}")
     return numbers
+
+
+def _all_numbers(
+    manifest: Manifest, signature: Signature, given: Mapping[str, Any]
+) -> dict[str, tuple[float, ...]]:
+    found = {}
+    for argument in manifest.arguments:
+        low, high = argument.limits or (-math.inf, math.inf)
+        for name in signature.prefixed(argument.name):
+            if name not in given:
+                continue
+            values = _numbers(name, given[name], len(argument.default), argument.spread)
+            if not all(low <= each <= high for each in values):
+                raise InputError(f"{name!r} must be from {low:g} to {high:g}")
+            found[name] = values
+    return found
 
 
 def _seeds(seed: Any, images: int) -> tuple[int, ...]:

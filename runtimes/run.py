@@ -209,9 +209,16 @@ class Run:
         """What is made of pictures before or after the initial noise is drawn."""
         request, pipeline = self.request, self.pipeline
         sides = dict(zip(("height", "width"), pipeline.latents_shape(request)[2:], strict=True))
+        own = [Branch("", "", "empty", 1.0)]
+        numbers = {
+            name: rows[:1]
+            for name, rows in conditioning.vectors(pipeline.manifest, request, own).items()
+        }
         for each in request.task.runs(request.strength, late):
             with self.timings.stage("encode"):
-                preparation.run(pipeline.sessions, each, request, generators, sides, prepared)
+                preparation.run(
+                    pipeline.sessions, each, request, generators, sides, prepared, numbers
+                )
 
     def _condition(self, branches: list[Branch], guided: list[bool], prepared: Prepared) -> Predict:
         """Encode the texts and bind all conditioning to the denoiser, and that of the single
@@ -239,12 +246,22 @@ class Run:
             by_rows[request.images] = {
                 name: rows[first : first + request.images] for name, rows in constants.items()
             }
+        varying = {
+            rows: conditioning.windowed(pipeline.manifest, request, each, len(guided))
+            for rows, each in by_rows.items()
+        }
+        changing = {name for steps in varying.values() for name in steps[0]}
+        by_rows = {
+            rows: {name: value for name, value in each.items() if name not in changing}
+            for rows, each in by_rows.items()
+        }
         shallow = pipeline.shallow_name if request.cache_interval > 1 else None
         return StepCache(
             self._bind(pipeline.denoiser_name, by_rows),
             self._bind(shallow, by_rows) if shallow else {},
             pipeline.manifest.cached(),
             kinds(guided, request.cache_interval),
+            varying if changing else None,
         )
 
     def _bind(self, component: str, by_rows: Mapping[int, Feeds]) -> dict[int, Session]:

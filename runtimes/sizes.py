@@ -103,8 +103,8 @@ def branches(guidance: Guidance, scale: float | None = None) -> int:
     """How many times the denoiser looks at each picture; `scale` None is the default one."""
     if guidance.scale is None:
         return len(guidance.branches)
-    chosen = guidance.defaults[guidance.scale] if scale is None else scale
-    return len(guidance.branches) if chosen > 1 else 1
+    chosen = {} if scale is None else {guidance.scale: scale}
+    return len(guidance.branches) if guidance.is_on({**guidance.defaults, **chosen}) else 1
 
 
 def _triple(values: Iterable[int]) -> Span:

@@ -41,6 +41,7 @@ class StepCache:
         shallow: its shallow part; empty where all evaluations run the whole denoiser.
         cached: the denoiser's outputs that the shallow part takes.
         evaluations: the kinds of what will be called for, in order.
+        varying: conditioning that the sessions are not bound to, by number of rows, and in order.
     """
 
     def __init__(
@@ -49,18 +50,22 @@ class StepCache:
         shallow: Mapping[int, Session],
         cached: Sequence[str],
         evaluations: Iterable[Kind],
+        varying: Mapping[int, Sequence[Mapping[str, Array]]] | None = None,
     ) -> None:
         self._whole = whole
         self._shallow = shallow
         (self._prediction,) = set(next(iter(whole.values())).outputs) - set(cached)
         self._cached = cached if shallow else ()
         self._features: dict[str, Array] = {}
-        self._evaluations = iter(evaluations)
+        self._evaluations = enumerate(evaluations)
+        self._varying = varying or {}
 
     def __call__(self, sample: Array, timestep: Array) -> Array:
         """sample [rows, C, H, W], timestep float32 [1] → prediction [rows, C, H, W]."""
         feeds, rows = {"sample": sample, "timestep": timestep}, len(sample)
-        _, whole = next(self._evaluations)
+        index, (_, whole) = next(self._evaluations)
+        if self._varying:
+            feeds |= self._varying[rows][index]
         if not whole:
             return self._shallow[rows].run(feeds | self._features)[self._prediction]
         made = self._whole[rows].run(feeds)

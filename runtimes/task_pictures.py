@@ -13,7 +13,7 @@ from runtimes.errors import InputError
 from runtimes.manifest import Manifest, TensorSpec
 from runtimes.session import Array
 from runtimes.sizes import dimension
-from runtimes.tasks import Feed, Task
+from runtimes.tasks import Feed, Task, argument
 
 MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
 
@@ -49,12 +49,23 @@ def listed(task: Task, given: Mapping[str, Any], images: int) -> dict[str, list[
     """
     made = {}
     for name, kind in task.pictures.items():
-        made[name] = pictures.listed(name, given[name], kind)
+        made[name] = pictures.listed(name, _picked(task, name, given), kind)
         if images % len(made[name]):
             raise InputError(
                 f"{len(made[name])} pictures in {name!r} for {images} pictures to be made"
             )
     return made
+
+
+def _picked(task: Task, name: str, given: Mapping[str, Any]) -> Any:
+    """What a call gives for a picture, which may be one of a list."""
+    whole = argument(name)
+    if name == whole:
+        return given[name]
+    count, value = sum(argument(each) == whole for each in task.pictures), given[whole]
+    if not isinstance(value, Sequence | np.ndarray) or len(value) != count:
+        raise InputError(f"{whole!r}: expected a list of {count}, one for each of what takes them")
+    return value[int(name[len(whole) + 1 : -1])]
 
 
 def prepare(
@@ -148,7 +159,10 @@ def _fed(
     height, width = (int(dimension(each, symbols)) for each in spec.shape[2:])
     if feed.picture in whole:
         return _thinned(whole[feed.picture], whole[feed.picture].shape[2] // height)
-    made = pictures.arrays(feed.picture, found[feed.picture], height, width)
+    given = found[feed.picture]
+    if feed.resample == "bicubic":
+        given = [masks.resized(masks.pillow(each), height, width) for each in given]
+    made = pictures.arrays(feed.picture, given, height, width)
     if feed.mask is None:
         return made
     mask = _thinned(whole[feed.mask], whole[feed.mask].shape[2] // height)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from runtimes.manifest import Component, Manifest, TensorSpec
-from runtimes.tasks import NOISE, START, Feed, Preparation, Task
+from runtimes.tasks import NOISE, START, Feed, Preparation, Task, argument, arguments
 
 
 def fed(task: Task) -> set[str]:
@@ -33,6 +33,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
 def _task_problems(manifest: Manifest, task: Task) -> Iterator[str]:
     encoders = {each.name: each for each in manifest.image_encoders()}
     denoiser = manifest.component("denoiser")
+    yield from _name_problems(task)
     for run in task.preparations:
         if run.component not in encoders:
             yield f"{run.component!r} is no component with the role image_encoder"
@@ -50,6 +51,13 @@ def _task_problems(manifest: Manifest, task: Task) -> Iterator[str]:
     yield from _start_problems(task, START in targets)
 
 
+def _name_problems(task: Task) -> Iterator[str]:
+    for whole in arguments(task.pictures):
+        found = [name for name in task.pictures if argument(name) == whole]
+        if found != [whole] and found != [f"{whole}[{index}]" for index in range(len(found))]:
+            yield f"pictures {found}: expected {whole!r} alone, or {whole}[0], {whole}[1] …"
+
+
 def _start_problems(task: Task, started: bool) -> Iterator[str]:
     if started != (task.strength is not None):
         yield f"a strength, and what gives {START!r}: expected both or neither"
@@ -57,6 +65,8 @@ def _start_problems(task: Task, started: bool) -> Iterator[str]:
         yield "strength must be above 0 and at most 1"
     if task.blend is not None and (not started or task.pictures.get(task.blend) != "mask"):
         yield f"blend must name a mask, and something must give {START!r}"
+    if not 1 <= task.enlarges <= 64:
+        yield f"enlarges {task.enlarges}: expected 1 to 64"
     if task.size_of is not None and task.size_of not in task.pictures:
         yield f"size_of {task.size_of!r} is none of its pictures"
 
@@ -64,7 +74,7 @@ def _start_problems(task: Task, started: bool) -> Iterator[str]:
 def _run_problems(
     manifest: Manifest, task: Task, run: Preparation, component: Component
 ) -> Iterator[str]:
-    wanted = set(component.inputs) - {NOISE}
+    wanted = set(component.inputs) - {NOISE} - {each.input for each in manifest.vectors}
     if set(run.feeds) != wanted or not wanted:
         yield f"{run.component!r} needs {sorted(wanted)}, not {sorted(run.feeds)}"
         return

@@ -27,6 +27,7 @@ class Feed(Strict, frozen=True):
     picture: str
     mask: str | None = None
     fill: float = 0.5
+    resample: Literal["lanczos", "bicubic"] = "lanczos"
 
 
 class Preparation(Strict, frozen=True):
@@ -53,11 +54,13 @@ class Preparation(Strict, frozen=True):
 class Task(Strict, frozen=True):
     """One kind of call.
 
-    `pictures`: the arguments that it takes, all of them, and their kinds. `preparations`: in the
-    order of their draws. `inputs`: of the denoiser, that pictures feed as they are. `blend`: a
-    mask; after each step what is black in it is put back to the start, with the noise of that step.
+    `pictures`: the arguments that it takes, all of them, and their kinds; ``"control_image[1]"`` is
+    the second of an argument that is a list of several. `preparations`: in the order of their
+    draws. `inputs`: of the denoiser, that pictures feed as they are. `blend`: a mask; after each
+    step what is black in it is put back to the start, with the noise of that step.
     `strength`: the default; None where calls start from noise alone. `noise_at_full_strength`: so
-    do those of strength 1. `size_of`: the picture whose size a call has that asks for none.
+    do those of strength 1. `size_of`: the picture whose size, `enlarges` times, a call has that
+    asks for none.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Task(Strict, frozen=True):
     strength: float | None = None
     noise_at_full_strength: bool = False
     size_of: str | None = None
+    enlarges: int = 1
 
     def starts(self, strength: float) -> bool:
         """Whether a call starts from a picture."""
@@ -87,9 +91,19 @@ class Task(Strict, frozen=True):
         return [name for name, kind in self.pictures.items() if kind == "mask"]
 
 
+def argument(picture: str) -> str:
+    """The call's argument that holds a picture: ``"control_image[1]"`` → ``"control_image"``."""
+    return picture.partition("[")[0]
+
+
+def arguments(pictures: Iterable[str]) -> tuple[str, ...]:
+    """The call's arguments that hold these pictures."""
+    return tuple(dict.fromkeys(argument(name) for name in pictures))
+
+
 def pictures(tasks: Iterable[Task]) -> tuple[str, ...]:
     """The arguments of all tasks that are pictures."""
-    return tuple(dict.fromkeys(name for task in tasks for name in task.pictures))
+    return arguments(name for task in tasks for name in task.pictures)
 
 
 def choose(tasks: Sequence[Task], given: Mapping[str, Any]) -> Task:
@@ -100,7 +114,7 @@ def choose(tasks: Sequence[Task], given: Mapping[str, Any]) -> Task:
     """
     found = {name for name in pictures(tasks) if name in given}
     for task in tasks:
-        if set(task.pictures) == found:
+        if set(arguments(task.pictures)) == found:
             return task
     known = " or ".join(_spoken(task) for task in tasks)
     raise InputError(
@@ -109,7 +123,7 @@ def choose(tasks: Sequence[Task], given: Mapping[str, Any]) -> Task:
 
 
 def _spoken(task: Task) -> str:
-    return f"{_joined(task.pictures) or 'no picture'} ({task.name})"
+    return f"{_joined(arguments(task.pictures)) or 'no picture'} ({task.name})"
 
 
 def _joined(names: Iterable[str]) -> str:

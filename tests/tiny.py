@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     EulerDiscreteScheduler,
@@ -18,8 +19,11 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -167,6 +171,32 @@ def inpainting_xl(folder: Path) -> None:
     stable_diffusion_xl(folder, StableDiffusionXLInpaintPipeline, in_channels=9, out_channels=4)
 
 
+def instruct_pix2pix(folder: Path) -> None:
+    stable_diffusion(
+        folder, pipeline=StableDiffusionInstructPix2PixPipeline, in_channels=8, out_channels=4
+    )
+
+
+def instruct_pix2pix_xl(folder: Path) -> None:
+    stable_diffusion_xl(
+        folder, StableDiffusionXLInstructPix2PixPipeline, in_channels=8, out_channels=4
+    )
+
+
+def upscaler(folder: Path) -> None:
+    """A UNet that takes a small picture, and how noisy it is as a class."""
+    tokens = tokenizer(folder / "tokenizer")
+    StableDiffusionUpscalePipeline(
+        vae=autoencoder(0.08333),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        tokenizer=tokens,
+        unet=conditional_unet(in_channels=7, out_channels=4, num_class_embeds=100),
+        low_res_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        scheduler=DDIMScheduler(**BETAS, prediction_type="v_prediction", clip_sample=False),
+        max_noise_level=50,
+    ).save_pretrained(folder)
+
+
 def stable_diffusion_xl(
     folder: Path, pipeline: Any = StableDiffusionXLPipeline, **unet_options: Any
 ) -> None:
@@ -217,6 +247,9 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sdxl": stable_diffusion_xl,
     "inpaint": inpainting,
     "inpaint-xl": inpainting_xl,
+    "pix2pix": instruct_pix2pix,
+    "pix2pix-xl": instruct_pix2pix_xl,
+    "upscaler": upscaler,
     "unconditional": unconditional,
 }
 

@@ -7,7 +7,7 @@ the exporter and the manifest need, with no behaviour that names the family left
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +23,15 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion",
     "StableDiffusionImg2ImgPipeline": "stable_diffusion",
     "StableDiffusionInpaintPipeline": "stable_diffusion",
+    "StableDiffusionInstructPix2PixPipeline": "stable_diffusion",
+    "StableDiffusionUpscalePipeline": "stable_diffusion",
+    "StableDiffusionControlNetPipeline": "stable_diffusion",
     "LatentConsistencyModelPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusionXLImg2ImgPipeline": "stable_diffusion_xl",
     "StableDiffusionXLInpaintPipeline": "stable_diffusion_xl",
+    "StableDiffusionXLInstructPix2PixPipeline": "stable_diffusion_xl",
+    "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -35,8 +40,11 @@ FAMILIES: Mapping[str, str] = {
 CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionImg2ImgPipeline": ("image-to-image",),
     "StableDiffusionInpaintPipeline": ("inpainting",),
+    "StableDiffusionInstructPix2PixPipeline": ("instruct-pix2pix",),
+    "StableDiffusionUpscalePipeline": ("upscaling",),
     "StableDiffusionXLImg2ImgPipeline": ("image-to-image",),
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
+    "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
 }
 
 
@@ -46,13 +54,14 @@ class Graph:
 
     `module` returns a tuple of tensors in the order of `component.outputs` and takes the
     inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
-    inputs in examples. `fed_by`: the graph whose outputs a shallow graph takes; its module then
-    runs more than it uses.
+    inputs in examples, `bounds` float inputs that do not take any number. `fed_by`: the graph whose
+    outputs a shallow graph takes; its module then runs more than it uses.
     """
 
     component: Component
     module: torch.nn.Module
     vocabulary: int = 0
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fed_by: Graph | None = None
 
 

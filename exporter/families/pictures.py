@@ -3,8 +3,8 @@ graphs that they need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,29 +12,25 @@ import numpy as np
 import torch
 from msgspec import structs
 
-from exporter.families import Description, Graph, Offer
+from exporter.families import Description, Graph, Offer, trained_tasks
 from exporter.families.text_to_image import encoder_graph
+from exporter.families.trained_tasks import IMAGE, MASK, Trained
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import TensorSpec
 from runtimes.tasks import NOISE, START, Feed, Preparation, Task
 
 # Names of tasks, as diffusers calls its pipelines.
 TEXT_TO_IMAGE = "text-to-image"
 IMAGE_TO_IMAGE = "image-to-image"
 INPAINTING = "inpainting"
-_IMAGE, _MASK = "image", "mask_image"  # arguments of diffusers' calls
-_OUTSIDE = Feed(_IMAGE, _MASK, 0.5)  # diffusers makes what is masked 0 on its scale of -1 to 1
-# Denoiser inputs of UNets that were trained for inpainting, besides the sample.
-_MASK_INPUT, _MASKED_LATENTS = "mask", "masked_image_latents"
 
 
 def image_to_image(vae: Any, strength: float) -> Offer:
     """From the noisy latents of a picture (Meng et al. 2021, SDEdit)."""
     encoder = encoder_graph(vae)
     name = encoder.component.name
-    start = Preparation(name, {"image": Feed(_IMAGE)}, {"latents": START}, each=True)
-    task = Task(IMAGE_TO_IMAGE, {_IMAGE: "image"}, (start,), strength=strength, size_of=_IMAGE)
+    start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, each=True)
+    task = Task(IMAGE_TO_IMAGE, {IMAGE: "image"}, (start,), strength=strength, size_of=IMAGE)
     return Offer(task, (encoder,))
 
 
@@ -43,46 +39,18 @@ def blended_inpainting(vae: Any, strength: float) -> Offer:
     2022, RePaint, without its resampling). diffusers encodes the masked picture too, of which only
     the draw of noise is left."""
     encoder = encoder_graph(vae)
-    name, feeds = encoder.component.name, {"image": Feed(_IMAGE)}
+    name, feeds = encoder.component.name, {"image": Feed(IMAGE)}
     start = Preparation(name, feeds, {"latents": START})
     drawn = Preparation(name, feeds, {}, late=True)
     task = Task(
         INPAINTING,
-        {_IMAGE: "image", _MASK: "mask"},
+        {IMAGE: "image", MASK: "mask"},
         (start, drawn) if NOISE in encoder.component.inputs else (start,),
-        blend=_MASK,
+        blend=MASK,
         strength=strength,
         noise_at_full_strength=True,
     )
     return Offer(task, (encoder,))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A task that a UNet was trained for: it takes more channels than the sample's, `inputs` in
-    their order, from pictures."""
-
-    offer: Offer
-    inputs: Mapping[str, TensorSpec]
-
-
-def trained_inpainting(pipe: Any, strength: float) -> Trained:
-    """The UNet takes the mask and the latents of what is around it."""
-    encoder = encoder_graph(pipe.vae)
-    name = encoder.component.name
-    start = Preparation(name, {"image": Feed(_IMAGE)}, {"latents": START}, below_full_strength=True)
-    around = Preparation(name, {"image": _OUTSIDE}, {"latents": _MASKED_LATENTS}, late=True)
-    task = Task(
-        INPAINTING,
-        {_IMAGE: "image", _MASK: "mask"},
-        (start, around),
-        {_MASK_INPUT: Feed(_MASK)},
-        strength=strength,
-        noise_at_full_strength=True,
-    )
-    channels = pipe.vae.config.latent_channels
-    inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: _channels(channels)}
-    return Trained(Offer(task, (encoder,)), inputs)
 
 
 def with_picture_tasks(
@@ -96,19 +64,33 @@ def with_picture_tasks(
     Raises:
         UnsupportedPipeline: the UNet takes channels that nothing is known about.
     """
-    channels, extra = description.latents.channels, pipe.unet.config.in_channels
-    if extra == channels:
-        offered = [
-            make(pipe.vae, strengths[name]) for name, make in _OFFERS.items() if name in strengths
-        ]
-        return replace(description, offers=tuple(offered))
-    if extra != 2 * channels + 1 or INPAINTING not in strengths:
+    trained = _trained(pipe, description, strengths)
+    if trained is not None:
+        return _as_trained(pipe, description, trained)
+    offered = [
+        make(pipe.vae, strengths[name]) for name, make in _OFFERS.items() if name in strengths
+    ]
+    return replace(description, offers=tuple(offered))
+
+
+def _trained(pipe: Any, description: Description, strengths: Mapping[str, float]) -> Trained | None:
+    """What the UNet was trained for, if that is not text-to-image."""
+    channels, found = description.latents.channels, pipe.unet.config.in_channels
+    kind = type(pipe).__name__
+    made = None
+    if kind.endswith("InstructPix2PixPipeline"):
+        made = trained_tasks.instruct_pix2pix(pipe, description.guidance)
+    elif kind.endswith("UpscalePipeline"):
+        made = trained_tasks.upscaling(pipe)
+    elif found != channels and INPAINTING in strengths:
+        made = trained_tasks.inpainting(pipe, strengths[INPAINTING])
+    wanted = channels + sum(int(spec.shape[1]) for spec in made.channels.values()) if made else 0
+    if found != (wanted or channels):
         raise UnsupportedPipeline(
-            f"a UNet with {extra} input and {channels} output channels is not supported for "
-            f"{type(pipe).__name__}: expected {channels}, or {2 * channels + 1} of one that was "
-            "trained for inpainting"
+            f"a UNet with {found} input and {channels} output channels is not supported for "
+            f"{kind}: expected {wanted or channels} input channels"
         )
-    return _as_trained(pipe, description, trained_inpainting(pipe, strengths[INPAINTING]))
+    return made
 
 
 _OFFERS = {IMAGE_TO_IMAGE: image_to_image, INPAINTING: blended_inpainting}
@@ -128,28 +110,33 @@ def from_text(pipe: Any) -> Any:
 
 def _as_trained(pipe: Any, description: Description, trained: Trained) -> Description:
     sizes = {"sample": description.latents.channels}
-    sizes |= {name: int(spec.shape[1]) for name, spec in trained.inputs.items()}
+    sizes |= {name: int(spec.shape[1]) for name, spec in trained.channels.items()}
     graphs = [
-        _with_channels(each, trained.inputs) if each.component.role == "denoiser" else each
+        _with_inputs(each, trained) if each.component.role == "denoiser" else each
         for each in description.graphs
     ]
+    guidance = trained.guidance or description.guidance
     return replace(
         description,
         task=trained.offer.task,
         graphs=(*graphs, *trained.offer.graphs),
         observed=partial(_parts, sizes),
-        probe_pictures=_probe_pictures,
+        probe_pictures=partial(_probe_pictures, trained.offer.task),
+        arguments=(*description.arguments, *trained.arguments),
+        vectors=(*description.vectors, *trained.vectors),
+        guidance=guidance,
+        resizable=trained.offer.task.size_of is None,
     )
 
 
 class _WithChannels(torch.nn.Module):
     """A denoiser whose sample is joined with other inputs along the channels."""
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, graph: Graph, inputs: Sequence[str], channels: tuple[str, ...]) -> None:
         super().__init__()
         self.denoiser = graph.module
-        self._extra = tuple(inputs)
-        self.forward: Callable[..., Any] = named(self._call, [*graph.component.inputs, *inputs])
+        self._extra = channels
+        self.forward: Callable[..., Any] = named(self._call, inputs)
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         own = {name: value for name, value in inputs.items() if name not in self._extra}
@@ -158,13 +145,14 @@ class _WithChannels(torch.nn.Module):
         return made
 
 
-def _with_channels(graph: Graph, inputs: Mapping[str, TensorSpec]) -> Graph:
-    component = structs.replace(graph.component, inputs={**graph.component.inputs, **inputs})
-    return replace(graph, component=component, module=_WithChannels(graph, inputs))
-
-
-def _channels(count: int) -> TensorSpec:
-    return TensorSpec("float32", ("batch", count, "height", "width"))
+def _with_inputs(graph: Graph, trained: Trained) -> Graph:
+    inputs = {**graph.component.inputs, **trained.inputs, **trained.channels}
+    return replace(
+        graph,
+        component=structs.replace(graph.component, inputs=inputs),
+        module=_WithChannels(graph, list(inputs), tuple(trained.channels)),
+        bounds={**graph.bounds, **trained.bounds},
+    )
 
 
 def _parts(sizes: Mapping[str, int], joined: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -172,14 +160,17 @@ def _parts(sizes: Mapping[str, int], joined: torch.Tensor) -> dict[str, torch.Te
     return dict(zip(sizes, torch.split(joined, list(sizes.values()), dim=1), strict=True))
 
 
-def _probe_pictures(height: int, width: int) -> dict[str, Any]:
-    """A picture of smooth colours with an edge, and a mask of its middle, as Pillow images."""
+def _probe_pictures(task: Task, height: int, width: int) -> dict[str, Any]:
+    """What the task takes, for a result of that size, as Pillow images: a picture of smooth colours
+    with an edge, and a mask of its middle."""
     from PIL import Image
 
+    height, width = height // task.enlarges, width // task.enlarges
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = np.stack([np.sin(7 * x + 3 * y + k) for k in range(3)], axis=-1)
     pixels = (waves * 100 + 127).astype(np.uint8)
     pixels[: height // 3] = (250, 20, 30)
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = 255
-    return {_IMAGE: Image.fromarray(pixels), _MASK: Image.fromarray(mask)}
+    every = {"image": Image.fromarray(pixels), "mask": Image.fromarray(mask)}
+    return {name: every[kind] for name, kind in task.pictures.items()}

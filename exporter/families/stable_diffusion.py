@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.controlnet import with_controlnets
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -25,7 +26,11 @@ from runtimes.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # By class, guidance scale and steps: the defaults of the pipelines' calls.
-_DEFAULTS = {"LatentConsistencyModelPipeline": (8.5, 4)}
+_DEFAULTS = {
+    "LatentConsistencyModelPipeline": (8.5, 4),
+    "StableDiffusionInstructPix2PixPipeline": (7.5, 100),
+    "StableDiffusionUpscalePipeline": (9.0, 75),
+}
 _USUAL = (7.5, 50)
 # Of the pipelines for the same model that start from a picture; latent consistency models have
 # none for inpainting.
@@ -59,11 +64,13 @@ class Denoiser(torch.nn.Module):
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         guidance_scale: torch.Tensor | None = None,
+        noise_level: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
         prediction = self.unet(
             sample,
             timestep,
             encoder_hidden_states,
+            class_labels=None if noise_level is None else noise_level[:, 0].long(),
             timestep_cond=self.embedding(guidance_scale),
             return_dict=False,
         )[0]
@@ -124,4 +131,5 @@ def describe(pipe: Any) -> Description:
             "guidance_scale": PROBE_GUIDANCE,
         },
     )
-    return with_picture_tasks(pipe, description, _STRENGTHS.get(kind, _USUAL_STRENGTHS))
+    description = with_picture_tasks(pipe, description, _STRENGTHS.get(kind, _USUAL_STRENGTHS))
+    return with_controlnets(pipe, description)

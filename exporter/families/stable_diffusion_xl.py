@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families.controlnet import with_controlnets
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -28,9 +29,11 @@ COMPONENTS = {
     "vae_decoder": ("vae",),
 }
 # Of the pipelines' calls.
-_GUIDANCE_SCALES = {"StableDiffusionXLInpaintPipeline": 7.5}
-_GUIDANCE_SCALE = 5.0
-_STEPS = 50
+_DEFAULTS = {
+    "StableDiffusionXLInpaintPipeline": (7.5, 50),
+    "StableDiffusionXLInstructPix2PixPipeline": (5.0, 100),
+}
+_USUAL = (5.0, 50)
 _STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
 
 
@@ -85,7 +88,8 @@ def describe(pipe: Any) -> Description:
     if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
         raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
-    guided = guided_by(pipe.unet, _GUIDANCE_SCALES.get(type(pipe).__name__, _GUIDANCE_SCALE), zeros)
+    scale, steps = _DEFAULTS.get(type(pipe).__name__, _USUAL)
+    guided = guided_by(pipe.unet, scale, zeros)
     length = pipe.tokenizer.model_max_length
     width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
@@ -139,7 +143,7 @@ def describe(pipe: Any) -> Description:
             *guided.vectors,
         ),
         guidance=guided.guidance,
-        num_inference_steps=_STEPS,
+        num_inference_steps=steps,
         resizable=True,
         denoiser=pipe.unet,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -149,4 +153,5 @@ def describe(pipe: Any) -> Description:
             "guidance_scale": PROBE_GUIDANCE,
         },
     )
-    return with_picture_tasks(pipe, description, _STRENGTHS)
+    description = with_picture_tasks(pipe, description, _STRENGTHS)
+    return with_controlnets(pipe, description)

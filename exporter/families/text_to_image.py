@@ -43,26 +43,35 @@ class Encoder(torch.nn.Module):
     """image [batch, 3, f*height, f*width] in [0, 1], noise → scaled latents: a draw from what the
     VAE's encoder says, with the noise that diffusers would draw. `Decoder` backwards."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, scaled: bool = True) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor, self.shift = _scaling(vae)
+        self.scaling_factor, self.shift = _scaling(vae) if scaled else (1.0, 0.0)
 
     def forward(
         self, image: torch.Tensor, noise: torch.Tensor | None = None
     ) -> tuple[torch.Tensor]:
         found = self.vae.encode(image * 2.0 - 1.0, return_dict=False)[0]
-        latents = found if noise is None else found.mean + found.std * noise
+        if noise is not None:
+            latents = found.mean + found.std * noise
+        else:
+            latents = found.mode() if hasattr(found, "mode") else found
         return ((latents - self.shift) * self.scaling_factor,)
 
 
-def encoder_graph(vae: Any) -> Graph:
-    """The VAE's encoder as a component. Tiny autoencoders draw nothing."""
+def encoder_graph(vae: Any, draws: bool = True, scaled: bool = True) -> Graph:
+    """The VAE's encoder as a component.
+
+    Args:
+        draws: draw from the distribution that it says, instead of taking its mode. Tiny
+            autoencoders say none.
+        scaled: scale the latents as the denoiser's.
+    """
     latents = sample_spec(vae.config.latent_channels)
-    draws = type(vae).__name__ != "AutoencoderTiny"
+    draws = draws and type(vae).__name__ != "AutoencoderTiny"
     inputs = {"image": _image_spec(vae)} | ({"noise": latents} if draws else {})
     component = Component("vae_encoder", "image_encoder", inputs, {"latents": latents})
-    return Graph(component, Encoder(vae))
+    return Graph(component, Encoder(vae, scaled))
 
 
 def vae_factor(vae: Any) -> int:

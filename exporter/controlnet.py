@@ -1,0 +1,90 @@
+"""ControlNets for a pipeline that has none: models in folders or on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter import hub
+from exporter.ingredients import Ingredient
+from exporter.source import digest_folder, load_model, quiet_loading
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+
+_CONFIG = "config.json"
+_CLASS = "ControlNetModel"
+
+
+def find(asked: str) -> Ingredient:
+    """The folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
+    path = Path(asked).expanduser()
+    here = path.exists()
+    folder = path if here else _download(asked)
+    try:
+        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SourceError(
+            f"{asked} is no ControlNet: expected a folder with the {_CONFIG} of a diffusers model"
+        ) from None
+    if name != _CLASS:
+        raise SourceError(f"{asked} is no ControlNet that is supported: it is a {name}")
+    own = path.resolve().name if here else asked
+    return Ingredient("controlnet", own, folder, digest_folder(folder, None))
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    """It is fused with the UNet."""
+    return ("unet",)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
+    """The pipeline of the same parts that takes them, in the order in which they were given."""
+    from diffusers import AutoPipelineForText2Image, ControlNetModel
+
+    nets = []
+    with quiet_loading():
+        for each in ingredients:
+            net = load_model(ControlNetModel, each.path, None)
+            _check(pipe, net, each.id)
+            nets.append(net)
+        try:
+            made = AutoPipelineForText2Image.from_pipe(
+                pipe, controlnet=nets if len(nets) > 1 else nets[0]
+            )
+        except Exception as error:
+            raise SourceError(
+                f"{type(pipe).__name__} takes no ControlNet: {first_line(error)}"
+            ) from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _check(pipe: Any, net: Any, name: str) -> None:
+    """Refuse one for another family."""
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise SourceError(f"{type(pipe).__name__} has no UNet for the ControlNet {name}")
+    for what in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
+        ours, theirs = (_plain(getattr(each.config, what, None)) for each in (unet, net))
+        if ours != theirs:
+            raise SourceError(
+                f"the ControlNet {name} is for another family: its {what} is {theirs}, and the "
+                f"pipeline's UNet has {ours}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _download(asked: str) -> Path:
+    def get() -> str:
+        import huggingface_hub
+
+        return str(
+            huggingface_hub.snapshot_download(asked, allow_patterns=["*.json", "*.safetensors"])
+        )
+
+    return hub.fetch(asked, "ControlNet", "folder", get)
