@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    ControlNetModel,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -221,6 +222,17 @@ def stable_diffusion_xl(
         scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
         add_watermarker=False,
     ).save_pretrained(folder)
+
+
+def controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
+    """One for this UNet, whose last convolutions are not zero as they are before training."""
+    made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weights in made.named_parameters():
+            if "controlnet" in name:
+                weights.normal_(std=0.1)
+    return made
 
 
 def unconditional(folder: Path) -> None:

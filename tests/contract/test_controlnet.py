@@ -1,0 +1,281 @@
+"""ControlNets fused with the denoiser: the same as diffusers' ControlNet pipelines, one or two, from
+noise, from a picture and with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    DiffusionPipeline,
+)
+from PIL import Image
+
+import latentc
+from exporter.compile import export
+from exporter.source import quiet_loading
+from latentc.cli import run as command
+from runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from runtimes.manifest import Manifest
+from tests import tiny
+from tests.conftest import KEPT, one_at_a_time
+from tests.pictures import BACKENDS, CALL, assert_same, mask, picture
+
+SIZE = {"height": 32, "width": 48}
+STEPS = 4
+CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # name → how many ControlNets
+AUTO = {
+    "text-to-image": AutoPipelineForText2Image,
+    "image-to-image": AutoPipelineForImage2Image,
+    "inpainting": AutoPipelineForInpainting,
+}
+
+
+def outline(width: int, height: int, seed: int = 0) -> Image.Image:
+    """White lines on black."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[5 + seed : -5, 8] = pixels[5 + seed : -5, -9] = 255
+    pixels[5 + seed, 8:-8] = pixels[-6, 8:-8] = 255
+    return Image.fromarray(pixels)
+
+
+def source(name: str) -> str:
+    return name.partition("-")[0]
+
+
+@pytest.fixture(scope="module")
+def nets(pipeline_folder: Callable[[str], Path]) -> Callable[[str], list[Path]]:
+    """A function: name in `CONTROLLED` → folders of its ControlNets."""
+
+    def make(name: str) -> list[Path]:
+        folders = []
+        for index in range(CONTROLLED[name]):
+            folder = KEPT / "controlnets" / f"{source(name)}-{index}"
+            with one_at_a_time(f"controlnet-{source(name)}-{index}"):
+                if not (folder / "config.json").exists():
+                    unet = DiffusionPipeline.from_pretrained(pipeline_folder(source(name))).unet
+                    tiny.controlnet(unet, 10 + index).save_pretrained(folder)
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def controlled(
+    pipeline_folder: Callable[[str], Path], nets: Callable[[str], list[Path]]
+) -> Callable[[str], Path]:
+    """A function: name in `CONTROLLED` → its bundle."""
+
+    def get(name: str) -> Path:
+        folder = KEPT / "bundles" / f"{name}-controlnet"
+        with one_at_a_time(f"bundle-{name}-controlnet"):
+            export(
+                pipeline_folder(source(name)),
+                folder,
+                targets=["onnx", "openvino"],
+                tasks=["image-to-image", "inpainting"] if name == "sd" else (),
+                controlnet=nets(name),
+                schedulers=["ddim", "euler_a"],
+                steps=[STEPS],
+                overwrite=True,
+            )
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def made(controlled: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
+    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
+
+    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
+        if (name, backend) not in loaded:
+            loaded[name, backend] = latentc.load(controlled(name), backend=backend)
+        return loaded[name, backend]
+
+    yield get
+    for pipe in loaded.values():
+        pipe.close()
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    pipeline_folder: Callable[[str], Path], nets: Callable[[str], list[Path]]
+) -> Callable[[str, str], Any]:
+    loaded: dict[tuple[str, str], Any] = {}
+
+    def get(name: str, task: str) -> Any:
+        if (name, task) not in loaded:
+            with quiet_loading():
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(source(name)))
+                models = [ControlNetModel.from_pretrained(folder) for folder in nets(name)]
+                own = models if len(models) > 1 else models[0]
+                loaded[name, task] = AUTO[task].from_pipe(pipe, controlnet=own)
+            loaded[name, task].set_progress_bar_config(disable=True)
+        return loaded[name, task]
+
+    return get
+
+
+def check(
+    made: Any, theirs: Any, name: str, task: str, backend: str = "onnxruntime", **call: Any
+) -> None:
+    pipe, seed, expected = theirs(name, task), call.pop("seed", 7), []
+    call = {**CALL, "num_inference_steps": STEPS, **call}
+    given = dict(call)
+    if task == "text-to-image":  # diffusers calls it otherwise where there is no other picture
+        given["image"] = given.pop("control_image")
+    if task == "image-to-image" or task == "inpainting":
+        given |= SIZE
+    for kind in ("latent", "np"):
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            found = pipe(generator=generator, output_type=kind, **given).images
+        expected.append(found.numpy() if kind == "latent" else found)
+    assert_same(made(name, backend)(**call, seed=seed, output_type="np"), *expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_from_noise(name: str, backend: str, made: Any, theirs: Any) -> None:
+    images = [outline(48, 32, seed) for seed in range(CONTROLLED[name])]
+    image: Any = images if len(images) > 1 else images[0]
+    scale = [0.7, 1.2][: len(images)]
+    check(
+        *(made, theirs, name, "text-to-image", backend),
+        control_image=image,
+        controlnet_conditioning_scale=scale if len(scale) > 1 else scale[0],
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
+def test_with_other_pictures(task: str, backend: str, made: Any, theirs: Any) -> None:
+    given = {"mask_image": mask(48, 32)} if task == "inpainting" else {}
+    check(
+        *(made, theirs, "sd", task, backend),
+        image=picture(48, 32),
+        control_image=outline(48, 32),
+        strength=0.8,
+        **given,
+    )
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"control_guidance_end": 0.5},
+        {"control_guidance_start": 0.3, "control_guidance_end": 0.8},
+        {"guidance_scale": 1.0, "control_guidance_start": 0.5},
+    ],
+)
+def test_windows(window: dict[str, float], made: Any, theirs: Any) -> None:
+    check(made, theirs, "sd", "text-to-image", control_image=outline(48, 32), **window)
+
+
+def test_windows_of_two(made: Any, theirs: Any) -> None:
+    check(
+        *(made, theirs, "sd-two", "text-to-image"),
+        control_image=[outline(48, 32), outline(48, 32, 3)],
+        control_guidance_start=[0.0, 0.5],
+        control_guidance_end=[0.5, 1.0],
+        num_images_per_prompt=2,
+    )
+
+
+def test_what_goes_on_as_ever(made: Any, controlled: Callable[[str], Path]) -> None:
+    """Windows of the guidance beside those of the ControlNet, low memory, a scale of zero."""
+    call = {**CALL, "control_image": outline(48, 32), "num_inference_steps": STEPS, "seed": 5}
+    call |= {"output_type": "latent", "control_guidance_end": 0.6, "guidance_stop": 0.5}
+    expected = made("sd")(**call).latents
+    with latentc.load(controlled("sd"), backend="onnxruntime", low_memory=True) as pipe:
+        assert np.array_equal(pipe(**call).latents, expected)
+    off = {**call, "control_guidance_end": None, "guidance_stop": None}
+    none = made("sd")(**off, controlnet_conditioning_scale=0.0).latents
+    other = {**off, "control_image": outline(48, 32, 4)}
+    assert np.array_equal(made("sd")(**other, controlnet_conditioning_scale=0.0).latents, none)
+    assert not np.array_equal(made("sd")(**off).latents, none)
+
+
+def test_a_pipeline_that_has_one(
+    pipeline_folder: Callable[[str], Path], theirs: Any, tmp_path: Path
+) -> None:
+    """Saved as diffusers' ControlNet pipeline."""
+    theirs("sd", "text-to-image").save_pretrained(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "b", schedulers=[], steps=[STEPS])
+    manifest = Manifest.load(tmp_path / "b")
+    assert manifest.source.pipeline_class == "StableDiffusionControlNetPipeline"
+    assert "control_image" in manifest.component("denoiser").inputs
+    with quiet_loading():
+        theirs("sd-two", "text-to-image").save_pretrained(tmp_path / "two")
+    with pytest.raises(UnsupportedPipeline, match="give each with --controlnet"):
+        export(tmp_path / "two", tmp_path / "c")
+
+
+def test_what_went_in(controlled: Callable[[str], Path]) -> None:
+    manifest = Manifest.load(controlled("sd-two"))
+    assert [each.kind for each in manifest.source.ingredients] == ["controlnet"] * 2
+    assert list(manifest.tasks[0].pictures) == ["control_image[0]", "control_image[1]"]
+    assert all(build.verification and build.verification.passed for build in manifest.builds)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({}, "gives no picture; this bundle takes 'control_image'"),
+        ({"control_image": outline(48, 32)}, "expected a list of 2"),
+        ({"control_image": [outline(48, 32)] * 3}, "expected a list of 2"),
+        ({"control_image": [outline(48, 32), "x.png"]}, "expected a Pillow image"),
+        (
+            {
+                "control_image": [outline(48, 32)] * 2,
+                "controlnet_conditioning_scale": [1.0, 1.0, 1.0],
+            },
+            "takes 2 numbers",
+        ),
+    ],
+)
+def test_bad_input(call: dict[str, Any], says: str, made: Any) -> None:
+    with pytest.raises(InputError, match=says):
+        made("sd-two").stream("red", **call)
+
+
+def test_bad_sources(
+    pipeline_folder: Callable[[str], Path],
+    nets: Callable[[str], list[Path]],
+    sd_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    for pipeline, net, error, says in (
+        ("sdxl", nets("sd")[0], SourceError, "is for another family"),
+        ("unconditional", nets("sd")[0], SourceError, "has no VAE|no UNet|takes no ControlNet"),
+        ("sd", pipeline_folder("sd") / "vae", SourceError, "it is a AutoencoderKL"),
+        ("sd", tmp_path, SourceError, "is no ControlNet"),
+        ("sd", tmp_path / "none", SourceError, "no such ControlNet"),
+    ):
+        with pytest.raises(error, match=says):
+            export(pipeline_folder(pipeline), tmp_path / "b", controlnet=net)
+    assert not (tmp_path / "b").exists()
+    with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--controlnet"):
+        pipe("red", control_image=outline(48, 32))
+
+
+def test_the_command(controlled: Callable[[str], Path], tmp_path: Path) -> None:
+    outline(48, 32).save(tmp_path / "lines.png")
+    start = ["generate", str(controlled("sd")), "red", "--steps", str(STEPS)]
+    given = [*start, "--control-image", str(tmp_path / "lines.png"), "-o", str(tmp_path / "o.png")]
+    assert command([*given, "--arg", "controlnet_conditioning_scale=0.8"]) == 0
+    with Image.open(tmp_path / "o.png") as picture_made:
+        assert picture_made.size == (48, 32)
+    (tmp_path / "o.png").unlink()
+    assert command([*start, "-o", str(tmp_path / "o.png")]) == 2
+    assert not (tmp_path / "o.png").exists()

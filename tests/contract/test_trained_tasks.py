@@ -1,0 +1,107 @@
+"""Models that were trained to follow instructions on a picture, or to enlarge it: the same as
+diffusers' pipelines for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.compile import export
+from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.manifest import Manifest
+from tests.pictures import BACKENDS, STEPS, assert_same, picture
+
+CALL = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0}
+SIZES = {"pix2pix": (48, 32), "pix2pix-xl": (48, 32), "upscaler": (32, 16)}  # width, height
+
+
+def reference(
+    original: Callable[..., Any], name: str, **call: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Final latents, and pictures from 0 to 1."""
+    pipe, seed, made = original(name), call.pop("seed"), []
+    if name == "pix2pix-xl":  # the one that would take its own size
+        call |= {"height": SIZES[name][1], "width": SIZES[name][0]}
+    for kind in ("latent", "np"):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            found = pipe(generator=generator, output_type=kind, **{**CALL, **call}).images
+        made.append(found.numpy() if kind == "latent" else found)
+    return made[0], made[1]
+
+
+def check(
+    ours: Any, original: Callable[..., Any], name: str, backend: str = "onnxruntime", **call: Any
+) -> None:
+    call = {"image": picture(*SIZES[name]), "num_inference_steps": STEPS, "seed": 7, **call}
+    latents, images = reference(original, name, **call)
+    assert_same(ours(name, backend)(**{**CALL, **call}, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SIZES)
+def test_every_model(name: str, backend: str, ours: Any, original: Callable[..., Any]) -> None:
+    check(ours, original, name, backend)
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"image_guidance_scale": 2.5},
+        {"image_guidance_scale": 1.0},
+        {"image_guidance_scale": 0.5},  # guidance is off
+        {"guidance_scale": 1.0},
+    ],
+)
+def test_two_guidance_scales(
+    scales: dict[str, float], ours: Any, original: Callable[..., Any]
+) -> None:
+    check(ours, original, "pix2pix", num_inference_steps=4, **scales)
+
+
+@pytest.mark.parametrize("level", [0, 35, 50])
+def test_noise_levels(level: int, ours: Any, original: Callable[..., Any]) -> None:
+    check(ours, original, "upscaler", num_inference_steps=4, noise_level=level)
+
+
+@pytest.mark.parametrize("name", ["pix2pix", "upscaler"])
+def test_two_pictures(name: str, ours: Any, original: Callable[..., Any]) -> None:
+    check(ours, original, name, num_inference_steps=4, num_images_per_prompt=2)
+    two = [picture(*SIZES[name]), picture(*SIZES[name], seed=40)]
+    call = {"prompt": ["a red circle", "blue"], "negative_prompt": ["", "red"]}
+    check(ours, original, name, num_inference_steps=4, image=two, **call)
+
+
+def test_sizes(ours: Any) -> None:
+    pipe = ours("upscaler", "onnxruntime")
+    made = pipe("red", image=picture(32, 16), num_inference_steps=4).images[0]
+    assert made.size == (64, 32)  # this VAE has 2 pixels to a latent
+    smaller = pipe("red", image=picture(35, 17), num_inference_steps=4).images[0]
+    assert smaller.size == (64, 32)
+
+
+def test_what_the_bundles_say(bundles: Callable[[str], Path]) -> None:
+    edited = Manifest.load(bundles("pix2pix"))
+    assert [task.name for task in edited.tasks] == ["instruct-pix2pix"]
+    assert [branch.name for branch in edited.guidance.branches] == ["text", "image", "neither"]
+    enlarged = Manifest.load(bundles("upscaler"))
+    assert [task.name for task in enlarged.tasks] == ["upscaling"]
+    for manifest in (edited, enlarged):
+        assert all(build.verification and build.verification.passed for build in manifest.builds)
+
+
+def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gives no picture; this bundle takes 'image'"):
+        ours("pix2pix", "onnxruntime").stream("red")
+    for level in (-1, 51):
+        with pytest.raises(InputError, match="'noise_level' must be from 0 to 50"):
+            ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), noise_level=level)
+    with pytest.raises(InputError, match="none to start from"):
+        ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), strength=0.5)
+    with pytest.raises(UnsupportedPipeline, match="has no task inpainting; it has: upscaling"):
+        export(pipeline_folder("upscaler"), tmp_path / "b", tasks=["inpainting"])
