@@ -1,5 +1,5 @@
-"""ControlNets fused with the denoiser: the same as diffusers' ControlNet pipelines, one or two, from
-noise, from a picture and with a mask."""
+"""ControlNets fused with the denoiser: the same as diffusers' ControlNet pipelines, one or two,
+from noise, from a picture and with a mask."""
 
 from __future__ import annotations
 
