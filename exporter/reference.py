@@ -118,7 +118,7 @@ def run(
     """Run the pipeline with the settings of `probe`, its own scheduler, and look on; returns
     what was seen and the images."""
     arguments: dict[str, Any] = {**probe.arguments, **pictures}
-    if description.resizable:
+    if description.resizable and description.task.size_of is None:
         arguments |= {"height": probe.height, "width": probe.width}
     with watched(pipe, description.denoiser) as seen, torch.no_grad(), quiet_loading():
         images = description.call(

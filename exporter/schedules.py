@@ -166,7 +166,12 @@ def _add(
 
     item = store.item(key, FOLDER, write)
     found = tracing.resolve(class_name if name == OWN else name).class_name
-    return Schedule(name, found, item.files[0], tuple(item.meta["steps"]), key)
+    counts = tuple(item.meta["steps"])
+    return Schedule(name, found, item.files[0], counts, key, _trained_timesteps(config))
+
+
+def _trained_timesteps(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_train_timesteps", 1000))
 
 
 def add_to_bundle(
@@ -217,6 +222,6 @@ def _extended(
     file = File(f"{FOLDER}/{name}-{sha256[:8]}.npz", len(data), sha256)
     write_atomically(bundle / file.path, data)
     key = key_of(name, source.scheduler_class, source.scheduler_config, counts)
-    made = Schedule(name, class_name, file, counts, key)
+    made = Schedule(name, class_name, file, counts, key, _trained_timesteps(config))
     others = tuple(schedule for schedule in manifest.schedules if schedule.name != name)
     return replace(manifest, schedules=(*others, made))

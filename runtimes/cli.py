@@ -39,6 +39,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
       latentc generate bundle "a castle" --preset fast
       latentc generate bundle "a castle" --image sketch.png --strength 0.7
       latentc generate bundle "a castle" --image photo.png --mask mask.png --padding-mask-crop 32
+      latentc generate base "a castle" --denoising-end 0.8 --refiner refiner
     """
 )
 @_BUNDLE
@@ -96,6 +97,18 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     type=float,
     metavar="X",
     help="How far to go from it: the share of the steps that is run.",
+)
+@click.option(
+    "--denoising-end",
+    type=float,
+    metavar="X",
+    help="Stop at this fraction of the schedule; the refiner goes on from there.",
+)
+@click.option(
+    "--refiner",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="A second bundle that goes on with the latents of the first.",
 )
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
@@ -160,15 +173,13 @@ def generate(
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
     how = {name: options[name] for name in ("preset", "low_memory")}
     how["cache"] = not options["no_cache"] and (options["cache"] or True)
+    refined = options["refiner"] is not None
     with load_asked(bundle, _asked(options, count), **how) as pipe:
-        for name in ("vae_slicing", "vae_tiling"):
-            if options[name]:
-                getattr(pipe, f"enable_{name}")()
-        run = pipe.stream(**_arguments(pipe, prompts, options))
-        with _progress(run) as advance:
-            for _ in run:
-                advance()
-        result = run.finish()
+        arguments = _arguments(pipe, prompts, options)
+        result = _drawn(pipe, options, {**arguments, "output_type": "latent" if refined else "pil"})
+    if refined:
+        with load_asked(options["refiner"], _asked(options, count), **how) as pipe:
+            result = _drawn(pipe, options, _refining(pipe, arguments, result))
     _save(result, paths)
     _print_generated(result, paths, as_json)
 
@@ -323,6 +334,29 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     )
 
 
+def _drawn(pipe: Pipeline, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Result:
+    """Run a call, with a progress bar."""
+    for name in ("vae_slicing", "vae_tiling"):
+        if options[name]:
+            getattr(pipe, f"enable_{name}")()
+    run = pipe.stream(**arguments)
+    with _progress(run) as advance:
+        for _ in run:
+            advance()
+    return run.finish()
+
+
+def _refining(pipe: Pipeline, arguments: Mapping[str, Any], result: Result) -> dict[str, Any]:
+    """The call of a refiner that goes on with the latents of another bundle's call."""
+    known = {name: arguments[name] for name in pipe.signature.names if name in arguments}
+    end = arguments.get("denoising_end")
+    start = {} if end is None else {"denoising_start": end}
+    left = ("height", "width", "denoising_end", "latents", "image", "mask_image", "control_image")
+    kept = {name: value for name, value in known.items() if name not in left}
+    seeds = result.seeds[0] if len(result.seeds) == 1 else list(result.seeds)
+    return {**kept, **start, "image": result.latents, "seed": seeds}
+
+
 def _arguments(
     pipe: Pipeline, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -337,7 +371,7 @@ def _arguments(
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
-    masking = ("strength", "mask_blur", "padding_mask_crop")
+    masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking)}
     for name, option in (("image", "--image"), ("mask_image", "--mask")):
         if options[name] is not None:

@@ -201,7 +201,10 @@ def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: s
     arguments = {argument.name: argument for argument in manifest.arguments}
     values: list[float] = []
     for name in vector.arguments:
-        default = arguments[name].default
-        given = request.numbers.get(prefix + name, request.numbers.get(name))
+        own = arguments.get(prefix + name)  # a branch may have a default of its own
+        default = (own or arguments[name]).default
+        given = request.numbers.get(prefix + name)
+        if own is None:
+            given = given or request.numbers.get(name)
         values += given or (sizes[v] if isinstance(v, str) else float(v) for v in default)
     return values

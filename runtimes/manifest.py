@@ -236,13 +236,15 @@ class Guidance(_Base, frozen=True):
 
 
 class Schedule(_Base, frozen=True):
-    """One scheduler's sampling plans: a PlanTable file and the step counts in it."""
+    """One scheduler's sampling plans: a PlanTable file and the step counts in it. Timesteps count
+    down from `num_train_timesteps`."""
 
     name: str
     class_name: str
     file: File
     steps: tuple[int, ...]
     key: str
+    num_train_timesteps: int = 1000
 
 
 class Defaults(_Base, frozen=True):

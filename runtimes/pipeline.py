@@ -100,6 +100,8 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         scheduler: str | None = None,
         latents: Array | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         image: Any = None,
         mask_image: Any = None,
         control_image: Any = None,
@@ -130,9 +132,13 @@ class Pipeline:
             scheduler: one of `schedulers`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
                 start from instead of drawing it.
+            denoising_start: go on from latents that another run left at this fraction of the
+                schedule, given as `image`.
+            denoising_end: stop at this fraction of the schedule; take `output_type` "latent".
             image: a picture to start from, or several: Pillow images, which are resized to the
-                call's `height` and `width`, or arrays [height, width, 3]. For bundles that were
-                exported for a task with pictures, such as image-to-image.
+                call's `height` and `width`, or arrays [height, width, 3]; or latents, float32
+                [pictures, channels, height, width]. For bundles that were exported for a task with
+                pictures, such as image-to-image.
             mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
                 picture; Pillow images or arrays [height, width]. For bundles that were exported
                 for inpainting.
@@ -177,6 +183,8 @@ class Pipeline:
             seed=seed,
             scheduler=scheduler,
             latents=latents,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
             image=image,
             mask_image=mask_image,
             control_image=control_image,
@@ -208,8 +216,7 @@ class Pipeline:
             return self._of_other_sizes(misfit).stream(**given)
         table = self._table(request.scheduler)
         try:
-            plan = table.plan_from_step(request.num_inference_steps, request.first_step())
-            return Run(self, request, plan)
+            return Run(self, request, request.plan(table, self._train_timesteps(request)))
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
             raise PlanNotFound(
@@ -326,6 +333,10 @@ class Pipeline:
                 self._other_sizes = self._open_other_sizes()
         self._other_sizes._tiling = self._tiling
         return self._other_sizes
+
+    def _train_timesteps(self, request: Request) -> int:
+        schedules = {each.name: each for each in self.manifest.schedules}
+        return schedules[request.scheduler].num_train_timesteps
 
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:

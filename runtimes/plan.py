@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +79,11 @@ class SamplingPlan:
     def num_slots(self) -> int:
         """K: how many tensors the sampler's state holds at most."""
         return int(self.state.shape[1])
+
+    def until(self, evaluations: int) -> SamplingPlan:
+        """The first so many evaluations of it."""
+        fields = ("timesteps", "input_scale", "noise_draws", "known", *ROW_FIELDS)
+        return replace(self, **{name: getattr(self, name)[:evaluations] for name in fields})
 
     def initial_sample(self, noise: Array, clean: Array | None = None) -> Array:
         """The first sample: scaled noise, or `clean` with noise added for this start.
@@ -219,6 +224,24 @@ class PlanTable:
             raise InputError("this scheduler starts from noise only; take another with `scheduler`")
         order = min(after - before for before, after in pairwise(starts))
         return self.plan(num_inference_steps, step * order)
+
+    def plan_from_timestep(self, num_inference_steps: int, timestep: float) -> SamplingPlan:
+        """The plan of the evaluations whose timestep is below `timestep`, from the first that a run
+        may start at.
+
+        Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
+        start there.
+        """
+        whole = self.plan(num_inference_steps)
+        below = int(np.count_nonzero(whole.timesteps < timestep))
+        first = whole.num_evaluations - below
+        starts = [each for each in self.starts(num_inference_steps) if each <= first]
+        if below < 1 or (first and len(starts) == 1):
+            raise InputError(
+                "this scheduler cannot begin there: take another one, more steps, or a smaller "
+                "denoising_start"
+            )
+        return self.plan(num_inference_steps, starts[-1])
 
     def merge(self, other: PlanTable) -> PlanTable:
         """A table with the plans of both; where both have a step count, `other` wins."""

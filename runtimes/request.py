@@ -18,6 +18,7 @@ from runtimes import pictures, task_pictures, tasks
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
+from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.session import Array
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
 from runtimes.tasks import Task
@@ -25,10 +26,11 @@ from runtimes.tasks import Task
 OUTPUT_TYPES = ("pil", "np", "latent")
 _COMMON = (
     *("num_inference_steps", "scheduler", "seed", "height", "width"),
-    *("num_images_per_prompt", "latents", "output_type"),
+    *("num_images_per_prompt", "latents", "output_type", "denoising_end"),
 )
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
+_ENSEMBLE = ("denoising_start", "denoising_end")
 _STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
 _MAX_SIDE = 1 << 16  # pixels
 
@@ -68,6 +70,7 @@ class Signature:
                 prefix + argument.name: len(argument.default)
                 for argument in manifest.arguments
                 for prefix in ("", *prefixes)
+                if not prefix or not argument.name.startswith(prefix)
             },
             scales=dict(manifest.guidance.defaults),
             caching=manifest.shallow() is not None,
@@ -87,7 +90,7 @@ class Signature:
         batch = () if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
-        strength = _STRENGTH if self.strength else ()
+        strength = (*_STRENGTH, _ENSEMBLE[0]) if self.strength else ()
         masks = MASK_OPTIONS if self.masks else ()
         own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
         return (*own, *self.pictures, *strength, *masks, *batch, *_COMMON)
@@ -103,7 +106,10 @@ class Request:
     `seeds` has one entry where one generator serves the whole batch, else one per image.
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
     `task` is what the call's pictures make it, `strength` how much of the steps is run where it
-    starts from one; `masking` is what becomes of masks.
+    starts from one; `masking` is what becomes of masks. `start_latents`: float32 [n, channels,
+    height, width], clean ones that were given in the place of a picture; with `denoising_start`
+    they are as noisy as that fraction of the schedule leaves them. `denoising_end`: a fraction of
+    the schedule to stop at.
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -125,6 +131,9 @@ class Request:
     pictures: Pictures = field(default_factory=Pictures)
     strength: float = 1.0
     masking: MaskOptions = field(default_factory=MaskOptions)
+    start_latents: Array | None = None
+    denoising_start: float = 0.0
+    denoising_end: float = 1.0
 
     @property
     def images(self) -> int:
@@ -140,6 +149,26 @@ class Request:
                 for b in guidance.branches
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
+
+    def plan(self, table: PlanTable, num_train_timesteps: int) -> SamplingPlan:
+        """What of a schedule is run, counted as diffusers' ensembles count it.
+
+        Raises:
+            PlanNotFound: no plan for the step count.
+            InputError: nothing would be run.
+        """
+        if self.denoising_start > 0:
+            cutoff = round(num_train_timesteps * (1 - self.denoising_start))
+            plan = table.plan_from_timestep(self.num_inference_steps, cutoff)
+        else:
+            plan = table.plan_from_step(self.num_inference_steps, self.first_step())
+        if self.denoising_end == 1:
+            return plan
+        cutoff = round(num_train_timesteps * (1 - self.denoising_end))
+        kept = int(np.count_nonzero(plan.timesteps >= cutoff))
+        if kept < 1:
+            raise InputError(f"denoising_end {self.denoising_end:g} leaves no step")
+        return plan.until(kept)
 
     def first_step(self) -> int:
         """The step to start with, as diffusers' image-to-image pipelines choose it.
@@ -201,6 +230,10 @@ class Request:
         """What of it was asked for."""
         found = {"guidance_start": self.guidance_start, "guidance_stop": self.guidance_stop}
         made: dict[str, float] = {} if tuple(found.values()) == (0.0, 1.0) else found
+        if self.denoising_start > 0:
+            made["denoising_start"] = self.denoising_start
+        if self.denoising_end < 1:
+            made["denoising_end"] = self.denoising_end
         if self.cache_interval > 1:
             made["cache_interval"] = self.cache_interval
         return made
@@ -212,7 +245,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     Raises:
         InputError: an unknown name (lists the known ones) or a value that cannot be used.
     """
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given: Mapping[str, Any] = {n: value for n, value in arguments.items() if value is not None}
     unknown = [name for name in given if name not in signature.names]
     if unknown == [*_CACHING]:
         raise InputError(
@@ -232,8 +265,11 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     task = tasks.choose(manifest.tasks, given)
     strength = _strength(task, given)
     masking = _masking(task, given)
-    found = task_pictures.listed(task, given, images)
-    height, width = _size(manifest, given, latents, _sized_by(task, found))
+    start, given = _start_latents(manifest, task, given, images)
+    found = task_pictures.listed(task, given, images, start is not None)
+    whole = _sized_by(task, found) if start is None else None
+    height, width = _size(manifest, given, latents if start is None else start, whole)
+    ensemble = _ensemble(task, given, start)
     output_type = given.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
@@ -258,6 +294,8 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         pictures=task_pictures.prepare(manifest, task, found, (height, width), masking),
         strength=strength,
         masking=masking,
+        start_latents=start,
+        **ensemble,
     )
 
 
@@ -279,6 +317,36 @@ def _sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | N
         return None
     height, width = pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
     return height * task.enlarges, width * task.enlarges
+
+
+def _start_latents(
+    manifest: Manifest, task: Task, given: Mapping[str, Any], images: int
+) -> tuple[Array | None, Mapping[str, Any]]:
+    """Latents in the place of the picture to start from, as diffusers tells them apart, and the
+    arguments without them."""
+    name = task.start_picture()
+    shape = () if name is None else tuple(getattr(given[name], "shape", ()))
+    if name is None or len(shape) != 4 or shape[1] != manifest.latents.channels:
+        return None, given
+    rows, value = shape[0], given[name]
+    if images % max(rows, 1):
+        raise InputError(f"{rows} latents in {name!r} for {images} pictures to be made")
+    return _latents(value, rows, manifest, name), {n: v for n, v in given.items() if n != name}
+
+
+def _ensemble(task: Task, given: Mapping[str, Any], start: Array | None) -> dict[str, float]:
+    found = {name: _number(name, given[name]) for name in _ENSEMBLE if name in given}
+    for name, value in found.items():
+        if not 0 < value < 1:
+            raise InputError(f"{name!r} must be a fraction between 0 and 1, not {value:g}")
+    if "denoising_start" in found and start is None:
+        raise InputError(
+            "'denoising_start' goes on from another run's latents: give them as 'image', float32 "
+            "[pictures, channels, height, width] of a call with output_type='latent'"
+        )
+    if found.get("denoising_start", 0) >= found.get("denoising_end", 1):
+        raise InputError("'denoising_start' must be below 'denoising_end'")
+    return found
 
 
 def _strength(task: Task, given: Mapping[str, Any]) -> float:
@@ -431,21 +499,21 @@ def _scheduler(manifest: Manifest, asked: Any) -> str:
     )
 
 
-def _latents(latents: Any, images: int, manifest: Manifest) -> Array | None:
+def _latents(latents: Any, images: int, manifest: Manifest, name: str = "latents") -> Array | None:
     if latents is None:
         return None
     try:
         array = np.ascontiguousarray(latents, np.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"'latents' must be an array of numbers: {error}") from None
+        raise InputError(f"{name!r} must be an array of numbers: {error}") from None
     channels = manifest.latents.channels
     if array.ndim != 4 or array.shape[:2] != (images, channels) or 0 in array.shape:
         raise InputError(
-            f"'latents' must have the shape [{images}, {channels}, height, width], "
+            f"{name!r} must have the shape [{images}, {channels}, height, width], "
             f"not {list(array.shape)}"
         )
     if not np.isfinite(array).all():
-        raise InputError("'latents' holds NaN or infinity")
+        raise InputError(f"{name!r} holds NaN or infinity")
     return array
 
 

@@ -20,6 +20,7 @@ from runtimes.request import Request
 from runtimes.sampler import Predict, Step, denoise
 from runtimes.session import Array, Feeds, Session, cast
 from runtimes.step_cache import StepCache, kinds
+from runtimes.tasks import START
 
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
@@ -183,14 +184,23 @@ class Run:
         seeds, shape = request.seeds, pipeline.latents_shape(request)
         generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
         prepared = preparation.direct(pipeline.manifest, request)
+        if request.start_latents is not None:
+            prepared.start = preparation.repeated(request.start_latents, request.images)
         self._prepare(prepared, generators, late=False)
         # The initial latents come before what the scheduler draws, as in diffusers.
-        drawn = noise.draw(generators, shape) if request.latents is None else request.latents
+        drawn = request.latents
+        if drawn is None and not request.denoising_start:
+            drawn = noise.draw(generators, shape)
         self._prepare(prepared, generators, late=True)
         predict = self._condition([branch for branch, _ in branches], guided, prepared)
         with self.timings.stage("denoise"):
             clean = prepared.start if request.task.starts(request.strength) else None
-            self._latents = self._plan.initial_sample(drawn, clean).astype(np.float32, copy=False)
+            if drawn is None:  # goes on from latents that are as noisy as they should be
+                assert clean is not None
+                first = clean
+            else:
+                first = self._plan.initial_sample(drawn, clean)
+            self._latents = first.astype(np.float32, copy=False)
             steps = denoise(
                 self._plan,
                 self._latents,
@@ -200,7 +210,7 @@ class Run:
                 guided=guided,
             )
         mask = request.pictures.blend
-        if mask is None or prepared.start is None:
+        if mask is None or prepared.start is None or drawn is None:
             return steps
         mask = preparation.repeated(mask, request.images)
         return blended(steps, self._plan, mask, prepared.start, drawn)
@@ -215,6 +225,8 @@ class Run:
             for name, rows in conditioning.vectors(pipeline.manifest, request, own).items()
         }
         for each in request.task.runs(request.strength, late):
+            if START in each.gives.values() and request.start_latents is not None:
+                continue
             with self.timings.stage("encode"):
                 preparation.run(
                     pipeline.sessions, each, request, generators, sides, prepared, numbers

@@ -41,14 +41,19 @@ class MaskOptions:
     padding: int | None = None
 
 
-def listed(task: Task, given: Mapping[str, Any], images: int) -> dict[str, list[Any]]:
-    """The single pictures of each argument.
+def listed(
+    task: Task, given: Mapping[str, Any], images: int, started: bool = False
+) -> dict[str, list[Any]]:
+    """The single pictures of each argument; where the call is `started` by latents, all but the one
+    that they stand for.
 
     Raises:
         InputError: no picture, or a number of them that does not go into `images`.
     """
     made = {}
     for name, kind in task.pictures.items():
+        if started and name == task.start_picture():
+            continue
         made[name] = pictures.listed(name, _picked(task, name, given), kind)
         if images % len(made[name]):
             raise InputError(
@@ -99,6 +104,7 @@ def prepare(
         (run.component, name): (feed, specs[run.component].inputs[name])
         for run in task.preparations
         for name, feed in run.feeds.items()
+        if feed.picture in found
     }
     denoiser = manifest.component("denoiser")
     wanted |= {(denoiser.name, n): (feed, denoiser.inputs[n]) for n, feed in task.inputs.items()}

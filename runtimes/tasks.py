@@ -77,6 +77,16 @@ class Task(Strict, frozen=True):
         """Whether a call starts from a picture."""
         return self.strength is not None and not (strength == 1 and self.noise_at_full_strength)
 
+    def start_picture(self) -> str | None:
+        """The picture that nothing but the start is made of, which latents may stand for."""
+        if self.masks():
+            return None
+        for run in self.preparations:
+            fed = [feed.picture for feed in run.feeds.values()]
+            if set(run.gives.values()) == {START} and len(fed) == 1:
+                return fed[0]
+        return None
+
     def runs(self, strength: float, late: bool) -> list[Preparation]:
         """The preparations before or after the initial noise is drawn."""
         whole = strength == 1

@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
@@ -235,6 +236,30 @@ def controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
     return made
 
 
+def refiner(folder: Path) -> None:
+    """The second text encoder alone, and a score in the place of the target size."""
+    tokens = tokenizer(folder / "tokenizer_2", pad="!")
+    unet = conditional_unet(
+        cross_attention_dim=24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=5 * 8 + 20,
+        use_linear_projection=True,
+    )
+    StableDiffusionXLImg2ImgPipeline(
+        vae=autoencoder(0.13025),
+        text_encoder=None,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokens, 24, 20)),
+        tokenizer=None,
+        tokenizer_2=tokens,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
 def unconditional(folder: Path) -> None:
     unet = UNet2DModel(
         sample_size=16,
@@ -262,6 +287,7 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pix2pix": instruct_pix2pix,
     "pix2pix-xl": instruct_pix2pix_xl,
     "upscaler": upscaler,
+    "refiner": refiner,
     "unconditional": unconditional,
 }
 

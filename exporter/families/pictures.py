@@ -82,6 +82,8 @@ def _trained(pipe: Any, description: Description, strengths: Mapping[str, float]
         made = trained_tasks.instruct_pix2pix(pipe, description.guidance)
     elif kind.endswith("UpscalePipeline"):
         made = trained_tasks.upscaling(pipe)
+    elif getattr(pipe.config, "requires_aesthetics_score", False):
+        made = Trained(image_to_image(pipe.vae, strengths[IMAGE_TO_IMAGE]), {})
     elif found != channels and INPAINTING in strengths:
         made = trained_tasks.inpainting(pipe, strengths[INPAINTING])
     wanted = channels + sum(int(spec.shape[1]) for spec in made.channels.values()) if made else 0
@@ -102,6 +104,8 @@ def from_text(pipe: Any) -> Any:
 
     other = type(pipe).__name__.endswith(("Img2ImgPipeline", "InpaintPipeline"))
     if not other or pipe.unet.config.in_channels != pipe.unet.config.out_channels:
+        return pipe
+    if getattr(pipe.config, "requires_aesthetics_score", False):
         return pipe
     made = AutoPipelineForText2Image.from_pipe(pipe)
     made.set_progress_bar_config(disable=True)
@@ -125,8 +129,13 @@ def _as_trained(pipe: Any, description: Description, trained: Trained) -> Descri
         arguments=(*description.arguments, *trained.arguments),
         vectors=(*description.vectors, *trained.vectors),
         guidance=guidance,
-        resizable=trained.offer.task.size_of is None,
+        probe_arguments={**description.probe_arguments, **_probe_strength(trained.offer.task)},
     )
+
+
+def _probe_strength(task: Task) -> dict[str, float]:
+    """So that the probe has some steps, and yet starts from the picture."""
+    return {"strength": 0.7} if task.strength is not None and not task.masks() else {}
 
 
 class _WithChannels(torch.nn.Module):
@@ -146,6 +155,8 @@ class _WithChannels(torch.nn.Module):
 
 
 def _with_inputs(graph: Graph, trained: Trained) -> Graph:
+    if not trained.inputs and not trained.channels:
+        return graph
     inputs = {**graph.component.inputs, **trained.inputs, **trained.channels}
     return replace(
         graph,

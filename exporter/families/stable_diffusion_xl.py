@@ -19,7 +19,6 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
-from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
 from runtimes.tasks import Task
 
@@ -34,6 +33,17 @@ _DEFAULTS = {
     "StableDiffusionXLInstructPix2PixPipeline": (5.0, 100),
 }
 _USUAL = (5.0, 50)
+_ARGUMENTS = (
+    Argument("original_size", ("height", "width")),
+    Argument("crops_coords_top_left", (0.0, 0.0)),
+)
+_TARGET = Argument("target_size", ("height", "width"))
+# What the refiner is told instead of it, and what it is told of the negative prompt.
+_SCORES = (
+    Argument("aesthetic_score", (6.0,)),
+    Argument("negative_aesthetic_score", (2.5,)),
+    Argument("negative_crops_coords_top_left", (0.0, 0.0)),
+)
 _STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
 
 
@@ -52,6 +62,18 @@ class TextEncoders(torch.nn.Module):
         one = self.first(input_ids, output_hidden_states=True)
         two = self.second(input_ids_2, output_hidden_states=True)
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two[0]
+
+
+class SecondTextEncoder(torch.nn.Module):
+    """The same of the second encoder alone, which is all that the refiner has."""
+
+    def __init__(self, second: Any) -> None:
+        super().__init__()
+        self.second = second
+
+    def forward(self, input_ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        made = self.second(input_ids_2, output_hidden_states=True)
+        return made.hidden_states[-2], made[0]
 
 
 class Denoiser(torch.nn.Module):
@@ -85,28 +107,13 @@ class Denoiser(torch.nn.Module):
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     check_unet(pipe.unet)
-    if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
-        raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
+    scored = bool(pipe.config.get("requires_aesthetics_score"))
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     scale, steps = _DEFAULTS.get(type(pipe).__name__, _USUAL)
     guided = guided_by(pipe.unet, scale, zeros)
-    length = pipe.tokenizer.model_max_length
-    width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
-    pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
+    text_encoder, text_inputs = _text_encoder(pipe)
+    states, pooled = text_encoder.component.outputs.values()
     sample = sample_spec(pipe.unet.config.out_channels)
-    text_encoder = Graph(
-        Component(
-            name="text_encoder",
-            role="encoder",
-            inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
-            outputs={
-                "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
-                "text_embeds": pooled,
-            },
-        ),
-        TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
-        min(pipe.text_encoder.config.vocab_size, pipe.text_encoder_2.config.vocab_size),
-    )
     denoiser = Graph(
         Component(
             name="denoiser",
@@ -114,9 +121,11 @@ def describe(pipe: Any) -> Description:
             inputs={
                 "sample": sample,
                 "timestep": TensorSpec("float32", (1,)),
-                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
+                "encoder_hidden_states": TensorSpec(
+                    "float32", ("batch", "sequence", states.shape[-1])
+                ),
                 "text_embeds": pooled,
-                "time_ids": TensorSpec("float32", ("batch", 6)),
+                "time_ids": TensorSpec("float32", ("batch", 5 if scored else 6)),
                 **guided.inputs,
             },
             outputs={"prediction": sample},
@@ -128,18 +137,16 @@ def describe(pipe: Any) -> Description:
         task=Task(TEXT_TO_IMAGE),
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
-        text_inputs=(
-            TextInput("tokenizer", "input_ids", ("prompt",)),
-            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
-        ),
-        arguments=(
-            Argument("original_size", ("height", "width")),
-            Argument("crops_coords_top_left", (0.0, 0.0)),
-            Argument("target_size", ("height", "width")),
-            *guided.arguments,
-        ),
+        text_inputs=text_inputs,
+        arguments=(*_ARGUMENTS, *(_SCORES if scored else (_TARGET,)), *guided.arguments),
         vectors=(
-            VectorInput("time_ids", ("original_size", "crops_coords_top_left", "target_size")),
+            VectorInput(
+                "time_ids",
+                (
+                    *(each.name for each in _ARGUMENTS),
+                    _SCORES[0].name if scored else _TARGET.name,
+                ),
+            ),
             *guided.vectors,
         ),
         guidance=guided.guidance,
@@ -149,9 +156,35 @@ def describe(pipe: Any) -> Description:
         call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
-            "prompt_2": "a flat drawing",
+            **({} if pipe.text_encoder is None else {"prompt_2": "a flat drawing"}),
             "guidance_scale": PROBE_GUIDANCE,
         },
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS)
     return with_controlnets(pipe, description)
+
+
+def _text_encoder(pipe: Any) -> tuple[Graph, tuple[TextInput, ...]]:
+    """One graph of both encoders, or of the second alone, and what feeds it."""
+    first, second = pipe.text_encoder, pipe.text_encoder_2
+    length = pipe.tokenizer_2.model_max_length
+    encoders = [each for each in (first, second) if each is not None]
+    width = sum(each.config.hidden_size for each in encoders)
+    texts = [
+        TextInput("tokenizer", "input_ids", ("prompt",)),
+        TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
+    ]
+    if first is None:  # diffusers then takes the first prompt for the second encoder
+        texts = [TextInput("tokenizer_2", "input_ids_2", ("prompt",))]
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={text.input: ids_spec(length) for text in texts},
+        outputs={
+            "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
+            "text_embeds": TensorSpec("float32", ("batch", second.config.projection_dim)),
+        },
+    )
+    module = SecondTextEncoder(second) if first is None else TextEncoders(first, second)
+    vocabulary = min(each.config.vocab_size for each in encoders)
+    return Graph(component, module, vocabulary), tuple(texts)

@@ -1,0 +1,124 @@
+"""Two models in turn: a base model up to a part of the schedule, and the refiner from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.schedule import build
+from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.source import quiet_loading
+from latentc.cli import run as command
+from runtimes.errors import InputError
+from runtimes.manifest import Manifest
+from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
+
+
+def use(pipe: Any, scheduler: str) -> Any:
+    with quiet_loading():
+        pipe.scheduler = build(scheduler, pipe.own_scheduler_config)
+    return pipe
+
+
+def draw(pipe: Any, kind: str, **call: Any) -> Any:
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(call.pop("seed"))
+        return pipe(generator=generator, output_type=kind, **{**CALL, **call}).images
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
+    call = {"image": picture(48, 32), "num_inference_steps": STEPS, "strength": 0.6, "seed": 7}
+    pipe = use(original("refiner"), "euler")
+    latents = draw(pipe, "latent", **call).numpy()
+    images = draw(pipe, "np", **call)
+    result = ours("refiner", backend)(**CALL, **call, scheduler="euler", output_type="np")
+    assert_same(result, latents, images)
+    scores = {"aesthetic_score": 9.0, "negative_aesthetic_score": 1.0}
+    latents = draw(pipe, "latent", **call, **scores).numpy()
+    images = draw(pipe, "np", **call, **scores)
+    result = ours("refiner", backend)(**CALL, **call, **scores, scheduler="euler", output_type="np")
+    assert_same(result, latents, images)
+
+
+@pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
+def test_ensembles(scheduler: str, ours: Any, original: Callable[..., Any]) -> None:
+    """Of every scheduler, the multistep ones included."""
+    size = {"height": 32, "width": 48}
+    call = {"num_inference_steps": STEPS, "seed": 7}
+    base = use(original("sdxl"), scheduler)
+    half = draw(base, "latent", **call, **size, denoising_end=0.6)
+    pipe = use(original("refiner"), scheduler)
+    latents = draw(pipe, "latent", **call, image=half, denoising_start=0.6).numpy()
+    images = draw(pipe, "np", **call, image=half, denoising_start=0.6)
+    call |= {**CALL, "scheduler": scheduler}
+    found = ours("sdxl", "onnxruntime")(**call, **size, denoising_end=0.6, output_type="latent")
+    assert np.linalg.norm(found.latents - half.numpy()) <= 1e-4 * np.linalg.norm(half.numpy())
+    result = ours("refiner", "onnxruntime")(
+        **call, image=found.latents, denoising_start=0.6, output_type="np"
+    )
+    assert_same(result, latents, images)
+
+
+def test_latents_as_a_picture(ours: Any, original: Callable[..., Any]) -> None:
+    """With noise added, as for a picture."""
+    clean = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
+    call = {"num_inference_steps": STEPS, "strength": 0.5, "seed": 3}
+    pipe = use(original("refiner"), "ddim")
+    latents = draw(pipe, "latent", **call, image=torch.tensor(clean)).numpy()
+    images = draw(pipe, "np", **call, image=torch.tensor(clean))
+    result = ours("refiner", "onnxruntime")(
+        **CALL, **call, image=clean, scheduler="ddim", output_type="np"
+    )
+    assert_same(result, latents, images)
+
+
+def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
+    manifest = Manifest.load(bundles("refiner"))
+    assert [task.name for task in manifest.tasks] == ["image-to-image"]
+    assert [each.input for each in manifest.tokenizers] == ["input_ids_2"]
+    assert all(build.verification and build.verification.passed for build in manifest.builds)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({"denoising_start": 0.5, "image": picture(32, 32)}, "another run's latents"),
+        ({"denoising_end": 1.5}, "a fraction between 0 and 1"),
+        ({"denoising_end": 0.01}, "leaves no step"),
+        ({"denoising_start": 0.999, "image": np.zeros((1, 4, 16, 16))}, "cannot begin there"),
+        (
+            {"denoising_start": 0.5, "denoising_end": 0.4, "image": np.zeros((1, 4, 16, 16))},
+            "must be below",
+        ),
+        ({"image": np.full((1, 4, 16, 16), np.nan)}, "NaN"),
+        ({"image": np.zeros((2, 4, 16, 16))}, "2 latents in 'image' for 1"),
+    ],
+)
+def test_bad_input(call: dict[str, Any], says: str, ours: Any) -> None:
+    given = {"image": picture(32, 32), **call}
+    with pytest.raises(InputError, match=says):
+        ours("refiner", "onnxruntime").stream("red", num_inference_steps=4, **given)
+
+
+def test_the_command(bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    start = [
+        "generate",
+        str(bundles("sdxl")),
+        "red",
+        "--steps",
+        "4",
+        "--seed",
+        "1",
+        "--height",
+        "32",
+    ]
+    refiner = ["--refiner", str(bundles("refiner")), "-o", str(tmp_path / "a.png")]
+    assert command([*start, "--width", "32", *refiner, "--denoising-end", "0.5"]) == 0
+    assert command([*start, "--width", "32", *refiner[:2], "-o", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
