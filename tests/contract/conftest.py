@@ -20,6 +20,8 @@ TASKS = {
     "sd": ("image-to-image", "inpainting"),
     "sdxl": ("image-to-image", "inpainting"),
 }
+# By pipeline, where not all default schedulers are tried.
+SCHEDULERS = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +37,7 @@ def bundles(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
                 targets=["onnx", "openvino"],
                 tasks=TASKS.get(name, ()),
                 steps=[4, STEPS],
+                schedulers=SCHEDULERS.get(name),
                 overwrite=True,
             )
         return folder
