@@ -3,6 +3,7 @@ pictures. One function for each; `exporter.families.pictures` chooses."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,10 @@ def instruct_pix2pix(pipe: Any, guidance: Guidance) -> Trained:
     made = Preparation(
         encoder.component.name, {"image": Feed(IMAGE)}, {"latents": "image_latents"}, branches
     )
-    task = Task("instruct-pix2pix", {IMAGE: "image"}, (made,), size_of=IMAGE)
+    # SDXL's pipeline takes a size, and has the model's own if it is given none.
+    sized = "height" in inspect.signature(type(pipe).__call__).parameters
+    size_of = None if sized else IMAGE
+    task = Task("instruct-pix2pix", {IMAGE: "image"}, (made,), size_of=size_of)
     channels = {"image_latents": _channels(pipe.vae.config.latent_channels)}
     return Trained(Offer(task, (encoder,)), channels, guidance=_two_scales(guidance))
 
