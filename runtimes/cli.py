@@ -83,6 +83,19 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
 )
 @click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
+@click.option("--prompt-weighting", is_flag=True, help="Read weights: (word:1.3), word++, word--.")
+@click.option(
+    "--max-embeddings-multiples",
+    type=int,
+    metavar="N",
+    help="How many times the text encoder's own length texts may have.  [default: 1]",
+)
+@click.option(
+    "--prompt-embeds",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Encoded texts (.npz, arrays named as in Python's encode_prompt) instead of a PROMPT.",
+)
 @click.option(
     "--seed",
     "seeds",
@@ -131,7 +144,9 @@ def generate(
     """Make pictures with BUNDLE, one or more for each PROMPT."""
     from runtimes.pipeline import load_asked
 
-    count = max(1, len(prompts)) * max(1, options["num_images"])
+    options["encoded"] = _read_arrays(options["prompt_embeds"])
+    rows = options["encoded"].get("prompt_embeds", ())
+    count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
     if options["cache"] and options["no_cache"]:
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
@@ -314,7 +329,9 @@ def _arguments(
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
-    arguments |= {name: options[name] for name in (*same, "strength")}
+    arguments |= {name: options[name] for name in (*same, "strength", "max_embeddings_multiples")}
+    arguments |= options["encoded"]
+    arguments["prompt_weighting"] = options["prompt_weighting"] or None
     if options["image"] is not None:
         arguments["image"] = _read_picture(options["image"])
     for assignment in options["extra"]:
@@ -337,6 +354,21 @@ def _read_picture(path: Path) -> Any:
         raise InputError(f"--image {path}: no such file") from None
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"--image {path}: not a picture that can be read: {error}") from None
+
+
+def _read_arrays(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from runtimes.errors import BundleError
+    from runtimes.npz import read_arrays
+
+    try:
+        found = read_arrays(path)
+    except BundleError as error:
+        raise InputError(f"--prompt-embeds {error}") from None
+    if any(array.ndim < 2 for array in found.values()):
+        raise InputError(f"--prompt-embeds {path}: expected arrays with a row for each prompt")
+    return found
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:

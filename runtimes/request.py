@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runtimes import pictures
+from runtimes import embeddings, pictures
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
@@ -28,6 +28,7 @@ _COMMON = (
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
 _PICTURES = ("image", "strength")  # of a bundle that has an image encoder
+READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -37,7 +38,8 @@ class Signature:
 
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
-    `caching`: whether steps can be cached; `pictures`: whether a call may start from one.
+    `caching`: whether steps can be cached; `pictures`: whether a call may start from one;
+    `embeddings`: names of encoded texts, those of guidance branches included.
     """
 
     texts: tuple[str, ...]
@@ -46,6 +48,7 @@ class Signature:
     scales: Mapping[str, float]
     caching: bool = False
     pictures: bool = False
+    embeddings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -64,12 +67,13 @@ class Signature:
             scales=dict(manifest.guidance.defaults),
             caching=manifest.shallow() is not None,
             pictures=manifest.image_encoder() is not None,
+            embeddings=embeddings.names(manifest),
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
-        batch = () if self.texts else ("batch_size",)
+        batch = (*READING, *self.embeddings) if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
         image = _PICTURES if self.pictures else ()
@@ -88,6 +92,10 @@ class Request:
     `latents` is float32 [images, channels, height, width] (unscaled noise), or None.
     `image` is float32 [n, 3, height, width] in [0, 1], or None; `strength` is how much of the steps
     is run from it.
+
+    `embeddings`: encoded texts by argument, a row per prompt, in the place of texts.
+    `prompt_weighting`: whether the texts have marks for weights, `max_embeddings_multiples`: how
+    many chunks of a text are read at most (`runtimes.prompts`).
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -107,6 +115,9 @@ class Request:
     cache_interval: int = 1
     image: Array | None = None
     strength: float = 1.0
+    embeddings: Mapping[str, Array] = field(default_factory=dict)
+    prompt_weighting: bool = False
+    max_embeddings_multiples: int = 1
 
     @property
     def images(self) -> int:
@@ -173,11 +184,16 @@ class Request:
 
     def _shortcuts(self) -> dict[str, float]:
         """What of it was asked for."""
+        reading = {
+            "prompt_weighting": (self.prompt_weighting, False),
+            "max_embeddings_multiples": (self.max_embeddings_multiples, 1),
+        }
+        asked = {name: value for name, (value, usual) in reading.items() if value != usual}
         found = {"guidance_start": self.guidance_start, "guidance_stop": self.guidance_stop}
         made: dict[str, float] = {} if tuple(found.values()) == (0.0, 1.0) else found
         if self.cache_interval > 1:
             made["cache_interval"] = self.cache_interval
-        return made
+        return asked | made
 
 
 def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]) -> Request:
@@ -203,7 +219,8 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             f"unknown argument {', '.join(map(repr, unknown))}; "
             f"this bundle takes: {', '.join(signature.names)}"
         )
-    texts, prompts = _texts(signature, given)
+    encoded, rows = embeddings.parse(manifest, given, signature.texts)
+    texts, prompts = _texts(signature, given, rows)
     images_per_prompt = _count(given, "num_images_per_prompt", 1)
     images = prompts * images_per_prompt
     latents = _latents(given.get("latents"), images, manifest)
@@ -231,6 +248,9 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         cache_interval=_count(given, "cache_interval", 1),
         image=pictures.arrays("image", start, height, width) if start else None,
         strength=_strength(given, manifest.defaults.strength),
+        embeddings=embeddings.spread(encoded, prompts),
+        prompt_weighting=_boolean(given, "prompt_weighting"),
+        max_embeddings_multiples=_count(given, "max_embeddings_multiples", 1),
     )
 
 
@@ -267,15 +287,16 @@ def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _texts(
-    signature: Signature, given: Mapping[str, Any]
+    signature: Signature, given: Mapping[str, Any], encoded: int
 ) -> tuple[dict[str, tuple[str, ...]], int]:
-    """The given texts, one entry per prompt, and how many prompts there are."""
+    """The given texts, one entry per prompt, and how many prompts there are; `encoded` of them
+    were given as encoded texts."""
     if not signature.texts:
         return {}, _count(given, "batch_size", 1)
     own = {name: _strings(name, given[name]) for name in signature.texts if name in given}
-    if not own:
+    if not own and not encoded:
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
-    prompts = max(len(values) for values in own.values())
+    prompts = max((len(values) for values in own.values()), default=encoded)
     names = [name for name in signature.branch_texts if name in given]
     texts = own | {name: _strings(name, given[name]) for name in names}
     for name, values in texts.items():
@@ -300,6 +321,13 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise InputError(f"{name!r} must be an integer, not {value!r:.80}") from None
+
+
+def _boolean(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name!r} must be True or False, not {value!r:.80}")
+    return bool(value)
 
 
 def _count(given: Mapping[str, Any], name: str, default: int) -> int:

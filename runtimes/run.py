@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes import conditioning, noise, observe
+from runtimes import conditioning, noise, observe, prompts
 from runtimes.errors import InputError, NumericalError
 from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
@@ -224,15 +224,14 @@ class Run:
         constants = conditioning.vectors(pipeline.manifest, request, branches)
         if pipeline.tokenizers:
             with self.timings.stage("tokenize"):
-                rows = conditioning.text_rows(pipeline.manifest, request, branches)
-                ids, which = conditioning.tokenize(pipeline.tokenizers, rows)
+                texts = prompts.tokenize(pipeline.manifest, pipeline.tokenizers, request, branches)
             with self.timings.stage("encode"):
-                constants |= conditioning.encode(
+                constants |= prompts.encode(
+                    pipeline.manifest,
                     pipeline.sessions,
-                    pipeline.encoders,
-                    ids,
-                    which,
-                    request.images_per_prompt,
+                    texts,
+                    request,
+                    branches,
                     pipeline.encoded,
                 )
         by_rows = {len(branches) * request.images: constants}

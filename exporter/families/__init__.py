@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, Guidance, Latents, VectorInput
+from runtimes.manifest import Argument, Component, Embedding, Guidance, Latents, VectorInput
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,8 @@ class Description:
     the default; `call` runs it: keyword arguments as in the runtime, `generator` and
     `num_inference_steps` included, and returns images [batch, height, width, channels] float
     in [0, 1]. `image_encoder` is the graph that image-to-image needs besides, where the pipeline
-    has that, and `strength` diffusers' default for it.
+    has that, and `strength` diffusers' default for it. `embeddings`: what diffusers calls the
+    encoders' outputs in a call.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Description:
     probe_arguments: Mapping[str, str | int | float]
     image_encoder: Graph | None = None
     strength: float = 0.8
+    embeddings: tuple[Embedding, ...] = ()
 
 
 class Family(Protocol):

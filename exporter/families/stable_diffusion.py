@@ -20,7 +20,7 @@ from exporter.families.text_to_image import (
     vae_factor,
 )
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest import Component, Embedding, TensorSpec
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # By class, guidance scale and steps: the defaults of the pipelines' calls.
@@ -118,4 +118,5 @@ def describe(pipe: Any) -> Description:
         },
         image_encoder=encoder_graph(pipe.vae),
         strength=_STRENGTH,
+        embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": width}),),
     )

@@ -19,7 +19,7 @@ from exporter.families.text_to_image import (
     vae_factor,
 )
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
 
 COMPONENTS = {
     "text_encoder": ("text_encoder", "text_encoder_2"),
@@ -84,7 +84,9 @@ def describe(pipe: Any) -> Description:
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     guided = guided_by(pipe.unet, _GUIDANCE_SCALE, zeros)
     length = pipe.tokenizer.model_max_length
-    width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
+    encoders = {"input_ids": pipe.text_encoder, "input_ids_2": pipe.text_encoder_2}
+    columns = {name: encoder.config.hidden_size for name, encoder in encoders.items()}
+    width = sum(columns.values())
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
     sample = sample_spec(pipe.unet.config.in_channels)
     text_encoder = Graph(
@@ -146,4 +148,8 @@ def describe(pipe: Any) -> Description:
         },
         image_encoder=encoder_graph(pipe.vae),
         strength=_STRENGTH,
+        embeddings=(
+            Embedding("prompt_embeds", "encoder_hidden_states", columns),
+            Embedding("pooled_prompt_embeds", "text_embeds"),
+        ),
     )

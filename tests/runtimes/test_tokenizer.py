@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from runtimes.errors import BundleError
+from runtimes.prompt_weights import unweighted
 from runtimes.tokenizer import PromptTruncatedWarning, TextTokenizer
 from tests.fakes import MAX_LENGTH, word_tokenizer
 
@@ -81,8 +82,8 @@ def test_another_length_than_the_manifest_says(path: Path) -> None:
 def test_words_that_stand_for_several(path: Path) -> None:
     words = {"<cat>": "<cat> <cat>_1", "<cat>_x": "<cat>_x <cat>_x_1"}
     plain, made = TextTokenizer.load(path, MAX_LENGTH), TextTokenizer.load(path, MAX_LENGTH, words)
-    assert made._expanded("a <cat>, <cat>_1 <cat>_x.") == (
+    assert made._expanded(unweighted("a <cat>, <cat>_1 <cat>_x.")).text == (
         "a <cat> <cat>_1, <cat>_1 <cat>_x <cat>_x_1."
     )
-    assert plain._expanded("a <cat>") == "a <cat>"
+    assert plain._expanded(unweighted("a <cat>")).text == "a <cat>"
     assert np.array_equal(made.encode(["a red"]), plain.encode(["a red"]))
