@@ -85,8 +85,9 @@ class TextTokenizer:
         """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
         up as the file says for a text of its own.
 
-        A token has the weight of its first character; tokens that frame and fill have 1. What is
-        beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and ends in `hint`.
+        A token has the weight of its first character that is no space; those that frame and fill
+        have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
+        ends in `hint`.
         """
         text = self._expanded(text)
         # One by one: encode_batch would start a pool of threads for a handful of texts.
@@ -123,8 +124,12 @@ class TextTokenizer:
             )
         if text.plain:
             return Chunk(ids)
-        tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
-        return Chunk(ids, tuple(1.0 if mask else text.weights[at] for (at, _), mask in tokens))
+        spans = [
+            range(0) if special else range(*offsets)
+            for offsets, special in zip(piece.offsets, piece.special_tokens_mask, strict=True)
+        ]
+        places = [next((i for i in span if not text.text[i].isspace()), None) for span in spans]
+        return Chunk(ids, tuple(1.0 if at is None else text.weights[at] for at in places))
 
     def _warn(self, text: str, beyond: Encoding, chunks: int, hint: str) -> None:
         special = beyond.special_tokens_mask
