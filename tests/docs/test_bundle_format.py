@@ -169,6 +169,14 @@ BROKEN: list[tuple[str, Any]] = [
     ("builds.0.artifacts.decoder", ...),
     ("builds.0.artifacts.decoder.entry", "elsewhere"),
     ("schedules.1.name", "plain"),
+    ("embeddings.0.name", "prompt"),
+    ("embeddings.0.name", "crop"),
+    ("embeddings.0.input", "time_ids"),
+    ("embeddings.0.columns", {"input_ids_2": 2}),
+    ("embeddings.0.columns", {"input_ids": 3}),
+    ("embeddings.0.columns", {"input_ids": 2.0}),
+    ("embeddings.0.columns", {"input_ids": 0}),
+    ("tokenizers.0.max_length", 5),
 ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtimes.errors import BundleError
-from runtimes.prompt_weights import unweighted
+from runtimes.prompt_weights import parse, unweighted
 from runtimes.tokenizer import PromptTruncatedWarning, TextTokenizer
 from tests.fakes import MAX_LENGTH, word_tokenizer
 
@@ -77,6 +77,47 @@ def test_settings_must_give_the_promised_length(path: Path, missing: str) -> Non
 def test_another_length_than_the_manifest_says(path: Path) -> None:
     with pytest.raises(BundleError, match="gives 6 ids for a text where the manifest says 7"):
         TextTokenizer.load(path, 7)
+
+
+def test_a_long_text_in_chunks(tokenizer: TextTokenizer) -> None:
+    text = parse("a red circle a (large:2) blue square, a red")
+    chunks = tokenizer.chunks(text, most=3)
+    assert [chunk.ids for chunk in chunks] == [
+        (1, 4, 6, 8, 4, 2),
+        (1, 5, 7, 9, 3, 2),
+        (1, 4, 6, 2, 0, 0),
+    ]
+    ones = (1.0,) * 6
+    assert [chunk.weights for chunk in chunks] == [ones, (1, 2, 1, 1, 1, 1), ones]
+    with pytest.warns(PromptTruncatedWarning, match=r"up to 2 × 6 tokens: \['a red'\] and so on"):
+        assert tokenizer.chunks(text, most=2, hint=" and so on") == chunks[:2]
+    assert tokenizer.chunks(unweighted("a red"), most=3)[0].weights is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(tokenizer.chunks(unweighted("a red circle a " * 3), most=3)) == 3
+
+
+def test_tokens_that_begin_with_the_space_before_them(tmp_path: Path) -> None:
+    """As those of SentencePiece do: the space's weight is not theirs."""
+    from tokenizers import pre_tokenizers
+
+    words = word_tokenizer()
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    known = words.get_vocab()
+    words.add_tokens([" red", " circle"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    made = TextTokenizer.load(tmp_path / "tokenizer.json", MAX_LENGTH)
+    (chunk,) = made.chunks(parse("a (red:2) circle"))
+    assert chunk.ids[1:4] == (known["a"], len(known), len(known) + 1)
+    assert chunk.weights == (1, 1, 2, 1, 1, 1)
+
+
+def test_what_is_written_out_has_the_weight_of_its_word(path: Path) -> None:
+    words = {"<cat>": "red circle"}
+    made = TextTokenizer.load(path, MAX_LENGTH, words)
+    (chunk,) = made.chunks(parse("a (<cat>:2) blue"))
+    assert chunk.ids == (1, 4, 6, 8, 7, 2)
+    assert chunk.weights == (1, 1, 2, 2, 1, 1)
 
 
 def test_words_that_stand_for_several(path: Path) -> None:
