@@ -454,6 +454,23 @@ def test_reader_and_runtime_agree_on_vectors_and_two_texts(sdxl_bundle: Path) ->
     compare(sdxl_bundle, calls, ["euler"])
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_reader_and_runtime_agree_on_long_and_encoded_texts(
+    name: str, exported: Callable[[str], Path]
+) -> None:
+    other, settings = reader.Bundle(exported(name)), {"num_inference_steps": 2, "seed": 3}
+    texts = {"prompt": ["a red circle " * 30, "blue"], "negative_prompt": ["fog", "a " * 100]}
+    with load(exported(name), backend="onnxruntime") as pipe:
+        expected = pipe(**texts, max_embeddings_multiples=3, **settings).latents
+        encoded = pipe.encode_prompt(**texts, max_embeddings_multiples=3)
+        assert relative_l2(other(**texts, pieces=3, **settings)[0], expected) < 1e-5
+        assert relative_l2(other(**encoded, **settings)[0], expected) < 1e-5
+        own = {n: v for n, v in encoded.items() if not n.startswith("negative")}
+        negative = {"negative_prompt": ["a " * 200] * 2}
+        expected = pipe(**own, **negative, max_embeddings_multiples=3, **settings).latents
+        assert relative_l2(other(**own, **negative, pieces=3, **settings)[0], expected) < 1e-5
+
+
 def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> None:
     compare(unconditional_bundle, [{"seed": 3}, {"seed": [3, 4], "batch_size": 2}])
 

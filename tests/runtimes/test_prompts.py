@@ -12,7 +12,8 @@ import pytest
 
 from runtimes.errors import BundleError, InputError
 from runtimes.manifest import Component, Embedding, Manifest, TensorSpec, Tokenizer
-from runtimes.pipeline import Pipeline, load
+from runtimes.pipeline import Pipeline, load, open_pipeline
+from runtimes.presets import Preset
 from runtimes.session import Array, Feeds
 from runtimes.tokenizer import PromptTruncatedWarning
 from tests import fakes
@@ -168,6 +169,32 @@ def test_a_denoiser_of_one_length(tmp_path: Path) -> None:
         assert np.array_equal(
             pipe("a (red:3)", prompt_weighting=True, **CALL).latents, pipe(**found, **CALL).latents
         )
+
+
+def test_a_preset_for_one_size_makes_way(pipe: Pipeline) -> None:
+    """Its graphs are for texts of one chunk: the build is loaded again for longer ones."""
+    preset = Preset("faithful", {}, 1, {})
+    bundle, build, backend = pipe.bundle, pipe.build, pipe.backend
+    with open_pipeline(
+        bundle, build, backend, static={"guidance_scale": 3.0}, preset=preset
+    ) as own:
+        size = own.sessions.components["denoiser"].inputs["encoder_hidden_states"].shape
+        assert size == (2, LENGTH, 2)
+        short = own("a (red:2) circle", prompt_weighting=True, **CALL).latents
+        assert own._other_sizes is None
+        assert np.array_equal(
+            short, pipe("a (red:2) circle", prompt_weighting=True, **CALL).latents
+        )
+        found = own(LONG, max_embeddings_multiples=2, **CALL).latents
+        assert own._other_sizes is not None
+        assert np.array_equal(found, pipe(LONG, max_embeddings_multiples=2, **CALL).latents)
+    with open_pipeline(bundle, build, backend, static={"guidance_scale": 3.0}) as fixed:
+        for call in (
+            {"prompt": LONG, "max_embeddings_multiples": 2},
+            pipe.encode_prompt(LONG, max_embeddings_multiples=2),
+        ):
+            with pytest.raises(InputError, match=r"of another length than 6.* without static"):
+                fixed(**call, **CALL)
 
 
 def test_encoders_are_not_run_without_a_text(
