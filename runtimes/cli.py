@@ -330,7 +330,11 @@ def _arguments(
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
     arguments |= {name: options[name] for name in (*same, "strength", "max_embeddings_multiples")}
-    arguments |= options["encoded"]
+    for name, array in options["encoded"].items():
+        if name not in pipe.signature.embeddings:
+            known = ", ".join(pipe.signature.embeddings) or "none"
+            raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
+        arguments[name] = array
     arguments["prompt_weighting"] = options["prompt_weighting"] or None
     if options["image"] is not None:
         arguments["image"] = _read_picture(options["image"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from runtimes import embeddings, prompts, tiling
+from runtimes import embeddings, prompt_tokens, prompts, tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import Encoded, check_finite
@@ -200,7 +200,7 @@ class Pipeline:
         if self._preset is not None:
             given = self._preset.complete(given, self.manifest.defaults.num_inference_steps)
         request = parse(self.manifest, self.signature, given)
-        prompts.check(self.manifest, request)
+        prompt_tokens.check(self.manifest, request)
         misfit = self._misfit(request)
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)

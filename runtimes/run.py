@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes import conditioning, noise, observe, prompts
+from runtimes import conditioning, noise, observe, prompt_tokens, prompts
 from runtimes.errors import InputError, NumericalError
 from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
@@ -224,7 +224,9 @@ class Run:
         constants = conditioning.vectors(pipeline.manifest, request, branches)
         if pipeline.tokenizers:
             with self.timings.stage("tokenize"):
-                texts = prompts.tokenize(pipeline.manifest, pipeline.tokenizers, request, branches)
+                texts = prompt_tokens.tokenize(
+                    pipeline.manifest, pipeline.tokenizers, request, branches
+                )
             with self.timings.stage("encode"):
                 constants |= prompts.encode(
                     pipeline.manifest,

@@ -499,7 +499,10 @@ def test_the_command(
         (["red", "--prompt-embeds", str(tmp_path / "texts.npz")], "say the same thing"),
         (["--prompt-embeds", str(tmp_path / "none.npz")], "no such file"),
         (["--prompt-embeds", str(tmp_path / "text.npz")], "damaged"),
-        (["--prompt-embeds", str(tmp_path / "other.npz")], "unknown argument 'something'"),
+        (
+            ["--prompt-embeds", str(tmp_path / "other.npz")],
+            "no argument 'something'; this bundle has: prompt_em",
+        ),
     ):
         assert command([*call, *wrong]) == 2
         assert says in capsys.readouterr().err
