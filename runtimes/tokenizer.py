@@ -124,12 +124,8 @@ class TextTokenizer:
             )
         if text.plain:
             return Chunk(ids)
-        spans = [
-            range(0) if special else range(*offsets)
-            for offsets, special in zip(piece.offsets, piece.special_tokens_mask, strict=True)
-        ]
-        places = [next((i for i in span if not text.text[i].isspace()), None) for span in spans]
-        return Chunk(ids, tuple(1.0 if at is None else text.weights[at] for at in places))
+        tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
+        return Chunk(ids, tuple(1.0 if special else _weight(text, *at) for at, special in tokens))
 
     def _warn(self, text: str, beyond: Encoding, chunks: int, hint: str) -> None:
         special = beyond.special_tokens_mask
@@ -145,6 +141,14 @@ class TextTokenizer:
             PromptTruncatedWarning,
             stacklevel=2,
         )
+
+
+def _weight(text: Weighted, begin: int, end: int) -> float:
+    """Of a token that stands for these characters: that of the first one that is no space, as some
+    tokenizers count the space before a word to it."""
+    words = (at for at in range(begin, end) if not text.text[at].isspace())
+    at = next(words, begin)
+    return text.weights[at] if begin < end else 1.0
 
 
 def _guarded(label: str, function: Any, *arguments: Any) -> Any:

@@ -8,11 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+import latentc
 from runtimes.errors import BundleError
-from runtimes.prompt_weights import parse, unweighted
+from runtimes.prompt_weights import escape, parse, unweighted
 from runtimes.tokenizer import PromptTruncatedWarning, TextTokenizer
 from tests.fakes import MAX_LENGTH, word_tokenizer
+
+_MODEL = Path(latentc.builtin_model()) / "tokenizer" / "tokenizer.json"
+
+
+def clip() -> TextTokenizer:
+    """The built-in model's."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(_MODEL))
+    loaded.enable_truncation(77)
+    end = loaded.token_to_id("<|endoftext|>")
+    loaded.enable_padding(length=77, pad_id=end, pad_token="<|endoftext|>")
+    return TextTokenizer(loaded, 77, "clip")
+
+
+CLIP = clip()
+END = CLIP._tokenizer.token_to_id("<|endoftext|>")
 
 
 @pytest.fixture
@@ -95,6 +115,28 @@ def test_a_long_text_in_chunks(tokenizer: TextTokenizer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(tokenizer.chunks(unweighted("a red circle a " * 3), most=3)) == 3
+
+
+@given(
+    st.text(max_size=300) | st.text(alphabet="aé̈ß 🚀ﬁ\u200b<|>'", max_size=80),
+    st.floats(0.5, 2).map(lambda weight: round(weight, 2)),
+)
+@example("<|endoftext|> a \u200b\n", 1.5)
+def test_a_real_tokenizer(text: str, weight: float) -> None:
+    """Marks change no token, whatever the text, and every token of the text has its weight."""
+    plain = CLIP.chunks(unweighted(text), most=9)
+    weighted = CLIP.chunks(parse(f"({escape(text)}:{weight:f})"), most=9)
+    assert [chunk.ids for chunk in weighted] == [chunk.ids for chunk in plain]
+    if weight == 1 or not text:
+        return
+    for chunk in weighted:
+        end = chunk.ids.index(END, 1) if END in chunk.ids[1:] else 77
+        assert chunk.weights is not None
+        assert len(chunk.ids) == len(chunk.weights) == 77
+        assert set(chunk.weights) <= {1.0, weight}
+        if "<|" not in text:
+            assert chunk.weights[1:end] == (weight,) * (end - 1)
+            assert {chunk.weights[0], *chunk.weights[end:]} == {1.0}
 
 
 def test_tokens_that_begin_with_the_space_before_them(tmp_path: Path) -> None:
