@@ -313,6 +313,7 @@ class _Compilation:
             schedules=plans,
             defaults=_defaults(plans[0], description.num_inference_steps),
             probes=probes,
+            embeddings=description.embeddings,
         )
 
     def _tokenizers(self, pipe: Any, description: Description) -> list[Tokenizer]:

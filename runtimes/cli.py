@@ -119,6 +119,19 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
 )
 @click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
+@click.option("--prompt-weighting", is_flag=True, help="Read weights: (word:1.3), word++, word--.")
+@click.option(
+    "--max-embeddings-multiples",
+    type=int,
+    metavar="N",
+    help="How many times the text encoder's own length texts may have.  [default: 1]",
+)
+@click.option(
+    "--prompt-embeds",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Encoded texts (.npz, arrays named as in Python's encode_prompt) instead of a PROMPT.",
+)
 @click.option(
     "--seed",
     "seeds",
@@ -167,7 +180,9 @@ def generate(
     """Make pictures with BUNDLE, one or more for each PROMPT."""
     from runtimes.pipeline import load_asked
 
-    count = max(1, len(prompts)) * max(1, options["num_images"])
+    options["encoded"] = _read_arrays(options["prompt_embeds"])
+    rows = options["encoded"].get("prompt_embeds", ())
+    count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
     if options["cache"] and options["no_cache"]:
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
@@ -352,6 +367,7 @@ def _refining(pipe: Pipeline, arguments: Mapping[str, Any], result: Result) -> d
     end = arguments.get("denoising_end")
     start = {} if end is None else {"denoising_start": end}
     left = ("height", "width", "denoising_end", "latents", "image", "mask_image", "control_image")
+    left = (*left, *pipe.signature.embeddings)  # made by the other bundle's text encoders
     kept = {name: value for name, value in known.items() if name not in left}
     seeds = result.seeds[0] if len(result.seeds) == 1 else list(result.seeds)
     return {**kept, **start, "image": result.latents, "seed": seeds}
@@ -372,13 +388,19 @@ def _arguments(
     sizes = ("height", "width")
     same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
-    arguments |= {name: options[name] for name in (*same, *masking)}
+    arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
     for name, option in (("image", "--image"), ("mask_image", "--mask")):
         if options[name] is not None:
             arguments[name] = _read_picture(option, options[name])
     controls = [_read_picture("--control-image", path) for path in options["control_image"]]
     if controls:
         arguments["control_image"] = controls[0] if len(controls) == 1 else controls
+    for name, array in options["encoded"].items():
+        if name not in pipe.signature.embeddings:
+            known = ", ".join(pipe.signature.embeddings) or "none"
+            raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
+        arguments[name] = array
+    arguments["prompt_weighting"] = options["prompt_weighting"] or None
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
@@ -399,6 +421,21 @@ def _read_picture(option: str, path: Path) -> Any:
         raise InputError(f"{option} {path}: no such file") from None
     except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{option} {path}: not a picture that can be read: {error}") from None
+
+
+def _read_arrays(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from runtimes.errors import BundleError
+    from runtimes.npz import read_arrays
+
+    try:
+        found = read_arrays(path)
+    except BundleError as error:
+        raise InputError(f"--prompt-embeds {error}") from None
+    if any(array.ndim < 2 for array in found.values()):
+        raise InputError(f"--prompt-embeds {path}: expected arrays with a row for each prompt")
+    return found
 
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Texts and numbers → the tensors that condition the denoiser.
+"""Token ids and numbers → the tensors that condition the denoiser.
 
 Guidance branches are joined along the batch axis, in the manifest's order: branch g of N
 images has the rows g*N .. (g+1)*N-1, the images of one prompt next to each other.
@@ -15,43 +15,10 @@ import numpy as np
 from runtimes.errors import NumericalError
 from runtimes.manifest import Branch, Manifest, VectorInput
 from runtimes.request import Request
-from runtimes.session import Array, Session
+from runtimes.session import Array, Feeds, Session
 from runtimes.sessions import Sessions
-from runtimes.tokenizer import TextTokenizer
 
-# One text per tokenizer; None stands for conditioning that is all zero.
-Texts: TypeAlias = tuple[str, ...] | None
 _Key: TypeAlias = tuple[Any, ...]  # an encoder, and the name, shape and content of each input
-
-
-def text_rows(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> list[Texts]:
-    """The texts of every branch and prompt, branch by branch."""
-    rows: list[Texts] = []
-    for branch in branches:
-        found = [request.text(each, branch.prefix) for each in manifest.tokenizers]
-        if branch.missing == "zeros" and not any(texts is not None for texts in found):
-            rows += [None] * request.prompts
-        else:
-            columns = [texts or ("",) * request.prompts for texts in found]
-            rows += zip(*columns, strict=True)
-    return rows
-
-
-def tokenize(
-    tokenizers: Mapping[str, TextTokenizer], rows: Sequence[Texts]
-) -> tuple[dict[str, Array], list[int]]:
-    """Token ids of the distinct rows, by encoder input, and which of them each row is (-1: none).
-
-    Branches share texts (an empty negative prompt, say): each is encoded once.
-    """
-    blank = ("",) * len(tokenizers)  # only its shape matters, where all rows are zero
-    distinct = list(dict.fromkeys(row for row in rows if row is not None)) or [blank]
-    position = {row: index for index, row in enumerate(distinct)}
-    ids: dict[str, Array] = {
-        name: tokenizer.encode([row[column] for row in distinct])
-        for column, (name, tokenizer) in enumerate(tokenizers.items())
-    }
-    return ids, [-1 if row is None else position[row] for row in rows]
 
 
 class Encoded:
@@ -95,42 +62,26 @@ class Encoded:
         return sum(value.nbytes for kept in self._kept.values() for value in kept.values())
 
 
-def encode(
-    sessions: Sessions,
-    encoders: Sequence[str],
-    ids: Mapping[str, Array],
-    which: Sequence[int],
-    images_per_prompt: int,
-    known: Encoded | None = None,
-) -> dict[str, Array]:
-    """Run the encoders, one after the other; returns their outputs with one row per branch and
-    image. An encoder whose outputs are `known` is not run, nor opened.
+def run_encoder(
+    sessions: Sessions, component: str, ids: Feeds, known: Encoded | None = None
+) -> Mapping[str, Array]:
+    """The outputs of an encoder for token ids, by input; one whose outputs are `known` is not run,
+    nor opened.
 
     Raises:
-        NumericalError: an encoder returned NaN or infinity.
+        NumericalError: it returned NaN or infinity.
     """
-    rows = np.repeat(np.array(which, np.intp), images_per_prompt)
-    conditioning = {}
-    for component in encoders:
-        specs = sessions.components[component].inputs.items()
-        feeds = {name: ids[name].astype(spec.dtype, copy=False) for name, spec in specs}
-        outputs = known.get(component, feeds) if known else None
-        if outputs is None:
-            outputs = _run(sessions, component, feeds)
-            if known:
-                known.put(component, feeds, outputs)
-        for name, value in outputs.items():
-            spread = value[rows]  # a copy
-            spread[rows < 0] = 0
-            conditioning[name] = spread
-    return conditioning
-
-
-def _run(sessions: Sessions, component: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    specs = sessions.components[component].inputs.items()
+    feeds = {name: ids[name].astype(spec.dtype, copy=False) for name, spec in specs}
+    outputs = known.get(component, feeds) if known else None
+    if outputs is not None:
+        return outputs
     with sessions.using(component) as session:
         outputs = _in_batches(session, feeds)
     for name, value in outputs.items():
         check_finite(component, name, value)
+    if known:
+        known.put(component, feeds, outputs)
     return outputs
 
 

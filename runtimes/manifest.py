@@ -199,6 +199,19 @@ class VectorInput(_Base, frozen=True):
     window: tuple[str, str] | None = None
 
 
+class Embedding(_Base, frozen=True):
+    """A call argument that takes what an encoder makes of a text, in the text's place.
+
+    `name` is the argument's, with a branch's prefix before it; `input` the encoder output and
+    denoiser input that it stands for. `columns`, where position i of it says something of token i:
+    the encoder inputs that the tokens are of, and how many numbers each has, one after the other.
+    """
+
+    name: str
+    input: str
+    columns: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class Branch(_Base, frozen=True):
     """One pass through the denoiser.
 
@@ -338,6 +351,7 @@ class Manifest(_Base, frozen=True):
     schedules: tuple[Schedule, ...]
     defaults: Defaults
     probes: Probes | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
     @classmethod
     def load(cls, bundle: Path) -> Manifest:

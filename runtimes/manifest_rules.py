@@ -22,6 +22,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _build_problems(manifest)
     yield from _guidance_problems(manifest)
     yield from _conditioning_problems(manifest)
+    yield from _embedding_problems(manifest)
     yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
     yield from _size_problems(manifest)
     yield from _duplicates("task", [task.name for task in manifest.tasks])
@@ -133,6 +134,31 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
     for tokenizer in manifest.tokenizers:
         if tokenizer.max_length < 1 or not tokenizer.texts:
             yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+
+
+def _embedding_problems(manifest: Manifest) -> Iterator[str]:
+    taken, tokenizers = manifest.component("denoiser").inputs, manifest.tokenizers
+    lengths = {each.input: each.max_length for each in tokenizers}
+    made = {name: each for each in manifest.encoders() for name in each.outputs if name in taken}
+    names = [each.name for each in manifest.embeddings]
+    others = [name for each in tokenizers for name in each.texts]
+    others += [each.name for each in manifest.arguments]
+    yield from _duplicates("encoded text input", [each.input for each in manifest.embeddings])
+    yield from _duplicates("encoded text", [*names, *(n for n in set(others) if n in names)])
+    if names and {each.input for each in manifest.embeddings} != made.keys():
+        yield f"the encoded texts must be what encoders give the denoiser: {sorted(made)}"
+        return
+    for each in manifest.embeddings:
+        encoder = made[each.input]
+        shape = encoder.outputs[each.input].shape
+        if len(shape) < 2 or len(taken[each.input].shape) != len(shape):
+            yield f"encoded text {each.name!r}: needs the same two dimensions or more on both sides"
+        if not each.columns:
+            continue
+        if not each.columns.keys() <= encoder.inputs.keys() or min(each.columns.values()) < 1:
+            yield f"encoded text {each.name!r}: bad columns"
+        elif {(lengths[name], sum(each.columns.values())) for name in each.columns} != {shape[1:]}:
+            yield f"encoded text {each.name!r}: the columns do not make {list(shape)}"
 
 
 def _encoder_problems(encoder: Component, tokens: set[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from runtimes import tiling
+from runtimes import embeddings, prompt_tokens, prompts, tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import Encoded, check_finite
@@ -88,6 +88,8 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_weighting: bool | None = None,
+        max_embeddings_multiples: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_start: float | None = None,
@@ -100,6 +102,8 @@ class Pipeline:
         seed: int | Sequence[int] | None = None,
         scheduler: str | None = None,
         latents: Array | None = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         image: Any = None,
@@ -118,6 +122,9 @@ class Pipeline:
         Args:
             prompt: a text, or one per picture; needed where the bundle has a text encoder.
             negative_prompt: what guidance leads away from; a text, or one per prompt.
+            prompt_weighting: read marks for weights in the texts: ``(word:1.3)``, ``word++``.
+            max_embeddings_multiples: how many times as long as the text encoder's own limit texts
+                may be; what is beyond is cut. 1 by default, as in diffusers' pipelines.
             num_inference_steps: one that the bundle has a sampling plan for.
             guidance_scale: strength of the guidance; at 1 or below it is off.
             guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
@@ -132,6 +139,8 @@ class Pipeline:
             scheduler: one of `schedulers`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
                 start from instead of drawing it.
+            prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
+                `encode_prompt` gives them: [prompts, positions, width].
             denoising_start: go on from latents that another run left at this fraction of the
                 schedule, given as `image`.
             denoising_end: stop at this fraction of the schedule; take `output_type` "latent".
@@ -171,6 +180,8 @@ class Pipeline:
         run = self.stream(
             prompt,
             negative_prompt=negative_prompt,
+            prompt_weighting=prompt_weighting,
+            max_embeddings_multiples=max_embeddings_multiples,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_start=guidance_start,
@@ -185,6 +196,8 @@ class Pipeline:
             latents=latents,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             image=image,
             mask_image=mask_image,
             control_image=control_image,
@@ -211,6 +224,7 @@ class Pipeline:
         if self._preset is not None:
             given = self._preset.complete(given, self.manifest.defaults.num_inference_steps)
         request = parse(self.manifest, self.signature, given)
+        prompt_tokens.check(self.manifest, request)
         misfit = self._misfit(request)
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)
@@ -222,6 +236,42 @@ class Pipeline:
             raise PlanNotFound(
                 f"scheduler {request.scheduler!r}: {hint.replace('NAME', request.scheduler)}"
             ) from None
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_weighting: bool | None = None,
+        max_embeddings_multiples: int | None = None,
+        do_classifier_free_guidance: bool = True,
+        **texts: str | Sequence[str] | None,
+    ) -> dict[str, Array]:
+        """Encoded texts, to be kept, changed and given to a call in the place of the texts.
+
+        Args:
+            prompt, negative_prompt, prompt_weighting, max_embeddings_multiples: as in a call.
+            do_classifier_free_guidance: False leaves out what guidance leads away from.
+            texts: other texts that this bundle takes, such as ``prompt_2``.
+
+        Returns:
+            by the call's argument that takes them (``prompt_embeds`` …), arrays with a row per
+            prompt: ``pipe(**pipe.encode_prompt("a cat"))`` is ``pipe("a cat")``.
+
+        Raises:
+            InputError: an argument that cannot be used, or a bundle that names no such arguments.
+            NumericalError, BackendError: as in a call.
+        """
+        if self._closed:
+            raise InputError("this pipeline is closed")
+        given = {
+            **texts,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_weighting": prompt_weighting,
+            "max_embeddings_multiples": max_embeddings_multiples,
+        }
+        return prompts.encode_prompt(self, given, do_classifier_free_guidance)
 
     def decode(self, latents: Array, output_type: str = "pil") -> Images:
         """Latents float32 [batch, channels, height, width] → pictures.
@@ -309,6 +359,12 @@ class Pipeline:
         """Why these graphs do not do for a call, where they were loaded for one size only."""
         rows = len(request.branches(self.manifest)) * request.images
         wanted = self.sessions.components[self.denoiser_name].inputs["sample"].shape
+        denoiser = self.sessions.components[self.denoiser_name]
+        longer = embeddings.misfit(
+            self.manifest, denoiser, request.embeddings, request.max_embeddings_multiples
+        )
+        if longer:
+            return longer
         always = all(request.guided(request.num_inference_steps))
         for count in (rows,) if always else (rows, request.images):
             found = (count, *self.latents_shape(request)[1:])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes import pictures, task_pictures, tasks
+from runtimes import embeddings, pictures, task_pictures, tasks
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
@@ -32,6 +32,7 @@ _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
 _ENSEMBLE = ("denoising_start", "denoising_end")
 _STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
+READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
 _MAX_SIDE = 1 << 16  # pixels
 
 
@@ -42,8 +43,8 @@ class Signature:
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
     `caching`: whether steps can be cached; `pictures`: names of pictures, `strength` whether a call
-    may start from one, `masks` whether any is a mask;
-    `prefixes` of the branches.
+    may start from one, `masks` whether any is a mask; `prefixes` of the branches; `embeddings`:
+    names of encoded texts, those of guidance branches included.
     """
 
     texts: tuple[str, ...]
@@ -55,6 +56,7 @@ class Signature:
     strength: bool = False
     masks: bool = False
     prefixes: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -78,6 +80,7 @@ class Signature:
             strength=any(task.strength is not None for task in manifest.tasks),
             masks=any(task.masks() for task in manifest.tasks),
             prefixes=tuple(prefixes),
+            embeddings=embeddings.names(manifest),
         )
 
     def prefixed(self, argument: str) -> list[str]:
@@ -87,7 +90,7 @@ class Signature:
     @property
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
-        batch = () if self.texts else ("batch_size",)
+        batch = (*READING, *self.embeddings) if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
         strength = (*_STRENGTH, _ENSEMBLE[0]) if self.strength else ()
@@ -110,6 +113,10 @@ class Request:
     height, width], clean ones that were given in the place of a picture; with `denoising_start`
     they are as noisy as that fraction of the schedule leaves them. `denoising_end`: a fraction of
     the schedule to stop at.
+
+    `embeddings`: encoded texts by argument, a row per prompt, in the place of texts.
+    `prompt_weighting`: whether the texts have marks for weights, `max_embeddings_multiples`: how
+    many chunks of a text are read at most (`runtimes.prompts`).
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -134,6 +141,9 @@ class Request:
     start_latents: Array | None = None
     denoising_start: float = 0.0
     denoising_end: float = 1.0
+    embeddings: Mapping[str, Array] = field(default_factory=dict)
+    prompt_weighting: bool = False
+    max_embeddings_multiples: int = 1
 
     @property
     def images(self) -> int:
@@ -228,6 +238,11 @@ class Request:
 
     def _shortcuts(self) -> dict[str, float]:
         """What of it was asked for."""
+        reading = {
+            "prompt_weighting": (self.prompt_weighting, False),
+            "max_embeddings_multiples": (self.max_embeddings_multiples, 1),
+        }
+        asked = {name: value for name, (value, usual) in reading.items() if value != usual}
         found = {"guidance_start": self.guidance_start, "guidance_stop": self.guidance_stop}
         made: dict[str, float] = {} if tuple(found.values()) == (0.0, 1.0) else found
         if self.denoising_start > 0:
@@ -236,7 +251,7 @@ class Request:
             made["denoising_end"] = self.denoising_end
         if self.cache_interval > 1:
             made["cache_interval"] = self.cache_interval
-        return made
+        return asked | made
 
 
 def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]) -> Request:
@@ -258,7 +273,8 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             f"unknown argument {', '.join(map(repr, unknown))}; "
             f"this bundle takes: {', '.join(signature.names)}"
         )
-    texts, prompts = _texts(signature, given)
+    encoded, rows = embeddings.parse(manifest, given, signature.texts)
+    texts, prompts = _texts(signature, given, rows)
     images_per_prompt = _count(given, "num_images_per_prompt", 1)
     images = prompts * images_per_prompt
     latents = _latents(given.get("latents"), images, manifest)
@@ -296,6 +312,9 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         masking=masking,
         start_latents=start,
         **ensemble,
+        embeddings=embeddings.spread(encoded, prompts),
+        prompt_weighting=_boolean(given, "prompt_weighting"),
+        max_embeddings_multiples=_count(given, "max_embeddings_multiples", 1),
     )
 
 
@@ -393,15 +412,16 @@ def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _texts(
-    signature: Signature, given: Mapping[str, Any]
+    signature: Signature, given: Mapping[str, Any], encoded: int
 ) -> tuple[dict[str, tuple[str, ...]], int]:
-    """The given texts, one entry per prompt, and how many prompts there are."""
+    """The given texts, one entry per prompt, and how many prompts there are; `encoded` of them
+    were given as encoded texts."""
     if not signature.texts:
         return {}, _count(given, "batch_size", 1)
     own = {name: _strings(name, given[name]) for name in signature.texts if name in given}
-    if not own:
+    if not own and not encoded:
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
-    prompts = max(len(values) for values in own.values())
+    prompts = max((len(values) for values in own.values()), default=encoded)
     names = [name for name in signature.branch_texts if name in given]
     texts = own | {name: _strings(name, given[name]) for name in names}
     for name, values in texts.items():
@@ -426,6 +446,13 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise InputError(f"{name!r} must be an integer, not {value!r:.80}") from None
+
+
+def _boolean(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name!r} must be True or False, not {value!r:.80}")
+    return bool(value)
 
 
 def _count(given: Mapping[str, Any], name: str, default: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes import conditioning, noise, observe, preparation
+from runtimes import conditioning, noise, observe, preparation, prompt_tokens, prompts
 from runtimes.blending import blended
 from runtimes.errors import InputError, NumericalError
 from runtimes.manifest import Branch
@@ -239,15 +239,16 @@ class Run:
         constants = conditioning.vectors(pipeline.manifest, request, branches)
         if pipeline.tokenizers:
             with self.timings.stage("tokenize"):
-                rows = conditioning.text_rows(pipeline.manifest, request, branches)
-                ids, which = conditioning.tokenize(pipeline.tokenizers, rows)
+                texts = prompt_tokens.tokenize(
+                    pipeline.manifest, pipeline.tokenizers, request, branches
+                )
             with self.timings.stage("encode"):
-                constants |= conditioning.encode(
+                constants |= prompts.encode(
+                    pipeline.manifest,
                     pipeline.sessions,
-                    pipeline.encoders,
-                    ids,
-                    which,
-                    request.images_per_prompt,
+                    texts,
+                    request,
+                    branches,
                     pipeline.encoded,
                 )
         constants |= prepared.rows(branches)

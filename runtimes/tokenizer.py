@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtimes.errors import BundleError
+from runtimes.prompt_weights import Weighted, unweighted
 from runtimes.session import first_line
 
 if TYPE_CHECKING:
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
 
 class PromptTruncatedWarning(UserWarning):
     """A text was longer than the model can read, and its end was cut off."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """As many tokens as an encoder takes at once: their ids, and the weight of each where any is
+    not 1."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
 
 
 class TextTokenizer:
@@ -59,7 +70,7 @@ class TextTokenizer:
         label = f"{path.parent.name}/{path.name}"
         loaded = _guarded(label, Tokenizer.from_file, str(path))
         made = cls(loaded, max_length, label, expansions)
-        made._ids("")
+        made.chunks(unweighted(""))
         return made
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -67,40 +78,77 @@ class TextTokenizer:
 
         An over-long text is cut, and a `PromptTruncatedWarning` quotes what was left out.
         """
-        ids = [self._ids(self._expanded(text)) for text in texts]
+        ids = [self.chunks(unweighted(text))[0].ids for text in texts]
         return np.array(ids, np.int64).reshape(-1, self.max_length)
 
-    def _expanded(self, text: str) -> str:
+    def chunks(self, text: Weighted, most: int = 1, hint: str = "") -> list[Chunk]:
+        """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
+        up as the file says for a text of its own.
+
+        A token has the weight of its first character that is no space; those that frame and fill
+        have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
+        ends in `hint`.
+        """
+        text = self._expanded(text)
+        # One by one: encode_batch would start a pool of threads for a handful of texts.
+        encoding: Encoding = _guarded(self._label, self._tokenizer.encode, text.text)
+        # The tokenizers library has cut the text already: what did not fit stands in `overflowing`,
+        # piece by piece, each framed and padded.
+        pieces = [encoding, *encoding.overflowing]
+        if len(pieces) > most:
+            self._warn(text.text, pieces[most], most, hint)
+        return [self._chunk(piece, text) for piece in pieces[:most]]
+
+    def _expanded(self, text: Weighted) -> Weighted:
+        """With words that stand for several written out; what is written has the weight of the
+        word."""
         if not self._expansions:
             return text
-        return self._words.sub(lambda word: self._expansions.get(word[0], word[0]), text)
+        written: list[str] = []
+        weights: list[float] = []
+        end = 0
+        for word in self._words.finditer(text.text):
+            stands_for = self._expansions.get(word[0], word[0])
+            written += [text.text[end : word.start()], stands_for]
+            weights += text.weights[end : word.start()]
+            weights += [text.weights[word.start()]] * len(stands_for)
+            end = word.end()
+        return Weighted("".join([*written, text.text[end:]]), (*weights, *text.weights[end:]))
 
-    def _ids(self, text: str) -> list[int]:
-        # One by one: encode_batch would start a pool of threads for a handful of texts.
-        encoding: Encoding = _guarded(self._label, self._tokenizer.encode, text)
-        ids: list[int] = encoding.ids
+    def _chunk(self, piece: Encoding, text: Weighted) -> Chunk:
+        ids = tuple(piece.ids)
         if len(ids) != self.max_length:
             raise BundleError(
                 f"{self._label}: gives {len(ids)} ids for a text where the manifest says "
                 f"{self.max_length}"
             )
-        if encoding.overflowing:
-            self._warn(text, encoding.overflowing[0])
-        return ids
+        if text.plain:
+            return Chunk(ids)
+        tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
+        return Chunk(ids, tuple(1.0 if special else _weight(text, *at) for at, special in tokens))
 
-    def _warn(self, text: str, beyond: Encoding) -> None:
+    def _warn(self, text: str, beyond: Encoding, chunks: int, hint: str) -> None:
         special = beyond.special_tokens_mask
         starts = [
             begin for (begin, _), mask in zip(beyond.offsets, special, strict=True) if not mask
         ]
         if not starts:
             return
+        handled = f"{chunks} × {self.max_length}" if chunks > 1 else str(self.max_length)
         warnings.warn(
             "The following part of your input was truncated because this model can only handle "
-            f"sequences up to {self.max_length} tokens: {[text[starts[0] :]]}",
+            f"sequences up to {handled} tokens: {[text[starts[0] :]]}{hint}",
             PromptTruncatedWarning,
             stacklevel=2,
         )
+
+
+def _weight(text: Weighted, begin: int, end: int) -> float:
+    """Of a token that stands for these characters: that of the first one that is no space, as some
+    tokenizers count the space before a word to it."""
+    words = (at for at in range(begin, end) if not text.text[at].isspace())
+    at = next(words, begin)
+    return text.weights[at] if begin < end else 1.0
 
 
 def _guarded(label: str, function: Any, *arguments: Any) -> Any:

@@ -25,6 +25,7 @@ from runtimes.manifest import (
     Component,
     CreatedBy,
     Defaults,
+    Embedding,
     File,
     Guidance,
     Latents,
@@ -154,6 +155,9 @@ def make_bundle(
         builds=(_build(folder, components, chosen),),
         schedules=tuple(_schedule(folder, name) for name in ("plain", "noisy")),
         defaults=Defaults(scheduler="plain", num_inference_steps=4),
+        embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": 2}),)
+        if text
+        else (),
     )
     manifest = msgspec.structs.replace(manifest, **changes)
     (folder / MANIFEST).write_bytes(manifest.encode())

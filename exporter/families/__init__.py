@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, Guidance, Latents, VectorInput
+from runtimes.manifest import Argument, Component, Embedding, Guidance, Latents, VectorInput
 from runtimes.tasks import Task
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Description:
     in [0, 1]. `task` is what `call` does, whose pictures are among its arguments: Pillow images,
     which `probe_pictures` makes of a height and width. `offers`: what the pipeline can do besides.
     `observed`: the graph's inputs that are in what the denoiser's module is given first.
+    `embeddings`: what diffusers calls the encoders' outputs in a call.
     """
 
     task: Task
@@ -114,6 +115,7 @@ class Description:
     offers: tuple[Offer, ...] = ()
     probe_pictures: Callable[[int, int], Mapping[str, Any]] | None = None
     observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = _sample_alone
+    embeddings: tuple[Embedding, ...] = ()
 
 
 class Family(Protocol):

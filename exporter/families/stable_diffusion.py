@@ -21,7 +21,7 @@ from exporter.families.text_to_image import (
     vae_factor,
 )
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest import Component, Embedding, TensorSpec
 from runtimes.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
@@ -130,6 +130,7 @@ def describe(pipe: Any) -> Description:
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },
+        embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": width}),),
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS.get(kind, _USUAL_STRENGTHS))
     return with_controlnets(pipe, description)

@@ -19,7 +19,7 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
-from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -159,9 +159,19 @@ def describe(pipe: Any) -> Description:
             **({} if pipe.text_encoder is None else {"prompt_2": "a flat drawing"}),
             "guidance_scale": PROBE_GUIDANCE,
         },
+        embeddings=(
+            Embedding("prompt_embeds", "encoder_hidden_states", _columns(pipe)),
+            Embedding("pooled_prompt_embeds", "text_embeds"),
+        ),
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS)
     return with_controlnets(pipe, description)
+
+
+def _columns(pipe: Any) -> dict[str, int]:
+    """The numbers that each encoder gives for a token, by its input."""
+    encoders = {"input_ids": pipe.text_encoder, "input_ids_2": pipe.text_encoder_2}
+    return {n: int(each.config.hidden_size) for n, each in encoders.items() if each is not None}
 
 
 def _text_encoder(pipe: Any) -> tuple[Graph, tuple[TextInput, ...]]:
@@ -169,7 +179,7 @@ def _text_encoder(pipe: Any) -> tuple[Graph, tuple[TextInput, ...]]:
     first, second = pipe.text_encoder, pipe.text_encoder_2
     length = pipe.tokenizer_2.model_max_length
     encoders = [each for each in (first, second) if each is not None]
-    width = sum(each.config.hidden_size for each in encoders)
+    width = sum(_columns(pipe).values())
     texts = [
         TextInput("tokenizer", "input_ids", ("prompt",)),
         TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),

@@ -286,15 +286,17 @@ class Bundle:
     def __call__(self, **call: Any) -> tuple[Array, Array]:
         """Latents and 8-bit pictures [N, height, width, C].
 
-        call: the arguments of section 7; texts are lists of one text per picture.
+        call: the arguments of section 7; texts are lists of one text per picture. Of section 7.1,
+        `pieces` is how many pieces a text may have at most, and encoded texts are arrays.
         """
         latents = self.manifest["latents"]
         unit = latents["factor"] * latents["multiple"]
         size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
         expect(all(value > 0 and value % unit == 0 for value in size.values()), "bad size")
         texts = [t["texts"] for t in self.manifest["tokenizers"]]
+        texts += [[each["name"] for each in self.manifest.get("embeddings", [])]]
         given = [call[name] for names in texts for name in names if name in call]
-        expect(given or not texts, "no text")
+        expect(given or not self.tokenizers, "no text")
         count = len(given[0]) if given else call.get("batch_size", 1)
         branches, weights = self._branches(call)
         conditioning = self._conditioning(branches, call, size, count)
@@ -344,9 +346,13 @@ class Bundle:
         count: int,
     ) -> dict[str, Array]:
         rows: dict[str, list[Array]] = {}
+        pieces = max(
+            (len(own) for b in branches for p in range(count) for own in self._ids(b, call, p)),
+            default=1,
+        )
         for branch in branches:
             for picture in range(count):
-                for name, value in self._encoded(branch, call, picture).items():
+                for name, value in self._encoded(branch, call, picture, pieces).items():
                     rows.setdefault(name, []).append(value)
                 for vector in self.manifest["vectors"]:
                     value = self._vector(vector, branch["prefix"], call, size)
@@ -366,24 +372,71 @@ class Bundle:
             at += len(here)
         return made
 
-    def _encoded(
+    def _ids(
         self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int
-    ) -> dict[str, Array]:
-        texts = {
-            t["input"]: self._text(t["texts"], branch["prefix"], call, picture)
-            for t in self.manifest["tokenizers"]
+    ) -> list[list[list[int]]]:
+        """For each tokenizer the pieces of a branch's text; nothing where it is given encoded."""
+        made: list[list[list[int]]] = []
+        for tokenizer in self.manifest["tokenizers"] if not self._given(branch, call) else []:
+            name = tokenizer["input"]
+            text = self._text(tokenizer["texts"], branch["prefix"], call, picture)
+            found = self.tokenizers[name].encode(self._written_out(name, text or ""))
+            most = call.get("pieces", 1) if name in self._long() else 1
+            made.append([each.ids for each in [found, *found.overflowing][:most]])
+            lengths = {len(ids) for ids in made[-1]}
+            expect(lengths == {tokenizer["max_length"]}, f"{lengths} ids")
+        return made
+
+    def _given(self, branch: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Array]:
+        """A branch's encoded texts, by denoiser input (section 7.1)."""
+        names = {
+            each["input"]: branch["prefix"] + each["name"]
+            for each in self.manifest.get("embeddings", [])
         }
-        zero = branch["missing"] == "zeros" and all(text is None for text in texts.values())
-        ids = {
-            name: np.array([self.tokenizers[name].encode(self._written_out(name, text or "")).ids])
-            for name, text in texts.items()
-        }
-        for tokenizer in self.manifest["tokenizers"]:
-            found = ids[tokenizer["input"]].shape[1]
-            expect(found == tokenizer["max_length"], f"{found} ids")
-        outputs: dict[str, Array] = {}
+        found = {name: call[argument] for name, argument in names.items() if argument in call}
+        expect(len(found) in (0, len(names)), "only a part of the encoded texts")
+        return found
+
+    def _long(self) -> set[str]:
+        """Encoder inputs that may have several pieces, and outputs that are sequences."""
+        lengths = {t["input"]: t["max_length"] for t in self.manifest["tokenizers"]}
+        made: set[str] = set()
         for encoder in self.encoders:
-            outputs |= self.graphs[encoder["name"]](_cast(encoder, ids))
+            sequences = {
+                name: spec["shape"][1]
+                for name, spec in encoder["outputs"].items()
+                if name in self.denoiser["inputs"] and isinstance(spec["shape"][1], int)
+                if isinstance(self.denoiser["inputs"][name]["shape"][1], str)
+            }
+            if sequences and set(sequences.values()) == {lengths[n] for n in encoder["inputs"]}:
+                made |= {*encoder["inputs"], *sequences}
+        return made
+
+    def _encoded(
+        self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int, pieces: int
+    ) -> dict[str, Array]:
+        given = self._given(branch, call)
+        if given:
+            return {name: value[picture : picture + 1] for name, value in given.items()}
+        texts = [
+            self._text(t["texts"], branch["prefix"], call, picture)
+            for t in self.manifest["tokenizers"]
+        ]
+        zero = branch["missing"] == "zeros" and all(text is None for text in texts)
+        own = dict(zip(self.tokenizers, self._ids(branch, call, picture), strict=True))
+        joined: dict[str, list[Array]] = {}
+        for piece in range(pieces):
+            ids = {
+                name: np.array([own[name][piece] if piece < len(own[name]) else tokens])
+                for name, tokens in ((n, t.encode("").ids) for n, t in self.tokenizers.items())
+            }
+            for encoder in self.encoders:
+                for name, value in self.graphs[encoder["name"]](_cast(encoder, ids)).items():
+                    joined.setdefault(name, []).append(value)
+        outputs = {
+            name: np.concatenate(values, axis=1) if name in self._long() else values[0]
+            for name, values in joined.items()
+        }
         return {name: np.zeros_like(x) if zero else x for name, x in outputs.items()}
 
     @staticmethod

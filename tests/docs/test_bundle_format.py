@@ -175,6 +175,14 @@ BROKEN: list[tuple[str, Any]] = [
     ("builds.0.artifacts.decoder", ...),
     ("builds.0.artifacts.decoder.entry", "elsewhere"),
     ("schedules.1.name", "plain"),
+    ("embeddings.0.name", "prompt"),
+    ("embeddings.0.name", "crop"),
+    ("embeddings.0.input", "time_ids"),
+    ("embeddings.0.columns", {"input_ids_2": 2}),
+    ("embeddings.0.columns", {"input_ids": 3}),
+    ("embeddings.0.columns", {"input_ids": 2.0}),
+    ("embeddings.0.columns", {"input_ids": 0}),
+    ("tokenizers.0.max_length", 5),
 ]
 
 
@@ -450,6 +458,23 @@ def test_reader_and_runtime_agree_on_vectors_and_two_texts(sdxl_bundle: Path) ->
         },
     ]
     compare(sdxl_bundle, calls, ["euler"])
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_reader_and_runtime_agree_on_long_and_encoded_texts(
+    name: str, exported: Callable[[str], Path]
+) -> None:
+    other, settings = reader.Bundle(exported(name)), {"num_inference_steps": 2, "seed": 3}
+    texts = {"prompt": ["a red circle " * 30, "blue"], "negative_prompt": ["fog", "a " * 100]}
+    with load(exported(name), backend="onnxruntime") as pipe:
+        expected = pipe(**texts, max_embeddings_multiples=3, **settings).latents
+        encoded = pipe.encode_prompt(**texts, max_embeddings_multiples=3)
+        assert relative_l2(other(**texts, pieces=3, **settings)[0], expected) < 1e-5
+        assert relative_l2(other(**encoded, **settings)[0], expected) < 1e-5
+        own = {n: v for n, v in encoded.items() if not n.startswith("negative")}
+        negative = {"negative_prompt": ["a " * 200] * 2}
+        expected = pipe(**own, **negative, max_embeddings_multiples=3, **settings).latents
+        assert relative_l2(other(**own, **negative, pieces=3, **settings)[0], expected) < 1e-5
 
 
 def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> None:

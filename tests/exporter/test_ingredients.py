@@ -303,6 +303,22 @@ def test_a_new_word(
         with latentc.load(tmp_path / "b") as ours:
             found = ours(prompt, seed=5, output_type="latent", **CALL).latents
         assert relative_l2(found, wanted.float().numpy()) <= 1e-4
+    # Its weight is that of all its tokens.
+    names = ("prompt_embeds", "", "pooled_prompt_embeds")
+    of_text = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    with torch.no_grad():
+        empty = pipe.encode_prompt("", **of_text)[0]
+        states = dict(zip(names, pipe.encode_prompt("a <cat>, red", **of_text), strict=False))
+        states.pop("")
+    cat, generator = slice(2, 2 + vectors), torch.Generator().manual_seed(5)
+    text = states["prompt_embeds"]
+    text[:, cat] = empty[:, cat] + 1.5 * (text[:, cat] - empty[:, cat])
+    wanted = pipe(**states, generator=generator, output_type="latent", **CALL).images
+    with latentc.load(tmp_path / "b") as ours:
+        found = ours(
+            "a (<cat>:1.5), red", prompt_weighting=True, seed=5, output_type="latent", **CALL
+        ).latents
+    assert relative_l2(found, wanted.float().numpy()) <= 1e-4
 
 
 @pytest.mark.parametrize(

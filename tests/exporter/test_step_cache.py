@@ -93,6 +93,24 @@ def test_same_as_in_diffusers(
     assert relative_l2(*found) > 1e-3  # it is an approximation
 
 
+def test_long_texts_with_weights(bundle: Path, pipeline_folder: Callable[[str], Path]) -> None:
+    """Both graphs take texts of any length."""
+    pipe = pipeline(pipeline_folder("sdxl"))
+    given: dict[str, Any] = {"seed": SEED, "num_inference_steps": STEPS, "output_type": "latent"}
+    text = {"prompt": "a red circle " * 30 + "(blue:1.5)", "prompt_weighting": True}
+    text["max_embeddings_multiples"] = 3
+    with latentc.load(bundle, backend="openvino") as ours:
+        encoded = ours.encode_prompt(**text)
+        found = ours(**text, **given, guidance_scale=5.0, cache_interval=INTERVAL).latents
+    assert encoded["prompt_embeds"].shape[1] == 3 * 77
+    tensors = {name: torch.from_numpy(value) for name, value in encoded.items()}
+    generator = torch.Generator().manual_seed(SEED)
+    with deep_cache(pipe.unet, INTERVAL), watched(pipe, pipe.unet) as seen, torch.no_grad():
+        pipe(**tensors, guidance_scale=5.0, num_inference_steps=STEPS, generator=generator)
+    assert seen.latents is not None
+    assert relative_l2(found, seen.latents.numpy()) < 1e-4
+
+
 def test_integers_and_guidance_that_ends(bundle: Path) -> None:
     manifest = Manifest.load(bundle)
     quantized = next(each for each in manifest.builds if each.precision == "w8a8")
