@@ -366,8 +366,10 @@ def _refining(pipe: Pipeline, arguments: Mapping[str, Any], result: Result) -> d
     known = {name: arguments[name] for name in pipe.signature.names if name in arguments}
     end = arguments.get("denoising_end")
     start = {} if end is None else {"denoising_start": end}
-    left = ("height", "width", "denoising_end", "latents", "image", "mask_image", "control_image")
-    left = (*left, *pipe.signature.embeddings)  # made by the other bundle's text encoders
+    sizes = ("height", "width", "latents", "denoising_end")
+    pictures = ("image", "mask_image", "control_image")
+    # Encoded texts were made by the other bundle's encoders.
+    left = {*sizes, *pictures, *pipe.signature.embeddings}
     kept = {name: value for name, value in known.items() if name not in left}
     seeds = result.seeds[0] if len(result.seeds) == 1 else list(result.seeds)
     return {**kept, **start, "image": result.latents, "seed": seeds}
