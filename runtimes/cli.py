@@ -74,6 +74,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     metavar="X",
     help="How far to go from it: the share of the steps that is run.",
 )
+@click.option(
+    "--guidance-rescale",
+    type=float,
+    metavar="X",
+    help="0 to 1: give predictions the contrast back that they have without guidance.",
+)
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
 @click.option(
@@ -313,7 +319,8 @@ def _arguments(
     }
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
-    same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
+    scales = ("guidance_scale", "guidance_rescale")
+    same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
     arguments |= {name: options[name] for name in (*same, "strength")}
     if options["image"] is not None:
         arguments["image"] = _read_picture(options["image"])

@@ -210,13 +210,15 @@ class Guidance(_Base, frozen=True):
     """Prediction = sum of branch weights times branch predictions.
 
     With `scale` set, guidance is on where that argument is above 1; otherwise the branch
-    `single` runs alone with weight 1. `defaults` holds the scale arguments.
+    `single` runs alone with weight 1. `defaults` holds the scale arguments. `rescale` names the one
+    among them that says how much of the standard deviation is taken from the branch `single`.
     """
 
     branches: tuple[Branch, ...]
     single: str
     scale: str | None = None
     defaults: dict[str, float] = {}
+    rescale: str | None = None
 
 
 class Schedule(_Base, frozen=True):

@@ -18,6 +18,7 @@ from runtimes import pictures
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
+from runtimes.sampler import Rescale
 from runtimes.session import Array
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -123,6 +124,14 @@ class Request:
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
 
+    def rescale(self, manifest: Manifest) -> Rescale | None:
+        """What is done to the guided prediction, None for nothing."""
+        guidance, branches = manifest.guidance, self.branches(manifest)
+        amount = 0.0 if guidance.rescale is None else self.scales[guidance.rescale]
+        if amount == 0.0 or len(branches) < 2:
+            return None
+        return Rescale(amount, [branch.name for branch, _ in branches].index(guidance.single))
+
     def first_step(self) -> int:
         """The step to start with, as diffusers' image-to-image pipelines choose it.
 
@@ -215,7 +224,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     return Request(
         texts=texts,
         numbers={n: _numbers(n, given[n], c) for n, c in signature.numbers.items() if n in given},
-        scales={n: _number(n, given.get(n, default)) for n, default in signature.scales.items()},
+        scales=_scales(manifest, signature, given),
         prompts=prompts,
         images_per_prompt=images_per_prompt,
         num_inference_steps=_count(
@@ -253,6 +262,14 @@ def _strength(given: Mapping[str, Any], default: float) -> float:
     if not 0 < value <= 1:
         raise InputError(f"'strength' must be above 0 and at most 1, not {value:g}")
     return value
+
+
+def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> dict[str, float]:
+    found = {n: _number(n, given.get(n, default)) for n, default in signature.scales.items()}
+    name = manifest.guidance.rescale
+    if name is not None and not 0 <= found[name] <= 1:
+        raise InputError(f"{name!r} must be from 0 (off) to 1, not {found[name]:g}")
+    return found
 
 
 def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:

@@ -194,6 +194,7 @@ class Run:
                 lambda: noise.draw(generators, shape),
                 weights=[weight for _, weight in branches],
                 guided=guided,
+                rescale=request.rescale(pipeline.manifest),
             )
 
     def _encoded(self, pictures: Array, generators: noise.Generators) -> Array:
