@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
-    check_unet,
+    Scaling,
     decoder_graph,
     encoder_graph,
     guidance_embedding,
@@ -17,6 +18,12 @@ from exporter.families.text_to_image import (
     ids_spec,
     sample_spec,
     vae_factor,
+)
+from exporter.families.unet_pipelines import (
+    ForwardedSizes,
+    check_unet,
+    check_vae,
+    text_length,
 )
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
@@ -32,28 +39,30 @@ _STRENGTH = 0.3  # StableDiffusionXLImg2ImgPipeline.__call__
 
 
 class TextEncoders(torch.nn.Module):
-    """Two id tensors [batch, length] → joined penultimate hidden states
-    [batch, length, width_1 + width_2] and the second encoder's pooled projection."""
+    """An id tensor [batch, length] for each encoder → their joined penultimate hidden states
+    [batch, length, sum of widths], and the pooled projection of the first that has one."""
 
-    def __init__(self, first: Any, second: Any) -> None:
+    def __init__(self, encoders: Sequence[Any]) -> None:
         super().__init__()
-        self.first = first
-        self.second = second
+        self.encoders = torch.nn.ModuleList(encoders)
 
     def forward(
-        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        one = self.first(input_ids, output_hidden_states=True)
-        two = self.second(input_ids_2, output_hidden_states=True)
-        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two[0]
+        found = [
+            encoder(ids, output_hidden_states=True)
+            for encoder, ids in zip(self.encoders, (input_ids, input_ids_2), strict=False)
+        ]
+        pooled = next(each[0] for each in found if each[0].ndim == 2)
+        return torch.cat([each.hidden_states[-2] for each in found], dim=-1), pooled
 
 
 class Denoiser(torch.nn.Module):
     """The UNet with its added conditioning as plain inputs."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, uneven: bool = False) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = ForwardedSizes(unet) if uneven else unet
         self.embedding = guidance_embedding(unet)
 
     def forward(
@@ -78,27 +87,34 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
-    check_unet(pipe.unet)
-    if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score"):
+    check_unet(pipe.unet, type(pipe).__name__, additions=("text_time",))
+    check_vae(pipe.vae)
+    if pipe.config.get("requires_aesthetics_score"):
         raise UnsupportedPipeline("the SDXL refiner is not supported yet, only the base model")
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     guided = guided_by(pipe.unet, _GUIDANCE_SCALE, zeros)
-    length = pipe.tokenizer.model_max_length
-    width = pipe.text_encoder.config.hidden_size + pipe.text_encoder_2.config.hidden_size
-    pooled = TensorSpec("float32", ("batch", pipe.text_encoder_2.config.projection_dim))
+    texts = _texts(pipe)
+    encoders = [
+        getattr(pipe, each.attribute.replace("tokenizer", "text_encoder")) for each in texts
+    ]
+    (length,) = _lengths(pipe, texts, encoders)
+    width = sum(encoder.config.hidden_size for encoder in encoders)
+    pooled = TensorSpec("float32", ("batch", _projection(encoders)))
     sample = sample_spec(pipe.unet.config.in_channels)
+    latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
+    scaling = Scaling.normalised(pipe.vae)
     text_encoder = Graph(
         Component(
             name="text_encoder",
             role="encoder",
-            inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
+            inputs={each.input: ids_spec(length) for each in texts},
             outputs={
                 "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
                 "text_embeds": pooled,
             },
         ),
-        TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
-        min(pipe.text_encoder.config.vocab_size, pipe.text_encoder_2.config.vocab_size),
+        TextEncoders(encoders),
+        min(encoder.config.vocab_size for encoder in encoders),
     )
     denoiser = Graph(
         Component(
@@ -114,16 +130,14 @@ def describe(pipe: Any) -> Description:
             },
             outputs={"prediction": sample},
         ),
-        Denoiser(pipe.unet),
+        Denoiser(pipe.unet, is_uneven(pipe.unet)),
+        least=least_side(pipe.unet),
     )
     return Description(
         task="text-to-image",
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
-        text_inputs=(
-            TextInput("tokenizer", "input_ids", ("prompt",)),
-            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
-        ),
+        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
+        latents=latents,
+        text_inputs=texts,
         arguments=(
             Argument("original_size", ("height", "width")),
             Argument("crops_coords_top_left", (0.0, 0.0)),
@@ -141,9 +155,46 @@ def describe(pipe: Any) -> Description:
         call=lambda **arguments: pipe(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
-            "prompt_2": "a flat drawing",
+            **({"prompt_2": "a flat drawing"} if len(texts) > 1 else {}),
             "guidance_scale": PROBE_GUIDANCE,
         },
-        image_encoder=encoder_graph(pipe.vae),
+        image_encoder=encoder_graph(pipe.vae, scaling),
         strength=_STRENGTH,
+    )
+
+
+def _texts(pipe: Any) -> tuple[TextInput, ...]:
+    """What feeds the encoders. One alone gets the call's own prompt, whichever it is."""
+    if pipe.text_encoder_2 is None:
+        raise UnsupportedPipeline(
+            "an SDXL pipeline without text_encoder_2 has no pooled text: diffusers cannot run it "
+            "on a prompt either"
+        )
+    if pipe.text_encoder is None:
+        return (TextInput("tokenizer_2", "input_ids", ("prompt",)),)
+    return (
+        TextInput("tokenizer", "input_ids", ("prompt",)),
+        TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
+    )
+
+
+def _lengths(pipe: Any, texts: Sequence[TextInput], encoders: Sequence[Any]) -> set[int]:
+    pairs = zip(texts, encoders, strict=True)
+    found = {text_length(getattr(pipe, text.attribute), encoder) for text, encoder in pairs}
+    if len(found) > 1:
+        raise UnsupportedPipeline(
+            f"the tokenizers make {' and '.join(map(str, sorted(found)))} ids of a text, whose "
+            "hidden states cannot be joined: diffusers cannot run it either"
+        )
+    return found
+
+
+def _projection(encoders: Sequence[Any]) -> int:
+    """Width of the pooled text: that of the first encoder with a projection."""
+    for encoder in encoders:
+        if hasattr(encoder, "text_projection"):
+            return int(encoder.config.projection_dim)
+    raise UnsupportedPipeline(
+        "no text encoder has a projection (CLIPTextModelWithProjection): diffusers cannot run it "
+        "either"
     )
