@@ -26,7 +26,10 @@ from runtimes.precision import DENOISER, SHALLOW
 
 FEATURES = "deep_features"
 # Blocks whose layers each join the outermost skip connection last.
-_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
+_BLOCKS = (
+    *("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"),
+    *("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+)
 
 
 def split(description: Description) -> Description:
