@@ -22,6 +22,7 @@ from exporter.families.text_to_image import (
 from exporter.families.unet_pipelines import (
     ForwardedSizes,
     Unpadded,
+    check_parts,
     check_unet,
     check_vae,
     sequence,
@@ -77,6 +78,7 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
+    check_parts(pipe, "unet", "vae", "text_encoder", "tokenizer")
     check_unet(pipe.unet, type(pipe).__name__)
     check_vae(pipe.vae)
     scale, steps = _DEFAULTS[type(pipe).__name__]

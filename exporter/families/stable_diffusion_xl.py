@@ -21,6 +21,7 @@ from exporter.families.text_to_image import (
 )
 from exporter.families.unet_pipelines import (
     ForwardedSizes,
+    check_parts,
     check_unet,
     check_vae,
     text_length,
@@ -87,6 +88,10 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
+    # Without the pooled text of the second encoder it cannot run; the first may be missing.
+    parts = ("text_encoder", "tokenizer")
+    first = parts if any(getattr(pipe, name) is not None for name in parts) else ()
+    check_parts(pipe, "unet", "vae", "text_encoder_2", "tokenizer_2", *first)
     check_unet(pipe.unet, type(pipe).__name__, additions=("text_time",))
     check_vae(pipe.vae)
     if pipe.config.get("requires_aesthetics_score"):
@@ -165,11 +170,6 @@ def describe(pipe: Any) -> Description:
 
 def _texts(pipe: Any) -> tuple[TextInput, ...]:
     """What feeds the encoders. One alone gets the call's own prompt, whichever it is."""
-    if pipe.text_encoder_2 is None:
-        raise UnsupportedPipeline(
-            "an SDXL pipeline without text_encoder_2 has no pooled text: diffusers cannot run it "
-            "on a prompt either"
-        )
     if pipe.text_encoder is None:
         return (TextInput("tokenizer_2", "input_ids", ("prompt",)),)
     return (

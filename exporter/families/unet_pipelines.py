@@ -15,7 +15,22 @@ import torch
 
 from runtimes.errors import UnsupportedPipeline
 
+_LONGEST = 4096  # ids of a text, where the encoder itself sets no limit
 _VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+
+
+def check_parts(pipe: Any, *names: str) -> None:
+    """Refuse a pipeline that was saved without one of these parts.
+
+    Raises:
+        UnsupportedPipeline: naming it.
+    """
+    for name in names:
+        if getattr(pipe, name, None) is None:
+            raise UnsupportedPipeline(
+                f"the {type(pipe).__name__} was saved without its {name}: diffusers cannot run it "
+                "on a prompt either"
+            )
 
 
 def check_unet(
@@ -80,10 +95,11 @@ def text_length(tokenizer: Any, encoder: Any) -> int:
     Raises:
         UnsupportedPipeline: more than the encoder has positions for.
     """
-    length, positions = tokenizer.model_max_length, encoder.config.max_position_embeddings
+    length = tokenizer.model_max_length
+    positions = getattr(encoder.config, "max_position_embeddings", _LONGEST)
     if not 1 <= length <= positions:
         raise UnsupportedPipeline(
-            f"the tokenizer makes {length:,} ids of each text and the text encoder has {positions} "
+            f"the tokenizer makes {length} ids of each text and the text encoder has {positions} "
             "positions: diffusers cannot run it either. Set model_max_length in the tokenizer's "
             "tokenizer_config.json"
         )

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoPipelineForImage2Image
 
 import latentc
 from exporter.compile import Exported, export
 from exporter.families import family_of
 from exporter.source import load, resolve
 from runtimes.errors import ExportError, LatentcError, SourceError, UnsupportedPipeline
+from runtimes.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 
@@ -152,6 +154,11 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
         tiny.Configuration(text={"max_position_embeddings": 40}),
         "makes 77 ids of each text and the text encoder has 40",
     ),
+    "no text encoder": (
+        tiny.stable_diffusion_xl,
+        tiny.Configuration(pipeline={"text_encoder_2": None}),
+        "StableDiffusionXLPipeline was saved without its text_encoder_2",
+    ),
     "other enlargement": (
         tiny.stable_diffusion,
         tiny.Configuration(tiny_vae=True, vae={"upsampling_scaling_factor": 4}),
@@ -200,6 +207,32 @@ def test_padding_is_masked_as_the_tokenizer_does(pad: str, tmp_path: Path) -> No
     with torch.no_grad():
         assert torch.equal(encoder(ids.input_ids)[0], expected)
         assert not torch.equal(pipe.text_encoder(ids.input_ids)[0], expected)
+
+
+def test_pictures_are_encoded_with_the_moments_of_the_latents(tmp_path: Path) -> None:
+    """As SDXL's image-to-image pipeline encodes them, which shares its VAE."""
+    made_with = tiny.STABLE_DIFFUSION_XL["normalised latents"]
+    tiny.stable_diffusion_xl(tmp_path, made_with)
+    pipe = load(resolve(tmp_path))
+    graph = family_of("StableDiffusionXLPipeline").describe(pipe).image_encoder
+    assert graph is not None
+    image = torch.rand((2, 3, 8, 16), generator=torch.Generator().manual_seed(1))
+    theirs = AutoPipelineForImage2Image.from_pipe(pipe)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    noise = torch.cat([torch.randn((1, 4, 8, 16), generator=each) for each in generators])
+    with torch.no_grad():
+        expected = theirs.prepare_latents(
+            image * 2 - 1,
+            timestep=None,
+            batch_size=2,
+            num_images_per_prompt=1,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
+            add_noise=False,
+        )
+        (found,) = graph.module(image, noise)
+    assert relative_l2(found.numpy(), expected.numpy()) <= 1e-6
 
 
 @pytest.mark.parametrize(
