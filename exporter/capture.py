@@ -76,7 +76,7 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
     Raises:
         ExportError: the module cannot be captured.
     """
-    dims = _Dims(multiple)
+    dims = _Dims(multiple, graph.least)
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -161,8 +161,9 @@ class _Dims:
     """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
     ones are multiples of a base."""
 
-    def __init__(self, multiple: int) -> None:
+    def __init__(self, multiple: int, least: int) -> None:
         self._multiple = multiple
+        self._least = least
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
@@ -179,7 +180,7 @@ class _Dims:
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
         # A base of its own name: a dimension may not be called like a multiple of it.
         label = name if self._multiple == 1 else f"_{name}"
-        return Dim(label, min=1, max=MAX_LATENT // self._multiple)
+        return Dim(label, min=self._least, max=MAX_LATENT // self._multiple)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ in the bundle, so that any machine can repeat the check without PyTorch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ from exporter.step_cache import with_features
 from runtimes.errors import ExportError
 from runtimes.manifest import LoopProbe, Schedule
 from runtimes.pictures import arrays, listed
+from runtimes.session import first_line
 from runtimes.tasks import NOISE, argument
 
 STEPS = 6
 SEED = 20
 LARGEST = 256  # pixels along a side: verifying a large model must not take hours
+_GRID = 8  # pixels: diffusers' pipelines take no other sizes than multiples, whatever the VAE
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -104,9 +107,9 @@ def probe_pictures(description: Description, height: int, width: int) -> Mapping
 def loop_size(description: Description) -> tuple[int, int]:
     """Height and width in pixels of the whole-loop check: small, and not square if possible."""
     latents = description.latents
-    unit = latents.factor * latents.multiple
     if not description.resizable:
         return latents.default_height, latents.default_width
+    unit = math.lcm(latents.factor * latents.multiple, _GRID)
     height = max(unit, min(latents.default_height, LARGEST) // unit * unit)
     width = max(unit, (height * 3 // 4) // unit * unit)
     return height, width
@@ -121,11 +124,16 @@ def run(
     if description.resizable and description.task.size_of is None:
         arguments |= {"height": probe.height, "width": probe.width}
     with watched(pipe, description.denoiser) as seen, torch.no_grad(), quiet_loading():
-        images = description.call(
-            num_inference_steps=probe.num_inference_steps,
-            generator=torch.Generator().manual_seed(probe.seed),
-            **arguments,
-        )
+        generator = torch.Generator().manual_seed(probe.seed)
+        try:
+            images = description.call(
+                num_inference_steps=probe.num_inference_steps, generator=generator, **arguments
+            )
+        except Exception as error:
+            raise ExportError(
+                f"{type(pipe).__name__} itself does not run in diffusers, and there is nothing to "
+                f"compare with: {first_line(error)}"
+            ) from error
     seen.observed = description.observed
     seen.guided = tuple(not branch.prefix for branch in description.guidance.branches)
     return seen, images

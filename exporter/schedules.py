@@ -117,8 +117,9 @@ def add_all(
 ) -> tuple[Schedule, ...]:
     """Trace the pipeline's own scheduler, which comes first, and the wanted ones.
 
-    A scheduler of the default set that cannot be made from the pipeline's configuration is
-    left out; one that was asked for is an error.
+    A scheduler of the default set that cannot be made from the pipeline's configuration, or that
+    refuses all the wanted step counts (PNDM one step), is left out; one that was asked for is an
+    error.
     """
     own = own_name(scheduler)
     asked = DEFAULT_SCHEDULERS if wanted.names is None else wanted.names
@@ -134,7 +135,7 @@ def add_all(
         try:
             made.append(_add(store, name, class_name, config, steps, progress))
         except ExportError:
-            if name == own or wanted.names is not None or wanted.steps is not None:
+            if name == own or wanted.names is not None:
                 raise
     return tuple(made)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub, ingredients, single_file
-from exporter.families import FAMILIES, family_of
+from exporter.families import FAMILIES, family_of, not_supported
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
@@ -203,6 +203,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
+        named = index.get("_class_name") if isinstance(index, dict) else None
+        if isinstance(named, list):  # the file of the code, and the class in it
+            own = f"a pipeline with code of its own ({'.'.join(map(str, named))})"
+            raise UnsupportedPipeline(not_supported(own))
         if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
             raise ValueError(f"no _class_name; supported classes: {', '.join(FAMILIES)}")
     except (ValueError, OSError) as error:

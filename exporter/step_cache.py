@@ -26,7 +26,10 @@ from runtimes.precision import DENOISER, SHALLOW
 
 FEATURES = "deep_features"
 # Blocks whose layers each join the outermost skip connection last.
-_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D")
+_BLOCKS = (
+    *("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"),
+    *("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+)
 
 
 def split(description: Description) -> Description:
@@ -159,13 +162,15 @@ def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph,
     whole = Graph(
         Component(DENOISER, "denoiser", component.inputs, {**component.outputs, **features}),
         _Whole(graph.module, cut, list(component.inputs)),
+        least=graph.least,
     )
     inputs = {**component.inputs, **features}
     every = Component(SHALLOW, "shallow", inputs, component.outputs)
     used = _used(Graph(every, _Shallow(graph, cut, list(inputs))), symbols)
     kept = {name: spec for name, spec in inputs.items() if name in used}
     module = _Shallow(graph, cut, list(kept))
-    return whole, Graph(structs.replace(every, inputs=kept), module, fed_by=whole)
+    kept_graph = Graph(structs.replace(every, inputs=kept), module, fed_by=whole, least=graph.least)
+    return whole, kept_graph
 
 
 def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:

@@ -110,6 +110,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     metavar="BUNDLE",
     help="A second bundle that goes on with the latents of the first.",
 )
+@click.option(
+    "--guidance-rescale",
+    type=float,
+    metavar="X",
+    help="0 to 1: give predictions the contrast back that they have without guidance.",
+)
 @click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
 @click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
 @click.option(
@@ -388,7 +394,8 @@ def _arguments(
     }
     window = ("guidance_start", "guidance_stop")
     sizes = ("height", "width")
-    same = ("scheduler", "guidance_scale", *window, "cache_interval", "negative_prompt", *sizes)
+    scales = ("guidance_scale", "guidance_rescale")
+    same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
     for name, option in (("image", "--image"), ("mask_image", "--mask")):

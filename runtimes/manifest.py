@@ -232,13 +232,15 @@ class Guidance(_Base, frozen=True):
 
     With `scale` set, guidance is on where that argument is above 1, and each of `least` at least
     the number given there; otherwise the branch `single` runs alone with weight 1. `defaults`
-    holds the scale arguments.
+    holds the scale arguments. `rescale` names the one among them that says how much of the
+    standard deviation is taken from the branch `single`.
     """
 
     branches: tuple[Branch, ...]
     single: str
     scale: str | None = None
     defaults: dict[str, float] = msgspec.field(default_factory=dict)
+    rescale: str | None = None
     least: dict[str, float] = msgspec.field(default_factory=dict)
 
     def is_on(self, scales: Mapping[str, float]) -> bool:

@@ -100,8 +100,10 @@ def _guidance_problems(manifest: Manifest) -> Iterator[str]:
     for branch in branches:
         if not set(branch.scales) <= scales:
             yield f"branch {branch.name!r} uses a scale without a default"
-    if manifest.guidance.scale is not None and manifest.guidance.scale not in scales:
-        yield f"guidance.scale {manifest.guidance.scale!r} has no default"
+    for field in ("scale", "rescale"):
+        name = getattr(manifest.guidance, field)
+        if name is not None and name not in scales:
+            yield f"guidance.{field} {name!r} has no default"
     if not set(manifest.guidance.least) <= scales:
         yield f"guidance.least: {sorted(set(manifest.guidance.least) - scales)} has no default"
 

@@ -92,6 +92,7 @@ class Pipeline:
         max_embeddings_multiples: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
         guidance_start: float | None = None,
         guidance_stop: float | None = None,
         cache_interval: int | None = None,
@@ -127,6 +128,8 @@ class Pipeline:
                 may be; what is beyond is cut. 1 by default, as in diffusers' pipelines.
             num_inference_steps: one that the bundle has a sampling plan for.
             guidance_scale: strength of the guidance; at 1 or below it is off.
+            guidance_rescale: from 0 to 1: how much of what guidance adds to the predictions'
+                standard deviation is taken away again. For models with zero terminal SNR.
             guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
                 others cost half, less the negative prompt. All are by default.
             cache_interval: run the whole denoiser in one of so many steps and only its shallow part
@@ -184,6 +187,7 @@ class Pipeline:
             max_embeddings_multiples=max_embeddings_multiples,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
             guidance_start=guidance_start,
             guidance_stop=guidance_stop,
             cache_interval=cache_interval,

@@ -19,6 +19,7 @@ from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.noise import fresh_seed
 from runtimes.plan import PlanTable, SamplingPlan
+from runtimes.sampler import Rescale
 from runtimes.session import Array
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
 from runtimes.tasks import Task
@@ -180,6 +181,14 @@ class Request:
             raise InputError(f"denoising_end {self.denoising_end:g} leaves no step")
         return plan.until(kept)
 
+    def rescale(self, manifest: Manifest) -> Rescale | None:
+        """What is done to the guided prediction, None for nothing."""
+        guidance, branches = manifest.guidance, self.branches(manifest)
+        amount = 0.0 if guidance.rescale is None else self.scales[guidance.rescale]
+        if amount == 0.0 or len(branches) < 2:
+            return None
+        return Rescale(amount, [branch.name for branch, _ in branches].index(guidance.single))
+
     def first_step(self) -> int:
         """The step to start with, as diffusers' image-to-image pipelines choose it.
 
@@ -292,7 +301,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     return Request(
         texts=texts,
         numbers=_all_numbers(manifest, signature, given),
-        scales={n: _number(n, given.get(n, default)) for n, default in signature.scales.items()},
+        scales=_scales(manifest, signature, given),
         prompts=prompts,
         images_per_prompt=images_per_prompt,
         num_inference_steps=_count(
@@ -398,6 +407,14 @@ def _masking(task: Task, given: Mapping[str, Any]) -> MaskOptions:
     if given.get("output_type", "pil") != "pil":
         raise InputError("'padding_mask_crop' puts pictures into others: output_type must be 'pil'")
     return MaskOptions(blur, padding)
+
+
+def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> dict[str, float]:
+    found = {n: _number(n, given.get(n, default)) for n, default in signature.scales.items()}
+    name = manifest.guidance.rescale
+    if name is not None and not 0 <= found[name] <= 1:
+        raise InputError(f"{name!r} must be from 0 (off) to 1, not {found[name]:g}")
+    return found
 
 
 def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:

@@ -208,6 +208,7 @@ class Run:
                 lambda: noise.draw(generators, shape),
                 weights=[weight for _, weight in branches],
                 guided=guided,
+                rescale=request.rescale(pipeline.manifest),
             )
         mask = request.pictures.blend
         if mask is None or prepared.start is None or drawn is None:

@@ -55,7 +55,8 @@ class Graph:
     `module` returns a tuple of tensors in the order of `component.outputs` and takes the
     inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
     inputs in examples, `bounds` float inputs that do not take any number. `fed_by`: the graph whose
-    outputs a shallow graph takes; its module then runs more than it uses.
+    outputs a shallow graph takes; its module then runs more than it uses. `least`: smallest latent
+    height and width to capture for.
     """
 
     component: Component
@@ -63,6 +64,7 @@ class Graph:
     vocabulary: int = 0
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fed_by: Graph | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,17 @@ def family_of(class_name: str) -> Family:
         UnsupportedPipeline: listing the supported classes.
     """
     if class_name not in FAMILIES:
-        raise UnsupportedPipeline(
-            f"pipeline class {class_name!r} is not supported; supported: {', '.join(FAMILIES)}"
-        )
+        raise UnsupportedPipeline(not_supported(f"pipeline class {class_name!r}"))
     module: Any = import_module(f"exporter.families.{FAMILIES[class_name]}")
     return module  # type: ignore[no-any-return]
+
+
+def not_supported(what: str) -> str:
+    """The message about a pipeline that no family handles."""
+    return (
+        f"{what} is not supported; supported: {', '.join(FAMILIES)}. "
+        "How a class is added: docs/extending.md"
+    )
 
 
 def size_multiple(unet: Any) -> int:
@@ -150,14 +158,50 @@ def size_multiple(unet: Any) -> int:
     return int(2 ** (len(unet.config.block_out_channels) - 1))
 
 
-def latents_of(unet: Any, factor: int) -> Latents:
-    """The Latents record of a UNet and a decoder that enlarges by `factor`."""
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+def is_uneven(unet: Any) -> bool:
+    """Whether the UNet's own size cannot be halved evenly at each downsampling block."""
+    return any(side % size_multiple(unet) for side in _sides(unet))
+
+
+def least_side(unet: Any) -> int:
+    """The smallest latent side that an uneven UNet is captured for: its deepest block has 2 rows.
+    Those of one row are another case to PyTorch."""
+    return size_multiple(unet) + 1 if is_uneven(unet) else 1
+
+
+def latents_of(unet: Any, factor: int, any_size: bool = False) -> Latents:
+    """The Latents record of a UNet and a decoder that enlarges by `factor`.
+
+    Args:
+        any_size: whether the graph of an uneven UNet is one for sizes that are no multiples.
+
+    Raises:
+        UnsupportedPipeline: a UNet that does not state its size, or cannot have it.
+    """
+    height, width = _sides(unet)
+    multiple = size_multiple(unet)
+    if is_uneven(unet):
+        if not any_size:
+            raise UnsupportedPipeline(
+                f"a UNet with sample_size {height} by {width} cannot halve it "
+                f"{len(unet.config.block_out_channels) - 1} times: diffusers cannot run it either"
+            )
+        multiple = 1
     return Latents(
         channels=unet.config.out_channels,
         factor=factor,
-        multiple=size_multiple(unet),
+        multiple=multiple,
         default_height=height * factor,
         default_width=width * factor,
     )
+
+
+def _sides(unet: Any) -> tuple[int, int]:
+    size = unet.config.sample_size
+    if size is None:
+        raise UnsupportedPipeline(
+            "the UNet does not say its sample_size, which diffusers takes the default height and "
+            "width from; set it in unet/config.json"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

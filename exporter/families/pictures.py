@@ -13,7 +13,7 @@ import torch
 from msgspec import structs
 
 from exporter.families import Description, Graph, Offer, trained_tasks
-from exporter.families.text_to_image import encoder_graph
+from exporter.families.text_to_image import Scaling, encoder_graph
 from exporter.families.trained_tasks import IMAGE, MASK, Trained
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
@@ -25,20 +25,18 @@ IMAGE_TO_IMAGE = "image-to-image"
 INPAINTING = "inpainting"
 
 
-def image_to_image(vae: Any, strength: float) -> Offer:
+def image_to_image(encoder: Graph, strength: float) -> Offer:
     """From the noisy latents of a picture (Meng et al. 2021, SDEdit)."""
-    encoder = encoder_graph(vae)
     name = encoder.component.name
     start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, each=True)
     task = Task(IMAGE_TO_IMAGE, {IMAGE: "image"}, (start,), strength=strength, size_of=IMAGE)
     return Offer(task, (encoder,))
 
 
-def blended_inpainting(vae: Any, strength: float) -> Offer:
+def blended_inpainting(encoder: Graph, strength: float) -> Offer:
     """With a denoiser that knows no masks: what stays is put back after each step (Lugmayr et al.
     2022, RePaint, without its resampling). diffusers encodes the masked picture too, of which only
     the draw of noise is left."""
-    encoder = encoder_graph(vae)
     name, feeds = encoder.component.name, {"image": Feed(IMAGE)}
     start = Preparation(name, feeds, {"latents": START})
     drawn = Preparation(name, feeds, {}, late=True)
@@ -54,26 +52,32 @@ def blended_inpainting(vae: Any, strength: float) -> Offer:
 
 
 def with_picture_tasks(
-    pipe: Any, description: Description, strengths: Mapping[str, float]
+    pipe: Any, description: Description, strengths: Mapping[str, float], scaling: Scaling
 ) -> Description:
     """A description of text-to-image, with what else the pipeline can do, or does instead.
 
     Args:
         strengths: diffusers' default for each task that the pipeline has.
+        scaling: between the VAE's latents and the denoiser's.
 
     Raises:
         UnsupportedPipeline: the UNet takes channels that nothing is known about.
     """
-    trained = _trained(pipe, description, strengths)
+    encoder = encoder_graph(pipe.vae, scaling)
+    trained = _trained(pipe, description, strengths, encoder)
     if trained is not None:
-        return _as_trained(pipe, description, trained)
+        return _as_trained(description, trained)
     offered = [
-        make(pipe.vae, strengths[name]) for name, make in _OFFERS.items() if name in strengths
+        make(encoder, strengths[name])
+        for name, make in _OFFERS.items()
+        if name in strengths and encoder is not None
     ]
     return replace(description, offers=tuple(offered))
 
 
-def _trained(pipe: Any, description: Description, strengths: Mapping[str, float]) -> Trained | None:
+def _trained(
+    pipe: Any, description: Description, strengths: Mapping[str, float], encoder: Graph | None
+) -> Trained | None:
     """What the UNet was trained for, if that is not text-to-image."""
     channels, found = description.latents.channels, pipe.unet.config.in_channels
     kind = type(pipe).__name__
@@ -83,9 +87,9 @@ def _trained(pipe: Any, description: Description, strengths: Mapping[str, float]
     elif kind.endswith("UpscalePipeline"):
         made = trained_tasks.upscaling(pipe)
     elif getattr(pipe.config, "requires_aesthetics_score", False):
-        made = Trained(image_to_image(pipe.vae, strengths[IMAGE_TO_IMAGE]), {})
+        made = Trained(image_to_image(_needed(encoder, kind), strengths[IMAGE_TO_IMAGE]), {})
     elif found != channels and INPAINTING in strengths:
-        made = trained_tasks.inpainting(pipe, strengths[INPAINTING])
+        made = trained_tasks.inpainting(_needed(encoder, kind), strengths[INPAINTING])
     wanted = channels + sum(int(spec.shape[1]) for spec in made.channels.values()) if made else 0
     if found != (wanted or channels):
         raise UnsupportedPipeline(
@@ -93,6 +97,14 @@ def _trained(pipe: Any, description: Description, strengths: Mapping[str, float]
             f"{kind}: expected {wanted or channels} input channels"
         )
     return made
+
+
+def _needed(encoder: Graph | None, pipeline_class: str) -> Graph:
+    if encoder is None:
+        raise UnsupportedPipeline(
+            f"{pipeline_class} needs a VAE that encodes pictures of the form that it decodes to"
+        )
+    return encoder
 
 
 _OFFERS = {IMAGE_TO_IMAGE: image_to_image, INPAINTING: blended_inpainting}
@@ -112,7 +124,7 @@ def from_text(pipe: Any) -> Any:
     return made
 
 
-def _as_trained(pipe: Any, description: Description, trained: Trained) -> Description:
+def _as_trained(description: Description, trained: Trained) -> Description:
     sizes = {"sample": description.latents.channels}
     sizes |= {name: int(spec.shape[1]) for name, spec in trained.channels.items()}
     graphs = [

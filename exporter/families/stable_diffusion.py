@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
 from exporter.families.controlnet import with_controlnets
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
-    check_unet,
+    Scaling,
     decoder_graph,
     guidance_embedding,
     guided_by,
@@ -20,7 +20,15 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
-from runtimes.errors import UnsupportedPipeline
+from exporter.families.unet_pipelines import (
+    ForwardedSizes,
+    Unpadded,
+    check_parts,
+    check_unet,
+    check_vae,
+    sequence,
+    text_length,
+)
 from runtimes.manifest import Component, Embedding, TensorSpec
 from runtimes.tasks import Task
 
@@ -42,20 +50,23 @@ class TextEncoder(torch.nn.Module):
     """input_ids [batch, length] → encoder_hidden_states [batch, length, width]: the last
     hidden state after the final layer norm."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any) -> None:
         super().__init__()
         self.encoder = encoder
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        self.mask = Unpadded(tokenizer) if masked else None
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.encoder(input_ids, return_dict=False)[0],)
+        mask = None if self.mask is None else self.mask(input_ids)
+        return (self.encoder(input_ids, attention_mask=mask, return_dict=False)[0],)
 
 
 class Denoiser(torch.nn.Module):
     """The UNet; what it predicts (noise or velocity) is the scheduler's business."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, uneven: bool = False) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = ForwardedSizes(unet) if uneven else unet
         self.embedding = guidance_embedding(unet)
 
     def forward(
@@ -79,13 +90,15 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
-    check_unet(pipe.unet)
     kind = type(pipe).__name__
+    check_parts(pipe, "unet", "vae", "text_encoder", "tokenizer")
+    check_unet(pipe.unet, kind)
+    check_vae(pipe.vae)
     scale, steps = _DEFAULTS.get(kind, _USUAL)
     guided = guided_by(pipe.unet, scale, "empty")
-    if getattr(pipe.text_encoder.config, "use_attention_mask", False):
-        raise UnsupportedPipeline("a text encoder with use_attention_mask is not supported yet")
-    length = pipe.tokenizer.model_max_length
+    length = text_length(pipe.tokenizer, pipe.text_encoder)
+    latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
+    scaling = Scaling.plain(pipe.vae)
     width = pipe.text_encoder.config.hidden_size
     states = TensorSpec("float32", ("batch", length, width))
     sample = sample_spec(pipe.unet.config.out_channels)
@@ -96,7 +109,7 @@ def describe(pipe: Any) -> Description:
             inputs={"input_ids": ids_spec(length)},
             outputs={"encoder_hidden_states": states},
         ),
-        TextEncoder(pipe.text_encoder),
+        TextEncoder(pipe.text_encoder, pipe.tokenizer),
         pipe.text_encoder.config.vocab_size,
     )
     denoiser = Graph(
@@ -106,18 +119,21 @@ def describe(pipe: Any) -> Description:
             inputs={
                 "sample": sample,
                 "timestep": TensorSpec("float32", (1,)),
-                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
+                "encoder_hidden_states": TensorSpec(
+                    "float32", ("batch", sequence(pipe.unet, length), width)
+                ),
                 **guided.inputs,
             },
             outputs={"prediction": sample},
         ),
-        Denoiser(pipe.unet),
+        Denoiser(pipe.unet, is_uneven(pipe.unet)),
+        least=least_side(pipe.unet),
     )
     run = from_text(pipe)
     description = Description(
         task=Task(TEXT_TO_IMAGE),
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
+        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
+        latents=latents,
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
         arguments=guided.arguments,
         vectors=guided.vectors,
@@ -132,5 +148,6 @@ def describe(pipe: Any) -> Description:
         },
         embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": width}),),
     )
-    description = with_picture_tasks(pipe, description, _STRENGTHS.get(kind, _USUAL_STRENGTHS))
+    strengths = _STRENGTHS.get(kind, _USUAL_STRENGTHS)
+    description = with_picture_tasks(pipe, description, strengths, scaling)
     return with_controlnets(pipe, description)

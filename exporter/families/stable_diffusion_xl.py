@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
 from exporter.families.controlnet import with_controlnets
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
-    check_unet,
+    Scaling,
     decoder_graph,
     guidance_embedding,
     guided_by,
@@ -19,6 +20,14 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
+from exporter.families.unet_pipelines import (
+    ForwardedSizes,
+    check_parts,
+    check_unet,
+    check_vae,
+    text_length,
+)
+from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
 from runtimes.tasks import Task
 
@@ -48,40 +57,30 @@ _STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
 
 
 class TextEncoders(torch.nn.Module):
-    """Two id tensors [batch, length] → joined penultimate hidden states
-    [batch, length, width_1 + width_2] and the second encoder's pooled projection."""
+    """An id tensor [batch, length] for each encoder → their joined penultimate hidden states
+    [batch, length, sum of widths], and the pooled projection of the first that has one."""
 
-    def __init__(self, first: Any, second: Any) -> None:
+    def __init__(self, encoders: Sequence[Any]) -> None:
         super().__init__()
-        self.first = first
-        self.second = second
+        self.encoders = torch.nn.ModuleList(encoders)
 
     def forward(
-        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        one = self.first(input_ids, output_hidden_states=True)
-        two = self.second(input_ids_2, output_hidden_states=True)
-        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two[0]
-
-
-class SecondTextEncoder(torch.nn.Module):
-    """The same of the second encoder alone, which is all that the refiner has."""
-
-    def __init__(self, second: Any) -> None:
-        super().__init__()
-        self.second = second
-
-    def forward(self, input_ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        made = self.second(input_ids_2, output_hidden_states=True)
-        return made.hidden_states[-2], made[0]
+        found = [
+            encoder(ids, output_hidden_states=True)
+            for encoder, ids in zip(self.encoders, (input_ids, input_ids_2), strict=False)
+        ]
+        pooled = next(each[0] for each in found if each[0].ndim == 2)
+        return torch.cat([each.hidden_states[-2] for each in found], dim=-1), pooled
 
 
 class Denoiser(torch.nn.Module):
     """The UNet with its added conditioning as plain inputs."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, uneven: bool = False) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = ForwardedSizes(unet) if uneven else unet
         self.embedding = guidance_embedding(unet)
 
     def forward(
@@ -106,14 +105,43 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
-    check_unet(pipe.unet)
+    # Without the pooled text of the second encoder it cannot run; the first may be missing.
+    parts = ("text_encoder", "tokenizer")
+    first = parts if any(getattr(pipe, name) is not None for name in parts) else ()
+    check_parts(pipe, "unet", "vae", "text_encoder_2", "tokenizer_2", *first)
+    check_unet(pipe.unet, type(pipe).__name__, additions=("text_time",))
+    check_vae(pipe.vae)
     scored = bool(pipe.config.get("requires_aesthetics_score"))
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     scale, steps = _DEFAULTS.get(type(pipe).__name__, _USUAL)
     guided = guided_by(pipe.unet, scale, zeros)
-    text_encoder, text_inputs = _text_encoder(pipe)
-    states, pooled = text_encoder.component.outputs.values()
+    texts = _texts(pipe)
+    encoders = [
+        getattr(pipe, each.attribute.replace("tokenizer", "text_encoder")) for each in texts
+    ]
+    (length,) = _lengths(pipe, texts, encoders)
+    columns = {
+        text.input: int(encoder.config.hidden_size)
+        for text, encoder in zip(texts, encoders, strict=True)
+    }
+    width = sum(columns.values())
+    pooled = TensorSpec("float32", ("batch", _projection(encoders)))
     sample = sample_spec(pipe.unet.config.out_channels)
+    latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
+    scaling = Scaling.normalised(pipe.vae)
+    text_encoder = Graph(
+        Component(
+            name="text_encoder",
+            role="encoder",
+            inputs={each.input: ids_spec(length) for each in texts},
+            outputs={
+                "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
+                "text_embeds": pooled,
+            },
+        ),
+        TextEncoders(encoders),
+        min(encoder.config.vocab_size for encoder in encoders),
+    )
     denoiser = Graph(
         Component(
             name="denoiser",
@@ -121,23 +149,22 @@ def describe(pipe: Any) -> Description:
             inputs={
                 "sample": sample,
                 "timestep": TensorSpec("float32", (1,)),
-                "encoder_hidden_states": TensorSpec(
-                    "float32", ("batch", "sequence", states.shape[-1])
-                ),
+                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
                 "text_embeds": pooled,
                 "time_ids": TensorSpec("float32", ("batch", 5 if scored else 6)),
                 **guided.inputs,
             },
             outputs={"prediction": sample},
         ),
-        Denoiser(pipe.unet),
+        Denoiser(pipe.unet, is_uneven(pipe.unet)),
+        least=least_side(pipe.unet),
     )
     run = from_text(pipe)
     description = Description(
         task=Task(TEXT_TO_IMAGE),
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of(pipe.unet, vae_factor(pipe.vae)),
-        text_inputs=text_inputs,
+        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
+        latents=latents,
+        text_inputs=texts,
         arguments=(*_ARGUMENTS, *(_SCORES if scored else (_TARGET,)), *guided.arguments),
         vectors=(
             VectorInput(
@@ -156,45 +183,45 @@ def describe(pipe: Any) -> Description:
         call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
-            **({} if pipe.text_encoder is None else {"prompt_2": "a flat drawing"}),
+            **({"prompt_2": "a flat drawing"} if len(texts) > 1 else {}),
             "guidance_scale": PROBE_GUIDANCE,
         },
         embeddings=(
-            Embedding("prompt_embeds", "encoder_hidden_states", _columns(pipe)),
+            Embedding("prompt_embeds", "encoder_hidden_states", columns),
             Embedding("pooled_prompt_embeds", "text_embeds"),
         ),
     )
-    description = with_picture_tasks(pipe, description, _STRENGTHS)
+    description = with_picture_tasks(pipe, description, _STRENGTHS, scaling)
     return with_controlnets(pipe, description)
 
 
-def _columns(pipe: Any) -> dict[str, int]:
-    """The numbers that each encoder gives for a token, by its input."""
-    encoders = {"input_ids": pipe.text_encoder, "input_ids_2": pipe.text_encoder_2}
-    return {n: int(each.config.hidden_size) for n, each in encoders.items() if each is not None}
-
-
-def _text_encoder(pipe: Any) -> tuple[Graph, tuple[TextInput, ...]]:
-    """One graph of both encoders, or of the second alone, and what feeds it."""
-    first, second = pipe.text_encoder, pipe.text_encoder_2
-    length = pipe.tokenizer_2.model_max_length
-    encoders = [each for each in (first, second) if each is not None]
-    width = sum(_columns(pipe).values())
-    texts = [
+def _texts(pipe: Any) -> tuple[TextInput, ...]:
+    """What feeds the encoders. One alone gets the call's own prompt, whichever it is."""
+    if pipe.text_encoder is None:
+        return (TextInput("tokenizer_2", "input_ids", ("prompt",)),)
+    return (
         TextInput("tokenizer", "input_ids", ("prompt",)),
         TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
-    ]
-    if first is None:  # diffusers then takes the first prompt for the second encoder
-        texts = [TextInput("tokenizer_2", "input_ids_2", ("prompt",))]
-    component = Component(
-        name="text_encoder",
-        role="encoder",
-        inputs={text.input: ids_spec(length) for text in texts},
-        outputs={
-            "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
-            "text_embeds": TensorSpec("float32", ("batch", second.config.projection_dim)),
-        },
     )
-    module = SecondTextEncoder(second) if first is None else TextEncoders(first, second)
-    vocabulary = min(each.config.vocab_size for each in encoders)
-    return Graph(component, module, vocabulary), tuple(texts)
+
+
+def _lengths(pipe: Any, texts: Sequence[TextInput], encoders: Sequence[Any]) -> set[int]:
+    pairs = zip(texts, encoders, strict=True)
+    found = {text_length(getattr(pipe, text.attribute), encoder) for text, encoder in pairs}
+    if len(found) > 1:
+        raise UnsupportedPipeline(
+            f"the tokenizers make {' and '.join(map(str, sorted(found)))} ids of a text, whose "
+            "hidden states cannot be joined: diffusers cannot run it either"
+        )
+    return found
+
+
+def _projection(encoders: Sequence[Any]) -> int:
+    """Width of the pooled text: that of the first encoder with a projection."""
+    for encoder in encoders:
+        if hasattr(encoder, "text_projection"):
+            return int(encoder.config.projection_dim)
+    raise UnsupportedPipeline(
+        "no text encoder has a projection (CLIPTextModelWithProjection): diffusers cannot run it "
+        "either"
+    )

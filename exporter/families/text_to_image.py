@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from exporter.families import Graph
-from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
 
 # Of the whole-loop check. Strong guidance in a few steps multiplies rounding: int8 weights, 2e-2
@@ -19,22 +18,68 @@ PROBE_GUIDANCE = 2.0
 _SCALE = "guidance_scale"
 
 
+class Scaling(torch.nn.Module):
+    """Latents of the VAE → latents of the denoiser: (latents - mean) * factor / deviation. `undo`
+    is the way back. Mean and deviation are [1, channels, 1, 1], or numbers."""
+
+    mean: Any
+    deviation: Any
+
+    def __init__(self, factor: float, mean: Any = 0.0, deviation: Any = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.normalises = isinstance(mean, torch.Tensor)
+        for name, value in (("mean", mean), ("deviation", deviation)):
+            if self.normalises:
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+
+    @classmethod
+    def plain(cls, vae: Any) -> Scaling:
+        """By the factor alone, as Stable Diffusion's pipelines, whatever else the VAE says."""
+        return cls(float(vae.config.scaling_factor))
+
+    @classmethod
+    def shifted(cls, vae: Any) -> Scaling:
+        """With the shift, where the VAE has one."""
+        shift = getattr(vae.config, "shift_factor", None)
+        return cls(float(vae.config.scaling_factor), float(shift or 0.0))
+
+    @classmethod
+    def normalised(cls, vae: Any) -> Scaling:
+        """With mean and deviation of each channel, where the VAE has both, as SDXL's pipelines."""
+        found = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
+        if None in found:
+            return cls.plain(vae)
+        mean, deviation = (torch.tensor(each).float().view(1, -1, 1, 1) for each in found)
+        return cls(float(vae.config.scaling_factor), mean, deviation)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = (latents - self.mean) * self.factor
+        return made / self.deviation if self.normalises else made
+
+    def undo(self, latents: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = (
+            latents * self.deviation if self.normalises else latents
+        ) / self.factor
+        return made + self.mean if self.normalises or self.mean else made
+
+
 class Decoder(torch.nn.Module):
     """latents [batch, channels, height, width] → image [batch, 3, f*height, f*width] in [0, 1].
 
-    Undoes the latent scaling (and shift, where the VAE has one) and the image normalisation,
-    as diffusers' pipelines and their VaeImageProcessor do.
+    Undoes the latent scaling and the image normalisation, as diffusers' pipelines and their
+    VaeImageProcessor do.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, scaling: Scaling | None = None) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor, self.shift = _scaling(vae)
+        self.scaling = scaling or Scaling.shifted(vae)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        scaled = latents / self.scaling_factor
-        if self.shift:
-            scaled = scaled + self.shift
+        scaled = self.scaling.undo(latents)
         image = self.vae.decode(scaled, return_dict=False)[0]
         return ((image * 0.5 + 0.5).clamp(0, 1),)
 
@@ -43,10 +88,10 @@ class Encoder(torch.nn.Module):
     """image [batch, 3, f*height, f*width] in [0, 1], noise → scaled latents: a draw from what the
     VAE's encoder says, with the noise that diffusers would draw. `Decoder` backwards."""
 
-    def __init__(self, vae: Any, scaled: bool = True) -> None:
+    def __init__(self, vae: Any, scaling: Scaling | None = None) -> None:
         super().__init__()
         self.vae = vae
-        self.scaling_factor, self.shift = _scaling(vae) if scaled else (1.0, 0.0)
+        self.scaling = scaling or Scaling.shifted(vae)
 
     def forward(
         self, image: torch.Tensor, noise: torch.Tensor | None = None
@@ -56,33 +101,43 @@ class Encoder(torch.nn.Module):
             latents = found.mean + found.std * noise
         else:
             latents = found.mode() if hasattr(found, "mode") else found
-        return ((latents - self.shift) * self.scaling_factor,)
+        return (self.scaling(latents),)
 
 
-def encoder_graph(vae: Any, draws: bool = True, scaled: bool = True) -> Graph:
-    """The VAE's encoder as a component.
+def encoder_graph(vae: Any, scaling: Scaling | None = None, draws: bool = True) -> Graph | None:
+    """The VAE's encoder as a component, None where it does not take pictures as the decoder gives
+    them.
 
     Args:
         draws: draw from the distribution that it says, instead of taking its mode. Tiny
             autoencoders say none.
-        scaled: scale the latents as the denoiser's.
     """
+    if vae.config.in_channels != vae.config.out_channels or _encoder_blocks(vae) != _blocks(vae):
+        return None
     latents = sample_spec(vae.config.latent_channels)
     draws = draws and type(vae).__name__ != "AutoencoderTiny"
     inputs = {"image": _image_spec(vae)} | ({"noise": latents} if draws else {})
     component = Component("vae_encoder", "image_encoder", inputs, {"latents": latents})
-    return Graph(component, Encoder(vae, scaled))
+    return Graph(component, Encoder(vae, scaling))
 
 
 def vae_factor(vae: Any) -> int:
     """Pixels per latent along a side."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    return int(2 ** (_blocks(vae) - 1))
 
 
-def decoder_graph(vae: Any) -> Graph:
+def _blocks(vae: Any) -> int:
+    return len(vae.config.block_out_channels)
+
+
+def _encoder_blocks(vae: Any) -> int:
+    """Of the encoder, which some classes let be another than the decoder."""
+    names = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
+    return len(next(vae.config[name] for name in names if name in vae.config))
+
+
+def decoder_graph(vae: Any, scaling: Scaling | None = None) -> Graph:
     """The VAE decoder as a component."""
-    if getattr(vae.config, "latents_mean", None) is not None:
-        raise UnsupportedPipeline("VAEs with latents_mean and latents_std are not supported yet")
     return Graph(
         Component(
             name="vae_decoder",
@@ -90,19 +145,15 @@ def decoder_graph(vae: Any) -> Graph:
             inputs={"latents": sample_spec(vae.config.latent_channels)},
             outputs={"image": _image_spec(vae)},
         ),
-        Decoder(vae),
+        Decoder(vae, scaling),
     )
-
-
-def _scaling(vae: Any) -> tuple[float, float]:
-    """Factor and shift between the VAE's latents and the denoiser's."""
-    shift = getattr(vae.config, "shift_factor", None)
-    return float(vae.config.scaling_factor), float(shift or 0.0)
 
 
 def _image_spec(vae: Any) -> TensorSpec:
     factor = vae_factor(vae)
-    return TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
+    return TensorSpec(
+        "float32", ("batch", vae.config.out_channels, f"{factor}*height", f"{factor}*width")
+    )
 
 
 def sample_spec(channels: int) -> TensorSpec:
@@ -114,7 +165,8 @@ def ids_spec(max_length: int) -> TensorSpec:
 
 
 def classifier_free_guidance(scale: float, missing: Any) -> Guidance:
-    """Ho and Salimans 2022: negative + scale * (positive - negative), in diffusers' batch order."""
+    """Ho and Salimans 2022: negative + scale * (positive - negative), in diffusers' batch order.
+    The deviation of the positive branch can be given back to it (Lin et al. 2023)."""
     return Guidance(
         branches=(
             Branch("negative", "negative_", missing, 1.0, {"guidance_scale": -1.0}),
@@ -122,7 +174,8 @@ def classifier_free_guidance(scale: float, missing: Any) -> Guidance:
         ),
         single="positive",
         scale="guidance_scale",
-        defaults={"guidance_scale": scale},
+        defaults={"guidance_scale": scale, "guidance_rescale": 0.0},
+        rescale="guidance_rescale",
     )
 
 
@@ -182,10 +235,3 @@ def guided_by(unet: Any, scale: float, missing: Any) -> Guided:
         (Argument(_SCALE, (scale,)),),
         (VectorInput(_SCALE, (_SCALE,)),),
     )
-
-
-def check_unet(unet: Any) -> None:
-    """Refuse what the graphs below would silently leave out."""
-    for option in ("class_embed_type", "encoder_hid_dim_type"):
-        if getattr(unet.config, option, None) is not None:
-            raise UnsupportedPipeline(f"a UNet with {option} is not supported yet")

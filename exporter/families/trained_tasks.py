@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from exporter.families import Graph, Offer
-from exporter.families.text_to_image import encoder_graph
+from exporter.families.text_to_image import Scaling, encoder_graph
+from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
 from runtimes.tasks import START, Feed, Preparation, Task
 
@@ -38,9 +39,8 @@ class Trained:
     guidance: Guidance | None = None
 
 
-def inpainting(pipe: Any, strength: float) -> Trained:
+def inpainting(encoder: Graph, strength: float) -> Trained:
     """The UNet takes the mask and the latents of what is around it."""
-    encoder = encoder_graph(pipe.vae)
     name = encoder.component.name
     start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, below_full_strength=True)
     around = Preparation(name, {"image": _OUTSIDE}, {"latents": _MASKED_LATENTS}, late=True)
@@ -52,8 +52,7 @@ def inpainting(pipe: Any, strength: float) -> Trained:
         strength=strength,
         noise_at_full_strength=True,
     )
-    channels = pipe.vae.config.latent_channels
-    inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: _channels(channels)}
+    inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: encoder.component.outputs["latents"]}
     return Trained(Offer(task, (encoder,)), inputs)
 
 
@@ -64,9 +63,12 @@ def instruct_pix2pix(pipe: Any, guidance: Guidance) -> Trained:
     Args:
         guidance: that of text-to-image, whose scale and empty texts are the same.
     """
-    # The latents' mean; CosXL's editing model alone was trained on scaled ones.
+    # The latents' mode; CosXL's editing model alone was trained on scaled ones.
     scaled = bool(getattr(pipe, "is_cosxl_edit", False))
-    encoder = encoder_graph(pipe.vae, draws=False, scaled=scaled)
+    scaling = Scaling.plain(pipe.vae) if scaled else Scaling(1.0)
+    encoder = encoder_graph(pipe.vae, scaling, draws=False)
+    if encoder is None:
+        raise UnsupportedPipeline("a VAE that does not encode what it decodes to is not supported")
     branches = ("text", "image")
     made = Preparation(
         encoder.component.name, {"image": Feed(IMAGE)}, {"latents": "image_latents"}, branches

@@ -17,13 +17,16 @@ _STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 
 
 class Denoiser(torch.nn.Module):
-    """The UNet alone."""
+    """The UNet alone. One that has learned a vector for each timestep looks it up by its number."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.looks_up = unet.config.time_embedding_type == "learned"
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        if self.looks_up:
+            timestep = timestep.to(torch.int64)
         return (self.unet(sample, timestep, return_dict=False)[0],)
 
 
@@ -38,9 +41,17 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.unet.config
     if config.out_channels != config.in_channels:
-        raise UnsupportedPipeline("a UNet with learned variance is not supported yet")
-    if config.num_class_embeds is not None or config.class_embed_type is not None:
-        raise UnsupportedPipeline("a class-conditional UNet2DModel is not supported yet")
+        raise UnsupportedPipeline(
+            f"a UNet with {config.in_channels} input and {config.out_channels} output channels "
+            "(learned variance) is not supported: the noise is multiplied by what the UNet says, "
+            "and a sampling plan is linear in both"
+        )
+    if pipe.unet.class_embedding is not None:
+        named = "num_class_embeds" if config.class_embed_type is None else "class_embed_type"
+        raise UnsupportedPipeline(
+            f"a UNet2DModel with {named} {config[named]!r} takes class labels, and "
+            f"{type(pipe).__name__} has none to give: diffusers cannot run it either"
+        )
     sample = sample_spec(config.in_channels)
     denoiser = Component(
         name="denoiser",

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import runtimes.plan
 import runtimes.sampler
 from runtimes.errors import BackendError, InputError, NumericalError
 from runtimes.plan import Clip, SamplingPlan
 from runtimes.plan_schema import ClipKind
-from runtimes.sampler import denoise
+from runtimes.sampler import Rescale, denoise
 
 SHAPE = (2, 3, 4, 5)
 
@@ -226,3 +227,43 @@ def test_the_loop_names_no_scheduler_and_no_model() -> None:
     for module in (runtimes.sampler, runtimes.plan):
         text = Path(str(module.__file__)).read_text(encoding="utf-8")
         assert not re.findall(rf"\b\w*(?:{names})\w*\b", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("amount", [0.3, 1.0])
+def test_rescaled_guidance(amount: float) -> None:
+    """As `rescale_noise_cfg` of diffusers' pipelines; not where a step is not guided."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    rng = np.random.default_rng(5)
+    plan, first = make_plan(evaluations=4), rng.standard_normal(SHAPE).astype(np.float32)
+    parts = rng.standard_normal((4, 2, *SHAPE)).astype(np.float32) * [[[[[[1]]]], [[[[3]]]]]]
+    parts = parts.astype(np.float32)
+    noises = rng.standard_normal((4, *SHAPE)).astype(np.float32)
+    weights, guided = (-4.0, 5.0), [True, True, False, True]
+    asked: list[int] = []
+
+    def predict(sample: Any, _: Any) -> Any:
+        asked.append(len(sample))
+        both = parts[len(asked) - 1]
+        return both.reshape(-1, *SHAPE[1:]) if len(sample) > SHAPE[0] else both[1]
+
+    expected = []
+    for both, all_branches in zip(parts, guided, strict=True):
+        negative, positive = (torch.from_numpy(each) for each in both)
+        made = negative + 5.0 * (positive - negative)
+        made = rescale_noise_cfg(made, positive, guidance_rescale=amount)
+        expected.append(made.numpy() if all_branches else positive.numpy())
+    loop = denoise(
+        plan,
+        first,
+        predict,
+        iter(noises).__next__,
+        weights=weights,
+        guided=guided,
+        rescale=Rescale(amount, 1),
+    )
+    found = [step.latents for step in loop]
+    alone = denoise(plan, first, lambda *_: expected.pop(0), iter(noises[:]).__next__)
+    assert asked == [4, 4, 2, 4]
+    for ours, theirs in zip(found, alone, strict=True):
+        np.testing.assert_allclose(ours, theirs.latents, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,169 @@
+"""What a UNet's configuration asks of its pipeline, and which pipelines give it.
+
+A UNet can be built to take class labels, pictures or text in ways that the pipeline which it is
+saved in never passes. diffusers fails then in the middle of the first call; here it is refused
+before anything is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from runtimes.errors import UnsupportedPipeline
+
+_LONGEST = 4096  # ids of a text, where the encoder itself sets no limit
+_LABELLED = ("StableDiffusionUpscalePipeline",)  # give class labels: the noise level
+_VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+
+
+def check_parts(pipe: Any, *names: str) -> None:
+    """Refuse a pipeline that was saved without one of these parts.
+
+    Raises:
+        UnsupportedPipeline: naming it.
+    """
+    for name in names:
+        if getattr(pipe, name, None) is None:
+            raise UnsupportedPipeline(
+                f"the {type(pipe).__name__} was saved without its {name}: diffusers cannot run it "
+                "on a prompt either"
+            )
+
+
+def check_unet(
+    unet: Any, pipeline_class: str, additions: Collection[str | None] = (None, "text")
+) -> None:
+    """Refuse a UNet that takes what the pipeline does not give, or gives what it cannot use.
+
+    Args:
+        additions: the values of `addition_embed_type` that the pipeline has the inputs for.
+
+    Raises:
+        UnsupportedPipeline: naming the option and its value.
+    """
+    config = unet.config
+    labelled = pipeline_class in _LABELLED and config.class_embed_type is None
+    if getattr(unet, "class_embedding", None) is not None and not labelled:
+        kind, count = config.class_embed_type, config.num_class_embeds
+        named = f"class_embed_type {kind!r}" if kind else f"num_class_embeds {count}"
+        raise UnsupportedPipeline(
+            f"a UNet with {named} takes class labels, and {pipeline_class} has none to give: "
+            "diffusers cannot run it either"
+        )
+    for option, known in (
+        ("addition_embed_type", additions),
+        ("encoder_hid_dim_type", (None, "text_proj")),
+    ):
+        value = getattr(config, option, None)
+        if value not in known:
+            names = " or ".join("none" if each is None else repr(each) for each in known)
+            raise UnsupportedPipeline(
+                f"a UNet with {option} {value!r} does not fit {pipeline_class}, which has inputs "
+                f"for {names}"
+            )
+
+
+def check_vae(vae: Any) -> None:
+    """Refuse a VAE that draws noise, or enlarges otherwise than diffusers' pipelines count on.
+
+    Raises:
+        UnsupportedPipeline: naming what was expected.
+    """
+    if type(vae).__name__ not in _VAES:
+        raise UnsupportedPipeline(
+            f"a VAE of the class {type(vae).__name__} is not supported; supported: "
+            + ", ".join(_VAES)
+        )
+    factor = getattr(vae.config, "upsampling_scaling_factor", 2)
+    if factor != 2:
+        raise UnsupportedPipeline(
+            f"a VAE with upsampling_scaling_factor {factor}: diffusers counts on 2 for each block, "
+            "and makes pictures of another size than asked for"
+        )
+
+
+def text_length(tokenizer: Any, encoder: Any) -> int:
+    """How many token ids a text becomes.
+
+    Raises:
+        UnsupportedPipeline: more than the encoder has positions for.
+    """
+    length = tokenizer.model_max_length
+    positions = getattr(encoder.config, "max_position_embeddings", _LONGEST)
+    if not 1 <= length <= positions:
+        raise UnsupportedPipeline(
+            f"the tokenizer makes {length} ids of each text and the text encoder has {positions} "
+            "positions: diffusers cannot run it either. Set model_max_length in the tokenizer's "
+            "tokenizer_config.json"
+        )
+    return int(length)
+
+
+def sequence(unet: Any, length: int) -> int | str:
+    """The second dimension of `encoder_hidden_states`. Pooling them by attention (as of DeepFloyd
+    IF, `addition_embed_type` "text") cannot be captured for an open one."""
+    return length if unet.config.addition_embed_type == "text" else "sequence"
+
+
+class Unpadded(torch.nn.Module):
+    """input_ids [batch, length] → int64 of the same shape, 0 where a text was padded: what the
+    tokenizer calls its attention mask, for encoders with `use_attention_mask`.
+
+    Texts end with one end token and are padded behind it. Where that is the padding token too, a
+    text that itself ends with the end token written out counts as shorter than it is.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        if tokenizer.padding_side != "right":
+            raise UnsupportedPipeline(
+                f"a text encoder with use_attention_mask whose texts are padded on the "
+                f"{tokenizer.padding_side} is not supported, only on the right"
+            )
+        self.end = tokenizer.eos_token_id
+        self.same = tokenizer.pad_token_id == self.end
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        own: torch.Tensor = (input_ids != self.end) if self.same else (input_ids == self.end)
+        last = (places * own).amax(dim=1, keepdim=True) + int(self.same)
+        return (places <= last).to(torch.int64)
+
+
+class ForwardedSizes(torch.nn.Module):
+    """A `UNet2DConditionModel` for latents that cannot be halved evenly at each block.
+
+    diffusers then tells each upsampling the size of the skip connection that its result will
+    meet, by a branch on the size (`forward_upsample_size`). A captured program has one branch
+    only; this module always takes that one, which gives the same at other sizes.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        unet, sizes = self.unet, list[Any]()
+
+        def note(_: torch.nn.Module, inputs: Any, made: Any) -> None:
+            sizes.extend(
+                each.shape[2:] for each in (made[1] if isinstance(made, tuple) else [made])
+            )
+
+        def give(block: Any, inputs: Any, known: dict[str, Any]) -> Any:
+            del sizes[-len(block.resnets) :]  # its own skip connections
+            return inputs, {**known, "upsample_size": sizes[-1]}
+
+        with ExitStack() as undo:
+            for down in (unet.conv_in, *unet.down_blocks):
+                undo.callback(down.register_forward_hook(note).remove)
+            for up in unet.up_blocks[:-1]:
+                hook = up.register_forward_pre_hook(give, with_kwargs=True)
+                undo.callback(hook.remove)
+            undo.callback(setattr, unet, "num_upsamplers", unet.num_upsamplers)
+            unet.num_upsamplers = 0  # no size is then a reason to take the branch
+            return unet(*inputs, **named)
