@@ -62,18 +62,21 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
     return value
 
 
-def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> ExportedProgram:
+def capture(
+    graph: Graph, multiple: int, symbols: Mapping[str, int], maximum: int | None = None
+) -> ExportedProgram:
     """Capture with `torch.export`, traced at the shapes of `symbols`.
 
     Args:
         graph: its component's symbolic dimensions become dynamic axes.
         multiple: what latent height and width are multiples of.
         symbols: values to trace with; none may be 0 or 1.
+        maximum: what latent height and width are at most, None for no limit of the model's own.
 
     Raises:
         ExportError: the module cannot be captured.
     """
-    dims = _Dims(multiple)
+    dims = _Dims(multiple, min(maximum or MAX_LATENT, MAX_LATENT))
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -88,9 +91,23 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
                 dynamic_shapes=shapes,
                 strict=False,
             )
+            _drop_idle_squeezes(program)
             return program if graph.fed_by is None else _pruned(program)
     except Exception as error:
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
+
+
+def _drop_idle_squeezes(program: ExportedProgram) -> None:
+    """`squeeze` leaves a dimension that is not 1 as it is, as PixArt's transformer has it of its
+    tokens; other formats' operators of that name do not."""
+    for node in list(program.graph.nodes):
+        if node.target is not torch.ops.aten.squeeze.dim:
+            continue
+        given = node.args[0]
+        if given.meta["val"].dim() == node.meta["val"].dim():
+            node.replace_all_uses_with(given)
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def _pruned(program: ExportedProgram) -> ExportedProgram:
@@ -158,8 +175,9 @@ class _Dims:
     """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
     ones are multiples of a base."""
 
-    def __init__(self, multiple: int) -> None:
+    def __init__(self, multiple: int, maximum: int) -> None:
         self._multiple = multiple
+        self._maximum = maximum
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
@@ -176,7 +194,7 @@ class _Dims:
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
         # A base of its own name: a dimension may not be called like a multiple of it.
         label = name if self._multiple == 1 else f"_{name}"
-        return Dim(label, min=1, max=MAX_LATENT // self._multiple)
+        return Dim(label, min=1, max=self._maximum // self._multiple)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
 from exporter.calibration import Calibration, Trajectories, read_prompts
-from exporter.families import Description, Graph, family_of
+from exporter.families import Description, Graph, TextInput, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
@@ -319,13 +319,17 @@ class _Compilation:
                 {
                     "kind": "tokenizer",
                     "source": self.source.digests[text.attribute],
+                    "length": text.length(tokenizer),
+                    "lowercase": text.lowercase,
                     "versions": versions(("transformers", "tokenizers")),
                     "code": code("exporter.tokenizers"),
                 }
             )
 
-            def write(folder: Path, tokenizer: Any = tokenizer) -> Mapping[str, Any]:
-                tokenizers.save(tokenizer, folder / "tokenizer.json")
+            def write(
+                folder: Path, tokenizer: Any = tokenizer, text: TextInput = text
+            ) -> Mapping[str, Any]:
+                tokenizers.save(tokenizer, folder / "tokenizer.json", text)
                 return {}
 
             item = self.store.item(key, f"tokenizer/{text.input}", write)
@@ -333,7 +337,7 @@ class _Compilation:
                 Tokenizer(
                     item.files[0],
                     text.input,
-                    tokenizer.model_max_length,
+                    text.length(tokenizer),
                     text.texts,
                     expansions(tokenizer),
                 )

@@ -152,7 +152,7 @@ class Latents(_Base, frozen=True):
     """The tensor that is denoised.
 
     `factor` is pixels per latent along a side; latent height and width must be multiples of
-    `multiple`; default sizes are in pixels.
+    `multiple`, and at most `maximum` where the model has a limit; default sizes are in pixels.
     """
 
     channels: int
@@ -160,6 +160,7 @@ class Latents(_Base, frozen=True):
     multiple: int
     default_height: int
     default_width: int
+    maximum: int | None = None
 
 
 class Tokenizer(_Base, frozen=True):

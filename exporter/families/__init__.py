@@ -22,9 +22,16 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionPipeline": "stable_diffusion",
     "LatentConsistencyModelPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "FluxPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
+
+# Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
+EVEN_SIGMAS = ("FluxPipeline",)
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,40 @@ class Graph:
 @dataclass(frozen=True)
 class TextInput:
     """A transformers tokenizer of the pipeline, the encoder input that it feeds, and the call
-    arguments to look for, the first given one being used."""
+    arguments to look for, the first given one being used.
+
+    `max_length`: how many ids a text becomes, None for the tokenizer's own maximum. `lowercase`:
+    the pipeline writes texts small and strips them first.
+    """
 
     attribute: str
     input: str
     texts: tuple[str, ...]
+    max_length: int | None = None
+    lowercase: bool = False
+
+    def length(self, tokenizer: Any) -> int:
+        """How many ids a text becomes."""
+        return int(tokenizer.model_max_length) if self.max_length is None else self.max_length
+
+    def prepared(self, text: str) -> str:
+        """The text as the pipeline gives it to its tokenizer."""
+        return text.lower().strip() if self.lowercase else text
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """How a pipeline tells a scheduler with dynamic shifting the picture's size: by the number of
+    patches of `patch` latents along a side. `max_shift` where the scheduler's configuration has
+    none."""
+
+    patch: int
+    max_shift: float
+
+
+def plain(held: torch.Tensor, _: Mapping[str, Any]) -> torch.Tensor:
+    """Of pipelines whose loop holds latents as they are."""
+    return held
 
 
 @dataclass(frozen=True)
@@ -78,13 +114,17 @@ class Description:
     probe_arguments: Mapping[str, str | int | float]
     image_encoder: Graph | None = None
     strength: float = 0.8
+    view: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] = plain
+    timesteps: float = 1.0
+    shifted: Shifted | None = None
 
 
 class Family(Protocol):
     """The interface of a family's module.
 
     `COMPONENTS` maps each component to the subfolders of the source that it is made of, so
-    that an unchanged export is recognised without loading anything.
+    that an unchanged export is recognised without loading anything. A module whose pipelines work
+    without some parts has `OPTIONAL` besides (see `optional`).
     """
 
     __name__: str
@@ -105,6 +145,12 @@ def family_of(class_name: str) -> Family:
         )
     module: Any = import_module(f"exporter.families.{FAMILIES[class_name]}")
     return module  # type: ignore[no-any-return]
+
+
+def optional(class_name: str) -> Mapping[str, tuple[str, ...]]:
+    """What can be left out of a pipeline, and the parts of the source that go with each."""
+    found: Mapping[str, tuple[str, ...]] = getattr(family_of(class_name), "OPTIONAL", {})
+    return found
 
 
 def size_multiple(unet: Any) -> int:
