@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
@@ -59,6 +59,9 @@ from runtimes.manifest import (
 from runtimes.npz import write_arrays
 from runtimes.precision import build_name, canonical, of_component
 from runtimes.version import __version__
+
+if TYPE_CHECKING:
+    from exporter.shifting import Told
 
 PROBES = "probes"
 
@@ -239,6 +242,7 @@ class _Compilation:
                 self.options.steps,
                 description.num_inference_steps,
                 self._steps_there(previous),
+                self._told(pipe.scheduler, description),
             ),
             self.progress,
         )
@@ -265,6 +269,16 @@ class _Compilation:
                 f"without the pass {STEP_CACHE} or a task), and {', '.join(lost)} would be lost; "
                 "ask for these builds too, export as they were, or drop them with --overwrite"
             )
+
+    def _told(self, scheduler: Any, description: Description) -> Told:
+        """What the pipeline tells its scheduler besides the number of steps."""
+        from exporter import shifting
+        from exporter.capture import MAX_LATENT
+
+        shift = shifting.line(scheduler.config, description.shifted)
+        denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
+        sample, latents = denoiser.inputs["sample"], description.latents
+        return shifting.told_by(self.source.pipeline_class, shift, latents, sample, MAX_LATENT)
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""

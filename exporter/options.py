@@ -226,7 +226,7 @@ def up_to_date(
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
-    from exporter.scheduler_names import DEFAULT_SCHEDULERS
+    from exporter.scheduler_names import DEFAULT_SCHEDULERS, flow_matching
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False
@@ -240,7 +240,9 @@ def up_to_date(
     have = {schedule.name: set(schedule.steps) for schedule in manifest.schedules}
     if not set(options.schedulers or ()) <= have.keys():
         return False
-    if options.schedulers is None and not set(DEFAULT_SCHEDULERS) & have.keys():
+    own = manifest.source.scheduler_class, manifest.source.scheduler_config
+    default = () if flow_matching(*own) else DEFAULT_SCHEDULERS
+    if options.schedulers is None and default and not set(default) & have.keys():
         return False
     if not all(set(options.steps or ()) <= steps for steps in have.values()):
         return False

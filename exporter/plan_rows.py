@@ -70,6 +70,7 @@ def build_table(runs: TracedRuns) -> PlanTable:
         init_noise_scale=np.array([runs.init_noise_scale]),
         add_noise=np.array(allowed),
         clip=_clip(runs),
+        shift=np.zeros(1),
         **{name: np.array(values) for name, values in rows.items()},
     )
     return join([table])

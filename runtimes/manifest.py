@@ -220,14 +220,28 @@ class Guidance(_Base, frozen=True):
     defaults: dict[str, float] = {}
 
 
+class Shift(_Base, frozen=True):
+    """How the plans of a scheduler depend on the picture's size: its latents of height h and width
+    w have the shift ``intercept + slope * h * w``."""
+
+    intercept: float
+    slope: float
+
+    def of(self, height: int, width: int) -> float:
+        """The shift of latents of this size."""
+        return self.intercept + self.slope * height * width
+
+
 class Schedule(_Base, frozen=True):
-    """One scheduler's sampling plans: a PlanTable file and the step counts in it."""
+    """One scheduler's sampling plans: a PlanTable file and the step counts in it. `shift` is there
+    where the table has plans for several."""
 
     name: str
     class_name: str
     file: File
     steps: tuple[int, ...]
     key: str
+    shift: Shift | None = None
 
 
 class Defaults(_Base, frozen=True):
@@ -374,6 +388,10 @@ class Manifest(_Base, frozen=True):
     def component(self, role: Role) -> Component:
         """The denoiser or the decoder (there is one of each)."""
         return next(component for component in self.components if component.role == role)
+
+    def schedule(self, name: str) -> Schedule:
+        """The sampling plans of this name."""
+        return next(each for each in self.schedules if each.name == name)
 
     def shallow(self) -> Component | None:
         """The denoiser's shallow part, where the bundle has one."""

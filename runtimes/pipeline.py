@@ -191,8 +191,9 @@ class Pipeline:
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)
         table = self._table(request.scheduler)
+        shift = self._shift(request)
         try:
-            plan = table.plan_from_step(request.num_inference_steps, request.first_step())
+            plan = table.plan_from_step(request.num_inference_steps, request.first_step(), shift)
             return Run(self, request, plan)
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
@@ -314,9 +315,14 @@ class Pipeline:
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
             if scheduler not in self._plans:
-                schedule = next(s for s in self.manifest.schedules if s.name == scheduler)
-                self._plans[scheduler] = PlanTable.load(self.bundle.path(schedule.file))
+                file = self.manifest.schedule(scheduler).file
+                self._plans[scheduler] = PlanTable.load(self.bundle.path(file))
             return self._plans[scheduler]
+
+    def _shift(self, request: Request) -> float | None:
+        """What the plans' dependence on the size is at this call's."""
+        shift = self.manifest.schedule(request.scheduler).shift
+        return None if shift is None else shift.of(*self.latents_shape(request)[2:])
 
 
 def load(

@@ -216,6 +216,7 @@ def plan_table(noisy: bool) -> PlanTable:
         init_noise_scale=np.full(len(STEPS), 2.0),
         add_noise=np.full((total, 2), np.nan),
         clip=np.zeros(3),
+        shift=np.zeros(len(STEPS)),
     )
 
 

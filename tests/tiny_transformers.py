@@ -128,7 +128,7 @@ def stable_diffusion_3(folder: Path, **scheduler: Any) -> None:
         joint_attention_dim=T5_WIDTH,
         caption_projection_dim=24,
         pooled_projection_dim=10 + 8,
-        pos_embed_max_size=12,
+        pos_embed_max_size=16,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )

@@ -314,6 +314,7 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
         init_noise_scale=rng.uniform(0.5, 15, len(plans)),
         add_noise=add_noise,
         clip=np.array([kind, 1.5, 0.9]),
+        shift=np.zeros(len(plans)),
     )
 
 

@@ -37,6 +37,7 @@ def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) ->
         "init_noise_scale": np.array([14.6]),
         "add_noise": rng.uniform(0, 1, (steps, 2)),
         "clip": np.array([1.0, 1.0, 0.0]),
+        "shift": np.zeros(1),
     }
 
 
