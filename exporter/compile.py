@@ -100,6 +100,7 @@ def export(
     vae: str | Path | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
+    without: str | Sequence[str] = (),
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -138,6 +139,7 @@ def export(
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
+        without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -172,7 +174,9 @@ def export(
             "textual-inversion": _texts(textual_inversion),
         }
         configured = None if config is None else str(config)
-        found = resolve(source, revision, variant, asked_for, configured, allow_pickle)
+        found = resolve(
+            source, revision, variant, asked_for, configured, allow_pickle, _texts(without)
+        )
     destination = Path(output)
     previous = previous_manifest(destination)
     if previous is not None and not overwrite:
@@ -308,6 +312,7 @@ class _Compilation:
                     Ingredient(each.kind, each.id, each.sha256, each.scale, each.token)
                     for each in self.source.ingredients
                 ),
+                self.source.without,
             ),
             created_by=created_by(),
             latents=description.latents,
@@ -619,6 +624,9 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
     for label, value in (("height", options.height), ("width", options.width)):
         if value < unit or value % unit:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
+        if latents.maximum is not None and value > latents.factor * latents.maximum:
+            largest = latents.factor * latents.maximum
+            raise InputError(f"{label} {value}: this pipeline makes pictures of up to {largest}")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
         dataclasses.replace(graph, component=fix(graph.component, fixed))

@@ -112,7 +112,11 @@ def artifact_keys(
 
 def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str, tuple[str, ...]]:
     """Each component of the bundle, and the parts of the source that it is made of."""
-    own = family_of(source.pipeline_class).COMPONENTS
+    own = {
+        name: parts
+        for name, parts in family_of(source.pipeline_class).COMPONENTS.items()
+        if not parts or any(part in source.digests for part in parts)
+    }
     shallow = {SHALLOW: own[DENOISER]} if options.step_cache else {}
     encoder = {IMAGE_ENCODER: ("vae",)} if options.image_to_image else {}
     return {**own, **shallow, **encoder}

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ class Wanted:
     steps: tuple[int, ...] | None
     default_steps: int
     kept: Mapping[str, tuple[int, ...]]
-    told: Told = Told()
+    told: Told = field(default_factory=Told)
 
 
 def add_all(

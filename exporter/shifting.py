@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from runtimes.manifest import Latents, Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 
+_NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise")
 TOLERANCE = 1e-6  # of a number of a plan, by the largest of its kind
 _COUNTS = (6, 9, 13, 19, 27, 38, 54)
 _CHECKED = (0.02, 0.37, 0.81)  # where between the ends all plans are checked
@@ -116,15 +118,13 @@ def trace_told(
     return table
 
 
-def _points(
-    told: Told, at: Callable[[float, Iterable[int]], PlanTable], steps: int
-) -> list[float]:
+def _points(told: Told, at: Callable[[float, Iterable[int]], PlanTable], steps: int) -> list[float]:
     """As few mus as the polynomial through the plan of `steps` at them needs."""
     reason = ""
     for count in _COUNTS:
         mus = _chebyshev(told.low, told.high, count)
         table = join(at(mu, [steps]) for mu in mus)
-        between = [(a + b) / 2 for a, b in zip(mus, mus[1:], strict=False)]
+        between = [(a + b) / 2 for a, b in pairwise(mus)]
         try:
             for mu in (*between[:2], between[len(between) // 2], *between[-2:]):
                 _check(table, at(mu, [steps]), mu, TOLERANCE / 2)
@@ -153,9 +153,6 @@ def _check(table: PlanTable, traced: PlanTable, mu: float, limit: float) -> None
             raise ExportError(
                 f"the plan of {steps} steps at mu {mu:g} is {worst:.1e} off, allowed is {limit:.0e}"
             )
-
-
-_NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise")
 
 
 def _difference(found: SamplingPlan, expected: SamplingPlan, name: str) -> float:

@@ -298,7 +298,8 @@ class Source(_Base, frozen=True):
     `ingredients` included.
 
     `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
-    terms: more sampling plans can be traced from them without the pipeline.
+    terms: more sampling plans can be traced from them without the pipeline. `without` names what
+    was left out of it.
     """
 
     id: str
@@ -308,6 +309,7 @@ class Source(_Base, frozen=True):
     scheduler_config: dict[str, Any]
     revision: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 class CreatedBy(_Base, frozen=True):

@@ -107,6 +107,7 @@ def _check_indices(arrays: Mapping[str, Array]) -> None:
 
 def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) -> None:
     """Every shift has plans of the same step counts, which differ in their coefficients only."""
+    _expect(np.isfinite(arrays["shift"]).all(), "shift: NaN or infinity")
     shifts, counts = np.unique(arrays["shift"], return_counts=True)
     each = int(counts[0])
     _expect(
@@ -117,8 +118,6 @@ def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) 
         (steps >= 1).all() and (steps <= MAX_STEPS).all() and (np.diff(steps[:each]) > 0).all(),
         f"steps: expected increasing numbers within 1 .. {MAX_STEPS}",
     )
-    if len(shifts) == 1:
-        return
     _expect(len(shifts) <= MAX_SHIFTS, f"shift: more than {MAX_SHIFTS} of them")
     unknown = np.isnan(arrays["add_noise"])
     for name, values in (
@@ -127,14 +126,13 @@ def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) 
         ("noise_draws", arrays["noise_draws"]),
         ("add_noise", unknown),
     ):
-        sheets = values.reshape(len(shifts), -1) if len(values) % len(shifts) == 0 else None
-        _expect(
-            sheets is not None and (sheets == sheets[0]).all(), f"{name}: not the same for all shifts"
-        )
+        whole = len(values) % len(shifts) == 0
+        sheets = values.reshape(len(shifts), -1) if whole else values
+        _expect(whole and (sheets == sheets[0]).all(), f"{name}: expected the same for all shifts")
 
 
 def _check_coefficients(arrays: Mapping[str, Array]) -> None:
-    for name in ("timesteps", "input_scale", "init_noise_scale", "clip", "shift", *ROW_FIELDS):
+    for name in ("timesteps", "input_scale", "init_noise_scale", "clip", *ROW_FIELDS):
         _expect(np.isfinite(arrays[name]).all(), f"{name}: NaN or infinity")
     unknown = np.isnan(arrays["add_noise"])
     _expect(

@@ -395,7 +395,7 @@ def _size(
         only = fixed[index]
         if isinstance(only, int) and side != only * factor:
             raise InputError(f"{name} {side}: this bundle was exported for {only * factor} only")
-        _check_side(name, side, factor * spec.multiple)
+        _check_side(name, side, factor * spec.multiple, factor * (spec.maximum or _MAX_SIDE))
         if from_latents and side != from_latents[index]:
             raise InputError(
                 f"{name} {side} does not fit 'latents', which are for {from_latents[index]}"
@@ -404,11 +404,14 @@ def _size(
     return sizes[0], sizes[1]
 
 
-def _check_side(name: str, side: int, multiple: int) -> None:
-    if 0 < side <= _MAX_SIDE and side % multiple == 0:
+def _check_side(name: str, side: int, multiple: int, largest: int) -> None:
+    largest = min(largest, _MAX_SIDE)
+    if 0 < side <= largest and side % multiple == 0:
         return
-    lower = min(max(side, 0), _MAX_SIDE) // multiple * multiple
-    nearest = [str(each) for each in (lower, lower + multiple) if 0 < each <= _MAX_SIDE]
+    if side > largest:
+        raise InputError(f"{name} {side}: this model makes pictures of up to {largest} pixels")
+    lower = max(side, 0) // multiple * multiple
+    nearest = [str(each) for each in (lower, lower + multiple) if 0 < each <= largest]
     raise InputError(
         f"{name} {side} is not a multiple of {multiple}; nearest: {' or '.join(nearest)}"
     )

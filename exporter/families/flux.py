@@ -78,11 +78,11 @@ class Rotary(torch.nn.Module):
         self.axes = len(embed.axes_dim)
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = range(self.axes)
         angles = torch.cat(
-            [positions[:, axis : axis + 1] * self.get_buffer(f"axis_{axis}")
-             for axis in range(self.axes)],
+            [positions[:, axis : axis + 1] * self.get_buffer(f"axis_{axis}") for axis in axes],
             dim=1,
-        )  # fmt: skip
+        )
         twice = torch.stack([angles, angles], dim=-1).flatten(1)
         return twice.cos(), twice.sin()
 
@@ -134,9 +134,7 @@ def unpacked(patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     batch, _, width = patches.shape
     channels = width // (_PATCH * _PATCH)
     parts = patches.reshape(batch, rows, columns, channels, _PATCH, _PATCH)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(
-        batch, channels, rows * _PATCH, columns * _PATCH
-    )
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * _PATCH, columns * _PATCH)
 
 
 def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:

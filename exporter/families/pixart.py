@@ -38,8 +38,8 @@ _RESOLUTION = "resolution"
 
 class Positions(torch.nn.Module):
     """latents [batch, channels, height, width] → patches [batch, tokens, width]: the convolution
-    of a `PatchEmbed` of diffusers, and its sines and cosines for any size (`get_2d_sincos_pos_embed`
-    there: the first half of the width says the column, the second the row).
+    of a `PatchEmbed` of diffusers, and its sines and cosines for any size: the first half of the
+    width says the column, the second the row (`get_2d_sincos_pos_embed` there).
 
     In float32, where diffusers has float64: positions are at most as many as the default size has
     patches along a side, which float32 has to 4e-6.
@@ -66,7 +66,7 @@ class Positions(torch.nn.Module):
             ],
             dim=-1,
         )
-        patches = self.proj(latents).flatten(2).transpose(1, 2)
+        patches: torch.Tensor = self.proj(latents).flatten(2).transpose(1, 2)
         return patches + joined.reshape(1, height * width, -1)
 
     def _waves(self, count: int) -> torch.Tensor:

@@ -138,9 +138,7 @@ def describe(pipe: Any) -> Description:
                 _T5_LENGTH,
             )
         )
-        texts.append(
-            TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), _T5_LENGTH)
-        )
+        texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), _T5_LENGTH))
     sample = sample_spec(config.in_channels)
     t5 = {name: spec for each in encoders[1:] for name, spec in each.component.outputs.items()}
     denoiser = Graph(
