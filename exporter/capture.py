@@ -91,22 +91,15 @@ def capture(
                 dynamic_shapes=shapes,
                 strict=False,
             )
-            _drop_idle_squeezes(program)
+            _drop_unused(program)
             return program if graph.fed_by is None else _pruned(program)
     except Exception as error:
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
 
 
-def _drop_idle_squeezes(program: ExportedProgram) -> None:
-    """`squeeze` leaves a dimension that is not 1 as it is, as PixArt's transformer has it of its
-    tokens; other formats' operators of that name do not."""
-    for node in list(program.graph.nodes):
-        if node.target is not torch.ops.aten.squeeze.dim:
-            continue
-        given = node.args[0]
-        if given.meta["val"].dim() == node.meta["val"].dim():
-            node.replace_all_uses_with(given)
-            program.graph.erase_node(node)
+def _drop_unused(program: ExportedProgram) -> None:
+    """Operations whose results nobody takes: a module may run more than it uses."""
+    program.graph.eliminate_dead_code(_has_effects)
     program.graph_module.recompile()
 
 

@@ -18,6 +18,7 @@ from exporter.families.text_to_image import (
 )
 from exporter.families.transformer_parts import (
     check_channels,
+    joined,
     latents_of_transformer,
     t5_graph,
     with_module,
@@ -107,8 +108,9 @@ class Denoiser(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         batch, channels, height, width = sample.shape
         rows, columns = height // _PATCH, width // _PATCH
-        patches = sample.reshape(batch, channels, rows, _PATCH, columns, _PATCH)
-        packed = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        grid = sample.reshape(batch * channels, rows, _PATCH, columns, _PATCH)
+        parts = grid.permute(0, 1, 3, 2, 4).reshape(batch, channels, rows * columns, -1)
+        packed = parts.permute(0, 2, 1, 3).reshape(batch, rows * columns, -1)
         prediction = self.transformer(
             hidden_states=packed,
             timestep=timestep / _TIMESTEPS,
@@ -119,7 +121,7 @@ class Denoiser(torch.nn.Module):
             img_ids=_positions(rows, columns),
             return_dict=False,
         )[0]
-        return (unpacked(prediction, rows, columns),)
+        return (unpacked(prediction, sample),)
 
 
 def _positions(rows: int, columns: int) -> torch.Tensor:
@@ -129,18 +131,17 @@ def _positions(rows: int, columns: int) -> torch.Tensor:
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(rows * columns, 3)
 
 
-def unpacked(patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Patches [batch, rows * columns, 4 * channels] → [batch, channels, 2 * rows, 2 * columns]."""
-    batch, _, width = patches.shape
-    channels = width // (_PATCH * _PATCH)
-    parts = patches.reshape(batch, rows, columns, channels, _PATCH, _PATCH)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * _PATCH, columns * _PATCH)
+def unpacked(patches: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """Patches [batch, tokens, 4 * channels] → [batch, channels, height, width] as of `sample`."""
+    batch, tokens, width = patches.shape
+    parts = patches.reshape(batch, tokens, width // _PATCH**2, _PATCH**2)
+    return joined(parts.permute(0, 2, 1, 3), sample, _PATCH)
 
 
 def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
     """What the pipeline's loop holds, as latents; its positions say how they are packed."""
     rows, columns = (int(last) + 1 for last in named["img_ids"].amax(dim=0)[1:])
-    return unpacked(held, rows, columns)
+    return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"))
 
 
 def describe(pipe: Any) -> Description:

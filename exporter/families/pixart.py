@@ -20,6 +20,8 @@ from exporter.families.transformer_parts import (
     MaskedT5Encoder,
     check_channels,
     latents_of_transformer,
+    projected,
+    unpatched,
     with_module,
 )
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
@@ -87,6 +89,7 @@ class Denoiser(torch.nn.Module):
         super().__init__()
         self.transformer = with_module(transformer, "pos_embed", Positions(transformer.pos_embed))
         self.channels = transformer.config.in_channels
+        self.patch = transformer.config.patch_size
 
     def forward(
         self,
@@ -100,15 +103,15 @@ class Denoiser(torch.nn.Module):
         if resolution is not None:
             ratio = resolution[:, :1] / resolution[:, 1:]
             added = {"resolution": resolution, "aspect_ratio": ratio}
-        prediction = self.transformer(
-            sample,
+        patches = projected(
+            self.transformer,
+            hidden_states=sample,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             timestep=timestep.expand(sample.shape[0]),
             added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-        return (prediction[:, : self.channels],)
+        )
+        return (unpatched(patches, sample, self.patch)[:, : self.channels],)
 
 
 def describe(pipe: Any) -> Description:

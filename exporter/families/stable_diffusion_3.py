@@ -19,7 +19,9 @@ from exporter.families.text_to_image import (
 from exporter.families.transformer_parts import (
     check_channels,
     latents_of_transformer,
+    projected,
     t5_graph,
+    unpatched,
 )
 from runtimes.manifest import Component, TensorSpec
 
@@ -73,6 +75,7 @@ class Denoiser(torch.nn.Module):
         super().__init__()
         self.transformer = transformer
         self.width = transformer.config.joint_attention_dim
+        self.patch = transformer.config.patch_size
 
     def forward(
         self,
@@ -87,14 +90,14 @@ class Denoiser(torch.nn.Module):
         states = torch.nn.functional.pad(clip_hidden_states, (0, missing, 0, length))
         if t5_hidden_states is not None:
             states = torch.cat([states, t5_hidden_states], dim=1)
-        prediction = self.transformer(
+        patches = projected(
+            self.transformer,
             hidden_states=sample,
             timestep=timestep,
             encoder_hidden_states=states,
             pooled_projections=pooled_projections,
-            return_dict=False,
-        )[0]
-        return (prediction,)
+        )
+        return (unpatched(patches, sample, self.patch),)
 
 
 def describe(pipe: Any) -> Description:

@@ -49,6 +49,35 @@ def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
     return made
 
 
+def projected(transformer: Any, **arguments: Any) -> torch.Tensor:
+    """What the transformer's last layer gives for its patches, [batch, tokens, width]: before it
+    is made a picture with tensors of six dimensions, which Core ML has not."""
+    seen: list[torch.Tensor] = []
+    handle = transformer.proj_out.register_forward_hook(lambda *call: seen.append(call[-1]))
+    try:
+        transformer(return_dict=False, **arguments)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def unpatched(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """Patches of `patch` by `patch` latents [batch, tokens, patch * patch * channels], channels
+    last, → [batch, channels, height, width] as `sample` has them. Five dimensions do."""
+    batch, tokens, width = patches.shape
+    parts = patches.reshape(batch, tokens, patch * patch, width // patch**2).permute(0, 3, 1, 2)
+    return joined(parts, sample, patch)
+
+
+def joined(parts: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """[batch, channels, tokens, patch * patch] → [batch, channels, height, width]."""
+    batch, channels = parts.shape[:2]
+    height, width = sample.shape[-2:]
+    rows, columns = height // patch, width // patch
+    grid = parts.reshape(batch * channels, rows, columns, patch, patch).permute(0, 1, 3, 2, 4)
+    return grid.reshape(batch, channels, height, width)
+
+
 def latents_of_transformer(
     channels: int, side: int, factor: int, patch: int, maximum: int | None = None
 ) -> Latents:

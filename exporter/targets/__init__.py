@@ -77,7 +77,8 @@ TARGETS: Mapping[str, TargetInfo] = {
         options=CoreMLOptions,
         code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
-            *("exporter.targets.coreml_weights", "exporter.passes.split_einsum_attention"),
+            *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
+            "exporter.passes.split_einsum_attention",
         ),
     ),
 }

@@ -123,7 +123,7 @@ def test_what_cannot_be_told() -> None:
     pair = UniPCMultistepScheduler(use_dynamic_shifting=False)
     assert trace_told(pair, [4], Told()).shifts == (0.0,)
     jagged = Told(True, Shift(0.0, 1.0), 0.0, 700.0)
-    with pytest.raises(ExportError, match="no polynomial|refuses"):
+    with pytest.raises(ExportError, match=r"no polynomial|refuses"):
         trace_told(scheduler, [4], jagged)
 
 
