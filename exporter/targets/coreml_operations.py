@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 def table() -> dict[Any, Callable[..., Any]]:
     """For `ExportedProgram.run_decompositions`."""
     return {
-        _aten.__and__.Tensor: lambda one, other: _aten.bitwise_and.Tensor(one, other),
+        _aten.__and__.Tensor: torch.bitwise_and,
         _aten.split_with_sizes.default: _split_with_sizes,
         _aten.new_ones.default: _new_ones,
         _aten.where.ScalarOther: _where_scalar_other,
@@ -53,16 +53,16 @@ def _new_ones(tensor: torch.Tensor, size: Sequence[int], **options: Any) -> torc
 
 
 def _where_scalar_other(condition: torch.Tensor, one: torch.Tensor, other: float) -> torch.Tensor:
-    return _aten.where.self(condition, one, _constant(other, one.dtype))
+    return torch.where(condition, one, _constant(other, one.dtype))
 
 
 def _where_scalar_self(condition: torch.Tensor, one: float, other: torch.Tensor) -> torch.Tensor:
-    return _aten.where.self(condition, _constant(one, other.dtype), other)
+    return torch.where(condition, _constant(one, other.dtype), other)
 
 
 def _where_scalars(condition: torch.Tensor, one: float, other: float) -> torch.Tensor:
     dtype = torch.result_type(torch.tensor(one), torch.tensor(other))
-    return _aten.where.self(condition, _constant(one, dtype), _constant(other, dtype))
+    return torch.where(condition, _constant(one, dtype), _constant(other, dtype))
 
 
 def _constant(value: float, dtype: torch.dtype) -> torch.Tensor:
