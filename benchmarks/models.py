@@ -10,122 +10,27 @@ after the other, so that the peak is one UNet and not the whole pipeline.
 from __future__ import annotations
 
 import gc
-import itertools
 import json
-import string
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    import torch
+from benchmarks.model_parts import (
+    ClipTokenizer,
+    Model,
+    Network,
+    Scheduler,
+    T5Tokenizer,
+    clip_vocabulary,
+    count_parameters,
+)
+
+__all__ = ["MODELS", "ClipTokenizer", "Network", "clip_vocabulary", "count_parameters", "write"]
 
 INDEX = "model_index.json"
-SEED = 0
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-
-
-@dataclass(frozen=True)
-class Network:
-    """A part with weights: its class, its configuration, and how many parameters it must have."""
-
-    library: str
-    class_name: str
-    config: Mapping[str, Any]
-    parameters: int
-
-    def build(self) -> torch.nn.Module:
-        """The module with its class's own initial weights, on torch's current device."""
-        cls = getattr(import_module(self.library), self.class_name)
-        if hasattr(cls, "from_config"):  # diffusers
-            made: torch.nn.Module = cls.from_config(dict(self.config))
-        else:
-            made = cls(cls.config_class(**self.config))
-        return made.eval()
-
-    def save(self, folder: Path, dtype: str) -> str:
-        """Build and write the part; returns what there is to say about it."""
-        import torch
-
-        torch.manual_seed(SEED)
-        module = self.build()
-        count = count_parameters(module)
-        if count != self.parameters:
-            raise click.ClickException(
-                f"{self.class_name} has {count:,} parameters, expected {self.parameters:,}: "
-                "the installed version builds another architecture"
-            )
-        if dtype == "fp16":
-            module.half()
-        saved: Any = module
-        saved.save_pretrained(folder, safe_serialization=True, max_shard_size="20GB")
-        return f"{count / 1e6:.1f} M parameters"
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """A scheduler of diffusers and its configuration."""
-
-    class_name: str
-    config: Mapping[str, Any]
-    library: str = "diffusers"
-
-    def save(self, folder: Path, dtype: str) -> str:
-        """Write the scheduler's configuration."""
-        cls = getattr(import_module(self.library), self.class_name)
-        cls(**self.config).save_pretrained(folder)
-        return ""
-
-
-@dataclass(frozen=True)
-class ClipTokenizer:
-    """CLIP's tokenizer over a made-up vocabulary of the real one's form and size."""
-
-    pad: str = _END
-    library: str = "transformers"
-    class_name: str = "CLIPTokenizer"
-
-    def save(self, folder: Path, dtype: str) -> str:
-        """Write the vocabulary, the merges and the configuration."""
-        from transformers import CLIPTokenizer as Tokenizer
-
-        folder.mkdir(parents=True, exist_ok=True)
-        vocabulary, merges = clip_vocabulary()
-        (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        tokenizer = Tokenizer(
-            str(folder / "vocab.json"),
-            str(folder / "merges.txt"),
-            model_max_length=77,
-            pad_token=self.pad,
-        )
-        tokenizer.save_pretrained(folder)
-        return f"{len(tokenizer):,} tokens"
-
-
-Part = Network | Scheduler | ClipTokenizer
-
-
-@dataclass(frozen=True)
-class Model:
-    """A pipeline class of diffusers and its parts, by their folders' names. `settings` are the
-    constructor's other arguments; parts that are absent have None there."""
-
-    pipeline_class: str
-    parts: Mapping[str, Part]
-    settings: Mapping[str, Any]
-
-    @property
-    def networks(self) -> dict[str, Network]:
-        """The parts that have weights."""
-        return {name: part for name, part in self.parts.items() if isinstance(part, Network)}
-
 
 CLIP_L = Network(
     "transformers",
@@ -233,6 +138,103 @@ UNET_XL = Network(
     parameters=2_567_463_684,
 )
 
+T5 = Network(
+    "transformers",
+    "T5EncoderModel",
+    {
+        "vocab_size": 32_128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10_240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
+    parameters=4_762_310_656,
+    layers={"num_layers": 192_946_176},
+)
+
+VAE_3 = Network(
+    VAE_1.library,
+    VAE_1.class_name,
+    {
+        **VAE_1.config,
+        "sample_size": 1024,
+        "latent_channels": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+    },
+    parameters=83_819_683,
+)
+
+VAE_FLUX = Network(
+    VAE_3.library,
+    VAE_3.class_name,
+    {**VAE_3.config, "scaling_factor": 0.3611, "shift_factor": 0.1159},
+    parameters=VAE_3.parameters,
+)
+
+TRANSFORMER_3 = Network(
+    "diffusers",
+    "SD3Transformer2DModel",
+    {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 192,
+    },
+    parameters=2_028_328_000,
+    layers={"num_layers": 84_980_736},
+)
+
+TRANSFORMER_FLUX = Network(
+    "diffusers",
+    "FluxTransformer2DModel",
+    {
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+    },
+    parameters=11_901_408_320,
+    layers={"num_layers": 339_831_296, "num_single_layers": 141_591_808},
+)
+
+CLIP_L_PROJECTED = Network(
+    CLIP_L.library,
+    "CLIPTextModelWithProjection",
+    CLIP_L.config,
+    parameters=CLIP_L.parameters + 768 * 768,
+)
+
+FLOW = Scheduler("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
+FLOW_DYNAMIC = Scheduler(
+    "FlowMatchEulerDiscreteScheduler",
+    {
+        "shift": 3.0,
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    },
+)
+
 PNDM = Scheduler(
     "PNDMScheduler",
     {
@@ -292,41 +294,55 @@ MODELS: Mapping[str, Model] = {
             "force_zeros_for_empty_prompt": True,
         },
     ),
+    "sd3": Model(
+        "StableDiffusion3Pipeline",
+        {
+            "tokenizer": ClipTokenizer(),
+            "tokenizer_2": ClipTokenizer(pad="!"),
+            "tokenizer_3": T5Tokenizer(),
+            "scheduler": FLOW,
+            "text_encoder": CLIP_L_PROJECTED,
+            "text_encoder_2": CLIP_G,
+            "text_encoder_3": T5,
+            "vae": VAE_3,
+            "transformer": TRANSFORMER_3,
+        },
+        {"feature_extractor": None, "image_encoder": None},
+    ),
+    "flux": Model(
+        "FluxPipeline",
+        {
+            "tokenizer": ClipTokenizer(),
+            "tokenizer_2": T5Tokenizer(),
+            "scheduler": FLOW_DYNAMIC,
+            "text_encoder": CLIP_L,
+            "text_encoder_2": T5,
+            "vae": VAE_FLUX,
+            "transformer": TRANSFORMER_FLUX,
+        },
+        {"feature_extractor": None, "image_encoder": None},
+    ),
 }
 
 
-def count_parameters(module: torch.nn.Module) -> int:
-    """How many parameters a module has (buffers do not count)."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token ids and merges of a CLIP-style BPE: 49,408 tokens, every letter combination up to
-    three letters, some of four. Any text can be encoded, as with the real one."""
-    symbols = _byte_symbols()
-    merges = list(itertools.islice(_merges(), 49_408 - 2 - 2 * len(symbols)))
-    tokens = [
-        *symbols,
-        *(f"{symbol}</w>" for symbol in symbols),
-        *(first + second for first, second in merges),
-        _START,
-        _END,
-    ]
-    return {token: index for index, token in enumerate(tokens)}, merges
-
-
 def write(
-    name: str, folder: Path, dtype: str = "fp32", report: Callable[[str], None] = click.echo
+    name: str,
+    folder: Path,
+    dtype: str = "fp32",
+    report: Callable[[str], None] = click.echo,
+    depth: int | None = None,
 ) -> None:
     """Write the pipeline `name` of `MODELS` into `folder`, the same weights every time.
 
-    The index file comes last: a folder without it is unfinished.
+    `depth` cuts transformers down to so many layers of each kind, of full width. The index file
+    comes last: a folder without it is unfinished.
     """
     model = MODELS[name]
     folder.mkdir(parents=True, exist_ok=True)
     for part_name, part in model.parts.items():
         begun = time.perf_counter()
-        said = part.save(folder / part_name, dtype)
+        made = part.shallow(depth) if isinstance(part, Network) else part
+        said = made.save(folder / part_name, dtype)
         gc.collect()
         report(f"{part_name:14}{part.class_name:24}{said:22}{time.perf_counter() - begun:7.1f} s")
     (folder / INDEX).write_text(json.dumps(_index(model), indent=2) + "\n", encoding="utf-8")
@@ -345,23 +361,6 @@ def _index(model: Model) -> dict[str, Any]:
     }
 
 
-def _byte_symbols() -> list[str]:
-    """The characters that stand for the 256 bytes in GPT-2's and CLIP's vocabularies."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = itertools.count(256)
-    return [chr(code) for code in printable] + [chr(next(others)) for _ in range(256 - 188)]
-
-
-def _merges() -> Iterator[tuple[str, str]]:
-    """Pairs that each make a new token out of known ones, the short ones first."""
-    letters = string.ascii_lowercase
-    pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
-    for known in (letters, pairs):
-        yield from itertools.product(known, letters)
-        yield from itertools.product(known, [f"{letter}</w>" for letter in letters])
-    yield from itertools.product(pairs, pairs)
-
-
 @click.command(
     epilog="""
     \b
@@ -369,6 +368,8 @@ def _merges() -> Iterator[tuple[str, str]]:
       python -m benchmarks.models sd15 build/sd15
       python -m benchmarks.models sd15 build/sd15-fp16 --dtype fp16
       python -m benchmarks.models sdxl build/sdxl
+      python -m benchmarks.models flux build/flux-1 --depth 1
+      python -m benchmarks.models sd3 build/sd3-2 --depth 2
     """
 )
 @click.argument("name", type=click.Choice(list(MODELS)))
@@ -380,15 +381,22 @@ def _merges() -> Iterator[tuple[str, str]]:
     show_default=True,
     help="fp16 halves the disk space.",
 )
-def main(name: str, out: Path, dtype: str) -> None:
+@click.option(
+    "--depth",
+    type=click.IntRange(1),
+    help="Of sd3 and flux: so many layers of each kind, of full width.  [default: all]",
+)
+def main(name: str, out: Path, dtype: str, depth: int | None) -> None:
     """Build the full-size pipeline NAME with random weights into the folder OUT.
 
     sd15: Stable Diffusion 1.5, 3.4 GB of UNet in fp32, 4.3 GB in all. sdxl: Stable Diffusion XL
-    base, 10.3 GB of UNet in fp32, 13.9 GB in all.
+    base, 10.3 GB of UNet in fp32, 13.9 GB in all. sd3: Stable Diffusion 3 Medium, 8.1 GB of
+    transformer, 30.8 GB in all. flux: FLUX.1 dev, 47.6 GB and 67.5 GB; at a depth of 1 they are
+    0.3 GB and 5.2 GB, 2.2 GB and 4.3 GB.
     """
     from benchmarks.measure import gib, peak_memory
 
-    write(name, out, dtype)
+    write(name, out, dtype, depth=depth)
     click.echo(f"{out}: peak memory {gib(peak_memory())}")
 
 

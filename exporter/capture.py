@@ -65,18 +65,21 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
     return value
 
 
-def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> ExportedProgram:
+def capture(
+    graph: Graph, multiple: int, symbols: Mapping[str, int], maximum: int | None = None
+) -> ExportedProgram:
     """Capture with `torch.export`, traced at the shapes of `symbols`.
 
     Args:
         graph: its component's symbolic dimensions become dynamic axes.
         multiple: what latent height and width are multiples of.
         symbols: values to trace with; none may be 0 or 1.
+        maximum: what latent height and width are at most, None for no limit of the model's own.
 
     Raises:
         ExportError: the module cannot be captured.
     """
-    dims = _Dims(multiple, graph.least)
+    dims = _Dims(multiple, graph.least, min(maximum or MAX_LATENT, MAX_LATENT))
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -91,9 +94,16 @@ def capture(graph: Graph, multiple: int, symbols: Mapping[str, int]) -> Exported
                 dynamic_shapes=shapes,
                 strict=False,
             )
+            _drop_unused(program)
             return program if graph.fed_by is None else _pruned(program)
     except Exception as error:
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Operations whose results nobody takes: a module may run more than it uses."""
+    program.graph.eliminate_dead_code(_has_effects)
+    program.graph_module.recompile()
 
 
 def _pruned(program: ExportedProgram) -> ExportedProgram:
@@ -161,9 +171,10 @@ class _Dims:
     """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
     ones are multiples of a base."""
 
-    def __init__(self, multiple: int, least: int) -> None:
+    def __init__(self, multiple: int, least: int, maximum: int) -> None:
         self._multiple = multiple
         self._least = least
+        self._maximum = maximum
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
@@ -180,7 +191,7 @@ class _Dims:
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
         # A base of its own name: a dimension may not be called like a multiple of it.
         label = name if self._multiple == 1 else f"_{name}"
-        return Dim(label, min=self._least, max=MAX_LATENT // self._multiple)
+        return Dim(label, min=self._least, max=self._maximum // self._multiple)
 
 
 @contextmanager

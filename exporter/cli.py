@@ -51,6 +51,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
       latentc export model.safetensors -o bundle --config ./my-pipeline
       latentc export ./my-pipeline -o bundle --lora style.safetensors:0.8 --lora owner/name
       latentc export ./my-pipeline -o bundle --textual-inversion "cat.safetensors:<cat>"
+      latentc export ./my-sd3 -o bundle --target openvino --without text_encoder_3
       latentc export builtin -o bundle --target openvino --pass step-cache
       latentc export builtin -o redraw --target openvino --task image-to-image
       latentc export builtin -o shapes --target openvino --precision w8a8 \\
@@ -159,6 +160,13 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--allow-pickle", is_flag=True, help="Read a checkpoint that is a pickle, which may run code."
 )
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="PART",
+    help="Leave out a part that the pipeline works without, such as text_encoder_3; may be "
+    "repeated.",
+)
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")
 @target_options
@@ -187,6 +195,7 @@ def export(
     controlnet: tuple[str, ...],
     config: str | None,
     allow_pickle: bool,
+    without: tuple[str, ...],
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -227,6 +236,7 @@ def export(
             controlnet=controlnet,
             config=config,
             allow_pickle=allow_pickle,
+            without=without,
             report=reporter.report,
             **own,
         )

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
 from exporter.calibration import Calibration, Trajectories, read_prompts
-from exporter.families import Description, Graph, family_of
+from exporter.families import Description, Graph, TextInput, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
@@ -60,6 +60,9 @@ from runtimes.precision import build_name, canonical, of_component
 from runtimes.tasks import Task
 from runtimes.version import __version__
 
+if TYPE_CHECKING:
+    from exporter.shifting import Told
+
 PROBES = "probes"
 
 
@@ -98,6 +101,7 @@ def export(
     controlnet: str | Path | Sequence[str | Path] = (),
     config: str | Path | None = None,
     allow_pickle: bool = False,
+    without: str | Sequence[str] = (),
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -139,6 +143,7 @@ def export(
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
+        without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -174,7 +179,9 @@ def export(
             "controlnet": _texts(controlnet),
         }
         configured = None if config is None else str(config)
-        found = resolve(source, revision, variant, asked_for, configured, allow_pickle)
+        found = resolve(
+            source, revision, variant, asked_for, configured, allow_pickle, _texts(without)
+        )
     destination = Path(output)
     previous = previous_manifest(destination)
     if previous is not None and not overwrite:
@@ -245,6 +252,7 @@ class _Compilation:
                 self.options.steps,
                 description.num_inference_steps,
                 self._steps_there(previous),
+                self._told(pipe.scheduler, description),
             ),
             self.progress,
         )
@@ -271,6 +279,16 @@ class _Compilation:
                 f"without the pass {STEP_CACHE} or a task), and {', '.join(lost)} would be lost; "
                 "ask for these builds too, export as they were, or drop them with --overwrite"
             )
+
+    def _told(self, scheduler: Any, description: Description) -> Told:
+        """What the pipeline tells its scheduler besides the number of steps."""
+        from exporter import shifting
+        from exporter.capture import MAX_LATENT
+
+        shift = shifting.line(scheduler.config, description.shifted)
+        denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
+        sample, latents = denoiser.inputs["sample"], description.latents
+        return shifting.told_by(self.source.pipeline_class, shift, latents, sample, MAX_LATENT)
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""
@@ -301,6 +319,7 @@ class _Compilation:
                     Ingredient(each.kind, each.id, each.sha256, each.scale, each.token)
                     for each in self.source.ingredients
                 ),
+                self.source.without,
             ),
             created_by=created_by(),
             latents=description.latents,
@@ -327,13 +346,17 @@ class _Compilation:
                 {
                     "kind": "tokenizer",
                     "source": self.source.digests[text.attribute],
+                    "length": text.length(tokenizer),
+                    "lowercase": text.lowercase,
                     "versions": versions(("transformers", "tokenizers")),
                     "code": code("exporter.tokenizers"),
                 }
             )
 
-            def write(folder: Path, tokenizer: Any = tokenizer) -> Mapping[str, Any]:
-                tokenizers.save(tokenizer, folder / "tokenizer.json")
+            def write(
+                folder: Path, tokenizer: Any = tokenizer, text: TextInput = text
+            ) -> Mapping[str, Any]:
+                tokenizers.save(tokenizer, folder / "tokenizer.json", text)
                 return {}
 
             item = self.store.item(key, f"tokenizer/{text.input}", write)
@@ -341,7 +364,7 @@ class _Compilation:
                 Tokenizer(
                     item.files[0],
                     text.input,
-                    tokenizer.model_max_length,
+                    text.length(tokenizer),
                     text.texts,
                     expansions(tokenizer),
                 )
@@ -622,6 +645,9 @@ def _with_size(description: Description, options: ExportOptions) -> Description:
     for label, value in (("height", options.height), ("width", options.width)):
         if value < unit or value % unit:
             raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
+        if latents.maximum is not None and value > latents.factor * latents.maximum:
+            largest = latents.factor * latents.maximum
+            raise InputError(f"{label} {value}: this pipeline makes pictures of up to {largest}")
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
         dataclasses.replace(graph, component=fix(graph.component, fixed))

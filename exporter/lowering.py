@@ -138,8 +138,8 @@ class Lowering:
         if self._captured is None:
             with self._progress.stage(self._graph.component.name, "capture"):
                 sizes = symbol_values(self._description, traced=True)
-                multiple = self._description.latents.multiple
-                self._captured = capture(self._graph, multiple, sizes)
+                latents = self._description.latents
+                self._captured = capture(self._graph, latents.multiple, sizes, latents.maximum)
         return self._captured
 
     def program(self, passes: tuple[str, ...], kept: frozenset[str]) -> ExportedProgram:

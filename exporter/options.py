@@ -42,7 +42,7 @@ _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
-    "exporter.families.controlnet",
+    *("exporter.families.controlnet", "exporter.families.transformer_parts"),
 )
 
 
@@ -118,7 +118,11 @@ def artifact_keys(
 
 def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str, tuple[str, ...]]:
     """Each component of the bundle, and the parts of the source that it is made of."""
-    own = family_of(source.pipeline_class).COMPONENTS
+    own = {
+        name: parts
+        for name, parts in family_of(source.pipeline_class).COMPONENTS.items()
+        if not parts or any(part in source.digests for part in parts)
+    }
     shallow = {SHALLOW: own[DENOISER]} if options.step_cache else {}
     made = {**own, **shallow}
     if "controlnet" in source.digests:
@@ -236,7 +240,7 @@ def up_to_date(
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
-    from exporter.scheduler_names import DEFAULT_SCHEDULERS
+    from exporter.scheduler_names import DEFAULT_SCHEDULERS, flow_matching
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False
@@ -250,7 +254,9 @@ def up_to_date(
     have = {schedule.name: set(schedule.steps) for schedule in manifest.schedules}
     if not set(options.schedulers or ()) <= have.keys():
         return False
-    if options.schedulers is None and not set(DEFAULT_SCHEDULERS) & have.keys():
+    own = manifest.source.scheduler_class, manifest.source.scheduler_config
+    default = () if flow_matching(*own) else DEFAULT_SCHEDULERS
+    if options.schedulers is None and default and not set(default) & have.keys():
         return False
     if not all(set(options.steps or ()) <= steps for steps in have.values()):
         return False

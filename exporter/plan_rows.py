@@ -72,6 +72,7 @@ def build_table(runs: TracedRuns) -> PlanTable:
         add_noise=np.array(allowed),
         known=np.array([pair or (np.nan, np.nan) for pair in runs.known]),
         clip=_clip(runs),
+        shift=np.zeros(1),
         **{name: np.array(values) for name, values in rows.items()},
     )
     return join([table])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from exporter.capture import example_inputs, resolve
-from exporter.families import Description, Graph
+from exporter.families import Description, Graph, plain
 from exporter.source import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError
@@ -123,7 +123,7 @@ def run(
     arguments: dict[str, Any] = {**probe.arguments, **pictures}
     if description.resizable and description.task.size_of is None:
         arguments |= {"height": probe.height, "width": probe.width}
-    with watched(pipe, description.denoiser) as seen, torch.no_grad(), quiet_loading():
+    with watched(pipe, description.denoiser, description) as seen, torch.no_grad(), quiet_loading():
         generator = torch.Generator().manual_seed(probe.seed)
         try:
             images = description.call(
@@ -140,13 +140,24 @@ def run(
 
 
 @contextmanager
-def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[Trajectory]:
-    """Record the denoiser's (sample, timestep) inputs and the scheduler's last sample."""
+def watched(
+    pipe: Any, denoiser: torch.nn.Module, description: Description | None = None
+) -> Iterator[Trajectory]:
+    """Record the denoiser's (sample, timestep) inputs and the scheduler's last sample, as latents
+    and the scheduler's timesteps if `description` says how to read them."""
     seen = Trajectory()
+    view = description.view if description else plain
+    scale = description.timesteps if description else 1.0
+    last: dict[str, Any] = {}
 
     def before(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        sample, timestep = (*inputs, *named.values())[:2]
-        seen.calls.append((sample.clone(), torch.as_tensor(timestep).reshape(1).float()))
+        sample = (*inputs, *named.values())[0]
+        timestep = torch.as_tensor(named["timestep"] if "timestep" in named else inputs[1])
+        last.clear()
+        last.update(named)
+        # One timestep for the batch, which some pipelines repeat for each of its rows.
+        first = timestep.reshape(-1)[:1].float() * scale
+        seen.calls.append((view(sample, named).clone(), first))
 
     step = pipe.scheduler.step
 
@@ -154,7 +165,8 @@ def watched(pipe: Any, denoiser: torch.nn.Module) -> Iterator[Trajectory]:
     @functools.wraps(step)
     def watched_step(*inputs: Any, **named: Any) -> Any:
         result = step(*inputs, **named)
-        seen.latents = (result[0] if isinstance(result, tuple) else result.prev_sample).clone()
+        held = result[0] if isinstance(result, tuple) else result.prev_sample
+        seen.latents = view(held, last).clone()
         return result
 
     handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
@@ -216,9 +228,9 @@ def tokens(pipe: Any, description: Description) -> dict[str, torch.Tensor]:
         tokenizer = getattr(pipe, text.attribute)
         known = [name for name in text.texts if name in description.probe_arguments]
         made[text.input] = tokenizer(
-            ["", str(description.probe_arguments[known[0]])],
+            ["", text.prepared(str(description.probe_arguments[known[0]]))],
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=text.length(tokenizer),
             truncation=True,
             return_tensors="pt",
         ).input_ids

@@ -7,15 +7,17 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
 from exporter import schedule as tracing
+from exporter.capture import MAX_LATENT
 from exporter.progress import Progress
-from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS
+from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
+from exporter.shifting import Told, told_by, trace_told
 from exporter.source import digest, quiet_loading
 from exporter.store import Store, write_atomically
 from exporter.versions import code, versions
@@ -32,6 +34,7 @@ _TRACING_CODE = (
     "exporter.schedule",
     "exporter.scheduler_names",
     "exporter.scheduler_trace",
+    "exporter.shifting",
     "exporter.symbols",
     "exporter.plan_rows",
     "runtimes.plan",
@@ -69,22 +72,56 @@ def make(
     config: Mapping[str, Any],
     steps: Sequence[int] | None,
     path: Path,
+    told: Told,
     skip_refused: bool = False,
 ) -> tuple[str, tuple[int, ...]]:
     """Trace scheduler `name` into `path`; returns its class name and the step counts.
 
-    `class_name` and `config` are the pipeline's own scheduler's. Steps None means the usual
-    ones; `skip_refused` leaves out counts that the scheduler itself refuses.
+    `class_name` and `config` are the pipeline's own scheduler's, `told` what the pipeline tells
+    it. Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
+    refuses.
+    """
+    scheduler = _built(name, class_name, config)
+    table = trace_told(scheduler, steps, told, skip_refused)
+    table.save(path)
+    return type(scheduler).__name__, table.step_counts
+
+
+def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    """The scheduler `name` of a pipeline whose own one is given.
+
+    Raises:
+        ExportError: there is none, or it is for another kind of model.
     """
     with quiet_loading():
         scheduler = tracing.build(class_name if name == OWN else name, config)
-    traced = tracing.trace(scheduler, steps, skip_refused=skip_refused)
-    traced.table.save(path)
-    return type(scheduler).__name__, tuple(int(count) for count in traced.table.step_counts)
+    made = type(scheduler).__name__
+    if flow_matching(class_name, config) != flow_matching(made, scheduler.config):
+        kind = "flow matching" if flow_matching(class_name, config) else "diffusion"
+        raise ExportError(
+            f"{made} is not for models of {kind}, as the pipeline's own {class_name} is"
+        )
+    return scheduler
+
+
+def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The default set, less what is for other kinds of models."""
+    if not flow_matching(class_name, config):
+        return DEFAULT_SCHEDULERS
+    usable = []
+    for name in DEFAULT_SCHEDULERS:
+        with suppress(ExportError):
+            _built(name, class_name, config)
+            usable.append(name)
+    return tuple(usable)
 
 
 def key_of(
-    name: str, class_name: str, config: Mapping[str, Any], steps: Sequence[int] | None
+    name: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    steps: Sequence[int] | None,
+    told: Told,
 ) -> str:
     """The store's key of one scheduler's table."""
     return digest(
@@ -94,6 +131,7 @@ def key_of(
             "class": class_name,
             "config": dict(config),
             "steps": list(steps) if steps is not None else None,
+            "told": [told.even_sigmas, told.low, told.high],
             "versions": versions(("diffusers", "torch", "numpy")),
             "code": code(*_TRACING_CODE),
         }
@@ -103,13 +141,15 @@ def key_of(
 @dataclass(frozen=True)
 class Wanted:
     """Which plans: scheduler names (None: the default set, beside the pipeline's own), step
-    counts (None: the usual ones), the pipeline's own default step count, and by scheduler the
-    step counts that an older bundle has and that stay."""
+    counts (None: the usual ones), the pipeline's own default step count, by scheduler the
+    step counts that an older bundle has and that stay, and what the pipeline tells its
+    scheduler."""
 
     names: tuple[str, ...] | None
     steps: tuple[int, ...] | None
     default_steps: int
     kept: Mapping[str, tuple[int, ...]]
+    told: Told = field(default_factory=Told)
 
 
 def add_all(
@@ -122,8 +162,8 @@ def add_all(
     error.
     """
     own = own_name(scheduler)
-    asked = DEFAULT_SCHEDULERS if wanted.names is None else wanted.names
     class_name, config = type(scheduler).__name__, plain_config(scheduler)
+    asked = _defaults(class_name, config) if wanted.names is None else wanted.names
     made = []
     for name in dict.fromkeys([own, *asked]):
         steps: Sequence[int] | None = wanted.steps
@@ -133,7 +173,7 @@ def add_all(
         if not usual >= set(wanted.kept.get(name, ())):
             steps = sorted(usual | set(wanted.kept[name]))
         try:
-            made.append(_add(store, name, class_name, config, steps, progress))
+            made.append(_add(store, name, class_name, config, steps, wanted.told, progress))
         except ExportError:
             if name == own or wanted.names is not None:
                 raise
@@ -154,25 +194,32 @@ def _add(
     class_name: str,
     config: Mapping[str, Any],
     steps: Sequence[int] | None,
+    told: Told,
     progress: Progress,
 ) -> Schedule:
-    key = key_of(name, class_name, config, steps)
+    key = key_of(name, class_name, config, steps, told)
 
     def write(folder: Path) -> Mapping[str, Any]:
         with progress.stage(f"schedule {name}", "trace") as wrote:
             path = folder / f"{name}.npz"
-            found, counts = make(name, class_name, config, steps, path, skip_refused=True)
+            found, counts = make(name, class_name, config, steps, path, told, skip_refused=True)
             wrote(path.stat().st_size)
         return {"class_name": found, "steps": list(counts)}
 
     item = store.item(key, FOLDER, write)
     found = tracing.resolve(class_name if name == OWN else name).class_name
     counts = tuple(item.meta["steps"])
-    return Schedule(name, found, item.files[0], counts, key, _trained_timesteps(config))
+    shift = told.shift if _follows_size(name, class_name, config) else None
+    return Schedule(name, found, item.files[0], counts, key, shift, _trained_timesteps(config))
 
 
 def _trained_timesteps(config: Mapping[str, Any]) -> int:
     return int(config.get("num_train_timesteps", 1000))
+
+
+def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the plans of a scheduler depend on the picture's size."""
+    return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
 
 
 def add_to_bundle(
@@ -212,17 +259,27 @@ def _extended(
     with progress.stage(f"schedule {name}", "trace") as wrote:
         path = folder / "table.npz"
         config = source.scheduler_config
-        class_name, counts = make(name, source.scheduler_class, config, steps, path)
+        told = _told(manifest)
+        class_name, counts = make(name, source.scheduler_class, config, steps, path, told)
         if old is not None:
             table = PlanTable.load(bundle / old.file.path).merge(PlanTable.load(path))
             table.save(path)
-            counts = tuple(int(count) for count in table.step_counts)
+            counts = table.step_counts
         data = path.read_bytes()
         wrote(len(data))
     sha256 = hashlib.sha256(data).hexdigest()
     file = File(f"{FOLDER}/{name}-{sha256[:8]}.npz", len(data), sha256)
     write_atomically(bundle / file.path, data)
-    key = key_of(name, source.scheduler_class, source.scheduler_config, counts)
-    made = Schedule(name, class_name, file, counts, key, _trained_timesteps(config))
+    key = key_of(name, source.scheduler_class, config, counts, told)
+    shift = told.shift if _follows_size(name, source.scheduler_class, config) else None
+    made = Schedule(name, class_name, file, counts, key, shift, _trained_timesteps(config))
     others = tuple(schedule for schedule in manifest.schedules if schedule.name != name)
     return replace(manifest, schedules=(*others, made))
+
+
+def _told(manifest: Manifest) -> Told:
+    """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
+    size."""
+    shift = manifest.schedule(manifest.defaults.scheduler).shift
+    sample = manifest.component("denoiser").inputs["sample"]
+    return told_by(manifest.source.pipeline_class, shift, manifest.latents, sample, MAX_LATENT)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub, ingredients, single_file
-from exporter.families import FAMILIES, family_of, not_supported
+from exporter.families import FAMILIES, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
-from runtimes.errors import SourceError, UnsupportedPipeline
+from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
@@ -39,7 +39,7 @@ _IGNORED_KEYS = ("position_ids",)
 class PipelineSource:
     """A resolved source. `digests` maps each part to the SHA-256 of its subfolder's content, and
     of that of the ingredients that change it. `folder` holds but the configuration where `file`
-    has the weights."""
+    has the weights. `without`: what was left out, its parts not among `parts`."""
 
     id: str
     folder: Path
@@ -50,6 +50,7 @@ class PipelineSource:
     variant: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
     file: SingleFile | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -64,6 +65,7 @@ def resolve(
     asked: Mapping[str, Sequence[str]] | None = None,
     config: str | None = None,
     allow_pickle: bool = False,
+    without: Sequence[str] = (),
 ) -> PipelineSource:
     """Find the source, check its layout, digest its content.
 
@@ -71,8 +73,10 @@ def resolve(
         asked: ingredients, by kind (`exporter.ingredients.KINDS`).
         config: for a checkpoint of one file, a folder or Hub id with the configuration.
         allow_pickle: read such a file even if it is a pickle.
+        without: what to leave out of the pipeline (`exporter.families.optional`).
 
     Raises:
+        InputError: something cannot be left out.
         SourceError: nothing there, not a diffusers pipeline, or a damaged file.
         UnsupportedPipeline: a pipeline class that no family handles.
     """
@@ -95,6 +99,8 @@ def resolve(
             f"{folder} holds several ControlNets; export the pipeline without them, and give each "
             "with --controlnet"
         )
+    left = _left_out(class_name, parts, without)
+    parts = {name: value for name, value in parts.items() if name not in left}
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
@@ -109,7 +115,18 @@ def resolve(
     found = ingredients.find(asked or {})
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
-    return PipelineSource(name, folder, class_name, parts, digests, revision, variant, found, file)
+    return PipelineSource(
+        name,
+        folder,
+        class_name,
+        parts,
+        digests,
+        revision,
+        variant,
+        found,
+        file,
+        tuple(sorted(set(without))),
+    )
 
 
 def load(source: PipelineSource) -> Any:
@@ -126,7 +143,7 @@ def load(source: PipelineSource) -> Any:
 
 def _load_file(source: PipelineSource) -> Any:
     assert source.file is not None
-    absent: dict[str, Any] = dict.fromkeys(_accepted(source.pipeline_class), None)
+    absent = _absent(source)
     with quiet_loading():
         return single_file.load(source.file, source.pipeline_class, absent)
 
@@ -141,7 +158,7 @@ def _load_folder(source: PipelineSource) -> Any:
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
                 models[name] = load_model(cls, source.folder / name, source.variant)
-        absent: dict[str, Any] = dict.fromkeys(_accepted(source.pipeline_class), None)
+        absent = _absent(source)
         try:
             return diffusers.DiffusionPipeline.from_pretrained(
                 source.folder, local_files_only=True, **{**absent, **models}
@@ -287,6 +304,30 @@ def _check_keys(folder: Path, info: Mapping[str, Any]) -> None:
             f"{folder}: the weights do not fit the model, {', '.join(parts)}; "
             "it would run with random weights. Save it again with the installed versions"
         )
+
+
+def _left_out(class_name: str, parts: Mapping[str, Any], without: Sequence[str]) -> frozenset[str]:
+    """The parts that go with what is left out.
+
+    Raises:
+        InputError: it is not there, or the pipeline does not work without it.
+    """
+    known = optional(class_name)
+    for name in without:
+        if name not in known or name not in parts:
+            possible = ", ".join(each for each in known if each in parts) or "nothing"
+            raise InputError(
+                f"{class_name} cannot be exported without {name!r}; it works without: {possible}"
+            )
+    return frozenset(part for name in without for part in known[name])
+
+
+def _absent(source: PipelineSource) -> dict[str, None]:
+    """Parts that are not to be loaded: those that no graph needs, and those that are left out, here
+    or in the source already."""
+    parts = [part for each in optional(source.pipeline_class).values() for part in each]
+    missing = [part for part in parts if part not in source.parts]
+    return dict.fromkeys([*_accepted(source.pipeline_class), *missing])
 
 
 def _accepted(class_name: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.families import TextInput
 from runtimes.errors import ExportError
 
 _PROBES = (
@@ -16,8 +17,11 @@ _PROBES = (
 )
 
 
-def save(tokenizer: Any, path: Path) -> None:
+def save(tokenizer: Any, path: Path, text: TextInput) -> None:
     """Write `path` and check that the `tokenizers` library alone gives the same ids.
+
+    Args:
+        text: how long texts become, and whether they are written small first.
 
     Raises:
         ExportError: the tokenizer has no fast form, or the ids differ.
@@ -26,14 +30,26 @@ def save(tokenizer: Any, path: Path) -> None:
 
     if not getattr(tokenizer, "is_fast", False):
         raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json form")
-    length = tokenizer.model_max_length
+    length = text.length(tokenizer)
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if text.lowercase:
+        plain.normalizer = _lowercasing(plain.normalizer)
     plain.enable_truncation(length)
     plain.enable_padding(
         length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token
     )
-    for text in _PROBES:
-        wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True)
-        if plain.encode(text).ids != list(wanted.input_ids):
+    for probe in _PROBES:
+        wanted = tokenizer(
+            text.prepared(probe), padding="max_length", max_length=length, truncation=True
+        )
+        if plain.encode(probe).ids != list(wanted.input_ids):
             raise ExportError(f"{type(tokenizer).__name__}: tokenizer.json gives other ids")
     plain.save(str(path), pretty=False)
+
+
+def _lowercasing(normalizer: Any) -> Any:
+    """Small letters and no space at the ends, then what the tokenizer itself does."""
+    from tokenizers import normalizers
+
+    first = [normalizers.Lowercase(), normalizers.Strip()]
+    return normalizers.Sequence(first if normalizer is None else [*first, normalizer])

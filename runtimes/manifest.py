@@ -150,7 +150,7 @@ class Latents(_Base, frozen=True):
     """The tensor that is denoised.
 
     `factor` is pixels per latent along a side; latent height and width must be multiples of
-    `multiple`; default sizes are in pixels.
+    `multiple`, and at most `maximum` where the model has a limit; default sizes are in pixels.
     """
 
     channels: int
@@ -158,6 +158,7 @@ class Latents(_Base, frozen=True):
     multiple: int
     default_height: int
     default_width: int
+    maximum: int | None = None
 
 
 class Tokenizer(_Base, frozen=True):
@@ -250,15 +251,28 @@ class Guidance(_Base, frozen=True):
         return all(scales[name] >= least for name, least in self.least.items())
 
 
+class Shift(_Base, frozen=True):
+    """How the plans of a scheduler depend on the picture's size: its latents of height h and width
+    w have the shift ``intercept + slope * h * w``."""
+
+    intercept: float
+    slope: float
+
+    def of(self, height: int, width: int) -> float:
+        """The shift of latents of this size."""
+        return self.intercept + self.slope * height * width
+
+
 class Schedule(_Base, frozen=True):
-    """One scheduler's sampling plans: a PlanTable file and the step counts in it. Timesteps count
-    down from `num_train_timesteps`."""
+    """One scheduler's sampling plans: a PlanTable file and the step counts in it. `shift` is there
+    where the table has plans for several. Timesteps count down from `num_train_timesteps`."""
 
     name: str
     class_name: str
     file: File
     steps: tuple[int, ...]
     key: str
+    shift: Shift | None = None
     num_train_timesteps: int = 1000
 
 
@@ -315,7 +329,8 @@ class Source(_Base, frozen=True):
     `ingredients` included.
 
     `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
-    terms: more sampling plans can be traced from them without the pipeline.
+    terms: more sampling plans can be traced from them without the pipeline. `without` names what
+    was left out of it.
     """
 
     id: str
@@ -325,6 +340,7 @@ class Source(_Base, frozen=True):
     scheduler_config: dict[str, Any]
     revision: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 class CreatedBy(_Base, frozen=True):
@@ -406,6 +422,10 @@ class Manifest(_Base, frozen=True):
     def component(self, role: Role) -> Component:
         """The denoiser or the decoder (there is one of each)."""
         return next(component for component in self.components if component.role == role)
+
+    def schedule(self, name: str) -> Schedule:
+        """The sampling plans of this name."""
+        return next(each for each in self.schedules if each.name == name)
 
     def shallow(self) -> Component | None:
         """The denoiser's shallow part, where the bundle has one."""

@@ -180,6 +180,12 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
     unit = latents.factor * latents.multiple
     if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
         yield f"the default height and width must be multiples of {unit}"
+    if latents.maximum is not None:
+        largest = latents.maximum * latents.factor
+        if max(latents.default_height, latents.default_width) > largest:
+            yield f"the default height and width are above the maximum, {largest}"
+        if latents.multiple > 0 and (latents.maximum < 1 or latents.maximum % latents.multiple):
+            yield "latents.maximum must be a positive multiple of latents.multiple"
 
 
 def _vector_problems(manifest: Manifest) -> Iterator[str]:

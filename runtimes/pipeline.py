@@ -233,8 +233,10 @@ class Pipeline:
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)
         table = self._table(request.scheduler)
+        shift = self._shift(request)
         try:
-            return Run(self, request, request.plan(table, self._train_timesteps(request)))
+            plan = request.plan(table, self._train_timesteps(request), shift)
+            return Run(self, request, plan)
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
             raise PlanNotFound(
@@ -401,9 +403,14 @@ class Pipeline:
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
             if scheduler not in self._plans:
-                schedule = next(s for s in self.manifest.schedules if s.name == scheduler)
-                self._plans[scheduler] = PlanTable.load(self.bundle.path(schedule.file))
+                file = self.manifest.schedule(scheduler).file
+                self._plans[scheduler] = PlanTable.load(self.bundle.path(file))
             return self._plans[scheduler]
+
+    def _shift(self, request: Request) -> float | None:
+        """What the plans' dependence on the size is at this call's."""
+        shift = self.manifest.schedule(request.scheduler).shift
+        return None if shift is None else shift.of(*self.latents_shape(request)[2:])
 
 
 def load(

@@ -11,12 +11,15 @@ model evaluation i is
 
 and the sample is S[0] after the last one. `v` is needed only where `clean[i]` is not all zero,
 that is in plans that clip. A slot that was never written counts as zero.
+
+Some schedulers depend on the picture's size besides, by one number, the shift. Their tables hold
+plans for several shifts; in between the coefficients are those of the polynomial through them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -125,6 +128,8 @@ class PlanTable:
                                   sample after this evaluation, 1 and 0 after the last; NaN where
                                   the scheduler cannot say
     clip              f8[3]       kind (0 none, 1 range, 2 dynamic), limit, ratio
+    shift             f8[P]       the shift of each plan; where there are several, plans stand in
+                                  their order, and every shift has the same step counts
     """
 
     steps: Ints
@@ -142,6 +147,7 @@ class PlanTable:
     add_noise: Floats
     known: Floats
     clip: Floats
+    shift: Floats
 
     def __post_init__(self) -> None:
         check_table({name: getattr(self, name) for name in DTYPES})
@@ -164,7 +170,12 @@ class PlanTable:
     @cached_property
     def step_counts(self) -> tuple[int, ...]:
         """The step counts there are plans for, ascending."""
-        return tuple(int(count) for count in self.steps)
+        return tuple(int(count) for count in self.steps[: len(self.steps) // len(self.shifts)])
+
+    @cached_property
+    def shifts(self) -> tuple[float, ...]:
+        """The shifts there are plans for, ascending; one where plans do not depend on it."""
+        return tuple(float(each) for each in np.unique(self.shift))
 
     @property
     def window(self) -> int:
@@ -178,13 +189,22 @@ class PlanTable:
         finite[0] = True
         return tuple(int(start) for start in np.flatnonzero(finite))
 
-    def plan(self, num_inference_steps: int, start: int = 0) -> SamplingPlan:
-        """The plan for one step count, from evaluation `start` on.
+    def plan(
+        self, num_inference_steps: int, start: int = 0, shift: float | None = None
+    ) -> SamplingPlan:
+        """The plan for one step count, from evaluation `start` on; `shift` is needed where the
+        table has several.
 
         Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
-        start there.
+        start there, or the shift is outside of the table's.
         """
-        first, last = self._span(num_inference_steps)
+        sheets = range(len(self.shifts))
+        plans = [self._plan(num_inference_steps, start, sheet) for sheet in sheets]
+        return plans[0] if len(plans) == 1 else interpolated(plans, self.shifts, shift)
+
+    def _plan(self, num_inference_steps: int, start: int, sheet: int) -> SamplingPlan:
+        """That of one of the shifts."""
+        first, last = self._span(num_inference_steps, sheet)
         if start not in self.starts(num_inference_steps):
             raise InputError(
                 f"a run of {num_inference_steps} steps cannot start at evaluation {start}; "
@@ -202,37 +222,38 @@ class PlanTable:
             input_scale=self.input_scale[at],
             noise_draws=self.noise_draws[at] != 0,
             clip=Clip(ClipKind(int(kind)), limit, ratio),
-            init_noise_scale=float(
-                self.init_noise_scale[self.step_counts.index(num_inference_steps)]
-            ),
+            init_noise_scale=float(self.init_noise_scale[self._index(num_inference_steps, sheet)]),
             add_noise=(float(added[0]), float(added[1])) if np.isfinite(added[0]) else None,
             known=self.known[at],
             **{name: getattr(self, name)[row] for name in ROW_FIELDS},
         )
 
-    def plan_from_step(self, num_inference_steps: int, step: int) -> SamplingPlan:
+    def plan_from_step(
+        self, num_inference_steps: int, step: int, shift: float | None = None
+    ) -> SamplingPlan:
         """The plan that leaves out the first steps, each of as many evaluations as there are
         between two starts.
 
-        Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
-        start there.
+        Raises as `plan` does.
         """
         if step == 0:
-            return self.plan(num_inference_steps)
+            return self.plan(num_inference_steps, 0, shift)
         starts = self.starts(num_inference_steps)
         if len(starts) == 1:
             raise InputError("this scheduler starts from noise only; take another with `scheduler`")
         order = min(after - before for before, after in pairwise(starts))
-        return self.plan(num_inference_steps, step * order)
+        return self.plan(num_inference_steps, step * order, shift)
 
-    def plan_from_timestep(self, num_inference_steps: int, timestep: float) -> SamplingPlan:
+    def plan_from_timestep(
+        self, num_inference_steps: int, timestep: float, shift: float | None = None
+    ) -> SamplingPlan:
         """The plan of the evaluations whose timestep is below `timestep`, from the first that a run
         may start at.
 
         Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
         start there.
         """
-        whole = self.plan(num_inference_steps)
+        whole = self.plan(num_inference_steps, 0, shift)
         below = int(np.count_nonzero(whole.timesteps < timestep))
         first = whole.num_evaluations - below
         starts = [each for each in self.starts(num_inference_steps) if each <= first]
@@ -241,17 +262,19 @@ class PlanTable:
                 "this scheduler cannot begin there: take another one, more steps, or a smaller "
                 "denoising_start"
             )
-        return self.plan(num_inference_steps, starts[-1])
+        return self.plan(num_inference_steps, starts[-1], shift)
 
     def merge(self, other: PlanTable) -> PlanTable:
         """A table with the plans of both; where both have a step count, `other` wins."""
-        kept = [self.only(count) for count in self.step_counts if count not in other.step_counts]
-        return join([*kept, *(other.only(count) for count in other.step_counts)])
+        kept = [each for each in self.parts() if each.steps[0] not in other.steps]
+        return join([*kept, *other.parts()])
 
-    def only(self, num_inference_steps: int) -> PlanTable:
-        """The table of one step count."""
-        first, last = self._span(num_inference_steps)
-        index = self.step_counts.index(num_inference_steps)
+    def parts(self) -> list[PlanTable]:
+        """The tables of one plan each."""
+        return [self._part(index) for index in range(len(self.steps))]
+
+    def _part(self, index: int) -> PlanTable:
+        first, last = int(self.offsets[index]), int(self.offsets[index + 1])
         used, rows = np.unique(self.rows[first:last], return_inverse=True)
         return PlanTable(
             steps=self.steps[index : index + 1],
@@ -264,31 +287,64 @@ class PlanTable:
             add_noise=self.add_noise[first:last],
             known=self.known[first:last],
             clip=self.clip,
+            shift=self.shift[index : index + 1],
             **{name: getattr(self, name)[used] for name in ROW_FIELDS},
         )
 
-    def _span(self, num_inference_steps: int) -> tuple[int, int]:
+    def _index(self, num_inference_steps: int, sheet: int = 0) -> int:
+        """The place of a plan."""
         if num_inference_steps not in self.step_counts:
             raise PlanNotFound(
                 f"no sampling plan for {num_inference_steps} steps; there are plans for "
                 f"{_ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
                 f"--scheduler NAME --steps {num_inference_steps}"
             )
-        index = self.step_counts.index(num_inference_steps)
+        return sheet * len(self.step_counts) + self.step_counts.index(num_inference_steps)
+
+    def _span(self, num_inference_steps: int, sheet: int = 0) -> tuple[int, int]:
+        index = self._index(num_inference_steps, sheet)
         return int(self.offsets[index]), int(self.offsets[index + 1])
 
 
+def interpolated(
+    plans: Sequence[SamplingPlan], shifts: Sequence[float], shift: float | None
+) -> SamplingPlan:
+    """The plan of a shift between those of `plans`: each number of it is that of the polynomial
+    through theirs (in Lagrange's form).
+
+    Raises `InputError` if no shift is given, or one outside of `shifts`.
+    """
+    if shift is None or not shifts[0] <= shift <= shifts[-1]:
+        raise InputError(
+            f"these sampling plans depend on the picture's size, by a shift from {shifts[0]:g} to "
+            f"{shifts[-1]:g}; found {'none' if shift is None else format(shift, 'g')}"
+        )
+    nodes = np.array(shifts)
+    others = [np.delete(nodes, index) for index in range(len(nodes))]
+    weights = np.array(
+        [np.prod((shift - rest) / (own - rest)) for own, rest in zip(nodes, others, strict=True)]
+    )
+
+    def mixed(name: str) -> Any:
+        return np.tensordot(weights, np.array([getattr(plan, name) for plan in plans]), 1)
+
+    added = None if plans[0].add_noise is None else mixed("add_noise")
+    return replace(
+        plans[0],
+        init_noise_scale=float(mixed("init_noise_scale")),
+        add_noise=None if added is None else (float(added[0]), float(added[1])),
+        **{name: mixed(name) for name in ("timesteps", "input_scale", "known", *ROW_FIELDS)},
+    )
+
+
 def join(tables: Iterable[PlanTable]) -> PlanTable:
-    """One table out of several of one scheduler, whose step counts differ.
+    """One table out of several of one scheduler, whose step counts or shifts differ.
 
     Rows that are equal to the last bit are stored once. Raises `ValueError` if the tables
-    share a step count or clip differently.
+    share a step count of one shift or clip differently.
     """
-    parts = sorted(
-        (t.only(count) for t in tables for count in t.step_counts),
-        key=lambda part: part.step_counts,
-    )
-    if len({part.step_counts for part in parts}) != len(parts):
+    parts = sorted((part for table in tables for part in table.parts()), key=_place)
+    if len({_place(part) for part in parts}) != len(parts):
         raise ValueError("the tables share a step count")
     slots = max(part.state.shape[1] for part in parts)
     window = max(part.window for part in parts)
@@ -303,7 +359,7 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
     }
     kept, index = _distinct(coefficients)
     lengths = [len(part.timesteps) for part in parts]
-    per_plan = ("steps", "init_noise_scale")
+    per_plan = ("steps", "init_noise_scale", "shift")
     per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
     fields: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
@@ -316,6 +372,10 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
         clip=_common_clip(parts),
         **fields,
     )
+
+
+def _place(part: PlanTable) -> tuple[float, int]:
+    return float(part.shift[0]), int(part.steps[0])
 
 
 def _common_clip(parts: Iterable[PlanTable]) -> Floats:

@@ -47,15 +47,26 @@ def write_plans(
                 f"latentc schedule {bundle.root} --scheduler {name} --steps {min(missing)}"
             )
         path = folder / f"{name}.json"
-        text = json.dumps(document(known[name], table, tuple(steps)), separators=(",", ":"))
+        latents = bundle.manifest.latents
+        sides = (latents.default_height, latents.default_width)
+        size = (sides[0] // latents.factor, sides[1] // latents.factor)
+        made = document(known[name], table, tuple(steps), size)
+        text = json.dumps(made, separators=(",", ":"))
         path.write_text(text + "\n", "utf-8")
         written.append(path)
     return written
 
 
-def document(schedule: Schedule, table: PlanTable, steps: tuple[int, ...] = ()) -> dict[str, Any]:
-    """One scheduler's plans as JSON-compatible values."""
-    plans = [table.plan(count) for count in steps or table.step_counts]
+def document(
+    schedule: Schedule,
+    table: PlanTable,
+    steps: tuple[int, ...] = (),
+    size: tuple[int, int] = (1, 1),
+) -> dict[str, Any]:
+    """One scheduler's plans as JSON-compatible values; `size` is the latents' height and width, for
+    plans that depend on it."""
+    shift = None if schedule.shift is None else schedule.shift.of(*size)
+    plans = [table.plan(count, 0, shift) for count in steps or table.step_counts]
     clip = plans[0].clip
     return {
         "format_version": FORMAT_VERSION,

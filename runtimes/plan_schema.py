@@ -28,10 +28,12 @@ DTYPES = {
     "add_noise": "<f8",
     "known": "<f8",
     "clip": "<f8",
+    "shift": "<f8",
 }
 ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
 MAX_STEPS = 10_000
 MAX_SLOTS = 64
+MAX_SHIFTS = 64
 
 
 class ClipKind(IntEnum):
@@ -79,6 +81,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
         "add_noise": (*evaluations, 2),
         "known": (*evaluations, 2),
         "clip": (3,),
+        "shift": plans,
     }
     dimensions = {"rows": 2, "state": 3, "prediction": 2, "clean": 2, "noise": 2}
     dimensions |= {"clean_from": 2, "add_noise": 2, "known": 2}
@@ -91,10 +94,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
 def _check_indices(arrays: Mapping[str, Array]) -> None:
     steps, offsets = arrays["steps"].astype(np.int64), arrays["offsets"].astype(np.int64)
     evaluations, row_count = len(arrays["timesteps"]), len(arrays["state"])
-    _expect(
-        (steps >= 1).all() and (steps <= MAX_STEPS).all() and (np.diff(steps) > 0).all(),
-        f"steps: expected increasing numbers within 1 .. {MAX_STEPS}",
-    )
+    _check_plans(arrays, steps, np.diff(offsets))
     _expect(
         offsets[0] == 0 and offsets[-1] == evaluations and (np.diff(offsets) > 0).all(),
         f"offsets: expected increasing numbers from 0 to {evaluations}",
@@ -105,6 +105,32 @@ def _check_indices(arrays: Mapping[str, Array]) -> None:
         f"rows: an index is outside 0 .. {row_count - 1}",
     )
     _expect((arrays["noise_draws"] <= 1).all(), "noise_draws: expected 0 or 1")
+
+
+def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) -> None:
+    """Every shift has plans of the same step counts, which differ in their coefficients only."""
+    _expect(np.isfinite(arrays["shift"]).all(), "shift: NaN or infinity")
+    shifts, counts = np.unique(arrays["shift"], return_counts=True)
+    each = int(counts[0])
+    _expect(
+        (counts == each).all() and (np.repeat(shifts, each) == arrays["shift"]).all(),
+        "shift: expected increasing numbers, each for as many plans",
+    )
+    _expect(
+        (steps >= 1).all() and (steps <= MAX_STEPS).all() and (np.diff(steps[:each]) > 0).all(),
+        f"steps: expected increasing numbers within 1 .. {MAX_STEPS}",
+    )
+    _expect(len(shifts) <= MAX_SHIFTS, f"shift: more than {MAX_SHIFTS} of them")
+    for name, values in (
+        ("steps", steps),
+        ("offsets", evaluations),
+        ("noise_draws", arrays["noise_draws"]),
+        ("add_noise", np.isnan(arrays["add_noise"])),
+        ("known", np.isnan(arrays["known"])),
+    ):
+        whole = len(values) % len(shifts) == 0
+        sheets = values.reshape(len(shifts), -1) if whole else values
+        _expect(whole and (sheets == sheets[0]).all(), f"{name}: expected the same for all shifts")
 
 
 def _check_coefficients(arrays: Mapping[str, Array]) -> None:

@@ -161,7 +161,9 @@ class Request:
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
 
-    def plan(self, table: PlanTable, num_train_timesteps: int) -> SamplingPlan:
+    def plan(
+        self, table: PlanTable, num_train_timesteps: int, shift: float | None = None
+    ) -> SamplingPlan:
         """What of a schedule is run, counted as diffusers' ensembles count it.
 
         Raises:
@@ -170,9 +172,9 @@ class Request:
         """
         if self.denoising_start > 0:
             cutoff = round(num_train_timesteps * (1 - self.denoising_start))
-            plan = table.plan_from_timestep(self.num_inference_steps, cutoff)
+            plan = table.plan_from_timestep(self.num_inference_steps, cutoff, shift)
         else:
-            plan = table.plan_from_step(self.num_inference_steps, self.first_step())
+            plan = table.plan_from_step(self.num_inference_steps, self.first_step(), shift)
         if self.denoising_end == 1:
             return plan
         cutoff = round(num_train_timesteps * (1 - self.denoising_end))
@@ -582,7 +584,7 @@ def _size(
         only = fixed[index]
         if isinstance(only, int) and side != only * factor:
             raise InputError(f"{name} {side}: this bundle was exported for {only * factor} only")
-        _check_side(name, side, factor * spec.multiple)
+        _check_side(name, side, factor * spec.multiple, factor * (spec.maximum or _MAX_SIDE))
         if from_latents and side != from_latents[index]:
             raise InputError(
                 f"{name} {side} does not fit 'latents', which are for {from_latents[index]}"
@@ -591,11 +593,14 @@ def _size(
     return sizes[0], sizes[1]
 
 
-def _check_side(name: str, side: int, multiple: int) -> None:
-    if 0 < side <= _MAX_SIDE and side % multiple == 0:
+def _check_side(name: str, side: int, multiple: int, largest: int) -> None:
+    largest = min(largest, _MAX_SIDE)
+    if 0 < side <= largest and side % multiple == 0:
         return
-    lower = min(max(side, 0), _MAX_SIDE) // multiple * multiple
-    nearest = [str(each) for each in (lower, lower + multiple) if 0 < each <= _MAX_SIDE]
+    if side > largest:
+        raise InputError(f"{name} {side}: this model makes pictures of up to {largest} pixels")
+    lower = max(side, 0) // multiple * multiple
+    nearest = [str(each) for each in (lower, lower + multiple) if 0 < each <= largest]
     raise InputError(
         f"{name} {side} is not a multiple of {multiple}; nearest: {' or '.join(nearest)}"
     )

@@ -91,9 +91,12 @@ def side(latents: Latents, name: str, pixels: int) -> int:
     """A side of the picture in latents.
 
     Raises:
-        InputError: not a multiple of what the model needs.
+        InputError: not a multiple of what the model needs, or too large for it.
     """
     unit = latents.factor * latents.multiple
+    if latents.maximum is not None and pixels > latents.factor * latents.maximum:
+        largest = latents.factor * latents.maximum
+        raise InputError(f"{name} {pixels}: this model makes pictures of up to {largest} pixels")
     if pixels < unit or pixels % unit:
         raise InputError(f"{name} {pixels} must be a multiple of {unit} for this bundle")
     return pixels // latents.factor

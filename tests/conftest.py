@@ -55,10 +55,11 @@ def pipeline_folder() -> Callable[[str], Path]:
     import hashlib
     import shutil
 
-    from tests import tiny
+    from tests import tiny, tiny_transformers
 
     def make(name: str) -> Path:
-        digest = hashlib.sha256(Path(tiny.__file__).read_bytes()).hexdigest()[:12]
+        code = [Path(each.__file__).read_bytes() for each in (tiny, tiny_transformers)]
+        digest = hashlib.sha256(b"".join(code)).hexdigest()[:12]
         folder = KEPT / "pipelines" / f"{name}-{digest}"
         with one_at_a_time(f"pipeline-{name}"):
             if not (folder / "model_index.json").exists():

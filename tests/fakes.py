@@ -222,6 +222,7 @@ def plan_table(noisy: bool) -> PlanTable:
         add_noise=np.full((total, 2), np.nan),
         known=np.full((total, 2), np.nan),
         clip=np.zeros(3),
+        shift=np.zeros(len(STEPS)),
     )
 
 

@@ -32,6 +32,10 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionXLInpaintPipeline": "stable_diffusion_xl",
     "StableDiffusionXLInstructPix2PixPipeline": "stable_diffusion_xl",
     "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "FluxPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -46,6 +50,8 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
     "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
 }
+# Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
+EVEN_SIGMAS = ("FluxPipeline",)
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,40 @@ class Graph:
 @dataclass(frozen=True)
 class TextInput:
     """A transformers tokenizer of the pipeline, the encoder input that it feeds, and the call
-    arguments to look for, the first given one being used."""
+    arguments to look for, the first given one being used.
+
+    `max_length`: how many ids a text becomes, None for the tokenizer's own maximum. `lowercase`:
+    the pipeline writes texts small and strips them first.
+    """
 
     attribute: str
     input: str
     texts: tuple[str, ...]
+    max_length: int | None = None
+    lowercase: bool = False
+
+    def length(self, tokenizer: Any) -> int:
+        """How many ids a text becomes."""
+        return int(tokenizer.model_max_length) if self.max_length is None else self.max_length
+
+    def prepared(self, text: str) -> str:
+        """The text as the pipeline gives it to its tokenizer."""
+        return text.lower().strip() if self.lowercase else text
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """How a pipeline tells a scheduler with dynamic shifting the picture's size: by the number of
+    patches of `patch` latents along a side. `max_shift` where the scheduler's configuration has
+    none."""
+
+    patch: int
+    max_shift: float
+
+
+def plain(held: torch.Tensor, _: Mapping[str, Any]) -> torch.Tensor:
+    """Of pipelines whose loop holds latents as they are."""
+    return held
 
 
 @dataclass(frozen=True)
@@ -118,13 +153,17 @@ class Description:
     probe_pictures: Callable[[int, int], Mapping[str, Any]] | None = None
     observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = _sample_alone
     embeddings: tuple[Embedding, ...] = ()
+    view: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] = plain
+    timesteps: float = 1.0
+    shifted: Shifted | None = None
 
 
 class Family(Protocol):
     """The interface of a family's module.
 
     `COMPONENTS` maps each component to the subfolders of the source that it is made of, so
-    that an unchanged export is recognised without loading anything.
+    that an unchanged export is recognised without loading anything. A module whose pipelines work
+    without some parts has `OPTIONAL` besides (see `optional`).
     """
 
     __name__: str
@@ -151,6 +190,12 @@ def not_supported(what: str) -> str:
         f"{what} is not supported; supported: {', '.join(FAMILIES)}. "
         "How a class is added: docs/extending.md"
     )
+
+
+def optional(class_name: str) -> Mapping[str, tuple[str, ...]]:
+    """What can be left out of a pipeline, and the parts of the source that go with each."""
+    found: Mapping[str, tuple[str, ...]] = getattr(family_of(class_name), "OPTIONAL", {})
+    return found
 
 
 def size_multiple(unet: Any) -> int:

@@ -44,7 +44,7 @@ class TargetInfo:
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_ONNX_CODE = ("exporter.targets.onnx_attention", "exporter.targets.onnx_integers")
+_ONNX_CODE = tuple(f"exporter.targets.onnx_{each}" for each in ("attention", "integers", "masks"))
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
@@ -77,7 +77,8 @@ TARGETS: Mapping[str, TargetInfo] = {
         options=CoreMLOptions,
         code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
-            *("exporter.targets.coreml_weights", "exporter.passes.split_einsum_attention"),
+            *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
+            "exporter.passes.split_einsum_attention",
         ),
     ),
 }

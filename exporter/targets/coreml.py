@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
+from exporter.targets import coreml_operations
 from exporter.targets.coreml_options import DEPLOYMENT_TARGETS
 from exporter.targets.coreml_shapes import input_types
 from exporter.targets.coreml_weights import compress
@@ -48,6 +49,7 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
     """The program as a coremltools MLModel in fp32, or in fp16 but for the time embedding."""
     import coremltools
 
+    coreml_operations.register()
     target = DEPLOYMENT_TARGETS[settings.options.coreml_target]
     pipeline = coremltools.PassPipeline.DEFAULT
     precision: Any = coremltools.precision.FLOAT32
@@ -111,7 +113,7 @@ def _upstream(operations: list[Any]) -> set[str]:
 
 def _plain(program: ExportedProgram) -> ExportedProgram:
     """Of the operator set that coremltools takes: decomposed, and without aliases."""
-    decomposed: ExportedProgram = program.run_decompositions({})
+    decomposed: ExportedProgram = program.run_decompositions(coreml_operations.table())
     graph = decomposed.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:

@@ -112,7 +112,8 @@ class CoreMLOptions(TargetOptions):
             return found
         unit = latents.factor * latents.multiple
         usual = max(latents.default_height, latents.default_width)
-        return unit, -(-max(2 * usual, _SMALLEST_RANGE * latents.factor) // unit) * unit
+        largest = -(-max(2 * usual, _SMALLEST_RANGE * latents.factor) // unit) * unit
+        return unit, min(largest, latents.factor * (latents.maximum or largest))
 
 
 def _range(text: str) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
-from exporter.targets import onnx_attention, onnx_integers
+from exporter.targets import onnx_attention, onnx_integers, onnx_masks
 from runtimes.manifest import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
@@ -39,6 +39,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     _strip(model)
     onnx_integers.pack(model)
     onnx_attention.fuse(model)
+    onnx_masks.expand(model)
     made.save(folder / MODEL, external_data=True)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL

@@ -63,6 +63,7 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
     spans: dict[str, Span] = {"images": (1, 1, max(_MOST_IMAGES, probe["batch"]))}
     for name, usual in (("height", latents.default_height), ("width", latents.default_width)):
         largest = max(usual * 3 // 2, probe[name] * latents.factor) // unit * unit
+        largest = min(largest, latents.factor * (latents.maximum or largest))
         spans[name] = (unit, max(unit, usual // unit * unit), largest)
     components = [graph.component for graph in description.graphs]
     return ranges(components, latents, description.guidance, spans)

@@ -57,7 +57,7 @@ DTYPES = {
     **dict.fromkeys(("steps", "offsets", "rows"), "<i4"),
     **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), "<f8"),
     **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "clip"), "<f8"),
-    **dict.fromkeys(("add_noise", "known"), "<f8"),
+    **dict.fromkeys(("add_noise", "known", "shift"), "<f8"),
     "noise_draws": "|u1",
 }
 
@@ -88,12 +88,20 @@ def read_table(path: Path) -> dict[str, Array]:
         "steps": (p,), "offsets": (p + 1,), "timesteps": (e,), "input_scale": (e,),
         "noise_draws": (e,), "rows": (e, window + 1), "state": (r, k, k), "prediction": (r, k),
         "clean": (r, k), "noise": (r, k), "clean_from": (r, 2), "init_noise_scale": (p,),
-        "add_noise": (e, 2), "known": (e, 2), "clip": (3,),
+        "add_noise": (e, 2), "known": (e, 2), "clip": (3,), "shift": (p,),
     }  # fmt: skip
     expect({name: t[name].shape for name in t} == shapes, "shapes do not fit")
     expect(k <= 64, "more than 64 slots")
-    expect(np.all(np.diff(t["steps"].astype(int)) > 0), "steps do not increase")
-    expect(t["steps"][0] >= 1 and t["steps"][-1] <= 10000, "steps out of range")
+    shifts = np.unique(t["shift"])
+    expect(len(shifts) <= 64 and p % len(shifts) == 0, "shifts without plans")
+    each = p // len(shifts)
+    expect(np.array_equal(np.repeat(shifts, each), t["shift"]), "shifts do not increase")
+    expect(np.all(np.diff(t["steps"][:each].astype(int)) > 0), "steps do not increase")
+    expect(t["steps"].min() >= 1 and t["steps"].max() <= 10000, "steps out of range")
+    lengths = np.diff(t["offsets"])
+    for values in (t["steps"], lengths, t["noise_draws"], np.isnan(t["add_noise"])):
+        sheets = values.reshape(len(shifts), -1)
+        expect(np.all(sheets == sheets[0]), "plans of another form for another shift")
     expect(np.all(np.diff(t["offsets"].astype(int)) > 0), "offsets do not increase")
     expect(t["offsets"][0] == 0 and t["offsets"][-1] == e, "offsets out of range")
     expect(t["rows"].min() >= 0 and t["rows"].max() < r, "rows out of range")
@@ -184,6 +192,41 @@ def noise_source(seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Arr
     if len(generators) == 1:
         return lambda: generators[0].draw(shape)
     return lambda: np.concatenate([g.draw((1, *shape[1:])) for g in generators])
+
+
+# Section 9.3: plans that depend on the size
+
+
+def at_shift(t: Mapping[str, Array], shift: float) -> dict[str, Array]:
+    """The table of one shift: the polynomial through those that there are."""
+    nodes = np.unique(t["shift"])
+    if len(nodes) == 1:
+        return dict(t)
+    expect(nodes[0] <= shift <= nodes[-1], "the plans are not for this size")
+    weights = [
+        np.prod([(shift - other) / (node - other) for other in nodes if other != node])
+        for node in nodes
+    ]
+
+    def mixed(values: Array) -> Array:
+        return np.tensordot(weights, values.reshape(len(nodes), -1, *values.shape[1:]), 1)
+
+    rows = t["rows"]
+    named = ("state", "prediction", "clean", "noise", "clean_from")
+    count = rows.size // len(nodes)
+    single = {name: mixed(t[name][rows]) for name in named}
+    plans, first = len(t["steps"]) // len(nodes), len(rows) // len(nodes)
+    return {
+        **{name: mixed(t[name]) for name in ("timesteps", "input_scale", "init_noise_scale")},
+        **{name: each.reshape(count, *each.shape[2:]) for name, each in single.items()},
+        "rows": np.arange(count).reshape(first, -1),
+        "add_noise": mixed(t["add_noise"]),
+        "noise_draws": t["noise_draws"][:first],
+        "steps": t["steps"][:plans],
+        "offsets": t["offsets"][: plans + 1],
+        "clip": t["clip"],
+        "shift": np.full(plans, shift),
+    }
 
 
 # Sections 9.1, 9.3 and 9.4: the recurrence
@@ -330,6 +373,8 @@ class Bundle:
         wanted = call.get("scheduler") or defaults["scheduler"]
         schedule = next(s for s in self.manifest["schedules"] if s["name"] == wanted)
         table = read_table(checked(self.root, schedule["file"]))
+        line = schedule.get("shift") or {"intercept": 0.0, "slope": 0.0}
+        table = at_shift(table, line["intercept"] + line["slope"] * sides[0] * sides[1])
         expect(table["steps"].tolist() == schedule["steps"], "steps differ from the manifest's")
         steps = call.get("num_inference_steps") or defaults["num_inference_steps"]
         final = run_plan(table, steps, predict, noise_source(seeds, shape))

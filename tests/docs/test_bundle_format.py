@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from runtimes.errors import BundleError
 from runtimes.manifest import FORMAT_VERSION, Manifest, schema
 from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
-from runtimes.plan import PlanTable
+from runtimes.plan import PlanTable, join
 from runtimes.plan_schema import DTYPES as ARRAYS
 from runtimes.plan_schema import MAX_SLOTS, MAX_STEPS, ClipKind, check_table
 from runtimes.sampler import denoise
@@ -328,6 +329,7 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
         init_noise_scale=rng.uniform(0.5, 15, len(plans)),
         add_noise=add_noise,
         clip=np.array([kind, 1.5, 0.9]),
+        shift=np.zeros(len(plans)),
     )
 
 
@@ -361,6 +363,47 @@ def test_the_recurrence(kind: ClipKind, window: int, seed: int, tmp_path: Path) 
                 )
                 assert relative_l2(found, expected) < 1e-5
                 assert len(list(ours)) == len(list(theirs)), "as many draws"
+
+
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("seed", range(2))
+def test_plans_that_depend_on_the_size(window: int, seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng([seed, window])
+    base = random_table(rng, ClipKind.RANGE, window)
+    sheets = [
+        replace(
+            base,
+            state=base.state * (1 + 0.1 * shift**2),
+            timesteps=base.timesteps * (1 + 0.2 * shift),
+            add_noise=base.add_noise * (1 - shift),
+            shift=np.full(len(base.steps), shift),
+        )
+        for shift in (0.25, 0.5, 1.5)
+    ]
+    made = join(sheets)
+    made.save(tmp_path / "table.npz")
+    arrays = reader.read_table(tmp_path / "table.npz")
+    shape = (2, 3, 4, 5)
+
+    def predict(sample: Any, timestep: Any) -> Any:
+        return np.sin(sample) + np.float32(1e-3) * timestep
+
+    for shift in (0.25, 0.8, 1.5):
+        for steps in made.step_counts:
+            plan = made.plan(steps, 0, shift)
+            index = base.step_counts.index(steps)
+            alone = base.timesteps[base.offsets[index] : base.offsets[index + 1]]
+            assert np.allclose(plan.timesteps, alone * (1 + 0.2 * shift))
+            drawn = [rng.normal(size=shape).astype(np.float32) for _ in range(8)]
+            ours, theirs = iter(drawn), iter(drawn)
+            first = plan.initial_sample(next(ours))
+            loop = denoise(plan, first, predict, lambda it=ours: next(it))
+            expected = [step.latents for step in loop][-1]
+            table = reader.at_shift(arrays, shift)
+            found = reader.run_plan(table, steps, predict, lambda it=theirs: next(it))
+            assert relative_l2(found, expected) < 1e-5
+    with pytest.raises(reader.Refused):
+        reader.at_shift(arrays, 1.6)
 
 
 # Noise

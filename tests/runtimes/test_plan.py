@@ -38,6 +38,7 @@ def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) ->
         "add_noise": rng.uniform(0, 1, (steps, 2)),
         "known": rng.uniform(0, 1, (steps, 2)),
         "clip": np.array([1.0, 1.0, 0.0]),
+        "shift": np.zeros(1),
     }
 
 

@@ -1,0 +1,188 @@
+"""Stable Diffusion 3 and 3.5 text-to-image: two CLIP encoders and a T5 encoder, which may be left
+out, and a transformer over their joined states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families.text_to_image import (
+    PROBE_GUIDANCE,
+    classifier_free_guidance,
+    decoder_graph,
+    ids_spec,
+    sample_spec,
+    vae_factor,
+)
+from exporter.families.transformer_parts import (
+    check_channels,
+    latents_of_transformer,
+    projected,
+    t5_graph,
+    unpatched,
+)
+from runtimes.manifest import Component, TensorSpec
+from runtimes.tasks import Task
+
+COMPONENTS = {
+    "text_encoder": ("text_encoder", "text_encoder_2"),
+    "text_encoder_3": ("text_encoder_3",),
+    "denoiser": ("transformer",),
+    "vae_decoder": ("vae",),
+}
+OPTIONAL = {"text_encoder_3": ("text_encoder_3", "tokenizer_3")}
+_GUIDANCE_SCALE = 7.0
+_STEPS = 28
+_T5_LENGTH = 256  # max_sequence_length of the pipeline's call
+_MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
+
+
+class TextEncoders(torch.nn.Module):
+    """Two id tensors [batch, length] → joined penultimate hidden states
+    [batch, length, width_1 + width_2] and joined pooled projections."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(
+        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        one = self.first(input_ids, output_hidden_states=True)
+        two = self.second(input_ids_2, output_hidden_states=True)
+        states = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+        return states, torch.cat([one[0], two[0]], dim=-1)
+
+
+class T5Encoder(torch.nn.Module):
+    """input_ids_3 [batch, length] → t5_hidden_states [batch, length, width]."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids_3: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.encoder(input_ids_3).last_hidden_state,)
+
+
+class Denoiser(torch.nn.Module):
+    """The transformer. CLIP's states are filled up with zeros to T5's width and T5's follow them;
+    zeros stand for them where the pipeline has no T5."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.width = transformer.config.joint_attention_dim
+        self.patch = transformer.config.patch_size
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        clip_hidden_states: torch.Tensor,
+        pooled_projections: torch.Tensor,
+        t5_hidden_states: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor]:
+        missing = self.width - clip_hidden_states.shape[-1]
+        length = _T5_LENGTH if t5_hidden_states is None else 0
+        states = torch.nn.functional.pad(clip_hidden_states, (0, missing, 0, length))
+        if t5_hidden_states is not None:
+            states = torch.cat([states, t5_hidden_states], dim=1)
+        patches = projected(
+            self.transformer,
+            hidden_states=sample,
+            timestep=timestep,
+            encoder_hidden_states=states,
+            pooled_projections=pooled_projections,
+        )
+        return (unpatched(patches, sample, self.patch),)
+
+
+def describe(pipe: Any) -> Description:
+    """See `exporter.families.Description`."""
+    config = pipe.transformer.config
+    check_channels(pipe.transformer, (config.in_channels,))
+    # All texts of CLIP have the first tokenizer's length.
+    length = pipe.tokenizer.model_max_length
+    first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
+    clip = {
+        "clip_hidden_states": TensorSpec(
+            "float32", ("batch", length, first.hidden_size + second.hidden_size)
+        ),
+        "pooled_projections": TensorSpec(
+            "float32", ("batch", first.projection_dim + second.projection_dim)
+        ),
+    }
+    text_encoder = Graph(
+        Component(
+            name="text_encoder",
+            role="encoder",
+            inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
+            outputs=clip,
+        ),
+        TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
+        min(first.vocab_size, second.vocab_size),
+    )
+    texts = [
+        TextInput("tokenizer", "input_ids", ("prompt",)),
+        TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), length),
+    ]
+    encoders = [text_encoder]
+    if pipe.text_encoder_3 is not None:
+        encoders.append(
+            t5_graph(
+                T5Encoder(pipe.text_encoder_3),
+                pipe.text_encoder_3,
+                "text_encoder_3",
+                "input_ids_3",
+                "t5_hidden_states",
+                _T5_LENGTH,
+            )
+        )
+        texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), _T5_LENGTH))
+    sample = sample_spec(config.in_channels)
+    t5 = {name: spec for each in encoders[1:] for name, spec in each.component.outputs.items()}
+    denoiser = Graph(
+        Component(
+            name="denoiser",
+            role="denoiser",
+            inputs={
+                "sample": sample,
+                "timestep": TensorSpec("float32", (1,)),
+                **clip,
+                **t5,
+            },
+            outputs={"prediction": sample},
+        ),
+        Denoiser(pipe.transformer),
+    )
+    factor, patch = vae_factor(pipe.vae), config.patch_size
+    return Description(
+        task=Task("text-to-image"),
+        graphs=(*encoders, denoiser, decoder_graph(pipe.vae)),
+        latents=latents_of_transformer(
+            config.in_channels,
+            config.sample_size,
+            factor,
+            patch,
+            # Positions are cut out of the middle of a table.
+            maximum=config.pos_embed_max_size * patch,
+        ),
+        text_inputs=tuple(texts),
+        arguments=(),
+        vectors=(),
+        guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
+        num_inference_steps=_STEPS,
+        resizable=True,
+        denoiser=pipe.transformer,
+        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        probe_arguments={
+            "prompt": "a large red circle above a small blue square",
+            "prompt_2": "a flat drawing",
+            "guidance_scale": PROBE_GUIDANCE,
+        },
+        shifted=Shifted(patch, _MAX_SHIFT),
+    )

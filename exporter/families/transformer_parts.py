@@ -1,0 +1,103 @@
+"""Graph pieces that text-to-image pipelines with a transformer as the denoiser share."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from exporter.families import Graph
+from exporter.families.text_to_image import ids_spec
+from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Component, Latents, TensorSpec
+
+
+class MaskedT5Encoder(torch.nn.Module):
+    """input_ids [batch, length] → the last hidden state [batch, length, width], and the mask
+    [batch, length] of float32 that is 1 where there is no padding."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.padding = encoder.config.pad_token_id
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = (input_ids != self.padding).to(torch.float32)
+        return self.encoder(input_ids, attention_mask=mask).last_hidden_state, mask
+
+
+def t5_graph(
+    module: torch.nn.Module, encoder: Any, name: str, input_name: str, output: str, length: int
+) -> Graph:
+    """A T5 encoder that attends to padding too, as in the pipelines that give it no mask, as a
+    component; `module` makes a tuple of its last hidden state of the ids [batch, length]."""
+    component = Component(
+        name=name,
+        role="encoder",
+        inputs={input_name: ids_spec(length)},
+        outputs={output: TensorSpec("float32", ("batch", length, encoder.config.d_model))},
+    )
+    return Graph(component, module, encoder.config.vocab_size)
+
+
+def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
+    """A copy of `model`, weights shared, that has `module` in the place of its own `name`: the
+    pipeline itself, which makes the reference, stays as it is."""
+    made = copy.copy(model)
+    made._modules = {**model._modules, name: module}
+    return made
+
+
+def projected(transformer: Any, **arguments: Any) -> torch.Tensor:
+    """What the transformer's last layer gives for its patches, [batch, tokens, width]: before it
+    is made a picture with tensors of six dimensions, which Core ML has not."""
+    seen: list[torch.Tensor] = []
+    handle = transformer.proj_out.register_forward_hook(lambda *call: seen.append(call[-1]))
+    try:
+        transformer(return_dict=False, **arguments)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def unpatched(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """Patches of `patch` by `patch` latents [batch, tokens, patch * patch * channels], channels
+    last, → [batch, channels, height, width] as `sample` has them. Five dimensions do."""
+    batch, tokens, width = patches.shape
+    parts = patches.reshape(batch, tokens, patch * patch, width // patch**2).permute(0, 3, 1, 2)
+    return joined(parts, sample, patch)
+
+
+def joined(parts: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """[batch, channels, tokens, patch * patch] → [batch, channels, height, width]."""
+    batch, channels = parts.shape[:2]
+    height, width = sample.shape[-2:]
+    rows, columns = height // patch, width // patch
+    grid = parts.reshape(batch * channels, rows, columns, patch, patch).permute(0, 1, 3, 2, 4)
+    return grid.reshape(batch, channels, height, width)
+
+
+def latents_of_transformer(
+    channels: int, side: int, factor: int, patch: int, maximum: int | None = None
+) -> Latents:
+    """The Latents record of a square default of `side` latents."""
+    return Latents(
+        channels=channels,
+        factor=factor,
+        multiple=patch,
+        default_height=side * factor,
+        default_width=side * factor,
+        maximum=maximum,
+    )
+
+
+def check_channels(transformer: Any, expected: tuple[int, ...]) -> None:
+    """Refuse a transformer whose output is not one of these numbers of channels."""
+    config = transformer.config
+    found = config.in_channels if config.out_channels is None else config.out_channels
+    if found not in expected:
+        raise UnsupportedPipeline(
+            f"a {type(transformer).__name__} with {config.in_channels} input and {found} output "
+            "channels (inpainting, control …) is not supported yet"
+        )

@@ -1,0 +1,279 @@
+"""Pipelines whose denoiser is a transformer make the same pictures as diffusers: PixArt, Stable
+Diffusion 3 and FLUX.1, at sizes that were not traced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import latentc
+from exporter.compile import export
+from exporter.families import family_of
+from exporter.progress import Progress
+from exporter.reference import watched
+from exporter.schedules import add_to_bundle
+from exporter.source import quiet_loading
+from runtimes.errors import ExportError, InputError
+from runtimes.manifest import Manifest
+from runtimes.tokenizer import PromptTruncatedWarning
+from runtimes.verify import relative_l2
+from tests.conftest import KEPT, one_at_a_time
+
+SEED = 7
+STEPS = 4
+LATENTS = 1e-4  # relative L2 of the final latents
+IMAGE = 2  # of 255
+TEXTS = {"prompt": ["A Red circle ", "blue square above a large red circle"]}
+GUIDED = {"negative_prompt": ["blue", "a flat drawing"], "guidance_scale": 3.0}
+# Per bundle: the pipeline, what it is exported with, and the arguments of two calls.
+BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "pixart-alpha": ("pixart-alpha", {"targets": ("onnx", "openvino")}),
+    "pixart-sigma": ("pixart-sigma", {"targets": ("onnx", "coreml")}),
+    "sd3": ("sd3-shifted", {"targets": ("onnx", "openvino")}),
+    "sd3-without": ("sd3", {"targets": ("onnx", "coreml"), "without": ("text_encoder_3",)}),
+    "flux-dev": ("flux-dev", {"targets": ("onnx", "openvino")}),
+    "flux-schnell": ("flux-schnell", {"targets": ("openvino",)}),
+}
+CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "pixart-alpha": (
+        {**TEXTS, **GUIDED, "num_images_per_prompt": 2, "height": 64, "width": 96},
+        {"prompt": "a red circle", "height": 80, "width": 48},
+    ),
+    "pixart-sigma": (
+        {**TEXTS, **GUIDED, "height": 24, "width": 40},
+        {"prompt": "a red circle", "height": 32, "width": 32, "guidance_scale": 1.0},
+    ),
+    "sd3": (
+        {**TEXTS, **GUIDED, "num_images_per_prompt": 2, "height": 24, "width": 40},
+        {
+            "prompt": "a red circle",
+            "prompt_2": "blue",
+            "prompt_3": "a flat drawing",
+            "negative_prompt": "small",
+            "negative_prompt_3": "large",
+            "height": 64,
+            "width": 56,
+        },
+    ),
+    "sd3-without": (
+        {**TEXTS, **GUIDED, "height": 24, "width": 40},
+        {"prompt": "a red circle", "prompt_2": "blue", "height": 32, "width": 32},
+    ),
+    "flux-dev": (
+        {**TEXTS, "num_images_per_prompt": 2, "height": 48, "width": 80, "guidance_scale": 2.5},
+        {"prompt": "a red circle", "prompt_2": "blue", "height": 128, "width": 112},
+    ),
+    "flux-schnell": ({**TEXTS, "height": 48, "width": 80},),
+}
+RUNS = [
+    ("pixart-alpha", "onnxruntime"),
+    ("pixart-alpha", "openvino"),
+    ("pixart-sigma", "onnxruntime"),
+    ("pixart-sigma", "coreml-reference"),
+    ("sd3", "onnxruntime"),
+    ("sd3", "openvino"),
+    ("sd3-without", "onnxruntime"),
+    ("sd3-without", "coreml-reference"),
+    ("flux-dev", "onnxruntime"),
+    ("flux-dev", "openvino"),
+    ("flux-schnell", "openvino"),
+]
+
+Made = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def bundle(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A function: name in `BUNDLES` → the exported bundle, verified."""
+
+    def make(name: str) -> Path:
+        pipeline, options = BUNDLES[name]
+        folder = KEPT / "bundles" / f"transformers-{name}"
+        with one_at_a_time(f"bundle-transformers-{name}"):
+            export(pipeline_folder(pipeline), folder, steps=(STEPS,), overwrite=True, **options)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Made]:
+    """Final latents and uint8 pictures of the diffusers pipeline, computed once for a call."""
+    known: dict[tuple[str, int], Made] = {}
+
+    def get(name: str, call: int) -> Made:
+        if (name, call) not in known:
+            known[name, call] = run(name, CALLS[name][call])
+        return known[name, call]
+
+    def run(name: str, arguments: Mapping[str, Any]) -> Made:
+        pipeline, options = BUNDLES[name]
+        absent = dict.fromkeys(options.get("without", ()))
+        with quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(
+                pipeline_folder(pipeline), **absent, **({"tokenizer_3": None} if absent else {})
+            )
+        pipe.set_progress_bar_config(disable=True)
+        description = family_of(type(pipe).__name__).describe(pipe)
+        own = {"use_resolution_binning": False, "clean_caption": False}
+        with watched(pipe, pipe.transformer, description) as seen, torch.no_grad():
+            images = pipe(
+                **arguments,
+                **(own if name.startswith("pixart") else {}),
+                num_inference_steps=STEPS,
+                generator=torch.Generator().manual_seed(SEED),
+                output_type="np",
+            ).images
+        assert seen.latents is not None
+        return seen.latents.numpy(), (images * 255).round().astype(np.uint8)
+
+    return get
+
+
+@pytest.mark.parametrize(("name", "backend"), RUNS)
+def test_same_pictures(
+    name: str,
+    backend: str,
+    bundle: Callable[[str], Path],
+    reference: Callable[[str, int], Made],
+) -> None:
+    """Two texts and a negative one, pictures that are not square, sizes that were not traced."""
+    with latentc.load(bundle(name), backend=backend) as pipe:
+        for call, arguments in enumerate(CALLS[name]):
+            latents, pictures = reference(name, call)
+            result = pipe(**arguments, num_inference_steps=STEPS, seed=SEED)
+            found = np.stack([np.asarray(image) for image in result.images]).astype(int)
+            assert relative_l2(result.latents, latents) <= LATENTS
+            assert np.abs(found - pictures).max() <= IMAGE
+
+
+def test_the_noise_follows_the_size(bundle: Callable[[str], Path]) -> None:
+    """What the test above compares is not the same at both sizes."""
+    for name in ("sd3", "flux-dev"):
+        with latentc.load(bundle(name), backend="onnxruntime") as pipe:
+            begun = []
+            for arguments in CALLS[name]:
+                size = {side: arguments[side] for side in ("height", "width")}
+                run = pipe.stream("a red circle", num_inference_steps=STEPS, seed=1, **size)
+                begun.append([step.timestep for step in run])
+        assert abs(begun[0][1] - begun[1][1]) > 5
+
+
+def test_resolution_matters(bundle: Callable[[str], Path]) -> None:
+    with latentc.load(bundle("pixart-alpha"), backend="onnxruntime") as pipe:
+        size = {"height": 64, "width": 64, "num_inference_steps": STEPS, "seed": 1}
+        first = pipe("a red circle", output_type="latent", **size)
+        other = pipe("a red circle", output_type="latent", resolution=(1024, 512), **size)
+    assert relative_l2(first.latents, other.latents) > 1e-3
+
+
+def test_a_part_that_is_left_out(
+    bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path]
+) -> None:
+    manifest = Manifest.load(bundle("sd3-without"))
+    assert manifest.source.without == ("text_encoder_3",)
+    assert "text_encoder_3" not in {each.name for each in manifest.components}
+    assert {each.input for each in manifest.tokenizers} == {"input_ids", "input_ids_2"}
+    with pytest.raises(ExportError, match=r"has changed since|would be lost"):
+        export(pipeline_folder("sd3"), bundle("sd3-without"), targets=("openvino",), steps=(4,))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "without", "message"),
+    [
+        ("sd3", "vae", "without 'vae'; it works without: text_encoder_3"),
+        ("flux-dev", "text_encoder_2", "without 'text_encoder_2'; it works without: nothing"),
+    ],
+)
+def test_parts_that_are_needed(
+    pipeline: str,
+    without: str,
+    message: str,
+    pipeline_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export(pipeline_folder(pipeline), tmp_path / "bundle", without=without)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_sizes_have_a_limit(
+    bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with latentc.load(bundle("sd3"), backend="onnxruntime") as pipe:
+        with pytest.raises(InputError, match="height 68: this model makes pictures of up to 64"):
+            pipe("a red circle", height=68, width=32)
+        with pytest.raises(InputError, match="width 30 is not a multiple of 4"):
+            pipe("a red circle", width=30)
+    with pytest.raises(InputError, match="height 68: this pipeline makes pictures of up to 64"):
+        export(pipeline_folder("sd3"), tmp_path / "bundle", height=68, width=32)
+
+
+def test_flux_takes_no_negative_text(bundle: Callable[[str], Path]) -> None:
+    with latentc.load(bundle("flux-schnell"), backend="openvino") as pipe:
+        for arguments in ({"negative_prompt": "blue"}, {"true_cfg_scale": 2.0}):
+            with pytest.raises(InputError, match="unknown argument"):
+                pipe("a red circle", height=48, width=48, **arguments)
+        with pytest.raises(InputError, match="unknown argument 'guidance_scale'"):
+            pipe("a red circle", height=48, width=48, guidance_scale=2.0)
+
+
+def test_texts_of_t5(bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path]) -> None:
+    """Their length is the pipeline's, not the tokenizer's; PixArt writes them small."""
+    from transformers import AutoTokenizer
+
+    texts = ["", "  A Small RED circle!  ", "ß “Ünïcödé” 🚀 x", "large " * 200]
+    original = AutoTokenizer.from_pretrained(pipeline_folder("pixart-alpha") / "tokenizer")
+    wanted = original(
+        [text.lower().strip() for text in texts],
+        padding="max_length",
+        max_length=120,
+        truncation=True,
+    ).input_ids
+    with (
+        latentc.load(bundle("pixart-alpha"), backend="onnxruntime") as pipe,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        found = pipe.tokenizers["input_ids"].encode(texts)
+    assert found.tolist() == wanted
+    assert [each.category for each in caught] == [PromptTruncatedWarning]
+
+
+def test_schedulers_of_another_kind(
+    bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The default set is for diffusion: none of it is there, and asking for one is an error."""
+    manifest = Manifest.load(bundle("sd3"))
+    assert [each.name for each in manifest.schedules] == ["flow_euler"]
+    with pytest.raises(ExportError, match="EulerDiscreteScheduler is not for models of flow"):
+        export(pipeline_folder("sd3"), tmp_path / "b", schedulers=["euler"], verify=False)
+    with pytest.raises(ExportError, match=r"FlowMatchHeun.* is not for models of diffusion"):
+        export(pipeline_folder("sd"), tmp_path / "b", schedulers=["flow_heun"], verify=False)
+
+
+def test_more_steps_of_a_shifted_scheduler(
+    bundle: Callable[[str], Path], tmp_path: Path, pipeline_folder: Callable[[str], Path]
+) -> None:
+    """Plans are added without the pipeline, as its scheduler and what it is told have them."""
+    import shutil
+
+    copy = shutil.copytree(bundle("flux-dev"), tmp_path / "bundle")
+    add_to_bundle(copy, ["flow_euler"], [3], Progress(None))
+    arguments = {"prompt": "a red circle", "height": 48, "width": 80, "num_inference_steps": 3}
+    with quiet_loading():
+        pipe = DiffusionPipeline.from_pretrained(pipeline_folder("flux-dev"))
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        **arguments, generator=torch.Generator().manual_seed(SEED), output_type="np"
+    ).images
+    with latentc.load(copy, backend="onnxruntime") as ours:
+        found = ours(**arguments, seed=SEED, output_type="np").images
+    assert np.abs(found - images).max() <= IMAGE / 255

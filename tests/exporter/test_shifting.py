@@ -1,0 +1,143 @@
+"""Plans that follow the picture's size: polynomials through traced ones, beside the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from exporter.families import Shifted
+from exporter.shifting import Told, line, told_by, trace_told
+from runtimes.errors import BundleError, ExportError, InputError
+from runtimes.manifest import Latents, Shift, TensorSpec
+from runtimes.plan import PlanTable, join
+from runtimes.sampler import denoise
+
+FREE = TensorSpec("float32", ("batch", 16, "height", "width"))
+LATENTS = Latents(16, 8, 2, 1024, 1024, maximum=256)
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "exponential": {},
+    "linear": {"time_shift_type": "linear"},
+    "terminal": {"shift_terminal": 0.02},
+    "karras": {"use_karras_sigmas": True},
+}
+
+
+def scheduler_of(**settings: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **settings)
+
+
+def told_of(scheduler: Any, latents: Latents = LATENTS, sample: TensorSpec = FREE) -> Told:
+    shift = line(scheduler.config, Shifted(2, 1.15))
+    return told_by("FluxPipeline", shift, latents, sample, 4096)
+
+
+def run(scheduler: Any, steps: int, mu: float) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps and the last sample of the scheduler itself; the model returns noise."""
+    scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    random = np.random.default_rng(0)
+    sample = torch.from_numpy(random.standard_normal((1, 4, 2, 2)))
+    for timestep in scheduler.timesteps:
+        output = torch.from_numpy(random.standard_normal((1, 4, 2, 2)))
+        sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+    return scheduler.timesteps.numpy(), sample.numpy()
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("tokens", [1, 391, 1024, 16384])
+def test_every_size_has_its_plan(kind: str, tokens: int) -> None:
+    scheduler = scheduler_of(**SETTINGS[kind])
+    table = _tables(kind)
+    mu = calculate_shift(tokens)
+    plan = table.plan(8, 0, min(max(mu, table.shifts[0]), table.shifts[-1]))
+    timesteps, expected = run(scheduler, 8, mu)
+    random = np.random.default_rng(0)
+    first = random.standard_normal((1, 4, 2, 2))
+    outputs = random.standard_normal((8, 1, 4, 2, 2))
+    calls = iter(outputs)
+    loop = denoise(plan, first, lambda *_: next(calls), lambda: first, dtype=np.float64)
+    *_, last = (step.latents for step in loop)
+    assert np.abs(plan.timesteps - timesteps).max() <= 1e-3  # of 1000
+    assert np.abs(last - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+_KNOWN: dict[str, PlanTable] = {}
+
+
+def _tables(kind: str) -> PlanTable:
+    if kind not in _KNOWN:
+        scheduler = scheduler_of(**SETTINGS[kind])
+        _KNOWN[kind] = trace_told(scheduler, [8], told_of(scheduler))
+    return _KNOWN[kind]
+
+
+def test_the_line_is_that_of_the_pipelines() -> None:
+    shift = line(scheduler_of().config, Shifted(2, 1.15))
+    assert shift is not None
+    for height, width in ((2, 2), (64, 48), (128, 128), (256, 256)):
+        assert shift.of(height, width) == pytest.approx(calculate_shift(height * width // 4))
+    assert line(FlowMatchEulerDiscreteScheduler(shift=3.0).config, Shifted(2, 1.15)) is None
+
+
+def test_one_table_serves_few_sizes_and_many() -> None:
+    scheduler = scheduler_of()
+    fixed = told_of(scheduler, sample=TensorSpec("float32", (1, 16, 64, 48)))
+    assert fixed.low == fixed.high == pytest.approx(calculate_shift(64 * 48 // 4))
+    table = trace_told(scheduler, [4], fixed)
+    assert table.shifts == (fixed.low,)
+    timesteps, _ = run(scheduler, 4, fixed.low)
+    assert np.abs(table.plan(4, 0, fixed.low).timesteps - timesteps).max() <= 1e-3
+    assert len(_tables("exponential").shifts) < 20
+
+
+def test_steps_can_be_added(tmp_path: Path) -> None:
+    scheduler = scheduler_of()
+    told = told_of(scheduler)
+    whole = trace_told(scheduler, [4, 8], told)
+    merged = trace_told(scheduler, [4], told).merge(_tables("exponential"))
+    assert merged.step_counts == whole.step_counts == (4, 8)
+    assert np.allclose(merged.plan(4, 0, 1.0).prediction, whole.plan(4, 0, 1.0).prediction)
+    whole.save(tmp_path / "table.npz")
+    read = PlanTable.load(tmp_path / "table.npz")
+    assert np.array_equal(read.plan(8, 2, 1.0).prediction, whole.plan(8, 2, 1.0).prediction)
+
+
+def test_a_shift_is_needed_and_has_limits() -> None:
+    table = _tables("exponential")
+    for shift in (None, table.shifts[-1] + 0.1):
+        with pytest.raises(InputError, match="depend on the picture's size"):
+            table.plan(8, 0, shift)
+
+
+def test_what_cannot_be_told() -> None:
+    scheduler = scheduler_of()
+    with pytest.raises(ExportError, match="does not tell it"):
+        trace_told(scheduler, [4], Told(even_sigmas=True))
+    pair = UniPCMultistepScheduler(use_dynamic_shifting=False)
+    assert trace_told(pair, [4], Told()).shifts == (0.0,)
+    jagged = Told(True, Shift(0.0, 1.0), 0.0, 700.0)
+    with pytest.raises(ExportError, match=r"no polynomial|refuses"):
+        trace_told(scheduler, [4], jagged)
+
+
+def _without_a_plan(table: PlanTable) -> dict[str, Any]:
+    last = table.parts()[-1]
+    kept = [part for part in table.parts() if part.shift[0] != last.shift[0]]
+    return {"table": join([*kept, replace(last, steps=np.array([9], np.int32))])}
+
+
+def test_tables_that_are_not_whole_are_refused() -> None:
+    table = _tables("exponential")
+    with pytest.raises(BundleError, match="steps: expected the same for all shifts"):
+        _without_a_plan(table)
+    with pytest.raises(BundleError, match="shift"):
+        replace(table, shift=table.shift[::-1].copy())
+    with pytest.raises(BundleError, match="shift: NaN"):
+        replace(table, shift=np.full(len(table.shift), np.nan))

@@ -1,0 +1,193 @@
+"""Tiny text-to-image pipelines whose denoiser is a transformer, with fixed random weights."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from tests import tiny
+
+T5_WIDTH = 24
+_WORDS = ("red", "blue", "circle", "square", "above", "small", "large", "flat", "drawing", "a")
+# Of the published Flux and Stable Diffusion 3.5 models, where not the defaults.
+_DYNAMIC = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+# A few tokens are enough to shift the noise at sizes that tests can afford.
+_QUICK = {**_DYNAMIC, "base_image_seq_len": 4, "max_image_seq_len": 96}
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """T5's tokenizer over some words and all printable characters."""
+    pieces = [f"▁{word}" for word in _WORDS]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocabulary += [(piece, -3.0) for piece in pieces]
+    vocabulary += [(char, -8.0) for char in string.printable.strip()]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def t5_encoder(tokens: T5TokenizerFast) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokens),
+            d_model=T5_WIDTH,
+            d_kv=6,
+            d_ff=2 * T5_WIDTH,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=tokens.pad_token_id,
+            eos_token_id=tokens.eos_token_id,
+        )
+    )
+
+
+def autoencoder(blocks: int, channels: int, **options: Any) -> AutoencoderKL:
+    """Of a factor of 2 ** (blocks - 1) along a side."""
+    return AutoencoderKL(
+        block_out_channels=(8,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        latent_channels=channels,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def _pixart_transformer(sample_size: int) -> PixArtTransformer2DModel:
+    return PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=6,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_size=sample_size,
+        caption_channels=T5_WIDTH,
+    )
+
+
+def _pixart(folder: Path, cls: Any, sample_size: int, blocks: int) -> None:
+    tokens = t5_tokenizer()
+    cls(
+        tokenizer=tokens,
+        text_encoder=t5_encoder(tokens),
+        vae=autoencoder(blocks, 4, scaling_factor=0.18215),
+        transformer=_pixart_transformer(sample_size),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+    ).save_pretrained(folder)
+
+
+def pixart_alpha(folder: Path) -> None:
+    """Conditioned on the picture's size, as the published model of 1024 pixels."""
+    _pixart(folder, PixArtAlphaPipeline, 128, 4)
+
+
+def pixart_sigma(folder: Path) -> None:
+    _pixart(folder, PixArtSigmaPipeline, 16, 2)
+
+
+def stable_diffusion_3(folder: Path, **scheduler: Any) -> None:
+    tokens = tiny.tokenizer(folder / "tokenizer")
+    tokens_2 = tiny.tokenizer(folder / "tokenizer_2", pad="!")
+    tokens_3 = t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=6,
+        num_attention_heads=4,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=24,
+        pooled_projection_dim=10 + 8,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler)),
+        vae=autoencoder(2, 16, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=CLIPTextModelWithProjection(tiny.text_config(tokens, 12, 10)),
+        tokenizer=tokens,
+        text_encoder_2=CLIPTextModelWithProjection(tiny.text_config(tokens_2, 8, 8)),
+        tokenizer_2=tokens_2,
+        text_encoder_3=t5_encoder(tokens_3),
+        tokenizer_3=tokens_3,
+    ).save_pretrained(folder)
+
+
+def stable_diffusion_3_shifted(folder: Path) -> None:
+    """With noise that depends on the picture's size, as Stable Diffusion 3.5 Medium."""
+    stable_diffusion_3(folder, **_QUICK)
+
+
+def _flux(folder: Path, guidance_embeds: bool, scheduler: Mapping[str, Any]) -> None:
+    tokens = tiny.tokenizer(folder / "tokenizer")
+    tokens_2 = t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=12,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(2, 2, 4),
+    )
+    FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=autoencoder(4, 16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(tiny.text_config(tokens, 12, 12)),
+        tokenizer=tokens,
+        text_encoder_2=t5_encoder(tokens_2),
+        tokenizer_2=tokens_2,
+    ).save_pretrained(folder)
+
+
+def flux_dev(folder: Path) -> None:
+    _flux(folder, True, _DYNAMIC)
+
+
+def flux_schnell(folder: Path) -> None:
+    _flux(folder, False, {"shift": 1.0})
+
+
+PIPELINES: Mapping[str, Callable[[Path], None]] = {
+    "pixart-alpha": pixart_alpha,
+    "pixart-sigma": pixart_sigma,
+    "sd3": stable_diffusion_3,
+    "sd3-shifted": stable_diffusion_3_shifted,
+    "flux-dev": flux_dev,
+    "flux-schnell": flux_schnell,
+}
