@@ -108,6 +108,7 @@ def coreml_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
             bundle,
             targets=("coreml",),
             precision=("fp32", "fp16"),
+            tasks=("image-to-image", "inpainting"),
             steps=STEPS,
             schedulers=(),
             overwrite=True,

@@ -144,6 +144,7 @@ def check(
     assert_same(made(name, backend)(**call, seed=seed, output_type="np"), *expected)
 
 
+@pytest.mark.support(family="name", task="ControlNet", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_from_noise(name: str, backend: str, made: Any, theirs: Any) -> None:
@@ -157,6 +158,7 @@ def test_from_noise(name: str, backend: str, made: Any, theirs: Any) -> None:
     )
 
 
+@pytest.mark.support(family="sd", task="ControlNet, task", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
 def test_with_other_pictures(task: str, backend: str, made: Any, theirs: Any) -> None:

@@ -124,6 +124,7 @@ def test_what_one_step_cannot_do_is_left_out(ours: Get) -> None:
     assert steps == dict.fromkeys(DEFAULT_SCHEDULERS, STEPS) | {"pndm": (4,)}
 
 
+@pytest.mark.support(family="zero-snr", task="text-to-image", target="onnxruntime")
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
     """Two pictures of different deviations: each is rescaled by its own."""
@@ -141,6 +142,7 @@ def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
         assert relative_l2(off.latents, result.latents) > 1e-2
 
 
+@pytest.mark.support(family="turbo", task="text-to-image", target="backend")
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_turbo(backend: str, steps: int, ours: Get, theirs: Get) -> None:
@@ -148,6 +150,7 @@ def test_turbo(backend: str, steps: int, ours: Get, theirs: Get) -> None:
     assert_same(ours(backend), theirs("turbo"), "euler_a", num_inference_steps=steps, **call)
 
 
+@pytest.mark.support(family="lcm-lora", task="text-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_lora_of_a_latent_consistency_model(backend: str, ours: Get, theirs: Any) -> None:
     call: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 1.0}

@@ -50,6 +50,7 @@ def reference(pipe: Any, scheduler: str | None, **call: Any) -> tuple[np.ndarray
     return seen.latents.numpy(), images
 
 
+@pytest.mark.support(family="name", task="image-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
@@ -61,6 +62,15 @@ def test_every_scheduler(
     latents, images = reference(theirs(name), scheduler, **call)
     result = ours(name, backend)(**CALL, **call, scheduler=scheduler, output_type="np")
     assert_same(result, latents, images)
+
+
+@pytest.mark.support(family="sd", task="image-to-image", target="coreml-reference")
+def test_coreml(coreml_bundle: Path, theirs: Callable[[str], Any]) -> None:
+    """As the reference evaluator reads the packages back."""
+    call = {"image": picture(*SIZES["sd"]), "strength": 0.6, "num_inference_steps": 4, "seed": 7}
+    latents, images = reference(theirs("sd"), "pndm", **call)
+    with latentc.load(coreml_bundle, backend="coreml-reference", precision="fp32") as pipe:
+        assert_same(pipe(**CALL, **call, scheduler="pndm", output_type="np"), latents, images)
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])

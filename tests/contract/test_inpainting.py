@@ -51,6 +51,7 @@ def given(**more: Any) -> dict[str, Any]:
     return {**call, "strength": 0.7, "seed": 7, **more}
 
 
+@pytest.mark.support(family="name", task="inpainting", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.7, 1.0])
 @pytest.mark.parametrize("name", TRAINED)
@@ -60,6 +61,16 @@ def test_both_kinds(
     call = given(strength=strength)
     latents, images = reference(original, name, "ddim", **call)
     result = ours(name, backend)(**CALL, **SIZE, **call, scheduler="ddim", output_type="np")
+    assert_same(result, latents, images)
+
+
+@pytest.mark.support(family="sd", task="inpainting", target="coreml-reference")
+def test_coreml(coreml_bundle: Path, original: Callable[..., Any]) -> None:
+    """As the reference evaluator reads the packages back."""
+    call = given(num_inference_steps=4)
+    latents, images = reference(original, "sd", "pndm", **call)
+    with latentc.load(coreml_bundle, backend="coreml-reference", precision="fp32") as pipe:
+        result = pipe(**CALL, **SIZE, **call, scheduler="pndm", output_type="np")
     assert_same(result, latents, images)
 
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMPipeline, DiffusionPipeline
 
 import latentc
+from exporter.compile import export
 from exporter.reference import watched
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
@@ -97,6 +98,7 @@ def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:
     assert np.abs(found - pictures.reshape(found.shape)).max() <= IMAGE
 
 
+@pytest.mark.support(family="name", task="text-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
@@ -147,6 +149,7 @@ def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> N
         assert_same(result, seen.latents.numpy(), pictures)
 
 
+@pytest.mark.support(family="name", task="text-to-image", target="onnxruntime")
 @pytest.mark.parametrize("name", ["sd", "sd-v"])
 @pytest.mark.parametrize("scheduler", ["pndm", "dpmpp_2m", "euler_a"])
 def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Reference) -> None:
@@ -157,6 +160,7 @@ def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Refer
     assert_same(result, latents, pictures)
 
 
+@pytest.mark.support(family="lcm", task="text-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheduler", ["lcm"])
 def test_guidance_that_the_denoiser_takes(
@@ -170,6 +174,7 @@ def test_guidance_that_the_denoiser_takes(
     assert result.settings["guidance_scale"] == 6.0
 
 
+@pytest.mark.support(family="name", task="text-to-image", target="torch")
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
 def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
     latents, pictures = reference(name, "ddim")
@@ -179,6 +184,9 @@ def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
     assert_same(result, latents, pictures)
 
 
+@pytest.mark.support(
+    family="sd", task="text-to-image", target="coreml-reference", precision="precision"
+)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Reference) -> None:
     """As the reference evaluator reads them back."""
@@ -190,6 +198,23 @@ def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Referen
     else:
         assert relative_l2(result.latents, latents) <= 1e-2
         assert psnr(np.stack([np.asarray(image) for image in result.images]), pictures) >= 35
+
+
+@pytest.mark.support(family="sdxl", task="text-to-image", target="coreml-reference")
+def test_coreml_packages_of_sdxl(
+    pipeline_folder: Callable[[str], Path], reference: Reference, tmp_path: Path
+) -> None:
+    export(
+        pipeline_folder("sdxl"),
+        tmp_path / "b",
+        targets=["coreml"],
+        steps=[STEPS],
+        schedulers=["ddim"],
+    )
+    latents, pictures = reference("sdxl", "ddim")
+    with latentc.load(tmp_path / "b", backend="coreml-reference") as pipe:
+        result = pipe(**PROMPTS["sdxl"], num_inference_steps=STEPS, scheduler="ddim", seed=SEED)
+    assert_same(result, latents, pictures)
 
 
 def pixel_loop(pipe: Any, scheduler: Any, batch: int) -> np.ndarray:
@@ -209,6 +234,7 @@ def pixel_loop(pipe: Any, scheduler: Any, batch: int) -> np.ndarray:
     return sample.numpy()
 
 
+@pytest.mark.support(family="unconditional", task="unconditional", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 def test_unconditional(

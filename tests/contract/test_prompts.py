@@ -147,6 +147,7 @@ WEIGHTED_PARTS: Parts = [
 ]
 
 
+@pytest.mark.support(family="sd", task="weighted prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights(backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
     pipe = theirs("sd")
@@ -159,6 +160,7 @@ def test_weights(backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
     assert relative_l2(found, latents(ours("sd", backend), **given)) > 1e-3
 
 
+@pytest.mark.support(family="sdxl", task="weighted prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_of_two_encoders(backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
     """Each weighs its own text; the pooled vector is not weighted."""
@@ -177,6 +179,7 @@ def test_weights_of_two_encoders(backend: str, ours: Any, theirs: Callable[[str]
     assert relative_l2(found, diffusers(pipe, **given)) <= 1e-4
 
 
+@pytest.mark.support(family="name", task="long prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_long_texts(name: str, backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
@@ -280,6 +283,7 @@ def test_encode_prompt(name: str, ours: Any, theirs: Callable[[str], Any]) -> No
     assert alone.keys() == set(names[: len(made) : 2])
 
 
+@pytest.mark.support(family="name", task="encoded prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:

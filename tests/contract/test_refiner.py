@@ -31,6 +31,7 @@ def draw(pipe: Any, kind: str, **call: Any) -> Any:
         return pipe(generator=generator, output_type=kind, **{**CALL, **call}).images
 
 
+@pytest.mark.support(family="refiner", task="image-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
     call = {"image": picture(48, 32), "num_inference_steps": STEPS, "strength": 0.6, "seed": 7}
@@ -46,6 +47,7 @@ def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
     assert_same(result, latents, images)
 
 
+@pytest.mark.support(family="refiner", task="base and refiner in turn", target="onnxruntime")
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 def test_ensembles(scheduler: str, ours: Any, original: Callable[..., Any]) -> None:
     """Of every scheduler, the multistep ones included."""

@@ -43,6 +43,7 @@ def check(
     assert_same(ours(name, backend)(**{**CALL, **call}, output_type="np"), latents, images)
 
 
+@pytest.mark.support(family="name", task="name", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SIZES)
 def test_every_model(name: str, backend: str, ours: Any, original: Callable[..., Any]) -> None:

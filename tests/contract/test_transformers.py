@@ -137,6 +137,7 @@ def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Ma
     return get
 
 
+@pytest.mark.support(family="name", task="text-to-image", target="backend")
 @pytest.mark.parametrize(("name", "backend"), RUNS)
 def test_same_pictures(
     name: str,

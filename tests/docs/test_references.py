@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,3 +164,15 @@ def test_decisions_have_their_parts(page: Any) -> None:
     )
     parts = re.findall(r"^## (.*)$", text, re.M)
     assert parts == ["Context", "Decision", "Alternatives", "Consequences"]
+
+
+def test_what_is_said_to_be_supported_is_tested() -> None:
+    """docs/support.md is what the tests' markers make of it."""
+    made = subprocess.run(
+        [sys.executable, "-m", "tests.support", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr

@@ -91,6 +91,7 @@ def latents_of(bundle: Path) -> np.ndarray:
     return latents
 
 
+@pytest.mark.support(family="name", task="LoRA", target="onnxruntime")
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_two_loras_at_their_scales(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str
@@ -147,6 +148,7 @@ def _decoders(bundle: Path) -> list[Any]:
     return [build.artifacts["vae_decoder"] for build in Manifest.load(bundle).builds]
 
 
+@pytest.mark.support(family="sd", task="another VAE", target="onnxruntime")
 def test_another_vae(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = pipeline_folder("sd")
     tiny = tiny_autoencoder()
@@ -271,6 +273,7 @@ def make_inversion(folder: Path, file: Path, name: str, vectors: int = 2) -> Pat
     return file
 
 
+@pytest.mark.support(family="name", task="textual inversion", target="onnxruntime")
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_a_new_word(
