@@ -137,7 +137,8 @@ def windowed(
 
 def _numbers(manifest: Manifest, request: Request, name: str) -> list[float]:
     (argument,) = (each for each in manifest.arguments if each.name == name)
-    return [float(v) for v in request.numbers.get(name, argument.default)]
+    default = request.task.defaults.get(name, argument.default)
+    return [float(v) for v in request.numbers.get(name, default)]
 
 
 def check_finite(component: str, name: str, value: Array) -> None:
@@ -153,7 +154,7 @@ def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: s
     values: list[float] = []
     for name in vector.arguments:
         own = arguments.get(prefix + name)  # a branch may have a default of its own
-        default = (own or arguments[name]).default
+        default = request.task.defaults.get(name, (own or arguments[name]).default)
         given = request.numbers.get(prefix + name)
         if own is None:
             given = given or request.numbers.get(name)

@@ -49,6 +49,10 @@ def _task_problems(manifest: Manifest, task: Task) -> Iterator[str]:
         if targets.count(name) + (name in task.inputs) > 1:
             yield f"{name!r} is fed twice"
     yield from _start_problems(task, START in targets)
+    sizes = {each.name: len(each.default) for each in manifest.arguments}
+    for name, values in task.defaults.items():
+        if sizes.get(name) != len(values):
+            yield f"the default of {name!r} has {len(values)} numbers, expected {sizes.get(name)}"
 
 
 def _name_problems(task: Task) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Task(Strict, frozen=True):
     step what is black in it is put back to the start, with the noise of that step.
     `strength`: the default; None where calls start from noise alone. `noise_at_full_strength`: so
     do those of strength 1. `size_of`: the picture whose size, `enlarges` times, a call has that
-    asks for none.
+    asks for none. `defaults`: of arguments made of numbers, where a task has its own.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Task(Strict, frozen=True):
     noise_at_full_strength: bool = False
     size_of: str | None = None
     enlarges: int = 1
+    defaults: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
 
     def starts(self, strength: float) -> bool:
         """Whether a call starts from a picture."""
