@@ -259,7 +259,7 @@ def test_bad_sources(
 ) -> None:
     for pipeline, net, error, says in (
         ("sdxl", nets("sd")[0], SourceError, "is for another family"),
-        ("unconditional", nets("sd")[0], SourceError, "has no VAE|no UNet|takes no ControlNet"),
+        ("unconditional", nets("sd")[0], SourceError, "is for another family"),
         ("sd", pipeline_folder("sd") / "vae", SourceError, "it is a AutoencoderKL"),
         ("sd", tmp_path, SourceError, "is no ControlNet"),
         ("sd", tmp_path / "none", SourceError, "no such ControlNet"),
