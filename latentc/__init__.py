@@ -79,6 +79,11 @@ def builtin_model() -> Path:
     return Path(__file__).parent / "models" / "shapes"
 
 
+def builtin_lora() -> Path:
+    """The folder of the LoRA that ships with the package: the built-in model draws hollow."""
+    return Path(__file__).parent / "models" / "hollow"
+
+
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 

@@ -2,8 +2,9 @@
 
     python -m latentc.demo -o build/demo
 
-leaves ``bundle/``, the picture grid ``grid.png`` (prompts × backends, PyTorch's own pictures
-first), ``parity.json`` with the figures that are also printed, and a short benchmark in ``bench/``.
+leaves ``bundle/``, ``styled/`` (with a LoRA), the picture grid ``grid.png`` (prompts and tasks ×
+backends, PyTorch's own pictures first), ``parity.json`` with the figures that are also printed, and
+a short benchmark in ``bench/``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from latentc import builtin_model
+from latentc import builtin_model, demo_tasks
 from runtimes.backend import get
 from runtimes.errors import LatentcError
 from runtimes.image import grid, save
@@ -85,11 +86,13 @@ def run(output: Path) -> list[Parity]:
         figures.append(figure)
         for row, picture in zip(rows, found, strict=True):
             row.append(picture)
+    more, judged = draw_tasks(bundle, output / "styled", [pictures[0], pictures[2]])
+    rows += more
     sheet = grid(
         [picture for row in rows for picture in row],
-        len(PROMPTS),
+        len(rows),
         1 + len(TARGETS),
-        row_labels=list(PROMPTS),
+        row_labels=[*PROMPTS, *(row.label for row in demo_tasks.ROWS)],
         col_labels=["PyTorch (diffusers)", *TARGETS],
         scale=3,
     )
@@ -101,9 +104,13 @@ def run(output: Path) -> list[Parity]:
         "seed": SEED,
         "diffusers_seconds_per_image": seconds,
         "backends": [asdict(figure) for figure in figures],
+        "tasks": judged,
     }
     (output / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print_table(figures, seconds)
+    for line in judged:
+        verdict = "right" if line["right"] else "WRONG"
+        click.echo(f"{line['picture']}: {verdict} on every backend, by the judge {line['judge']!r}")
     measure(bundle, output / "bench")
     click.echo(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
     click.echo(
@@ -111,6 +118,37 @@ def run(output: Path) -> list[Parity]:
         "--seed 1 -o circle.png"
     )
     return figures
+
+
+def draw_tasks(
+    bundle: Path, styled: Path, given: list[Any]
+) -> tuple[list[list[Any]], list[dict[str, Any]]]:
+    """The rows of what else a bundle does, and what the judges say of them."""
+    from exporter.cli import Reporter
+    from exporter.source import load as load_pipeline
+    from exporter.source import resolve
+
+    click.echo("Exporting the built-in model with its LoRA, and drawing the tasks …")
+    call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "seed": SEED}
+    with Reporter(quiet=False) as reporter:
+        demo_tasks.styled_bundle(styled, tuple(TARGETS.values()), STEPS, reporter.report)
+    columns, embeds = [], None
+    for name, target in TARGETS.items():
+        build = f"{target}-fp32"
+        with (
+            load(bundle, backend=get(name), build=build) as pipe,
+            load(styled, backend=get(name), build=build) as other,
+        ):
+            columns.append(demo_tasks.from_bundle(pipe, other, given, call))
+            embeds = embeds or pipe.encode_prompt(demo_tasks.WEIGHTED, prompt_weighting=True)
+    source = load_pipeline(resolve(builtin_model()))
+    columns.insert(0, demo_tasks.from_diffusers(source, embeds or {}, given, call))
+    verdicts = list(zip(*map(demo_tasks.right, columns), strict=True))
+    judged = [
+        {"picture": row.label, "judge": row.judge, "right": all(each)}
+        for row, each in zip(demo_tasks.ROWS, verdicts, strict=True)
+    ]
+    return [list(row) for row in zip(*columns, strict=True)], judged
 
 
 def measure(bundle: Path, report: Path) -> None:
@@ -133,7 +171,12 @@ def compile_builtin(bundle: Path) -> Manifest:
     with reporter:
         targets = tuple(TARGETS.values())
         result = export(
-            builtin_model(), bundle, targets=targets, overwrite=True, report=reporter.report
+            builtin_model(),
+            bundle,
+            targets=targets,
+            tasks=demo_tasks.TASKS,
+            overwrite=True,
+            report=reporter.report,
         )
     return result.manifest
 

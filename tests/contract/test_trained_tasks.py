@@ -102,7 +102,7 @@ def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: 
     for level in (-1, 51):
         with pytest.raises(InputError, match="'noise_level' must be from 0 to 50"):
             ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), noise_level=level)
-    with pytest.raises(InputError, match="none to start from"):
+    with pytest.raises(InputError, match="no use for strength"):
         ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), strength=0.5)
     with pytest.raises(UnsupportedPipeline, match="has no task inpainting; it has: upscaling"):
         export(pipeline_folder("upscaler"), tmp_path / "b", tasks=["inpainting"])
