@@ -201,7 +201,7 @@ class Embedding(_Base, frozen=True):
 
     name: str
     input: str
-    columns: dict[str, int] = {}
+    columns: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Branch(_Base, frozen=True):
