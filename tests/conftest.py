@@ -71,6 +71,20 @@ def pipeline_folder() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def smallest() -> Path:
+    """The saved text-to-image pipeline that is the quickest to export."""
+    import torch
+
+    from tests import tiny_configurations as tiny
+
+    folder = KEPT / "pipelines" / "smallest"
+    with one_at_a_time("pipeline-smallest"):
+        torch.manual_seed(3)
+        tiny.stable_diffusion(folder, tiny.SMALLEST)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
     """A function: name → a verified bundle with every target in fp32, every default scheduler
     and the step counts `STEPS`."""

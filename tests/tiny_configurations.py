@@ -39,6 +39,14 @@ _SIMPLE = {
     "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
 }
+# A tiny autoencoder for latents of an eighth of the picture's sides: of any size for diffusers,
+# which takes pictures in multiples of 8 pixels.
+_EIGHTH = {
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (8,) * 4,
+    "num_encoder_blocks": (1,) * 4,
+    "num_decoder_blocks": (1,) * 4,
+}
 _SCHEDULER = {**BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
 
@@ -93,8 +101,13 @@ STABLE_DIFFUSION: Mapping[str, Configuration] = {
             "center_input_sample": True,
             "sample_size": (16, 24),
         },
-        text={"num_hidden_layers": 1, "eos_token_id": 2},
-        vae={"mid_block_add_attention": False, "layers_per_block": 2, "latents_mean": (1.0,) * 4},
+        text={"eos_token_id": 2},
+        vae={
+            "mid_block_add_attention": False,
+            "layers_per_block": 2,
+            "latents_mean": (1.0,) * 4,
+            "shift_factor": 0.5,
+        },
         scheduler={"prediction_type": "v_prediction"},
     ),
     "one block": Configuration(
@@ -113,19 +126,20 @@ STABLE_DIFFUSION: Mapping[str, Configuration] = {
             "out_channels": 3,
         },
         text={"use_attention_mask": True},
-        vae={"block_out_channels": (8,) * 4, "latent_channels": 3, "norm_num_groups": 4},
+        vae={**_EIGHTH, "latent_channels": 3},
+        tiny_vae=True,
     ),
     "odd sides": Configuration(
         unet={
             "sample_size": (13, 15),
-            "block_out_channels": (12, 20, 28),
+            "block_out_channels": (12, 20),
             "norm_num_groups": 4,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
             "mid_block_type": None,
-            "layers_per_block": (1, 2, 1),
-            "attention_head_dim": (3, 5, 7),
-            "cross_attention_dim": (32, 32, 32),
+            "layers_per_block": (1, 2),
+            "attention_head_dim": (3, 5),
+            "cross_attention_dim": (32, 32),
             "upcast_attention": True,
             "flip_sin_to_cos": False,
             "freq_shift": 1,
@@ -133,20 +147,21 @@ STABLE_DIFFUSION: Mapping[str, Configuration] = {
         },
         text={"use_attention_mask": True},
         pad="!",
-        vae={"block_out_channels": (8,) * 4, "norm_num_groups": 4, "shift_factor": 0.5},
+        vae=_EIGHTH,
+        tiny_vae=True,
         scheduler={"prediction_type": "sample"},
     ),
-    "tiny autoencoder": Configuration(
+    "many blocks": Configuration(
         unet={
             "block_out_channels": (8,) * 4,
             "norm_num_groups": 4,
             "down_block_types": ("DownBlock2D",) * 3 + ("CrossAttnDownBlock2D",),
             "up_block_types": ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 3,
+            "mid_block_type": None,
             "use_linear_projection": True,
             "attention_head_dim": 2,
             "downsample_padding": 0,
             "act_fn": "mish",
-            "mid_block_scale_factor": 1.5,
         },
         vae={
             "encoder_block_out_channels": (8,),
@@ -159,6 +174,17 @@ STABLE_DIFFUSION: Mapping[str, Configuration] = {
     ),
 }
 
+# The quickest to export that has text, attention and a VAE: for tests of what is made, and when.
+SMALLEST = Configuration(
+    unet={
+        "block_out_channels": (16,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "mid_block_type": None,
+    },
+    vae={"block_out_channels": (8,), "mid_block_add_attention": False},
+)
+
 _XL = {
     "cross_attention_dim": 32 + 24,
     "addition_embed_type": "text_time",
@@ -170,15 +196,15 @@ _MOMENTS = {"latents_mean": (0.5, -1.0, 0.0, 2.0), "latents_std": (1.0, 0.5, 2.0
 STABLE_DIFFUSION_XL: Mapping[str, Configuration] = {
     "normalised latents": Configuration(
         unet={**_XL, "time_cond_proj_dim": 9, "mid_block_type": None},
-        text={"num_hidden_layers": 1},
-        text_2={"hidden_size": 24, "num_hidden_layers": 1, "eos_token_id": 2},
+        text_2={"hidden_size": 24, "eos_token_id": 2},
         vae={**_MOMENTS, "block_out_channels": (8,), "norm_num_groups": 4},
         pipeline={"force_zeros_for_empty_prompt": False},
     ),
     "one encoder": Configuration(
         unet={**_XL, "cross_attention_dim": 24, "sample_size": 15, "mid_block_type": None},
-        text_2={"hidden_size": 24},
-        vae={"block_out_channels": (8,) * 4, "norm_num_groups": 4},
+        text_2={"hidden_size": 24, "num_hidden_layers": 2},
+        vae=_EIGHTH,
+        tiny_vae=True,
         pipeline={"text_encoder": None, "tokenizer": None},
     ),
 }
@@ -218,7 +244,7 @@ UNCONDITIONAL: Mapping[str, Configuration] = {
 def text_encoder(tokens: Any, options: Options, projection: bool = False) -> Any:
     settings: dict[str, Any] = {
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "vocab_size": len(tokens),
         "max_position_embeddings": tokens.model_max_length,

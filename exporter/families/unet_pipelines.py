@@ -7,7 +7,7 @@ before anything is made.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -147,23 +147,33 @@ class ForwardedSizes(torch.nn.Module):
         self.unet = unet
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        unet, sizes = self.unet, list[Any]()
+        unet, sizes, taken = self.unet, list[Any](), 0
 
         def note(_: torch.nn.Module, inputs: Any, made: Any) -> None:
             sizes.extend(
                 each.shape[2:] for each in (made[1] if isinstance(made, tuple) else [made])
             )
 
-        def give(block: Any, inputs: Any, known: dict[str, Any]) -> Any:
-            del sizes[-len(block.resnets) :]  # its own skip connections
-            return inputs, {**known, "upsample_size": sizes[-1]}
-
         with ExitStack() as undo:
             for down in (unet.conv_in, *unet.down_blocks):
                 undo.callback(down.register_forward_hook(note).remove)
-            for up in unet.up_blocks[:-1]:
-                hook = up.register_forward_pre_hook(give, with_kwargs=True)
-                undo.callback(hook.remove)
+            for up in unet.up_blocks:
+                taken += len(up.resnets)
+                for each in getattr(up, "upsamplers", None) or ():
+                    if type(each).__name__ == "Upsample2D":
+                        _resize(each, sizes, taken + 1, undo)
             undo.callback(setattr, unet, "num_upsamplers", unet.num_upsamplers)
             unet.num_upsamplers = 0  # no size is then a reason to take the branch
             return unet(*inputs, **named)
+
+
+def _resize(upsampler: Any, sizes: Sequence[Any], place: int, undo: ExitStack) -> None:
+    """Have `upsampler` enlarge to the size that is then the `place`-th last of `sizes`. It does so
+    itself too, but compares the ratios of its sides, which a captured program keeps to."""
+
+    def enlarge(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (torch.nn.functional.interpolate(inputs[0], size=sizes[-place]),)
+
+    undo.callback(upsampler.register_forward_pre_hook(enlarge).remove)
+    undo.callback(setattr, upsampler, "interpolate", upsampler.interpolate)
+    upsampler.interpolate = False

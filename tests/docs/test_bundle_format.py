@@ -27,7 +27,7 @@ from runtimes.pipeline import load, open_pipeline
 from runtimes.plan import PlanTable, join
 from runtimes.plan_schema import DTYPES as ARRAYS
 from runtimes.plan_schema import MAX_SLOTS, MAX_STEPS, ClipKind, check_table
-from runtimes.sampler import denoise
+from runtimes.sampler import Rescale, denoise
 from runtimes.verify import TOLERANCES, relative_l2
 from tests import fakes
 from tests.docs import independent_loader as reader
@@ -162,6 +162,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("vectors.0.arguments", ["unknown"]),
     ("guidance.single", "unknown"),
     ("guidance.scale", "unknown"),
+    ("guidance.rescale", "unknown"),
     ("guidance.branches.0.scales", {"unknown": 1.0}),
     ("guidance.branches.0.missing", "nothing"),
     ("guidance.branches.1.name", "negative"),
@@ -480,6 +481,7 @@ def test_reader_and_runtime_make_the_same_pictures(sd_bundle: Path) -> None:
         {"prompt": ["a red circle"], "seed": 5, "height": 20, "width": 28},
         {"prompt": ["a red circle", "blue"], "seed": [1, 2**40 + 3]},
         {"prompt": ["a", "b"], "negative_prompt": ["c", ""], "seed": 1, "guidance_scale": 3.5},
+        {"prompt": ["a", "b"], "seed": 1, "guidance_scale": 5.0, "guidance_rescale": 0.7},
         {"prompt": ["very " * 100], "seed": -1, "guidance_scale": 1.0},
     ]
     with pytest.warns(UserWarning, match="truncated"):
@@ -553,6 +555,17 @@ def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -
     assert np.abs(difference).max() <= limits.image_difference
 
 
+def test_rescaled_guidance() -> None:
+    """Of section 8, on pictures of different deviations."""
+    parts = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
+    parts[0] *= np.array([1, 2, 3], np.float32)[:, None, None, None]
+    made = -3.0 * parts[0] + 4.0 * parts[1]
+    found = made.copy()
+    Rescale(0.7, 1)(parts, found.reshape(-1), 3)
+    assert relative_l2(found, reader.rescaled(made, parts[1], 0.7)) < 1e-6
+    assert relative_l2(found, made) > 0.1
+
+
 @pytest.mark.parametrize("missing", ["empty", "zeros"])
 @pytest.mark.parametrize(
     "call",
@@ -562,6 +575,8 @@ def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -
         {"prompt_2": ["red", ""], "prompt": ["a", "b"], "seed": [5, 6], "crop": [7.0]},
         {"prompt": ["a"], "negative_crop": [9.0], "crop": [2.0], "seed": 1, "height": 8},
         {"prompt": ["a"], "guidance_scale": 1.0, "negative_prompt": ["b"], "seed": 1},
+        {"prompt": ["a red circle", "b"], "seed": 1, "rescale": 0.4},
+        {"prompt": ["a red circle"], "seed": 1, "rescale": 1.0, "guidance_scale": 1.0},
     ],
 )
 def test_texts_and_numbers(call: dict[str, Any], missing: str, tmp_path: Path) -> None:
@@ -569,6 +584,8 @@ def test_texts_and_numbers(call: dict[str, Any], missing: str, tmp_path: Path) -
     bundle = fakes.make_bundle(tmp_path / "bundle")
     document = json.loads((bundle / "manifest.json").read_bytes())
     document["guidance"]["branches"][0]["missing"] = missing
+    document["guidance"]["rescale"] = "rescale"
+    document["guidance"]["defaults"]["rescale"] = 0.0
     (bundle / "manifest.json").write_text(json.dumps(document))
 
     def engine(path: Path, component: dict[str, Any]) -> reader.Graph:

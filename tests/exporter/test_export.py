@@ -46,6 +46,11 @@ def sd_source(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(pipeline_folder("sd"), tmp_path / "source"))
 
 
+@pytest.fixture
+def text_source(smallest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(smallest, tmp_path / "source"))
+
+
 def quick(source: Path, output: Path, **options: Any) -> Exported:
     return export(source, output, **(SMALL | options))
 
@@ -147,15 +152,15 @@ def test_a_bundle_that_was_moved_aside_comes_back(source: Path, tmp_path: Path) 
     assert left_in(tmp_path) == ["bundle"]
 
 
-def test_a_changed_weight_rebuilds_what_depends_on_it(sd_source: Path, tmp_path: Path) -> None:
-    before = quick(sd_source, tmp_path / "bundle").manifest.builds[0].artifacts
-    weights = sd_source / "vae/diffusion_pytorch_model.safetensors"
+def test_a_changed_weight_rebuilds_what_depends_on_it(text_source: Path, tmp_path: Path) -> None:
+    before = quick(text_source, tmp_path / "bundle").manifest.builds[0].artifacts
+    weights = text_source / "vae/diffusion_pytorch_model.safetensors"
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(weights)
     tensors["decoder.conv_out.bias"] = tensors["decoder.conv_out.bias"] + np.float32(0.1)
     save_file(tensors, weights, metadata={"format": "pt"})
-    result = quick(sd_source, tmp_path / "bundle")
+    result = quick(text_source, tmp_path / "bundle")
     after = result.manifest.builds[0].artifacts
     assert after["vae_decoder"].key != before["vae_decoder"].key
     assert after["denoiser"].files == before["denoiser"].files
@@ -440,11 +445,11 @@ def test_adding_plans(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_build_that_lives_in_anothers_folder_survives_its_being_made_again(
-    sd_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Builds share components, which stand in the folder of the first of them."""
-    output, mixed = tmp_path / "bundle", "fp32,vae_decoder=fp16"
-    before = quick(sd_source, output, targets=["onnx"], precision=["fp32", mixed]).manifest
+    output, mixed = tmp_path / "bundle", "fp32,decoder=fp16"
+    before = quick(source, output, targets=["onnx"], precision=["fp32", mixed]).manifest
     lower = onnx_target.lower
 
     def otherwise(program: Any, spec: Any, folder: Path, *args: Any, **kwargs: Any) -> str:
@@ -456,7 +461,7 @@ def test_a_build_that_lives_in_anothers_folder_survives_its_being_made_again(
 
     monkeypatch.setattr(onnx_target, "lower", otherwise)
     monkeypatch.setattr("exporter.options.code", lambda *_: "changed")
-    after = quick(sd_source, output, targets=["onnx"], precision="fp32").manifest
+    after = quick(source, output, targets=["onnx"], precision="fp32").manifest
     kept, made = (
         {build.precision: build for build in after.builds}[each] for each in (mixed, "fp32")
     )
@@ -467,8 +472,8 @@ def test_a_build_that_lives_in_anothers_folder_survives_its_being_made_again(
         assert not {f.path for f in artifact.files} & {f.path for f in made.artifacts[name].files}
     for build in (kept, made):
         with latentc.load(output, build=build.name, verify=True) as pipe:
-            pipe("red", num_inference_steps=4)
-    assert quick(sd_source, output, targets=["onnx"], precision=["fp32", mixed]).manifest.builds
+            pipe(num_inference_steps=4)
+    assert quick(source, output, targets=["onnx"], precision=["fp32", mixed]).manifest.builds
     listed = {file.path for file in Manifest.load(output).files()} | {"manifest.json"}
     found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert found == listed

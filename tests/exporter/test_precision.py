@@ -195,12 +195,12 @@ def test_bad_input(
     assert not output.exists()
 
 
-def test_mixed_build(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_mixed_build(smallest: Path, tmp_path: Path) -> None:
     """Every component has its own precision, is verified by it, and an unchanged export does
     nothing."""
     options = {"targets": ["openvino"], "precision": "denoiser=w8a8,vae_decoder=bf16"}
     prompts = {"calibration_prompts": ["a", "b"], "calibration_samples": 4}
-    source = pipeline_folder("sd")
+    source = smallest
     settings = {"schedulers": ["ddim"], "steps": [4]}
     done = export(source, tmp_path / "b", **options, **prompts, **settings)  # type: ignore[arg-type]
     (build,) = done.manifest.builds
@@ -226,12 +226,12 @@ def test_mixed_build(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> 
     assert [keys[key] for key in other.made if key in keys] == ["denoiser"]
 
 
-def test_fidelity_floor(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_fidelity_floor(smallest: Path, tmp_path: Path) -> None:
     """Layers are kept for it; which ones stands in the manifest, and the build is verified."""
 
     def made(floor: float | None) -> tuple[float, set[str]]:
         done = export(
-            pipeline_folder("sd"),
+            smallest,
             tmp_path / "b",
             targets=["openvino"],
             precision="int4",
