@@ -153,6 +153,11 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="A ControlNet to fuse with the denoiser; may be repeated.",
 )
 @click.option(
+    "--ip-adapter",
+    metavar="FILE_OR_ID",
+    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub.",
+)
+@click.option(
     "--config",
     metavar="FOLDER_OR_ID",
     help="For a checkpoint of one file: whose configuration it has.  [default: guessed]",
@@ -193,6 +198,7 @@ def export(
     inversions: tuple[str, ...],
     vae: str | None,
     controlnet: tuple[str, ...],
+    ip_adapter: str | None,
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
@@ -234,6 +240,7 @@ def export(
             textual_inversion=inversions,
             vae=vae,
             controlnet=controlnet,
+            ip_adapter=ip_adapter,
             config=config,
             allow_pickle=allow_pickle,
             without=without,

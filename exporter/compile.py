@@ -99,6 +99,7 @@ def export(
     textual_inversion: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
     controlnet: str | Path | Sequence[str | Path] = (),
+    ip_adapter: str | Path | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
@@ -140,6 +141,8 @@ def export(
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
         controlnet: folders or Hub ids of ControlNets, fused with the denoiser; calls take their
             `control_image`, a list of them if there are several.
+        ip_adapter: the file of an IP-Adapter, with its image encoder beside it, or
+            ``OWNER/NAME/PATH`` on the Hub; calls take an `ip_adapter_image`.
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
@@ -177,6 +180,7 @@ def export(
             "lora": _texts(lora),
             "textual-inversion": _texts(textual_inversion),
             "controlnet": _texts(controlnet),
+            "ip-adapter": _texts(ip_adapter or ()),
         }
         configured = None if config is None else str(config)
         found = resolve(

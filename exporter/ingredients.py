@@ -18,6 +18,7 @@ KINDS: Mapping[str, str] = {
     "vae": "exporter.replaced_vae",
     "lora": "exporter.lora",
     "textual-inversion": "exporter.textual_inversion",
+    "ip-adapter": "exporter.ip_adapter",
     "controlnet": "exporter.controlnet",
 }
 
@@ -77,6 +78,12 @@ def changed(
                 known = found.setdefault(part, [digests[part]])
                 known.append([each.kind, each.sha256, each.scale, each.token])
     return found
+
+
+def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    """Components that ingredients bring, which are made of nothing else, and their digests."""
+    names = {each: getattr(kind(each.kind), "ADDS", None) for each in ingredients}
+    return {name: each.sha256 for each, name in names.items() if name is not None}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:

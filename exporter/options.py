@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporter import ingredients
 from exporter.calibration import Calibration
 from exporter.families import CLASS_TASKS, family_of
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
@@ -42,7 +43,11 @@ _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
-    *("exporter.families.controlnet", "exporter.families.transformer_parts"),
+    *(
+        "exporter.families.controlnet",
+        "exporter.families.ip_adapter",
+        "exporter.families.transformer_parts",
+    ),
 )
 
 
@@ -127,6 +132,7 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     made = {**own, **shallow}
     if "controlnet" in source.digests:
         made[DENOISER] = (*made[DENOISER], "controlnet")
+    made |= {name: (name,) for name in ingredients.added(source.ingredients)}
     for task in options.tasks_of(source):
         made |= TASKS[task]
     return made

@@ -115,6 +115,7 @@ def resolve(
     found = ingredients.find(asked or {})
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
+    digests |= ingredients.added(found)
     return PipelineSource(
         name,
         folder,

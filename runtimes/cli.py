@@ -93,6 +93,12 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="For a ControlNet (bundles exported with --controlnet); one for each, in their order.",
 )
 @click.option(
+    "--ip-adapter-image",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="For an IP-Adapter (bundles exported with --ip-adapter).",
+)
+@click.option(
     "--strength",
     type=float,
     metavar="X",
@@ -398,7 +404,9 @@ def _arguments(
     same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
-    for name, option in (("image", "--image"), ("mask_image", "--mask")):
+    pictures = {"image": "--image", "mask_image": "--mask"}
+    pictures["ip_adapter_image"] = "--ip-adapter-image"
+    for name, option in pictures.items():
         if options[name] is not None:
             arguments[name] = _read_picture(option, options[name])
     controls = [_read_picture("--control-image", path) for path in options["control_image"]]

@@ -40,11 +40,20 @@ def blurred(mask: Image, radius: float) -> Image:
     return mask.filter(ImageFilter.GaussianBlur(radius))
 
 
-def resized(picture: Image, height: int, width: int) -> Image:
-    """In RGB, by cubic interpolation, as transformers' image processors do."""
+def resized(picture: Image, height: int, width: int, crop: bool = False) -> Image:
+    """In RGB, by cubic interpolation, as transformers' image processors do; with `crop` (of square
+    sizes) the shorter side is made to fit, and the middle of the longer one is taken."""
     from PIL import Image
 
-    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    whole = picture.convert("RGB")
+    if not crop:
+        return whole.resize((width, height), Image.Resampling.BICUBIC)
+    short, long = sorted(whole.size)
+    sides = height, int(height * long / short)
+    size = sides if whole.width == short else sides[::-1]
+    made = whole.resize(size, Image.Resampling.BICUBIC)
+    left, upper = (made.width - width) // 2, (made.height - height) // 2
+    return made.crop((left, upper, left + width, upper + height))
 
 
 def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:

@@ -110,6 +110,7 @@ class Pipeline:
         image: Any = None,
         mask_image: Any = None,
         control_image: Any = None,
+        ip_adapter_image: Any = None,
         strength: float | None = None,
         mask_blur: float | None = None,
         padding_mask_crop: int | None = None,
@@ -157,6 +158,8 @@ class Pipeline:
             control_image: for the ControlNet of bundles that have one, which may take
                 `controlnet_conditioning_scale`, `control_guidance_start` and
                 `control_guidance_end` besides; a list with one for each of several.
+            ip_adapter_image: for the IP-Adapter of bundles that have one, which may take an
+                `ip_adapter_scale` besides.
             strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
             mask_blur: make the mask's edges soft by so many pixels, as
                 ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
@@ -205,6 +208,7 @@ class Pipeline:
             image=image,
             mask_image=mask_image,
             control_image=control_image,
+            ip_adapter_image=ip_adapter_image,
             strength=strength,
             mask_blur=mask_blur,
             padding_mask_crop=padding_mask_crop,

@@ -333,7 +333,7 @@ def _refuse_pictures(signature: Signature, unknown: Sequence[str]) -> None:
     """Say how a bundle comes to take them."""
     redrawn = "--task image-to-image"
     ways = {"image": redrawn, "strength": redrawn, "mask_image": "--task inpainting"}
-    ways |= {"control_image": "--controlnet"}
+    ways |= {"control_image": "--controlnet", "ip_adapter_image": "--ip-adapter"}
     way = next((ways[name] for name in reversed(ways) if name in unknown), None)
     if way is not None:
         raise InputError(

@@ -167,7 +167,8 @@ def _fed(
         return _thinned(whole[feed.picture], whole[feed.picture].shape[2] // height)
     given = found[feed.picture]
     if feed.resample == "bicubic":
-        given = [masks.resized(masks.pillow(each), height, width) for each in given]
+        crop = feed.fit == "crop"
+        given = [masks.resized(masks.pillow(each), height, width, crop) for each in given]
     made = pictures.arrays(feed.picture, given, height, width)
     if feed.mask is None:
         return made

@@ -21,13 +21,15 @@ NOISE = "noise"  # the input of an image encoder that takes a draw
 class Feed(Strict, frozen=True):
     """A picture of the call for one input, as large as that input.
 
-    Where the picture `mask` (of a call, of kind "mask") is white, all channels are `fill`.
+    Where the picture `mask` (of a call, of kind "mask") is white, all channels are `fill`. `fit`:
+    its sides become those of the input, or what is too long is cut off at both ends.
     """
 
     picture: str
     mask: str | None = None
     fill: float = 0.5
     resample: Literal["lanczos", "bicubic"] = "lanczos"
+    fit: Literal["stretch", "crop"] = "stretch"
 
 
 class Preparation(Strict, frozen=True):

@@ -66,6 +66,7 @@ TASKS = (
     "ControlNet, image-to-image",
     "ControlNet, inpainting",
     "two ControlNets",
+    "IP-Adapter",
     "base and refiner in turn",
     "weighted prompts",
     "long prompts",

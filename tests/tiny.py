@@ -30,7 +30,15 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from safetensors.torch import save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # The published model's configuration, with the entries that other schedulers read from it.
@@ -258,6 +266,38 @@ def refiner(folder: Path) -> None:
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     ).save_pretrained(folder)
+
+
+def ip_adapter(unet: UNet2DConditionModel, folder: Path, seed: int = 20) -> Path:
+    """A plain adapter for this UNet, and its image encoder: the file of weights."""
+    torch.manual_seed(seed)
+    width, tokens, embeds = unet.config.cross_attention_dim, 4, 24
+    weights = {
+        "image_proj.proj.weight": torch.randn(tokens * width, embeds) * 0.2,
+        "image_proj.proj.bias": torch.zeros(tokens * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    looking = [name for name in unet.attn_processors if "attn2" in name]
+    for index, name in enumerate(looking):
+        layer = unet.get_submodule(name.removesuffix(".processor"))
+        for key in ("to_k_ip", "to_v_ip"):
+            shape = (layer.to_k.out_features, width)
+            weights[f"ip_adapter.{2 * index + 1}.{key}.weight"] = torch.randn(shape) * 0.2
+    encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=16,
+            projection_dim=embeds,
+        )
+    )
+    encoder.save_pretrained(folder / "image_encoder")
+    save_file(weights, folder / "adapter.safetensors")
+    return folder / "adapter.safetensors"
 
 
 def unconditional(folder: Path) -> None:

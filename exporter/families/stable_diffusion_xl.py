@@ -9,6 +9,7 @@ import torch
 
 from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
 from exporter.families.controlnet import with_controlnets
+from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -192,7 +193,7 @@ def describe(pipe: Any) -> Description:
         ),
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS, scaling)
-    return with_controlnets(pipe, description)
+    return with_controlnets(pipe, with_ip_adapter(pipe, description))
 
 
 def _texts(pipe: Any) -> tuple[TextInput, ...]:

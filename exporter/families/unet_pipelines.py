@@ -54,9 +54,10 @@ def check_unet(
             f"a UNet with {named} takes class labels, and {pipeline_class} has none to give: "
             "diffusers cannot run it either"
         )
+    adapted = ("ip_image_proj",) if _is_adapted(unet) else ()
     for option, known in (
         ("addition_embed_type", additions),
-        ("encoder_hid_dim_type", (None, "text_proj")),
+        ("encoder_hid_dim_type", (None, "text_proj", *adapted)),
     ):
         value = getattr(config, option, None)
         if value not in known:
@@ -65,6 +66,11 @@ def check_unet(
                 f"a UNet with {option} {value!r} does not fit {pipeline_class}, which has inputs "
                 f"for {names}"
             )
+
+
+def _is_adapted(unet: Any) -> bool:
+    """Whether an IP-Adapter was loaded into it."""
+    return hasattr(getattr(unet, "encoder_hid_proj", None), "image_projection_layers")
 
 
 def check_vae(vae: Any) -> None:

@@ -1,0 +1,78 @@
+"""An IP-Adapter: weights that let a UNet look at a picture, and the image encoder that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter import hub
+from exporter.ingredients import Ingredient
+from exporter.source import digest, digest_folder, quiet_loading
+from exporter.weight_files import SAFE, check
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+from runtimes.trust import sha256
+
+ADDS = "ip_image_encoder"  # the component that a bundle has for it
+_ENCODER = "image_encoder"
+
+
+def find(asked: str) -> Ingredient:
+    """A file of weights with a folder ``image_encoder`` beside it; ``OWNER/NAME/PATH`` on the
+    Hub."""
+    path = Path(asked).expanduser()
+    here = path.exists()
+    file = path if here else _download(asked)
+    if not file.is_file() or file.suffix not in (SAFE, ".bin"):
+        raise SourceError(f"{asked} is no IP-Adapter: expected its file of weights ({SAFE})")
+    check(file)
+    folder = file.parent / _ENCODER
+    if not (folder / "config.json").is_file():
+        raise SourceError(
+            f"the IP-Adapter {asked} needs its image encoder, a folder {_ENCODER!r} beside the file"
+        )
+    name = file.name if here else asked
+    return Ingredient("ip-adapter", name, file, digest([sha256(file), digest_folder(folder, None)]))
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    return ("unet",)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+    """Only one can be meant."""
+    if len(ingredients) > 1:
+        names = ", ".join(each.id for each in ingredients)
+        raise SourceError(f"one IP-Adapter at a time is supported; found {names}")
+    (given,) = ingredients
+    if not hasattr(pipe, "load_ip_adapter"):
+        raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({given.id})")
+    try:
+        with quiet_loading():
+            pipe.load_ip_adapter(
+                str(given.path.parent),
+                subfolder="",
+                weight_name=given.path.name,
+                image_encoder_folder=_ENCODER,
+                local_files_only=True,
+            )
+    except Exception as error:
+        raise SourceError(
+            f"the IP-Adapter {given.id} does not fit this pipeline: {first_line(error)}"
+        ) from error
+    pipe.image_encoder.eval()
+
+
+def _download(asked: str) -> Path:
+    def get() -> str:
+        import huggingface_hub
+
+        owner, name, *path = asked.split("/")
+        file = "/".join(path)
+        beside = "/".join([*path[:-1], _ENCODER])
+        wanted = [file, f"{beside}/*.json", f"{beside}/*{SAFE}"]
+        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=wanted)
+        return str(Path(folder) / file)
+
+    return hub.fetch(asked, "IP-Adapter", "file", get, inside=True)

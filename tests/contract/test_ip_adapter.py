@@ -1,0 +1,163 @@
+"""IP-Adapters: the same as diffusers' pipelines with one loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+from PIL import Image
+
+import latentc
+from exporter.compile import export
+from exporter.source import quiet_loading
+from latentc.cli import run as command
+from runtimes.errors import InputError, SourceError
+from runtimes.manifest import Manifest
+from tests import tiny
+from tests.conftest import KEPT, one_at_a_time
+from tests.pictures import BACKENDS, CALL, assert_same, picture
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def adapter(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A function: name of a tiny pipeline → the file of an adapter for it."""
+
+    def get(name: str) -> Path:
+        folder = KEPT / "ip-adapters" / name
+        with one_at_a_time(f"ip-adapter-{name}"):
+            if not (folder / "adapter.safetensors").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                unet = DiffusionPipeline.from_pretrained(pipeline_folder(name)).unet
+                tiny.ip_adapter(unet, folder)
+        return folder / "adapter.safetensors"
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def adapted(
+    pipeline_folder: Callable[[str], Path], adapter: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    def get(name: str) -> Path:
+        folder = KEPT / "bundles" / f"{name}-ip-adapter"
+        with one_at_a_time(f"bundle-{name}-ip-adapter"):
+            export(
+                pipeline_folder(name),
+                folder,
+                targets=["onnx", "openvino"],
+                tasks=["image-to-image"],
+                ip_adapter=adapter(name),
+                schedulers=["ddim"],
+                steps=[STEPS],
+                overwrite=True,
+            )
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    pipeline_folder: Callable[[str], Path], adapter: Callable[[str], Path]
+) -> Callable[..., Any]:
+    loaded: dict[str, Any] = {}
+
+    def get(name: str, auto: Any = None) -> Any:
+        if name not in loaded:
+            file = adapter(name)
+            with quiet_loading():
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(name))
+                pipe.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name)
+            loaded[name] = pipe
+        pipe = loaded[name] if auto is None else auto.from_pipe(loaded[name])
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return get
+
+
+def check(pipe: Any, original: Any, scale: float = 1.0, **call: Any) -> None:
+    given = {**CALL, "num_inference_steps": STEPS, **call}
+    original.set_ip_adapter_scale(scale)
+    expected = []
+    for kind in ("latent", "np"):
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(7)
+            made = original(generator=generator, output_type=kind, **given).images
+        expected.append(made.numpy() if kind == "latent" else made)
+    result = pipe(**given, seed=7, ip_adapter_scale=scale, output_type="np")
+    assert_same(result, *expected)
+
+
+@pytest.mark.support(family="name", task="IP-Adapter", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_picture_to_look_at(
+    name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
+) -> None:
+    with latentc.load(adapted(name), backend=backend) as pipe:
+        check(pipe, theirs(name), ip_adapter_image=picture(70, 50))
+        check(pipe, theirs(name), 0.4, ip_adapter_image=picture(30, 50), num_images_per_prompt=2)
+
+
+def test_beside_other_pictures(adapted: Callable[[str], Path], theirs: Any) -> None:
+    with latentc.load(adapted("sd"), backend="onnxruntime") as pipe:
+        given = {"image": picture(48, 32), "strength": 0.8}
+        original = theirs("sd", AutoPipelineForImage2Image)
+        check(pipe, original, ip_adapter_image=picture(32, 32), **given)
+        check(pipe, theirs("sd"), ip_adapter_image=picture(32, 32), guidance_scale=1.0)
+        off = {**CALL, "num_inference_steps": STEPS, "seed": 1, "output_type": "latent"}
+        one, other = (
+            pipe(**off, ip_adapter_image=each, ip_adapter_scale=0).latents
+            for each in (picture(32, 32), picture(32, 32, 50))
+        )
+        assert np.array_equal(one, other)
+
+
+def test_what_went_in(adapted: Callable[[str], Path]) -> None:
+    manifest = Manifest.load(adapted("sd"))
+    assert [each.kind for each in manifest.source.ingredients] == ["ip-adapter"]
+    assert {each.name for each in manifest.image_encoders()} == {"ip_image_encoder", "vae_encoder"}
+    assert all(build.verification and build.verification.passed for build in manifest.builds)
+
+
+def test_bad_input(
+    adapted: Callable[[str], Path],
+    adapter: Callable[[str], Path],
+    pipeline_folder: Callable[[str], Path],
+    sd_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("no weights")
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(adapter("sd").read_bytes())
+    for name, given, says in (
+        ("sdxl", adapter("sd"), "does not fit this pipeline"),
+        ("unconditional", adapter("sd"), "takes no IP-Adapter"),
+        ("sd", tmp_path / "a.txt", "is no IP-Adapter"),
+        ("sd", tmp_path / "none.safetensors", "no such IP-Adapter"),
+        ("sd", alone, "needs its image encoder"),
+    ):
+        with pytest.raises(SourceError, match=says):
+            export(pipeline_folder(name), tmp_path / "b", ip_adapter=given)
+    assert not (tmp_path / "b").exists()
+    with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--ip-adapter"):
+        pipe("red", ip_adapter_image=picture(32, 32))
+    with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no picture"):
+        pipe("red")
+
+
+def test_the_command(adapted: Callable[[str], Path], tmp_path: Path) -> None:
+    picture(40, 30).save(tmp_path / "in.png")
+    start = ["generate", str(adapted("sd")), "red", "--steps", str(STEPS)]
+    given = [*start, "--ip-adapter-image", str(tmp_path / "in.png"), "-o", str(tmp_path / "o.png")]
+    assert command([*given, "--arg", "ip_adapter_scale=0.5"]) == 0
+    with Image.open(tmp_path / "o.png") as made:
+        assert made.size == (32, 32)
