@@ -10,11 +10,12 @@ import numpy as np
 
 from runtimes import noise
 from runtimes.conditioning import check_finite
-from runtimes.manifest import Branch, Manifest, TensorSpec
+from runtimes.manifest import Branch, TensorSpec
 from runtimes.request import Request
 from runtimes.session import Array, cast
 from runtimes.sessions import Sessions
 from runtimes.sizes import dimension
+from runtimes.task_pictures import DIRECT
 from runtimes.tasks import NOISE, START, Preparation
 
 
@@ -40,10 +41,9 @@ class Prepared:
         }
 
 
-def direct(manifest: Manifest, request: Request) -> Prepared:
+def direct(request: Request) -> Prepared:
     """What pictures feed as they are."""
-    denoiser = manifest.component("denoiser").name
-    fed = {name: request.pictures.feeds[denoiser, name] for name in request.task.inputs}
+    fed = {name: request.pictures.feeds[DIRECT, name] for name in request.task.inputs}
     return Prepared(
         conditioning={name: (repeated(each, request.images), ()) for name, each in fed.items()}
     )
@@ -68,7 +68,8 @@ def run(
         NumericalError: NaN or infinity came out.
     """
     name = preparation.component
-    feeds = {n: request.pictures.feeds[name, n] for n in preparation.feeds}
+    place = request.task.preparations.index(preparation)
+    feeds = {n: request.pictures.feeds[place, n] for n in preparation.feeds}
     if preparation.each and not isinstance(generators, noise.Generator):
         feeds = {n: repeated(each, request.images) for n, each in feeds.items()}
     rows = max(len(each) for each in feeds.values())

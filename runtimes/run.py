@@ -183,7 +183,7 @@ class Run:
         guided = request.guided(self._plan.num_evaluations)
         seeds, shape = request.seeds, pipeline.latents_shape(request)
         generators = noise.seeded(seeds if len(seeds) > 1 else seeds[0])
-        prepared = preparation.direct(pipeline.manifest, request)
+        prepared = preparation.direct(request)
         if request.start_latents is not None:
             prepared.start = preparation.repeated(request.start_latents, request.images)
         self._prepare(prepared, generators, late=False)

@@ -15,6 +15,7 @@ from runtimes.session import Array
 from runtimes.sizes import dimension
 from runtimes.tasks import Feed, Task, argument
 
+DIRECT = -1
 MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
 
 
@@ -22,12 +23,13 @@ MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
 class Pictures:
     """What a call's pictures became.
 
-    `feeds`: by component and input, float32 [n, channels, h, w], n pictures as they were given.
+    `feeds`: by the place of a preparation in its task, or `DIRECT` for the denoiser, and by input:
+    float32 [n, channels, h, w], n pictures as they were given.
     `blend`: the mask of the latents, float32 [n, 1, h, w] of 0 and 1, or None. `overlay`: what to
     put the results into, or None.
     """
 
-    feeds: Mapping[tuple[str, str], Array] = field(default_factory=dict)
+    feeds: Mapping[tuple[int, str], Array] = field(default_factory=dict)
     blend: Array | None = None
     overlay: masks.Overlay | None = None
 
@@ -101,13 +103,13 @@ def prepare(
             raise InputError(f"{name!r} is all black: white is what is made anew")
     specs = {each.name: each for each in manifest.components}
     wanted = {
-        (run.component, name): (feed, specs[run.component].inputs[name])
-        for run in task.preparations
+        (place, name): (feed, specs[run.component].inputs[name])
+        for place, run in enumerate(task.preparations)
         for name, feed in run.feeds.items()
         if feed.picture in found
     }
     denoiser = manifest.component("denoiser")
-    wanted |= {(denoiser.name, n): (feed, denoiser.inputs[n]) for n, feed in task.inputs.items()}
+    wanted |= {(DIRECT, n): (feed, denoiser.inputs[n]) for n, feed in task.inputs.items()}
     factor = manifest.latents.factor
     symbols = {"height": size[0] // factor, "width": size[1] // factor}
     feeds = {place: _fed(*each, ready, whole, symbols) for place, each in wanted.items()}
