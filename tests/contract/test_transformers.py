@@ -35,9 +35,9 @@ GUIDED = {"negative_prompt": ["blue", "a flat drawing"], "guidance_scale": 3.0}
 # Per bundle: the pipeline, what it is exported with, and the arguments of two calls.
 BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pixart-alpha": ("pixart-alpha", {"targets": ("onnx", "openvino")}),
-    "pixart-sigma": ("pixart-sigma", {"targets": ("onnx", "coreml")}),
+    "pixart-sigma": ("pixart-sigma", {"targets": ("coreml",)}),
     "sd3": ("sd3-shifted", {"targets": ("onnx", "openvino")}),
-    "sd3-without": ("sd3", {"targets": ("onnx", "coreml"), "without": ("text_encoder_3",)}),
+    "sd3-without": ("sd3", {"targets": ("coreml",), "without": ("text_encoder_3",)}),
     "flux-dev": ("flux-dev", {"targets": ("onnx", "openvino")}),
     "flux-schnell": ("flux-schnell", {"targets": ("openvino",)}),
 }
@@ -75,11 +75,9 @@ CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 RUNS = [
     ("pixart-alpha", "onnxruntime"),
     ("pixart-alpha", "openvino"),
-    ("pixart-sigma", "onnxruntime"),
     ("pixart-sigma", "coreml-reference"),
     ("sd3", "onnxruntime"),
     ("sd3", "openvino"),
-    ("sd3-without", "onnxruntime"),
     ("sd3-without", "coreml-reference"),
     ("flux-dev", "onnxruntime"),
     ("flux-dev", "openvino"),
@@ -255,9 +253,9 @@ def test_schedulers_of_another_kind(
     manifest = Manifest.load(bundle("sd3"))
     assert [each.name for each in manifest.schedules] == ["flow_euler"]
     with pytest.raises(ExportError, match="EulerDiscreteScheduler is not for models of flow"):
-        export(pipeline_folder("sd3"), tmp_path / "b", schedulers=["euler"], verify=False)
+        export(pipeline_folder("sd3"), tmp_path / "b", schedulers=["euler"], steps=(4,))
     with pytest.raises(ExportError, match=r"FlowMatchHeun.* is not for models of diffusion"):
-        export(pipeline_folder("sd"), tmp_path / "b", schedulers=["flow_heun"], verify=False)
+        export(pipeline_folder("sd"), tmp_path / "b", schedulers=["flow_heun"], steps=(4,))
 
 
 def test_more_steps_of_a_shifted_scheduler(
