@@ -34,9 +34,14 @@ def release_weights(modules: Iterable[torch.nn.Module], source: Path) -> None:
     """
     import torch
 
+    from exporter.weights import Stored
+
     for module in modules:
         for parameter in module.parameters():
-            parameter.data = torch.empty(0)
+            if isinstance(parameter, Stored):
+                parameter.stored = torch.empty(0)
+            else:
+                parameter.data = torch.empty(0)
     gc.collect()
     _forget_pages(path for path in source.rglob("*") if path.suffix in _WEIGHTS)
 

@@ -33,7 +33,12 @@ ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
 _SHARED = ("nodes", "quantization")  # what passes have in common
-_CAPTURE_CODE = ("exporter.capture", "exporter.families", "exporter.families.text_to_image")
+_CAPTURE_CODE = (
+    "exporter.capture",
+    "exporter.families",
+    "exporter.families.text_to_image",
+    "exporter.weights",
+)
 
 
 @dataclass(frozen=True)

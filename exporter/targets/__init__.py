@@ -44,7 +44,9 @@ class TargetInfo:
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_ONNX_CODE = ("exporter.targets.onnx_attention", "exporter.targets.onnx_integers")
+_ONNX_CODE = tuple(
+    f"exporter.targets.onnx_{name}" for name in ("attention", "integers", "optimize", "weights")
+)
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
