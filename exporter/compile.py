@@ -24,7 +24,7 @@ from exporter.families import Description, Graph, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
-from exporter.memory import free_memory, release_weights
+from exporter.memory import free_memory, keep_nothing, release_weights
 from exporter.options import (
     ALL,
     IMAGE_TO_IMAGE,
@@ -261,6 +261,7 @@ class _Compilation:
         self.progress = progress
 
     def run(self, previous: Manifest | None) -> Exported:
+        keep_nothing()
         try:
             manifest = self._draft(previous)
             manifest = self._verified(manifest)

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHTS = (".safetensors", ".bin")
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 1 << 20  # bytes
+
+
+def keep_nothing() -> None:
+    """Have the C library give every large block back as soon as it is freed. By itself it learns
+    from use that blocks of up to 32 MiB had better be kept: gigabytes of holes, in the end."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def free_memory() -> None:

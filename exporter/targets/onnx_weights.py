@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.weights import SMALLEST, Stored, actual, stand_in
+from exporter import weights
+from exporter.weights import Stored, actual, stand_in
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def stood_in(program: ExportedProgram) -> Iterator[dict[str, torch.Tensor]]:
     taken = {
         name: weight
         for name, weight in held.items()
-        if isinstance(weight, Stored) or weight.numel() >= SMALLEST
+        if isinstance(weight, Stored) or weight.numel() >= weights.SMALLEST
     }
     held.update({name: stand_in(weight) for name, weight in taken.items()})
     try:
@@ -30,7 +31,7 @@ def stood_in(program: ExportedProgram) -> Iterator[dict[str, torch.Tensor]]:
         held.update(taken)
 
 
-def put_back(model: Any, program: ExportedProgram, weights: Mapping[str, torch.Tensor]) -> None:
+def put_back(model: Any, program: ExportedProgram, taken: Mapping[str, torch.Tensor]) -> None:
     """Give the initializers of an `onnx_ir.Model` their values, to be read when they are
     wanted.
 
@@ -38,9 +39,9 @@ def put_back(model: Any, program: ExportedProgram, weights: Mapping[str, torch.T
         RuntimeError: a stand-in is left.
     """
     for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.const_value = _lazy(name, weights[name], value.dtype, value.shape)
-        elif name not in program.constants and value.const_value.size >= SMALLEST:
+        if name in taken:
+            value.const_value = _lazy(name, taken[name], value.dtype, value.shape)
+        elif name not in program.constants and value.const_value.size >= weights.SMALLEST:
             raise RuntimeError(f"no weight of the program has the name {name!r}")
 
 

@@ -217,10 +217,18 @@ def test_the_program_is_whole_again_after_it_was_lowered(
     graph = description.graphs[0]
     program = capture(graph, description.latents.multiple, symbol_values(description, traced=True))
     before = dict(program.state_dict)
-    with pytest.raises(KeyError), stood_in(program) as taken:
-        assert taken
-        assert not any(isinstance(each, Stored) for each in program.state_dict.values())
-        raise KeyError
+    seen: list[Any] = []
+
+    def fail_inside() -> None:
+        with stood_in(program) as taken:
+            assert taken
+            seen.extend(program.state_dict.values())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert seen
+    assert not any(isinstance(each, Stored) for each in seen)
     assert all(program.state_dict[name] is before[name] for name in before)
 
 
