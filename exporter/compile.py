@@ -34,7 +34,7 @@ from exporter.options import (
     up_to_date,
 )
 from exporter.passes import STEP_CACHE
-from exporter.preflight import Need, need, refuse, weights_of
+from exporter.preflight import LARGE, Need, need, refuse, weights_of
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.step_cache import split
@@ -63,7 +63,6 @@ from runtimes.precision import build_name, canonical, of_component
 from runtimes.version import __version__
 
 PROBES = "probes"
-LARGE = 2 << 30  # bytes of a build
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ KINDS: Mapping[str, str] = {
     "textual-inversion": "exporter.textual_inversion",
 }
 
+# Those that write into weights, which must be in memory for that, and not in a mapped file.
+WRITING = frozenset({"lora", "textual-inversion"})
+
 
 @dataclass(frozen=True)
 class Ingredient:
@@ -81,7 +84,13 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     Raises:
         SourceError: something does not fit it.
     """
+    from exporter.weights import materialise
+
     for name in KINDS:
         ours = [each for each in ingredients if each.kind == name]
-        if ours:
-            kind(name).apply(pipe, ours)
+        if not ours:
+            continue
+        for part in kind(name).parts(type(pipe).__name__):
+            if name in WRITING and (module := getattr(pipe, part, None)) is not None:
+                materialise(module)
+        kind(name).apply(pipe, ours)

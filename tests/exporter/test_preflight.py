@@ -36,11 +36,11 @@ def asked(target: str = "onnx", precision: str = "fp16") -> dict[tuple[str, str]
 @pytest.mark.parametrize("target", ["onnx", "openvino", "torch", "coreml", "tensorrt"])
 @pytest.mark.parametrize("verify", [True, False])
 def test_more_weights_need_more(target: str, verify: bool) -> None:
-    larger = {name: Weights(3 * each.count, each.stored) for name, each in SD15.items()}
+    larger = {name: Weights(each.count * 3 // 2, each.stored) for name, each in SD15.items()}
     small = need(SD15, asked(target), verify)
     large = need(larger, asked(target), verify)
     assert large.memory > small.memory
-    assert large.disk > 2 * small.disk
+    assert large.disk > 1.4 * small.disk
     assert large.seconds > small.seconds
 
 
@@ -53,6 +53,12 @@ def test_more_builds_need_more() -> None:
     assert two.memory >= one.memory > unverified.memory
     loaded = {name: Weights(each.count, each.stored, True) for name, each in SD15.items()}
     assert need(loaded, asked(), False).memory > unverified.memory + 4e9
+
+
+def test_onnx_runtime_leaves_large_components_in_their_files() -> None:
+    sdxl = {name: Weights(3 * each.count, 2) for name, each in SD15.items()}
+    assert need(sdxl, asked("onnx", "fp16"), True).memory < 3 * GIB
+    assert need(sdxl, asked("openvino", "fp16"), True).memory > 8 * GIB
 
 
 def test_smaller_precisions_need_less_disk() -> None:

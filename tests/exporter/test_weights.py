@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import run_child
-from exporter import weights
+from exporter import compile, ingredients, weights
 from exporter.capture import capture, symbol_values, variant
 from exporter.families import Description, family_of
 from exporter.source import load, resolve
 from exporter.targets import get
 from exporter.targets.onnx_weights import stood_in
 from exporter.weights import Stored, actual, later
+from runtimes import pipeline
+from runtimes.backend import SessionOptions
+from runtimes.backends.onnxruntime import OnnxRuntimeBackend
 from runtimes.errors import SourceError
 
 torch = pytest.importorskip("torch")
@@ -230,6 +233,51 @@ def test_the_program_is_whole_again_after_it_was_lowered(
     assert seen
     assert not any(isinstance(each, Stored) for each in seen)
     assert all(program.state_dict[name] is before[name] for name in before)
+
+
+def test_a_large_build_is_verified(
+    half_source: Path, low_threshold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One component at a time, with weights left in their files."""
+    monkeypatch.setattr(compile, "LARGE", 1)
+    monkeypatch.setattr(pipeline, "LEAN", 1)
+    opened: list[bool] = []
+    settings = OnnxRuntimeBackend._settings
+
+    def look(self: OnnxRuntimeBackend, options: SessionOptions, place: Any) -> Any:
+        opened.append(options.lean)
+        return settings(self, options, place)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "_settings", look)
+    made = compile.export(
+        half_source, tmp_path / "bundle", precision="fp16", steps=[4], schedulers=[]
+    )
+    found = made.manifest.builds[0].verification
+    assert found is not None
+    assert found.passed
+    assert opened
+    assert all(opened)
+
+
+def test_what_writes_into_weights_has_them_in_memory(
+    half_source: Path, low_threshold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, _ = described(half_source)
+    seen: list[bool] = []
+
+    class Writing:
+        @staticmethod
+        def parts(pipeline_class: str) -> tuple[str, ...]:
+            return ("unet",)
+
+        @staticmethod
+        def apply(pipe: Any, given: Any) -> None:
+            seen.append(any(isinstance(each, Stored) for each in pipe.unet.parameters()))
+
+    monkeypatch.setattr(ingredients, "kind", lambda name: Writing)
+    ingredients.apply(pipe, [ingredients.Ingredient("lora", "a.safetensors", Path(), "", 1.0)])
+    assert seen == [False]
+    assert any(isinstance(each, Stored) for each in pipe.text_encoder.parameters())
 
 
 def test_a_damaged_file_is_refused(half_source: Path) -> None:

@@ -90,7 +90,7 @@ def test_large_components_are_lean_on_request(
         return opened(self, entry, component, device, options)
 
     monkeypatch.setattr(FakeBackend, "_open", open_)
-    monkeypatch.setattr(pipeline, "_LEAN", limit)
+    monkeypatch.setattr(pipeline, "LEAN", limit)
     monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
     bundle = make_bundle(tmp_path / "bundle")
     with pipeline.load(bundle, FakeBackend(), low_memory=low_memory) as pipe:
