@@ -31,8 +31,8 @@ _BYTES: Mapping[str, float] = {
 _STORED = ("fp32", "fp16", "bf16")  # precisions that are no integers
 _INTEGERS = ("int8", "int4", "w8a8")
 
-# Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up; those of the
-# targets torch and coreml and of their engines are estimates, copies of the weights being held in memory.
+# Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up. Those of torch and
+# coreml, and of all engines but onnxruntime, are estimates: so many copies of the weights.
 _BASE = 0.45 * GIB  # PyTorch, diffusers and the converters, a pipeline's small weights
 _GRAPH = 0.20 * GIB  # a captured program and what converters make of it …
 _GRAPH_PER_PARAMETER = 0.14  # … and bytes for each parameter: larger models have more layers
