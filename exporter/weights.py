@@ -10,6 +10,7 @@ exact, so results are those of the pipeline that was loaded in float32.
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,8 +221,16 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same shape, strides and type whose memory nobody has touched: the system
     gives none to it."""
     size = max(tensor.numel(), 1) * tensor.dtype.itemsize
-    memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(tensor.dtype)
+    memory = torch.frombuffer(_untouched(size), dtype=torch.uint8).view(tensor.dtype)
     return _like(tensor, memory.as_strided(tensor.shape, tensor.stride()))
+
+
+def _untouched(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # Nothing is set aside for it either, where the system counts what it promises.
+    aside = getattr(mmap, "MAP_NORESERVE", 0)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | aside)
 
 
 @contextmanager
