@@ -152,6 +152,11 @@ def current_memory() -> int:
     return _status("VmRSS")
 
 
+def anonymous_memory() -> int:
+    """What of that is no mapped file, in bytes; 0 where the system does not say."""
+    return _status("RssAnon")
+
+
 @dataclass(frozen=True)
 class Summary:
     """Median, smallest and largest of a series."""

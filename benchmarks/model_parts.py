@@ -7,6 +7,7 @@ import itertools
 import json
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -56,15 +57,14 @@ class Network:
         import torch
 
         torch.manual_seed(SEED)
-        module = self.build()
+        with _default_dtype(torch.float16 if dtype == "fp16" else torch.float32):
+            module = self.build()
         count = count_parameters(module)
         if count != self.parameters:
             raise click.ClickException(
                 f"{self.class_name} has {count:,} parameters, expected {self.parameters:,}: "
                 "the installed version builds another architecture"
             )
-        if dtype == "fp16":
-            module.half()
         saved: Any = module
         saved.save_pretrained(folder, safe_serialization=True, max_shard_size="20GB")
         return f"{count / 1e6:.1f} M parameters"
@@ -144,6 +144,19 @@ class Model:
     def networks(self) -> dict[str, Network]:
         """The parts that have weights."""
         return {name: part for name, part in self.parts.items() if isinstance(part, Network)}
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What is made inside is of this type from the beginning: no second copy in memory."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from exporter import weights
 from exporter.families import Description, Graph
 from exporter.passes import Choices
 from runtimes import sizes
@@ -87,12 +88,16 @@ def capture(
     }
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                graph.module.eval(),
-                (),
-                kwargs=examples,
-                dynamic_shapes=shapes,
-                strict=False,
+            with weights.stood_in(graph.module) as stored:
+                program = torch.export.export(
+                    graph.module.eval(),
+                    (),
+                    kwargs=examples,
+                    dynamic_shapes=shapes,
+                    strict=False,
+                )
+            program.state_dict.update(
+                {name: value for name, value in stored.items() if name in program.state_dict}
             )
             _drop_unused(program)
             return program if graph.fed_by is None else _pruned(program)

@@ -130,6 +130,12 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--height", type=click.IntRange(1), help="Fix the height, in pixels.")
 @click.option("--width", type=click.IntRange(1), help="Fix the width, in pixels.")
 @click.option("--verify/--no-verify", default=True, help="Compare with PyTorch.  [default: on]")
+@click.option(
+    "--preflight/--no-preflight",
+    default=True,
+    help="Refuse what does not fit into memory or disk.  [default: on]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what the export will need; make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle of another source.")
 @click.option(
     "--lora",
@@ -188,6 +194,8 @@ def export(
     height: int | None,
     width: int | None,
     verify: bool,
+    preflight: bool,
+    dry_run: bool,
     overwrite: bool,
     revision: str | None,
     variant: str | None,
@@ -214,12 +222,15 @@ def export(
     Running an unchanged export again does nothing; an interrupted one resumes.
     """
     from exporter import compile as compiler
+    from exporter.preflight import Need
     from runtimes.report import print_verification
 
     reporter = Reporter(quiet)
+    place = builtin_folder() if source == BUILTIN else source
     with reporter:
-        result = compiler.export(
-            builtin_folder() if source == BUILTIN else source,
+        ask = compiler.preflight if dry_run else compiler.export
+        result = ask(
+            place,
             output,
             targets=targets,
             precision=precisions,
@@ -230,6 +241,7 @@ def export(
             height=height,
             width=width,
             verify=verify,
+            preflight=preflight,
             overwrite=overwrite,
             revision=revision,
             variant=variant,
@@ -247,6 +259,9 @@ def export(
             report=reporter.report,
             **own,
         )
+    if isinstance(result, Need):
+        click.echo(result.line())
+        return
     if not result.made:
         click.echo(f"{result.bundle} is up to date")
         return

@@ -8,6 +8,7 @@ there yet; free PyTorch's copy; verify every build on its runtime; publish by a 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from exporter.families import Description, Graph, TextInput, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.lowering import Lowering
-from exporter.memory import free_memory, release_weights
+from exporter.memory import free_memory, keep_nothing, release_weights
 from exporter.options import (
     ALL,
     ExportOptions,
@@ -32,10 +33,11 @@ from exporter.options import (
     up_to_date,
 )
 from exporter.passes import STEP_CACHE
+from exporter.preflight import LARGE, Need, need, refuse, weights_of
 from exporter.progress import Event, Progress
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.step_cache import split
-from exporter.store import Item, Store, previous_manifest
+from exporter.store import Item, Store, missing_artifacts, previous_manifest
 from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
@@ -103,6 +105,7 @@ def export(
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
+    preflight: bool = True,
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
 ) -> Exported:
@@ -147,6 +150,8 @@ def export(
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
         without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
+        preflight: refuse what does not fit into the memory and the disk that there are; see
+            `exporter.preflight`.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
@@ -154,46 +159,98 @@ def export(
         InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
             Nothing is left at `output` that was not there before.
     """
+    job = _prepared(dict(locals()))
+    if job.done is not None:
+        return job.done
+    with job.progress.stage("needs", job.need.line()):
+        if preflight:
+            refuse(job.need, job.destination)
+    store = Store(job.destination, job.previous)
+    compilation = _Compilation(job.source, job.options, job.keys, store, job.progress)
+    return compilation.run(job.previous)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An export that is ready to begin; `done` if there is nothing to do."""
+
+    source: PipelineSource
+    options: ExportOptions
+    keys: Mapping[tuple[str, str], Mapping[str, str]]
+    destination: Path
+    previous: Manifest | None
+    progress: Progress
+    need: Need
+    done: Exported | None
+
+
+def preflight(source: str | Path, output: str | Path, **arguments: Any) -> Need:
+    """What `export` with these arguments will need; nothing is written.
+
+    Raises:
+        InputError, SourceError, ExportError: as `export` does before it begins.
+    """
+    bound = inspect.signature(export).bind(source, output, **arguments)
+    bound.apply_defaults()
+    return _prepared(bound.arguments).need
+
+
+def _prepared(given: Mapping[str, Any]) -> _Job:
+    """Check the arguments of `export`, read and digest the source."""
+    targets, precision = given["targets"], given["precision"]
     named = [name for each in targets for name in (TARGETS if each == ALL else (each,))]
     asked = tuple(dict.fromkeys(named))
     precisions = (precision,) if isinstance(precision, str) else precision
+    schedulers, steps = given["schedulers"], given["steps"]
     options = ExportOptions(
         asked,
         tuple(dict.fromkeys(canonical(each) for each in precisions)),
         tuple(schedulers) if schedulers is not None else None,
         tuple(sorted(set(steps))) if steps is not None else None,
-        height,
-        width,
-        verify,
-        overwrite,
-        gather(target_options, OPTIONS, asked),
-        _calibration(calibration_prompts, calibration_samples),
-        fidelity_floor,
-        tuple(passes),
-        tuple(tasks),
+        given["height"],
+        given["width"],
+        given["verify"],
+        given["overwrite"],
+        gather(given["target_options"], OPTIONS, asked),
+        _calibration(given["calibration_prompts"], given["calibration_samples"]),
+        given["fidelity_floor"],
+        tuple(given["passes"]),
+        tuple(given["tasks"]),
     )
     check(options)
-    progress = Progress(report)
+    progress = Progress(given["report"])
     with progress.stage("source", "read and digest"):
-        asked_for = {
-            "vae": _texts(vae or ()),
-            "lora": _texts(lora),
-            "textual-inversion": _texts(textual_inversion),
-            "controlnet": _texts(controlnet),
-            "ip-adapter": _texts(ip_adapter or ()),
-        }
-        configured = None if config is None else str(config)
-        found = resolve(
-            source, revision, variant, asked_for, configured, allow_pickle, _texts(without)
-        )
-    destination = Path(output)
+        found = _found(given)
+    destination = Path(given["output"])
     previous = previous_manifest(destination)
-    if previous is not None and not overwrite:
+    if previous is not None and not options.overwrite:
         refuse_loss(destination, previous, found, options)
     keys = artifact_keys(found, options)
-    if previous is not None and up_to_date(previous, found, destination, keys, options):
-        return Exported(destination, previous)
-    return _Compilation(found, options, keys, Store(destination, previous), progress).run(previous)
+    done = previous is not None and up_to_date(previous, found, destination, keys, options)
+    missing = {} if done else missing_artifacts(keys, destination, previous)
+    wanted = need(weights_of(found, options), missing, options.verify and not done)
+    exported = Exported(destination, previous) if done and previous else None
+    return _Job(found, options, keys, destination, previous, progress, wanted, exported)
+
+
+def _found(given: Mapping[str, Any]) -> PipelineSource:
+    asked_for = {
+        "vae": _texts(given["vae"] or ()),
+        "lora": _texts(given["lora"]),
+        "textual-inversion": _texts(given["textual_inversion"]),
+        "controlnet": _texts(given["controlnet"]),
+        "ip-adapter": _texts(given["ip_adapter"] or ()),
+    }
+    configured = None if given["config"] is None else str(given["config"])
+    return resolve(
+        given["source"],
+        given["revision"],
+        given["variant"],
+        asked_for,
+        configured,
+        given["allow_pickle"],
+        _texts(given["without"]),
+    )
 
 
 def _texts(given: str | Path | Sequence[str | Path]) -> list[str]:
@@ -218,6 +275,7 @@ class _Compilation:
         self.progress = progress
 
     def run(self, previous: Manifest | None) -> Exported:
+        keep_nothing()
         try:
             manifest = self._draft(previous)
             manifest = self._verified(manifest)
@@ -542,7 +600,9 @@ class _Compilation:
                 precisions = [artifact.precision for artifact in build.artifacts.values()]
                 backend = backends.get(verifier(build.target, precisions))
                 with self.progress.stage(build.name, f"verify on {backend.name}"):
-                    result = check_build(self.store.staging, manifest, build, backend)
+                    result = check_build(
+                        self.store.staging, manifest, build, backend, low_memory=_is_large(build)
+                    )
                 build = replace(build, verification=result)
                 free_memory()
             builds.append(build)
@@ -567,6 +627,12 @@ class _Compilation:
             if build.verification and build.verification.loop
             if build.verification.loop.image_psnr < floor
         ]
+
+
+def _is_large(build: Build) -> bool:
+    """Whether its components should not all be in memory at once to be verified."""
+    files = {file.path: file.size for each in build.artifacts.values() for file in each.files}
+    return sum(files.values()) >= LARGE
 
 
 def _calibration(prompts: str | Path | Sequence[str] | None, samples: int | None) -> Calibration:

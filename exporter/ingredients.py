@@ -22,6 +22,9 @@ KINDS: Mapping[str, str] = {
     "controlnet": "exporter.controlnet",
 }
 
+# Those that write into weights, which must be in memory for that, and not in a mapped file.
+WRITING = frozenset({"lora", "textual-inversion"})
+
 
 @dataclass(frozen=True)
 class Ingredient:
@@ -92,8 +95,14 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
     Raises:
         SourceError: something does not fit it.
     """
+    from exporter.weights import materialise
+
     for name in KINDS:
         ours = [each for each in ingredients if each.kind == name]
-        if ours:
-            pipe = kind(name).apply(pipe, ours) or pipe
+        if not ours:
+            continue
+        for part in kind(name).parts(type(pipe).__name__):
+            if name in WRITING and (module := getattr(pipe, part, None)) is not None:
+                materialise(module)
+        pipe = kind(name).apply(pipe, ours) or pipe
     return pipe

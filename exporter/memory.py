@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHTS = (".safetensors", ".bin")
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 1 << 20  # bytes
+
+
+def keep_nothing() -> None:
+    """Have the C library give every large block back as soon as it is freed. By itself it learns
+    from use that blocks of up to 32 MiB had better be kept: gigabytes of holes, in the end."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def free_memory() -> None:
@@ -34,9 +44,14 @@ def release_weights(modules: Iterable[torch.nn.Module], source: Path) -> None:
     """
     import torch
 
+    from exporter.weights import Stored
+
     for module in modules:
         for parameter in module.parameters():
-            parameter.data = torch.empty(0)
+            if isinstance(parameter, Stored):
+                parameter.stored = torch.empty(0)
+            else:
+                parameter.data = torch.empty(0)
     gc.collect()
     _forget_pages(path for path in source.rglob("*") if path.suffix in _WEIGHTS)
 

@@ -40,14 +40,11 @@ MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
 _SHARED = ("nodes", "quantization")  # what passes have in common
 _CAPTURE_CODE = (
-    *("exporter.capture", "exporter.families", "exporter.signatures"),
+    *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
-    *(
-        "exporter.families.controlnet",
-        "exporter.families.ip_adapter",
-        "exporter.families.transformer_parts",
-    ),
+    *("exporter.families.controlnet", "exporter.families.ip_adapter"),
+    "exporter.families.transformer_parts",
 )
 
 

@@ -41,7 +41,7 @@ def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFi
 
 
 def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
-    """The pipeline in float32.
+    """The pipeline in float32; weights in half precision stay in the file (`exporter.weights`).
 
     Args:
         given: parts that are not to be loaded, each None.
@@ -52,12 +52,16 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
     import diffusers
     import torch
 
+    from exporter import weights
+
+    safe = file.path.suffix.lower() == SAFE
+    dtype = weights.stored_type([file.path] if safe else [])
     try:
         pipe = getattr(diffusers, pipeline_class).from_single_file(
             str(file.path),
             config=str(file.config),
             local_files_only=True,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             **given,
         )
     except Exception as error:
@@ -73,6 +77,7 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
             raise SourceError(
                 f"{file.path.name} lacks {len(missing)} weights of {name} (such as {missing[0]})"
             )
+        weights.as_float32(part, dtype)
         part.eval()
     return pipe
 

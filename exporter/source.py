@@ -246,6 +246,11 @@ def digest_folder(folder: Path, variant: str | None) -> str:
     return digest(entries)
 
 
+def weight_files_of(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files that a model's folder is read from; none where it has others."""
+    return [path for path in _relevant(folder, variant) if path.suffix == SAFE]
+
+
 def _relevant(folder: Path, variant: str | None) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == SAFE]
@@ -264,17 +269,19 @@ def _find_class(library: str, class_name: str) -> Any:
 
 
 def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
-    """A model in float32.
+    """A model in float32. Weights that are stored in half precision stay in their files
+    (`exporter.weights`).
 
     Raises:
         SourceError: a file is damaged, or weights are missing or do not fit.
     """
-    import torch
+    from exporter import weights
 
     try:
+        dtype = weights.stored_type(weight_files_of(folder, variant))
         model, info = cls.from_pretrained(
             folder,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             variant=variant,
             local_files_only=True,
             output_loading_info=True,
@@ -282,6 +289,7 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     except Exception as error:
         raise SourceError(f"{folder}: {first_line(error)}") from error
     _check_keys(folder, info)
+    weights.as_float32(model, dtype)
     return model.eval()
 
 

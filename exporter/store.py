@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, output: Path, previous: Manifest | None) -> None:
         self.output = output
-        self.staging = output.parent / f".{output.name}.partial"
+        self.staging = _staging_of(output)
         self._previous = dict(_items_of(previous)) if previous else {}
         self.made: list[str] = []
         self._owners: dict[str, str] = {}  # by path, the key of what this run has put there
@@ -189,6 +189,23 @@ def previous_manifest(output: Path) -> Manifest | None:
         return Manifest.load(output)
     except BundleError:
         return None  # an unreadable bundle is simply made again
+
+
+def missing_artifacts(
+    keys: Mapping[tuple[str, str], Mapping[str, str]], output: Path, previous: Manifest | None
+) -> dict[tuple[str, str], list[str]]:
+    """For each build the components that neither an interrupted export nor the previous bundle
+    seems to have; nothing is read."""
+    done = _staging_of(output) / _DONE
+    known = {key for key, _ in _items_of(previous)} if previous else set()
+    return {
+        build: [name for name, key in own.items() if key not in known and not (done / key).exists()]
+        for build, own in keys.items()
+    }
+
+
+def _staging_of(output: Path) -> Path:
+    return output.parent / f".{output.name}.partial"
 
 
 @contextmanager

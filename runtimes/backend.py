@@ -50,6 +50,8 @@ class SessionOptions:
         sizes: values of the graph's symbols that all calls have in common; none is dynamic.
         key: digest of the graph's files, for caches of what is made from them; "" is unknown.
         extra: passed to the engine.
+        lean: hold as little in memory as the engine can do with, which may be slower; engines
+            that cannot do with less ignore it.
     """
 
     threads: int = 0
@@ -59,6 +61,7 @@ class SessionOptions:
     sizes: Mapping[str, int] = field(default_factory=dict)
     key: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
+    lean: bool = False
 
 
 @dataclass(frozen=True)

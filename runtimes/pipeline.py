@@ -30,6 +30,7 @@ from runtimes.version import __version__
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
 # in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
 _PARALLEL = 64 << 20
+LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
 _ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
 
 
@@ -524,9 +525,9 @@ def open_pipeline(
     }
 
     def open_one(name: str) -> Session:
-        return open_component(
-            bundle, build, components[name], backend, where, options, sizes.get(name)
-        )
+        weighs = sum(file.size for file in build.artifacts[name].files)
+        own = replace(options or SessionOptions(), lean=low_memory and weighs >= LEAN)
+        return open_component(bundle, build, components[name], backend, where, own, sizes.get(name))
 
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL

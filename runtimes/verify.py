@@ -95,6 +95,7 @@ def check_build(
     options: SessionOptions | None = None,
     hashing: Hashing = "never",
     report: Report | None = None,
+    low_memory: bool = False,
 ) -> Verification:
     """Run every probe against one build.
 
@@ -102,6 +103,7 @@ def check_build(
         path: the bundle's folder; its manifest.json is not read, so it need not be there yet.
         hashing: whether the files are hashed again, besides their sizes.
         report: told what is being checked, one short text at a time.
+        low_memory: hold one component at a time in memory.
 
     Returns:
         What was measured; `passed` says whether all of it was within `TOLERANCES`.
@@ -121,20 +123,19 @@ def check_build(
     where = backend.device(device)
     checks: list[Check] = []
     loop = None
-    with open_pipeline(bundle, build, backend, where, options) as pipe:
+    with open_pipeline(bundle, build, backend, where, options, low_memory=low_memory) as pipe:
         for component in manifest.components:
             file = manifest.probes.files.get(component.name)
             if file is None:
                 continue
             if report:
                 report(component.name)
-            session = pipe.sessions[component.name]
-            for name, inputs, outputs in read_probes(bundle, file, component):
-                if not session.accepts(inputs):
-                    continue
-                found = session.run(inputs)
-                tolerance = tolerances[component.name].component
-                checks.append(_check(component.name, name, found, outputs, tolerance))
+            tolerance = tolerances[component.name].component
+            with pipe.sessions.using(component.name) as session:
+                for name, inputs, outputs in read_probes(bundle, file, component):
+                    if session.accepts(inputs):
+                        found = session.run(inputs)
+                        checks.append(_check(component.name, name, found, outputs, tolerance))
             if not any(check.subject == component.name for check in checks):
                 raise VerificationError(
                     f"build {build.name!r}, {component.name}: it takes no shape that there is a "

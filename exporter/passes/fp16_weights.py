@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from exporter.passes import Choices
+from exporter.weights import actual, later
 from runtimes.errors import ExportError
 
 SMALLEST = 1024  # elements; norms and biases weigh nothing and are better left exact
@@ -43,11 +44,11 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     return changed
 
 
-def _halve(name: str, weight: torch.Tensor) -> torch.nn.Parameter:
-    half = weight.detach().to(torch.float16)
-    if not torch.isfinite(half).all():
+def _halve(name: str, weight: torch.Tensor) -> torch.Tensor:
+    half = later(weight, torch.float16)
+    if not torch.isfinite(actual(half)).all():
         raise ExportError(f"{name}: a weight is outside float16's range; use --precision fp32")
-    return torch.nn.Parameter(half, requires_grad=False)
+    return half
 
 
 def _cast_after(graph: torch.fx.Graph, node: torch.fx.Node) -> None:

@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from exporter.weights import actual, later
 from runtimes.errors import ExportError
 
 _aten = torch.ops.aten
@@ -194,11 +195,11 @@ def _store_weights(
         program.graph_module.graph.erase_node(cast)
 
 
-def _stored(name: str, weight: torch.Tensor, half: torch.dtype) -> torch.nn.Parameter:
-    made = weight.detach().to(half)
-    if not torch.isfinite(made).all():
+def _stored(name: str, weight: torch.Tensor, half: torch.dtype) -> torch.Tensor:
+    made = later(weight, half)
+    if not torch.isfinite(actual(made)).all():
         raise ExportError(f"{name}: a weight is outside {half}'s range; use --precision fp32")
-    return torch.nn.Parameter(made, requires_grad=False)
+    return made
 
 
 def _is_mask(node: Node, value: Node) -> bool:

@@ -44,7 +44,10 @@ class TargetInfo:
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_ONNX_CODE = tuple(f"exporter.targets.onnx_{each}" for each in ("attention", "integers", "masks"))
+_ONNX_CODE = tuple(
+    f"exporter.targets.onnx_{each}"
+    for each in ("attention", "integers", "masks", "optimize", "weights")
+)
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 

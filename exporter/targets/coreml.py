@@ -21,6 +21,7 @@ from exporter.targets.coreml_options import DEPLOYMENT_TARGETS
 from exporter.targets.coreml_shapes import input_types
 from exporter.targets.coreml_weights import compress
 from exporter.targets.options import Settings
+from exporter.weights import in_one_file
 from runtimes.manifest import Component
 from runtimes.mil.toolkit import load_toolkit
 
@@ -33,7 +34,12 @@ def lower(
 ) -> str:
     """See `exporter.targets.Target`."""
     load_toolkit()
-    with torch.no_grad(), quiet(), _no_progress_bars():
+    with (
+        torch.no_grad(),
+        quiet(),
+        _no_progress_bars(),
+        in_one_file(program.state_dict, folder),
+    ):
         model = convert(program, component, settings)
         model = compress(model, settings.precision)
         if settings.options.chunk_denoiser and component.role == "denoiser":

@@ -11,7 +11,13 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
-from exporter.targets import onnx_attention, onnx_integers, onnx_masks
+from exporter.targets import (
+    onnx_attention,
+    onnx_integers,
+    onnx_masks,
+    onnx_optimize,
+    onnx_weights,
+)
 from runtimes.manifest import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
@@ -23,18 +29,23 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     """See `exporter.targets.Target`."""
     import onnx
 
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), onnx_weights.stood_in(program) as weights:
         made = torch.onnx.export(
             program,
             opset_version=opset,
             input_names=list(component.inputs),
             output_names=list(component.outputs),
             custom_translation_table=_translations() | onnx_integers.translations(),
+            optimize=False,
             verbose=False,
         )
     if made is None:  # the stub's type; the dynamo exporter always returns a program
         raise RuntimeError("torch.onnx.export returned nothing")
     model = made.model
+    with quiet():
+        onnx_weights.put_back(model, program, weights)
+        onnx_optimize.optimise(model)
+    onnx_weights.transpose(model)
     _name_axes(model, component)
     _strip(model)
     onnx_integers.pack(model)

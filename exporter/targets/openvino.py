@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from exporter.capture import quiet, variant
 from exporter.targets import openvino_int4
+from exporter.weights import in_one_file
 from runtimes.manifest import Component
 
 MODEL = "model.xml"
@@ -20,8 +21,14 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     here (OpenVINO's own fp16 compression would round the time embedding's table too)."""
     import openvino
 
+    plain = variant(program, ("plain_integers",))
+    with in_one_file(plain.state_dict, folder):
+        return _lower(openvino, plain, component, folder)
+
+
+def _lower(openvino: Any, program: ExportedProgram, component: Component, folder: Path) -> str:
     with torch.no_grad(), quiet():
-        model: Any = openvino.convert_model(variant(program, ("plain_integers",)))
+        model: Any = openvino.convert_model(program)
     for port, name in zip(model.inputs, component.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, component.outputs, strict=True):

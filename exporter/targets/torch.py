@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
+from exporter.weights import in_one_file
 from runtimes.manifest import Component
 
 MODEL = "model.pt2"
@@ -15,6 +16,6 @@ MODEL = "model.pt2"
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `exporter.targets.Target`."""
-    with quiet():
+    with quiet(), in_one_file(program.state_dict, folder):
         torch.export.save(program, folder / MODEL)
     return MODEL

@@ -49,6 +49,9 @@ _DEVICES: Mapping[str, _Device] = {
     "dml": _Device(("DmlExecutionProvider", _CPU)),
     "coreml": _Device(("CoreMLExecutionProvider", _CPU)),
 }
+# Weights stay in their mapped files, and are widened to float32 for one product at a time: folded
+# and laid out for its kernels beforehand, they would all be in memory.
+_LEAN: Mapping[str, str] = {"session.disable_prepacking": "1"}
 _QUIET = 3  # ORT_LOGGING_LEVEL_ERROR: its warnings are about its own graph rewrites
 
 
@@ -113,6 +116,10 @@ class OnnxRuntimeBackend(Backend):
         for symbol, size in options.sizes.items():
             settings.add_free_dimension_override_by_name(symbol, size)
         folded = _FOLDED if place.device.providers[0] == _CPU else {}
+        if options.lean and place.device.providers[0] == _CPU:
+            settings.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            settings.enable_cpu_mem_arena = False
+            folded = {**folded, **_LEAN}
         for key, value in {**folded, **options.extra}.items():
             settings.add_session_config_entry(key, value)
         return settings
