@@ -22,10 +22,11 @@ from exporter.families import Description, Graph, plain
 from exporter.source import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError
-from runtimes.manifest import LoopProbe, Schedule
-from runtimes.pictures import arrays, listed
+from runtimes.manifest import LoopProbe, Schedule, TensorSpec
+from runtimes.pictures import listed
 from runtimes.session import first_line
-from runtimes.tasks import NOISE, argument
+from runtimes.task_pictures import fed
+from runtimes.tasks import NOISE, START, Feed, argument
 
 STEPS = 6
 SEED = 20
@@ -194,17 +195,44 @@ def _conditioning(
 
 
 def _pictured(description: Description, height: int, width: int) -> dict[str, torch.Tensor]:
-    """Inputs that pictures feed as they are, [2, 3, height, width] with equal rows; masks are
-    found in what the denoiser was given."""
-    made = {}
-    pictures = probe_pictures(description, height, width)
-    for name, feed in description.task.inputs.items():
-        if description.task.pictures[feed.picture] == "image":
-            given = pictures[argument(feed.picture)]
-            one = given[int(feed.picture[:-1].split("[")[1])] if "[" in feed.picture else given
-            row = torch.from_numpy(arrays(name, listed(name, one), height, width))
-            made[name] = torch.cat([row, row])
+    """Inputs made of the probe's pictures alone, [2, …]: the row of the empty text, then that of
+    the probe's. Those that are found in what the denoiser was given count before these."""
+    task, pictures = description.task, probe_pictures(description, height, width)
+    factor = description.latents.factor
+    symbols = {"height": height // factor, "width": width // factor}
+    own = {name for name, kind in task.pictures.items() if kind == "image"}
+    found = {name: listed(name, _picked(name, pictures)) for name in own}
+
+    def tensor(feed: Feed, spec: TensorSpec) -> torch.Tensor:
+        return torch.from_numpy(fed(feed, spec, found, {}, symbols))
+
+    graphs = {graph.component.name: graph for graph in description.graphs}
+    denoiser = next(g.component for g in graphs.values() if g.component.role == "denoiser")
+    made = {
+        name: tensor(feed, denoiser.inputs[name]).repeat(2, 1, 1, 1)
+        for name, feed in task.inputs.items()
+        if feed.picture in own
+    }
+    positive = {branch.name for branch in description.guidance.branches if not branch.prefix}
+    for run in task.preparations:
+        graph = graphs[run.component]
+        if set(graph.component.inputs) != set(run.feeds) or START in run.gives.values():
+            continue  # it takes noise or numbers
+        if any(feed.mask or feed.picture not in own for feed in run.feeds.values()):
+            continue
+        given = {n: tensor(feed, graph.component.inputs[n]) for n, feed in run.feeds.items()}
+        with torch.no_grad():
+            outputs = dict(zip(graph.component.outputs, graph.module(**given), strict=True))
+        for output, target in run.gives.items():
+            row = outputs[output]
+            negative = row if not run.branches or set(run.branches) - positive else row * 0
+            made[target] = torch.cat([negative, row])
     return made
+
+
+def _picked(name: str, pictures: Mapping[str, Any]) -> Any:
+    given = pictures[argument(name)]
+    return given[int(name[:-1].split("[")[1])] if "[" in name else given
 
 
 def vectors(description: Description, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -308,7 +336,7 @@ def _denoiser_input(
     guidance, it is that of the prompt, which comes last in `conditioning`, after the empty one."""
     sample, timestep = seen.calls[place]
     inputs = {**seen.observed(sample), "timestep": timestep}
-    names = [name for name in graph.component.inputs if name in conditioning]
+    names = [n for n in graph.component.inputs if n in conditioning and n not in inputs]
     rows = [int(each) for each in seen.guided] if len(sample) == len(seen.guided) else [1]
     inputs |= {name: conditioning[name][rows] for name in names}
     if graph.fed_by is None:

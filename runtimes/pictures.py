@@ -27,8 +27,8 @@ def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
     several = isinstance(value, Sequence) or (
         isinstance(value, np.ndarray) and (value.ndim == 4 or (kind, value.ndim) == ("mask", 3))
     )
-    # [height, width, 1] is one mask, and no list of lines.
-    if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 1:
+    # [height, width, 1] is one mask, and no list of lines; [height, width, 3] is none.
+    if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (1, 3):
         several = False
     found = list(value) if several else [value]
     if not found or isinstance(value, str | bytes):

@@ -112,7 +112,7 @@ def prepare(
     wanted |= {(DIRECT, n): (feed, denoiser.inputs[n]) for n, feed in task.inputs.items()}
     factor = manifest.latents.factor
     symbols = {"height": size[0] // factor, "width": size[1] // factor}
-    feeds = {place: _fed(*each, ready, whole, symbols) for place, each in wanted.items()}
+    feeds = {place: fed(*each, ready, whole, symbols) for place, each in wanted.items()}
     blend = None if task.blend is None else _thinned(whole[task.blend], factor)
     return Pictures(feeds, blend, overlay)
 
@@ -157,13 +157,20 @@ def _as_many(values: list[Any], count: int) -> list[Any]:
     return values * (count // len(values)) if len(values) < count else values
 
 
-def _fed(
+def fed(
     feed: Feed,
     spec: TensorSpec,
     found: Mapping[str, Sequence[Any]],
     whole: Mapping[str, Array],
     symbols: Mapping[str, int],
 ) -> Array:
+    """What an input of the form `spec` is fed with: float32 [n, channels, height, width].
+
+    Args:
+        found: the single pictures of each argument; `whole`: the masks among them, in the call's
+            size.
+        symbols: height and width of the latents.
+    """
     height, width = (int(dimension(each, symbols)) for each in spec.shape[2:])
     if feed.picture in whole:
         return _thinned(whole[feed.picture], whole[feed.picture].shape[2] // height)

@@ -100,7 +100,7 @@ class Encoder(torch.nn.Module):
         if noise is not None:
             latents = found.mean + found.std * noise
         else:
-            latents = found.mode() if hasattr(found, "mode") else found
+            latents = found if isinstance(found, torch.Tensor) else found.mode()
         return (self.scaling(latents),)
 
 

@@ -180,7 +180,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({"strength": 0.5}, "none was given"),
+        ({"strength": 0.5}, "none to start from was given"),
         ({"image": "cat.png"}, "expected a Pillow image"),
         ({"image": []}, "expected a Pillow image"),
         ({"image": np.zeros((32, 32))}, "not an array"),
