@@ -68,6 +68,7 @@ __all__ = [
     "UnsupportedPipeline",
     "VerificationError",
     "__version__",
+    "builtin_lora",
     "builtin_model",
     "export",
     "load",
