@@ -102,7 +102,8 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
         if not ours:
             continue
         for part in kind(name).parts(type(pipe).__name__):
-            if name in WRITING and (module := getattr(pipe, part, None)) is not None:
+            module = getattr(pipe, part, None)
+            if name in WRITING and hasattr(module, "named_parameters"):  # not a tokenizer
                 materialise(module)
         pipe = kind(name).apply(pipe, ours) or pipe
     return pipe
