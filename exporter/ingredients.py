@@ -102,7 +102,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
         if not ours:
             continue
         for part in kind(name).parts(type(pipe).__name__):
-            module = getattr(pipe, part, None)
+            module: Any = getattr(pipe, part, None)
             if name in WRITING and hasattr(module, "named_parameters"):  # not a tokenizer
                 materialise(module)
         pipe = kind(name).apply(pipe, ours) or pipe
