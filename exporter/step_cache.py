@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from msgspec import structs
 
 from exporter.capture import example_inputs, symbol_values
 from exporter.families import Description, Graph
@@ -159,25 +158,36 @@ def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph,
     component = graph.component
     sides = component.inputs["sample"].shape[2:]
     features = {FEATURES: TensorSpec("float32", ("batch", cut.channels, *sides))}
-    whole = Graph(
-        Component(DENOISER, "denoiser", component.inputs, {**component.outputs, **features}),
-        _Whole(graph.module, cut, list(component.inputs)),
-        least=graph.least,
+    outputs = {**component.outputs, **features}
+    whole = replace(
+        graph,
+        component=Component(DENOISER, "denoiser", component.inputs, outputs),
+        module=_Whole(graph.module, cut, list(component.inputs)),
     )
-    inputs = {**component.inputs, **features}
-    every = Component(SHALLOW, "shallow", inputs, component.outputs)
-    used = _used(Graph(every, _Shallow(graph, cut, list(inputs))), symbols)
-    kept = {name: spec for name, spec in inputs.items() if name in used}
-    module = _Shallow(graph, cut, list(kept))
-    kept_graph = Graph(structs.replace(every, inputs=kept), module, fed_by=whole, least=graph.least)
-    return whole, kept_graph
+
+    def shallow(inputs: dict[str, TensorSpec]) -> Graph:
+        made = Component(SHALLOW, "shallow", inputs, component.outputs)
+        module = _Shallow(graph, cut, list(inputs))
+        return replace(graph, component=made, module=module, fed_by=whole)
+
+    every = {**component.inputs, **features}
+    used = _used(shallow(every), symbols)
+    return whole, shallow({name: spec for name, spec in every.items() if name in used})
 
 
 def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:
-    """The inputs that the prediction depends on: those that it has a gradient by."""
+    """The inputs that the prediction depends on: those that it has a gradient by, and those that
+    change it when they change, as a class does, which is rounded before it is looked up."""
     inputs = {n: v.requires_grad_() for n, v in example_inputs(graph, symbols).items()}
     with torch.enable_grad():
         (prediction,) = graph.module.eval()(**inputs)
         gradients = torch.autograd.grad(prediction.sum(), list(inputs.values()), allow_unused=True)
     pairs: Iterable[tuple[str, Any]] = zip(inputs, gradients, strict=True)  # stubs deny None
-    return {name for name, gradient in pairs if gradient is not None}
+    used = {name for name, gradient in pairs if gradient is not None}
+    others = example_inputs(graph, symbols, seed=1)
+    for name in inputs.keys() - used:
+        with torch.no_grad():
+            (changed,) = graph.module(**{**inputs, name: others[name]})
+        if not torch.equal(changed, prediction):
+            used.add(name)
+    return used
