@@ -95,7 +95,7 @@ pipeline itself, same seed: in fp32 the final latents to a relative L2 of 1e-4 (
 verified on your machine.
 
 Core ML is run by an evaluator of its programs in Python, on any machine; on Apple's own engine
-nothing was run. [TensorRT](tensorrt.md#what-was-verified) builds from the ONNX graphs, and was not
+nothing was run. [TensorRT](tensorrt.md#what-was-run) builds from the ONNX graphs, and was not
 run on a GPU here. Other precisions of the built-in model, by target: [Precisions](precisions.md).
 """
 

@@ -54,10 +54,11 @@ def type_name(node: dict[str, Any]) -> str:
         return " or ".join(type_name(each) for each in node["anyOf"])
     if "enum" in node:
         return " or ".join(json.dumps(each) for each in node["enum"])
-    inner = node.get("items") or node.get("additionalProperties")
+    parts = node.get("prefixItems", [])  # of a fixed number: all of one type
+    inner = parts[0] if parts else node.get("items") or node.get("additionalProperties")
     if not inner:
         return str(node["type"])
-    of = f"({type_name(inner)})" if "anyOf" in inner else type_name(inner)
+    of = f"({type_name(inner)})" if {"anyOf", "enum"} & inner.keys() else type_name(inner)
     return f"{'array' if node['type'] == 'array' else 'map'} of {of}"
 
 
@@ -179,11 +180,11 @@ BROKEN: list[tuple[str, Any]] = [
     ("schedules.1.name", "plain"),
     ("embeddings.0.name", "prompt"),
     ("embeddings.0.name", "crop"),
-    ("embeddings.0.input", "time_ids"),
-    ("embeddings.0.columns", {"input_ids_2": 2}),
-    ("embeddings.0.columns", {"input_ids": 3}),
-    ("embeddings.0.columns", {"input_ids": 2.0}),
-    ("embeddings.0.columns", {"input_ids": 0}),
+    ("embeddings.0.inputs", {"time_ids": {}}),
+    ("embeddings.0.inputs.encoder_hidden_states", {"input_ids_2": 2}),
+    ("embeddings.0.inputs.encoder_hidden_states", {"input_ids": 3}),
+    ("embeddings.0.inputs.encoder_hidden_states", {"input_ids": 2.0}),
+    ("embeddings.0.inputs.encoder_hidden_states", {"input_ids": 0}),
     ("tokenizers.0.max_length", 5),
 ]
 
@@ -309,6 +310,8 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
     draws = rng.integers(0, 2, total).astype(np.uint8)
     add_noise = rng.normal(size=(total, 2))
     add_noise[rng.random(total) < 0.5] = np.nan
+    known = rng.normal(size=(total, 2))
+    known[rng.random(total) < 0.5] = np.nan
     clean = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.4)
     on_noise = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.5)
     on_noise[rows // 2 :] = 0
@@ -329,6 +332,7 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
         clean_from=rng.normal(size=(rows, 2)),
         init_noise_scale=rng.uniform(0.5, 15, len(plans)),
         add_noise=add_noise,
+        known=known,
         clip=np.array([kind, 1.5, 0.9]),
         shift=np.zeros(len(plans)),
     )
@@ -377,6 +381,7 @@ def test_plans_that_depend_on_the_size(window: int, seed: int, tmp_path: Path) -
             state=base.state * (1 + 0.1 * shift**2),
             timesteps=base.timesteps * (1 + 0.2 * shift),
             add_noise=base.add_noise * (1 - shift),
+            known=base.known * (1 + 0.3 * shift),
             shift=np.full(len(base.steps), shift),
         )
         for shift in (0.25, 0.5, 1.5)
