@@ -178,6 +178,13 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Leave out a part that the pipeline works without, such as text_encoder_3; may be "
     "repeated.",
 )
+@click.option(
+    "--share-with",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Store what this bundle has as well once, as hard links; may be repeated.",
+)
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")
 @target_options
@@ -210,6 +217,7 @@ def export(
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
+    share_with: tuple[Path, ...],
     quiet: bool,
     **own: Any,
 ) -> None:
@@ -256,12 +264,15 @@ def export(
             config=config,
             allow_pickle=allow_pickle,
             without=without,
+            share_with=share_with,
             report=reporter.report,
             **own,
         )
     if isinstance(result, Need):
         click.echo(result.line())
         return
+    if result.shared:
+        click.echo(f"{megabytes(result.shared)} are shared with other bundles")
     if not result.made:
         click.echo(f"{result.bundle} is up to date")
         return

@@ -35,6 +35,8 @@ from exporter.options import (
 from exporter.passes import STEP_CACHE
 from exporter.preflight import LARGE, Need, need, refuse, weights_of
 from exporter.progress import Event, Progress
+from exporter.sharing import check as check_shared
+from exporter.sharing import share
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.step_cache import split
 from exporter.store import Item, Store, missing_artifacts, previous_manifest
@@ -71,11 +73,12 @@ PROBES = "probes"
 @dataclass(frozen=True)
 class Exported:
     """The result: the bundle's folder, its manifest, and the names of what was made anew
-    (empty: everything was up to date)."""
+    (empty: everything was up to date). `shared`: bytes that another bundle's files hold."""
 
     bundle: Path
     manifest: Manifest
     made: tuple[str, ...] = field(default=())
+    shared: int = 0
 
 
 def export(
@@ -105,6 +108,7 @@ def export(
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
+    share_with: str | Path | Sequence[str | Path] = (),
     preflight: bool = True,
     report: Callable[[Event], None] | None = None,
     **target_options: Any,
@@ -150,6 +154,8 @@ def export(
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
         without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
+        share_with: other bundles; what is the same in one of them is a hard link to its file, and
+            stored once.
         preflight: refuse what does not fit into the memory and the disk that there are; see
             `exporter.preflight`.
         report: called with an `exporter.progress.Event` at the begin and end of each stage.
@@ -161,18 +167,20 @@ def export(
     """
     job = _prepared(dict(locals()))
     if job.done is not None:
-        return job.done
+        bundle = job.done.bundle
+        return dataclasses.replace(job.done, shared=share(bundle, job.done.manifest, job.others))
     with job.progress.stage("needs", job.need.line()):
         if preflight:
             refuse(job.need, job.destination)
     store = Store(job.destination, job.previous)
     compilation = _Compilation(job.source, job.options, job.keys, store, job.progress)
-    return compilation.run(job.previous)
+    return compilation.run(job.previous, job.others)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An export that is ready to begin; `done` if there is nothing to do."""
+    """An export that is ready to begin; `done` if there is nothing to do. `others`: bundles to
+    share files with."""
 
     source: PipelineSource
     options: ExportOptions
@@ -182,6 +190,7 @@ class _Job:
     progress: Progress
     need: Need
     done: Exported | None
+    others: tuple[Path, ...] = ()
 
 
 def preflight(source: str | Path, output: str | Path, **arguments: Any) -> Need:
@@ -222,6 +231,8 @@ def _prepared(given: Mapping[str, Any]) -> _Job:
     with progress.stage("source", "read and digest"):
         found = _found(given)
     destination = Path(given["output"])
+    others = tuple(Path(each) for each in _texts(given["share_with"]))
+    check_shared(others, destination)
     previous = previous_manifest(destination)
     if previous is not None and not options.overwrite:
         refuse_loss(destination, previous, found, options)
@@ -230,7 +241,7 @@ def _prepared(given: Mapping[str, Any]) -> _Job:
     missing = {} if done else missing_artifacts(keys, destination, previous)
     wanted = need(weights_of(found, options), missing, options.verify and not done)
     exported = Exported(destination, previous) if done and previous else None
-    return _Job(found, options, keys, destination, previous, progress, wanted, exported)
+    return _Job(found, options, keys, destination, previous, progress, wanted, exported, others)
 
 
 def _found(given: Mapping[str, Any]) -> PipelineSource:
@@ -274,7 +285,7 @@ class _Compilation:
         self.store = store
         self.progress = progress
 
-    def run(self, previous: Manifest | None) -> Exported:
+    def run(self, previous: Manifest | None, others: Sequence[Path] = ()) -> Exported:
         keep_nothing()
         try:
             manifest = self._draft(previous)
@@ -287,8 +298,9 @@ class _Compilation:
                 self.store.discard()
             raise
         with self.progress.stage("bundle", "publish"):
+            shared = share(self.store.staging, manifest, others)
             self.store.publish(manifest)
-        return Exported(self.store.output, manifest, tuple(self.store.made))
+        return Exported(self.store.output, manifest, tuple(self.store.made), shared)
 
     def _draft(self, previous: Manifest | None) -> Manifest:
         """The manifest with everything but verification; writes all files to the staging."""

@@ -73,8 +73,14 @@ def spread(found: Mapping[str, Array], prompts: int) -> dict[str, Array]:
 
 def of_branch(manifest: Manifest, found: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     """The encoded texts of a branch, by denoiser input; empty where it has texts."""
-    own = {prefix + each.name: each.input for each in manifest.embeddings}
-    return {own[name]: found[name] for name in own if name in found}
+    taken = manifest.component("denoiser").inputs
+    made: dict[str, Array] = {}
+    for each in manifest.embeddings:
+        if prefix + each.name in found:
+            ends = np.cumsum([int(taken[name].shape[-1]) for name in each.inputs])
+            parts = np.split(found[prefix + each.name], ends[:-1], axis=-1)
+            made |= zip(each.inputs, parts, strict=True)
+    return made
 
 
 def misfit(manifest: Manifest, denoiser: Component, found: Mapping[str, Array], chunks: int) -> str:
@@ -82,8 +88,9 @@ def misfit(manifest: Manifest, denoiser: Component, found: Mapping[str, Array], 
     `chunks` chunks; empty if it does."""
     free = manifest.component("denoiser").inputs
     for each in manifest.embeddings:
-        fixed = denoiser.inputs[each.input].shape[1]
-        if fixed == free[each.input].shape[1]:
+        first = next(iter(each.inputs))
+        fixed = denoiser.inputs[first].shape[1]
+        if fixed == free[first].shape[1]:
             continue
         if chunks > 1 or any(n != fixed for n in _lengths(manifest, found, each).values()):
             return (
@@ -107,8 +114,10 @@ def _lengths(manifest: Manifest, found: Mapping[str, Array], of: Embedding) -> d
 
 def _array(manifest: Manifest, name: str, embedding: Embedding, value: Any) -> Array:
     made = {n: spec for each in manifest.encoders() for n, spec in each.outputs.items()}
-    dtype = made[embedding.input].dtype
-    wanted = manifest.component("denoiser").inputs[embedding.input].shape
+    taken = manifest.component("denoiser").inputs
+    first = next(iter(embedding.inputs))
+    dtype = made[first].dtype
+    wanted = (*taken[first].shape[:-1], sum(int(taken[n].shape[-1]) for n in embedding.inputs))
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":

@@ -201,16 +201,16 @@ class VectorInput(_Base, frozen=True):
 
 
 class Embedding(_Base, frozen=True):
-    """A call argument that takes what an encoder makes of a text, in the text's place.
+    """A call argument that takes what encoders make of a text, in the text's place.
 
-    `name` is the argument's, with a branch's prefix before it; `input` the encoder output and
-    denoiser input that it stands for. `columns`, where position i of it says something of token i:
-    the encoder inputs that the tokens are of, and how many numbers each has, one after the other.
+    `name` is the argument's, with a branch's prefix before it; `inputs` the encoder outputs, and
+    denoiser inputs, that it stands for, joined along the last axis. With each stand its columns,
+    where position i of it says something of token i: the encoder inputs that the tokens are of, and
+    how many numbers each has, one after the other.
     """
 
     name: str
-    input: str
-    columns: dict[str, int] = msgspec.field(default_factory=dict)
+    inputs: dict[str, dict[str, int]]
 
 
 class Branch(_Base, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from runtimes import task_rules
@@ -145,22 +145,40 @@ def _embedding_problems(manifest: Manifest) -> Iterator[str]:
     names = [each.name for each in manifest.embeddings]
     others = [name for each in tokenizers for name in each.texts]
     others += [each.name for each in manifest.arguments]
-    yield from _duplicates("encoded text input", [each.input for each in manifest.embeddings])
+    inputs = [name for each in manifest.embeddings for name in each.inputs]
+    yield from _duplicates("encoded text input", inputs)
     yield from _duplicates("encoded text", [*names, *(n for n in set(others) if n in names)])
-    if names and {each.input for each in manifest.embeddings} != made.keys():
+    if names and (set(inputs) != made.keys() or not all(e.inputs for e in manifest.embeddings)):
         yield f"the encoded texts must be what encoders give the denoiser: {sorted(made)}"
         return
     for each in manifest.embeddings:
-        encoder = made[each.input]
-        shape = encoder.outputs[each.input].shape
-        if len(shape) < 2 or len(taken[each.input].shape) != len(shape):
+        given = [made[name].outputs[name] for name in each.inputs]
+        wanted = [taken[name] for name in each.inputs]
+        ranks = {len(spec.shape) for spec in (*given, *wanted)}
+        if len(ranks) > 1 or min(ranks) < 2:
             yield f"encoded text {each.name!r}: needs the same two dimensions or more on both sides"
-        if not each.columns:
-            continue
-        if not each.columns.keys() <= encoder.inputs.keys() or min(each.columns.values()) < 1:
-            yield f"encoded text {each.name!r}: bad columns"
-        elif {(lengths[name], sum(each.columns.values())) for name in each.columns} != {shape[1:]}:
-            yield f"encoded text {each.name!r}: the columns do not make {list(shape)}"
+        elif not all(isinstance(own.shape[-1], int) for own in wanted):
+            yield f"encoded text {each.name!r}: its last dimension must be a number"
+        elif any(len({(s.dtype, s.shape[:-1]) for s in side}) > 1 for side in (given, wanted)):
+            yield f"encoded text {each.name!r}: what it joins has different dimensions"
+        for name, columns in each.inputs.items():
+            yield from _column_problems(each.name, made[name], name, columns, lengths)
+
+
+def _column_problems(
+    argument: str,
+    encoder: Component,
+    output: str,
+    columns: Mapping[str, int],
+    lengths: Mapping[str, int],
+) -> Iterator[str]:
+    if not columns:
+        return
+    shape = encoder.outputs[output].shape
+    if not columns.keys() <= encoder.inputs.keys() or min(columns.values()) < 1:
+        yield f"encoded text {argument!r}: bad columns"
+    elif {(lengths[name], sum(columns.values())) for name in columns} != {shape[1:]}:
+        yield f"encoded text {argument!r}: the columns do not make {list(shape)}"
 
 
 def _encoder_problems(encoder: Component, tokens: set[str]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def check(manifest: Manifest, request: Request) -> None:
         )
     if not request.prompt_weighting:
         return
-    known = {name for each in manifest.embeddings for name in each.columns}
+    known = {n for each in manifest.embeddings for own in each.inputs.values() for n in own}
     for texts in request.texts.values():
         for text in texts:
             prompt_weights.parse(text)

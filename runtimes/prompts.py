@@ -37,7 +37,7 @@ def encode(
     """
     made = _given(manifest, request, branches) if not tokens.ids else {}
     sequences = chunked(manifest)
-    columns = {each.input: each.columns for each in manifest.embeddings}
+    columns = {n: own for each in manifest.embeddings for n, own in each.inputs.items()}
     for component in manifest.encoders() if tokens.ids else ():
         outputs = run_encoder(sessions, component.name, tokens.ids, known)
         for name, value in outputs.items():
@@ -69,7 +69,11 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     branches = [each for each in guidance.branches if guided or each.name == guidance.single]
     tokens = tokenize(manifest, pipeline.tokenizers, request, branches)
     made = encode(manifest, pipeline.sessions, tokens, request, branches, pipeline.encoded)
-    parts = {each.name: np.split(made[each.input], len(branches)) for each in manifest.embeddings}
+    joined = {
+        each.name: np.concatenate([made[name] for name in each.inputs], axis=-1)
+        for each in manifest.embeddings
+    }
+    parts = {name: np.split(value, len(branches)) for name, value in joined.items()}
     return {
         branch.prefix + name: part[place].copy()
         for place, branch in enumerate(branches)

@@ -155,7 +155,7 @@ def make_bundle(
         builds=(_build(folder, components, chosen),),
         schedules=tuple(_schedule(folder, name) for name in ("plain", "noisy")),
         defaults=Defaults(scheduler="plain", num_inference_steps=4),
-        embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": 2}),)
+        embeddings=(Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}}),)
         if text
         else (),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -245,8 +246,10 @@ def controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
 
 
 def refiner(folder: Path) -> None:
-    """The second text encoder alone, and a score in the place of the target size."""
-    tokens = tokenizer(folder / "tokenizer_2", pad="!")
+    """The second text encoder alone, and a score in the place of the target size. That encoder and
+    the VAE are those of the base model, as published."""
+    with TemporaryDirectory() as other:
+        base = StableDiffusionXLPipeline.from_pretrained(make("sdxl", Path(other) / "base"))
     unet = conditional_unet(
         cross_attention_dim=24,
         addition_embed_type="text_time",
@@ -255,11 +258,11 @@ def refiner(folder: Path) -> None:
         use_linear_projection=True,
     )
     StableDiffusionXLImg2ImgPipeline(
-        vae=autoencoder(0.13025),
+        vae=base.vae,
         text_encoder=None,
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokens, 24, 20)),
+        text_encoder_2=base.text_encoder_2,
         tokenizer=None,
-        tokenizer_2=tokens,
+        tokenizer_2=base.tokenizer_2,
         unet=unet,
         scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
         requires_aesthetics_score=True,

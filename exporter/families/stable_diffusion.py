@@ -147,7 +147,7 @@ def describe(pipe: Any) -> Description:
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },
-        embeddings=(Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": width}),),
+        embeddings=(Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": width}}),),
     )
     strengths = _STRENGTHS.get(kind, _USUAL_STRENGTHS)
     description = with_picture_tasks(pipe, description, strengths, scaling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ from exporter.families.unet_pipelines import (
     check_vae,
     text_length,
 )
+from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
 from runtimes.tasks import Task
 
 COMPONENTS = {
-    "text_encoder": ("text_encoder", "text_encoder_2"),
+    "text_encoder": ("text_encoder",),
+    "text_encoder_2": ("text_encoder_2",),
     "denoiser": ("unet",),
     "vae_decoder": ("vae",),
 }
@@ -54,51 +56,45 @@ _SCORES = (
     Argument("negative_aesthetic_score", (2.5,)),
     Argument("negative_crops_coords_top_left", (0.0, 0.0)),
 )
+_POOLED = "text_embeds"
 _STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
 
 
-class TextEncoders(torch.nn.Module):
-    """An id tensor [batch, length] for each encoder → their joined penultimate hidden states
-    [batch, length, sum of widths], and the pooled projection of the first that has one."""
+class TextEncoder(torch.nn.Module):
+    """Token ids [batch, length] → penultimate hidden states [batch, length, width], and with
+    `pooled` the projection of the text."""
 
-    def __init__(self, encoders: Sequence[Any]) -> None:
+    def __init__(self, encoder: Any, input_name: str, pooled: bool) -> None:
         super().__init__()
-        self.encoders = torch.nn.ModuleList(encoders)
+        self.encoder = encoder
+        self._pooled = pooled
+        self.forward: Callable[..., Any] = named(self._call, [input_name])
 
-    def forward(
-        self, input_ids: torch.Tensor, input_ids_2: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [
-            encoder(ids, output_hidden_states=True)
-            for encoder, ids in zip(self.encoders, (input_ids, input_ids_2), strict=False)
-        ]
-        pooled = next(each[0] for each in found if each[0].ndim == 2)
-        return torch.cat([each.hidden_states[-2] for each in found], dim=-1), pooled
+    def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (ids,) = inputs.values()
+        found = self.encoder(ids, output_hidden_states=True)
+        return (found.hidden_states[-2], found[0]) if self._pooled else (found.hidden_states[-2],)
 
 
 class Denoiser(torch.nn.Module):
-    """The UNet with its added conditioning as plain inputs."""
+    """The UNet with its added conditioning as plain inputs; the encoders' `states` are joined."""
 
-    def __init__(self, unet: Any, uneven: bool = False) -> None:
+    def __init__(
+        self, unet: Any, inputs: Sequence[str], states: Sequence[str], uneven: bool = False
+    ) -> None:
         super().__init__()
         self.unet = ForwardedSizes(unet) if uneven else unet
         self.embedding = guidance_embedding(unet)
+        self._states = tuple(states)
+        self.forward: Callable[..., Any] = named(self._call, inputs)
 
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor,
-        time_ids: torch.Tensor,
-        guidance_scale: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor]:
+    def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor]:
         prediction = self.unet(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            timestep_cond=self.embedding(guidance_scale),
-            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            inputs["sample"],
+            inputs["timestep"],
+            torch.cat([inputs[name] for name in self._states], dim=-1),
+            timestep_cond=self.embedding(inputs.get("guidance_scale")),
+            added_cond_kwargs={name: inputs[name] for name in ("text_embeds", "time_ids")},
             return_dict=False,
         )[0]
         return (prediction,)
@@ -116,54 +112,36 @@ def describe(pipe: Any) -> Description:
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
     scale, steps = _DEFAULTS.get(type(pipe).__name__, _USUAL)
     guided = guided_by(pipe.unet, scale, zeros)
-    texts = _texts(pipe)
-    encoders = [
-        getattr(pipe, each.attribute.replace("tokenizer", "text_encoder")) for each in texts
-    ]
-    (length,) = _lengths(pipe, texts, encoders)
+    texts, encoders = _text_encoders(pipe)
+    made = {name: spec for each in encoders for name, spec in each.component.outputs.items()}
+    states = {name: spec for name, spec in made.items() if name != _POOLED}
     columns = {
-        text.input: int(encoder.config.hidden_size)
-        for text, encoder in zip(texts, encoders, strict=True)
+        name: {text.input: int(spec.shape[-1])}
+        for text, (name, spec) in zip(texts, states.items(), strict=True)
     }
-    width = sum(columns.values())
-    pooled = TensorSpec("float32", ("batch", _projection(encoders)))
     sample = sample_spec(pipe.unet.config.out_channels)
     latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
     scaling = Scaling.normalised(pipe.vae)
-    text_encoder = Graph(
-        Component(
-            name="text_encoder",
-            role="encoder",
-            inputs={each.input: ids_spec(length) for each in texts},
-            outputs={
-                "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
-                "text_embeds": pooled,
-            },
-        ),
-        TextEncoders(encoders),
-        min(encoder.config.vocab_size for encoder in encoders),
-    )
+    inputs = {
+        "sample": sample,
+        "timestep": TensorSpec("float32", (1,)),
+        **{
+            name: TensorSpec("float32", ("batch", "sequence", spec.shape[-1]))
+            for name, spec in states.items()
+        },
+        _POOLED: made[_POOLED],
+        "time_ids": TensorSpec("float32", ("batch", 5 if scored else 6)),
+        **guided.inputs,
+    }
     denoiser = Graph(
-        Component(
-            name="denoiser",
-            role="denoiser",
-            inputs={
-                "sample": sample,
-                "timestep": TensorSpec("float32", (1,)),
-                "encoder_hidden_states": TensorSpec("float32", ("batch", "sequence", width)),
-                "text_embeds": pooled,
-                "time_ids": TensorSpec("float32", ("batch", 5 if scored else 6)),
-                **guided.inputs,
-            },
-            outputs={"prediction": sample},
-        ),
-        Denoiser(pipe.unet, is_uneven(pipe.unet)),
+        Component("denoiser", "denoiser", inputs, {"prediction": sample}),
+        Denoiser(pipe.unet, list(inputs), list(states), is_uneven(pipe.unet)),
         least=least_side(pipe.unet),
     )
     run = from_text(pipe)
     description = Description(
         task=Task(TEXT_TO_IMAGE),
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
+        graphs=(*encoders, denoiser, decoder_graph(pipe.vae, scaling)),
         latents=latents,
         text_inputs=texts,
         arguments=(*_ARGUMENTS, *(_SCORES if scored else (_TARGET,)), *guided.arguments),
@@ -188,22 +166,44 @@ def describe(pipe: Any) -> Description:
             "guidance_scale": PROBE_GUIDANCE,
         },
         embeddings=(
-            Embedding("prompt_embeds", "encoder_hidden_states", columns),
-            Embedding("pooled_prompt_embeds", "text_embeds"),
+            Embedding("prompt_embeds", columns),
+            Embedding("pooled_prompt_embeds", {_POOLED: {}}),
         ),
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS, scaling)
     return with_controlnets(pipe, with_ip_adapter(pipe, description))
 
 
-def _texts(pipe: Any) -> tuple[TextInput, ...]:
-    """What feeds the encoders. One alone gets the call's own prompt, whichever it is."""
-    if pipe.text_encoder is None:
-        return (TextInput("tokenizer_2", "input_ids", ("prompt",)),)
-    return (
-        TextInput("tokenizer", "input_ids", ("prompt",)),
-        TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt")),
+def _text_encoders(pipe: Any) -> tuple[tuple[TextInput, ...], list[Graph]]:
+    """What feeds the encoders, and their graphs: the same for base and refiner, so that their
+    bundles can share the second one. One alone gets the call's own prompt, whichever it is."""
+    pairs = [("tokenizer", "text_encoder", ""), ("tokenizer_2", "text_encoder_2", "_2")]
+    pairs = [each for each in pairs if getattr(pipe, each[1]) is not None]
+    encoders = [getattr(pipe, name) for _, name, _ in pairs]
+    texts = tuple(
+        TextInput(tokenizer, f"input_ids{end}", ("prompt_2", "prompt") if place else ("prompt",))
+        for place, (tokenizer, _, end) in enumerate(pairs)
     )
+    (length,) = _lengths(pipe, texts, encoders)
+    projecting = _projecting(encoders)
+    graphs = []
+    for (_, name, end), encoder in zip(pairs, encoders, strict=True):
+        config = encoder.config
+        outputs = {
+            f"encoder_hidden_states{end}": TensorSpec(
+                "float32", ("batch", length, config.hidden_size)
+            )
+        }
+        if encoder is projecting:
+            outputs[_POOLED] = TensorSpec("float32", ("batch", config.projection_dim))
+        graphs.append(
+            Graph(
+                Component(name, "encoder", {f"input_ids{end}": ids_spec(length)}, outputs),
+                TextEncoder(encoder, f"input_ids{end}", encoder is projecting),
+                config.vocab_size,
+            )
+        )
+    return texts, graphs
 
 
 def _lengths(pipe: Any, texts: Sequence[TextInput], encoders: Sequence[Any]) -> set[int]:
@@ -217,11 +217,11 @@ def _lengths(pipe: Any, texts: Sequence[TextInput], encoders: Sequence[Any]) -> 
     return found
 
 
-def _projection(encoders: Sequence[Any]) -> int:
-    """Width of the pooled text: that of the first encoder with a projection."""
+def _projecting(encoders: Sequence[Any]) -> Any:
+    """The first encoder with a projection, whose pooled text it is."""
     for encoder in encoders:
         if hasattr(encoder, "text_projection"):
-            return int(encoder.config.projection_dim)
+            return encoder
     raise UnsupportedPipeline(
         "no text encoder has a projection (CLIPTextModelWithProjection): diffusers cannot run it "
         "either"

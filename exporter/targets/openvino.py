@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,19 @@ def _lower(openvino: Any, program: ExportedProgram, component: Component, folder
         }
     )
     openvino_int4.pack(model)
+    _name(model, component.name)
     openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
     return MODEL
+
+
+def _name(model: Any, name: str) -> None:
+    """Number what OpenVINO made up names for by a count of the process: the same graph is then the
+    same file, which bundles can share and caches know again."""
+    model.set_friendly_name(name)
+    for place, each in enumerate(model.get_ordered_ops()):
+        made_up = re.fullmatch(r"([A-Za-z]+_)\d+", each.get_friendly_name())
+        if made_up and each.get_type_name() != "Parameter":
+            each.set_friendly_name(f"{made_up[1]}{place}")
 
 
 def _partial_shape(openvino: Any, shape: tuple[int | str, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+import latentc
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
 from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError
 from runtimes.manifest import Manifest
+from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 
 
@@ -83,7 +86,7 @@ def test_latents_as_a_picture(ours: Any, original: Callable[..., Any]) -> None:
 def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     manifest = Manifest.load(bundles("refiner"))
     assert [task.name for task in manifest.tasks] == ["image-to-image"]
-    assert [each.input for each in manifest.tokenizers] == ["input_ids"]
+    assert [each.input for each in manifest.tokenizers] == ["input_ids_2"]
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 
@@ -124,3 +127,31 @@ def test_the_command(bundles: Callable[[str], Path], tmp_path: Path) -> None:
     assert command([*start, "--width", "32", *refiner, "--denoising-end", "0.5"]) == 0
     assert command([*start, "--width", "32", *refiner[:2], "-o", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_what_both_have_is_stored_once(
+    pipeline_folder: Callable[[str], Path], bundles: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The second text encoder and the VAE, on every engine; each bundle does without the other."""
+    base, refined = KEPT / "shared" / "base", KEPT / "shared" / "refiner"
+    with one_at_a_time("shared"):
+        shutil.rmtree(KEPT / "shared", ignore_errors=True)
+        shutil.copytree(bundles("sdxl"), base)
+        shutil.copytree(bundles("refiner"), refined)
+        call = ["export", str(pipeline_folder("refiner")), "-o", str(refined), "-t", "onnx"]
+        call += ["-t", "openvino", "--steps", "4", "--steps", str(STEPS), "-q"]
+        assert command([*call, "--share-with", str(base)]) == 0
+        size = {"height": 32, "width": 48}
+        before = latentc.load(bundles("refiner"), backend="onnxruntime")
+        given = {**CALL, "image": picture(**size), "num_inference_steps": STEPS, "seed": 1}
+        manifest = Manifest.load(refined)
+        for build in manifest.builds:
+            for name in ("text_encoder_2", "vae_decoder", "vae_encoder"):
+                largest = max(build.artifacts[name].files, key=lambda file: file.size)
+                assert (refined / largest.path).stat().st_nlink > 1, (build.name, name)
+            largest = max(build.artifacts["denoiser"].files, key=lambda file: file.size)
+            assert (refined / largest.path).stat().st_nlink == 1
+        shutil.rmtree(base)
+        with latentc.load(refined, backend="onnxruntime", verify=True) as pipe:
+            assert np.array_equal(pipe(**given).latents, before(**given).latents)
+        before.close()

@@ -446,12 +446,20 @@ class Bundle:
 
     def _given(self, branch: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Array]:
         """A branch's encoded texts, by denoiser input (section 7.1)."""
-        names = {
-            each["input"]: branch["prefix"] + each["name"]
-            for each in self.manifest.get("embeddings", [])
-        }
-        found = {name: call[argument] for name, argument in names.items() if argument in call}
-        expect(len(found) in (0, len(names)), "only a part of the encoded texts")
+        found: dict[str, Array] = {}
+        given = []
+        for each in self.manifest.get("embeddings", []):
+            value = call.get(branch["prefix"] + each["name"])
+            given.append(value is not None)
+            if value is None:
+                continue
+            start = 0
+            for name in each["inputs"]:
+                width = self.denoiser["inputs"][name]["shape"][-1]
+                found[name] = value[..., start : start + width]
+                start += width
+            expect(start == value.shape[-1], "encoded texts of another width")
+        expect(all(given) or not any(given), "only a part of the encoded texts")
         return found
 
     def _long(self) -> set[str]:

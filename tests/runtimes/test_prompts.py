@@ -85,8 +85,8 @@ def states(*ids: int) -> Array:
 
 
 EMBEDDINGS = (
-    Embedding("prompt_embeds", "encoder_hidden_states", {"input_ids": 2}),
-    Embedding("pooled_prompt_embeds", "text_embeds"),
+    Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}}),
+    Embedding("pooled_prompt_embeds", {"text_embeds": {}}),
 )
 FIRST, REST, EMPTY = (1, 4, 6, 8, 4, 2), (1, 5, 7, 9, 2, 0), (1, 2, 0, 0, 0, 0)
 
@@ -137,8 +137,8 @@ def test_an_encoder_without_a_sequence_reads_one_chunk(tmp_path: Path) -> None:
         Tokenizer(file, name, LENGTH, ("prompt",)) for name in ("input_ids", "input_ids_2")
     )
     embeddings = (
-        Embedding("prompt_embeds", "encoder_hidden_states"),
-        Embedding("pooled_prompt_embeds", "text_embeds"),
+        Embedding("prompt_embeds", {"encoder_hidden_states": {}}),
+        Embedding("pooled_prompt_embeds", {"text_embeds": {}}),
     )
     pipe = make(
         tmp_path,

@@ -1,0 +1,82 @@
+"""Files that bundles have in common, stored once: hard links to those of other bundles.
+
+SDXL's refiner has the base model's second text encoder and VAE, fine-tuned models have the text
+encoders of their original. Bundles are never written in place, so neither can change the other's
+files; removing one leaves them to the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtimes.errors import ExportError
+from runtimes.manifest import File, Manifest
+from runtimes.trust import sha256
+
+_SMALLEST = 1 << 12  # bytes: smaller ones take a block of the disk either way
+
+
+def check(bundles: Sequence[Path], destination: Path) -> None:
+    """Raises:
+    BundleError: one of them cannot be read.
+    ExportError: one is on another disk, where no link can lead, or is the destination itself.
+    """
+    place = next(each for each in (destination, *destination.absolute().parents) if each.exists())
+    for bundle in bundles:
+        Manifest.load(bundle)
+        if bundle.resolve() == destination.resolve():
+            raise ExportError(f"{bundle} cannot share files with itself")
+        if bundle.stat().st_dev != place.stat().st_dev:
+            raise ExportError(
+                f"{destination} cannot share files with {bundle}: they are on different disks, and "
+                "a hard link cannot lead from one to the other"
+            )
+
+
+def share(root: Path, manifest: Manifest, bundles: Sequence[Path]) -> int:
+    """Put links to files of other bundles in the place of the same files under `root`.
+
+    A file is the same if its digest is, both as listed and, of the other bundle, as read again.
+
+    Returns:
+        how many bytes are stored once only.
+
+    Raises:
+        BundleError: one of the bundles cannot be read.
+        ExportError: the links cannot be made.
+    """
+    known: dict[tuple[int, str], Path] = {}
+    for bundle in bundles:
+        for file in Manifest.load(bundle).files():
+            known.setdefault((file.size, file.sha256), bundle / file.path)
+    shared = 0
+    for file in _distinct(manifest):
+        other = known.get((file.size, file.sha256))
+        if other is not None and file.size >= _SMALLEST and _linked(root / file.path, other, file):
+            shared += file.size
+    return shared
+
+
+def _distinct(manifest: Manifest) -> list[File]:
+    return list({file.path: file for file in manifest.files()}.values())
+
+
+def _linked(path: Path, other: Path, file: File) -> bool:
+    """Whether `path` is `other` now."""
+    if not other.is_file() or sha256(other) != file.sha256:
+        return False  # altered: let the other bundle say so when it is loaded
+    if path.samefile(other):
+        return True
+    temporary = path.with_name(f".{path.name}.shared")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(other, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ExportError(
+            f"cannot make a hard link to {other}: {error.strerror}. Leave --share-with out"
+        ) from error
+    return True
