@@ -227,12 +227,12 @@ def _prepared(given: Mapping[str, Any]) -> _Job:
         tuple(given["tasks"]),
     )
     check(options)
-    progress = Progress(given["report"])
-    with progress.stage("source", "read and digest"):
-        found = _found(given)
     destination = Path(given["output"])
     others = tuple(Path(each) for each in _texts(given["share_with"]))
     check_shared(others, destination)
+    progress = Progress(given["report"])
+    with progress.stage("source", "read and digest"):
+        found = _found(given)
     previous = previous_manifest(destination)
     if previous is not None and not options.overwrite:
         refuse_loss(destination, previous, found, options)
