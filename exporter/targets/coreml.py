@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
+from exporter.decompose import decomposed
 from exporter.targets import coreml_operations
 from exporter.targets.coreml_options import DEPLOYMENT_TARGETS
 from exporter.targets.coreml_shapes import input_types
@@ -119,14 +120,14 @@ def _upstream(operations: list[Any]) -> set[str]:
 
 def _plain(program: ExportedProgram) -> ExportedProgram:
     """Of the operator set that coremltools takes: decomposed, and without aliases."""
-    decomposed: ExportedProgram = program.run_decompositions(coreml_operations.table())
-    graph = decomposed.graph_module.graph
+    made = decomposed(program, coreml_operations.table())
+    graph = made.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    decomposed.graph_module.recompile()
-    return decomposed
+    made.graph_module.recompile()
+    return made
 
 
 @contextmanager

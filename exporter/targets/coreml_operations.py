@@ -13,7 +13,7 @@ _aten = torch.ops.aten
 
 
 def table() -> dict[Any, Callable[..., Any]]:
-    """For `ExportedProgram.run_decompositions`."""
+    """For `exporter.decompose.decomposed`."""
     return {
         _aten.__and__.Tensor: torch.bitwise_and,
         _aten.split_with_sizes.default: _split_with_sizes,

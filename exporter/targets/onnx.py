@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet
+from exporter.decompose import Table, decomposed
 from exporter.targets import (
     onnx_attention,
     onnx_integers,
@@ -29,6 +31,8 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     """See `exporter.targets.Target`."""
     import onnx
 
+    with torch.no_grad(), quiet():
+        program = decomposed(program, _table(opset))
     with torch.no_grad(), quiet(), onnx_weights.stood_in(program) as weights:
         made = torch.onnx.export(
             program,
@@ -54,6 +58,16 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     made.save(folder / MODEL, external_data=True)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL
+
+
+@cache
+def _table(opset: int) -> Table:
+    """Of `torch.onnx.export`, which keeps it to itself."""
+    from torch.onnx._internal.exporter import _decomp, _registration
+
+    registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+    known = set(_decomp.get_onnx_implemented_overloads(registry))
+    return _decomp.create_onnx_friendly_decomposition_table(known)
 
 
 def _translations() -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter.capture import quiet, variant
+from exporter.decompose import Table, decomposed
 from exporter.targets import openvino_int4
 from exporter.weights import in_one_file
 from runtimes.manifest import Component
@@ -29,7 +31,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
 
 def _lower(openvino: Any, program: ExportedProgram, component: Component, folder: Path) -> str:
     with torch.no_grad(), quiet():
-        model: Any = openvino.convert_model(program)
+        model: Any = openvino.convert_model(decomposed(program, _table()))
     for port, name in zip(model.inputs, component.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, component.outputs, strict=True):
@@ -44,6 +46,16 @@ def _lower(openvino: Any, program: ExportedProgram, component: Component, folder
     _name(model, component.name)
     openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
     return MODEL
+
+
+@cache
+def _table() -> Table:
+    """Of `openvino.frontend.pytorch.fx_decoder`, which keeps it to itself."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    kept = {*ops_to_not_decompose()}
+    every: Any = torch.export.default_decompositions()
+    return {operator: function for operator, function in every.items() if operator not in kept}
 
 
 def _name(model: Any, name: str) -> None:

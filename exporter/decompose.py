@@ -1,0 +1,149 @@
+"""Operators that a target does not know, taken apart one by one.
+
+`ExportedProgram.run_decompositions` traces a whole program again, symbol by symbol, to take apart
+the few operators that need it, or none: more than half of the time of a lowering. Here the others
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._export.utils import _is_preservable_cia_op
+from torch._export.verifier import load_verifier
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, TensorArgument
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Table = Mapping[Any, Callable[..., Any]]
+
+
+def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
+    """The program with those operators taken apart that `table` has a function for, or that torch
+    takes apart whatever the table says: those made of others that may return a view.
+
+    A graph that changes its inputs is left to torch, and operators that come with constants.
+    The result's own `run_decompositions`, which the converters call, returns it as it is.
+    """
+    made: ExportedProgram
+    graph = None if any(map(_is_mutable, program.graph.nodes)) else _graph(program, table)
+    if graph is None:
+        made = program.run_decompositions(dict(table))
+    else:
+        module = GraphModule(program.graph_module, graph)
+        module.meta.update(program.graph_module.meta)
+        dialect = [load_verifier("ATEN")]
+        made = program._update(module, _signature(program, graph), verifiers=dialect)
+    object.__setattr__(made, "run_decompositions", lambda *_, **__: made)
+    return made
+
+
+def _graph(program: ExportedProgram, table: Table) -> Graph | None:
+    graph = Graph()
+    known: dict[Node, Any] = {}
+    traced: dict[str, Graph | None] = {}
+    mode = _fake_mode(program)
+    for node in program.graph.nodes:
+        if node.op == "output":
+            graph.output(torch.fx.map_arg(node.args[0], known.__getitem__)).meta = dict(node.meta)
+        elif _is_item(node) and isinstance(known[node.args[0]], list | tuple):
+            known[node] = known[node.args[0]][node.args[1]]
+        elif mode is not None and _is_taken_apart(node, table):
+            kind = _kind(node)
+            if kind not in traced:
+                traced[kind] = _traced(node, table, mode)
+            parts = traced[kind]
+            if parts is None:
+                return None
+            known[node] = _inlined(graph, node, parts, known)
+        else:
+            known[node] = graph.node_copy(node, known.__getitem__)
+    return graph
+
+
+def _signature(program: ExportedProgram, graph: Graph) -> ExportGraphSignature:
+    """With the names that the results have now."""
+    results: Any = graph.output_node().args[0]
+    specs = [
+        replace(spec, arg=replace(spec.arg, name=result.name))
+        if isinstance(result, Node) and isinstance(spec.arg, TensorArgument)
+        else spec
+        for spec, result in zip(program.graph_signature.output_specs, results, strict=True)
+    ]
+    signature: ExportGraphSignature = replace(program.graph_signature, output_specs=specs)
+    return signature
+
+
+def _is_mutable(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _fake_mode(program: ExportedProgram) -> FakeTensorMode | None:
+    for node in program.graph.nodes:
+        if isinstance(node.meta.get("val"), torch._subclasses.FakeTensor):
+            mode: FakeTensorMode = node.meta["val"].fake_mode
+            return mode
+    return None
+
+
+def _is_item(node: Node) -> bool:
+    return node.op == "call_function" and node.target is operator.getitem
+
+
+def _is_taken_apart(node: Node, table: Table) -> bool:
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target in table or (target._can_decompose() and not _is_preservable_cia_op(target))
+
+
+def _kind(node: Node) -> str:
+    """What the parts of an operator depend on: itself, its numbers, and the shapes, strides and
+    types of its tensors."""
+    place = {each: index for index, each in enumerate(node.all_input_nodes)}
+
+    def told(argument: Node) -> str:
+        value = argument.meta["val"]
+        if isinstance(value, torch.Tensor):
+            value = (value.shape, value.stride(), value.dtype, value.device)
+        return f"<{place[argument]}: {value}>"
+
+    return f"{node.target} {torch.fx.map_arg((node.args, node.kwargs), told)}"
+
+
+def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
+    """What the operator is made of, as a graph of its arguments that are nodes; None if that cannot
+    stand in another graph."""
+    values = [each.meta["val"] for each in node.all_input_nodes]
+
+    def call(*given: Any) -> Any:
+        own = dict(zip(node.all_input_nodes, given, strict=True))
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), own.__getitem__)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    with mode, torch.no_grad():
+        made: Graph = make_fx(call, decomposition_table=dict(table))(*values).graph
+    foreign = any(each.op in ("get_attr", "call_module") for each in made.nodes)
+    return None if foreign or any(map(_is_mutable, made.nodes)) else made
+
+
+def _inlined(graph: Graph, node: Node, parts: Graph, known: Mapping[Node, Any]) -> Any:
+    """Copy a traced operator into `graph`; returns what stands for its result."""
+    own: dict[Node, Any] = {}
+    given = iter(node.all_input_nodes)
+    for each in parts.nodes:
+        if each.op == "placeholder":
+            own[each] = known[next(given)]
+        elif each.op == "output":
+            return torch.fx.map_arg(each.args[0], own.__getitem__)
+        else:
+            own[each] = graph.node_copy(each, own.__getitem__)
+            own[each].meta = {**node.meta, "val": each.meta.get("val")}
+    raise AssertionError("a traced graph has an output")

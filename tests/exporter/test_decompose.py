@@ -1,0 +1,110 @@
+"""Operators taken apart one by one: what comes out is what torch makes of the whole program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+
+from exporter.capture import capture, example_inputs, symbol_values
+from exporter.decompose import decomposed
+from exporter.families import Description, family_of
+from exporter.source import quiet_loading
+from exporter.targets import coreml_operations, onnx, openvino
+
+TABLES = {
+    "onnx": lambda: onnx._table(onnx.OPSET),
+    "openvino": openvino._table,
+    "coreml": coreml_operations.table,
+}
+# Sizes, and copies of what nobody changes.
+ASIDE = {
+    torch.ops.aten.sym_size.int,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.clone.default,
+}
+
+
+@pytest.fixture(scope="module")
+def captured(smallest: Path) -> tuple[Description, dict[str, ExportedProgram]]:
+    with quiet_loading():
+        pipe: Any = DiffusionPipeline.from_pretrained(smallest, safety_checker=None)
+    description = family_of(type(pipe).__name__).describe(pipe)
+    sizes = symbol_values(description, traced=True)
+    programs = {
+        graph.component.role: capture(graph, description.latents.multiple, sizes)
+        for graph in description.graphs
+    }
+    return description, programs
+
+
+def operators(program: ExportedProgram) -> Mapping[Any, int]:
+    found = (node.target for node in program.graph.nodes)
+    return Counter(each for each in found if isinstance(each, OpOverload) and each not in ASIDE)
+
+
+@pytest.mark.parametrize("target", TABLES)
+@pytest.mark.parametrize("role", ["encoder", "denoiser", "decoder"])
+def test_as_torch_does_it(target: str, role: str, captured: Any) -> None:
+    description, programs = captured
+    program, table = programs[role], TABLES[target]()
+    before = str(program.graph)
+    made = decomposed(program, table)
+    expected = program.run_decompositions(dict(table))
+    assert operators(made) == operators(expected)
+    assert not any(each in table for each in operators(made))
+    graph = next(each for each in description.graphs if each.component.role == role)
+    inputs = example_inputs(graph, symbol_values(description, traced=False), seed=2)
+    for found, wanted in zip(made.module()(**inputs), expected.module()(**inputs), strict=True):
+        assert torch.equal(found, wanted)
+    assert made.run_decompositions({}) is made
+    assert str(program.graph) == before, "the program itself is for other targets"
+    assert made is not program
+    assert made.state_dict.keys() == program.state_dict.keys()
+
+
+def small(module: torch.nn.Module) -> ExportedProgram:
+    rows = torch.export.Dim("rows", min=2, max=64)
+    return torch.export.export(module, (torch.ones(3, 4),), dynamic_shapes=({0: rows},))
+
+
+def test_what_is_left_to_torch() -> None:
+    """Buffers that change."""
+
+    class Counting(torch.nn.Module):
+        count: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return torch.reshape(x, (-1,)) + self.count
+
+    made = decomposed(small(Counting()), {})
+    assert made.graph_signature.buffers_to_mutate
+    assert torch.equal(made.module()(torch.zeros(5, 4)), torch.ones(20))
+
+
+def test_several_results_and_none_of_its_own() -> None:
+    """A list of parts, and an operator that returns what it was given."""
+
+    class Parts(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            first, second = torch.chunk(torch.nn.functional.dropout(x, 0.5, False), 2, dim=1)
+            return first + 1, second.contiguous()
+
+    program = small(Parts())
+    made = decomposed(program, openvino._table())
+    assert torch.ops.aten.chunk.default not in operators(made)
+    x = torch.arange(24.0).reshape(6, 4)
+    found, wanted = made.module()(x), program.module()(x)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
