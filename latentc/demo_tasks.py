@@ -28,7 +28,7 @@ class Row:
 
 ROWS = (
     Row("from the first: a large blue square", "a large blue square"),
-    Row("its lower half: a red circle", "a blue square above a red circle"),
+    Row("the third, its lower half: a red circle", "a blue square above a red circle"),
     Row(WEIGHTED, "a red circle"),
     Row("LoRA: a large red circle", "a large red circle", "hollow"),
 )

@@ -16,7 +16,6 @@ import click
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from tqdm import tqdm
 
@@ -73,8 +72,9 @@ def train(pipe: Any, steps: int, pictures: int = PICTURES, batch: int = BATCH) -
             torch.nn.utils.clip_grad_norm_(learnt, 1.0)
             optimizer.step()
             bar.set_postfix(loss=f"{float(loss.detach()):.4f}", refresh=False)
-    state = get_peft_model_state_dict(pipe.unet)
-    found: dict[str, Any] = convert_state_dict_to_diffusers(state)
+    # Without diffusers' conversion, which renames the attentions' layers alone: of two kinds of
+    # names in one file it reads one.
+    found: dict[str, Any] = get_peft_model_state_dict(pipe.unet)
     return found
 
 

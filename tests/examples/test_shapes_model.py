@@ -12,6 +12,8 @@ from safetensors import safe_open
 
 from benchmarks.shapes import captions, scenes
 from examples.shapes import evaluate
+from exporter import lora
+from latentc import builtin_lora
 
 FOLDER = Path(__file__).parents[2] / "latentc" / "models" / "shapes"
 PARTS = {
@@ -66,3 +68,19 @@ def test_pictures_agree_with_their_prompts(pipeline: StableDiffusionPipeline) ->
     prompts = [captions.read(text) for text in texts] + scenes.held_out_prompts(4, 1)
     results = evaluate.evaluate(pipeline, prompts, steps=12)
     assert evaluate.share_right(results) >= 0.75, [r.faults for r in results]
+
+
+def test_every_layer_of_the_lora_is_used() -> None:
+    """A file whose names are of two kinds is read by half, without an error of diffusers'."""
+    pipe = DiffusionPipeline.from_pretrained(FOLDER)
+    before = {name: value.clone() for name, value in pipe.unet.named_parameters()}
+    with safe_open(builtin_lora() / "pytorch_lora_weights.safetensors", framework="pt") as stored:
+        layers = {key.rpartition(".lora_")[0] for key in stored.keys()}  # noqa: SIM118
+    lora.apply(pipe, [lora.find(str(builtin_lora()))])
+    changed = {
+        f"unet.{name.removesuffix('.weight')}"
+        for name, value in pipe.unet.named_parameters()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == layers
+    assert len(changed) == 94
