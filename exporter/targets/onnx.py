@@ -18,6 +18,7 @@ from exporter.targets import (
     onnx_integers,
     onnx_masks,
     onnx_optimize,
+    onnx_types,
     onnx_weights,
 )
 from runtimes.manifest import Component
@@ -33,7 +34,12 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
 
     with torch.no_grad(), quiet():
         program = decomposed(program, _table(opset))
-    with torch.no_grad(), quiet(), onnx_weights.stood_in(program) as weights:
+    with (
+        torch.no_grad(),
+        quiet(),
+        onnx_types.known_results(),
+        onnx_weights.stood_in(program) as weights,
+    ):
         made = torch.onnx.export(
             program,
             opset_version=opset,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir
+import onnxruntime
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -17,7 +21,8 @@ from exporter.capture import capture, example_inputs, symbol_values
 from exporter.decompose import decomposed
 from exporter.families import Description, family_of
 from exporter.source import quiet_loading
-from exporter.targets import coreml_operations, onnx, openvino
+from exporter.targets import coreml_operations, onnx, onnx_types, openvino
+from runtimes.manifest import Component, TensorSpec
 
 TABLES = {
     "onnx": lambda: onnx._table(onnx.OPSET),
@@ -108,3 +113,35 @@ def test_several_results_and_none_of_its_own() -> None:
     x = torch.arange(24.0).reshape(6, 4)
     found, wanted = made.module()(x), program.module()(x)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_casts_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tensors of several types, and of numbers."""
+
+    class Mixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            whole = (x > 1).to(torch.int64)
+            return x * whole, whole / 2, whole + 0.5, x + 1, (2 * x - whole).half() * x
+
+    component = Component(
+        "mixed",
+        "denoiser",
+        {"x": TensorSpec("float32", ("rows", 4))},
+        {name: TensorSpec("float32", ("rows", 4)) for name in "abcde"},
+    )
+    program = small(Mixed())
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_types, "known_results", nullcontext)
+        onnx.lower(program, component, tmp_path)
+    usual = onnx_ir.load(tmp_path / "model.onnx")
+    onnx.lower(program, component, tmp_path)
+    quick = onnx_ir.load(tmp_path / "model.onnx")
+    for graph in (quick.graph, usual.graph):
+        assert sum(node.op_type == "Cast" for node in graph) >= 4
+    kinds = [[node.op_type for node in model.graph] for model in (quick, usual)]
+    assert kinds[0] == kinds[1]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    x = np.linspace(-3, 3, 20, dtype=np.float32).reshape(5, 4)
+    expected = program.module()(torch.tensor(x))
+    for found, wanted in zip(session.run(None, {"x": x}), expected, strict=True):
+        assert np.allclose(found, wanted.numpy(), rtol=1e-3)
