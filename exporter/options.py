@@ -34,6 +34,10 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "inpainting": {"vae_encoder": ("vae",)},
     "instruct-pix2pix": {"vae_encoder": ("vae",)},
     "upscaling": {"low_res": ("low_res_scheduler",)},
+    "depth-to-image": {
+        "vae_encoder": ("vae",),
+        "depth_estimator": ("depth_estimator", "feature_extractor"),
+    },
 }
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
@@ -43,6 +47,7 @@ _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
+    "exporter.families.depth",
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     "exporter.families.transformer_parts",
 )

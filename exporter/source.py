@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub, ingredients, single_file
-from exporter.families import FAMILIES, family_of, not_supported, optional
+from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
@@ -31,6 +31,8 @@ NOTES = "latentc.json"  # see exporter.judged
 _CONFIGURATION = (".json", ".txt", ".model")
 # Parts that no exported graph needs; not loading them saves 1.2 GB for Stable Diffusion.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
+# Classes that transformers has under another name today, and published pipelines under the old one.
+_RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
 # Old checkpoints store a constant that newer models compute.
 _IGNORED_KEYS = ("position_ids",)
 
@@ -92,7 +94,10 @@ def resolve(
     parts = {
         name: (value[0], value[1])
         for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[1] and name not in _UNUSED
+        if isinstance(value, list)
+        and len(value) == 2
+        and value[1]
+        and name not in _unused(class_name)
     }
     if parts.get("controlnet", ("", ""))[1] == "MultiControlNetModel":
         raise UnsupportedPipeline(
@@ -159,6 +164,9 @@ def _load_folder(source: PipelineSource) -> Any:
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
                 models[name] = load_model(cls, source.folder / name, source.variant)
+            elif cls is None and class_name in _RENAMED:
+                renamed = _find_class(library, _RENAMED[class_name])
+                models[name] = renamed.from_pretrained(source.folder / name, local_files_only=True)
         absent = _absent(source)
         try:
             return diffusers.DiffusionPipeline.from_pretrained(
@@ -346,4 +354,9 @@ def _accepted(class_name: str) -> list[str]:
     import diffusers
 
     parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return [name for name in _UNUSED if name in parameters]
+    return [name for name in _unused(class_name) if name in parameters]
+
+
+def _unused(class_name: str) -> list[str]:
+    """Parts that no graph of this pipeline class needs."""
+    return [name for name in _UNUSED if name not in NEEDED.get(class_name, ())]

@@ -28,7 +28,7 @@ class Feed(Strict, frozen=True):
     picture: str
     mask: str | None = None
     fill: float = 0.5
-    resample: Literal["lanczos", "bicubic"] = "lanczos"
+    resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
     fit: Literal["stretch", "crop"] = "stretch"
 
 
@@ -87,8 +87,13 @@ class Task(Strict, frozen=True):
         for run in self.preparations:
             fed = [feed.picture for feed in run.feeds.values()]
             if set(run.gives.values()) == {START} and len(fed) == 1:
-                return fed[0]
+                return None if self._uses(fed[0]) > 1 else fed[0]
         return None
+
+    def _uses(self, picture: str) -> int:
+        """How many inputs a picture feeds."""
+        every = [feed for run in self.preparations for feed in run.feeds.values()]
+        return sum(feed.picture == picture for feed in (*every, *self.inputs.values()))
 
     def runs(self, strength: float, late: bool) -> list[Preparation]:
         """The preparations before or after the initial noise is drawn."""

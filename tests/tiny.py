@@ -19,6 +19,7 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
@@ -38,6 +39,9 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
 )
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -207,6 +211,41 @@ def upscaler(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def depth_to_image(folder: Path) -> None:
+    """A UNet that takes a picture's depth, and what estimates it: a vision transformer whose layers
+    are read at four places, and joined by convolutions."""
+    tokens = tokenizer(folder / "tokenizer")
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=32,
+            patch_size=16,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            fusion_hidden_size=8,
+            initializer_range=0.15,
+        )
+    )
+    with torch.no_grad():  # above what the last layer cuts off
+        estimator.head.head[4].bias.fill_(5.0)
+    StableDiffusionDepth2ImgPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        tokenizer=tokens,
+        unet=conditional_unet(in_channels=5, out_channels=4),
+        scheduler=PNDMScheduler(
+            **BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False
+        ),
+        depth_estimator=estimator,
+        feature_extractor=DPTImageProcessorPil(
+            size={"height": 32, "width": 32}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+    ).save_pretrained(folder)
+
+
 def stable_diffusion_xl(
     folder: Path, pipeline: Any = StableDiffusionXLPipeline, **unet_options: Any
 ) -> None:
@@ -327,6 +366,7 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pix2pix": instruct_pix2pix,
     "pix2pix-xl": instruct_pix2pix_xl,
     "upscaler": upscaler,
+    "depth": depth_to_image,
     "refiner": refiner,
     "unconditional": unconditional,
 }
