@@ -164,16 +164,33 @@ def _load_folder(source: PipelineSource) -> Any:
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
                 models[name] = load_model(cls, source.folder / name, source.variant)
-            elif cls is None and class_name in _RENAMED:
-                renamed = _find_class(library, _RENAMED[class_name])
-                models[name] = renamed.from_pretrained(source.folder / name, local_files_only=True)
         absent = _absent(source)
         try:
-            return diffusers.DiffusionPipeline.from_pretrained(
-                source.folder, local_files_only=True, **{**absent, **models}
-            )
+            with _former_names(source):
+                return diffusers.DiffusionPipeline.from_pretrained(
+                    source.folder, local_files_only=True, **{**absent, **models}
+                )
         except Exception as error:
             raise SourceError(f"{source.id}: {first_line(error)}") from error
+
+
+@contextmanager
+def _former_names(source: PipelineSource) -> Iterator[None]:
+    """transformers with the names that this pipeline has for its classes."""
+    import transformers
+
+    missing = [
+        name
+        for library, name in source.parts.values()
+        if library == "transformers" and name in _RENAMED and not hasattr(transformers, name)
+    ]
+    for name in missing:
+        setattr(transformers, name, getattr(transformers, _RENAMED[name]))
+    try:
+        yield
+    finally:
+        for name in missing:
+            delattr(transformers, name)
 
 
 def digest(value: Any) -> str:

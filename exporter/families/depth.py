@@ -1,6 +1,6 @@
-"""Depth-to-image: a UNet that takes the depth of a picture besides its noisy latents. What estimates
-it (Ranftl, Bochkovskiy and Koltun 2021, https://arxiv.org/abs/2103.13413) is a component that runs
-once for a call."""
+"""Depth-to-image: a UNet that takes the depth of a picture besides its noisy latents. The estimator
+of that depth (Ranftl, Bochkovskiy and Koltun 2021, https://arxiv.org/abs/2103.13413) is a component
+that runs once for a call."""
 
 from __future__ import annotations
 
