@@ -14,7 +14,7 @@ from runtimes.errors import SourceError
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
-ADDS = "ip_image_encoder"  # the component that a bundle has for it
+_ADDED = "ip_image_encoder"  # the component that a bundle has for it
 _ENCODER = "image_encoder"
 
 
@@ -38,6 +38,11 @@ def find(asked: str) -> Ingredient:
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
     return ("unet",)
+
+
+def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    """The image encoder."""
+    return {_ADDED: digest([each.sha256 for each in ingredients])}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:

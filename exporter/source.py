@@ -99,11 +99,7 @@ def resolve(
         and value[1]
         and name not in _unused(class_name)
     }
-    if parts.get("controlnet", ("", ""))[1] == "MultiControlNetModel":
-        raise UnsupportedPipeline(
-            f"{folder} holds several ControlNets; export the pipeline without them, and give each "
-            "with --controlnet"
-        )
+    _refuse_several(folder, parts)
     left = _left_out(class_name, parts, without)
     parts = {name: value for name, value in parts.items() if name not in left}
     for name in parts:
@@ -133,6 +129,19 @@ def resolve(
         file,
         tuple(sorted(set(without))),
     )
+
+
+def _refuse_several(folder: Path, parts: Mapping[str, tuple[str, str]]) -> None:
+    classes = {class_name for _, class_name in parts.values()}
+    for name, (what, option) in {
+        "MultiControlNetModel": ("ControlNets", "--controlnet"),
+        "MultiAdapter": ("T2I-Adapters", "--t2i-adapter"),
+    }.items():
+        if name in classes:
+            raise UnsupportedPipeline(
+                f"{folder} holds several {what}; export the pipeline without them, and give each "
+                f"with {option}"
+            )
 
 
 def load(source: PipelineSource) -> Any:

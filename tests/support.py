@@ -26,6 +26,8 @@ FAMILIES = {
     "sd": "Stable Diffusion 1.x, 2.x",
     "builtin": "Stable Diffusion 1.x, 2.x",
     "sd-two": "Stable Diffusion 1.x, 2.x",
+    "sd-blocks": "Stable Diffusion 1.x, 2.x",
+    "sd-blocks-two": "Stable Diffusion 1.x, 2.x",
     "sd-v": "Stable Diffusion 2.x, v-prediction",
     "zero-snr": "Stable Diffusion 2.x, zero terminal SNR",
     "inpaint": "Stable Diffusion, trained for inpainting",
@@ -68,6 +70,8 @@ TASKS = (
     "ControlNet, image-to-image",
     "ControlNet, inpainting",
     "two ControlNets",
+    "T2I-Adapter",
+    "two T2I-Adapters",
     "IP-Adapter",
     "base and refiner in turn",
     "weighted prompts",
@@ -84,6 +88,7 @@ NAMED = {
     ("pix2pix-xl", "pix2pix-xl"): "instruct-pix2pix",
     ("upscaler", "upscaler"): "upscaling",
     ("sd-two", "ControlNet"): "two ControlNets",
+    ("sd-blocks-two", "T2I-Adapter"): "two T2I-Adapters",
 }
 
 HEAD = """# What is tested

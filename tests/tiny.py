@@ -28,6 +28,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -157,6 +158,15 @@ def stable_diffusion(
     ).save_pretrained(folder)
 
 
+def stable_diffusion_blocks(folder: Path) -> None:
+    """With the blocks in Stable Diffusion's own order: the lowest one does not look at the text."""
+    stable_diffusion(
+        folder,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def latent_consistency(folder: Path) -> None:
     """A UNet that takes the guidance scale, with an odd width of its embedding."""
     tokens = tokenizer(folder / "tokenizer")
@@ -283,6 +293,23 @@ def controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
     return made
 
 
+def t2i_adapter(kind: str, seed: int, in_channels: int = 3) -> T2IAdapter:
+    """One whose features fit `stable_diffusion_blocks` ("full_adapter"), or the UNet of
+    `stable_diffusion_xl` ("full_adapter_xl")."""
+    torch.manual_seed(seed)
+    made = T2IAdapter(
+        in_channels=in_channels,
+        channels=[16, 32],
+        num_res_blocks=1,
+        downscale_factor=2 if kind == "full_adapter" else 4,
+        adapter_type=kind,
+    )
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.mul_(2.0)
+    return made
+
+
 def refiner(folder: Path) -> None:
     """The second text encoder alone, and a score in the place of the target size."""
     tokens = tokenizer(folder / "tokenizer_2", pad="!")
@@ -359,6 +386,7 @@ def unconditional(folder: Path) -> None:
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
+    "sd-blocks": stable_diffusion_blocks,
     "lcm": latent_consistency,
     "sdxl": stable_diffusion_xl,
     "inpaint": inpainting,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import latentc
 from exporter.families.depth import _size
 from exporter.source import load, resolve
+from latentc.cli import run as command
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
@@ -108,6 +108,6 @@ def test_the_command(bundles: Callable[[str], Path], tmp_path: Path) -> None:
     picture(48, 32).save(tmp_path / "in.png")
     start = ["generate", str(bundles("depth")), "red", "--steps", "4"]
     given = [*start, "--image", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
-    assert latentc.cli.run([*given, "--strength", "0.6"]) == 0
+    assert command([*given, "--strength", "0.6"]) == 0
     with Image.open(tmp_path / "out.png") as made:
         assert made.size == (48, 32)
