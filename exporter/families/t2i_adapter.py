@@ -176,7 +176,7 @@ class Adapter(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
         if self._grey:
-            weights = zip(_GREY, image.split(1, dim=1), strict=True)
+            weights = zip(_GREY, torch.split(image, 1, dim=1), strict=True)
             image = torch.stack([weight * each for weight, each in weights]).sum(dim=0)
         made = self.adapter(image)
         return (torch.cat([_packed(m, f) for m, f in zip(made, self._features, strict=False)], 1),)
@@ -188,7 +188,7 @@ def _packed(made: torch.Tensor, feature: Feature) -> torch.Tensor:
 
 
 def _unpacked(packed: torch.Tensor, features: Sequence[Feature]) -> list[torch.Tensor]:
-    parts = packed.split([each.packed for each in features], dim=1)
+    parts = torch.split(packed, [each.packed for each in features], dim=1)
     return [
         functional.pixel_unshuffle(part, each.ratio)[:, : each.channels]
         for part, each in zip(parts, features, strict=True)
