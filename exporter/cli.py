@@ -166,8 +166,10 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--ip-adapter",
+    multiple=True,
     metavar="FILE_OR_ID",
-    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub.",
+    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub; may be "
+    "repeated.",
 )
 @click.option(
     "--config",
@@ -213,7 +215,7 @@ def export(
     vae: str | None,
     controlnet: tuple[str, ...],
     t2i_adapter: tuple[str, ...],
-    ip_adapter: str | None,
+    ip_adapter: tuple[str, ...],
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],

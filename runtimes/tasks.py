@@ -38,6 +38,7 @@ class Preparation(Strict, frozen=True):
     `feeds`: which pictures its inputs take; an input called `NOISE` takes a draw. `gives`: what
     becomes of its outputs, `START` or a denoiser input; where there is nothing, only the noise is
     drawn. `branches`: those of the guidance that get them, the others get zeros; () is all.
+    `others`: outputs that the others get for a denoiser input, in the place of zeros.
 
     `late`: it draws after the initial noise, not before. `each`: where every picture that is made
     has a seed of its own, there is a draw for each of those, not for each that was given.
@@ -51,6 +52,7 @@ class Preparation(Strict, frozen=True):
     late: bool = False
     each: bool = False
     below_full_strength: bool = False
+    others: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Task(Strict, frozen=True):

@@ -27,6 +27,7 @@ FAMILIES = {
     "builtin": "Stable Diffusion 1.x, 2.x",
     "sd-two": "Stable Diffusion 1.x, 2.x",
     "sd-blocks": "Stable Diffusion 1.x, 2.x",
+    "sd-plus": "Stable Diffusion 1.x, 2.x",
     "sd-blocks-two": "Stable Diffusion 1.x, 2.x",
     "sd-v": "Stable Diffusion 2.x, v-prediction",
     "zero-snr": "Stable Diffusion 2.x, zero terminal SNR",
@@ -38,6 +39,7 @@ FAMILIES = {
     "turbo": "SD-Turbo, SDXL-Turbo",
     "lcm-lora": "LCM-LoRA",
     "sdxl": "SDXL",
+    "sdxl-plus": "SDXL",
     "inpaint-xl": "SDXL, trained for inpainting",
     "pix2pix-xl": "SDXL InstructPix2Pix",
     "refiner": "SDXL refiner",
@@ -73,6 +75,7 @@ TASKS = (
     "T2I-Adapter",
     "two T2I-Adapters",
     "IP-Adapter",
+    "IP-Adapter and IP-Adapter Plus at once",
     "base and refiner in turn",
     "weighted prompts",
     "long prompts",
@@ -88,6 +91,8 @@ NAMED = {
     ("pix2pix-xl", "pix2pix-xl"): "instruct-pix2pix",
     ("upscaler", "upscaler"): "upscaling",
     ("sd-two", "ControlNet"): "two ControlNets",
+    ("sd-plus", "IP-Adapter"): "IP-Adapter and IP-Adapter Plus at once",
+    ("sdxl-plus", "IP-Adapter"): "IP-Adapter and IP-Adapter Plus at once",
     ("sd-blocks-two", "T2I-Adapter"): "two T2I-Adapters",
 }
 

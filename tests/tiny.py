@@ -334,22 +334,21 @@ def refiner(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def ip_adapter(unet: UNet2DConditionModel, folder: Path, seed: int = 20) -> Path:
-    """A plain adapter for this UNet, and its image encoder: the file of weights."""
+def ip_adapter(
+    unet: UNet2DConditionModel, folder: Path, seed: int = 20, kind: str = "adapter"
+) -> Path:
+    """An adapter for this UNet, "adapter" or "plus", and its image encoder: the file of weights."""
     torch.manual_seed(seed)
-    width, tokens, embeds = unet.config.cross_attention_dim, 4, 24
-    weights = {
-        "image_proj.proj.weight": torch.randn(tokens * width, embeds) * 0.2,
-        "image_proj.proj.bias": torch.zeros(tokens * width),
-        "image_proj.norm.weight": torch.ones(width),
-        "image_proj.norm.bias": torch.zeros(width),
-    }
+    width, embeds = unet.config.cross_attention_dim, 24
+    projection = _projection(width, embeds) if kind == "adapter" else _resampler(width)
+    weights = {f"image_proj.{name}": value for name, value in projection.items()}
     looking = [name for name in unet.attn_processors if "attn2" in name]
     for index, name in enumerate(looking):
         layer = unet.get_submodule(name.removesuffix(".processor"))
         for key in ("to_k_ip", "to_v_ip"):
             shape = (layer.to_k.out_features, width)
             weights[f"ip_adapter.{2 * index + 1}.{key}.weight"] = torch.randn(shape) * 0.2
+    torch.manual_seed(seed)
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=32,
@@ -362,8 +361,40 @@ def ip_adapter(unet: UNet2DConditionModel, folder: Path, seed: int = 20) -> Path
         )
     )
     encoder.save_pretrained(folder / "image_encoder")
-    save_file(weights, folder / "adapter.safetensors")
-    return folder / "adapter.safetensors"
+    save_file(weights, folder / f"{kind}.safetensors")
+    return folder / f"{kind}.safetensors"
+
+
+def _projection(width: int, embeds: int, tokens: int = 4) -> dict[str, torch.Tensor]:
+    """Of a plain adapter."""
+    return {
+        "proj.weight": torch.randn(tokens * width, embeds) * 0.2,
+        "proj.bias": torch.randn(tokens * width) * 0.1,
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+
+
+def _resampler(width: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.Tensor]:
+    """Of a Plus adapter, as its files name it: four layers of attention with one head of 64."""
+    made = {
+        "latents": torch.randn(1, tokens, inner),
+        "proj_in.weight": torch.randn(inner, 32) * 0.2,
+        "proj_in.bias": torch.randn(inner) * 0.1,
+        "proj_out.weight": torch.randn(width, inner) * 0.2,
+        "proj_out.bias": torch.zeros(width),
+        "norm_out.weight": torch.ones(width),
+        "norm_out.bias": torch.zeros(width),
+    }
+    for layer in range(4):
+        own = {"0.to_q.weight": (64, inner), "0.to_kv.weight": (128, inner)}
+        own |= {"0.to_out.weight": (inner, 64), "1.1.weight": (4 * inner, inner)}
+        own |= {"1.3.weight": (inner, 4 * inner)}
+        made |= {f"layers.{layer}.{name}": torch.randn(shape) * 0.2 for name, shape in own.items()}
+        for name in ("0.norm1", "0.norm2", "1.0"):
+            made[f"layers.{layer}.{name}.weight"] = torch.ones(inner)
+            made[f"layers.{layer}.{name}.bias"] = torch.zeros(inner)
+    return made
 
 
 def unconditional(folder: Path) -> None:
