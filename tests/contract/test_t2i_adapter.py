@@ -21,9 +21,12 @@ from diffusers import (
 from PIL import Image
 
 import latentc
+from exporter.capture import capture, example_inputs, symbol_values
 from exporter.compile import export
+from exporter.families import family_of
 from exporter.families.t2i_adapter import Adapter, Feature, _unpacked
-from exporter.source import quiet_loading
+from exporter.source import load, quiet_loading, resolve
+from exporter.step_cache import split
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
@@ -212,6 +215,23 @@ def test_features_travel_whole() -> None:
     assert packed.shape == (2, 10 + 5 + 2, 16, 24)
     for found, wanted in zip(_unpacked(packed, features), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_steps_can_be_cached(
+    pipeline_folder: Callable[[str], Path], adapters: Callable[[str], list[Path]]
+) -> None:
+    """The denoiser's shallow part needs nothing of the adapters."""
+    asked = {"t2i-adapter": [str(folder) for folder in adapters("sd-blocks-two")]}
+    source = resolve(pipeline_folder("sd-blocks"), asked=asked)
+    halves = split(family_of(source.pipeline_class).describe(load(source)))
+    (shallow,) = (each for each in halves.graphs if each.component.role == "shallow")
+    assert not any(name.startswith("adapter") for name in shallow.component.inputs)
+    symbols = symbol_values(halves, traced=True)
+    inputs = example_inputs(shallow, symbol_values(halves, traced=False))
+    (made,) = capture(shallow, halves.latents.multiple, symbols).module()(**inputs)
+    with torch.no_grad():
+        (expected,) = shallow.module(**inputs)
+    assert torch.equal(made, expected)
 
 
 def test_a_pipeline_that_has_one(
