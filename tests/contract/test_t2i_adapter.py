@@ -300,6 +300,17 @@ def test_bad_sources(
             t2i_adapter=adapter,
             tasks=["image-to-image"],
         )
+    unet = DiffusionPipeline.from_pretrained(pipeline_folder("sd-blocks")).unet
+    (tmp_path / "looks").mkdir()
+    looks = tiny.ip_adapter(unet, tmp_path / "looks")
+    lines = tmp_path / "lines"
+    tiny.controlnet(unet, 10).save_pretrained(lines)
+    for beside, says in (
+        ({"ip_adapter": looks}, "together with an IP-Adapter is not supported"),
+        ({"controlnet": lines}, "StableDiffusionControlNetPipeline takes no T2I-Adapter"),
+    ):
+        with pytest.raises(SourceError, match=says):
+            export(pipeline_folder("sd-blocks"), tmp_path / "b", t2i_adapter=adapter, **beside)
     assert not (tmp_path / "b").exists()
 
 
