@@ -159,9 +159,17 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     help="A ControlNet to fuse with the denoiser; may be repeated.",
 )
 @click.option(
+    "--t2i-adapter",
+    multiple=True,
+    metavar="FOLDER_OR_ID",
+    help="A T2I-Adapter, whose features the denoiser adds to its own; may be repeated.",
+)
+@click.option(
     "--ip-adapter",
+    multiple=True,
     metavar="FILE_OR_ID",
-    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub.",
+    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub; may be "
+    "repeated.",
 )
 @click.option(
     "--config",
@@ -213,7 +221,8 @@ def export(
     inversions: tuple[str, ...],
     vae: str | None,
     controlnet: tuple[str, ...],
-    ip_adapter: str | None,
+    t2i_adapter: tuple[str, ...],
+    ip_adapter: tuple[str, ...],
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
@@ -260,6 +269,7 @@ def export(
             textual_inversion=inversions,
             vae=vae,
             controlnet=controlnet,
+            t2i_adapter=t2i_adapter,
             ip_adapter=ip_adapter,
             config=config,
             allow_pickle=allow_pickle,

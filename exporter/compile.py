@@ -104,7 +104,8 @@ def export(
     textual_inversion: str | Path | Sequence[str | Path] = (),
     vae: str | Path | None = None,
     controlnet: str | Path | Sequence[str | Path] = (),
-    ip_adapter: str | Path | None = None,
+    t2i_adapter: str | Path | Sequence[str | Path] = (),
+    ip_adapter: str | Path | Sequence[str | Path] = (),
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
@@ -148,8 +149,11 @@ def export(
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
         controlnet: folders or Hub ids of ControlNets, fused with the denoiser; calls take their
             `control_image`, a list of them if there are several.
-        ip_adapter: the file of an IP-Adapter, with its image encoder beside it, or
-            ``OWNER/NAME/PATH`` on the Hub; calls take an `ip_adapter_image`.
+        t2i_adapter: folders or Hub ids of T2I-Adapters; calls take their picture as `image`, a list
+            if there are several.
+        ip_adapter: files of IP-Adapters, with their image encoder beside them, or
+            ``OWNER/NAME/PATH`` on the Hub; calls take an `ip_adapter_image`, a list of them if
+            there are several.
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
@@ -250,7 +254,8 @@ def _found(given: Mapping[str, Any]) -> PipelineSource:
         "lora": _texts(given["lora"]),
         "textual-inversion": _texts(given["textual_inversion"]),
         "controlnet": _texts(given["controlnet"]),
-        "ip-adapter": _texts(given["ip_adapter"] or ()),
+        "t2i-adapter": _texts(given["t2i_adapter"]),
+        "ip-adapter": _texts(given["ip_adapter"]),
     }
     configured = None if given["config"] is None else str(given["config"])
     return resolve(

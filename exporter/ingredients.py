@@ -20,6 +20,7 @@ KINDS: Mapping[str, str] = {
     "textual-inversion": "exporter.textual_inversion",
     "ip-adapter": "exporter.ip_adapter",
     "controlnet": "exporter.controlnet",
+    "t2i-adapter": "exporter.t2i_adapter",
 }
 
 # Those that write into weights, which must be in memory for that, and not in a mapped file.
@@ -40,7 +41,8 @@ class Ingredient:
 
 
 class Kind(Protocol):
-    """The interface of a kind's module."""
+    """The interface of a kind's module. One that brings components has ``added(ingredients)``
+    besides: their names, and digests of what they are made of."""
 
     def find(self, asked: str) -> Ingredient:
         """Raises SourceError: it is not there, or is not what it should be."""
@@ -85,8 +87,12 @@ def changed(
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """Components that ingredients bring, which are made of nothing else, and their digests."""
-    names = {each: getattr(kind(each.kind), "ADDS", None) for each in ingredients}
-    return {name: each.sha256 for each, name in names.items() if name is not None}
+    found: dict[str, str] = {}
+    for name in KINDS:
+        ours = [each for each in ingredients if each.kind == name]
+        make = getattr(kind(name), "added", None) if ours else None
+        found |= make(ours) if make else {}
+    return found
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:

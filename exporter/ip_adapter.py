@@ -1,4 +1,4 @@
-"""An IP-Adapter: weights that let a UNet look at a picture, and the image encoder that it needs."""
+"""IP-Adapters: weights that let a UNet look at a picture, and the image encoder that they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtimes.errors import SourceError
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
-ADDS = "ip_image_encoder"  # the component that a bundle has for it
+_ADDED = "ip_image_encoder"  # the component that a bundle has for it
 _ENCODER = "image_encoder"
 
 
@@ -40,26 +40,30 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
     return ("unet",)
 
 
+def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    """The image encoder."""
+    return {_ADDED: digest([each.sha256 for each in ingredients])}
+
+
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """Only one can be meant."""
-    if len(ingredients) > 1:
-        names = ", ".join(each.id for each in ingredients)
-        raise SourceError(f"one IP-Adapter at a time is supported; found {names}")
-    (given,) = ingredients
+    """All of them at once, in the order in which they were given, with the image encoder beside
+    the first."""
+    names = ", ".join(each.id for each in ingredients)
     if not hasattr(pipe, "load_ip_adapter"):
-        raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({given.id})")
+        raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({names})")
     try:
         with quiet_loading():
             pipe.load_ip_adapter(
-                str(given.path.parent),
+                [str(each.path.parent) for each in ingredients],
                 subfolder="",
-                weight_name=given.path.name,
+                weight_name=[each.path.name for each in ingredients],
                 image_encoder_folder=_ENCODER,
                 local_files_only=True,
             )
     except Exception as error:
+        verb = "do" if ingredients[1:] else "does"
         raise SourceError(
-            f"the IP-Adapter {given.id} does not fit this pipeline: {first_line(error)}"
+            f"the IP-Adapter {names} {verb} not fit this pipeline: {first_line(error)}"
         ) from error
     pipe.image_encoder.eval()
 

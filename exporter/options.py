@@ -34,7 +34,12 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "inpainting": {"vae_encoder": ("vae",)},
     "instruct-pix2pix": {"vae_encoder": ("vae",)},
     "upscaling": {"low_res": ("low_res_scheduler",)},
+    "depth-to-image": {
+        "vae_encoder": ("vae",),
+        "depth_estimator": ("depth_estimator", "feature_extractor"),
+    },
 }
+T2I_ADAPTER = "t2i_adapter"  # of a pipeline that was saved with one
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
@@ -43,6 +48,7 @@ _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
+    *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     "exporter.families.transformer_parts",
 )
@@ -129,6 +135,8 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     made = {**own, **shallow}
     if "controlnet" in source.digests:
         made[DENOISER] = (*made[DENOISER], "controlnet")
+    if "adapter" in source.digests:
+        made |= {DENOISER: (*made[DENOISER], "adapter"), T2I_ADAPTER: ("adapter",)}
     made |= {name: (name,) for name in ingredients.added(source.ingredients)}
     for task in options.tasks_of(source):
         made |= TASKS[task]

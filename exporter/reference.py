@@ -225,8 +225,9 @@ def _pictured(description: Description, height: int, width: int) -> dict[str, to
             outputs = dict(zip(graph.component.outputs, graph.module(**given), strict=True))
         for output, target in run.gives.items():
             row = outputs[output]
-            negative = row if not run.branches or set(run.branches) - positive else row * 0
-            made[target] = torch.cat([negative, row])
+            whole = not run.branches or set(run.branches) - positive
+            other = next((outputs[o] for o, t in run.others.items() if t == target), row * 0)
+            made[target] = torch.cat([row if whole else other, row])
     return made
 
 

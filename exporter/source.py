@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub, ingredients, single_file
-from exporter.families import FAMILIES, family_of, not_supported, optional
+from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
@@ -31,6 +31,8 @@ NOTES = "latentc.json"  # see exporter.judged
 _CONFIGURATION = (".json", ".txt", ".model")
 # Parts that no exported graph needs; not loading them saves 1.2 GB for Stable Diffusion.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
+# Classes that transformers has under another name today, and published pipelines under the old one.
+_RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
 # Old checkpoints store a constant that newer models compute.
 _IGNORED_KEYS = ("position_ids",)
 
@@ -92,13 +94,12 @@ def resolve(
     parts = {
         name: (value[0], value[1])
         for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and value[1] and name not in _UNUSED
+        if isinstance(value, list)
+        and len(value) == 2
+        and value[1]
+        and name not in _unused(class_name)
     }
-    if parts.get("controlnet", ("", ""))[1] == "MultiControlNetModel":
-        raise UnsupportedPipeline(
-            f"{folder} holds several ControlNets; export the pipeline without them, and give each "
-            "with --controlnet"
-        )
+    _refuse_several(folder, parts)
     left = _left_out(class_name, parts, without)
     parts = {name: value for name, value in parts.items() if name not in left}
     for name in parts:
@@ -128,6 +129,19 @@ def resolve(
         file,
         tuple(sorted(set(without))),
     )
+
+
+def _refuse_several(folder: Path, parts: Mapping[str, tuple[str, str]]) -> None:
+    classes = {class_name for _, class_name in parts.values()}
+    for name, (what, option) in {
+        "MultiControlNetModel": ("ControlNets", "--controlnet"),
+        "MultiAdapter": ("T2I-Adapters", "--t2i-adapter"),
+    }.items():
+        if name in classes:
+            raise UnsupportedPipeline(
+                f"{folder} holds several {what}; export the pipeline without them, and give each "
+                f"with {option}"
+            )
 
 
 def load(source: PipelineSource) -> Any:
@@ -161,11 +175,31 @@ def _load_folder(source: PipelineSource) -> Any:
                 models[name] = load_model(cls, source.folder / name, source.variant)
         absent = _absent(source)
         try:
-            return diffusers.DiffusionPipeline.from_pretrained(
-                source.folder, local_files_only=True, **{**absent, **models}
-            )
+            with _former_names(source):
+                return diffusers.DiffusionPipeline.from_pretrained(
+                    source.folder, local_files_only=True, **{**absent, **models}
+                )
         except Exception as error:
             raise SourceError(f"{source.id}: {first_line(error)}") from error
+
+
+@contextmanager
+def _former_names(source: PipelineSource) -> Iterator[None]:
+    """transformers with the names that this pipeline has for its classes."""
+    import transformers
+
+    missing = [
+        name
+        for library, name in source.parts.values()
+        if library == "transformers" and name in _RENAMED and not hasattr(transformers, name)
+    ]
+    for name in missing:
+        setattr(transformers, name, getattr(transformers, _RENAMED[name]))
+    try:
+        yield
+    finally:
+        for name in missing:
+            delattr(transformers, name)
 
 
 def digest(value: Any) -> str:
@@ -346,4 +380,9 @@ def _accepted(class_name: str) -> list[str]:
     import diffusers
 
     parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return [name for name in _UNUSED if name in parameters]
+    return [name for name in _unused(class_name) if name in parameters]
+
+
+def _unused(class_name: str) -> list[str]:
+    """Parts that no graph of this pipeline class needs."""
+    return [name for name in _UNUSED if name not in NEEDED.get(class_name, ())]

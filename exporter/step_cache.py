@@ -20,7 +20,7 @@ from exporter.capture import example_inputs, symbol_values
 from exporter.families import Description, Graph
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest import Component, TensorSpec, parted
 from runtimes.precision import DENOISER, SHALLOW
 
 FEATURES = "deep_features"
@@ -148,10 +148,11 @@ class _Shallow(torch.nn.Module):
 
 
 def _zeros(spec: TensorSpec, sample: torch.Tensor) -> torch.Tensor:
-    """Of as many rows as the sample; other open dimensions are 1."""
-    open_sizes = {"batch": sample.shape[0]}
-    shape = [each if isinstance(each, int) else open_sizes.get(each, 1) for each in spec.shape]
-    return sample.new_zeros(shape)
+    """Of as many rows as the sample, and of its height and width; other open dimensions are 1."""
+    rows, _, height, width = sample.shape
+    known = {"batch": rows, "height": height, "width": width}
+    parts = [(each, "") if isinstance(each, int) else parted(each) for each in spec.shape]
+    return sample.new_zeros([factor * known.get(name, 1) for factor, name in parts])
 
 
 def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph, Graph]:

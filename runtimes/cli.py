@@ -68,8 +68,10 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--image",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="FILE",
-    help="A picture to start from (bundles exported with --task image-to-image).",
+    help="A picture to start from (bundles exported with --task image-to-image), or for a "
+    "T2I-Adapter (--t2i-adapter), one for each.",
 )
 @click.option(
     "--mask",
@@ -95,8 +97,9 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--ip-adapter-image",
     type=click.Path(path_type=Path),
+    multiple=True,
     metavar="FILE",
-    help="For an IP-Adapter (bundles exported with --ip-adapter).",
+    help="For an IP-Adapter (bundles exported with --ip-adapter); one for each, in their order.",
 )
 @click.option(
     "--strength",
@@ -404,14 +407,13 @@ def _arguments(
     same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
-    pictures = {"image": "--image", "mask_image": "--mask"}
-    pictures["ip_adapter_image"] = "--ip-adapter-image"
-    for name, option in pictures.items():
-        if options[name] is not None:
-            arguments[name] = _read_picture(option, options[name])
-    controls = [_read_picture("--control-image", path) for path in options["control_image"]]
-    if controls:
-        arguments["control_image"] = controls[0] if len(controls) == 1 else controls
+    if options["mask_image"] is not None:
+        arguments["mask_image"] = _read_picture("--mask", options["mask_image"])
+    for name in ("image", "control_image", "ip_adapter_image"):
+        option = "--" + name.replace("_", "-")
+        several = [_read_picture(option, path) for path in options[name]]
+        if several:
+            arguments[name] = several[0] if len(several) == 1 else several
     for name, array in options["encoded"].items():
         if name not in pipe.signature.embeddings:
             known = ", ".join(pipe.signature.embeddings) or "none"

@@ -111,27 +111,37 @@ def vectors(manifest: Manifest, request: Request, branches: Sequence[Branch]) ->
 def windowed(
     manifest: Manifest, request: Request, constants: Mapping[str, Array], evaluations: int
 ) -> list[dict[str, Array]]:
-    """For each evaluation of the denoiser the vectors that have a window, as diffusers' ControlNet
-    pipelines count it; empty ones where all windows are open from beginning to end.
+    """For each evaluation of the denoiser the vectors that are not the same in all of them, as
+    diffusers' ControlNet and T2I-Adapter pipelines count it; empty ones where none changes.
 
     Args:
         constants: the vectors' rows, where they are not 0.
     """
-    known = {vector.input: vector for vector in manifest.vectors if vector.window}
-    ends = {
-        name: [_numbers(manifest, request, each) for each in vector.window or ()]
-        for name, vector in known.items()
+    kept = {
+        vector.input: _kept(manifest, request, vector, evaluations)
+        for vector in manifest.vectors
+        if vector.window or vector.until
     }
-    if all(min(end) >= 1 and max(start) <= 0 for start, end in ends.values()):
+    if all(each.all() for each in kept.values()):
         return [{}] * evaluations
-    made = []
-    for index in range(evaluations):
-        step = {}
-        for name, (start, end) in ends.items():
-            first, last = index / evaluations, (index + 1) / evaluations
-            kept = [first >= s and last <= e for s, e in zip(start, end, strict=True)]
-            step[name] = constants[name] * np.array(kept, np.float32)
-        made.append(step)
+    return [
+        {name: constants[name] * each[index].astype(np.float32) for name, each in kept.items()}
+        for index in range(evaluations)
+    ]
+
+
+def _kept(manifest: Manifest, request: Request, vector: VectorInput, evaluations: int) -> Array:
+    """Whether each value of a vector is itself in each evaluation, and not 0: bool
+    [evaluations, values], or [evaluations, 1] for all values alike."""
+    made = np.ones((evaluations, 1), bool)
+    places = np.arange(evaluations).reshape(-1, 1)
+    if vector.window:
+        start, end = (np.array(_numbers(manifest, request, each)) for each in vector.window)
+        made = made & (places / evaluations >= start) & ((places + 1) / evaluations <= end)
+    if vector.until:
+        (share,) = _numbers(manifest, request, vector.until)
+        # Of the step count, though some schedulers evaluate more often: so does diffusers.
+        made = made & (places < int(request.num_inference_steps * share))
     return made
 
 

@@ -192,12 +192,14 @@ class VectorInput(_Base, frozen=True):
     the listed arguments, one after the other.
 
     `window`: two arguments of as many values, fractions of the evaluations: in those that are not
-    wholly between them the vector's value is 0.
+    wholly between them the vector's value is 0. `until`: an argument of one value, which makes
+    the vector 0 from that fraction of the step count on, rounded down.
     """
 
     input: str
     arguments: tuple[str, ...]
     window: tuple[str, str] | None = None
+    until: str | None = None
 
 
 class Embedding(_Base, frozen=True):

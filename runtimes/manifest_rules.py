@@ -212,6 +212,8 @@ def _vector_problems(manifest: Manifest) -> Iterator[str]:
         values = sum(sizes.get(name, 0) for name in vector.arguments)
         if any(sizes.get(name) != values for name in vector.window or ()):
             yield f"vector {vector.input!r}: its window needs two arguments of {values} values"
+        if vector.until is not None and sizes.get(vector.until) != 1:
+            yield f"vector {vector.input!r}: it needs one argument of 1 value for `until`"
         for component in (manifest.component("denoiser"), *manifest.image_encoders()):
             spec = component.inputs.get(vector.input)
             if spec and (len(spec.shape) != 2 or spec.shape[1] != values):

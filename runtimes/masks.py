@@ -40,18 +40,21 @@ def blurred(mask: Image, radius: float) -> Image:
     return mask.filter(ImageFilter.GaussianBlur(radius))
 
 
-def resized(picture: Image, height: int, width: int, crop: bool = False) -> Image:
-    """In RGB, by cubic interpolation, as transformers' image processors do; with `crop` (of square
-    sizes) the shorter side is made to fit, and the middle of the longer one is taken."""
+def resized(
+    picture: Image, height: int, width: int, crop: bool = False, resample: str = "bicubic"
+) -> Image:
+    """In RGB, by the interpolation that Pillow calls so, as transformers' image processors do; with
+    `crop` (of square sizes) the shorter side is made to fit, and the middle of the longer one is
+    taken."""
     from PIL import Image
 
-    whole = picture.convert("RGB")
+    whole, method = picture.convert("RGB"), Image.Resampling[resample.upper()]
     if not crop:
-        return whole.resize((width, height), Image.Resampling.BICUBIC)
+        return whole.resize((width, height), method)
     short, long = sorted(whole.size)
     sides = height, int(height * long / short)
     size = sides if whole.width == short else sides[::-1]
-    made = whole.resize(size, Image.Resampling.BICUBIC)
+    made = whole.resize(size, method)
     left, upper = (made.width - width) // 2, (made.height - height) // 2
     return made.crop((left, upper, left + width, upper + height))
 

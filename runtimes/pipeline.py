@@ -152,7 +152,8 @@ class Pipeline:
             image: a picture to start from, or several: Pillow images, which are resized to the
                 call's `height` and `width`, or arrays [height, width, 3]; or latents, float32
                 [pictures, channels, height, width]. For bundles that were exported for a task with
-                pictures, such as image-to-image.
+                pictures, such as image-to-image, or with T2I-Adapters, which take a list with one
+                for each of several, and `adapter_conditioning_scale` besides.
             mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
                 picture; Pillow images or arrays [height, width]. For bundles that were exported
                 for inpainting.
@@ -160,7 +161,7 @@ class Pipeline:
                 `controlnet_conditioning_scale`, `control_guidance_start` and
                 `control_guidance_end` besides; a list with one for each of several.
             ip_adapter_image: for the IP-Adapter of bundles that have one, which may take an
-                `ip_adapter_scale` besides.
+                `ip_adapter_scale` besides; a list with one for each of several.
             strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
             mask_blur: make the mask's edges soft by so many pixels, as
                 ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.

@@ -19,25 +19,35 @@ from runtimes.task_pictures import DIRECT
 from runtimes.tasks import NOISE, START, Preparation
 
 
+@dataclass(frozen=True)
+class Pictured:
+    """The pictures' part of a denoiser input, float32 [images, …]: `values` for the guidance's
+    `branches` (() is all), `others` for those beside them; None is zeros."""
+
+    values: Array
+    branches: tuple[str, ...] = ()
+    others: Array | None = None
+
+    def of(self, branch: Branch) -> Array:
+        """What a branch gets."""
+        if not self.branches or branch.name in self.branches:
+            return self.values
+        return np.zeros_like(self.values) if self.others is None else self.others
+
+
 @dataclass
 class Prepared:
     """`start`: clean latents, float32 [images, channels, height, width], or None. `conditioning`:
-    by denoiser input, the pictures' part of it, float32 [images, …], and the branches of the
-    guidance that get it (() is all)."""
+    by denoiser input."""
 
     start: Array | None = None
-    conditioning: dict[str, tuple[Array, tuple[str, ...]]] = field(default_factory=dict)
+    conditioning: dict[str, Pictured] = field(default_factory=dict)
 
     def rows(self, branches: Sequence[Branch]) -> dict[str, Array]:
         """Conditioning for these branches, one after the other."""
         return {
-            name: np.concatenate(
-                [
-                    values if not own or branch.name in own else np.zeros_like(values)
-                    for branch in branches
-                ]
-            )
-            for name, (values, own) in self.conditioning.items()
+            name: np.concatenate([each.of(branch) for branch in branches])
+            for name, each in self.conditioning.items()
         }
 
 
@@ -45,7 +55,7 @@ def direct(request: Request) -> Prepared:
     """What pictures feed as they are."""
     fed = {name: request.pictures.feeds[DIRECT, name] for name in request.task.inputs}
     return Prepared(
-        conditioning={name: (repeated(each, request.images), ()) for name, each in fed.items()}
+        conditioning={n: Pictured(repeated(each, request.images)) for n, each in fed.items()}
     )
 
 
@@ -82,14 +92,19 @@ def run(
     with sessions.using(name) as session:
         every = cast(session, feeds | drawn)
         made = [session.run({n: v[i : i + 1] for n, v in every.items()}) for i in range(rows)]
-    for output, target in preparation.gives.items():
+    others = {target: output for output, target in preparation.others.items()}
+
+    def whole(output: str) -> Array:
         values = np.concatenate([each[output] for each in made])
         check_finite(name, output, values)
+        return repeated(values, request.images)
+
+    for output, target in preparation.gives.items():
         if target == START:
-            into.start = repeated(values, request.images)
+            into.start = whole(output)
         else:
-            spread = repeated(values, request.images)
-            into.conditioning[target] = spread, preparation.branches
+            other = whole(others[target]) if target in others else None
+            into.conditioning[target] = Pictured(whole(output), preparation.branches, other)
 
 
 def repeated(values: Array, images: int) -> Array:

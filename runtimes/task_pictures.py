@@ -175,9 +175,9 @@ def fed(
     if feed.picture in whole:
         return _thinned(whole[feed.picture], whole[feed.picture].shape[2] // height)
     given = found[feed.picture]
-    if feed.resample == "bicubic":
-        crop = feed.fit == "crop"
-        given = [masks.resized(masks.pillow(each), height, width, crop) for each in given]
+    if feed.resample != "lanczos":
+        how = feed.fit == "crop", feed.resample
+        given = [masks.resized(masks.pillow(each), height, width, *how) for each in given]
     made = pictures.arrays(feed.picture, given, height, width)
     if feed.mask is None:
         return made

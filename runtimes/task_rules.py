@@ -99,7 +99,13 @@ def _target_problems(manifest: Manifest, run: Preparation, component: Component)
         **manifest.component("denoiser").inputs,
         START: latents,
     }
-    for output, target in run.gives.items():
+    if not set(run.others.values()) <= set(run.gives.values()) - {START}:
+        yield f"{run.component!r}: `others` names what it does not give"
+    if run.others and not run.branches:
+        yield f"{run.component!r}: `others` is for branches beside those in `branches`"
+    if len(set(run.others.values())) != len(run.others):
+        yield f"{run.component!r}: `others` feeds an input twice"
+    for output, target in (*run.gives.items(), *run.others.items()):
         if output not in component.outputs:
             yield f"{run.component!r} has no output {output!r}"
         elif target not in known or target in ("sample", "timestep"):

@@ -28,7 +28,7 @@ class Feed(Strict, frozen=True):
     picture: str
     mask: str | None = None
     fill: float = 0.5
-    resample: Literal["lanczos", "bicubic"] = "lanczos"
+    resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
     fit: Literal["stretch", "crop"] = "stretch"
 
 
@@ -38,6 +38,7 @@ class Preparation(Strict, frozen=True):
     `feeds`: which pictures its inputs take; an input called `NOISE` takes a draw. `gives`: what
     becomes of its outputs, `START` or a denoiser input; where there is nothing, only the noise is
     drawn. `branches`: those of the guidance that get them, the others get zeros; () is all.
+    `others`: outputs that the others get for a denoiser input, in the place of zeros.
 
     `late`: it draws after the initial noise, not before. `each`: where every picture that is made
     has a seed of its own, there is a draw for each of those, not for each that was given.
@@ -51,6 +52,7 @@ class Preparation(Strict, frozen=True):
     late: bool = False
     each: bool = False
     below_full_strength: bool = False
+    others: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Task(Strict, frozen=True):
@@ -87,8 +89,13 @@ class Task(Strict, frozen=True):
         for run in self.preparations:
             fed = [feed.picture for feed in run.feeds.values()]
             if set(run.gives.values()) == {START} and len(fed) == 1:
-                return fed[0]
+                return None if self._uses(fed[0]) > 1 else fed[0]
         return None
+
+    def _uses(self, picture: str) -> int:
+        """How many inputs a picture feeds."""
+        every = [feed for run in self.preparations for feed in run.feeds.values()]
+        return sum(feed.picture == picture for feed in (*every, *self.inputs.values()))
 
     def runs(self, strength: float, late: bool) -> list[Preparation]:
         """The preparations before or after the initial noise is drawn."""

@@ -20,6 +20,7 @@ from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
@@ -28,6 +29,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -39,6 +41,9 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
 )
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -154,6 +159,15 @@ def stable_diffusion(
     ).save_pretrained(folder)
 
 
+def stable_diffusion_blocks(folder: Path) -> None:
+    """With the blocks in Stable Diffusion's own order: the lowest one does not look at the text."""
+    stable_diffusion(
+        folder,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
 def latent_consistency(folder: Path) -> None:
     """A UNet that takes the guidance scale, with an odd width of its embedding."""
     tokens = tokenizer(folder / "tokenizer")
@@ -208,6 +222,41 @@ def upscaler(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def depth_to_image(folder: Path) -> None:
+    """A UNet that takes a picture's depth, and what estimates it: a vision transformer whose layers
+    are read at four places, and joined by convolutions."""
+    tokens = tokenizer(folder / "tokenizer")
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=32,
+            patch_size=16,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            fusion_hidden_size=8,
+            initializer_range=0.15,
+        )
+    )
+    with torch.no_grad():  # above what the last layer cuts off
+        estimator.head.head[4].bias.fill_(5.0)
+    StableDiffusionDepth2ImgPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
+        tokenizer=tokens,
+        unet=conditional_unet(in_channels=5, out_channels=4),
+        scheduler=PNDMScheduler(
+            **BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False
+        ),
+        depth_estimator=estimator,
+        feature_extractor=DPTImageProcessorPil(
+            size={"height": 32, "width": 32}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+    ).save_pretrained(folder)
+
+
 def stable_diffusion_xl(
     folder: Path, pipeline: Any = StableDiffusionXLPipeline, **unet_options: Any
 ) -> None:
@@ -245,6 +294,23 @@ def controlnet(unet: UNet2DConditionModel, seed: int) -> ControlNetModel:
     return made
 
 
+def t2i_adapter(kind: str, seed: int, in_channels: int = 3) -> T2IAdapter:
+    """One whose features fit `stable_diffusion_blocks` ("full_adapter"), or the UNet of
+    `stable_diffusion_xl` ("full_adapter_xl")."""
+    torch.manual_seed(seed)
+    made = T2IAdapter(
+        in_channels=in_channels,
+        channels=[16, 32],
+        num_res_blocks=1,
+        downscale_factor=2 if kind == "full_adapter" else 4,
+        adapter_type=kind,
+    )
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.mul_(2.0)
+    return made
+
+
 def refiner(folder: Path) -> None:
     """The second text encoder alone, and a score in the place of the target size. That encoder and
     the VAE are those of the base model, as published."""
@@ -271,22 +337,21 @@ def refiner(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def ip_adapter(unet: UNet2DConditionModel, folder: Path, seed: int = 20) -> Path:
-    """A plain adapter for this UNet, and its image encoder: the file of weights."""
+def ip_adapter(
+    unet: UNet2DConditionModel, folder: Path, seed: int = 20, kind: str = "adapter"
+) -> Path:
+    """An adapter for this UNet, "adapter" or "plus", and its image encoder: the file of weights."""
     torch.manual_seed(seed)
-    width, tokens, embeds = unet.config.cross_attention_dim, 4, 24
-    weights = {
-        "image_proj.proj.weight": torch.randn(tokens * width, embeds) * 0.2,
-        "image_proj.proj.bias": torch.zeros(tokens * width),
-        "image_proj.norm.weight": torch.ones(width),
-        "image_proj.norm.bias": torch.zeros(width),
-    }
+    width, embeds = unet.config.cross_attention_dim, 24
+    projection = _projection(width, embeds) if kind == "adapter" else _resampler(width)
+    weights = {f"image_proj.{name}": value for name, value in projection.items()}
     looking = [name for name in unet.attn_processors if "attn2" in name]
     for index, name in enumerate(looking):
         layer = unet.get_submodule(name.removesuffix(".processor"))
         for key in ("to_k_ip", "to_v_ip"):
             shape = (layer.to_k.out_features, width)
             weights[f"ip_adapter.{2 * index + 1}.{key}.weight"] = torch.randn(shape) * 0.2
+    torch.manual_seed(seed)
     encoder = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=32,
@@ -299,8 +364,40 @@ def ip_adapter(unet: UNet2DConditionModel, folder: Path, seed: int = 20) -> Path
         )
     )
     encoder.save_pretrained(folder / "image_encoder")
-    save_file(weights, folder / "adapter.safetensors")
-    return folder / "adapter.safetensors"
+    save_file(weights, folder / f"{kind}.safetensors")
+    return folder / f"{kind}.safetensors"
+
+
+def _projection(width: int, embeds: int, tokens: int = 4) -> dict[str, torch.Tensor]:
+    """Of a plain adapter."""
+    return {
+        "proj.weight": torch.randn(tokens * width, embeds) * 0.2,
+        "proj.bias": torch.randn(tokens * width) * 0.1,
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+
+
+def _resampler(width: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.Tensor]:
+    """Of a Plus adapter, as its files name it: four layers of attention with one head of 64."""
+    made = {
+        "latents": torch.randn(1, tokens, inner),
+        "proj_in.weight": torch.randn(inner, 32) * 0.2,
+        "proj_in.bias": torch.randn(inner) * 0.1,
+        "proj_out.weight": torch.randn(width, inner) * 0.2,
+        "proj_out.bias": torch.zeros(width),
+        "norm_out.weight": torch.ones(width),
+        "norm_out.bias": torch.zeros(width),
+    }
+    for layer in range(4):
+        own = {"0.to_q.weight": (64, inner), "0.to_kv.weight": (128, inner)}
+        own |= {"0.to_out.weight": (inner, 64), "1.1.weight": (4 * inner, inner)}
+        own |= {"1.3.weight": (inner, 4 * inner)}
+        made |= {f"layers.{layer}.{name}": torch.randn(shape) * 0.2 for name, shape in own.items()}
+        for name in ("0.norm1", "0.norm2", "1.0"):
+            made[f"layers.{layer}.{name}.weight"] = torch.ones(inner)
+            made[f"layers.{layer}.{name}.bias"] = torch.zeros(inner)
+    return made
 
 
 def unconditional(folder: Path) -> None:
@@ -323,6 +420,7 @@ def unconditional(folder: Path) -> None:
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
+    "sd-blocks": stable_diffusion_blocks,
     "lcm": latent_consistency,
     "sdxl": stable_diffusion_xl,
     "inpaint": inpainting,
@@ -330,6 +428,7 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pix2pix": instruct_pix2pix,
     "pix2pix-xl": instruct_pix2pix_xl,
     "upscaler": upscaler,
+    "depth": depth_to_image,
     "refiner": refiner,
     "unconditional": unconditional,
 }

@@ -25,13 +25,16 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionInpaintPipeline": "stable_diffusion",
     "StableDiffusionInstructPix2PixPipeline": "stable_diffusion",
     "StableDiffusionUpscalePipeline": "stable_diffusion",
+    "StableDiffusionDepth2ImgPipeline": "stable_diffusion",
     "StableDiffusionControlNetPipeline": "stable_diffusion",
+    "StableDiffusionAdapterPipeline": "stable_diffusion",
     "LatentConsistencyModelPipeline": "stable_diffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl",
     "StableDiffusionXLImg2ImgPipeline": "stable_diffusion_xl",
     "StableDiffusionXLInpaintPipeline": "stable_diffusion_xl",
     "StableDiffusionXLInstructPix2PixPipeline": "stable_diffusion_xl",
     "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
+    "StableDiffusionXLAdapterPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
@@ -46,10 +49,13 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionInpaintPipeline": ("inpainting",),
     "StableDiffusionInstructPix2PixPipeline": ("instruct-pix2pix",),
     "StableDiffusionUpscalePipeline": ("upscaling",),
+    "StableDiffusionDepth2ImgPipeline": ("depth-to-image",),
     "StableDiffusionXLImg2ImgPipeline": ("image-to-image",),
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
     "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
 }
+# Of parts that graphs are usually made without, those that a class needs.
+NEEDED: Mapping[str, tuple[str, ...]] = {"StableDiffusionDepth2ImgPipeline": ("feature_extractor",)}
 # Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
 EVEN_SIGMAS = ("FluxPipeline",)
 

@@ -1,5 +1,6 @@
-"""IP-Adapters (Ye et al. 2023, https://arxiv.org/abs/2308.06721): the image encoder as a component
-that runs once for a call, and its part of the denoiser with the scale as an input."""
+"""IP-Adapters (Ye et al. 2023, https://arxiv.org/abs/2308.06721), plain ones and Plus: the image
+encoder with what projects its result, as a component that runs once for a picture, and their part
+of the denoiser with the scales as an input."""
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
 from runtimes.tasks import Feed, Preparation, Task
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
-EMBEDS = "ip_adapter_image_embeds"
+TOKENS = "ip_adapter_tokens"
 _NAME = "ip_image_encoder"
+_POSITIVE, _NEGATIVE = "tokens", "negative"
+_PLAIN = "ImageProjection"
+_KINDS = (_PLAIN, "IPAdapterPlusImageProjection")
 
 
 def with_ip_adapter(pipe: Any, description: Description) -> Description:
-    """The same with the pipeline's IP-Adapter, where it has one; every task takes its picture
+    """The same with the pipeline's IP-Adapters, where it has any; every task takes their pictures
     besides.
 
     Raises:
@@ -32,15 +36,12 @@ def with_ip_adapter(pipe: Any, description: Description) -> Description:
     layers = getattr(projection, "image_projection_layers", None)
     if layers is None:
         return description
-    kinds = [type(each).__name__ for each in layers]
-    if kinds != ["ImageProjection"]:
-        raise UnsupportedPipeline(
-            f"an IP-Adapter of the kind {', '.join(kinds)} is not supported yet, only the plain "
-            "one (ImageProjection)"
-        )
-    encoder = _encoder(pipe)
+    _check(layers)
+    encoder = _encoder(pipe, layers)
     graphs = [
-        _adapted(each, pipe.unet, encoder) if each.component.role == "denoiser" else each
+        _adapted(each, pipe.unet, encoder, len(layers))
+        if each.component.role == "denoiser"
+        else each
         for each in description.graphs
     ]
     positive = tuple(b.name for b in description.guidance.branches if not b.prefix)
@@ -48,59 +49,118 @@ def with_ip_adapter(pipe: Any, description: Description) -> Description:
     call = description.call
     return replace(
         description,
-        task=_with_picture(description.task, positive),
+        task=_with_pictures(description.task, positive, len(layers)),
         offers=tuple(
-            Offer(_with_picture(each.task, positive), each.graphs) for each in description.offers
+            Offer(_with_pictures(each.task, positive, len(layers)), each.graphs)
+            for each in description.offers
         ),
         graphs=(*graphs, encoder),
-        arguments=(*description.arguments, Argument(SCALE, (1.0,))),
+        arguments=(*description.arguments, Argument(SCALE, (1.0,) * len(layers), spread=True)),
         vectors=(*description.vectors, VectorInput(SCALE, (SCALE,))),
         call=lambda **arguments: call(**arguments),
         probe_pictures=lambda height, width: {
             **(pictures(height, width) if pictures else {}),
-            IMAGE: _probe_picture(),
+            IMAGE: _probe_pictures(len(layers)),
         },
     )
 
 
-def _with_picture(task: Task, branches: tuple[str, ...]) -> Task:
-    """Branches of a negative prompt get zeros, as in diffusers."""
-    feed = Feed(IMAGE, resample="bicubic", fit="crop")
-    made = Preparation(_NAME, {"image": feed}, {"image_embeds": EMBEDS}, branches)
+def _check(layers: Sequence[Any]) -> None:
+    others = sorted({type(each).__name__ for each in layers} - set(_KINDS))
+    if others:
+        raise UnsupportedPipeline(
+            f"an IP-Adapter of the kind {', '.join(others)} is not supported yet, only the plain "
+            f"one and Plus ({', '.join(_KINDS)})"
+        )
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name}_{index + 1}"
+
+
+def _with_pictures(task: Task, branches: tuple[str, ...], count: int) -> Task:
+    """Branches of a negative prompt get what diffusers makes of no picture."""
+    names = [f"{IMAGE}[{index}]" for index in range(count)] if count > 1 else [IMAGE]
+    runs = [
+        Preparation(
+            _NAME,
+            {"image": Feed(name, resample="bicubic", fit="crop")},
+            {_numbered(_POSITIVE, index): _numbered(TOKENS, index)},
+            branches,
+            others={_numbered(_NEGATIVE, index): _numbered(TOKENS, index)},
+        )
+        for index, name in enumerate(names)
+    ]
     return structs.replace(
         task,
-        pictures={**task.pictures, IMAGE: "image"},
-        preparations=(*task.preparations, made),
+        pictures={**task.pictures, **dict.fromkeys(names, "image")},
+        preparations=(*task.preparations, *runs),
     )
 
 
 class _Encoder(torch.nn.Module):
-    """image [batch, 3, size, size] in [0, 1] → image_embeds [batch, 1, width]."""
+    """image [batch, 3, size, size] in [0, 1] → for each adapter the tokens that the denoiser looks
+    at, [batch, 1, tokens, width], and of the same shape those of no picture.
+
+    The latter are constants: diffusers encodes pixels of 0 for adapters that take hidden states,
+    and takes embeddings of 0 for the plain one.
+    """
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, encoder: Any, processor: Any) -> None:
+    def __init__(self, encoder: Any, processor: Any, layers: Sequence[Any]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.layers = torch.nn.ModuleList(layers)
+        self._plain = [type(each).__name__ == _PLAIN for each in layers]
         for name, values in (("mean", processor.image_mean), ("deviation", processor.image_std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        for index, tokens in enumerate(self._of_nothing(int(encoder.config.image_size))):
+            self.register_buffer(_numbered(_NEGATIVE, index), tokens, persistent=False)
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        made = self.encoder((image - self.mean) / self.deviation)
-        return (made.image_embeds[:, None],)
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = self._tokens((image - self.mean) / self.deviation)
+        negative = [
+            getattr(self, _numbered(_NEGATIVE, index)).repeat(image.shape[0], 1, 1, 1)
+            for index in range(len(made))
+        ]
+        return (*made, *negative)
+
+    def _tokens(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Of normalised pixels. A hidden state is that before the last layer."""
+        found = self.encoder(pixels, output_hidden_states=not all(self._plain))
+        return [
+            layer(found.image_embeds if plain else found.hidden_states[-2])[:, None]
+            for layer, plain in zip(self.layers, self._plain, strict=True)
+        ]
+
+    def _of_nothing(self, size: int) -> list[torch.Tensor]:
+        width = int(self.encoder.config.projection_dim)
+        with torch.no_grad():
+            black = self._tokens(torch.zeros(1, 3, size, size))
+            return [
+                layer(torch.zeros(1, width))[:, None] if plain else tokens
+                for layer, plain, tokens in zip(self.layers, self._plain, black, strict=True)
+            ]
 
 
-def _encoder(pipe: Any) -> Graph:
+def _encoder(pipe: Any, layers: Sequence[Any]) -> Graph:
     size = int(pipe.image_encoder.config.image_size)
-    width = int(pipe.image_encoder.config.projection_dim)
+    module = _Encoder(pipe.image_encoder, pipe.feature_extractor, layers)
+    shapes = [getattr(module, _numbered(_NEGATIVE, index)).shape for index in range(len(layers))]
+    outputs = {
+        _numbered(name, index): TensorSpec("float32", ("batch", *map(int, shape[1:])))
+        for name in (_POSITIVE, _NEGATIVE)
+        for index, shape in enumerate(shapes)
+    }
     component = Component(
         _NAME,
         "image_encoder",
         {"image": TensorSpec("float32", ("batch", 3, size, size))},
-        {"image_embeds": TensorSpec("float32", ("batch", 1, width))},
+        outputs,
     )
-    return Graph(component, _Encoder(pipe.image_encoder, pipe.feature_extractor))
+    return Graph(component, module)
 
 
 class _Scale:
@@ -119,56 +179,69 @@ class _Scale:
 
 
 class _Adapted(torch.nn.Module):
-    """A denoiser whose UNet is given the embedded picture.
+    """A denoiser whose UNet is given the pictures' tokens.
 
-    Inputs besides: `EMBEDS` [batch, 1, width] and `SCALE` [batch, 1].
+    Inputs besides: of each adapter `TOKENS` [batch, 1, tokens, width], and `SCALE` [batch, number
+    of adapters].
     """
 
-    def __init__(self, graph: Graph, unet: Any, inputs: Sequence[str]) -> None:
+    def __init__(self, graph: Graph, unet: Any, count: int, inputs: Sequence[str]) -> None:
         super().__init__()
         self.denoiser = graph.module
         self._unet = [unet]  # a part of the denoiser, not another one
         self._own = tuple(graph.component.inputs)
+        self._count = count
         self.forward: Callable[..., Any] = named(self._call, inputs)
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        tokens = [inputs[_numbered(TOKENS, index)] for index in range(self._count)]
+
         def look(
             _: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             known = given.get("added_cond_kwargs") or {}
-            return args, {**given, "added_cond_kwargs": {**known, "image_embeds": [inputs[EMBEDS]]}}
+            return args, {**given, "added_cond_kwargs": {**known, "image_embeds": tokens}}
 
         (unet,) = self._unet
         processors = [each for each in unet.attn_processors.values() if hasattr(each, "to_k_ip")]
         usual = [each.scale for each in processors]
         handle = unet.register_forward_pre_hook(look, with_kwargs=True)
+        unet.encoder_hid_proj.forward = _as_they_are  # the encoder has projected them
         try:
             for each in processors:
-                each.scale = [_Scale(inputs[SCALE])]
+                each.scale = [_Scale(inputs[SCALE][:, index]) for index in range(self._count)]
             made: tuple[torch.Tensor, ...] = self.denoiser(**{n: inputs[n] for n in self._own})
             return made
         finally:
             handle.remove()
+            del unet.encoder_hid_proj.forward
             for each, scale in zip(processors, usual, strict=True):
                 each.scale = scale
 
 
-def _adapted(graph: Graph, unet: Any, encoder: Graph) -> Graph:
+def _as_they_are(tokens: list[torch.Tensor]) -> list[torch.Tensor]:
+    return tokens
+
+
+def _adapted(graph: Graph, unet: Any, encoder: Graph, count: int) -> Graph:
+    made = encoder.component.outputs
     inputs = {
         **graph.component.inputs,
-        EMBEDS: encoder.component.outputs["image_embeds"],
-        SCALE: TensorSpec("float32", ("batch", 1)),
+        **{_numbered(TOKENS, i): made[_numbered(_POSITIVE, i)] for i in range(count)},
+        SCALE: TensorSpec("float32", ("batch", count)),
     }
     return replace(
         graph,
         component=structs.replace(graph.component, inputs=inputs),
-        module=_Adapted(graph, unet, list(inputs)),
+        module=_Adapted(graph, unet, count, list(inputs)),
     )
 
 
-def _probe_picture() -> Any:
-    """Bands of colour."""
+def _probe_pictures(count: int) -> Any:
+    """Bands of colour, turned for each further adapter."""
     from PIL import Image
 
     bands = Image.linear_gradient("L")
-    return Image.merge("RGB", [bands, bands.rotate(90), bands.rotate(180)])
+    first = Image.merge("RGB", [bands, bands.rotate(90), bands.rotate(180)])
+    made = [first.rotate(90 * index) for index in range(count)]
+    return made if count > 1 else first

@@ -13,6 +13,7 @@ import torch
 from msgspec import structs
 
 from exporter.families import Description, Graph, Offer, trained_tasks
+from exporter.families.depth import depth_to_image
 from exporter.families.text_to_image import Scaling, encoder_graph
 from exporter.families.trained_tasks import IMAGE, MASK, Trained
 from exporter.signatures import named
@@ -86,6 +87,8 @@ def _trained(
         made = trained_tasks.instruct_pix2pix(pipe, description.guidance)
     elif kind.endswith("UpscalePipeline"):
         made = trained_tasks.upscaling(pipe)
+    elif kind.endswith("Depth2ImgPipeline"):
+        made = depth_to_image(pipe, _needed(encoder, kind), strengths[IMAGE_TO_IMAGE])
     elif getattr(pipe.config, "requires_aesthetics_score", False):
         made = Trained(image_to_image(_needed(encoder, kind), strengths[IMAGE_TO_IMAGE]), {})
     elif found != channels and INPAINTING in strengths:

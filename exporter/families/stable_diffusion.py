@@ -11,6 +11,7 @@ from exporter.families import Description, Graph, TextInput, is_uneven, latents_
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
+from exporter.families.t2i_adapter import with_t2i_adapters
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     Scaling,
@@ -151,4 +152,5 @@ def describe(pipe: Any) -> Description:
     )
     strengths = _STRENGTHS.get(kind, _USUAL_STRENGTHS)
     description = with_picture_tasks(pipe, description, strengths, scaling)
-    return with_controlnets(pipe, with_ip_adapter(pipe, description))
+    description = with_controlnets(pipe, with_ip_adapter(pipe, description))
+    return with_t2i_adapters(pipe, description)

@@ -11,6 +11,7 @@ from exporter.families import Description, Graph, TextInput, is_uneven, latents_
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
+from exporter.families.t2i_adapter import with_t2i_adapters
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     Scaling,
@@ -171,7 +172,8 @@ def describe(pipe: Any) -> Description:
         ),
     )
     description = with_picture_tasks(pipe, description, _STRENGTHS, scaling)
-    return with_controlnets(pipe, with_ip_adapter(pipe, description))
+    description = with_controlnets(pipe, with_ip_adapter(pipe, description))
+    return with_t2i_adapters(pipe, description)
 
 
 def _text_encoders(pipe: Any) -> tuple[tuple[TextInput, ...], list[Graph]]:

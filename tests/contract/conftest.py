@@ -22,6 +22,7 @@ TASKS = {
 }
 # By pipeline, where not all default schedulers are tried.
 SCHEDULERS = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
+SCHEDULERS["depth"] = ["ddim"]
 
 
 @pytest.fixture(scope="session")

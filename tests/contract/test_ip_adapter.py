@@ -25,35 +25,47 @@ from tests.pictures import BACKENDS, CALL, assert_same, picture
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def adapter(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A function: name of a tiny pipeline → the file of an adapter for it."""
+# Name → its pipeline, and its adapters' kinds in their order.
+ADAPTED = {
+    "sd": ("sd", ["adapter"]),
+    "sdxl": ("sdxl", ["adapter"]),
+    "sd-plus": ("sd", ["adapter", "plus"]),
+    "sdxl-plus": ("sdxl", ["plus", "adapter"]),
+}
 
-    def get(name: str) -> Path:
-        folder = KEPT / "ip-adapters" / name
+
+@pytest.fixture(scope="module")
+def adapter(pipeline_folder: Callable[[str], Path]) -> Callable[..., Path]:
+    """A function: name of a tiny pipeline and a kind → the file of an adapter for it."""
+
+    def get(name: str, kind: str = "adapter") -> Path:
+        folder = KEPT / "ip-adapters" / f"{name}-2"
         with one_at_a_time(f"ip-adapter-{name}"):
-            if not (folder / "adapter.safetensors").exists():
+            if not (folder / f"{kind}.safetensors").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 unet = DiffusionPipeline.from_pretrained(pipeline_folder(name)).unet
-                tiny.ip_adapter(unet, folder)
-        return folder / "adapter.safetensors"
+                tiny.ip_adapter(unet, folder, kind=kind)
+        return folder / f"{kind}.safetensors"
 
     return get
 
 
 @pytest.fixture(scope="module")
 def adapted(
-    pipeline_folder: Callable[[str], Path], adapter: Callable[[str], Path]
+    pipeline_folder: Callable[[str], Path], adapter: Callable[..., Path]
 ) -> Callable[[str], Path]:
+    """A function: name in `ADAPTED` → its bundle."""
+
     def get(name: str) -> Path:
+        source, kinds = ADAPTED[name]
         folder = KEPT / "bundles" / f"{name}-ip-adapter"
         with one_at_a_time(f"bundle-{name}-ip-adapter"):
             export(
-                pipeline_folder(name),
+                pipeline_folder(source),
                 folder,
                 targets=["onnx", "openvino"],
-                tasks=["image-to-image"],
-                ip_adapter=adapter(name),
+                tasks=["image-to-image"] if name == "sd" else [],
+                ip_adapter=[adapter(source, kind) for kind in kinds],
                 schedulers=["ddim"],
                 steps=[STEPS],
                 overwrite=True,
@@ -65,16 +77,21 @@ def adapted(
 
 @pytest.fixture(scope="module")
 def theirs(
-    pipeline_folder: Callable[[str], Path], adapter: Callable[[str], Path]
+    pipeline_folder: Callable[[str], Path], adapter: Callable[..., Path]
 ) -> Callable[..., Any]:
     loaded: dict[str, Any] = {}
 
     def get(name: str, auto: Any = None) -> Any:
         if name not in loaded:
-            file = adapter(name)
+            source, kinds = ADAPTED[name]
+            files = [adapter(source, kind) for kind in kinds]
             with quiet_loading():
-                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(name))
-                pipe.load_ip_adapter(str(file.parent), subfolder="", weight_name=file.name)
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(source))
+                pipe.load_ip_adapter(
+                    [str(file.parent) for file in files],
+                    subfolder="",
+                    weight_name=[file.name for file in files],
+                )
             loaded[name] = pipe
         pipe = loaded[name] if auto is None else auto.from_pipe(loaded[name])
         pipe.set_progress_bar_config(disable=True)
@@ -83,7 +100,7 @@ def theirs(
     return get
 
 
-def check(pipe: Any, original: Any, scale: float = 1.0, **call: Any) -> None:
+def check(pipe: Any, original: Any, scale: Any = 1.0, **call: Any) -> None:
     given = {**CALL, "num_inference_steps": STEPS, **call}
     original.set_ip_adapter_scale(scale)
     expected = []
@@ -98,13 +115,44 @@ def check(pipe: Any, original: Any, scale: float = 1.0, **call: Any) -> None:
 
 @pytest.mark.support(family="name", task="IP-Adapter", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", ADAPTED)
 def test_a_picture_to_look_at(
     name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
 ) -> None:
+    """Of several adapters each alone too: the other's scale is 0."""
+    several = len(ADAPTED[name][1]) > 1
+    pictures = [picture(70, 50), picture(30, 50, 40)] if several else picture(70, 50)
+    scales: list[Any] = [[1.0, 1.0], [0.7, 0.0], [0.0, 0.6]] if several else [1.0, 0.4]
     with latentc.load(adapted(name), backend=backend) as pipe:
-        check(pipe, theirs(name), ip_adapter_image=picture(70, 50))
-        check(pipe, theirs(name), 0.4, ip_adapter_image=picture(30, 50), num_images_per_prompt=2)
+        for scale in scales:
+            check(pipe, theirs(name), scale, ip_adapter_image=pictures)
+        check(pipe, theirs(name), scales[0], ip_adapter_image=pictures, num_images_per_prompt=2)
+        check(pipe, theirs(name), scales[0], ip_adapter_image=pictures, guidance_scale=1.0)
+
+
+def test_no_picture_is_not_nothing(adapted: Callable[[str], Path]) -> None:
+    """What is guided away from: tokens of no picture, which are not zeros."""
+    manifest = Manifest.load(adapted("sd-plus"))
+    runs = manifest.tasks[0].preparations
+    assert [run.component for run in runs] == ["ip_image_encoder"] * 2
+    assert [run.others for run in runs] == [
+        {"negative": "ip_adapter_tokens"},
+        {"negative_2": "ip_adapter_tokens_2"},
+    ]
+    shapes = [manifest.component("denoiser").inputs[f"ip_adapter_tokens{n}"] for n in ("", "_2")]
+    assert [each.shape[2] for each in shapes] == [4, 6]
+    with (
+        latentc.load(adapted("sd-plus"), backend="onnxruntime") as pipe,
+        pipe.sessions.using("ip_image_encoder") as session,
+    ):
+        grey, black = (
+            session.run({"image": np.full((1, 3, 32, 32), value, np.float32)})
+            for value in (0.5, 0.0)
+        )
+    for name in ("negative", "negative_2"):
+        assert np.array_equal(grey[name], black[name])
+        assert np.abs(grey[name]).max() > 0.1
+    assert not np.array_equal(grey["tokens_2"], black["tokens_2"])
 
 
 def test_beside_other_pictures(adapted: Callable[[str], Path], theirs: Any) -> None:
@@ -130,7 +178,7 @@ def test_what_went_in(adapted: Callable[[str], Path]) -> None:
 
 def test_bad_input(
     adapted: Callable[[str], Path],
-    adapter: Callable[[str], Path],
+    adapter: Callable[..., Path],
     pipeline_folder: Callable[[str], Path],
     sd_bundle: Path,
     tmp_path: Path,
@@ -152,6 +200,17 @@ def test_bad_input(
         pipe("red", ip_adapter_image=picture(32, 32))
     with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no picture"):
         pipe("red")
+    with latentc.load(adapted("sd-plus"), backend="onnxruntime") as pipe:
+        for call, says in (
+            ({"ip_adapter_image": picture(32, 32)}, "expected a list of 2"),
+            ({"ip_adapter_image": [picture(32, 32)] * 3}, "expected a list of 2"),
+            (
+                {"ip_adapter_image": [picture(32, 32)] * 2, "ip_adapter_scale": [1, 2, 3]},
+                "takes 2 numbers",
+            ),
+        ):
+            with pytest.raises(InputError, match=says):
+                pipe.stream("red", **call)
 
 
 def test_the_command(adapted: Callable[[str], Path], tmp_path: Path) -> None:

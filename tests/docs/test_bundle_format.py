@@ -161,6 +161,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("tokenizers.0.file.sha256", "A" * 64),
     ("arguments.0.default", ["depth"]),
     ("vectors.0.arguments", ["unknown"]),
+    ("vectors.0.until", "unknown"),
+    ("vectors.0.until", "original_size"),
     ("guidance.single", "unknown"),
     ("guidance.scale", "unknown"),
     ("guidance.rescale", "unknown"),

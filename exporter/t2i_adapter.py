@@ -1,0 +1,105 @@
+"""T2I-Adapters for a pipeline that has none: models in folders or on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter import hub
+from exporter.ingredients import Ingredient
+from exporter.source import digest_folder, load_model, quiet_loading
+from runtimes.errors import SourceError, UnsupportedPipeline
+from runtimes.session import first_line
+
+_CONFIG = "config.json"
+_CLASS = "T2IAdapter"
+# Pipeline class → that of diffusers which takes adapters besides.
+_WITH = {
+    "StableDiffusionPipeline": "StableDiffusionAdapterPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLAdapterPipeline",
+}
+
+
+def find(asked: str) -> Ingredient:
+    """The folder of a T2I-Adapter, or ``OWNER/NAME`` on the Hub."""
+    path = Path(asked).expanduser()
+    here = path.exists()
+    folder = path if here else _download(asked)
+    try:
+        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SourceError(
+            f"{asked} is no T2I-Adapter: expected a folder with the {_CONFIG} of a diffusers model"
+        ) from None
+    if name != _CLASS:
+        raise SourceError(f"{asked} is no T2I-Adapter: it is a {name}")
+    own = path.resolve().name if here else asked
+    return Ingredient("t2i-adapter", own, folder, digest_folder(folder, None))
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    """The UNet takes the features."""
+    return ("unet",)
+
+
+def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    """A component for each."""
+    from exporter.families.t2i_adapter import NAME
+
+    return {
+        NAME if index == 0 else f"{NAME}_{index + 1}": each.sha256
+        for index, each in enumerate(ingredients)
+    }
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
+    """The pipeline of the same parts that takes them, in the order in which they were given."""
+    import diffusers
+
+    from exporter.families.t2i_adapter import features_of
+
+    names = ", ".join(each.id for each in ingredients)
+    _check(pipe, names)
+    with quiet_loading():
+        adapters = [load_model(diffusers.T2IAdapter, each.path, None) for each in ingredients]
+        try:
+            made = getattr(diffusers, _WITH[type(pipe).__name__]).from_pipe(
+                pipe, adapter=diffusers.MultiAdapter(adapters) if adapters[1:] else adapters[0]
+            )
+        except Exception as error:
+            raise SourceError(
+                f"{type(pipe).__name__} does not take {names}: {first_line(error)}"
+            ) from error
+    try:
+        features_of(made)
+    except UnsupportedPipeline as error:
+        raise SourceError(f"the T2I-Adapter {names} is for another family: {error}") from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _check(pipe: Any, names: str) -> None:
+    """Refuse pipelines that diffusers has none like, with adapters."""
+    kind = type(pipe).__name__
+    if kind not in _WITH:
+        raise SourceError(
+            f"{kind} takes no T2I-Adapter ({names}); those that do: {', '.join(_WITH)}"
+        )
+    if hasattr(getattr(pipe.unet, "encoder_hid_proj", None), "image_projection_layers"):
+        raise SourceError(
+            f"a T2I-Adapter ({names}) together with an IP-Adapter is not supported: give one of "
+            "them"
+        )
+
+
+def _download(asked: str) -> Path:
+    def get() -> str:
+        import huggingface_hub
+
+        return str(
+            huggingface_hub.snapshot_download(asked, allow_patterns=["*.json", "*.safetensors"])
+        )
+
+    return hub.fetch(asked, "T2I-Adapter", "folder", get)

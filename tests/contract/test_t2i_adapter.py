@@ -1,0 +1,328 @@
+"""T2I-Adapters, which run once for a call: the same as diffusers' pipelines for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    HeunDiscreteScheduler,
+    MultiAdapter,
+    PNDMScheduler,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionXLAdapterPipeline,
+    T2IAdapter,
+)
+from PIL import Image
+
+import latentc
+from exporter.capture import capture, example_inputs, symbol_values
+from exporter.compile import export
+from exporter.families import family_of
+from exporter.families.t2i_adapter import Adapter, Feature, _unpacked
+from exporter.source import load, quiet_loading, resolve
+from exporter.step_cache import split
+from latentc.cli import run as command
+from runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from runtimes.manifest import Manifest
+from tests import tiny
+from tests.conftest import KEPT, one_at_a_time
+from tests.pictures import BACKENDS, CALL, assert_same, picture
+
+STEPS = 4
+# Bundle → its pipeline, and of each adapter the kind and the picture's channels.
+ADAPTED: dict[str, tuple[str, list[tuple[str, int]]]] = {
+    "sd-blocks": ("sd-blocks", [("full_adapter", 1)]),
+    "sd-blocks-two": ("sd-blocks", [("full_adapter", 1), ("full_adapter", 3)]),
+    "sdxl": ("sdxl", [("full_adapter_xl", 3)]),
+}
+SAVED = "sd-blocks"
+# What a number of adapters costs another export for is tried on one engine.
+TARGETS = {"sd-blocks-two": ["onnx"]}
+CASES = [(n, b) for n in ADAPTED for b in BACKENDS if n not in TARGETS or b == "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """A function: name in `ADAPTED` → folders of its adapters."""
+
+    def make(name: str) -> list[Path]:
+        folders = []
+        for index, (kind, channels) in enumerate(ADAPTED[name][1]):
+            folder = KEPT / "t2i-adapters" / f"{kind}-{channels}-{index}"
+            with one_at_a_time(f"t2i-adapter-{kind}-{channels}-{index}"):
+                if not (folder / "config.json").exists():
+                    tiny.t2i_adapter(kind, 30 + index, channels).save_pretrained(folder)
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    pipeline_folder: Callable[[str], Path], adapters: Callable[[str], list[Path]]
+) -> Callable[[str], Any]:
+    loaded: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in loaded:
+            cls = StableDiffusionXLAdapterPipeline if name == "sdxl" else None
+            with quiet_loading():
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(ADAPTED[name][0]))
+                models = [T2IAdapter.from_pretrained(folder) for folder in adapters(name)]
+                loaded[name] = (cls or StableDiffusionAdapterPipeline).from_pipe(
+                    pipe, adapter=MultiAdapter(models) if len(models) > 1 else models[0]
+                )
+            loaded[name].set_progress_bar_config(disable=True)
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def adapted(
+    pipeline_folder: Callable[[str], Path],
+    adapters: Callable[[str], list[Path]],
+    theirs: Callable[[str], Any],
+) -> Callable[[str], Path]:
+    """A function: name in `ADAPTED` → its bundle. One is of a folder that was saved with its
+    adapter."""
+
+    def get(name: str) -> Path:
+        folder = KEPT / "bundles" / f"{name}-t2i-adapter"
+        own = KEPT / "t2i-adapters" / "saved"
+        with one_at_a_time(f"bundle-{name}-t2i-adapter"):
+            if name == SAVED:
+                with quiet_loading():
+                    theirs(name).save_pretrained(own)
+            export(
+                own if name == SAVED else pipeline_folder(ADAPTED[name][0]),
+                folder,
+                targets=TARGETS.get(name, ["onnx", "openvino"]),
+                t2i_adapter=() if name == SAVED else adapters(name),
+                schedulers=["pndm", "heun"] if name == "sdxl" else [],
+                steps=[STEPS],
+                overwrite=True,
+            )
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def ours(adapted: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
+    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
+
+    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
+        if (name, backend) not in loaded:
+            loaded[name, backend] = latentc.load(adapted(name), backend=backend)
+        return loaded[name, backend]
+
+    yield get
+    for pipe in loaded.values():
+        pipe.close()
+
+
+def shown(name: str, seed: int = 0) -> Any:
+    """A picture for each adapter, as diffusers wants it."""
+    kinds = ADAPTED[name][1]
+    made = [picture(48, 32, seed + 30 * index) for index in range(len(kinds))]
+    made = [p.convert("L") if kind[1] == 1 else p for p, kind in zip(made, kinds, strict=True)]
+    return made if len(made) > 1 else made[0]
+
+
+def check(ours: Any, theirs: Any, name: str, backend: str = "onnxruntime", **call: Any) -> None:
+    pipe, scheduler, expected = theirs(name), call.pop("scheduler", None), []
+    given = {**CALL, "image": shown(name), "num_inference_steps": STEPS, **call}
+    usual = pipe.scheduler
+    if scheduler is not None:
+        pipe.scheduler = scheduler[1].from_config(usual.config)
+    for kind in ("latent", "np"):
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(7)
+            found = pipe(generator=generator, output_type=kind, **given).images
+        expected.append(found.numpy() if kind == "latent" else found)
+    pipe.scheduler = usual
+    named = {} if scheduler is None else {"scheduler": scheduler[0]}
+    assert_same(ours(name, backend)(**given, **named, seed=7, output_type="np"), *expected)
+
+
+@pytest.mark.support(family="name", task="T2I-Adapter", target="backend")
+@pytest.mark.parametrize(("name", "backend"), CASES)
+def test_the_same_as_diffusers(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    scale: Any = [0.8, 1.3] if name == "sd-blocks-two" else 0.8
+    check(ours, theirs, name, backend, adapter_conditioning_scale=scale)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.6])
+def test_a_share_of_the_steps(share: float, ours: Any, theirs: Any) -> None:
+    check(ours, theirs, "sdxl", adapter_conditioning_factor=share)
+
+
+@pytest.mark.parametrize("scheduler", [("pndm", PNDMScheduler), ("heun", HeunDiscreteScheduler)])
+@pytest.mark.parametrize("share", [1.0, 0.7])
+def test_shares_count_steps_not_evaluations(
+    share: float, scheduler: tuple[str, Any], ours: Any, theirs: Any
+) -> None:
+    """These schedulers evaluate more often than there are steps, and diffusers stops before."""
+    check(ours, theirs, "sdxl", scheduler=scheduler, adapter_conditioning_factor=share)
+
+
+def test_several_pictures(ours: Any, theirs: Any) -> None:
+    call = {"negative_prompt": "blue", "num_images_per_prompt": 2}
+    check(ours, theirs, "sdxl", **call, adapter_conditioning_factor=0.5)
+    check(ours, theirs, "sdxl", guidance_scale=1.0)
+    two = {"prompt": ["red", "blue"], "image": [shown("sd-blocks"), shown("sd-blocks", 50)]}
+    check(ours, theirs, "sd-blocks", **two)
+    check(ours, theirs, "sd-blocks", **two, num_images_per_prompt=2)
+
+
+def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None:
+    """The guidance's window, low memory, a scale of zero, coloured pictures for a grey adapter."""
+    call = {**CALL, "image": shown("sdxl"), "num_inference_steps": STEPS, "seed": 5}
+    call |= {"output_type": "latent", "adapter_conditioning_factor": 0.5, "guidance_stop": 0.5}
+    expected = ours("sdxl")(**call).latents
+    with latentc.load(adapted("sdxl"), backend="onnxruntime", low_memory=True) as pipe:
+        assert np.array_equal(pipe(**call).latents, expected)
+    off = {**call, "guidance_stop": None, "adapter_conditioning_factor": None}
+    none = ours("sdxl")(**off, adapter_conditioning_scale=0.0).latents
+    other = {**off, "image": shown("sdxl", 50)}
+    assert np.array_equal(ours("sdxl")(**other, adapter_conditioning_scale=0.0).latents, none)
+    assert not np.array_equal(ours("sdxl")(**off).latents, none)
+    grey = {**CALL, "num_inference_steps": STEPS, "seed": 5, "output_type": "latent"}
+    colours = picture(48, 32)
+    one, same = (
+        ours("sd-blocks")(**grey, image=each).latents for each in (colours, colours.convert("L"))
+    )
+    assert np.abs(one - same).max() < 0.05 * np.abs(one).max()
+
+
+def test_features_travel_whole() -> None:
+    """Of a light adapter too, with channels that do not fill the larger picture's."""
+    torch.manual_seed(0)
+    adapter = T2IAdapter(3, [10, 18], 1, 2, "light_adapter")
+    features = (Feature(10, 1), Feature(18, 2), Feature(18, 4))
+    image = torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = adapter(image)
+        (packed,) = Adapter(adapter, features)(image)
+    assert packed.shape == (2, 10 + 5 + 2, 16, 24)
+    for found, wanted in zip(_unpacked(packed, features), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_steps_can_be_cached(
+    pipeline_folder: Callable[[str], Path], adapters: Callable[[str], list[Path]]
+) -> None:
+    """The denoiser's shallow part needs nothing of the adapters."""
+    asked = {"t2i-adapter": [str(folder) for folder in adapters("sd-blocks-two")]}
+    source = resolve(pipeline_folder("sd-blocks"), asked=asked)
+    halves = split(family_of(source.pipeline_class).describe(load(source)))
+    (shallow,) = (each for each in halves.graphs if each.component.role == "shallow")
+    assert not any(name.startswith("adapter") for name in shallow.component.inputs)
+    symbols = symbol_values(halves, traced=True)
+    inputs = example_inputs(shallow, symbol_values(halves, traced=False))
+    (made,) = capture(shallow, halves.latents.multiple, symbols).module()(**inputs)
+    with torch.no_grad():
+        (expected,) = shallow.module(**inputs)
+    assert torch.equal(made, expected)
+
+
+def test_a_pipeline_that_has_one(
+    adapted: Callable[[str], Path], theirs: Any, tmp_path: Path
+) -> None:
+    """Saved as diffusers' pipeline for adapters."""
+    manifest = Manifest.load(adapted(SAVED))
+    assert manifest.source.pipeline_class == "StableDiffusionAdapterPipeline"
+    assert [each.name for each in manifest.image_encoders()] == ["t2i_adapter"]
+    with quiet_loading():
+        theirs("sd-blocks-two").save_pretrained(tmp_path / "two")
+    with pytest.raises(UnsupportedPipeline, match="give each with --t2i-adapter"):
+        export(tmp_path / "two", tmp_path / "c")
+
+
+def test_what_went_in(adapted: Callable[[str], Path]) -> None:
+    manifest = Manifest.load(adapted("sd-blocks-two"))
+    assert [each.kind for each in manifest.source.ingredients] == ["t2i-adapter"] * 2
+    assert list(manifest.tasks[0].pictures) == ["image[0]", "image[1]"]
+    assert [e.name for e in manifest.image_encoders()] == ["t2i_adapter", "t2i_adapter_2"]
+    assert all(build.verification and build.verification.passed for build in manifest.builds)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "says"),
+    [
+        ("sdxl", {}, "gives no picture; this bundle takes 'image'"),
+        ("sdxl", {"image": "x.png"}, "expected a Pillow image"),
+        ("sdxl", {"image": picture(48, 32), "strength": 0.5}, "no use for strength"),
+        (
+            "sdxl",
+            {"image": picture(48, 32), "adapter_conditioning_factor": 1.5},
+            "'adapter_conditioning_factor' must be from 0 to 1",
+        ),
+        ("sd-blocks-two", {"image": picture(48, 32)}, "expected a list of 2"),
+        (
+            "sd-blocks-two",
+            {"image": [picture(48, 32)] * 2, "adapter_conditioning_scale": [1, 2, 3]},
+            "takes 2 numbers",
+        ),
+    ],
+)
+def test_bad_input(name: str, call: dict[str, Any], says: str, ours: Any) -> None:
+    with pytest.raises(InputError, match=says):
+        ours(name).stream("red", **call)
+
+
+def test_bad_sources(
+    pipeline_folder: Callable[[str], Path], adapters: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    adapter = adapters("sd-blocks")[0]
+    for pipeline, given, says in (
+        ("sdxl", adapter, "is for another family: .* 16 channels at 1/1, 32 channels at 1/2 does"),
+        ("lcm", adapter, "takes no T2I-Adapter"),
+        ("unconditional", adapter, "takes no T2I-Adapter"),
+        ("sd-blocks", pipeline_folder("sd") / "vae", "it is a AutoencoderKL"),
+        ("sd-blocks", tmp_path, "is no T2I-Adapter"),
+        ("sd-blocks", tmp_path / "none", "no such T2I-Adapter"),
+    ):
+        with pytest.raises(SourceError, match=says):
+            export(pipeline_folder(pipeline), tmp_path / "b", t2i_adapter=given)
+    with pytest.raises(UnsupportedPipeline, match="has no task image-to-image"):
+        export(
+            pipeline_folder("sd-blocks"),
+            tmp_path / "b",
+            t2i_adapter=adapter,
+            tasks=["image-to-image"],
+        )
+    unet = DiffusionPipeline.from_pretrained(pipeline_folder("sd-blocks")).unet
+    (tmp_path / "looks").mkdir()
+    looks = tiny.ip_adapter(unet, tmp_path / "looks")
+    lines = tmp_path / "lines"
+    tiny.controlnet(unet, 10).save_pretrained(lines)
+    for beside, says in (
+        ({"ip_adapter": looks}, "together with an IP-Adapter is not supported"),
+        ({"controlnet": lines}, "StableDiffusionControlNetPipeline takes no T2I-Adapter"),
+    ):
+        with pytest.raises(SourceError, match=says):
+            export(pipeline_folder("sd-blocks"), tmp_path / "b", t2i_adapter=adapter, **beside)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_command(adapted: Callable[[str], Path], tmp_path: Path) -> None:
+    for index, each in enumerate(shown("sd-blocks-two")):
+        each.save(tmp_path / f"{index}.png")
+    given = [word for i in range(2) for word in ("--image", str(tmp_path / f"{i}.png"))]
+    start = ["generate", str(adapted("sd-blocks-two")), "red", "--steps", str(STEPS)]
+    out = ["-o", str(tmp_path / "o.png")]
+    assert command([*start, *given, *out, "--arg", "adapter_conditioning_scale=1,0.5"]) == 0
+    with Image.open(tmp_path / "o.png") as made:
+        assert made.size == (48, 32)
+    (tmp_path / "o.png").unlink()
+    assert command([*start, *given[:2], *out]) == 2
+    assert not (tmp_path / "o.png").exists()
