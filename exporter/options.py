@@ -44,7 +44,7 @@ _CAPTURE_CODE = (
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
-    "exporter.families.transformer_parts",
+    *("exporter.families.transformer_parts", "exporter.families.flow_pictures"),
 )
 
 

@@ -200,7 +200,7 @@ class Request:
         steps = self.num_inference_steps
         if self.task.strength is None:
             return 0
-        kept = min(int(steps * self.strength), steps)
+        kept = self.task.kept(steps, self.strength)
         if kept < 1:
             raise InputError(
                 f"strength {self.strength:g} of {steps} steps leaves none: give more steps, or a "

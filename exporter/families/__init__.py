@@ -33,9 +33,11 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionXLInstructPix2PixPipeline": "stable_diffusion_xl",
     "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "StableDiffusion3Img2ImgPipeline": "stable_diffusion_3",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
     "FluxPipeline": "flux",
+    "FluxImg2ImgPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -49,9 +51,11 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionXLImg2ImgPipeline": ("image-to-image",),
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
     "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
+    "StableDiffusion3Img2ImgPipeline": ("image-to-image",),
+    "FluxImg2ImgPipeline": ("image-to-image",),
 }
 # Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
-EVEN_SIGMAS = ("FluxPipeline",)
+EVEN_SIGMAS = ("FluxPipeline", "FluxImg2ImgPipeline")
 
 
 @dataclass(frozen=True)

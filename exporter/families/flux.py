@@ -1,5 +1,5 @@
-"""FLUX.1 text-to-image, dev (guidance as an input) and schnell: CLIP's pooled state, T5's states,
-and a transformer over patches of latents with rotary positions."""
+"""FLUX.1, dev (guidance as an input) and schnell: CLIP's pooled state, T5's states, and a
+transformer over patches of latents with rotary positions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families.flow_pictures import with_picture_tasks
+from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     decoder_graph,
@@ -33,6 +35,7 @@ COMPONENTS = {
     "vae_decoder": ("vae",),
 }
 _GUIDANCE_SCALE = 3.5
+_OF_PICTURES = 7.0  # of calls with a picture
 _SCALE = "guidance_scale"
 _STEPS = 28
 _T5_LENGTH = 512  # max_sequence_length of the pipeline's call
@@ -188,7 +191,8 @@ def describe(pipe: Any) -> Description:
         Denoiser(pipe.transformer),
     )
     factor = vae_factor(pipe.vae)
-    return Description(
+    run = made_from_text(pipe)
+    description = Description(
         task=Task("text-to-image"),
         graphs=(text_encoder, text_encoder_2, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, _MAXIMUM),
@@ -202,7 +206,7 @@ def describe(pipe: Any) -> Description:
         num_inference_steps=_STEPS,
         resizable=True,
         denoiser=pipe.transformer,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
@@ -212,3 +216,4 @@ def describe(pipe: Any) -> Description:
         timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),
     )
+    return with_picture_tasks(pipe, description, {_SCALE: (_OF_PICTURES,)} if told else {})
