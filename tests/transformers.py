@@ -11,7 +11,7 @@ from tests.conftest import KEPT, one_at_a_time
 
 STEPS = 4
 _BOTH = {"targets": ("onnx", "openvino")}
-_PICTURES = {"tasks": ("image-to-image",)}
+_PICTURES = {"tasks": ("image-to-image", "inpainting")}
 # Per bundle: the pipeline, and what it is exported with.
 BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pixart-alpha": ("pixart-alpha", _BOTH),

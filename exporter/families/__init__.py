@@ -34,10 +34,12 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
     "StableDiffusion3Img2ImgPipeline": "stable_diffusion_3",
+    "StableDiffusion3InpaintPipeline": "stable_diffusion_3",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
     "FluxPipeline": "flux",
     "FluxImg2ImgPipeline": "flux",
+    "FluxInpaintPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -52,10 +54,12 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
     "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
     "StableDiffusion3Img2ImgPipeline": ("image-to-image",),
+    "StableDiffusion3InpaintPipeline": ("inpainting",),
     "FluxImg2ImgPipeline": ("image-to-image",),
+    "FluxInpaintPipeline": ("inpainting",),
 }
 # Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
-EVEN_SIGMAS = ("FluxPipeline", "FluxImg2ImgPipeline")
+EVEN_SIGMAS = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from exporter.families import Description, Graph, Offer
-from exporter.families.pictures import IMAGE_TO_IMAGE
+from msgspec import structs
+
+from exporter.families import Description, Offer
+from exporter.families.pictures import blended_inpainting, image_to_image
 from exporter.families.text_to_image import Scaling, encoder_graph
-from exporter.families.trained_tasks import IMAGE
-from runtimes.tasks import START, Feed, Preparation, Task
 
 _STRENGTH = 0.6  # of the pipelines' calls
 
@@ -29,17 +29,14 @@ def with_picture_tasks(
     encoder = encoder_graph(pipe.vae, Scaling.shifted(pipe.vae))
     if encoder is None:
         return description
-    return replace(description, offers=(_image_to_image(encoder, dict(defaults or {})),))
+    offers = (image_to_image(encoder, _STRENGTH), blended_inpainting(encoder, _STRENGTH))
+    return replace(description, offers=tuple(_own(each, dict(defaults or {})) for each in offers))
 
 
-def _image_to_image(encoder: Graph, defaults: dict[str, tuple[float, ...]]) -> Offer:
-    start = Preparation(encoder.component.name, {"image": Feed(IMAGE)}, {"latents": START})
-    task = Task(
-        IMAGE_TO_IMAGE,
-        {IMAGE: "image"},
-        (start,),
-        strength=_STRENGTH,
-        rounds="up",
-        defaults=defaults,
+def _own(offer: Offer, defaults: dict[str, tuple[float, ...]]) -> Offer:
+    """The offer of a UNet's pipeline as these have it."""
+    runs = tuple(structs.replace(each, each=False) for each in offer.task.preparations)
+    task = structs.replace(
+        offer.task, preparations=runs, size_of=None, rounds="up", defaults=defaults
     )
-    return Offer(task, (encoder,))
+    return replace(offer, task=task)

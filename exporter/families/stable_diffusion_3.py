@@ -37,7 +37,11 @@ COMPONENTS = {
 OPTIONAL = {"text_encoder_3": ("text_encoder_3", "tokenizer_3")}
 _GUIDANCE_SCALE = 7.0
 # Of the pipelines' calls.
-_STEPS = {"StableDiffusion3Pipeline": 28, "StableDiffusion3Img2ImgPipeline": 50}
+_STEPS = {
+    "StableDiffusion3Pipeline": 28,
+    "StableDiffusion3Img2ImgPipeline": 50,
+    "StableDiffusion3InpaintPipeline": 50,
+}
 _T5_LENGTH = 256  # max_sequence_length of the pipeline's call
 _MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
 

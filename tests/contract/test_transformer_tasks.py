@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,18 +17,22 @@ import torch
 
 import latentc
 from exporter.compile import export
+from exporter.families import CLASS_TASKS, family_of
 from exporter.source import quiet_loading
+from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
-from tests.pictures import BACKENDS, assert_same, picture
+from tests.pictures import BACKENDS, assert_same, mask, picture
 from tests.transformers import STEPS, exported
 
 SEED = 7
 PIPELINES = {"sd3": "sd3-shifted", "flux-dev": "flux-dev"}
 CLASSES = {
     ("sd3", "image-to-image"): "StableDiffusion3Img2ImgPipeline",
+    ("sd3", "inpainting"): "StableDiffusion3InpaintPipeline",
     ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
+    ("flux-dev", "inpainting"): "FluxInpaintPipeline",
 }
 SIZES = {"sd3": {"height": 24, "width": 40}, "flux-dev": {"height": 48, "width": 80}}
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
@@ -70,18 +75,24 @@ def theirs(pipeline_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
 
 def reference(pipe: Any, seed: int | list[int] = SEED, **call: Any) -> tuple[Any, Any]:
     """Final latents [batch, channels, height, width], and pictures from 0 to 1."""
-    each = [torch.Generator().manual_seed(one) for one in np.atleast_1d(seed).tolist()]
+
+    def run(output_type: str) -> Any:
+        each = [torch.Generator().manual_seed(one) for one in np.atleast_1d(seed).tolist()]
+        generator = each if isinstance(seed, list) else each[0]
+        with torch.no_grad():
+            return pipe(**call, generator=generator, output_type=output_type).images
+
+    latents = run("latent")
+    if hasattr(pipe, "_unpack_latents"):
+        size = call["height"], call["width"]
+        latents = pipe._unpack_latents(latents, *size, pipe.vae_scale_factor)
+    if type(pipe).__name__ != CLASSES["sd3", "inpainting"]:
+        return latents.numpy(), run("np")
+    # It leaves out the VAE's shift, which the other pipelines of this model add.
     with torch.no_grad():
-        latents = pipe(
-            **call, generator=each if isinstance(seed, list) else each[0], output_type="latent"
-        ).images
-        if hasattr(pipe, "_unpack_latents"):
-            size = call["height"], call["width"]
-            latents = pipe._unpack_latents(latents, *size, pipe.vae_scale_factor)
         config = pipe.vae.config
         image = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor)[0]
-        images = pipe.image_processor.postprocess(image, output_type="np")
-    return latents.numpy(), images
+    return latents.numpy(), pipe.image_processor.postprocess(image, output_type="np")
 
 
 def given(name: str, **more: Any) -> dict[str, Any]:
@@ -162,6 +173,65 @@ def test_latents_in_the_place_of_a_picture(ours: Any, theirs: Any) -> None:
     assert relative_l2(found.latents, expected) <= 1e-4
 
 
+# A part of a picture
+
+
+def with_mask(name: str, **more: Any) -> dict[str, Any]:
+    size = SIZES[name]
+    return given(name, **{"mask_image": mask(size["width"], size["height"]), **more})
+
+
+@pytest.mark.support(family="name", task="inpainting", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    call = with_mask(name)
+    latents, images = reference(theirs(name, "inpainting"), **call)
+    result = ours(name, backend)(**call, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: Any) -> None:
+    """At another size; two pictures of one."""
+    size = {"height": 64, "width": 48}
+    call = with_mask(name, strength=strength, num_images_per_prompt=2, **size)
+    latents, images = reference(theirs(name, "inpainting"), **call)
+    assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
+    call = with_mask(name, num_images_per_prompt=2)
+    latents, images = reference(theirs(name, "inpainting"), [5, 9], **call)
+    assert_same(ours(name)(**call, seed=[5, 9], output_type="np"), latents, images)
+
+
+def test_what_stays(ours: Any) -> None:
+    """What is black in the mask has the picture's latents in the end, to the last bit."""
+    pipe, call = ours("flux-dev"), with_mask("flux-dev", seed=SEED, output_type="latent")
+    one, other = (pipe(**{**call, "prompt": text}).latents for text in ("blue", "a red circle"))
+    white = np.asarray(call["mask_image"])[::8, ::8] > 127
+    assert np.array_equal(one[..., ~white], other[..., ~white])
+    assert not np.array_equal(one[..., white], other[..., white])
+
+
+def test_a_part_of_a_large_picture(ours: Any, theirs: Any) -> None:
+    """What is around the mask is made anew in the asked size, and put back."""
+    call = with_mask("flux-dev", image=picture(120, 90), mask_image=mask(120, 90))
+    with torch.no_grad():
+        (expected,) = theirs("flux-dev", "inpainting")(
+            **call, padding_mask_crop=3, generator=torch.Generator().manual_seed(SEED)
+        ).images
+    (found,) = ours("flux-dev")(**call, padding_mask_crop=3, seed=SEED).images
+    assert found.size == expected.size == (120, 90)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
+
+
+# Pipelines that are saved for it
+
+
 def renamed(source: Path, target: Path, class_name: str) -> Path:
     """The pipeline's folder as diffusers saves it from another class of the same parts."""
     shutil.copytree(source, target)
@@ -190,3 +260,53 @@ def test_exports_of_the_class_itself(
     latents, images = reference(theirs(name, "image-to-image"), **call)
     with latentc.load(bundle) as pipe:
         assert_same(pipe(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sd3", 50), ("flux-dev", 28)])
+def test_inpainting_classes(
+    name: str, steps: int, pipeline_folder: Callable[[str], Path], theirs: Any
+) -> None:
+    """What is exported of them is what is exported of text-to-image with that task."""
+    pipe = theirs(name, "inpainting")
+    description = family_of(type(pipe).__name__).describe(pipe)
+    made = Manifest.load(exported(name, pipeline_folder))
+    assert CLASS_TASKS[type(pipe).__name__] == ("inpainting",)
+    assert {each.task.name: each.task for each in description.offers} == {
+        task.name: task for task in made.tasks[1:]
+    }
+    own = [graph.component for graph in description.graphs]
+    assert own == [each for each in made.components if each.role != "image_encoder"]
+    assert description.num_inference_steps == steps
+    options = {"num_inference_steps": 1, "generator": torch.Generator().manual_seed(1)}
+    images = description.call(prompt="a red circle", **SIZES[name], **options)
+    assert images.shape == (1, *SIZES[name].values(), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "options", "channels"),
+    [
+        (
+            "sd3",
+            diffusers.SD3Transformer2DModel,
+            {"in_channels": 33, "out_channels": 16, "sample_size": 16, "num_layers": 1},
+            "33 input and 16 output",
+        ),
+        (
+            "flux-dev",
+            diffusers.FluxTransformer2DModel,
+            {"in_channels": 384, "out_channels": 64, "num_layers": 1, "num_single_layers": 1},
+            "384 input and 64 output",
+        ),
+    ],
+)
+def test_denoisers_that_were_trained_for_masks(
+    name: str, model: Any, options: dict[str, Any], channels: str, theirs: Any
+) -> None:
+    pipe = theirs(name, "inpainting")
+    with torch.device("meta"):
+        transformer = model(attention_head_dim=8, num_attention_heads=2, **options)
+    other = SimpleNamespace(**{**pipe.components, "transformer": transformer})
+    with pytest.raises(UnsupportedPipeline, match=channels):
+        family_of(type(pipe).__name__).describe(other)
+    with pytest.raises(UnsupportedPipeline, match="'FluxFillPipeline' is not supported"):
+        family_of("FluxFillPipeline")
