@@ -60,6 +60,7 @@ TASKS = (
     "unconditional",
     "image-to-image",
     "inpainting",
+    "true guidance",
     "instruct-pix2pix",
     "upscaling",
     "ControlNet",

@@ -37,6 +37,7 @@ COMPONENTS = {
 _GUIDANCE_SCALE = 3.5
 _OF_PICTURES = 7.0  # of calls with a picture
 _SCALE = "guidance_scale"
+_TRUE_SCALE = "true_cfg_scale"
 _STEPS = 28
 _T5_LENGTH = 512  # max_sequence_length of the pipeline's call
 _PATCH = 2
@@ -148,6 +149,20 @@ def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
     return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"))
 
 
+def _true_guidance() -> Guidance:
+    """By a negative text, beside the scale that the transformer is told; off without such a text,
+    and by default."""
+    return Guidance(
+        branches=(
+            Branch("negative", "negative_", "off", 1.0, {_TRUE_SCALE: -1.0}),
+            Branch("positive", "", "empty", 0.0, {_TRUE_SCALE: 1.0}),
+        ),
+        single="positive",
+        scale=_TRUE_SCALE,
+        defaults={_TRUE_SCALE: 1.0},
+    )
+
+
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
@@ -202,7 +217,7 @@ def describe(pipe: Any) -> Description:
         ),
         arguments=(Argument(_SCALE, (_GUIDANCE_SCALE,)),) if told else (),
         vectors=(VectorInput(_SCALE, (_SCALE,)),) if told else (),
-        guidance=Guidance(branches=(Branch("positive", "", "empty", 1.0),), single="positive"),
+        guidance=_true_guidance(),
         num_inference_steps=_STEPS,
         resizable=True,
         denoiser=pipe.transformer,

@@ -19,7 +19,7 @@ import latentc
 from exporter.compile import export
 from exporter.families import CLASS_TASKS, family_of
 from exporter.source import quiet_loading
-from runtimes.errors import UnsupportedPipeline
+from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
@@ -33,6 +33,7 @@ CLASSES = {
     ("sd3", "inpainting"): "StableDiffusion3InpaintPipeline",
     ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
     ("flux-dev", "inpainting"): "FluxInpaintPipeline",
+    ("flux-dev", "text-to-image"): "FluxPipeline",
 }
 SIZES = {"sd3": {"height": 24, "width": 40}, "flux-dev": {"height": 48, "width": 80}}
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
@@ -227,6 +228,69 @@ def test_a_part_of_a_large_picture(ours: Any, theirs: Any) -> None:
     (found,) = ours("flux-dev")(**call, padding_mask_crop=3, seed=SEED).images
     assert found.size == expected.size == (120, 90)
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
+
+
+# Guidance by a negative text
+
+
+@pytest.mark.support(family="flux-dev", task="true guidance", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_true_guidance(backend: str, ours: Any, theirs: Any) -> None:
+    """Beside the scale that the transformer is told; with texts of their own for both encoders."""
+    call = {
+        **CALL,
+        **SIZES["flux-dev"],
+        "prompt": ["a red circle", "blue"],
+        "negative_prompt": ["a flat drawing", ""],
+        "negative_prompt_2": ["blue", "a large square"],
+        "true_cfg_scale": 4.0,
+        "guidance_scale": 2.5,
+        "num_images_per_prompt": 2,
+    }
+    latents, images = reference(theirs("flux-dev", "text-to-image"), **call)
+    result = ours("flux-dev", backend)(**call, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+    assert result.settings["true_cfg_scale"] == 4.0
+
+
+@pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
+def test_true_guidance_of_pictures(task: str, ours: Any, theirs: Any) -> None:
+    """An empty negative text is one."""
+    made = with_mask("flux-dev") if task == "inpainting" else given("flux-dev")
+    call = {**made, "negative_prompt": "", "true_cfg_scale": 3.0}
+    latents, images = reference(theirs("flux-dev", task), **call)
+    assert_same(ours("flux-dev")(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize(
+    "alone", [{"true_cfg_scale": 4.0}, {"negative_prompt": "blue"}, {"true_cfg_scale": 1.0}]
+)
+def test_either_alone_does_nothing(alone: dict[str, Any], ours: Any, theirs: Any) -> None:
+    """As in diffusers."""
+    call = {**CALL, **SIZES["flux-dev"]}
+    latents, images = reference(theirs("flux-dev", "text-to-image"), **call, **alone)
+    result = ours("flux-dev")(**call, **alone, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+    plain = ours("flux-dev")(**call, seed=SEED, output_type="latent")
+    assert np.array_equal(result.latents, plain.latents)
+
+
+def test_true_guidance_in_a_graph_of_one_size(
+    pipeline_folder: Callable[[str], Path], ours: Any
+) -> None:
+    """`static` takes the argument that turns guidance on; the other scale changes no shape."""
+    size = SIZES["flux-dev"]
+    call = {**CALL, **size, "seed": SEED, "output_type": "latent"}
+    guided = {"negative_prompt": "blue", "true_cfg_scale": 3.0}
+    folder = exported("flux-dev", pipeline_folder)
+    for scale, more in ({"true_cfg_scale": 3.0}, guided), ({"guidance_scale": 7.0}, {}):
+        with latentc.load(folder, backend="openvino", static={**size, **scale}) as pipe:
+            found = pipe(**call, **more).latents
+            assert relative_l2(found, ours("flux-dev", "openvino")(**call, **more).latents) < 1e-5
+            with pytest.raises(InputError, match="rows of guidance and pictures"):
+                pipe(**call, **({} if more else guided))
+    with pytest.raises(InputError, match="guidance_scale, true_cfg_scale, not batch"):
+        latentc.load(folder, backend="openvino", static={"batch": 1})
 
 
 # Pipelines that are saved for it

@@ -61,7 +61,16 @@ CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {**TEXTS, "num_images_per_prompt": 2, "height": 48, "width": 80, "guidance_scale": 2.5},
         {"prompt": "a red circle", "prompt_2": "blue", "height": 128, "width": 112},
     ),
-    "flux-schnell": ({**TEXTS, "height": 48, "width": 80},),
+    "flux-schnell": (
+        {**TEXTS, "height": 48, "width": 80},
+        {
+            "prompt": "a red circle",
+            "negative_prompt": "blue",
+            "true_cfg_scale": 3.0,
+            "height": 48,
+            "width": 48,
+        },
+    ),
 }
 RUNS = [
     ("pixart-alpha", "onnxruntime"),
@@ -199,13 +208,12 @@ def test_sizes_have_a_limit(
         export(pipeline_folder("sd3"), tmp_path / "bundle", height=68, width=32)
 
 
-def test_flux_takes_no_negative_text(bundle: Callable[[str], Path]) -> None:
-    with latentc.load(bundle("flux-schnell"), backend="openvino") as pipe:
-        for arguments in ({"negative_prompt": "blue"}, {"true_cfg_scale": 2.0}):
-            with pytest.raises(InputError, match="unknown argument"):
-                pipe("a red circle", height=48, width=48, **arguments)
-        with pytest.raises(InputError, match="unknown argument 'guidance_scale'"):
-            pipe("a red circle", height=48, width=48, guidance_scale=2.0)
+def test_schnell_is_told_no_guidance(bundle: Callable[[str], Path]) -> None:
+    with (
+        latentc.load(bundle("flux-schnell"), backend="openvino") as pipe,
+        pytest.raises(InputError, match="unknown argument 'guidance_scale'"),
+    ):
+        pipe("a red circle", height=48, width=48, guidance_scale=2.0)
 
 
 def test_texts_of_t5(bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path]) -> None:
