@@ -25,7 +25,15 @@ from exporter.families.transformer_parts import (
     t5_graph,
     with_module,
 )
-from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
+from runtimes.manifest import (
+    Argument,
+    Branch,
+    Component,
+    Embedding,
+    Guidance,
+    TensorSpec,
+    VectorInput,
+)
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -227,6 +235,10 @@ def describe(pipe: Any) -> Description:
             "prompt_2": "a flat drawing",
             **({_SCALE: PROBE_GUIDANCE} if told else {}),
         },
+        embeddings=(
+            Embedding("prompt_embeds", "encoder_hidden_states"),
+            Embedding("pooled_prompt_embeds", "pooled_projections"),
+        ),
         view=_latents,
         timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),

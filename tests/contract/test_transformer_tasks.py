@@ -34,8 +34,13 @@ CLASSES = {
     ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
     ("flux-dev", "inpainting"): "FluxInpaintPipeline",
     ("flux-dev", "text-to-image"): "FluxPipeline",
+    ("pixart-alpha", "text-to-image"): "PixArtAlphaPipeline",
 }
-SIZES = {"sd3": {"height": 24, "width": 40}, "flux-dev": {"height": 48, "width": 80}}
+SIZES = {
+    "sd3": {"height": 24, "width": 40},
+    "flux-dev": {"height": 48, "width": 80},
+    "pixart-alpha": {"height": 64, "width": 96},
+}
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
 
 
@@ -64,7 +69,7 @@ def theirs(pipeline_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
 
     def get(name: str, task: str) -> Any:
         if (name, task) not in loaded:
-            folder = pipeline_folder(PIPELINES[name])
+            folder = pipeline_folder(PIPELINES.get(name, name))
             with quiet_loading():
                 pipe = getattr(diffusers, CLASSES[name, task]).from_pretrained(folder)
             pipe.set_progress_bar_config(disable=True)
@@ -291,6 +296,101 @@ def test_true_guidance_in_a_graph_of_one_size(
                 pipe(**call, **({} if more else guided))
     with pytest.raises(InputError, match="guidance_scale, true_cfg_scale, not batch"):
         latentc.load(folder, backend="openvino", static={"batch": 1})
+
+
+# Encoded texts
+
+# By pipeline, what diffusers' `encode_prompt` is asked for and what it gives, in its order.
+ENCODED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "flux-dev": ({}, ("prompt_embeds", "pooled_prompt_embeds")),
+    "pixart-alpha": (
+        {"negative_prompt": ["blue", ""]},
+        (
+            *("prompt_embeds", "prompt_attention_mask"),
+            *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+        ),
+    ),
+}
+
+
+def encoded(pipe: Any, name: str, **texts: Any) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        made = pipe.encode_prompt(**texts, device="cpu", num_images_per_prompt=1)
+    return dict(zip(ENCODED[name][1], (each.numpy() for each in made[:4]), strict=False))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_encode_prompt(name: str, ours: Any, theirs: Any) -> None:
+    pipe, texts = ours(name), {"prompt": ["a red circle", "large " * 3], **ENCODED[name][0]}
+    expected = encoded(theirs(name, "text-to-image"), name, **texts)
+    found = pipe.encode_prompt(**texts)
+    assert found.keys() == expected.keys() == set(ENCODED[name][1])
+    for argument, value in expected.items():
+        assert found[argument].dtype == np.float32
+        assert relative_l2(found[argument], value) <= 1e-5
+    call = {**SIZES[name], "num_inference_steps": STEPS, "seed": SEED, "output_type": "latent"}
+    assert np.array_equal(pipe(**found, **call).latents, pipe(**texts, **call).latents)
+
+
+@pytest.mark.support(family="name", task="encoded prompts", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ENCODED)
+def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    """Numbers that no text has; two pictures of each."""
+    original, draw = theirs(name, "text-to-image"), np.random.default_rng(0)
+    texts = {"prompt": ["a red circle", "blue"], **ENCODED[name][0]}
+    given = {
+        argument: value if "mask" in argument else draw.standard_normal(value.shape, np.float32)
+        for argument, value in encoded(original, name, **texts).items()
+    }
+    call = {**SIZES[name], "num_inference_steps": STEPS}
+    own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
+    tensors = {argument: torch.from_numpy(value) for argument, value in given.items()}
+    # FLUX.1's pipeline does not repeat what is given encoded.
+    twice = {argument: value.repeat_interleave(2, dim=0) for argument, value in tensors.items()}
+    latents, images = reference(original, **twice, **call, **own)
+    call |= {"num_images_per_prompt": 2, "seed": SEED, "output_type": "np"}
+    result = ours(name, backend)(**tensors, **call)
+    assert_same(result, latents, images)
+
+
+def test_encoded_texts_that_lead_away(ours: Any, theirs: Any) -> None:
+    """A text and an encoded one; the branch is encoded only if it has a text."""
+    pipe, texts = ours("flux-dev"), {"prompt": "a red circle", "negative_prompt": "blue"}
+    assert pipe.encode_prompt("a red circle").keys() == set(ENCODED["flux-dev"][1])
+    both = pipe.encode_prompt(**texts)
+    negative = {n: value for n, value in both.items() if n.startswith("negative_")}
+    assert (len(both), len(negative)) == (4, 2)
+    call = {**SIZES["flux-dev"], "num_inference_steps": STEPS, "true_cfg_scale": 3.0}
+    latents, _ = reference(theirs("flux-dev", "text-to-image"), **texts, **call)
+    call |= {"seed": SEED, "output_type": "latent"}
+    for given in both, {"prompt": texts["prompt"], **negative}:
+        assert relative_l2(pipe(**given, **call).latents, latents) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "says"),
+    [
+        ("flux-dev", {"prompt_embeds": np.ones((1, 512, 24))}, "without 'pooled_prompt_embeds'"),
+        (
+            "flux-dev",
+            {"prompt_embeds": np.ones((1, 256, 24)), "pooled_prompt_embeds": np.ones((1, 12))},
+            r"must have the shape \[prompts, 512, 24\], not \[1, 256, 24\]",
+        ),
+        ("flux-dev", {"prompt": "(red:2)", "prompt_weighting": True}, "which word's"),
+        (
+            "flux-dev",
+            {"prompt": "red", "max_embeddings_multiples": 2},
+            "of one length only: leave",
+        ),
+        ("pixart-alpha", {"prompt_embeds": np.ones((1, 120, 24))}, "'prompt_attention_mask'"),
+    ],
+)
+def test_encoded_texts_that_cannot_be(
+    name: str, call: dict[str, Any], says: str, ours: Any
+) -> None:
+    with pytest.raises(InputError, match=says):
+        ours(name)(**call, **SIZES[name], num_inference_steps=STEPS)
 
 
 # Pipelines that are saved for it
