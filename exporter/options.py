@@ -50,7 +50,7 @@ _CAPTURE_CODE = (
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
     *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
-    "exporter.families.transformer_parts",
+    *("exporter.families.transformer_parts", "exporter.families.flow_pictures"),
 )
 
 

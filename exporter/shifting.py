@@ -24,7 +24,7 @@ from runtimes.manifest import Latents, Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 
-_NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise")
+_NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
 TOLERANCE = 1e-6  # of a number of a plan, by the largest of its kind
 _COUNTS = (6, 9, 13, 19, 27, 38, 54)
 _CHECKED = (0.02, 0.37, 0.81)  # where between the ends all plans are checked

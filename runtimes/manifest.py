@@ -219,13 +219,13 @@ class Branch(_Base, frozen=True):
     """One pass through the denoiser.
 
     Its texts and arguments are looked up with `prefix` before their names; where no text is
-    given, `missing` says whether the empty string is encoded or all conditioning is zero. Its
-    weight is ``constant + sum(scales[name] * value of the argument name)``.
+    given, `missing` says whether the empty string is encoded, all conditioning is zero, or guidance
+    is off. Its weight is ``constant + sum(scales[name] * value of the argument name)``.
     """
 
     name: str
     prefix: str
-    missing: Literal["empty", "zeros"]
+    missing: Literal["empty", "zeros", "off"]
     constant: float
     scales: dict[str, float] = msgspec.field(default_factory=dict)
 
@@ -233,10 +233,10 @@ class Branch(_Base, frozen=True):
 class Guidance(_Base, frozen=True):
     """Prediction = sum of branch weights times branch predictions.
 
-    With `scale` set, guidance is on where that argument is above 1, and each of `least` at least
-    the number given there; otherwise the branch `single` runs alone with weight 1. `defaults`
-    holds the scale arguments. `rescale` names the one among them that says how much of the
-    standard deviation is taken from the branch `single`.
+    With `scale` set, guidance is on where that argument is above 1, each of `least` at least the
+    number given there, and all branches have texts that need them; otherwise the branch `single`
+    runs alone with weight 1. `defaults` holds the scale arguments. `rescale` names the one among
+    them that says how much of the standard deviation is taken from the branch `single`.
     """
 
     branches: tuple[Branch, ...]

@@ -96,6 +96,8 @@ def _guidance_problems(manifest: Manifest) -> Iterator[str]:
     yield from _duplicates("guidance branch", [branch.name for branch in branches])
     if manifest.guidance.single not in {branch.name for branch in branches}:
         yield f"guidance.single {manifest.guidance.single!r} is not a branch"
+    if any(each.missing == "off" and not each.prefix for each in branches):
+        yield "a branch without a prefix cannot be off where its texts are missing"
     scales = set(manifest.guidance.defaults)
     for branch in branches:
         if not set(branch.scales) <= scales:

@@ -454,8 +454,8 @@ def load(
             "bf16", or "auto" for the engine's own; None is the build's.
         compile: let the engine spend minutes on the graphs, to be faster afterwards.
         static: load for calls of one size only, which some engines run faster: any of
-            "height", "width", "images" and "guidance_scale"; defaults for the others, for all of
-            them if True.
+            "height", "width", "images" and "guidance_scale", or what else turns the bundle's
+            guidance on; defaults for the others, for all of them if True.
         low_memory: load each component when a call needs it, and free it after: as much memory
             as the largest one takes, and loading times at each call.
         preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,

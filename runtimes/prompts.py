@@ -66,7 +66,11 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     request = parse(manifest, signature, given)
     check(manifest, request)
     guidance = manifest.guidance
-    branches = [each for each in guidance.branches if guided or each.name == guidance.single]
+    branches = [
+        each
+        for each in guidance.branches
+        if each.name == guidance.single or (guided and request.has_what_it_needs(each))
+    ]
     tokens = tokenize(manifest, pipeline.tokenizers, request, branches)
     made = encode(manifest, pipeline.sessions, tokens, request, branches, pipeline.encoded)
     joined = {

@@ -154,12 +154,18 @@ class Request:
     def branches(self, manifest: Manifest) -> tuple[tuple[Branch, float], ...]:
         """The guidance branches to run, in batch order, and their weights."""
         guidance = manifest.guidance
-        if guidance.is_on(self.scales):
+        if guidance.is_on(self.scales) and all(map(self.has_what_it_needs, guidance.branches)):
             return tuple(
                 (b, b.constant + sum(f * self.scales[n] for n, f in b.scales.items()))
                 for b in guidance.branches
             )
         return tuple((b, 1.0) for b in guidance.branches if b.name == guidance.single)
+
+    def has_what_it_needs(self, branch: Branch) -> bool:
+        """Whether a branch has texts, encoded or not, where guidance is off without them."""
+        if branch.missing != "off":
+            return True
+        return any(name.startswith(branch.prefix) for name in (*self.texts, *self.embeddings))
 
     def plan(
         self, table: PlanTable, num_train_timesteps: int, shift: float | None = None
@@ -200,7 +206,7 @@ class Request:
         steps = self.num_inference_steps
         if self.task.strength is None:
             return 0
-        kept = min(int(steps * self.strength), steps)
+        kept = self.task.kept(steps, self.strength)
         if kept < 1:
             raise InputError(
                 f"strength {self.strength:g} of {steps} steps leaves none: give more steps, or a "

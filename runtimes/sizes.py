@@ -17,7 +17,8 @@ Span = tuple[int, int, int]  # smallest, usual, largest
 
 _LOOPED = ("denoiser", "shallow")  # run in the loop, on the same rows
 
-STATIC = ("height", "width", "images", "guidance_scale")  # what `static` may hold
+# What `static` may hold, beside the argument that turns the bundle's guidance on.
+STATIC = ("height", "width", "images", "guidance_scale")
 
 
 def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str, int]]:
@@ -31,9 +32,11 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     Raises:
         InputError: an unknown name, or a size that the model cannot make.
     """
-    unknown = set(static) - set(STATIC)
+    scale = manifest.guidance.scale or STATIC[-1]
+    known = tuple(dict.fromkeys((*STATIC, scale)))
+    unknown = set(static) - set(known)
     if unknown:
-        raise InputError(f"static sizes take {', '.join(STATIC)}, not {', '.join(sorted(unknown))}")
+        raise InputError(f"static sizes take {', '.join(known)}, not {', '.join(sorted(unknown))}")
     latents = manifest.latents
     images = int(static.get("images", 1))
     if images < 1:
@@ -45,7 +48,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
             ("width", latents.default_width),
         )
     }
-    rows = images * branches(manifest.guidance, static.get("guidance_scale"))
+    rows = images * branches(manifest.guidance, static.get(scale))
     inner = {**conditioning_symbols(manifest.components), **sides}
     values = {
         "encoder": {"batch": 1},
@@ -75,13 +78,13 @@ def ranges(
         if name in spans
     }
     conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
-    rows = len(guidance.branches)
+    usually, most = branches(guidance), len(guidance.branches)
     made = {}
     for each in everything:
         known = dict(inner)
         if "images" in spans:
             low, usual, high = spans["images"]
-            guided = (low, rows * usual, rows * high)
+            guided = (low, usually * usual, most * high)
             known["batch"] = guided if each.role in _LOOPED else (low, usual, high)
         made[each.name] = {**conditioning, **known} if each.role in _LOOPED else known
     return made

@@ -63,8 +63,9 @@ class Task(Strict, frozen=True):
     draws. `inputs`: of the denoiser, that pictures feed as they are. `blend`: a mask; after each
     step what is black in it is put back to the start, with the noise of that step.
     `strength`: the default; None where calls start from noise alone. `noise_at_full_strength`: so
-    do those of strength 1. `size_of`: the picture whose size, `enlarges` times, a call has that
-    asks for none. `defaults`: of arguments made of numbers, where a task has its own.
+    do those of strength 1. `rounds`: which way, where the strength is no whole number of steps.
+    `size_of`: the picture whose size, `enlarges` times, a call has that asks for none. `defaults`:
+    of arguments made of numbers, where a task has its own.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task(Strict, frozen=True):
     blend: str | None = None
     strength: float | None = None
     noise_at_full_strength: bool = False
+    rounds: Literal["down", "up"] = "down"
     size_of: str | None = None
     enlarges: int = 1
     defaults: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
@@ -81,6 +83,11 @@ class Task(Strict, frozen=True):
     def starts(self, strength: float) -> bool:
         """Whether a call starts from a picture."""
         return self.strength is not None and not (strength == 1 and self.noise_at_full_strength)
+
+    def kept(self, steps: int, strength: float) -> int:
+        """How many of the steps are run, as diffusers' pipelines count them: 0 may come out."""
+        part = min(steps * strength, steps)
+        return int(part) if self.rounds == "down" else steps - int(steps - part)
 
     def start_picture(self) -> str | None:
         """The picture that nothing but the start is made of, which latents may stand for."""

@@ -391,7 +391,9 @@ class Search:
     def _combinations(self, base: Setup, names: Sequence[str]) -> Iterator[tuple[Setup, Arguments]]:
         """Each setup with arguments that could be faster, their kinds of step measured."""
         caching = "cache_interval" in names
-        windows = [(a, b) for a in STARTS for b in STOPS] if "guidance_stop" in names else []
+        call = parse(self.bundle.manifest, self._signature, self._call(0))
+        guided = "guidance_stop" in names and len(call.branches(self.bundle.manifest)) > 1
+        windows = [(a, b) for a in STARTS for b in STOPS] if guided else []
         setups_of = {False: base, True: replace(base, static=False)}
         for fixed in (False, True) if windows else (False,):
             self._complete_kinds(setups_of[fixed], window=fixed, caching=caching)

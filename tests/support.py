@@ -65,6 +65,7 @@ TASKS = (
     "unconditional",
     "image-to-image",
     "inpainting",
+    "true guidance",
     "instruct-pix2pix",
     "upscaling",
     "depth-to-image",

@@ -36,9 +36,13 @@ FAMILIES: Mapping[str, str] = {
     "StableDiffusionXLControlNetPipeline": "stable_diffusion_xl",
     "StableDiffusionXLAdapterPipeline": "stable_diffusion_xl",
     "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "StableDiffusion3Img2ImgPipeline": "stable_diffusion_3",
+    "StableDiffusion3InpaintPipeline": "stable_diffusion_3",
     "PixArtAlphaPipeline": "pixart",
     "PixArtSigmaPipeline": "pixart",
     "FluxPipeline": "flux",
+    "FluxImg2ImgPipeline": "flux",
+    "FluxInpaintPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -53,11 +57,15 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionXLImg2ImgPipeline": ("image-to-image",),
     "StableDiffusionXLInpaintPipeline": ("inpainting",),
     "StableDiffusionXLInstructPix2PixPipeline": ("instruct-pix2pix",),
+    "StableDiffusion3Img2ImgPipeline": ("image-to-image",),
+    "StableDiffusion3InpaintPipeline": ("inpainting",),
+    "FluxImg2ImgPipeline": ("image-to-image",),
+    "FluxInpaintPipeline": ("inpainting",),
 }
 # Of parts that graphs are usually made without, those that a class needs.
 NEEDED: Mapping[str, tuple[str, ...]] = {"StableDiffusionDepth2ImgPipeline": ("feature_extractor",)}
 # Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
-EVEN_SIGMAS = ("FluxPipeline",)
+EVEN_SIGMAS = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""FLUX.1 text-to-image, dev (guidance as an input) and schnell: CLIP's pooled state, T5's states,
-and a transformer over patches of latents with rotary positions."""
+"""FLUX.1, dev (guidance as an input) and schnell: CLIP's pooled state, T5's states, and a
+transformer over patches of latents with rotary positions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families.flow_pictures import with_picture_tasks
+from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     decoder_graph,
@@ -23,7 +25,15 @@ from exporter.families.transformer_parts import (
     t5_graph,
     with_module,
 )
-from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
+from runtimes.manifest import (
+    Argument,
+    Branch,
+    Component,
+    Embedding,
+    Guidance,
+    TensorSpec,
+    VectorInput,
+)
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -33,7 +43,9 @@ COMPONENTS = {
     "vae_decoder": ("vae",),
 }
 _GUIDANCE_SCALE = 3.5
+_OF_PICTURES = 7.0  # of calls with a picture
 _SCALE = "guidance_scale"
+_TRUE_SCALE = "true_cfg_scale"
 _STEPS = 28
 _T5_LENGTH = 512  # max_sequence_length of the pipeline's call
 _PATCH = 2
@@ -145,6 +157,20 @@ def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
     return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"))
 
 
+def _true_guidance() -> Guidance:
+    """By a negative text, beside the scale that the transformer is told; off without such a text,
+    and by default."""
+    return Guidance(
+        branches=(
+            Branch("negative", "negative_", "off", 1.0, {_TRUE_SCALE: -1.0}),
+            Branch("positive", "", "empty", 0.0, {_TRUE_SCALE: 1.0}),
+        ),
+        single="positive",
+        scale=_TRUE_SCALE,
+        defaults={_TRUE_SCALE: 1.0},
+    )
+
+
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
@@ -188,7 +214,8 @@ def describe(pipe: Any) -> Description:
         Denoiser(pipe.transformer),
     )
     factor = vae_factor(pipe.vae)
-    return Description(
+    run = made_from_text(pipe)
+    description = Description(
         task=Task("text-to-image"),
         graphs=(text_encoder, text_encoder_2, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, _MAXIMUM),
@@ -198,17 +225,22 @@ def describe(pipe: Any) -> Description:
         ),
         arguments=(Argument(_SCALE, (_GUIDANCE_SCALE,)),) if told else (),
         vectors=(VectorInput(_SCALE, (_SCALE,)),) if told else (),
-        guidance=Guidance(branches=(Branch("positive", "", "empty", 1.0),), single="positive"),
+        guidance=_true_guidance(),
         num_inference_steps=_STEPS,
         resizable=True,
         denoiser=pipe.transformer,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
             **({_SCALE: PROBE_GUIDANCE} if told else {}),
         },
+        embeddings=(
+            Embedding("prompt_embeds", {"encoder_hidden_states": {}}),
+            Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
+        ),
         view=_latents,
         timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),
     )
+    return with_picture_tasks(pipe, description, {_SCALE: (_OF_PICTURES,)} if told else {})

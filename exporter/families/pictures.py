@@ -115,12 +115,18 @@ _OFFERS = {IMAGE_TO_IMAGE: image_to_image, INPAINTING: blended_inpainting}
 
 def from_text(pipe: Any) -> Any:
     """The pipeline that makes pictures of texts alone with the same parts, where it can."""
-    from diffusers import AutoPipelineForText2Image
-
-    other = type(pipe).__name__.endswith(("Img2ImgPipeline", "InpaintPipeline"))
-    if not other or pipe.unet.config.in_channels != pipe.unet.config.out_channels:
+    if pipe.unet.config.in_channels != pipe.unet.config.out_channels:
         return pipe
     if getattr(pipe.config, "requires_aesthetics_score", False):
+        return pipe
+    return made_from_text(pipe)
+
+
+def made_from_text(pipe: Any) -> Any:
+    """The pipeline that makes pictures of texts alone with the same parts."""
+    from diffusers import AutoPipelineForText2Image
+
+    if not type(pipe).__name__.endswith(("Img2ImgPipeline", "InpaintPipeline")):
         return pipe
     made = AutoPipelineForText2Image.from_pipe(pipe)
     made.set_progress_bar_config(disable=True)

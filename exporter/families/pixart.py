@@ -24,7 +24,7 @@ from exporter.families.transformer_parts import (
     unpatched,
     with_module,
 )
-from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -171,4 +171,8 @@ def describe(pipe: Any) -> Description:
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },
+        embeddings=(
+            Embedding("prompt_embeds", {"encoder_hidden_states": {}}),
+            Embedding("prompt_attention_mask", {"encoder_attention_mask": {}}),
+        ),
     )

@@ -1,5 +1,5 @@
-"""Stable Diffusion 3 and 3.5 text-to-image: two CLIP encoders and a T5 encoder, which may be left
-out, and a transformer over their joined states."""
+"""Stable Diffusion 3 and 3.5: two CLIP encoders and a T5 encoder, which may be left out, and a
+transformer over their joined states."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families.flow_pictures import with_picture_tasks
+from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     classifier_free_guidance,
@@ -34,7 +36,12 @@ COMPONENTS = {
 }
 OPTIONAL = {"text_encoder_3": ("text_encoder_3", "tokenizer_3")}
 _GUIDANCE_SCALE = 7.0
-_STEPS = 28
+# Of the pipelines' calls.
+_STEPS = {
+    "StableDiffusion3Pipeline": 28,
+    "StableDiffusion3Img2ImgPipeline": 50,
+    "StableDiffusion3InpaintPipeline": 50,
+}
 _T5_LENGTH = 256  # max_sequence_length of the pipeline's call
 _MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
 
@@ -160,7 +167,8 @@ def describe(pipe: Any) -> Description:
         Denoiser(pipe.transformer),
     )
     factor, patch = vae_factor(pipe.vae), config.patch_size
-    return Description(
+    run = made_from_text(pipe)
+    description = Description(
         task=Task("text-to-image"),
         graphs=(*encoders, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of_transformer(
@@ -175,10 +183,10 @@ def describe(pipe: Any) -> Description:
         arguments=(),
         vectors=(),
         guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
-        num_inference_steps=_STEPS,
+        num_inference_steps=_STEPS[type(pipe).__name__],
         resizable=True,
         denoiser=pipe.transformer,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=lambda **arguments: run(output_type="np", **arguments).images,
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
@@ -186,3 +194,4 @@ def describe(pipe: Any) -> Description:
         },
         shifted=Shifted(patch, _MAX_SHIFT),
     )
+    return with_picture_tasks(pipe, description)

@@ -387,7 +387,11 @@ class Bundle:
         scales = guidance.get("defaults", {})
         scales = {name: call.get(name, default) for name, default in scales.items()}
         switch = guidance.get("scale")
-        if switch is not None and scales[switch] > 1:
+        texts = [name for t in self.manifest["tokenizers"] for name in t["texts"]]
+        texts += [each["name"] for each in self.manifest.get("embeddings", [])]
+        needy = [b["prefix"] for b in guidance["branches"] if b["missing"] == "off"]
+        lacking = any(not any(p + name in call for name in texts) for p in needy)
+        if switch is not None and scales[switch] > 1 and not lacking:
             weights = [
                 b["constant"] + sum(f * scales[name] for name, f in b.get("scales", {}).items())
                 for b in guidance["branches"]

@@ -168,6 +168,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("guidance.rescale", "unknown"),
     ("guidance.branches.0.scales", {"unknown": 1.0}),
     ("guidance.branches.0.missing", "nothing"),
+    ("guidance.branches.1.missing", "off"),
     ("guidance.branches.1.name", "negative"),
     ("components.0.role", "upscaler"),
     ("components.0.role", "denoiser"),

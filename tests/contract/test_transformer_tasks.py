@@ -1,0 +1,478 @@
+"""Stable Diffusion 3 and FLUX.1 do with pictures and texts what diffusers' pipelines of these
+models do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import latentc
+from exporter.compile import export
+from exporter.families import CLASS_TASKS, family_of
+from exporter.source import quiet_loading
+from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.manifest import Manifest
+from runtimes.verify import relative_l2
+from tests.conftest import KEPT, one_at_a_time
+from tests.pictures import BACKENDS, assert_same, mask, picture
+from tests.transformers import STEPS, exported
+
+SEED = 7
+PIPELINES = {"sd3": "sd3-shifted", "flux-dev": "flux-dev"}
+CLASSES = {
+    ("sd3", "image-to-image"): "StableDiffusion3Img2ImgPipeline",
+    ("sd3", "inpainting"): "StableDiffusion3InpaintPipeline",
+    ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
+    ("flux-dev", "inpainting"): "FluxInpaintPipeline",
+    ("flux-dev", "text-to-image"): "FluxPipeline",
+    ("flux-schnell", "image-to-image"): "FluxImg2ImgPipeline",
+    ("pixart-alpha", "text-to-image"): "PixArtAlphaPipeline",
+}
+SIZES = {
+    "sd3": {"height": 24, "width": 40},
+    "flux-dev": {"height": 48, "width": 80},
+    "flux-schnell": {"height": 48, "width": 80},
+    "pixart-alpha": {"height": 64, "width": 96},
+}
+CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
+
+
+@pytest.fixture(scope="module")
+def ours(
+    pipeline_folder: Callable[[str], Path],
+) -> Iterator[Callable[..., latentc.Pipeline]]:
+    """A function: name in `BUNDLES` and backend → the loaded bundle."""
+    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
+
+    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
+        if (name, backend) not in loaded:
+            bundle = exported(name, pipeline_folder)
+            loaded[name, backend] = latentc.load(bundle, backend=backend)
+        return loaded[name, backend]
+
+    yield get
+    for pipe in loaded.values():
+        pipe.close()
+
+
+@pytest.fixture(scope="module")
+def theirs(pipeline_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
+    """A function: name in `BUNDLES` and task → the diffusers pipeline."""
+    loaded: dict[tuple[str, str], Any] = {}
+
+    def get(name: str, task: str) -> Any:
+        if (name, task) not in loaded:
+            folder = pipeline_folder(PIPELINES.get(name, name))
+            with quiet_loading():
+                pipe = getattr(diffusers, CLASSES[name, task]).from_pretrained(folder)
+            pipe.set_progress_bar_config(disable=True)
+            loaded[name, task] = pipe
+        return loaded[name, task]
+
+    return get
+
+
+def reference(pipe: Any, seed: int | list[int] = SEED, **call: Any) -> tuple[Any, Any]:
+    """Final latents [batch, channels, height, width], and pictures from 0 to 1."""
+
+    def run(output_type: str) -> Any:
+        each = [torch.Generator().manual_seed(one) for one in np.atleast_1d(seed).tolist()]
+        generator = each if isinstance(seed, list) else each[0]
+        with torch.no_grad():
+            return pipe(**call, generator=generator, output_type=output_type).images
+
+    latents = run("latent")
+    if hasattr(pipe, "_unpack_latents"):
+        size = call["height"], call["width"]
+        latents = pipe._unpack_latents(latents, *size, pipe.vae_scale_factor)
+    if type(pipe).__name__ != CLASSES["sd3", "inpainting"]:
+        return latents.numpy(), run("np")
+    # It leaves out the VAE's shift, which the other pipelines of this model add.
+    with torch.no_grad():
+        config = pipe.vae.config
+        image = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor)[0]
+    return latents.numpy(), pipe.image_processor.postprocess(image, output_type="np")
+
+
+def given(name: str, **more: Any) -> dict[str, Any]:
+    size = SIZES[name]
+    image = picture(size["width"], size["height"])
+    return {**CALL, **size, "image": image, "strength": 0.6, "guidance_scale": 3.0, **more}
+
+
+# From a picture
+
+
+@pytest.mark.support(family="name", task="image-to-image", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_image_to_image(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    """0.6 of four steps are three of them, where the UNets' pipelines run two."""
+    call = given(name)
+    latents, images = reference(theirs(name, "image-to-image"), **call)
+    result = ours(name, backend)(**call, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+    assert len(result.timings.steps) == 3
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_strengths_and_sizes(name: str, strength: float, ours: Any, theirs: Any) -> None:
+    """At another size, where the noise is another; however little is asked for, a step is run."""
+    size = {"height": 64, "width": 48}
+    call = given(name, strength=strength, image=picture(30, 50), **size)
+    latents, images = reference(theirs(name, "image-to-image"), **call)
+    assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize("several", [1, 2])
+@pytest.mark.parametrize("seed", [5, [5, 9]])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_batches(name: str, seed: int | list[int], several: int, ours: Any, theirs: Any) -> None:
+    """Two pictures of one, and one of each; with one generator for both, and one for each."""
+    if (name, several) == ("sd3", 1) and isinstance(seed, list):
+        pytest.skip("diffusers fails there: it encodes no picture for the second generator")
+    size = SIZES[name]
+    two = [picture(size["width"], size["height"], seed=each) for each in (0, 40)]
+    call = given(name, image=two[:several])
+    call |= {"prompt": ["a red circle", "blue"]} if several == 2 else {"num_images_per_prompt": 2}
+    latents, images = reference(theirs(name, "image-to-image"), seed, **call)
+    assert_same(ours(name)(**call, seed=seed, output_type="np"), latents, images)
+
+
+def test_defaults_of_calls_with_a_picture(ours: Any, theirs: Any) -> None:
+    """FLUX.1's guidance is another there than for texts alone; the strength is 0.6."""
+    pipe = ours("flux-dev")
+    call = given("flux-dev", strength=None, guidance_scale=None)
+    latents, _ = reference(
+        theirs("flux-dev", "image-to-image"), **{n: v for n, v in call.items() if v is not None}
+    )
+    found = pipe(**call, seed=SEED, output_type="latent")
+    assert relative_l2(found.latents, latents) <= 1e-4
+    assert found.settings["strength"] == 0.6
+    plain = {**CALL, **SIZES["flux-dev"], "seed": SEED, "output_type": "latent"}
+    usual = pipe(**plain).latents
+    assert np.array_equal(usual, pipe(**plain, guidance_scale=3.5).latents)
+    assert relative_l2(pipe(**plain, guidance_scale=7.0).latents, usual) > 1e-4
+
+
+def test_a_picture_has_the_models_size(ours: Any) -> None:
+    """As in diffusers, where these pipelines do not take the picture's own."""
+    run = ours("sd3").stream(**CALL, image=picture(24, 40), seed=1)
+    assert run.finish().latents.shape == (1, 16, 16, 16)
+
+
+def test_latents_in_the_place_of_a_picture(ours: Any, theirs: Any) -> None:
+    start = np.random.default_rng(0).standard_normal((1, 16, 12, 20)).astype(np.float32)
+    call = given("sd3", image=start)
+    expected, _ = reference(
+        theirs("sd3", "image-to-image"), **{**call, "image": torch.from_numpy(start)}
+    )
+    found = ours("sd3")(**call, seed=SEED, output_type="latent")
+    assert relative_l2(found.latents, expected) <= 1e-4
+
+
+# A part of a picture
+
+
+def with_mask(name: str, **more: Any) -> dict[str, Any]:
+    size = SIZES[name]
+    return given(name, **{"mask_image": mask(size["width"], size["height"]), **more})
+
+
+@pytest.mark.support(family="name", task="inpainting", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    call = with_mask(name)
+    latents, images = reference(theirs(name, "inpainting"), **call)
+    result = ours(name, backend)(**call, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: Any) -> None:
+    """At another size; two pictures of one."""
+    size = {"height": 64, "width": 48}
+    call = with_mask(name, strength=strength, num_images_per_prompt=2, **size)
+    latents, images = reference(theirs(name, "inpainting"), **call)
+    assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
+    call = with_mask(name, num_images_per_prompt=2)
+    latents, images = reference(theirs(name, "inpainting"), [5, 9], **call)
+    assert_same(ours(name)(**call, seed=[5, 9], output_type="np"), latents, images)
+
+
+def test_what_stays(ours: Any) -> None:
+    """What is black in the mask has the picture's latents in the end, to the last bit."""
+    pipe, call = ours("flux-dev"), with_mask("flux-dev", seed=SEED, output_type="latent")
+    one, other = (pipe(**{**call, "prompt": text}).latents for text in ("blue", "a red circle"))
+    white = np.asarray(call["mask_image"])[::8, ::8] > 127
+    assert np.array_equal(one[..., ~white], other[..., ~white])
+    assert not np.array_equal(one[..., white], other[..., white])
+
+
+def test_a_part_of_a_large_picture(ours: Any, theirs: Any) -> None:
+    """What is around the mask is made anew in the asked size, and put back."""
+    call = with_mask("flux-dev", image=picture(120, 90), mask_image=mask(120, 90))
+    with torch.no_grad():
+        (expected,) = theirs("flux-dev", "inpainting")(
+            **call, padding_mask_crop=3, generator=torch.Generator().manual_seed(SEED)
+        ).images
+    (found,) = ours("flux-dev")(**call, padding_mask_crop=3, seed=SEED).images
+    assert found.size == expected.size == (120, 90)
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
+
+
+# Guidance by a negative text
+
+
+@pytest.mark.support(family="flux-dev", task="true guidance", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_true_guidance(backend: str, ours: Any, theirs: Any) -> None:
+    """Beside the scale that the transformer is told; with texts of their own for both encoders."""
+    call = {
+        **CALL,
+        **SIZES["flux-dev"],
+        "prompt": ["a red circle", "blue"],
+        "negative_prompt": ["a flat drawing", ""],
+        "negative_prompt_2": ["blue", "a large square"],
+        "true_cfg_scale": 4.0,
+        "guidance_scale": 2.5,
+        "num_images_per_prompt": 2,
+    }
+    latents, images = reference(theirs("flux-dev", "text-to-image"), **call)
+    result = ours("flux-dev", backend)(**call, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+    assert result.settings["true_cfg_scale"] == 4.0
+
+
+@pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
+def test_true_guidance_of_pictures(task: str, ours: Any, theirs: Any) -> None:
+    """An empty negative text is one."""
+    made = with_mask("flux-dev") if task == "inpainting" else given("flux-dev")
+    call = {**made, "negative_prompt": "", "true_cfg_scale": 3.0}
+    latents, images = reference(theirs("flux-dev", task), **call)
+    assert_same(ours("flux-dev")(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize(
+    "alone", [{"true_cfg_scale": 4.0}, {"negative_prompt": "blue"}, {"true_cfg_scale": 1.0}]
+)
+def test_either_alone_does_nothing(alone: dict[str, Any], ours: Any, theirs: Any) -> None:
+    """As in diffusers."""
+    call = {**CALL, **SIZES["flux-dev"]}
+    latents, images = reference(theirs("flux-dev", "text-to-image"), **call, **alone)
+    result = ours("flux-dev")(**call, **alone, seed=SEED, output_type="np")
+    assert_same(result, latents, images)
+    plain = ours("flux-dev")(**call, seed=SEED, output_type="latent")
+    assert np.array_equal(result.latents, plain.latents)
+
+
+def test_true_guidance_in_a_graph_of_one_size(
+    pipeline_folder: Callable[[str], Path], ours: Any
+) -> None:
+    """`static` takes the argument that turns guidance on; the other scale changes no shape."""
+    size = SIZES["flux-dev"]
+    call = {**CALL, **size, "seed": SEED, "output_type": "latent"}
+    guided = {"negative_prompt": "blue", "true_cfg_scale": 3.0}
+    folder = exported("flux-dev", pipeline_folder)
+    for scale, more in ({"true_cfg_scale": 3.0}, guided), ({"guidance_scale": 7.0}, {}):
+        with latentc.load(folder, backend="openvino", static={**size, **scale}) as pipe:
+            found = pipe(**call, **more).latents
+            assert relative_l2(found, ours("flux-dev", "openvino")(**call, **more).latents) < 1e-5
+            with pytest.raises(InputError, match="rows of guidance and pictures"):
+                pipe(**call, **({} if more else guided))
+    with pytest.raises(InputError, match="guidance_scale, true_cfg_scale, not batch"):
+        latentc.load(folder, backend="openvino", static={"batch": 1})
+
+
+# Encoded texts
+
+# By pipeline, what diffusers' `encode_prompt` is asked for and what it gives, in its order.
+ENCODED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "flux-dev": ({}, ("prompt_embeds", "pooled_prompt_embeds")),
+    "pixart-alpha": (
+        {"negative_prompt": ["blue", ""]},
+        (
+            *("prompt_embeds", "prompt_attention_mask"),
+            *("negative_prompt_embeds", "negative_prompt_attention_mask"),
+        ),
+    ),
+}
+
+
+def encoded(pipe: Any, name: str, **texts: Any) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        made = pipe.encode_prompt(**texts, device="cpu", num_images_per_prompt=1)
+    return dict(zip(ENCODED[name][1], (each.numpy() for each in made[:4]), strict=False))
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_encode_prompt(name: str, ours: Any, theirs: Any) -> None:
+    pipe, texts = ours(name), {"prompt": ["a red circle", "large " * 3], **ENCODED[name][0]}
+    expected = encoded(theirs(name, "text-to-image"), name, **texts)
+    found = pipe.encode_prompt(**texts)
+    assert found.keys() == expected.keys() == set(ENCODED[name][1])
+    for argument, value in expected.items():
+        assert found[argument].dtype == np.float32
+        assert relative_l2(found[argument], value) <= 1e-5
+    call = {**SIZES[name], "num_inference_steps": STEPS, "seed": SEED, "output_type": "latent"}
+    assert np.array_equal(pipe(**found, **call).latents, pipe(**texts, **call).latents)
+
+
+@pytest.mark.support(family="name", task="encoded prompts", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ENCODED)
+def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    """Numbers that no text has; two pictures of each."""
+    original, draw = theirs(name, "text-to-image"), np.random.default_rng(0)
+    texts = {"prompt": ["a red circle", "blue"], **ENCODED[name][0]}
+    given = {
+        argument: value if "mask" in argument else draw.standard_normal(value.shape, np.float32)
+        for argument, value in encoded(original, name, **texts).items()
+    }
+    call = {**SIZES[name], "num_inference_steps": STEPS}
+    own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
+    tensors = {argument: torch.from_numpy(value) for argument, value in given.items()}
+    # FLUX.1's pipeline does not repeat what is given encoded.
+    twice = {argument: value.repeat_interleave(2, dim=0) for argument, value in tensors.items()}
+    latents, images = reference(original, **twice, **call, **own)
+    call |= {"num_images_per_prompt": 2, "seed": SEED, "output_type": "np"}
+    result = ours(name, backend)(**tensors, **call)
+    assert_same(result, latents, images)
+
+
+def test_encoded_texts_that_lead_away(ours: Any, theirs: Any) -> None:
+    """A text and an encoded one; the branch is encoded only if it has a text."""
+    pipe, texts = ours("flux-dev"), {"prompt": "a red circle", "negative_prompt": "blue"}
+    assert pipe.encode_prompt("a red circle").keys() == set(ENCODED["flux-dev"][1])
+    both = pipe.encode_prompt(**texts)
+    negative = {n: value for n, value in both.items() if n.startswith("negative_")}
+    assert (len(both), len(negative)) == (4, 2)
+    call = {**SIZES["flux-dev"], "num_inference_steps": STEPS, "true_cfg_scale": 3.0}
+    latents, _ = reference(theirs("flux-dev", "text-to-image"), **texts, **call)
+    call |= {"seed": SEED, "output_type": "latent"}
+    for given in both, {"prompt": texts["prompt"], **negative}:
+        assert relative_l2(pipe(**given, **call).latents, latents) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "says"),
+    [
+        ("flux-dev", {"prompt_embeds": np.ones((1, 512, 24))}, "without 'pooled_prompt_embeds'"),
+        (
+            "flux-dev",
+            {"prompt_embeds": np.ones((1, 256, 24)), "pooled_prompt_embeds": np.ones((1, 12))},
+            r"must have the shape \[prompts, 512, 24\], not \[1, 256, 24\]",
+        ),
+        ("flux-dev", {"prompt": "(red:2)", "prompt_weighting": True}, "which word's"),
+        (
+            "flux-dev",
+            {"prompt": "red", "max_embeddings_multiples": 2},
+            "of one length only: leave",
+        ),
+        ("pixart-alpha", {"prompt_embeds": np.ones((1, 120, 24))}, "'prompt_attention_mask'"),
+    ],
+)
+def test_encoded_texts_that_cannot_be(
+    name: str, call: dict[str, Any], says: str, ours: Any
+) -> None:
+    with pytest.raises(InputError, match=says):
+        ours(name)(**call, **SIZES[name], num_inference_steps=STEPS)
+
+
+# Pipelines that are saved for it
+
+
+def renamed(source: Path, target: Path, class_name: str) -> Path:
+    """The pipeline's folder as diffusers saves it from another class of the same parts."""
+    shutil.copytree(source, target)
+    index = json.loads((target / "model_index.json").read_text())
+    (target / "model_index.json").write_text(json.dumps({**index, "_class_name": class_name}))
+    return target
+
+
+@pytest.mark.parametrize(("name", "target"), [("sd3", "onnx"), ("flux-schnell", "openvino")])
+def test_exports_of_the_class_itself(
+    name: str,
+    target: str,
+    pipeline_folder: Callable[[str], Path],
+    theirs: Any,
+    tmp_path: Path,
+) -> None:
+    class_name = CLASSES[name, "image-to-image"]
+    folder = renamed(pipeline_folder(PIPELINES.get(name, name)), tmp_path / "pipeline", class_name)
+    bundle = KEPT / "bundles" / f"transformers-{class_name}"
+    with one_at_a_time(f"bundle-transformers-{class_name}"):
+        quick = name != "sd3"  # one of them is verified too
+        export(folder, bundle, targets=(target,), steps=(STEPS,), overwrite=True, verify=not quick)
+    manifest = Manifest.load(bundle)
+    assert [task.name for task in manifest.tasks] == ["text-to-image", "image-to-image"]
+    call = given(name, guidance_scale=3.0 if name == "sd3" else None)  # schnell takes none
+    latents, images = reference(theirs(name, "image-to-image"), **call)
+    with latentc.load(bundle) as pipe:
+        assert_same(pipe(**call, seed=SEED, output_type="np"), latents, images)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sd3", 50), ("flux-dev", 28)])
+def test_inpainting_classes(
+    name: str, steps: int, pipeline_folder: Callable[[str], Path], theirs: Any
+) -> None:
+    """What is exported of them is what is exported of text-to-image with that task."""
+    pipe = theirs(name, "inpainting")
+    description = family_of(type(pipe).__name__).describe(pipe)
+    made = Manifest.load(exported(name, pipeline_folder))
+    assert CLASS_TASKS[type(pipe).__name__] == ("inpainting",)
+    assert {each.task.name: each.task for each in description.offers} == {
+        task.name: task for task in made.tasks[1:]
+    }
+    own = [graph.component for graph in description.graphs]
+    assert own == [each for each in made.components if each.role != "image_encoder"]
+    assert description.num_inference_steps == steps
+    options = {"num_inference_steps": 1, "generator": torch.Generator().manual_seed(1)}
+    images = description.call(prompt="a red circle", **SIZES[name], **options)
+    assert images.shape == (1, *SIZES[name].values(), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "options", "channels"),
+    [
+        (
+            "sd3",
+            diffusers.SD3Transformer2DModel,
+            {"in_channels": 33, "out_channels": 16, "sample_size": 16, "num_layers": 1},
+            "33 input and 16 output",
+        ),
+        (
+            "flux-dev",
+            diffusers.FluxTransformer2DModel,
+            {"in_channels": 384, "out_channels": 64, "num_layers": 1, "num_single_layers": 1},
+            "384 input and 64 output",
+        ),
+    ],
+)
+def test_denoisers_that_were_trained_for_masks(
+    name: str, model: Any, options: dict[str, Any], channels: str, theirs: Any
+) -> None:
+    pipe = theirs(name, "inpainting")
+    with torch.device("meta"):
+        transformer = model(attention_head_dim=8, num_attention_heads=2, **options)
+    other = SimpleNamespace(**{**pipe.components, "transformer": transformer})
+    with pytest.raises(UnsupportedPipeline, match=channels):
+        family_of(type(pipe).__name__).describe(other)
+    with pytest.raises(UnsupportedPipeline, match="'FluxFillPipeline' is not supported"):
+        family_of("FluxFillPipeline")

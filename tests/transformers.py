@@ -1,0 +1,32 @@
+"""Bundles of the tiny transformers, which several files of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.compile import export
+from tests.conftest import KEPT, one_at_a_time
+
+STEPS = 4
+_BOTH = {"targets": ("onnx", "openvino")}
+_PICTURES = {"tasks": ("image-to-image", "inpainting")}
+# Per bundle: the pipeline, and what it is exported with.
+BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "pixart-alpha": ("pixart-alpha", _BOTH),
+    "pixart-sigma": ("pixart-sigma", {"targets": ("coreml",)}),
+    "sd3": ("sd3-shifted", {**_BOTH, **_PICTURES}),
+    "sd3-without": ("sd3", {"targets": ("coreml",), "without": ("text_encoder_3",)}),
+    "flux-dev": ("flux-dev", {**_BOTH, **_PICTURES}),
+    "flux-schnell": ("flux-schnell", {"targets": ("openvino",)}),
+}
+
+
+def exported(name: str, pipeline_folder: Callable[[str], Path]) -> Path:
+    """The verified bundle of this name in `BUNDLES`."""
+    pipeline, options = BUNDLES[name]
+    folder = KEPT / "bundles" / f"transformers-{name}"
+    with one_at_a_time(f"bundle-transformers-{name}"):
+        export(pipeline_folder(pipeline), folder, steps=(STEPS,), overwrite=True, **options)
+    return folder
