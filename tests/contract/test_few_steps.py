@@ -125,6 +125,7 @@ def test_what_one_step_cannot_do_is_left_out(ours: Get) -> None:
 
 
 @pytest.mark.support(family="zero-snr", task="text-to-image", target="onnxruntime")
+@pytest.mark.support(family="zero-snr", task="text-to-image", target="openvino")
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
     """Two pictures of different deviations: each is rescaled by its own."""

@@ -149,12 +149,15 @@ def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> N
         assert_same(result, seen.latents.numpy(), pictures)
 
 
-@pytest.mark.support(family="name", task="text-to-image", target="onnxruntime")
+@pytest.mark.support(family="name", task="text-to-image", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sd", "sd-v"])
 @pytest.mark.parametrize("scheduler", ["pndm", "dpmpp_2m", "euler_a"])
-def test_prediction_types(name: str, scheduler: str, ours: Any, reference: Reference) -> None:
+def test_prediction_types(
+    name: str, scheduler: str, backend: str, ours: Any, reference: Reference
+) -> None:
     latents, pictures = reference(name, scheduler)
-    result = ours(name, "onnxruntime")(
+    result = ours(name, backend)(
         **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
     assert_same(result, latents, pictures)

@@ -50,9 +50,15 @@ def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
     assert_same(result, latents, images)
 
 
-@pytest.mark.support(family="refiner", task="base and refiner in turn", target="onnxruntime")
-@pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
-def test_ensembles(scheduler: str, ours: Any, original: Callable[..., Any]) -> None:
+@pytest.mark.support(family="refiner", task="base and refiner in turn", target="backend")
+@pytest.mark.parametrize(
+    ("scheduler", "backend"),
+    [
+        *((name, "onnxruntime") for name in DEFAULT_SCHEDULERS),
+        *((name, "openvino") for name in ("euler", "unipc")),
+    ],
+)
+def test_ensembles(scheduler: str, backend: str, ours: Any, original: Callable[..., Any]) -> None:
     """Of every scheduler, the multistep ones included."""
     size = {"height": 32, "width": 48}
     call = {"num_inference_steps": STEPS, "seed": 7}
@@ -62,9 +68,9 @@ def test_ensembles(scheduler: str, ours: Any, original: Callable[..., Any]) -> N
     latents = draw(pipe, "latent", **call, image=half, denoising_start=0.6).numpy()
     images = draw(pipe, "np", **call, image=half, denoising_start=0.6)
     call |= {**CALL, "scheduler": scheduler}
-    found = ours("sdxl", "onnxruntime")(**call, **size, denoising_end=0.6, output_type="latent")
+    found = ours("sdxl", backend)(**call, **size, denoising_end=0.6, output_type="latent")
     assert np.linalg.norm(found.latents - half.numpy()) <= 1e-4 * np.linalg.norm(half.numpy())
-    result = ours("refiner", "onnxruntime")(
+    result = ours("refiner", backend)(
         **call, image=found.latents, denoising_start=0.6, output_type="np"
     )
     assert_same(result, latents, images)

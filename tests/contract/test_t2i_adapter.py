@@ -43,8 +43,7 @@ ADAPTED: dict[str, tuple[str, list[tuple[str, int]]]] = {
 }
 SAVED = "sd-blocks"
 # What a number of adapters costs another export for is tried on one engine.
-TARGETS = {"sd-blocks-two": ["onnx"]}
-CASES = [(n, b) for n in ADAPTED for b in BACKENDS if n not in TARGETS or b == "onnxruntime"]
+CASES = [(name, backend) for name in ADAPTED for backend in BACKENDS]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def adapted(
             export(
                 own if name == SAVED else pipeline_folder(ADAPTED[name][0]),
                 folder,
-                targets=TARGETS.get(name, ["onnx", "openvino"]),
+                targets=["onnx", "openvino"],
                 t2i_adapter=() if name == SAVED else adapters(name),
                 schedulers=["pndm", "heun"] if name == "sdxl" else [],
                 steps=[STEPS],

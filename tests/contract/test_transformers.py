@@ -72,17 +72,8 @@ CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         },
     ),
 }
-RUNS = [
-    ("pixart-alpha", "onnxruntime"),
-    ("pixart-alpha", "openvino"),
-    ("pixart-sigma", "coreml-reference"),
-    ("sd3", "onnxruntime"),
-    ("sd3", "openvino"),
-    ("sd3-without", "coreml-reference"),
-    ("flux-dev", "onnxruntime"),
-    ("flux-dev", "openvino"),
-    ("flux-schnell", "openvino"),
-]
+ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "coreml": "coreml-reference"}
+RUNS = [(name, ENGINES[each]) for name, (_, own) in BUNDLES.items() for each in own["targets"]]
 
 Made = tuple[np.ndarray, np.ndarray]
 

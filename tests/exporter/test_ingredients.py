@@ -25,6 +25,8 @@ from runtimes.verify import relative_l2
 from tests.tiny import tiny_autoencoder
 
 SMALL: dict[str, Any] = {"targets": ["onnx"], "schedulers": (), "steps": (4,)}
+BOTH = SMALL | {"targets": ["onnx", "openvino"]}
+BACKENDS = ("onnxruntime", "openvino")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0}
 PROMPT = "a red circle"
 WHICH = {"lora_A": "lora_down", "lora_B": "lora_up", "lora_magnitude_vector": "dora_scale"}
@@ -85,13 +87,14 @@ def with_loras(folder: Path, loras: Sequence[tuple[Path, float]]) -> np.ndarray:
     return drawn(pipe)
 
 
-def latents_of(bundle: Path) -> np.ndarray:
-    with latentc.load(bundle) as pipe:
+def latents_of(bundle: Path, backend: str = "onnxruntime") -> np.ndarray:
+    with latentc.load(bundle, backend) as pipe:
         latents: np.ndarray = pipe(PROMPT, seed=5, output_type="latent", **CALL).latents
     return latents
 
 
 @pytest.mark.support(family="name", task="LoRA", target="onnxruntime")
+@pytest.mark.support(family="name", task="LoRA", target="openvino")
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_two_loras_at_their_scales(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str
@@ -99,12 +102,12 @@ def test_two_loras_at_their_scales(
     folder = pipeline_folder(name)
     one = make_lora(folder, tmp_path / "one.safetensors", 1)
     two = make_lora(folder, tmp_path / "two.safetensors", 2)
-    made = export(folder, tmp_path / "b", lora=[f"{one}:0.8", f"{two}:-0.5"], **SMALL)
+    made = export(folder, tmp_path / "b", lora=[f"{one}:0.8", f"{two}:-0.5"], **BOTH)
     expected = with_loras(folder, [(one, 0.8), (two, -0.5)])
-    found = latents_of(tmp_path / "b")
-    assert relative_l2(found, expected) <= 1e-4
+    for backend in BACKENDS:
+        assert relative_l2(latents_of(tmp_path / "b", backend), expected) <= 1e-4
     plain = drawn(DiffusionPipeline.from_pretrained(folder))
-    assert relative_l2(found, plain) > 1e-2
+    assert relative_l2(expected, plain) > 1e-2
     recorded = made.manifest.source.ingredients
     assert [(each.kind, each.id, each.scale) for each in recorded] == [
         ("lora", "one.safetensors", 0.8),
@@ -149,19 +152,21 @@ def _decoders(bundle: Path) -> list[Any]:
 
 
 @pytest.mark.support(family="sd", task="another VAE", target="onnxruntime")
+@pytest.mark.support(family="sd", task="another VAE", target="openvino")
 def test_another_vae(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     folder = pipeline_folder("sd")
     tiny = tiny_autoencoder()
     tiny.save_pretrained(tmp_path / "tiny")
-    made = export(folder, tmp_path / "b", vae=tmp_path / "tiny", **SMALL)
+    made = export(folder, tmp_path / "b", vae=tmp_path / "tiny", **BOTH)
     assert [(each.kind, each.id) for each in made.manifest.source.ingredients] == [("vae", "tiny")]
     pipe = DiffusionPipeline.from_pretrained(folder, vae=tiny)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
     expected = pipe(PROMPT, generator=generator, output_type="np", **CALL).images
-    with latentc.load(tmp_path / "b") as ours:
-        found = ours(PROMPT, seed=5, output_type="np", **CALL).images
-    assert np.abs(found - expected).max() <= 2 / 255
+    for backend in BACKENDS:
+        with latentc.load(tmp_path / "b", backend) as ours:
+            found = ours(PROMPT, seed=5, output_type="np", **CALL).images
+        assert np.abs(found - expected).max() <= 2 / 255
     # of a whole pipeline its VAE is meant
     whole = source.resolve(folder, asked={"vae": [str(pipeline_folder("sdxl"))]})
     assert whole.ingredients[0].path.name == "vae"
@@ -274,6 +279,7 @@ def make_inversion(folder: Path, file: Path, name: str, vectors: int = 2) -> Pat
 
 
 @pytest.mark.support(family="name", task="textual inversion", target="onnxruntime")
+@pytest.mark.support(family="name", task="textual inversion", target="openvino")
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_a_new_word(
@@ -282,7 +288,7 @@ def test_a_new_word(
     folder = pipeline_folder(name)
     file = make_inversion(folder, tmp_path / "cat.safetensors", "<cat>", vectors)
     asked = f"{file}:<cat>" if name == "sdxl" else str(file)
-    made = export(folder, tmp_path / "b", textual_inversion=asked, **SMALL)
+    made = export(folder, tmp_path / "b", textual_inversion=asked, **BOTH)
     (recorded,) = made.manifest.source.ingredients
     assert (recorded.kind, recorded.id, recorded.token) == (
         "textual-inversion",
@@ -303,9 +309,10 @@ def test_a_new_word(
     for prompt in ("a red <cat> above <cat>, blue", "no such word"):
         generator = torch.Generator().manual_seed(5)
         wanted = pipe(prompt, generator=generator, output_type="latent", **CALL).images
-        with latentc.load(tmp_path / "b") as ours:
-            found = ours(prompt, seed=5, output_type="latent", **CALL).latents
-        assert relative_l2(found, wanted.float().numpy()) <= 1e-4
+        for backend in BACKENDS:
+            with latentc.load(tmp_path / "b", backend) as ours:
+                found = ours(prompt, seed=5, output_type="latent", **CALL).latents
+            assert relative_l2(found, wanted.float().numpy()) <= 1e-4
     # Its weight is that of all its tokens.
     names = ("prompt_embeds", "", "pooled_prompt_embeds")
     of_text = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
