@@ -7,17 +7,16 @@ its manifest; this file knows none of them.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runtimes import embeddings, pictures, task_pictures, tasks
+from runtimes import argument_values as checked
+from runtimes import embeddings, task_arguments, task_pictures, tasks
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
-from runtimes.noise import fresh_seed
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.sampler import Rescale
 from runtimes.session import Array
@@ -31,7 +30,6 @@ _COMMON = (
 )
 _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
-_ENSEMBLE = ("denoising_start", "denoising_end")
 _STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
 READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
 _MAX_SIDE = 1 << 16  # pixels
@@ -94,7 +92,7 @@ class Signature:
         batch = (*READING, *self.embeddings) if self.texts else ("batch_size",)
         window = _WINDOW if self.scales else ()
         caching = _CACHING if self.caching else ()
-        strength = (*_STRENGTH, _ENSEMBLE[0]) if self.strength else ()
+        strength = (*_STRENGTH, task_arguments.ENSEMBLE[0]) if self.strength else ()
         masks = MASK_OPTIONS if self.masks else ()
         own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
         return (*own, *self.pictures, *strength, *masks, *batch, *_COMMON)
@@ -284,7 +282,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             "this bundle has no shallow part of its denoiser to cache steps with; export it with "
             "--pass step-cache, or leave cache_interval out"
         )
-    _refuse_pictures(signature, unknown)
+    task_arguments.refuse_pictures(unknown)
     if unknown:
         raise InputError(
             f"unknown argument {', '.join(map(repr, unknown))}; "
@@ -292,17 +290,17 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         )
     encoded, rows = embeddings.parse(manifest, given, signature.texts)
     texts, prompts = _texts(signature, given, rows)
-    images_per_prompt = _count(given, "num_images_per_prompt", 1)
+    images_per_prompt = checked.count(given, "num_images_per_prompt", 1)
     images = prompts * images_per_prompt
-    latents = _latents(given.get("latents"), images, manifest)
+    latents = checked.latents(given.get("latents"), images, manifest)
     task = tasks.choose(manifest.tasks, given)
-    strength = _strength(task, given)
-    masking = _masking(task, given)
-    start, given = _start_latents(manifest, task, given, images)
+    strength = task_arguments.strength(task, given)
+    masking = task_arguments.masking(task, given)
+    start, given = task_arguments.start_latents(manifest, task, given, images)
     found = task_pictures.listed(task, given, images, start is not None)
-    whole = _sized_by(task, found) if start is None else None
+    whole = task_arguments.sized_by(task, found) if start is None else None
     height, width = _size(manifest, given, latents if start is None else start, whole)
-    ensemble = _ensemble(task, given, start)
+    ensemble = task_arguments.ensemble(task, given, start)
     output_type = given.get("output_type", "pil")
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
@@ -312,17 +310,17 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         scales=_scales(manifest, signature, given),
         prompts=prompts,
         images_per_prompt=images_per_prompt,
-        num_inference_steps=_count(
+        num_inference_steps=checked.count(
             given, "num_inference_steps", manifest.defaults.num_inference_steps
         ),
         scheduler=_scheduler(manifest, given.get("scheduler")),
         height=height,
         width=width,
-        seeds=_seeds(given.get("seed"), images),
+        seeds=checked.seeds(given.get("seed"), images),
         latents=latents,
         output_type=output_type,
         **_guidance_window(given),
-        cache_interval=_count(given, "cache_interval", 1),
+        cache_interval=checked.count(given, "cache_interval", 1),
         task=task,
         pictures=task_pictures.prepare(manifest, task, found, (height, width), masking),
         strength=strength,
@@ -330,95 +328,13 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         start_latents=start,
         **ensemble,
         embeddings=embeddings.spread(encoded, prompts),
-        prompt_weighting=_boolean(given, "prompt_weighting"),
-        max_embeddings_multiples=_count(given, "max_embeddings_multiples", 1),
+        prompt_weighting=checked.boolean(given, "prompt_weighting"),
+        max_embeddings_multiples=checked.count(given, "max_embeddings_multiples", 1),
     )
 
 
-def _refuse_pictures(signature: Signature, unknown: Sequence[str]) -> None:
-    """Say how a bundle comes to take them."""
-    redrawn = "--task image-to-image"
-    ways = {"image": redrawn, "strength": redrawn, "mask_image": "--task inpainting"}
-    ways |= {"control_image": "--controlnet", "ip_adapter_image": "--ip-adapter"}
-    way = next((ways[name] for name in reversed(ways) if name in unknown), None)
-    if way is not None:
-        raise InputError(
-            f"this bundle has no use for {' and '.join(unknown)}; export it with {way}, or leave "
-            "it out"
-        )
-
-
-def _sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | None:
-    if task.size_of is None:
-        return None
-    height, width = pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
-    return height * task.enlarges, width * task.enlarges
-
-
-def _start_latents(
-    manifest: Manifest, task: Task, given: Mapping[str, Any], images: int
-) -> tuple[Array | None, Mapping[str, Any]]:
-    """Latents in the place of the picture to start from, as diffusers tells them apart, and the
-    arguments without them."""
-    name = task.start_picture()
-    shape = () if name is None else tuple(getattr(given[name], "shape", ()))
-    if name is None or len(shape) != 4 or shape[1] != manifest.latents.channels:
-        return None, given
-    rows, value = shape[0], given[name]
-    if images % max(rows, 1):
-        raise InputError(f"{rows} latents in {name!r} for {images} pictures to be made")
-    return _latents(value, rows, manifest, name), {n: v for n, v in given.items() if n != name}
-
-
-def _ensemble(task: Task, given: Mapping[str, Any], start: Array | None) -> dict[str, float]:
-    found = {name: _number(name, given[name]) for name in _ENSEMBLE if name in given}
-    for name, value in found.items():
-        if not 0 < value < 1:
-            raise InputError(f"{name!r} must be a fraction between 0 and 1, not {value:g}")
-    if "denoising_start" in found and start is None:
-        raise InputError(
-            "'denoising_start' goes on from another run's latents: give them as 'image', float32 "
-            "[pictures, channels, height, width] of a call with output_type='latent'"
-        )
-    if found.get("denoising_start", 0) >= found.get("denoising_end", 1):
-        raise InputError("'denoising_start' must be below 'denoising_end'")
-    return found
-
-
-def _strength(task: Task, given: Mapping[str, Any]) -> float:
-    if task.strength is None:
-        if "strength" in given:
-            raise InputError(
-                "'strength' is how far to go from an 'image', and none to start from was given"
-            )
-        return 1.0
-    value = _number("strength", given.get("strength", task.strength))
-    if not 0 < value <= 1:
-        raise InputError(f"'strength' must be above 0 and at most 1, not {value:g}")
-    if task.starts(value) and "latents" in given:
-        raise InputError("'latents' and 'image' are both what to start from: give one of them")
-    return value
-
-
-def _masking(task: Task, given: Mapping[str, Any]) -> MaskOptions:
-    asked = [name for name in MASK_OPTIONS if name in given]
-    if asked and not task.masks():
-        raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
-    blur = _number("mask_blur", given.get("mask_blur", 0))
-    if blur < 0:
-        raise InputError(f"'mask_blur' must be at least 0 pixels, not {blur:g}")
-    if "padding_mask_crop" not in given:
-        return MaskOptions(blur)
-    padding = _integer("padding_mask_crop", given["padding_mask_crop"])
-    if padding < 0:
-        raise InputError(f"'padding_mask_crop' must be at least 0 pixels, not {padding}")
-    if given.get("output_type", "pil") != "pil":
-        raise InputError("'padding_mask_crop' puts pictures into others: output_type must be 'pil'")
-    return MaskOptions(blur, padding)
-
-
 def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> dict[str, float]:
-    found = {n: _number(n, given.get(n, default)) for n, default in signature.scales.items()}
+    found = {n: checked.number(n, given.get(n, default)) for n, default in signature.scales.items()}
     name = manifest.guidance.rescale
     if name is not None and not 0 <= found[name] <= 1:
         raise InputError(f"{name!r} must be from 0 (off) to 1, not {found[name]:g}")
@@ -426,7 +342,7 @@ def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) 
 
 
 def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
-    found = {name: _number(name, given[name]) for name in _WINDOW if name in given}
+    found = {name: checked.number(name, given[name]) for name in _WINDOW if name in given}
     start, stop = (found.get(name, default) for name, default in zip(_WINDOW, (0, 1), strict=True))
     if not 0 <= start < stop <= 1:
         raise InputError(
@@ -442,71 +358,17 @@ def _texts(
     """The given texts, one entry per prompt, and how many prompts there are; `encoded` of them
     were given as encoded texts."""
     if not signature.texts:
-        return {}, _count(given, "batch_size", 1)
-    own = {name: _strings(name, given[name]) for name in signature.texts if name in given}
+        return {}, checked.count(given, "batch_size", 1)
+    own = {name: checked.strings(name, given[name]) for name in signature.texts if name in given}
     if not own and not encoded:
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
     prompts = max((len(values) for values in own.values()), default=encoded)
     names = [name for name in signature.branch_texts if name in given]
-    texts = own | {name: _strings(name, given[name]) for name in names}
+    texts = own | {name: checked.strings(name, given[name]) for name in names}
     for name, values in texts.items():
         if len(values) != prompts and not isinstance(given[name], str):
             raise InputError(f"{name!r} has {len(values)} texts for {prompts} prompts")
     return {n: values * (prompts // len(values)) for n, values in texts.items()}, prompts
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else value
-    if not isinstance(values, Sequence) or not all(isinstance(each, str) for each in values):
-        raise InputError(f"{name!r} must be a text or a list of texts, not {value!r:.80}")
-    if not values:
-        raise InputError(f"{name!r} is an empty list")
-    return tuple(values)
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{name!r} must be an integer, not {value!r:.80}") from None
-
-
-def _boolean(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name!r} must be True or False, not {value!r:.80}")
-    return bool(value)
-
-
-def _count(given: Mapping[str, Any], name: str, default: int) -> int:
-    value = _integer(name, given.get(name, default))
-    if value < 1:
-        raise InputError(f"{name!r} must be at least 1, not {value}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, str | bytes | bool):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name!r} must be a number, not {value!r:.80}") from None
-    if not math.isfinite(number):
-        raise InputError(f"{name!r} must be finite, not {number}")
-    return number
-
-
-def _numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...]:
-    values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    numbers = tuple(_number(name, each) for each in values)
-    if spread and len(numbers) == 1:
-        numbers *= count
-    if len(numbers) != count:
-        raise InputError(f"{name!r} takes {count} numbers, not {len(numbers)}")
-    return numbers
 
 
 def _all_numbers(
@@ -518,23 +380,11 @@ def _all_numbers(
         for name in signature.prefixed(argument.name):
             if name not in given:
                 continue
-            values = _numbers(name, given[name], len(argument.default), argument.spread)
+            values = checked.numbers(name, given[name], len(argument.default), argument.spread)
             if not all(low <= each <= high for each in values):
                 raise InputError(f"{name!r} must be from {low:g} to {high:g}")
             found[name] = values
     return found
-
-
-def _seeds(seed: Any, images: int) -> tuple[int, ...]:
-    if seed is None:
-        return (fresh_seed(),)
-    if not isinstance(seed, Sequence) or isinstance(seed, str | bytes):
-        return (_integer("seed", seed),)
-    if len(seed) != images:
-        raise InputError(
-            f"{len(seed)} seeds for {images} images: give one seed, or one for each image"
-        )
-    return tuple(_integer("seed", each) for each in seed)
 
 
 def _scheduler(manifest: Manifest, asked: Any) -> str:
@@ -549,24 +399,6 @@ def _scheduler(manifest: Manifest, asked: Any) -> str:
     raise InputError(
         f"no scheduler {asked!r} in this bundle; it has: {', '.join(by_class or names)}"
     )
-
-
-def _latents(latents: Any, images: int, manifest: Manifest, name: str = "latents") -> Array | None:
-    if latents is None:
-        return None
-    try:
-        array = np.ascontiguousarray(latents, np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name!r} must be an array of numbers: {error}") from None
-    channels = manifest.latents.channels
-    if array.ndim != 4 or array.shape[:2] != (images, channels) or 0 in array.shape:
-        raise InputError(
-            f"{name!r} must have the shape [{images}, {channels}, height, width], "
-            f"not {list(array.shape)}"
-        )
-    if not np.isfinite(array).all():
-        raise InputError(f"{name!r} holds NaN or infinity")
-    return array
 
 
 def _size(
@@ -586,7 +418,7 @@ def _size(
     fixed = manifest.component("denoiser").inputs["sample"].shape[2:]
     sizes = []
     for index, name in enumerate(("height", "width")):
-        side = _integer(name, given.get(name, (from_latents or defaults)[index]))
+        side = checked.integer(name, given.get(name, (from_latents or defaults)[index]))
         only = fixed[index]
         if isinstance(only, int) and side != only * factor:
             raise InputError(f"{name} {side}: this bundle was exported for {only * factor} only")
