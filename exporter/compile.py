@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
+from exporter.asked import with_size, with_tasks
 from exporter.calibration import Calibration, Trajectories, read_prompts
 from exporter.families import Description, Graph, TextInput, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
+from exporter.kept_builds import entry, refuse_loss, with_kept
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, keep_nothing, release_weights
 from exporter.options import (
@@ -39,11 +41,11 @@ from exporter.sharing import check as check_shared
 from exporter.sharing import share
 from exporter.source import PipelineSource, digest, load, resolve
 from exporter.step_cache import split
-from exporter.store import Item, Store, missing_artifacts, previous_manifest
+from exporter.store import Store, missing_artifacts, previous_manifest
 from exporter.targets import OPTIONS, TARGETS, computes, verifier
 from exporter.targets.options import gather
 from exporter.versions import CAPTURE, code, libraries, versions
-from runtimes.errors import ExportError, InputError, UnsupportedPipeline, VerificationError
+from runtimes.errors import ExportError, VerificationError
 from runtimes.manifest import (
     FORMAT_VERSION,
     Artifact,
@@ -316,10 +318,10 @@ class _Compilation:
             description = family_of(self.source.pipeline_class).describe(pipe)
         if self.options.step_cache:
             description = split(description)
-        description, tasks = _with_tasks(
+        description, tasks = with_tasks(
             description, self.options.tasks_of(self.source), self.source.pipeline_class
         )
-        description = _with_size(description, self.options)
+        description = with_size(description, self.options)
         self._refuse_other_graphs(previous, description)
         for own in self.options.of_targets.values():
             own.check(description.latents, self.options.height is not None)
@@ -559,7 +561,7 @@ class _Compilation:
         free_memory()
         compute = computes(target, own)
         return Artifact(
-            key, _entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
+            key, entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
         )
 
     def _build(self, pair: tuple[str, str], artifacts: dict[str, Artifact]) -> Build:
@@ -700,106 +702,6 @@ def created_by() -> CreatedBy:
     )
 
 
-def _with_tasks(
-    description: Description, asked: Sequence[str], pipeline_class: str
-) -> tuple[Description, tuple[Task, ...]]:
-    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first."""
-    offers = {each.task.name: each for each in description.offers}
-    graphs = {graph.component.name: graph for graph in description.graphs}
-    tasks = [description.task]
-    for name in asked:
-        if name == description.task.name:
-            continue
-        if name not in offers:
-            has = ", ".join([description.task.name, *offers])
-            raise UnsupportedPipeline(f"{pipeline_class} has no task {name}; it has: {has}")
-        tasks.append(offers[name].task)
-        graphs |= {
-            each.component.name: graphs.get(each.component.name, each)
-            for each in offers[name].graphs
-        }
-    return dataclasses.replace(description, graphs=tuple(graphs.values())), tuple(tasks)
-
-
-def _with_size(description: Description, options: ExportOptions) -> Description:
-    """Fix the latents' height and width where the user fixed the picture's."""
-    if options.height is None or options.width is None:
-        return description
-    from runtimes.sizes import fix
-
-    latents = description.latents
-    unit = latents.factor * latents.multiple
-    for label, value in (("height", options.height), ("width", options.width)):
-        if value < unit or value % unit:
-            raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
-        if latents.maximum is not None and value > latents.factor * latents.maximum:
-            largest = latents.factor * latents.maximum
-            raise InputError(f"{label} {value}: this pipeline makes pictures of up to {largest}")
-    fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
-    graphs = tuple(
-        dataclasses.replace(graph, component=fix(graph.component, fixed))
-        for graph in description.graphs
-    )
-    sizes = {"default_height": options.height, "default_width": options.width}
-    return dataclasses.replace(description, graphs=graphs, latents=replace(latents, **sizes))
-
-
-def refuse_loss(
-    destination: Path, previous: Manifest, source: PipelineSource, options: ExportOptions
-) -> None:
-    """Stop before an export that would throw away what the bundle holds.
-
-    Raises:
-        ExportError: the bundle is of another source, or the source has changed and builds
-            that were not asked for would be out of date.
-    """
-    if previous.source.id != source.id:
-        raise ExportError(
-            f"{destination} was made from another source ({previous.source.id}); "
-            "choose another output, or replace it with --overwrite"
-        )
-    asked = {build_name(*pair) for pair in options.builds()}
-    lost = [build.name for build in previous.builds if build.name not in asked]
-    if lost and previous.source.fingerprint != source.fingerprint:
-        raise ExportError(
-            f"{source.id} has changed since {destination} was made, whose {', '.join(lost)} "
-            "would be lost; ask for these builds too, or drop them with --overwrite"
-        )
-
-
-def with_kept(draft: Manifest, previous: Manifest | None, store: Store) -> Manifest:
-    """Add the previous bundle's other builds of the same source, and its other schedules."""
-    if previous is None or previous.source.fingerprint != draft.source.fingerprint:
-        return draft
-    if previous.components != draft.components:
-        return draft
-    asked = {build.name for build in draft.builds}
-    kept = [_kept(build, store) for build in previous.builds if build.name not in asked]
-    known = {schedule.name for schedule in draft.schedules}
-    plans = [
-        replace(each, file=item.files[0])
-        for each in previous.schedules
-        if each.name not in known and (item := store.keep(each.key))
-    ]
-    builds = (*draft.builds, *filter(None, kept))
-    return replace(draft, builds=builds, schedules=(*draft.schedules, *plans))
-
-
-def _kept(build: Build, store: Store) -> Build | None:
-    """A build of the previous bundle, its files where they stand now; None if any is damaged."""
-    artifacts = {}
-    for name, artifact in build.artifacts.items():
-        item = store.keep(artifact.key)
-        if item is None:
-            return None
-        artifacts[name] = replace(artifact, entry=_entry(item), files=item.files)
-    return replace(build, artifacts=artifacts)
-
-
 def _defaults(own: Schedule, usual: int) -> Defaults:
     """The pipeline's usual step count, or the nearest that there is a plan for."""
     return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))
-
-
-def _entry(item: Item) -> str:
-    return next(file.path for file in item.files if file.path.endswith(f"/{item.meta['entry']}"))

@@ -1,0 +1,57 @@
+"""A pipeline's description, changed to what the user asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from exporter.families import Description
+from exporter.options import ExportOptions
+from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.tasks import Task
+
+
+def with_tasks(
+    description: Description, asked: Sequence[str], pipeline_class: str
+) -> tuple[Description, tuple[Task, ...]]:
+    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first."""
+    offers = {each.task.name: each for each in description.offers}
+    graphs = {graph.component.name: graph for graph in description.graphs}
+    tasks = [description.task]
+    for name in asked:
+        if name == description.task.name:
+            continue
+        if name not in offers:
+            has = ", ".join([description.task.name, *offers])
+            raise UnsupportedPipeline(f"{pipeline_class} has no task {name}; it has: {has}")
+        tasks.append(offers[name].task)
+        graphs |= {
+            each.component.name: graphs.get(each.component.name, each)
+            for each in offers[name].graphs
+        }
+    return dataclasses.replace(description, graphs=tuple(graphs.values())), tuple(tasks)
+
+
+def with_size(description: Description, options: ExportOptions) -> Description:
+    """Fix the latents' height and width where the user fixed the picture's."""
+    if options.height is None or options.width is None:
+        return description
+    from runtimes.sizes import fix
+
+    latents = description.latents
+    unit = latents.factor * latents.multiple
+    for label, value in (("height", options.height), ("width", options.width)):
+        if value < unit or value % unit:
+            raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
+        if latents.maximum is not None and value > latents.factor * latents.maximum:
+            largest = latents.factor * latents.maximum
+            raise InputError(f"{label} {value}: this pipeline makes pictures of up to {largest}")
+    fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
+    graphs = tuple(
+        dataclasses.replace(graph, component=fix(graph.component, fixed))
+        for graph in description.graphs
+    )
+    sizes = {"default_height": options.height, "default_width": options.width}
+    return dataclasses.replace(description, graphs=graphs, latents=replace(latents, **sizes))
