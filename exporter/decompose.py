@@ -130,8 +130,37 @@ def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
 
     with mode, torch.no_grad():
         made: Graph = make_fx(call, decomposition_table=dict(table))(*values).graph
+    for each in list(made.nodes):
+        if each.target is torch.ops.aten.sym_numel.default:
+            _by_sizes(made, each)
+    made.eliminate_dead_code()
     foreign = any(each.op in ("get_attr", "call_module") for each in made.nodes)
     return None if foreign or any(map(_is_mutable, made.nodes)) else made
+
+
+def _by_sizes(graph: Graph, node: Node) -> None:
+    """Say a number of elements as a product of sizes, which converters know."""
+    tensor: Any = node.args[0]
+    product: Any = 1
+    with graph.inserting_before(node):
+        for axis, size in enumerate(tensor.meta["val"].shape):
+            factor: Any = size
+            if not isinstance(size, int):
+                factor = graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+                factor.meta["val"] = size
+            if not isinstance(product, Node) and product == 1:
+                product = factor
+            elif isinstance(product, Node) or isinstance(factor, Node):
+                value = _value(product) * size
+                product = graph.call_function(operator.mul, (product, factor))
+                product.meta["val"] = value
+            else:
+                product *= factor
+    node.replace_all_uses_with(product)
+
+
+def _value(of: Any) -> Any:
+    return of.meta["val"] if isinstance(of, Node) else of
 
 
 def _inlined(graph: Graph, node: Node, parts: Graph, known: Mapping[Node, Any]) -> Any:

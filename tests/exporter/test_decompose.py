@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import onnxruntime
+import openvino as openvino_engine
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -145,3 +146,23 @@ def test_casts_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = program.module()(torch.tensor(x))
     for found, wanted in zip(session.run(None, {"x": x}), expected, strict=True):
         assert np.allclose(found, wanted.numpy(), rtol=1e-3)
+
+
+def test_a_size_that_follows_from_the_others(tmp_path: Path) -> None:
+    """-1 in a shape: a number of elements, which no converter knows as such."""
+
+    class Flat(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x.transpose(0, 1).reshape(2, -1),)
+
+    program = small(Flat())
+    specs = {"x": TensorSpec("float32", ("rows", 4))}, {"y": TensorSpec("float32", (2, "row"))}
+    x = np.arange(24, dtype=np.float32).reshape(6, 4)
+    (expected,) = program.module()(torch.tensor(x))
+    for module, name in ((onnx, "onnx"), (openvino, "openvino")):
+        (tmp_path / name).mkdir()
+        module.lower(program, Component("flat", "denoiser", *specs), tmp_path / name)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    assert np.array_equal(session.run(None, {"x": x})[0], expected)
+    model = openvino_engine.compile_model(tmp_path / "openvino" / "model.xml", "CPU")
+    assert np.array_equal(model({"x": x})[0], expected)
