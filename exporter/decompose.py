@@ -21,6 +21,7 @@ from torch.export.graph_signature import ExportGraphSignature, TensorArgument
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+_OF_MEMORY = (torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default)
 Table = Mapping[Any, Callable[..., Any]]
 
 
@@ -134,7 +135,9 @@ def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
         if each.target is torch.ops.aten.sym_numel.default:
             _by_sizes(made, each)
     made.eliminate_dead_code()
-    foreign = any(each.op in ("get_attr", "call_module") for each in made.nodes)
+    foreign = any(
+        each.op in ("get_attr", "call_module") or each.target in _OF_MEMORY for each in made.nodes
+    )
     return None if foreign or any(map(_is_mutable, made.nodes)) else made
 
 
