@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from exporter import hub
+from exporter import model_folders
 from exporter.ingredients import Ingredient
-from exporter.source import digest_folder, load_model, quiet_loading
+from exporter.source import load_model, quiet_loading
 from runtimes.errors import SourceError
 from runtimes.session import first_line
-
-_CONFIG = "config.json"
-_CLASS = "ControlNetModel"
 
 
 def find(asked: str) -> Ingredient:
     """The folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
-    path = Path(asked).expanduser()
-    here = path.exists()
-    folder = path if here else _download(asked)
-    try:
-        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SourceError(
-            f"{asked} is no ControlNet: expected a folder with the {_CONFIG} of a diffusers model"
-        ) from None
-    if name != _CLASS:
-        raise SourceError(f"{asked} is no ControlNet that is supported: it is a {name}")
-    own = path.resolve().name if here else asked
-    return Ingredient("controlnet", own, folder, digest_folder(folder, None))
+    return model_folders.find(asked, "controlnet", "ControlNet", "ControlNetModel")
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
@@ -77,14 +60,3 @@ def _check(pipe: Any, net: Any, name: str) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _download(asked: str) -> Path:
-    def get() -> str:
-        import huggingface_hub
-
-        return str(
-            huggingface_hub.snapshot_download(asked, allow_patterns=["*.json", "*.safetensors"])
-        )
-
-    return hub.fetch(asked, "ControlNet", "folder", get)

@@ -7,6 +7,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 _OF_MEMORY = (torch.ops.aten.sym_stride.int, torch.ops.aten.sym_storage_offset.default)
 Table = Mapping[Any, Callable[..., Any]]
+_Own = dict[Any, Callable[..., Any]]
 
 
 def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
@@ -33,9 +35,10 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
     The result's own `run_decompositions`, which the converters call, returns it as it is.
     """
     made: ExportedProgram
-    graph = None if any(map(_is_mutable, program.graph.nodes)) else _graph(program, table)
+    own = dict(table)
+    graph = None if any(map(_is_mutable, program.graph.nodes)) else _graph(program, own)
     if graph is None:
-        made = program.run_decompositions(dict(table))
+        made = program.run_decompositions(own)
     else:
         module = GraphModule(program.graph_module, graph)
         module.meta.update(program.graph_module.meta)
@@ -45,7 +48,7 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
     return made
 
 
-def _graph(program: ExportedProgram, table: Table) -> Graph | None:
+def _graph(program: ExportedProgram, table: _Own) -> Graph | None:
     graph = Graph()
     known: dict[Node, Any] = {}
     traced: dict[str, Graph | None] = {}
@@ -98,7 +101,7 @@ def _is_item(node: Node) -> bool:
     return node.op == "call_function" and node.target is operator.getitem
 
 
-def _is_taken_apart(node: Node, table: Table) -> bool:
+def _is_taken_apart(node: Node, table: _Own) -> bool:
     target = node.target
     if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
         return False
@@ -119,7 +122,7 @@ def _kind(node: Node) -> str:
     return f"{node.target} {torch.fx.map_arg((node.args, node.kwargs), told)}"
 
 
-def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
+def _traced(node: Node, table: _Own, mode: FakeTensorMode) -> Graph | None:
     """What the operator is made of, as a graph of its arguments that are nodes; None if that cannot
     stand in another graph."""
     values = [each.meta["val"] for each in node.all_input_nodes]
@@ -130,7 +133,7 @@ def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     with mode, torch.no_grad():
-        made: Graph = make_fx(call, decomposition_table=dict(table))(*values).graph
+        made: Graph = make_fx(call, decomposition_table=table)(*values).graph
     for each in list(made.nodes):
         if each.target is torch.ops.aten.sym_numel.default:
             _by_sizes(made, each)
@@ -144,26 +147,22 @@ def _traced(node: Node, table: Table, mode: FakeTensorMode) -> Graph | None:
 def _by_sizes(graph: Graph, node: Node) -> None:
     """Say a number of elements as a product of sizes, which converters know."""
     tensor: Any = node.args[0]
-    product: Any = 1
+    sizes = tensor.meta["val"].shape
+    value: Any = math.prod(size for size in sizes if isinstance(size, int))
+    product: Any = value
     with graph.inserting_before(node):
-        for axis, size in enumerate(tensor.meta["val"].shape):
-            factor: Any = size
-            if not isinstance(size, int):
-                factor = graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
-                factor.meta["val"] = size
-            if not isinstance(product, Node) and product == 1:
+        for axis, size in enumerate(sizes):
+            if isinstance(size, int):
+                continue
+            factor = graph.call_function(torch.ops.aten.sym_size.int, (tensor, axis))
+            factor.meta["val"] = size
+            value = value * size
+            if product == 1:
                 product = factor
-            elif isinstance(product, Node) or isinstance(factor, Node):
-                value = _value(product) * size
+            else:
                 product = graph.call_function(operator.mul, (product, factor))
                 product.meta["val"] = value
-            else:
-                product *= factor
     node.replace_all_uses_with(product)
-
-
-def _value(of: Any) -> Any:
-    return of.meta["val"] if isinstance(of, Node) else of
 
 
 def _inlined(graph: Graph, node: Node, parts: Graph, known: Mapping[Node, Any]) -> Any:

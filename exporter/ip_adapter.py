@@ -8,13 +8,13 @@ from typing import Any
 
 from exporter import hub
 from exporter.ingredients import Ingredient
+from exporter.names import IP_IMAGE_ENCODER
 from exporter.source import digest, digest_folder, quiet_loading
 from exporter.weight_files import SAFE, check
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
-_ADDED = "ip_image_encoder"  # the component that a bundle has for it
 _ENCODER = "image_encoder"
 
 
@@ -42,7 +42,7 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """The image encoder."""
-    return {_ADDED: digest([each.sha256 for each in ingredients])}
+    return {IP_IMAGE_ENCODER: digest([each.sha256 for each in ingredients])}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:

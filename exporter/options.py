@@ -10,6 +10,7 @@ from typing import Any
 from exporter import ingredients
 from exporter.calibration import Calibration
 from exporter.families import CLASS_TASKS, family_of
+from exporter.names import T2I_ADAPTER
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
 from exporter.source import PipelineSource, digest
 from exporter.targets import OPTIONS, TARGETS, passes, verifier
@@ -39,7 +40,6 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "depth_estimator": ("depth_estimator", "feature_extractor"),
     },
 }
-T2I_ADAPTER = "t2i_adapter"  # of a pipeline that was saved with one
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
@@ -50,6 +50,7 @@ _CAPTURE_CODE = (
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
     *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
+    *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
     *("exporter.families.transformer_parts", "exporter.families.flow_pictures"),
 )
 

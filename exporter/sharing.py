@@ -38,7 +38,8 @@ def check(bundles: Sequence[Path], destination: Path) -> None:
 def share(root: Path, manifest: Manifest, bundles: Sequence[Path]) -> int:
     """Put links to files of other bundles in the place of the same files under `root`.
 
-    A file is the same if its digest is, both as listed and, of the other bundle, as read again.
+    A file is the same if its digest is, as listed, and of the other bundle as read again before a
+    link is made.
 
     Returns:
         how many bytes are stored once only.
@@ -65,10 +66,12 @@ def _distinct(manifest: Manifest) -> list[File]:
 
 def _linked(path: Path, other: Path, file: File) -> bool:
     """Whether `path` is `other` now."""
-    if not other.is_file() or sha256(other) != file.sha256:
-        return False  # altered: let the other bundle say so when it is loaded
+    if not other.is_file():
+        return False
     if path.samefile(other):
         return True
+    if sha256(other) != file.sha256:
+        return False  # altered: let the other bundle say so when it is loaded
     temporary = path.with_name(f".{path.name}.shared")
     temporary.unlink(missing_ok=True)
     try:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from exporter import hub
+from exporter import model_folders
 from exporter.ingredients import Ingredient
-from exporter.source import digest_folder, load_model, quiet_loading
+from exporter.names import T2I_ADAPTER, numbered
+from exporter.source import load_model, quiet_loading
 from runtimes.errors import SourceError, UnsupportedPipeline
 from runtimes.session import first_line
 
-_CONFIG = "config.json"
-_CLASS = "T2IAdapter"
 # Pipeline class → that of diffusers which takes adapters besides.
 _WITH = {
     "StableDiffusionPipeline": "StableDiffusionAdapterPipeline",
@@ -24,19 +21,7 @@ _WITH = {
 
 def find(asked: str) -> Ingredient:
     """The folder of a T2I-Adapter, or ``OWNER/NAME`` on the Hub."""
-    path = Path(asked).expanduser()
-    here = path.exists()
-    folder = path if here else _download(asked)
-    try:
-        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SourceError(
-            f"{asked} is no T2I-Adapter: expected a folder with the {_CONFIG} of a diffusers model"
-        ) from None
-    if name != _CLASS:
-        raise SourceError(f"{asked} is no T2I-Adapter: it is a {name}")
-    own = path.resolve().name if here else asked
-    return Ingredient("t2i-adapter", own, folder, digest_folder(folder, None))
+    return model_folders.find(asked, "t2i-adapter", "T2I-Adapter", "T2IAdapter")
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
@@ -46,12 +31,7 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """A component for each."""
-    from exporter.families.t2i_adapter import NAME
-
-    return {
-        NAME if index == 0 else f"{NAME}_{index + 1}": each.sha256
-        for index, each in enumerate(ingredients)
-    }
+    return {numbered(T2I_ADAPTER, index): each.sha256 for index, each in enumerate(ingredients)}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
@@ -92,14 +72,3 @@ def _check(pipe: Any, names: str) -> None:
             f"a T2I-Adapter ({names}) together with an IP-Adapter is not supported: give one of "
             "them"
         )
-
-
-def _download(asked: str) -> Path:
-    def get() -> str:
-        import huggingface_hub
-
-        return str(
-            huggingface_hub.snapshot_download(asked, allow_patterns=["*.json", "*.safetensors"])
-        )
-
-    return hub.fetch(asked, "T2I-Adapter", "folder", get)

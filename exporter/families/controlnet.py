@@ -13,8 +13,9 @@ import torch
 from msgspec import structs
 
 from exporter.families import Description, Graph, Offer
+from exporter.families.extended import Extended, extended
 from exporter.families.text_to_image import vae_factor
-from exporter.signatures import named
+from exporter.names import numbered, pictures
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, TensorSpec, VectorInput
 from runtimes.tasks import Feed, Task
@@ -34,8 +35,8 @@ def with_controlnets(pipe: Any, description: Description) -> Description:
     nets = _nets(pipe)
     if not nets:
         return description
-    own = {f"{IMAGE}[{index}]" if len(nets) > 1 else IMAGE: each for index, each in enumerate(nets)}
-    feeds = {_input(index): Feed(name) for index, name in enumerate(own)}
+    names = pictures(IMAGE, len(nets))
+    feeds = {numbered(IMAGE, index): Feed(name) for index, name in enumerate(names)}
     graphs = [
         _controlled(each, pipe, nets) if each.component.role == "denoiser" else each
         for each in description.graphs
@@ -44,7 +45,7 @@ def with_controlnets(pipe: Any, description: Description) -> Description:
         Argument(name, (value,) * len(nets), spread=True)
         for name, value in ((SCALE, 1.0), *zip(_WINDOW, (0.0, 1.0), strict=True))
     ]
-    pictures = description.probe_pictures
+    others = description.probe_pictures
     return replace(
         description,
         task=_with_images(description.task, feeds),
@@ -57,7 +58,7 @@ def with_controlnets(pipe: Any, description: Description) -> Description:
         vectors=(*description.vectors, VectorInput(SCALE, (SCALE,), _WINDOW)),
         call=_called(description.call, bool(description.task.pictures)),
         probe_pictures=lambda height, width: {
-            **(pictures(height, width) if pictures else {}),
+            **(others(height, width) if others else {}),
             IMAGE: _probe_images(len(nets), height, width),
         },
     )
@@ -78,17 +79,13 @@ def _nets(pipe: Any) -> list[Any]:
     return nets
 
 
-def _input(index: int) -> str:
-    return IMAGE if index == 0 else f"{IMAGE}_{index + 1}"
-
-
 def _with_images(task: Task, feeds: Mapping[str, Feed]) -> Task:
-    pictures = {**task.pictures, **{feed.picture: "image" for feed in feeds.values()}}
+    every = {**task.pictures, **{feed.picture: "image" for feed in feeds.values()}}
     return structs.replace(
         task,
-        pictures=pictures,
+        pictures=every,
         inputs={**task.inputs, **feeds},
-        size_of=task.size_of or next(iter(pictures)),
+        size_of=task.size_of or next(iter(every)),
     )
 
 
@@ -116,7 +113,7 @@ def _called(call: Callable[..., Any], has_image: bool) -> Callable[..., Any]:
     return run
 
 
-class _Controlled(torch.nn.Module):
+class _Controlled(Extended):
     """A denoiser whose UNet is given what the ControlNets make of its own inputs and their images.
 
     Inputs besides: for each a picture [batch, 3, f*height, f*width] in [0, 1], and the conditioning
@@ -124,29 +121,18 @@ class _Controlled(torch.nn.Module):
     """
 
     def __init__(self, graph: Graph, unet: Any, nets: Sequence[Any], inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.denoiser = graph.module
+        super().__init__(graph, unet, inputs)
         self.nets = torch.nn.ModuleList(nets)
-        self._unet = [unet]  # a part of the denoiser, not another one
         self._channels = [int(net.config.in_channels) for net in nets]
-        self._own = tuple(graph.component.inputs)
-        self.forward: Callable[..., Any] = named(self._call, inputs)
 
-    def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        images = [inputs[_input(index)] for index in range(len(self.nets))]
-        scales = inputs[SCALE]
-
-        def control(
-            _: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {**given, **self._residuals(args, given, images, scales)}
-
-        handle = self._unet[0].register_forward_pre_hook(control, with_kwargs=True)
-        try:
-            made: tuple[torch.Tensor, ...] = self.denoiser(**{n: inputs[n] for n in self._own})
-            return made
-        finally:
-            handle.remove()
+    def _more(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        args: tuple[Any, ...],
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        images = [inputs[numbered(IMAGE, index)] for index in range(len(self.nets))]
+        return self._residuals(args, given, images, inputs[SCALE])
 
     def _residuals(
         self,
@@ -181,15 +167,10 @@ def _controlled(graph: Graph, pipe: Any, nets: Sequence[Any]) -> Graph:
     factor = vae_factor(pipe.vae)
     picture = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
     inputs = {
-        **graph.component.inputs,
-        **{_input(index): picture for index in range(len(nets))},
+        **{numbered(IMAGE, index): picture for index in range(len(nets))},
         SCALE: TensorSpec("float32", ("batch", len(nets))),
     }
-    return replace(
-        graph,
-        component=structs.replace(graph.component, inputs=inputs),
-        module=_Controlled(graph, pipe.unet, nets, list(inputs)),
-    )
+    return extended(graph, inputs, lambda own, names: _Controlled(own, pipe.unet, nets, names))
 
 
 def _probe_images(count: int, height: int, width: int) -> Any:

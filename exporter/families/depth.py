@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from exporter.families import Graph, Offer
+from exporter.families.processors import Normalised
 from exporter.families.text_to_image import vae_factor
 from exporter.families.trained_tasks import IMAGE, Trained
 from runtimes.errors import UnsupportedPipeline
@@ -53,18 +54,14 @@ class DepthEstimator(torch.nn.Module):
     """image [batch, 3, size, size] in [0, 1] and canvas [batch, 3, f*height, f*width], of which
     nothing but the size is looked at → depth [batch, 1, height, width] from -1 to 1."""
 
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
     def __init__(self, estimator: Any, processor: Any, factor: int) -> None:
         super().__init__()
         self.estimator = estimator
+        self.normalised = Normalised(processor)
         self.factor = factor
-        for name, values in (("mean", processor.image_mean), ("deviation", processor.image_std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor, canvas: torch.Tensor) -> tuple[torch.Tensor]:
-        found = self.estimator((image - self.mean) / self.deviation).predicted_depth
+        found = self.estimator(self.normalised(image)).predicted_depth
         sides = canvas.shape[2] // self.factor, canvas.shape[3] // self.factor
         depth = torch.nn.functional.interpolate(
             found.unsqueeze(1), size=sides, mode="bicubic", align_corners=False

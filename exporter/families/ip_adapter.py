@@ -4,7 +4,7 @@ of the denoiser with the scales as an input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 from msgspec import structs
 
 from exporter.families import Description, Graph, Offer
-from exporter.signatures import named
+from exporter.families.extended import Extended, extended
+from exporter.families.processors import Normalised
+from exporter.names import IP_IMAGE_ENCODER, numbered, pictures
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
 from runtimes.tasks import Feed, Preparation, Task
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"
-_NAME = "ip_image_encoder"
 _POSITIVE, _NEGATIVE = "tokens", "negative"
 _PLAIN = "ImageProjection"
 _KINDS = (_PLAIN, "IPAdapterPlusImageProjection")
@@ -45,8 +46,7 @@ def with_ip_adapter(pipe: Any, description: Description) -> Description:
         for each in description.graphs
     ]
     positive = tuple(b.name for b in description.guidance.branches if not b.prefix)
-    pictures = description.probe_pictures
-    call = description.call
+    others = description.probe_pictures
     return replace(
         description,
         task=_with_pictures(description.task, positive, len(layers)),
@@ -57,9 +57,8 @@ def with_ip_adapter(pipe: Any, description: Description) -> Description:
         graphs=(*graphs, encoder),
         arguments=(*description.arguments, Argument(SCALE, (1.0,) * len(layers), spread=True)),
         vectors=(*description.vectors, VectorInput(SCALE, (SCALE,))),
-        call=lambda **arguments: call(**arguments),
         probe_pictures=lambda height, width: {
-            **(pictures(height, width) if pictures else {}),
+            **(others(height, width) if others else {}),
             IMAGE: _probe_pictures(len(layers)),
         },
     )
@@ -74,20 +73,16 @@ def _check(layers: Sequence[Any]) -> None:
         )
 
 
-def _numbered(name: str, index: int) -> str:
-    return name if index == 0 else f"{name}_{index + 1}"
-
-
 def _with_pictures(task: Task, branches: tuple[str, ...], count: int) -> Task:
     """Branches of a negative prompt get what diffusers makes of no picture."""
-    names = [f"{IMAGE}[{index}]" for index in range(count)] if count > 1 else [IMAGE]
+    names = pictures(IMAGE, count)
     runs = [
         Preparation(
-            _NAME,
+            IP_IMAGE_ENCODER,
             {"image": Feed(name, resample="bicubic", fit="crop")},
-            {_numbered(_POSITIVE, index): _numbered(TOKENS, index)},
+            {numbered(_POSITIVE, index): numbered(TOKENS, index)},
             branches,
-            others={_numbered(_NEGATIVE, index): _numbered(TOKENS, index)},
+            others={numbered(_NEGATIVE, index): numbered(TOKENS, index)},
         )
         for index, name in enumerate(names)
     ]
@@ -106,23 +101,19 @@ class _Encoder(torch.nn.Module):
     and takes embeddings of 0 for the plain one.
     """
 
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
     def __init__(self, encoder: Any, processor: Any, layers: Sequence[Any]) -> None:
         super().__init__()
         self.encoder = encoder
         self.layers = torch.nn.ModuleList(layers)
         self._plain = [type(each).__name__ == _PLAIN for each in layers]
-        for name, values in (("mean", processor.image_mean), ("deviation", processor.image_std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.normalised = Normalised(processor)
         for index, tokens in enumerate(self._of_nothing(int(encoder.config.image_size))):
-            self.register_buffer(_numbered(_NEGATIVE, index), tokens, persistent=False)
+            self.register_buffer(numbered(_NEGATIVE, index), tokens, persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        made = self._tokens((image - self.mean) / self.deviation)
+        made = self._tokens(self.normalised(image))
         negative = [
-            getattr(self, _numbered(_NEGATIVE, index)).repeat(image.shape[0], 1, 1, 1)
+            getattr(self, numbered(_NEGATIVE, index)).repeat(image.shape[0], 1, 1, 1)
             for index in range(len(made))
         ]
         return (*made, *negative)
@@ -148,14 +139,14 @@ class _Encoder(torch.nn.Module):
 def _encoder(pipe: Any, layers: Sequence[Any]) -> Graph:
     size = int(pipe.image_encoder.config.image_size)
     module = _Encoder(pipe.image_encoder, pipe.feature_extractor, layers)
-    shapes = [getattr(module, _numbered(_NEGATIVE, index)).shape for index in range(len(layers))]
+    shapes = [getattr(module, numbered(_NEGATIVE, index)).shape for index in range(len(layers))]
     outputs = {
-        _numbered(name, index): TensorSpec("float32", ("batch", *map(int, shape[1:])))
+        numbered(name, index): TensorSpec("float32", ("batch", *map(int, shape[1:])))
         for name in (_POSITIVE, _NEGATIVE)
         for index, shape in enumerate(shapes)
     }
     component = Component(
-        _NAME,
+        IP_IMAGE_ENCODER,
         "image_encoder",
         {"image": TensorSpec("float32", ("batch", 3, size, size))},
         outputs,
@@ -178,7 +169,7 @@ class _Scale:
         return self._values * states
 
 
-class _Adapted(torch.nn.Module):
+class _Adapted(Extended):
     """A denoiser whose UNet is given the pictures' tokens.
 
     Inputs besides: of each adapter `TOKENS` [batch, 1, tokens, width], and `SCALE` [batch, number
@@ -186,34 +177,29 @@ class _Adapted(torch.nn.Module):
     """
 
     def __init__(self, graph: Graph, unet: Any, count: int, inputs: Sequence[str]) -> None:
-        super().__init__()
-        self.denoiser = graph.module
-        self._unet = [unet]  # a part of the denoiser, not another one
-        self._own = tuple(graph.component.inputs)
+        super().__init__(graph, unet, inputs)
         self._count = count
-        self.forward: Callable[..., Any] = named(self._call, inputs)
+
+    def _more(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        args: tuple[Any, ...],
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        tokens = [inputs[numbered(TOKENS, index)] for index in range(self._count)]
+        known = given.get("added_cond_kwargs") or {}
+        return {"added_cond_kwargs": {**known, "image_embeds": tokens}}
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        tokens = [inputs[_numbered(TOKENS, index)] for index in range(self._count)]
-
-        def look(
-            _: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            known = given.get("added_cond_kwargs") or {}
-            return args, {**given, "added_cond_kwargs": {**known, "image_embeds": tokens}}
-
         (unet,) = self._unet
         processors = [each for each in unet.attn_processors.values() if hasattr(each, "to_k_ip")]
         usual = [each.scale for each in processors]
-        handle = unet.register_forward_pre_hook(look, with_kwargs=True)
         unet.encoder_hid_proj.forward = _as_they_are  # the encoder has projected them
         try:
             for each in processors:
                 each.scale = [_Scale(inputs[SCALE][:, index]) for index in range(self._count)]
-            made: tuple[torch.Tensor, ...] = self.denoiser(**{n: inputs[n] for n in self._own})
-            return made
+            return super()._call(inputs)
         finally:
-            handle.remove()
             del unet.encoder_hid_proj.forward
             for each, scale in zip(processors, usual, strict=True):
                 each.scale = scale
@@ -226,15 +212,10 @@ def _as_they_are(tokens: list[torch.Tensor]) -> list[torch.Tensor]:
 def _adapted(graph: Graph, unet: Any, encoder: Graph, count: int) -> Graph:
     made = encoder.component.outputs
     inputs = {
-        **graph.component.inputs,
-        **{_numbered(TOKENS, i): made[_numbered(_POSITIVE, i)] for i in range(count)},
+        **{numbered(TOKENS, i): made[numbered(_POSITIVE, i)] for i in range(count)},
         SCALE: TensorSpec("float32", ("batch", count)),
     }
-    return replace(
-        graph,
-        component=structs.replace(graph.component, inputs=inputs),
-        module=_Adapted(graph, unet, count, list(inputs)),
-    )
+    return extended(graph, inputs, lambda own, names: _Adapted(own, unet, count, names))
 
 
 def _probe_pictures(count: int) -> Any:

@@ -19,13 +19,13 @@ from msgspec import structs
 from torch.nn import functional
 
 from exporter.families import Description, Graph
+from exporter.families.extended import Extended, extended
 from exporter.families.text_to_image import vae_factor
-from exporter.signatures import named
+from exporter.names import T2I_ADAPTER, numbered, pictures
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
 from runtimes.tasks import Feed, Preparation, Task
 
-NAME = "t2i_adapter"
 IMAGE = "image"  # as diffusers' pipelines call the picture
 SCALE, SHARE = "adapter_conditioning_scale", "adapter_conditioning_factor"
 _FEATURES = "adapter_features"
@@ -199,7 +199,7 @@ def _graph(adapter: Any, index: int, features: Sequence[Feature], pipe: Any) -> 
     factor = vae_factor(pipe.vae)
     image = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
     made = {_FEATURES: _packed_spec(features)}
-    component = Component(_numbered(NAME, index), "image_encoder", {"image": image}, made)
+    component = Component(numbered(T2I_ADAPTER, index), "image_encoder", {"image": image}, made)
     return Graph(component, Adapter(adapter, features))
 
 
@@ -207,23 +207,19 @@ def _packed_spec(features: Sequence[Feature]) -> TensorSpec:
     return TensorSpec("float32", ("batch", sum(f.packed for f in features), "height", "width"))
 
 
-def _numbered(name: str, index: int) -> str:
-    return name if index == 0 else f"{name}_{index + 1}"
-
-
 def _with_images(task: Task, graphs: Sequence[Graph]) -> Task:
-    names = [f"{IMAGE}[{index}]" for index in range(len(graphs))] if graphs[1:] else [IMAGE]
+    names = pictures(IMAGE, len(graphs))
     runs = tuple(
         Preparation(
-            graph.component.name, {"image": Feed(name)}, {_FEATURES: _numbered(_FEATURES, index)}
+            graph.component.name, {"image": Feed(name)}, {_FEATURES: numbered(_FEATURES, index)}
         )
         for index, (name, graph) in enumerate(zip(names, graphs, strict=True))
     )
-    pictures = dict.fromkeys(names, "image")
-    return structs.replace(task, pictures=pictures, preparations=runs, size_of=names[0])
+    kinds = dict.fromkeys(names, "image")
+    return structs.replace(task, pictures=kinds, preparations=runs, size_of=names[0])
 
 
-class _Adapted(torch.nn.Module):
+class _Adapted(Extended):
     """A denoiser whose UNet is given the adapters' features.
 
     Inputs besides: those of each adapter, packed, and the conditioning scales [batch, number of
@@ -233,26 +229,17 @@ class _Adapted(torch.nn.Module):
     def __init__(
         self, graph: Graph, unet: Any, features: Sequence[Feature], inputs: Sequence[str]
     ) -> None:
-        super().__init__()
-        self.denoiser = graph.module
-        self._unet = [unet]  # a part of the denoiser, not another one
+        super().__init__(graph, unet, inputs)
         self._features = tuple(features)
-        self._own = tuple(graph.component.inputs)
         self._given = [name for name in inputs if name.startswith(_FEATURES)]
-        self.forward: Callable[..., Any] = named(self._call, inputs)
 
-    def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        def add(
-            _: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return args, {**given, "down_intrablock_additional_residuals": self._sums(inputs)}
-
-        handle = self._unet[0].register_forward_pre_hook(add, with_kwargs=True)
-        try:
-            made: tuple[torch.Tensor, ...] = self.denoiser(**{n: inputs[n] for n in self._own})
-            return made
-        finally:
-            handle.remove()
+    def _more(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        args: tuple[Any, ...],
+        given: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        return {"down_intrablock_additional_residuals": self._sums(inputs)}
 
     def _sums(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Of the features of all adapters, each as strong as its scale says; the UNet takes from
@@ -265,14 +252,9 @@ class _Adapted(torch.nn.Module):
 
 
 def _adapted(graph: Graph, unet: Any, features: Sequence[Feature], count: int) -> Graph:
-    packed = {_numbered(_FEATURES, index): _packed_spec(features) for index in range(count)}
-    scale = TensorSpec("float32", ("batch", count))
-    inputs = {**graph.component.inputs, **packed, SCALE: scale}
-    return replace(
-        graph,
-        component=structs.replace(graph.component, inputs=inputs),
-        module=_Adapted(graph, unet, features, list(inputs)),
-    )
+    packed = {numbered(_FEATURES, index): _packed_spec(features) for index in range(count)}
+    inputs = {**packed, SCALE: TensorSpec("float32", ("batch", count))}
+    return extended(graph, inputs, lambda own, names: _Adapted(own, unet, features, names))
 
 
 def _called(call: Callable[..., Any], adapters: Sequence[Any]) -> Callable[..., Any]:

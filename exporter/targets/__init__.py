@@ -44,9 +44,13 @@ class TargetInfo:
 
 
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_ONNX_CODE = tuple(
-    f"exporter.targets.onnx_{each}"
-    for each in ("attention", "integers", "masks", "optimize", "weights")
+_DECOMPOSED = "exporter.decompose"
+_ONNX_CODE = (
+    _DECOMPOSED,
+    *(
+        f"exporter.targets.onnx_{each}"
+        for each in ("attention", "integers", "masks", "optimize", "types", "weights")
+    ),
 )
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
@@ -58,7 +62,7 @@ TARGETS: Mapping[str, TargetInfo] = {
         "openvino",
         ("openvino",),
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
-        code=("exporter.targets.openvino_int4", "exporter.passes.plain_integers"),
+        code=(_DECOMPOSED, "exporter.targets.openvino_int4", "exporter.passes.plain_integers"),
         computes={"bf16": "bf16"},
     ),
     "torch": TargetInfo("torch", "torch", (), {**STORED, "bf16": COMPUTED["bf16"]}),
@@ -81,7 +85,7 @@ TARGETS: Mapping[str, TargetInfo] = {
         code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
             *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
-            "exporter.passes.split_einsum_attention",
+            *(_DECOMPOSED, "exporter.passes.split_einsum_attention"),
         ),
     ),
 }

@@ -34,21 +34,16 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
 
     with torch.no_grad(), quiet():
         program = decomposed(program, _table(opset))
-    with (
-        torch.no_grad(),
-        quiet(),
-        onnx_types.known_results(),
-        onnx_weights.stood_in(program) as weights,
-    ):
-        made = torch.onnx.export(
-            program,
-            opset_version=opset,
-            input_names=list(component.inputs),
-            output_names=list(component.outputs),
-            custom_translation_table=_translations() | onnx_integers.translations(),
-            optimize=False,
-            verbose=False,
-        )
+        with onnx_types.known_results(), onnx_weights.stood_in(program) as weights:
+            made = torch.onnx.export(
+                program,
+                opset_version=opset,
+                input_names=list(component.inputs),
+                output_names=list(component.outputs),
+                custom_translation_table=_translations() | onnx_integers.translations(),
+                optimize=False,
+                verbose=False,
+            )
     if made is None:  # the stub's type; the dynamo exporter always returns a program
         raise RuntimeError("torch.onnx.export returned nothing")
     model = made.model

@@ -1,0 +1,18 @@
+"""Names of what a bundle has one or several of."""
+
+from __future__ import annotations
+
+# Components that adapters bring.
+T2I_ADAPTER = "t2i_adapter"
+IP_IMAGE_ENCODER = "ip_image_encoder"
+
+
+def numbered(name: str, index: int) -> str:
+    """The first is called `name`, those after it ``name_2``, ``name_3`` …"""
+    return name if index == 0 else f"{name}_{index + 1}"
+
+
+def pictures(argument: str, count: int) -> list[str]:
+    """As a task calls them (see `runtimes.tasks.Task`): the argument's one picture, or each of
+    several."""
+    return [argument] if count == 1 else [f"{argument}[{index}]" for index in range(count)]
