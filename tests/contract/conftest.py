@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-import latentc
 from exporter.compile import export
 from exporter.source import quiet_loading
 from tests.conftest import KEPT, one_at_a_time
+from tests.loaded import Ours, kept_open
 from tests.pictures import STEPS
 
 # What each tiny pipeline is exported for; others do what their class is for.
@@ -47,18 +47,10 @@ def bundles(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def ours(bundles: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
+def ours(bundles: Callable[[str], Path]) -> Iterator[Ours]:
     """A function: name and backend → the loaded bundle."""
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str) -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(bundles(name), backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+    with kept_open(bundles) as get:
+        yield get
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
+from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, CALL, assert_same, mask, picture
 
 SIZE = {"height": 32, "width": 48}
@@ -94,17 +95,9 @@ def controlled(
 
 
 @pytest.fixture(scope="module")
-def made(controlled: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(controlled(name), backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+def made(controlled: Callable[[str], Path]) -> Iterator[Ours]:
+    with kept_open(controlled) as get:
+        yield get
 
 
 @pytest.fixture(scope="module")

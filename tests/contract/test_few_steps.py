@@ -27,6 +27,7 @@ from runtimes.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.exporter.test_ingredients import make_lora
+from tests.loaded import kept_open
 
 SEED = 7
 STEPS = (1, 4)
@@ -75,16 +76,8 @@ def ours(folder: Callable[[str], Path]) -> Iterator[Get]:
                 steps=STEPS,
                 overwrite=True,
             )
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(backend: str, name: str = "turbo") -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(bundles / name, backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+    with kept_open(lambda name: bundles / name) as get:
+        yield lambda backend, name="turbo": get(name, backend)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
 from exporter.source import quiet_loading
 from runtimes.verify import psnr, relative_l2
+from tests.loaded import Ours, kept_open
 
 STEPS = 20
 SEED = 7
@@ -78,17 +79,9 @@ def reference(pipes: Callable[[str], Any]) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def ours(exported: Callable[[str], Path]) -> Any:
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str) -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(exported(name), backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+def ours(exported: Callable[[str], Path]) -> Iterator[Ours]:
+    with kept_open(exported) as get:
+        yield get
 
 
 def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:

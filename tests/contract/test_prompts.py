@@ -20,6 +20,7 @@ from latentc.cli import run as command
 from runtimes.errors import InputError
 from runtimes.tokenizer import TextTokenizer
 from runtimes.verify import relative_l2
+from tests.loaded import Ours, kept_open
 
 BACKENDS = ("onnxruntime", "openvino", "torch")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
@@ -32,17 +33,9 @@ Parts: TypeAlias = Sequence[tuple[str, float]]
 
 
 @pytest.fixture(scope="module")
-def ours(exported: Callable[[str], Path]) -> Iterator[Callable[..., latentc.Pipeline]]:
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(exported(name), backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+def ours(exported: Callable[[str], Path]) -> Iterator[Ours]:
+    with kept_open(exported) as get:
+        yield get
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
+from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, CALL, assert_same, picture
 
 STEPS = 4
@@ -115,17 +116,9 @@ def adapted(
 
 
 @pytest.fixture(scope="module")
-def ours(adapted: Callable[[str], Path]) -> Iterator[Callable[[str, str], latentc.Pipeline]]:
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            loaded[name, backend] = latentc.load(adapted(name), backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+def ours(adapted: Callable[[str], Path]) -> Iterator[Ours]:
+    with kept_open(adapted) as get:
+        yield get
 
 
 def shown(name: str, seed: int = 0) -> Any:

@@ -23,6 +23,7 @@ from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
+from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture
 from tests.transformers import STEPS, exported
 
@@ -49,19 +50,10 @@ CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
 @pytest.fixture(scope="module")
 def ours(
     pipeline_folder: Callable[[str], Path],
-) -> Iterator[Callable[..., latentc.Pipeline]]:
+) -> Iterator[Ours]:
     """A function: name in `BUNDLES` and backend → the loaded bundle."""
-    loaded: dict[tuple[str, str], latentc.Pipeline] = {}
-
-    def get(name: str, backend: str = "onnxruntime") -> latentc.Pipeline:
-        if (name, backend) not in loaded:
-            bundle = exported(name, pipeline_folder)
-            loaded[name, backend] = latentc.load(bundle, backend=backend)
-        return loaded[name, backend]
-
-    yield get
-    for pipe in loaded.values():
-        pipe.close()
+    with kept_open(lambda name: exported(name, pipeline_folder)) as get:
+        yield get
 
 
 @pytest.fixture(scope="module")
