@@ -73,14 +73,24 @@ def spread(found: Mapping[str, Array], prompts: int) -> dict[str, Array]:
 
 def of_branch(manifest: Manifest, found: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     """The encoded texts of a branch, by denoiser input; empty where it has texts."""
-    taken = manifest.component("denoiser").inputs
     made: dict[str, Array] = {}
     for each in manifest.embeddings:
         if prefix + each.name in found:
-            ends = np.cumsum([int(taken[name].shape[-1]) for name in each.inputs])
-            parts = np.split(found[prefix + each.name], ends[:-1], axis=-1)
-            made |= zip(each.inputs, parts, strict=True)
+            made |= _parts(manifest, each, found[prefix + each.name])
     return made
+
+
+def joined(embedding: Embedding, made: Mapping[str, Array]) -> Array:
+    """The argument's array of what encoders made, by denoiser input: a copy."""
+    parts = [made[name] for name in embedding.inputs]
+    if embedding.frame is None:
+        return np.concatenate(parts, axis=-1)
+    array = np.zeros((len(parts[0]), *embedding.frame), parts[0].dtype)
+    start = 0
+    for part in parts:
+        array[:, start : start + part.shape[1], : part.shape[2]] = part
+        start += part.shape[1]
+    return array
 
 
 def misfit(manifest: Manifest, denoiser: Component, found: Mapping[str, Array], chunks: int) -> str:
@@ -112,12 +122,31 @@ def _lengths(manifest: Manifest, found: Mapping[str, Array], of: Embedding) -> d
     return {name: found[name].shape[1] for name in given if name in found}
 
 
+def _parts(manifest: Manifest, embedding: Embedding, array: Array) -> dict[str, Array]:
+    """The reverse of `joined`."""
+    shapes = [manifest.component("denoiser").inputs[name].shape for name in embedding.inputs]
+    if embedding.frame is None:
+        ends = np.cumsum([int(shape[-1]) for shape in shapes])
+        parts = np.split(array, ends[:-1], axis=-1)
+    else:
+        ends = np.cumsum([int(shape[1]) for shape in shapes])
+        rows = np.split(array, ends, axis=1)  # the last of them are zeros
+        parts = [row[:, :, : int(shape[2])] for row, shape in zip(rows, shapes, strict=False)]
+    return dict(zip(embedding.inputs, parts, strict=True))
+
+
+def _shape(manifest: Manifest, embedding: Embedding) -> tuple[int | str, ...]:
+    """Of the argument's array, prompts left out; a string is a length that a call may choose."""
+    if embedding.frame is not None:
+        return embedding.frame
+    shapes = [manifest.component("denoiser").inputs[name].shape for name in embedding.inputs]
+    return (*shapes[0][1:-1], sum(int(shape[-1]) for shape in shapes))
+
+
 def _array(manifest: Manifest, name: str, embedding: Embedding, value: Any) -> Array:
     made = {n: spec for each in manifest.encoders() for n, spec in each.outputs.items()}
-    taken = manifest.component("denoiser").inputs
-    first = next(iter(embedding.inputs))
-    dtype = made[first].dtype
-    wanted = (*taken[first].shape[:-1], sum(int(taken[n].shape[-1]) for n in embedding.inputs))
+    dtype = made[next(iter(embedding.inputs))].dtype
+    wanted = _shape(manifest, embedding)
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
@@ -127,15 +156,20 @@ def _array(manifest: Manifest, name: str, embedding: Embedding, value: Any) -> A
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name!r} must be an array of numbers: {error}") from None
     fits = (
-        array.ndim == len(wanted)
+        array.ndim == len(wanted) + 1
         and array.size
-        and all(
-            isinstance(w, str) or w == f for w, f in zip(wanted[1:], array.shape[1:], strict=True)
-        )
+        and all(isinstance(w, str) or w == f for w, f in zip(wanted, array.shape[1:], strict=True))
     )
     if not fits:
-        rest = ", ".join(map(str, wanted[1:]))
+        rest = ", ".join(map(str, wanted))
         raise InputError(f"{name!r} must have the shape [prompts, {rest}], not {[*array.shape]}")
     if not np.isfinite(array).all():
         raise InputError(f"{name!r} holds NaN, infinity or numbers beyond {dtype}")
+    if embedding.frame and not np.array_equal(
+        joined(embedding, _parts(manifest, embedding, array)), array
+    ):
+        raise InputError(
+            f"{name!r} has numbers where this bundle's encoders have none and the array is zero: "
+            "was it made for another model?"
+        )
     return array

@@ -206,13 +206,18 @@ class Embedding(_Base, frozen=True):
     """A call argument that takes what encoders make of a text, in the text's place.
 
     `name` is the argument's, with a branch's prefix before it; `inputs` the encoder outputs, and
-    denoiser inputs, that it stands for, joined along the last axis. With each stand its columns,
-    where position i of it says something of token i: the encoder inputs that the tokens are of, and
-    how many numbers each has, one after the other.
+    denoiser inputs, that it stands for. With each stand its columns, where position i of it says
+    something of token i: the encoder inputs that the tokens are of, and how many numbers each has,
+    one after the other.
+
+    The argument's array is its inputs joined along the last axis; with `frame`, an array of so many
+    positions and columns that has them one below the other, in its first columns, and zeros
+    elsewhere.
     """
 
     name: str
     inputs: dict[str, dict[str, int]]
+    frame: tuple[int, int] | None = None
 
 
 class Branch(_Base, frozen=True):

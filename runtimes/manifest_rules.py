@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from runtimes import task_rules
-from runtimes.manifest import Component, File, Manifest, TensorSpec
+from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
@@ -156,15 +156,39 @@ def _embedding_problems(manifest: Manifest) -> Iterator[str]:
     for each in manifest.embeddings:
         given = [made[name].outputs[name] for name in each.inputs]
         wanted = [taken[name] for name in each.inputs]
-        ranks = {len(spec.shape) for spec in (*given, *wanted)}
-        if len(ranks) > 1 or min(ranks) < 2:
-            yield f"encoded text {each.name!r}: needs the same two dimensions or more on both sides"
-        elif not all(isinstance(own.shape[-1], int) for own in wanted):
-            yield f"encoded text {each.name!r}: its last dimension must be a number"
-        elif any(len({(s.dtype, s.shape[:-1]) for s in side}) > 1 for side in (given, wanted)):
-            yield f"encoded text {each.name!r}: what it joins has different dimensions"
+        problem = _frame_problem if each.frame else _join_problem
+        if said := problem(each, given, wanted):
+            yield f"encoded text {each.name!r}: {said}"
         for name, columns in each.inputs.items():
             yield from _column_problems(each.name, made[name], name, columns, lengths)
+
+
+def _join_problem(
+    _: Embedding, given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]
+) -> str | None:
+    ranks = {len(spec.shape) for spec in (*given, *wanted)}
+    if len(ranks) > 1 or min(ranks) < 2:
+        return "needs the same two dimensions or more on both sides"
+    if not all(isinstance(own.shape[-1], int) for own in wanted):
+        return "its last dimension must be a number"
+    if any(len({(s.dtype, s.shape[:-1]) for s in side}) > 1 for side in (given, wanted)):
+        return "what it joins has different dimensions"
+    return None
+
+
+def _frame_problem(
+    of: Embedding, given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]
+) -> str | None:
+    sizes = [spec.shape[1:] for spec in wanted]
+    if sizes != [spec.shape[1:] for spec in given] or len({spec.dtype for spec in given}) > 1:
+        return "what its frame holds must be the same on both sides, and of one type"
+    numbers = [[n for n in size if isinstance(n, int)] for size in sizes]
+    if any(len(size) != 2 or len(own) != 2 for size, own in zip(sizes, numbers, strict=True)):
+        return "what its frame holds must have numbers of positions and columns"
+    positions, columns = of.frame or (0, 0)
+    if sum(own[0] for own in numbers) > positions or max(own[1] for own in numbers) > columns:
+        return f"its frame of {positions} by {columns} is too small"
+    return None
 
 
 def _column_problems(

@@ -70,20 +70,40 @@ def check(manifest: Manifest, request: Request) -> None:
         )
     if not request.prompt_weighting:
         return
-    known = {n for each in manifest.embeddings for own in each.inputs.values() for n in own}
     for texts in request.texts.values():
         for text in texts:
             prompt_weights.parse(text)
     for branch in manifest.guidance.branches:
-        for tokenizer in manifest.tokenizers:
-            texts = request.text(tokenizer, branch.prefix) or ()
-            if tokenizer.input not in known and not all(
-                prompt_weights.parse(text).plain for text in texts
-            ):
-                raise InputError(
-                    "prompt_weighting: this bundle does not say which numbers of its encoded texts "
-                    f"({tokenizer.input!r}) are which word's; leave the weights out"
-                )
+        _check_weights(manifest, request, branch)
+
+
+def _check_weights(manifest: Manifest, request: Request, branch: Branch) -> None:
+    """Refuse weights that cannot act, or not in all that is made of the text."""
+    known = {n for each in manifest.embeddings for own in each.inputs.values() for n in own}
+    with_sequences = {
+        name
+        for each in manifest.encoders()
+        for name in each.inputs
+        if any(len(spec.shape) > 2 for spec in each.outputs.values())
+    }
+    texts = {each.input: request.text(each, branch.prefix) or () for each in manifest.tokenizers}
+    weighted = {text for name in known for text in texts[name]}
+    others = {
+        name: own
+        for name, own in texts.items()
+        if name not in known and not all(prompt_weights.parse(text).plain for text in own)
+    }
+    for name in sorted(others.keys() & with_sequences):
+        raise InputError(
+            "prompt_weighting: this bundle does not say which numbers of its encoded texts "
+            f"({name!r}) are which word's; leave the weights out"
+        )
+    for name, own in others.items():
+        if not weighted.issuperset(own):
+            raise InputError(
+                f"prompt_weighting: what is made of {name!r} is one vector for the whole text, "
+                "in which words have no weights; leave them out of that text"
+            )
 
 
 def tokenize(

@@ -73,10 +73,7 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     ]
     tokens = tokenize(manifest, pipeline.tokenizers, request, branches)
     made = encode(manifest, pipeline.sessions, tokens, request, branches, pipeline.encoded)
-    joined = {
-        each.name: np.concatenate([made[name] for name in each.inputs], axis=-1)
-        for each in manifest.embeddings
-    }
+    joined = {each.name: embeddings.joined(each, made) for each in manifest.embeddings}
     parts = {name: np.split(value, len(branches)) for name, value in joined.items()}
     return {
         branch.prefix + name: part[place].copy()

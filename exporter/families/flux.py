@@ -175,7 +175,7 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels,))
-    length = pipe.tokenizer.model_max_length
+    length, width = pipe.tokenizer.model_max_length, pipe.text_encoder_2.config.d_model
     channels = config.in_channels // (_PATCH * _PATCH)
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder.config.hidden_size))
     text_encoder = Graph(
@@ -236,7 +236,7 @@ def describe(pipe: Any) -> Description:
             **({_SCALE: PROBE_GUIDANCE} if told else {}),
         },
         embeddings=(
-            Embedding("prompt_embeds", {"encoder_hidden_states": {}}),
+            Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids_2": width}}),
             Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
         ),
         view=_latents,

@@ -119,13 +119,11 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels, 2 * config.in_channels))
-    length = _LENGTHS[type(pipe).__name__]
+    length, width = _LENGTHS[type(pipe).__name__], pipe.text_encoder.config.d_model
     sized = pipe.transformer.use_additional_conditions
     sample = sample_spec(config.in_channels)
     states = {
-        "encoder_hidden_states": TensorSpec(
-            "float32", ("batch", length, pipe.text_encoder.config.d_model)
-        ),
+        "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
         "encoder_attention_mask": TensorSpec("float32", ("batch", length)),
     }
     text_encoder = Graph(
@@ -172,7 +170,7 @@ def describe(pipe: Any) -> Description:
             "guidance_scale": PROBE_GUIDANCE,
         },
         embeddings=(
-            Embedding("prompt_embeds", {"encoder_hidden_states": {}}),
+            Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": width}}),
             Embedding("prompt_attention_mask", {"encoder_attention_mask": {}}),
         ),
     )

@@ -25,7 +25,7 @@ from exporter.families.transformer_parts import (
     t5_graph,
     unpatched,
 )
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest import Component, Embedding, TensorSpec
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -192,6 +192,24 @@ def describe(pipe: Any) -> Description:
             "prompt_2": "a flat drawing",
             "guidance_scale": PROBE_GUIDANCE,
         },
+        embeddings=_embeddings(pipe, length),
         shifted=Shifted(patch, _MAX_SHIFT),
     )
     return with_picture_tasks(pipe, description)
+
+
+def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
+    """One array has CLIP's states and T5's below them, as `Denoiser` joins them; without T5 there
+    are zeros in its place."""
+    widths = {
+        "input_ids": pipe.text_encoder.config.hidden_size,
+        "input_ids_2": pipe.text_encoder_2.config.hidden_size,
+    }
+    columns = {"clip_hidden_states": widths}
+    if pipe.text_encoder_3 is not None:
+        columns["t5_hidden_states"] = {"input_ids_3": pipe.text_encoder_3.config.d_model}
+    frame = length + _T5_LENGTH, pipe.transformer.config.joint_attention_dim
+    return (
+        Embedding("prompt_embeds", columns, frame),
+        Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
+    )

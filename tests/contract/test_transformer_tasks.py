@@ -25,21 +25,25 @@ from runtimes.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture
-from tests.transformers import STEPS, exported
+from tests.transformers import BUNDLES, STEPS, exported
 
 SEED = 7
 PIPELINES = {"sd3": "sd3-shifted", "flux-dev": "flux-dev"}
+WITHOUT = {"sd3-without": {"text_encoder_3": None, "tokenizer_3": None}}
 CLASSES = {
     ("sd3", "image-to-image"): "StableDiffusion3Img2ImgPipeline",
     ("sd3", "inpainting"): "StableDiffusion3InpaintPipeline",
     ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
     ("flux-dev", "inpainting"): "FluxInpaintPipeline",
+    ("sd3", "text-to-image"): "StableDiffusion3Pipeline",
+    ("sd3-without", "text-to-image"): "StableDiffusion3Pipeline",
     ("flux-dev", "text-to-image"): "FluxPipeline",
     ("flux-schnell", "image-to-image"): "FluxImg2ImgPipeline",
     ("pixart-alpha", "text-to-image"): "PixArtAlphaPipeline",
 }
 SIZES = {
     "sd3": {"height": 24, "width": 40},
+    "sd3-without": {"height": 24, "width": 40},
     "flux-dev": {"height": 48, "width": 80},
     "flux-schnell": {"height": 48, "width": 80},
     "pixart-alpha": {"height": 64, "width": 96},
@@ -63,9 +67,11 @@ def theirs(pipeline_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
 
     def get(name: str, task: str) -> Any:
         if (name, task) not in loaded:
-            folder = pipeline_folder(PIPELINES.get(name, name))
+            folder = pipeline_folder(BUNDLES[name][0])
             with quiet_loading():
-                pipe = getattr(diffusers, CLASSES[name, task]).from_pretrained(folder)
+                pipe = getattr(diffusers, CLASSES[name, task]).from_pretrained(
+                    folder, **WITHOUT.get(name, {})
+                )
             pipe.set_progress_bar_config(disable=True)
             loaded[name, task] = pipe
         return loaded[name, task]
@@ -296,6 +302,16 @@ def test_true_guidance_in_a_graph_of_one_size(
 
 # By pipeline, what diffusers' `encode_prompt` is asked for and what it gives, in its order.
 ENCODED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    **dict.fromkeys(
+        ("sd3", "sd3-without"),
+        (
+            {"negative_prompt": ["blue", ""]},
+            (
+                *("prompt_embeds", "negative_prompt_embeds"),
+                *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+            ),
+        ),
+    ),
     "flux-dev": ({}, ("prompt_embeds", "pooled_prompt_embeds")),
     "pixart-alpha": (
         {"negative_prompt": ["blue", ""]},
@@ -308,8 +324,9 @@ ENCODED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 def encoded(pipe: Any, name: str, **texts: Any) -> dict[str, np.ndarray]:
+    others = {"prompt_2": None, "prompt_3": None} if name.startswith("sd3") else {}
     with torch.no_grad():
-        made = pipe.encode_prompt(**texts, device="cpu", num_images_per_prompt=1)
+        made = pipe.encode_prompt(**texts, **others, device="cpu", num_images_per_prompt=1)
     return dict(zip(ENCODED[name][1], (each.numpy() for each in made[:4]), strict=False))
 
 
@@ -334,9 +351,11 @@ def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
     original, draw = theirs(name, "text-to-image"), np.random.default_rng(0)
     texts = {"prompt": ["a red circle", "blue"], **ENCODED[name][0]}
     given = {
-        argument: value if "mask" in argument else draw.standard_normal(value.shape, np.float32)
+        # Masks stay, and zeros where the encoders have no numbers.
+        argument: value if "mask" in argument else np.where(value, draw.normal(size=value.shape), 0)
         for argument, value in encoded(original, name, **texts).items()
     }
+    given = {argument: value.astype(np.float32) for argument, value in given.items()}
     call = {**SIZES[name], "num_inference_steps": STEPS}
     own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
     tensors = {argument: torch.from_numpy(value) for argument, value in given.items()}
@@ -362,6 +381,61 @@ def test_encoded_texts_that_lead_away(ours: Any, theirs: Any) -> None:
         assert relative_l2(pipe(**given, **call).latents, latents) <= 1e-4
 
 
+# By pipeline and tokenizer: the row where its states begin, and whether they are the first columns
+# (0), the others (1), or all.
+PLACES = {
+    "sd3": {"tokenizer": (0, 0), "tokenizer_2": (0, 1), "tokenizer_3": (77, None)},
+    "sd3-without": {"tokenizer": (0, 0), "tokenizer_2": (0, 1)},
+    "flux-dev": {"tokenizer_2": (0, None)},
+    "pixart-alpha": {"tokenizer": (0, None)},
+}
+WORDS = (("a", 1.0), ("red circle", 20.0), ("small", 0.5))
+
+
+def weighted(pipe: Any, name: str) -> dict[str, np.ndarray]:
+    """The encoded texts of `WORDS`, by the documented formula."""
+    text = " ".join(words for words, _ in WORDS)
+    negative = {} if name == "flux-dev" else {"negative_prompt": ""}
+    made, empty = (encoded(pipe, name, prompt=each, **negative) for each in (text, ""))
+    states, nothing = made["prompt_embeds"].copy(), empty["prompt_embeds"]
+    for tokenizer, (row, part) in PLACES[name].items():
+        first = pipe.text_encoder.config.hidden_size
+        columns = {None: slice(None), 0: slice(first), 1: slice(first, None)}[part]
+        own = getattr(pipe, tokenizer)
+        said: list[str] = []
+        for words, weight in WORDS:
+            start = len(own(" ".join(said), add_special_tokens=False).input_ids) if said else 0
+            said.append(words)
+            end = len(own(" ".join(said), add_special_tokens=False).input_ids)
+            framed = own("a").input_ids[0] == own.bos_token_id and own.bos_token_id is not None
+            rows = slice(row + start + framed, row + end + framed)
+            away = states[:, rows, columns] - nothing[:, rows, columns]
+            states[:, rows, columns] = nothing[:, rows, columns] + weight * away
+    return {**made, "prompt_embeds": states}
+
+
+@pytest.mark.support(family="name", task="weighted prompts", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PLACES)
+def test_weights(name: str, backend: str, ours: Any, theirs: Any) -> None:
+    """Each encoder's states of the words; vectors of whole texts stay as they are."""
+    original = theirs(name, "text-to-image")
+    expected = weighted(original, name)
+    tensors = {n: torch.from_numpy(each) for n, each in expected.items()}
+    call = {**SIZES[name], "num_inference_steps": STEPS}
+    own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
+    latents, images = reference(original, **tensors, **call, **own)
+    call |= {"prompt_weighting": True, "seed": SEED, "output_type": "np"}
+    pipe = ours(name, backend)
+    text = "a (red circle:20) (small:0.5)"
+    for argument, value in pipe.encode_prompt(text, prompt_weighting=True).items():
+        assert relative_l2(value, expected[argument]) <= 1e-5
+    result = pipe(text, **call)
+    assert_same(result, latents, images)
+    plain = pipe("a red circle small", **call)
+    assert relative_l2(plain.latents, result.latents) > 5e-4
+
+
 @pytest.mark.parametrize(
     ("name", "call", "says"),
     [
@@ -371,7 +445,16 @@ def test_encoded_texts_that_lead_away(ours: Any, theirs: Any) -> None:
             {"prompt_embeds": np.ones((1, 256, 24)), "pooled_prompt_embeds": np.ones((1, 12))},
             r"must have the shape \[prompts, 512, 24\], not \[1, 256, 24\]",
         ),
-        ("flux-dev", {"prompt": "(red:2)", "prompt_weighting": True}, "which word's"),
+        (
+            "flux-dev",
+            {"prompt": "(red:2)", "prompt_2": "red", "prompt_weighting": True},
+            "one vector for the whole text",
+        ),
+        (
+            "sd3",
+            {"prompt_embeds": np.ones((1, 333, 24)), "pooled_prompt_embeds": np.ones((1, 20))},
+            "numbers where this bundle's encoders have none",
+        ),
         (
             "flux-dev",
             {"prompt": "red", "max_embeddings_multiples": 2},

@@ -457,6 +457,9 @@ class Bundle:
             given.append(value is not None)
             if value is None:
                 continue
+            if each.get("frame"):
+                found |= self._framed(each, value)
+                continue
             start = 0
             for name in each["inputs"]:
                 width = self.denoiser["inputs"][name]["shape"][-1]
@@ -464,6 +467,17 @@ class Bundle:
                 start += width
             expect(start == value.shape[-1], "encoded texts of another width")
         expect(all(given) or not any(given), "only a part of the encoded texts")
+        return found
+
+    def _framed(self, embedding: Mapping[str, Any], value: Array) -> dict[str, Array]:
+        expect(list(value.shape[1:]) == embedding["frame"], "encoded texts of another frame")
+        rest, found, start = value.copy(), {}, 0
+        for name in embedding["inputs"]:
+            length, width = self.denoiser["inputs"][name]["shape"][1:]
+            found[name] = value[:, start : start + length, :width]
+            rest[:, start : start + length, :width] = 0
+            start += length
+        expect(not rest.any(), "numbers beside encoded texts")
         return found
 
     def _long(self) -> set[str]:

@@ -227,3 +227,50 @@ def test_encoded_texts_that_do_not_cover_what_the_denoiser_takes(tmp_path: Path)
     own = encoder("text_encoder", "encoder_hidden_states", "text_embeds")
     with pytest.raises(BundleError, match="must be what encoders give the denoiser"):
         make(tmp_path, ("both", own), embeddings=EMBEDDINGS[:1])
+
+
+def framed(*sizes: int) -> tuple[Embedding, ...]:
+    return (Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}}, sizes),)  # type: ignore[arg-type]
+
+
+def test_an_array_with_zeros_around_what_the_encoder_says(tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle", embeddings=framed(LENGTH + 2, 3))
+    with load(bundle, fakes.FakeBackend()) as pipe:
+        found = pipe.encode_prompt("a (red:3)", prompt_weighting=True)
+        array = found["prompt_embeds"]
+        assert array.shape == (1, LENGTH + 2, 3)
+        expected = states(1, 4, 6, 2, 0, 0)
+        expected[2] = states(*EMPTY)[2] + 3 * (expected[2] - states(*EMPTY)[2])
+        assert np.allclose(array[0, :LENGTH, :2], expected, rtol=1e-6)
+        assert np.count_nonzero(array) == np.count_nonzero(expected)
+        weighted = pipe("a (red:3)", prompt_weighting=True, **CALL).latents
+        assert np.array_equal(pipe(**found, **CALL).latents, weighted)
+        with pytest.raises(InputError, match=r"the shape \[prompts, 8, 3\], not \[1, 6, 2\]"):
+            pipe(prompt_embeds=np.ones((1, LENGTH, 2)), **CALL)
+        for place in ((0, LENGTH, 0), (0, 0, 2)):
+            other = array.copy()
+            other[place] = 1
+            with pytest.raises(InputError, match="numbers where this bundle's encoders have none"):
+                pipe(prompt_embeds=other, **CALL)
+
+
+@pytest.mark.parametrize(("positions", "columns"), [(LENGTH - 1, 3), (LENGTH, 1), (0, 0), (-6, -2)])
+def test_a_frame_that_is_too_small(positions: int, columns: int, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"frame of {positions} by {columns} is too small"):
+        load(
+            fakes.make_bundle(tmp_path / "bundle", embeddings=framed(positions, columns)),
+            fakes.FakeBackend(),
+        )
+
+
+def test_a_frame_of_what_has_no_numbers(tmp_path: Path) -> None:
+    own = encoder("text_encoder", "encoder_hidden_states")
+    with pytest.raises(BundleError, match="the same on both sides"):
+        make(tmp_path, ("text_encoder", own), embeddings=framed(LENGTH, 2))
+    pooled_only = encoder("text_encoder", "text_embeds")
+    with pytest.raises(BundleError, match="numbers of positions and columns"):
+        make(
+            tmp_path,
+            ("pooled", pooled_only),
+            embeddings=(Embedding("pooled_prompt_embeds", {"text_embeds": {}}, (1, 3)),),
+        )
