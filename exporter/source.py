@@ -158,8 +158,11 @@ def load(source: PipelineSource) -> Any:
 
 def _load_file(source: PipelineSource) -> Any:
     assert source.file is not None
+    from exporter import weights
+
     absent = _absent(source)
-    with quiet_loading():
+    classes = [_find_class(*named) for named in source.parts.values()]
+    with quiet_loading(), weights.as_stored(*(each for each in classes if each)):
         return single_file.load(source.file, source.pipeline_class, absent)
 
 
@@ -313,13 +316,14 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
 
     try:
         dtype = weights.stored_type(weight_files_of(folder, variant))
-        model, info = cls.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            variant=variant,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with weights.as_stored(cls):
+            model, info = cls.from_pretrained(
+                folder,
+                torch_dtype=dtype,
+                variant=variant,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise SourceError(f"{folder}: {first_line(error)}") from error
     _check_keys(folder, info)

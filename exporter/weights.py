@@ -139,6 +139,23 @@ def _bytes(kind: str) -> int:
     return max(int(digits) // 8, 1) if digits else 1
 
 
+@contextmanager
+def as_stored(*classes: type) -> Iterator[None]:
+    """Inside, models of these classes load all their weights in the type that is asked for.
+    transformers widens some of them when it loads halves, lest computing in halves overflows: T5's
+    second linear layers, 4 GiB of those of FLUX.1. Here nothing is computed in halves."""
+    name = "_keep_in_fp32_modules"
+    owners = {each for cls in classes for each in cls.__mro__ if vars(each).get(name)}
+    kept = {owner: vars(owner)[name] for owner in owners}
+    for owner in owners:
+        setattr(owner, name, None)
+    try:
+        yield
+    finally:
+        for owner, value in kept.items():
+            setattr(owner, name, value)
+
+
 def as_float32(module: torch.nn.Module, loaded: torch.dtype) -> None:
     """Make a module that was loaded in the type `loaded` one of float32: large weights in halves
     `Stored`, all else in memory. Weights that are used twice stay one."""

@@ -15,7 +15,7 @@ from benchmarks.measure import run_child
 from exporter import compile, ingredients, weights
 from exporter.capture import capture, symbol_values, variant
 from exporter.families import Description, family_of
-from exporter.source import load, resolve
+from exporter.source import load, load_model, resolve
 from exporter.targets import get
 from exporter.targets.onnx_weights import stood_in
 from exporter.weights import Stored, actual, later
@@ -23,6 +23,7 @@ from runtimes import pipeline
 from runtimes.backend import SessionOptions
 from runtimes.backends.onnxruntime import OnnxRuntimeBackend
 from runtimes.errors import SourceError
+from tests.tiny_transformers import t5_encoder, t5_tokenizer
 
 torch = pytest.importorskip("torch")
 
@@ -107,6 +108,23 @@ def test_files_of_one_half_type_stay_mapped(
     assert all(p.dtype is torch.float32 for part in parts(pipe) for p in part.parameters())
     # A mapped tensor is a piece of the file's memory, or maps a page of its own.
     assert all(p.stored.dtype is torch.float16 for p in lazy)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_whole_of_t5_stays_mapped(kind: Any, tmp_path: Path, low_threshold: None) -> None:
+    """transformers widens some of its layers as it loads them in float16."""
+    from transformers import T5EncoderModel
+
+    made = t5_encoder(t5_tokenizer()).to(kind)
+    made.save_pretrained(tmp_path)
+    found = load_model(T5EncoderModel, tmp_path, None)
+    large = {name: each for name, each in found.named_parameters() if each.numel() >= FEW}
+    assert any(name.endswith(".wo.weight") for name in large)
+    for name, each in large.items():
+        assert isinstance(each, Stored), name
+        assert torch.equal(each.stored, made.get_parameter(name))
+    again = T5EncoderModel.from_pretrained(tmp_path, torch_dtype=torch.float16)
+    assert again.encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype is torch.float32
 
 
 def test_the_pipeline_is_that_of_diffusers(half_source: Path, low_threshold: None) -> None:
