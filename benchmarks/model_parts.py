@@ -59,6 +59,8 @@ class Network:
         torch.manual_seed(SEED)
         with _default_dtype(torch.float16 if dtype == "fp16" else torch.float32):
             module = self.build()
+        if dtype == "fp16":
+            module.half()  # tables of float32 besides, such as positions
         count = count_parameters(module)
         if count != self.parameters:
             raise click.ClickException(

@@ -88,6 +88,14 @@ def actual(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.stored.to(tensor.dtype) if isinstance(tensor, Stored) else tensor
 
 
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether it has no NaN and no infinity. `torch.isfinite` makes copies of it to tell."""
+    if not tensor.numel():
+        return True
+    least, most = torch.aminmax(actual(tensor))  # NaN, if there is one
+    return bool(torch.isfinite(least) and torch.isfinite(most))
+
+
 def later(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor` in another type: what its file holds, where that is it, or a `Stored` one if it is
     large. Weights are parameters again."""

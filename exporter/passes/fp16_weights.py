@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from exporter.passes import Choices
-from exporter.weights import actual, later
+from exporter.weights import finite, later
 from runtimes.errors import ExportError
 
 SMALLEST = 1024  # elements; norms and biases weigh nothing and are better left exact
@@ -46,7 +46,7 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 def _halve(name: str, weight: torch.Tensor) -> torch.Tensor:
     half = later(weight, torch.float16)
-    if not torch.isfinite(actual(half)).all():
+    if not finite(half):
         raise ExportError(f"{name}: a weight is outside float16's range; use --precision fp32")
     return half
 

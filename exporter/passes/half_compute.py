@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from exporter.weights import actual, later
+from exporter.weights import finite, later
 from runtimes.errors import ExportError
 
 _aten = torch.ops.aten
@@ -197,7 +197,7 @@ def _store_weights(
 
 def _stored(name: str, weight: torch.Tensor, half: torch.dtype) -> torch.Tensor:
     made = later(weight, half)
-    if not torch.isfinite(actual(made)).all():
+    if not finite(made):
         raise ExportError(f"{name}: a weight is outside {half}'s range; use --precision fp32")
     return made
 

@@ -110,6 +110,16 @@ def test_files_of_one_half_type_stay_mapped(
     assert all(p.stored.dtype is torch.float16 for p in lazy)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_bad_number_is_found(kind: Any) -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        weight = torch.randn(300, 70).to(kind)
+        assert weights.finite(weight)
+        weight[150, 3] = bad
+        assert not weights.finite(weight)
+    assert weights.finite(torch.empty(0))
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_the_whole_of_t5_stays_mapped(kind: Any, tmp_path: Path, low_threshold: None) -> None:
     """transformers widens some of its layers as it loads them in float16."""
