@@ -48,9 +48,11 @@ FAMILIES = {
     "pixart-sigma": "PixArt-Σ",
     "sd3": "Stable Diffusion 3, 3.5",
     "sd3-without": "Stable Diffusion 3 without T5",
+    "sd3-masks": "Stable Diffusion 3, trained for inpainting",
     "flux": "FLUX.1",
     "flux-dev": "FLUX.1 dev",
     "flux-schnell": "FLUX.1 schnell",
+    "flux-fill": "FLUX.1 Fill",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }
 TARGETS = {

@@ -5,18 +5,21 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
 )
 from transformers import (
@@ -114,13 +117,18 @@ def pixart_sigma(folder: Path) -> None:
     _pixart(folder, PixArtSigmaPipeline, 16, 2)
 
 
-def stable_diffusion_3(folder: Path, **scheduler: Any) -> None:
+def stable_diffusion_3(
+    folder: Path,
+    cls: Any = StableDiffusion3Pipeline,
+    in_channels: int = 16,
+    scheduler: Mapping[str, Any] = MappingProxyType({"shift": 3.0}),
+) -> None:
     tokens = tiny.tokenizer(folder / "tokenizer")
     tokens_2 = tiny.tokenizer(folder / "tokenizer_2", pad="!")
     tokens_3 = t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=16,
-        in_channels=16,
+        in_channels=in_channels,
         out_channels=16,
         num_layers=2,
         attention_head_dim=6,
@@ -132,9 +140,9 @@ def stable_diffusion_3(folder: Path, **scheduler: Any) -> None:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    StableDiffusion3Pipeline(
+    cls(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler)),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=autoencoder(2, 16, scaling_factor=1.5305, shift_factor=0.0609),
         text_encoder=CLIPTextModelWithProjection(tiny.text_config(tokens, 12, 10)),
         tokenizer=tokens,
@@ -147,14 +155,26 @@ def stable_diffusion_3(folder: Path, **scheduler: Any) -> None:
 
 def stable_diffusion_3_shifted(folder: Path) -> None:
     """With noise that depends on the picture's size, as Stable Diffusion 3.5 Medium."""
-    stable_diffusion_3(folder, **_QUICK)
+    stable_diffusion_3(folder, scheduler=_QUICK)
 
 
-def _flux(folder: Path, guidance_embeds: bool, scheduler: Mapping[str, Any]) -> None:
+def stable_diffusion_3_masks(folder: Path) -> None:
+    """Trained for inpainting: its transformer takes a mask, and what is around it."""
+    stable_diffusion_3(folder, StableDiffusion3InpaintPipeline, 33)
+
+
+def _flux(
+    folder: Path,
+    guidance_embeds: bool,
+    scheduler: Mapping[str, Any],
+    cls: Any = FluxPipeline,
+    in_channels: int = 64,
+) -> None:
     tokens = tiny.tokenizer(folder / "tokenizer")
     tokens_2 = t5_tokenizer()
     transformer = FluxTransformer2DModel(
-        in_channels=64,
+        in_channels=in_channels,
+        out_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=8,
@@ -164,7 +184,7 @@ def _flux(folder: Path, guidance_embeds: bool, scheduler: Mapping[str, Any]) -> 
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(2, 2, 4),
     )
-    FluxPipeline(
+    cls(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=autoencoder(4, 16, scaling_factor=0.3611, shift_factor=0.1159),
@@ -179,6 +199,11 @@ def flux_dev(folder: Path) -> None:
     _flux(folder, True, _DYNAMIC)
 
 
+def flux_fill(folder: Path) -> None:
+    """FLUX.1 Fill takes the mask's pixels, 8 by 8 for a latent."""
+    _flux(folder, True, _DYNAMIC, FluxFillPipeline, 4 * (16 + 16 + 64))
+
+
 def flux_schnell(folder: Path) -> None:
     _flux(folder, False, {"shift": 1.0})
 
@@ -188,6 +213,8 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pixart-sigma": pixart_sigma,
     "sd3": stable_diffusion_3,
     "sd3-shifted": stable_diffusion_3_shifted,
+    "sd3-masks": stable_diffusion_3_masks,
     "flux-dev": flux_dev,
+    "flux-fill": flux_fill,
     "flux-schnell": flux_schnell,
 }

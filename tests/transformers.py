@@ -19,6 +19,8 @@ BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pixart-sigma": ("pixart-sigma", _WITH_COREML),
     "sd3": ("sd3-shifted", {**_BOTH, **_PICTURES}),
     "sd3-without": ("sd3", {**_WITH_COREML, "without": ("text_encoder_3",)}),
+    "sd3-masks": ("sd3-masks", _BOTH),
+    "flux-fill": ("flux-fill", _BOTH),
     "flux-dev": ("flux-dev", {**_BOTH, **_PICTURES}),
     "flux-schnell": ("flux-schnell", _BOTH),
 }

@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, str] = {
     "FluxPipeline": "flux",
     "FluxImg2ImgPipeline": "flux",
     "FluxInpaintPipeline": "flux",
+    "FluxFillPipeline": "flux",
     "DDPMPipeline": "unconditional",
     "DDIMPipeline": "unconditional",
 }
@@ -61,11 +62,12 @@ CLASS_TASKS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusion3InpaintPipeline": ("inpainting",),
     "FluxImg2ImgPipeline": ("image-to-image",),
     "FluxInpaintPipeline": ("inpainting",),
+    "FluxFillPipeline": ("inpainting",),
 }
 # Of parts that graphs are usually made without, those that a class needs.
 NEEDED: Mapping[str, tuple[str, ...]] = {"StableDiffusionDepth2ImgPipeline": ("feature_extractor",)}
 # Pipelines that hand their scheduler evenly spaced noise levels from 1 to 1/steps.
-EVEN_SIGMAS = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+EVEN_SIGMAS = (*("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxFillPipeline"),)
 
 
 @dataclass(frozen=True)

@@ -5,32 +5,57 @@ no whole number of steps, the step that it begins in is run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
 
-from exporter.families import Description, Offer
-from exporter.families.pictures import blended_inpainting, image_to_image
+from exporter.families import Description, Graph, Offer
+from exporter.families.pictures import as_trained, blended_inpainting, image_to_image
 from exporter.families.text_to_image import Scaling, encoder_graph
+from exporter.families.trained_tasks import Trained
+from runtimes.errors import UnsupportedPipeline
 
-_STRENGTH = 0.6  # of the pipelines' calls
+STRENGTH = 0.6  # of the pipelines' calls
 
 
 def with_picture_tasks(
-    pipe: Any, description: Description, defaults: Mapping[str, tuple[float, ...]] | None = None
+    pipe: Any,
+    description: Description,
+    defaults: Mapping[str, tuple[float, ...]] | None = None,
+    trained: Callable[[Graph], Trained] | None = None,
 ) -> Description:
-    """A description of text-to-image, with what else the pipeline can do.
+    """A description of text-to-image, with what else the pipeline can do, or does instead.
 
     Args:
         defaults: of arguments, where calls with a picture have others.
+        trained: what the transformer was trained for instead, with the VAE's encoder.
+
+    Raises:
+        UnsupportedPipeline: the transformer takes channels that nothing is known about.
     """
-    encoder = encoder_graph(pipe.vae, Scaling.shifted(pipe.vae))
+    encoder, own = encoder_graph(pipe.vae, Scaling.shifted(pipe.vae)), dict(defaults or {})
+    made = trained(encoder) if trained and encoder else None
+    _check_channels(pipe, description.latents.channels, made)
+    if made is not None:
+        return as_trained(description, replace(made, offer=_own(made.offer, own)))
     if encoder is None:
         return description
-    offers = (image_to_image(encoder, _STRENGTH), blended_inpainting(encoder, _STRENGTH))
-    return replace(description, offers=tuple(_own(each, dict(defaults or {})) for each in offers))
+    offers = (image_to_image(encoder, STRENGTH), blended_inpainting(encoder, STRENGTH))
+    return replace(description, offers=tuple(_own(each, own) for each in offers))
+
+
+def _check_channels(pipe: Any, latents: int, trained: Trained | None) -> None:
+    config = pipe.transformer.config
+    given = config.out_channels or config.in_channels
+    wanted = (latents + sum(trained.widths().values() if trained else ())) * (given // latents)
+    if config.in_channels != wanted:
+        raise UnsupportedPipeline(
+            f"a {type(pipe.transformer).__name__} with {config.in_channels} input and {given} "
+            f"output channels is not supported for {type(pipe).__name__}: expected {wanted} input "
+            "channels"
+        )
 
 
 def _own(offer: Offer, defaults: dict[str, tuple[float, ...]]) -> Offer:

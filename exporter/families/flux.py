@@ -4,6 +4,7 @@ transformer over patches of latents with rotary positions."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
+from exporter.families.trained_tasks import filling
 from exporter.families.transformer_parts import (
-    check_channels,
     joined,
     latents_of_transformer,
     t5_graph,
@@ -44,6 +45,7 @@ COMPONENTS = {
 }
 _GUIDANCE_SCALE = 3.5
 _OF_PICTURES = 7.0  # of calls with a picture
+_OF_FILLING, _FILLING_STEPS = 30.0, 50  # of FluxFillPipeline's call
 _SCALE = "guidance_scale"
 _TRUE_SCALE = "true_cfg_scale"
 _STEPS = 28
@@ -174,9 +176,8 @@ def _true_guidance() -> Guidance:
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
-    check_channels(pipe.transformer, (config.in_channels,))
     length, width = pipe.tokenizer.model_max_length, pipe.text_encoder_2.config.d_model
-    channels = config.in_channels // (_PATCH * _PATCH)
+    channels = (config.out_channels or config.in_channels) // (_PATCH * _PATCH)
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder.config.hidden_size))
     text_encoder = Graph(
         Component(
@@ -213,7 +214,7 @@ def describe(pipe: Any) -> Description:
         ),
         Denoiser(pipe.transformer),
     )
-    factor = vae_factor(pipe.vae)
+    factor, fills = vae_factor(pipe.vae), type(pipe).__name__ == "FluxFillPipeline"
     run = made_from_text(pipe)
     description = Description(
         task=Task("text-to-image"),
@@ -226,7 +227,7 @@ def describe(pipe: Any) -> Description:
         arguments=(Argument(_SCALE, (_GUIDANCE_SCALE,)),) if told else (),
         vectors=(VectorInput(_SCALE, (_SCALE,)),) if told else (),
         guidance=_true_guidance(),
-        num_inference_steps=_STEPS,
+        num_inference_steps=_FILLING_STEPS if fills else _STEPS,
         resizable=True,
         denoiser=pipe.transformer,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -243,4 +244,8 @@ def describe(pipe: Any) -> Description:
         timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),
     )
-    return with_picture_tasks(pipe, description, {_SCALE: (_OF_PICTURES,)} if told else {})
+    scale = _OF_FILLING if fills else _OF_PICTURES
+    defaults = {_SCALE: (scale,)} if told else {}
+    return with_picture_tasks(
+        pipe, description, defaults, partial(filling, factor=factor) if fills else None
+    )

@@ -67,7 +67,7 @@ def with_picture_tasks(
     encoder = encoder_graph(pipe.vae, scaling)
     trained = _trained(pipe, description, strengths, encoder)
     if trained is not None:
-        return _as_trained(description, trained)
+        return as_trained(description, trained)
     offered = [
         make(encoder, strengths[name])
         for name, make in _OFFERS.items()
@@ -93,7 +93,7 @@ def _trained(
         made = Trained(image_to_image(_needed(encoder, kind), strengths[IMAGE_TO_IMAGE]), {})
     elif found != channels and INPAINTING in strengths:
         made = trained_tasks.inpainting(_needed(encoder, kind), strengths[INPAINTING])
-    wanted = channels + sum(int(spec.shape[1]) for spec in made.channels.values()) if made else 0
+    wanted = channels + sum(made.widths().values()) if made else 0
     if found != (wanted or channels):
         raise UnsupportedPipeline(
             f"a UNet with {found} input and {channels} output channels is not supported for "
@@ -133,9 +133,9 @@ def made_from_text(pipe: Any) -> Any:
     return made
 
 
-def _as_trained(description: Description, trained: Trained) -> Description:
-    sizes = {"sample": description.latents.channels}
-    sizes |= {name: int(spec.shape[1]) for name, spec in trained.channels.items()}
+def as_trained(description: Description, trained: Trained) -> Description:
+    """A description of text-to-image, of a denoiser that was trained for something else."""
+    sizes = {"sample": description.latents.channels, **trained.widths()}
     graphs = [
         _with_inputs(each, trained) if each.component.role == "denoiser" else each
         for each in description.graphs
@@ -145,7 +145,7 @@ def _as_trained(description: Description, trained: Trained) -> Description:
         description,
         task=trained.offer.task,
         graphs=(*graphs, *trained.offer.graphs),
-        observed=partial(_parts, sizes),
+        observed=partial(_parts, sizes, trained.folded()),
         probe_pictures=partial(_probe_pictures, trained.offer.task),
         arguments=(*description.arguments, *trained.arguments),
         vectors=(*description.vectors, *trained.vectors),
@@ -162,17 +162,22 @@ def _probe_strength(task: Task) -> dict[str, float]:
 class _WithChannels(torch.nn.Module):
     """A denoiser whose sample is joined with other inputs along the channels."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[str], channels: tuple[str, ...]) -> None:
+    def __init__(self, graph: Graph, inputs: Sequence[str], trained: Trained) -> None:
         super().__init__()
         self.denoiser = graph.module
-        self._extra = channels
+        self._extra = tuple(trained.channels)
+        self._folds = trained.folded()
         self.forward: Callable[..., Any] = named(self._call, inputs)
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         own = {name: value for name, value in inputs.items() if name not in self._extra}
-        channels = [inputs["sample"], *(inputs[name] for name in self._extra)]
+        channels = [inputs["sample"], *(self._as_channels(n, inputs[n]) for n in self._extra)]
         made: tuple[torch.Tensor, ...] = self.denoiser(**own | {"sample": torch.cat(channels, 1)})
         return made
+
+    def _as_channels(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        by = self._folds.get(name)
+        return value if by is None else trained_tasks.folded(value, by)
 
 
 def _with_inputs(graph: Graph, trained: Trained) -> Graph:
@@ -182,14 +187,17 @@ def _with_inputs(graph: Graph, trained: Trained) -> Graph:
     return replace(
         graph,
         component=structs.replace(graph.component, inputs=inputs),
-        module=_WithChannels(graph, list(inputs), tuple(trained.channels)),
+        module=_WithChannels(graph, list(inputs), trained),
         bounds={**graph.bounds, **trained.bounds},
     )
 
 
-def _parts(sizes: Mapping[str, int], joined: torch.Tensor) -> dict[str, torch.Tensor]:
+def _parts(
+    sizes: Mapping[str, int], folds: Mapping[str, int], joined: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The inputs that such a UNet is given as one tensor."""
-    return dict(zip(sizes, torch.split(joined, list(sizes.values()), dim=1), strict=True))
+    parts = zip(sizes, torch.split(joined, list(sizes.values()), dim=1), strict=True)
+    return {n: trained_tasks.unfolded(p, folds[n]) if n in folds else p for n, p in parts}
 
 
 def _probe_pictures(task: Task, height: int, width: int) -> dict[str, Any]:

@@ -3,12 +3,14 @@ transformer over their joined states."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
-from exporter.families.flow_pictures import with_picture_tasks
+from exporter.families.flow_pictures import STRENGTH, with_picture_tasks
 from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -18,8 +20,8 @@ from exporter.families.text_to_image import (
     sample_spec,
     vae_factor,
 )
+from exporter.families.trained_tasks import inpainting
 from exporter.families.transformer_parts import (
-    check_channels,
     latents_of_transformer,
     projected,
     t5_graph,
@@ -111,7 +113,7 @@ class Denoiser(torch.nn.Module):
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
-    check_channels(pipe.transformer, (config.in_channels,))
+    channels = config.out_channels or config.in_channels
     # All texts of CLIP have the first tokenizer's length.
     length = pipe.tokenizer.model_max_length
     first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
@@ -150,7 +152,7 @@ def describe(pipe: Any) -> Description:
             )
         )
         texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), _T5_LENGTH))
-    sample = sample_spec(config.in_channels)
+    sample = sample_spec(channels)
     t5 = {name: spec for each in encoders[1:] for name, spec in each.component.outputs.items()}
     denoiser = Graph(
         Component(
@@ -167,12 +169,15 @@ def describe(pipe: Any) -> Description:
         Denoiser(pipe.transformer),
     )
     factor, patch = vae_factor(pipe.vae), config.patch_size
-    run = made_from_text(pipe)
+    masks = type(pipe).__name__ == "StableDiffusion3InpaintPipeline" and (
+        config.in_channels != channels
+    )
+    run = _inpainted(pipe) if masks else made_from_text(pipe)
     description = Description(
         task=Task("text-to-image"),
         graphs=(*encoders, denoiser, decoder_graph(pipe.vae)),
         latents=latents_of_transformer(
-            config.in_channels,
+            channels,
             config.sample_size,
             factor,
             patch,
@@ -195,7 +200,9 @@ def describe(pipe: Any) -> Description:
         embeddings=_embeddings(pipe, length),
         shifted=Shifted(patch, _MAX_SHIFT),
     )
-    return with_picture_tasks(pipe, description)
+    return with_picture_tasks(
+        pipe, description, trained=partial(inpainting, strength=STRENGTH) if masks else None
+    )
 
 
 def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
@@ -213,3 +220,17 @@ def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
         Embedding("prompt_embeds", columns, frame),
         Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
     )
+
+
+def _inpainted(pipe: Any) -> Callable[..., Any]:
+    """The pipeline's call. It leaves out the VAE's shift as it decodes, which the other pipelines
+    of this model add."""
+
+    def run(output_type: str, **arguments: Any) -> Any:
+        made = pipe(output_type="latent", **arguments)
+        config = pipe.vae.config
+        images = pipe.vae.decode(made.images / config.scaling_factor + config.shift_factor)[0]
+        made.images = pipe.image_processor.postprocess(images, output_type=output_type)
+        return made
+
+    return run

@@ -14,6 +14,7 @@ from exporter.families import Graph, Offer
 from exporter.families.text_to_image import Scaling, encoder_graph
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
+from runtimes.sizes import dimension
 from runtimes.tasks import START, Feed, Preparation, Task
 
 IMAGE, MASK = "image", "mask_image"  # arguments of diffusers' calls
@@ -26,8 +27,9 @@ _NOISE_LEVEL = "noise_level"
 class Trained:
     """What a UNet was trained for.
 
-    `channels`: denoiser inputs that the UNet takes joined to the sample, in order; `inputs`:
-    others. `bounds` as in `Graph`. `guidance`: None is that of text-to-image.
+    `channels`: denoiser inputs that the UNet takes joined to the sample, in order, the pixels of
+    those that are larger (`folded` together) as channels; `inputs`: others. `bounds` as in `Graph`.
+    `guidance`: None is that of text-to-image.
     """
 
     offer: Offer
@@ -37,6 +39,16 @@ class Trained:
     arguments: tuple[Argument, ...] = ()
     vectors: tuple[VectorInput, ...] = ()
     guidance: Guidance | None = None
+
+    def folded(self) -> dict[str, int]:
+        """How many pixels along a side become channels of one latent, by input."""
+        sides = {n: int(dimension(s.shape[2], {"height": 1})) for n, s in self.channels.items()}
+        return {name: side for name, side in sides.items() if side > 1}
+
+    def widths(self) -> dict[str, int]:
+        """How many channels each of `channels` becomes."""
+        by = self.folded()
+        return {n: int(s.shape[1]) * by.get(n, 1) ** 2 for n, s in self.channels.items()}
 
 
 def inpainting(encoder: Graph, strength: float) -> Trained:
@@ -54,6 +66,26 @@ def inpainting(encoder: Graph, strength: float) -> Trained:
     )
     inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: encoder.component.outputs["latents"]}
     return Trained(Offer(task, (encoder,)), inputs)
+
+
+def filling(encoder: Graph, factor: int) -> Trained:
+    """FLUX.1 Fill takes the latents of what is around the mask, and all of the mask's pixels,
+    `factor` by `factor` of them to a latent."""
+    name = encoder.component.name
+    start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START})
+    around = Preparation(name, {"image": _OUTSIDE}, {"latents": _MASKED_LATENTS}, late=True)
+    task = Task(
+        "inpainting",
+        {IMAGE: "image", MASK: "mask"},
+        (start, around),
+        {_MASK_INPUT: Feed(MASK)},
+        strength=1.0,
+    )
+    mask = TensorSpec("float32", ("batch", 1, f"{factor}*height", f"{factor}*width"))
+    return Trained(
+        Offer(task, (encoder,)),
+        {_MASKED_LATENTS: encoder.component.outputs["latents"], _MASK_INPUT: mask},
+    )
 
 
 def instruct_pix2pix(pipe: Any, guidance: Guidance) -> Trained:
@@ -144,6 +176,20 @@ def upscaling(pipe: Any) -> Trained:
         arguments=(Argument(_NOISE_LEVEL, (20.0,), (0.0, float(most))),),
         vectors=(VectorInput(_NOISE_LEVEL, (_NOISE_LEVEL,)),),
     )
+
+
+def folded(image: torch.Tensor, by: int) -> torch.Tensor:
+    """[batch, 1, by * height, by * width] → [batch, by * by, height, width]."""
+    batch, _, height, width = image.shape
+    parts = image.reshape(batch, height // by, by, width // by, by)
+    return parts.permute(0, 2, 4, 1, 3).reshape(batch, by * by, height // by, width // by)
+
+
+def unfolded(channels: torch.Tensor, by: int) -> torch.Tensor:
+    """The reverse of `folded`."""
+    batch, _, height, width = channels.shape
+    parts = channels.reshape(batch, by, by, height, width).permute(0, 3, 1, 4, 2)
+    return parts.reshape(batch, 1, height * by, width * by)
 
 
 def _channels(count: int) -> TensorSpec:

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -29,10 +28,13 @@ from tests.transformers import BUNDLES, STEPS, exported
 
 SEED = 7
 PIPELINES = {"sd3": "sd3-shifted", "flux-dev": "flux-dev"}
+MASKED = (*PIPELINES, "sd3-masks", "flux-fill")  # the last two were trained for it
 WITHOUT = {"sd3-without": {"text_encoder_3": None, "tokenizer_3": None}}
 CLASSES = {
     ("sd3", "image-to-image"): "StableDiffusion3Img2ImgPipeline",
     ("sd3", "inpainting"): "StableDiffusion3InpaintPipeline",
+    ("sd3-masks", "inpainting"): "StableDiffusion3InpaintPipeline",
+    ("flux-fill", "inpainting"): "FluxFillPipeline",
     ("flux-dev", "image-to-image"): "FluxImg2ImgPipeline",
     ("flux-dev", "inpainting"): "FluxInpaintPipeline",
     ("sd3", "text-to-image"): "StableDiffusion3Pipeline",
@@ -44,7 +46,9 @@ CLASSES = {
 SIZES = {
     "sd3": {"height": 24, "width": 40},
     "sd3-without": {"height": 24, "width": 40},
+    "sd3-masks": {"height": 24, "width": 40},
     "flux-dev": {"height": 48, "width": 80},
+    "flux-fill": {"height": 48, "width": 80},
     "flux-schnell": {"height": 48, "width": 80},
     "pixart-alpha": {"height": 64, "width": 96},
 }
@@ -189,7 +193,7 @@ def with_mask(name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.support(family="name", task="inpainting", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", MASKED)
 def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
     call = with_mask(name)
     latents, images = reference(theirs(name, "inpainting"), **call)
@@ -198,7 +202,7 @@ def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", MASKED)
 def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: Any) -> None:
     """At another size; two pictures of one."""
     size = {"height": 64, "width": 48}
@@ -207,7 +211,7 @@ def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: 
     assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", MASKED)
 def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
     call = with_mask(name, num_images_per_prompt=2)
     latents, images = reference(theirs(name, "inpainting"), [5, 9], **call)
@@ -524,30 +528,38 @@ def test_inpainting_classes(
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "options", "channels"),
+    ("name", "task", "channels", "says"),
     [
-        (
-            "sd3",
-            diffusers.SD3Transformer2DModel,
-            {"in_channels": 33, "out_channels": 16, "sample_size": 16, "num_layers": 1},
-            "33 input and 16 output",
-        ),
-        (
-            "flux-dev",
-            diffusers.FluxTransformer2DModel,
-            {"in_channels": 384, "out_channels": 64, "num_layers": 1, "num_single_layers": 1},
-            "384 input and 64 output",
-        ),
+        ("sd3", "text-to-image", (33, 16), "33 input and 16 output .* expected 16 input"),
+        ("sd3", "inpainting", (32, 16), "expected 33 input channels"),
+        ("flux-dev", "inpainting", (384, 64), "384 input .* FluxInpaintPipeline: expected 64 in"),
+        ("flux-dev", "text-to-image", (128, 64), "for FluxPipeline: expected 64 input"),
+        ("flux-fill", "inpainting", (64, 64), "for FluxFillPipeline: expected 384 input"),
     ],
 )
-def test_denoisers_that_were_trained_for_masks(
-    name: str, model: Any, options: dict[str, Any], channels: str, theirs: Any
+def test_denoisers_of_other_channels(
+    name: str, task: str, channels: tuple[int, int], says: str, theirs: Any
 ) -> None:
-    pipe = theirs(name, "inpainting")
+    pipe = theirs(name, task)
+    sizes = dict(zip(("in_channels", "out_channels"), channels, strict=True))
     with torch.device("meta"):
-        transformer = model(attention_head_dim=8, num_attention_heads=2, **options)
-    other = SimpleNamespace(**{**pipe.components, "transformer": transformer})
-    with pytest.raises(UnsupportedPipeline, match=channels):
+        transformer = type(pipe.transformer).from_config({**pipe.transformer.config, **sizes})
+    other = type(pipe)(**{**pipe.components, "transformer": transformer})
+    with pytest.raises(UnsupportedPipeline, match=says):
         family_of(type(pipe).__name__).describe(other)
-    with pytest.raises(UnsupportedPipeline, match="'FluxFillPipeline' is not supported"):
-        family_of("FluxFillPipeline")
+
+
+def test_defaults_of_filling(ours: Any, theirs: Any) -> None:
+    """The whole of what is white, at FLUX.1 Fill's own guidance scale."""
+    call = with_mask("flux-fill", strength=None, guidance_scale=None)
+    latents, _ = reference(
+        theirs("flux-fill", "inpainting"), **{n: v for n, v in call.items() if v is not None}
+    )
+    pipe = ours("flux-fill")
+    found = pipe(**call, seed=SEED, output_type="latent")
+    assert relative_l2(found.latents, latents) <= 1e-4
+    assert found.settings["strength"] == 1.0
+    described = family_of("FluxFillPipeline").describe(theirs("flux-fill", "inpainting"))
+    assert described.num_inference_steps == 50
+    with pytest.raises(InputError, match="this call gives no picture; this bundle takes 'image'"):
+        pipe(**CALL, **SIZES["flux-fill"])
