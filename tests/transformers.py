@@ -14,15 +14,19 @@ _BOTH = {"targets": ("onnx", "openvino")}
 _WITH_COREML = {"targets": ("onnx", "openvino", "coreml")}
 _PICTURES = {"tasks": ("image-to-image", "inpainting")}
 # Per bundle: the pipeline, and what it is exported with.
-BUNDLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+FROM_TEXT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pixart-alpha": ("pixart-alpha", _BOTH),
     "pixart-sigma": ("pixart-sigma", _WITH_COREML),
     "sd3": ("sd3-shifted", {**_BOTH, **_PICTURES}),
     "sd3-without": ("sd3", {**_WITH_COREML, "without": ("text_encoder_3",)}),
-    "sd3-masks": ("sd3-masks", _BOTH),
-    "flux-fill": ("flux-fill", _BOTH),
     "flux-dev": ("flux-dev", {**_BOTH, **_PICTURES}),
     "flux-schnell": ("flux-schnell", _BOTH),
+}
+# Trained for inpainting: they do nothing else.
+BUNDLES = {
+    **FROM_TEXT,
+    "sd3-masks": ("sd3-masks", _BOTH),
+    "flux-fill": ("flux-fill", _BOTH),
 }
 
 

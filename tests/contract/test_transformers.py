@@ -24,7 +24,7 @@ from runtimes.errors import ExportError, InputError
 from runtimes.manifest import Manifest
 from runtimes.tokenizer import PromptTruncatedWarning
 from runtimes.verify import relative_l2
-from tests.transformers import BUNDLES, STEPS, exported
+from tests.transformers import FROM_TEXT, STEPS, exported
 
 SEED = 7
 LATENTS = 1e-4  # relative L2 of the final latents
@@ -73,14 +73,14 @@ CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     ),
 }
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "coreml": "coreml-reference"}
-RUNS = [(name, ENGINES[each]) for name, (_, own) in BUNDLES.items() for each in own["targets"]]
+RUNS = [(name, ENGINES[each]) for name, (_, own) in FROM_TEXT.items() for each in own["targets"]]
 
 Made = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
 def bundle(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A function: name in `BUNDLES` → the exported bundle, verified."""
+    """A function: name in `FROM_TEXT` → the exported bundle, verified."""
 
     return lambda name: exported(name, pipeline_folder)
 
@@ -96,7 +96,7 @@ def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Ma
         return known[name, call]
 
     def run(name: str, arguments: Mapping[str, Any]) -> Made:
-        pipeline, options = BUNDLES[name]
+        pipeline, options = FROM_TEXT[name]
         absent = dict.fromkeys(options.get("without", ()))
         with quiet_loading():
             pipe = DiffusionPipeline.from_pretrained(
