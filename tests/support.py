@@ -79,6 +79,7 @@ TASKS = (
     "two T2I-Adapters",
     "IP-Adapter",
     "IP-Adapter and IP-Adapter Plus at once",
+    "IP-Adapter Plus and full at once",
     "base and refiner in turn",
     "weighted prompts",
     "long prompts",
@@ -95,7 +96,7 @@ NAMED = {
     ("upscaler", "upscaler"): "upscaling",
     ("sd-two", "ControlNet"): "two ControlNets",
     ("sd-plus", "IP-Adapter"): "IP-Adapter and IP-Adapter Plus at once",
-    ("sdxl-plus", "IP-Adapter"): "IP-Adapter and IP-Adapter Plus at once",
+    ("sdxl-plus", "IP-Adapter"): "IP-Adapter Plus and full at once",
     ("sd-blocks-two", "T2I-Adapter"): "two T2I-Adapters",
 }
 

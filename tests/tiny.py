@@ -340,10 +340,11 @@ def refiner(folder: Path) -> None:
 def ip_adapter(
     unet: UNet2DConditionModel, folder: Path, seed: int = 20, kind: str = "adapter"
 ) -> Path:
-    """An adapter for this UNet, "adapter" or "plus", and its image encoder: the file of weights."""
+    """An adapter for this UNet, of a kind in `_PROJECTIONS`, and its image encoder: the file of
+    weights."""
     torch.manual_seed(seed)
     width, embeds = unet.config.cross_attention_dim, 24
-    projection = _projection(width, embeds) if kind == "adapter" else _resampler(width)
+    projection = _PROJECTIONS[kind](width, embeds)
     weights = {f"image_proj.{name}": value for name, value in projection.items()}
     looking = [name for name in unet.attn_processors if "attn2" in name]
     for index, name in enumerate(looking):
@@ -378,7 +379,19 @@ def _projection(width: int, embeds: int, tokens: int = 4) -> dict[str, torch.Ten
     }
 
 
-def _resampler(width: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.Tensor]:
+def _every_token(width: int, _: int, states: int = 32) -> dict[str, torch.Tensor]:
+    """Of a full adapter."""
+    return {
+        "proj.0.weight": torch.randn(states, states) * 0.2,
+        "proj.0.bias": torch.randn(states) * 0.1,
+        "proj.2.weight": torch.randn(width, states) * 0.2,
+        "proj.2.bias": torch.randn(width) * 0.1,
+        "proj.3.weight": torch.ones(width),
+        "proj.3.bias": torch.zeros(width),
+    }
+
+
+def _resampler(width: int, _: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.Tensor]:
     """Of a Plus adapter, as its files name it: four layers of attention with one head of 64."""
     made = {
         "latents": torch.randn(1, tokens, inner),
@@ -398,6 +411,9 @@ def _resampler(width: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.
             made[f"layers.{layer}.{name}.weight"] = torch.ones(inner)
             made[f"layers.{layer}.{name}.bias"] = torch.zeros(inner)
     return made
+
+
+_PROJECTIONS = {"adapter": _projection, "plus": _resampler, "full": _every_token}
 
 
 def unconditional(folder: Path) -> None:

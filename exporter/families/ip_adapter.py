@@ -1,6 +1,6 @@
-"""IP-Adapters (Ye et al. 2023, https://arxiv.org/abs/2308.06721), plain ones and Plus: the image
-encoder with what projects its result, as a component that runs once for a picture, and their part
-of the denoiser with the scales as an input."""
+"""IP-Adapters (Ye et al. 2023, https://arxiv.org/abs/2308.06721), plain ones, Plus and full: the
+image encoder with what projects its result, as a component that runs once for a picture, and their
+part of the denoiser with the scales as an input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"
 _POSITIVE, _NEGATIVE = "tokens", "negative"
 _PLAIN = "ImageProjection"
-_KINDS = (_PLAIN, "IPAdapterPlusImageProjection")
+_KINDS = (_PLAIN, "IPAdapterPlusImageProjection", "IPAdapterFullImageProjection")
 
 
 def with_ip_adapter(pipe: Any, description: Description) -> Description:
@@ -69,7 +69,7 @@ def _check(layers: Sequence[Any]) -> None:
     if others:
         raise UnsupportedPipeline(
             f"an IP-Adapter of the kind {', '.join(others)} is not supported yet, only the plain "
-            f"one and Plus ({', '.join(_KINDS)})"
+            f"one, Plus and full ({', '.join(_KINDS)})"
         )
 
 

@@ -30,7 +30,7 @@ ADAPTED = {
     "sd": ("sd", ["adapter"]),
     "sdxl": ("sdxl", ["adapter"]),
     "sd-plus": ("sd", ["adapter", "plus"]),
-    "sdxl-plus": ("sdxl", ["plus", "adapter"]),
+    "sdxl-plus": ("sdxl", ["plus", "full"]),
 }
 
 
