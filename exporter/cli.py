@@ -191,7 +191,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="Store what this bundle has as well once, as hard links; may be repeated.",
+    help="Take over what this bundle has already, as hard links: stored once; may be repeated.",
 )
 @click.option("--revision", help="Hub revision: branch, tag or commit.")
 @click.option("--variant", help="Weight variant, such as fp16.")

@@ -160,7 +160,8 @@ def export(
             None is the one that diffusers takes the file for, from the Hub.
         allow_pickle: read such a file even if it is a pickle, which may run code.
         without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
-        share_with: other bundles; what is the same in one of them is a hard link to its file, and
+        share_with: other bundles; what one of them has of the same parts, options and versions is
+            not made again, and what is the same in one of them is a hard link to its file, and
             stored once.
         preflight: refuse what does not fit into the memory and the disk that there are; see
             `exporter.preflight`.
@@ -178,7 +179,7 @@ def export(
     with job.progress.stage("needs", job.need.line()):
         if preflight:
             refuse(job.need, job.destination)
-    store = Store(job.destination, job.previous)
+    store = Store(job.destination, job.previous, job.others)
     compilation = _Compilation(job.source, job.options, job.keys, store, job.progress)
     return compilation.run(job.previous, job.others)
 
@@ -244,7 +245,7 @@ def _prepared(given: Mapping[str, Any]) -> _Job:
         refuse_loss(destination, previous, found, options)
     keys = artifact_keys(found, options)
     done = previous is not None and up_to_date(previous, found, destination, keys, options)
-    missing = {} if done else missing_artifacts(keys, destination, previous)
+    missing = {} if done else missing_artifacts(keys, destination, previous, others)
     wanted = need(weights_of(found, options), missing, options.verify and not done)
     exported = Exported(destination, previous) if done and previous else None
     return _Job(found, options, keys, destination, previous, progress, wanted, exported, others)

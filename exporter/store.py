@@ -1,8 +1,9 @@
 """Writing a bundle: content-addressed items in a staging folder, published by a rename.
 
 Every item (a lowered component, a table of sampling plans …) has a key, the digest of all
-that it depends on. An item that the staging folder of an interrupted export or the bundle
-about to be replaced already holds under the same key is taken over, not made again. Builds share
+that it depends on. An item that the staging folder of an interrupted export, the bundle about to
+be replaced or one to share files with already holds under the same key is taken over, not made
+again. Builds share
 items, so that one may stand where another build's new one is to stand: it gets another place.
 """
 
@@ -12,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +35,42 @@ class Item:
     meta: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Held:
+    """An item in a bundle. Of the one that is replaced its size vouches for a file, as of any that
+    is loaded; one of another bundle is read."""
+
+    bundle: Path
+    item: Item
+    own: bool
+
+    def is_there(self) -> bool:
+        return (_intact if self.own else _unchanged)(self.bundle, self.item.files)
+
+
 class Store:
     """The staging folder ``.NAME.partial`` beside the output.
+
+    Args:
+        previous: the bundle's manifest, where one stands there already.
+        others: bundles whose items do as well.
 
     Raises:
         ExportError: the output is something else than a bundle, or the disk is full.
     """
 
-    def __init__(self, output: Path, previous: Manifest | None) -> None:
+    def __init__(
+        self, output: Path, previous: Manifest | None, others: Iterable[Path] = ()
+    ) -> None:
         self.output = output
         self.staging = _staging_of(output)
-        self._previous = dict(_items_of(previous)) if previous else {}
+        self._held = {
+            key: _Held(bundle, item, own=False)
+            for bundle in others
+            for key, item in _items_of(Manifest.load(bundle))
+        }
+        for key, item in _items_of(previous) if previous else ():
+            self._held[key] = _Held(output, item, own=True)
         self.made: list[str] = []
         self._owners: dict[str, str] = {}  # by path, the key of what this run has put there
         with full_disk_reported():
@@ -73,8 +99,8 @@ class Store:
         return item
 
     def keep(self, key: str) -> Item | None:
-        """Take over the item `key` as an interrupted export or the previous bundle has it, unmade;
-        None if it is not intact. Its files may have moved."""
+        """Take over the item `key` as an interrupted export, the previous bundle or another one has
+        it, unmade; None if it is not intact. Its files may have moved."""
         item = self._staged(key)
         return self._own(key, item) if item else self._taken_over(key)
 
@@ -108,16 +134,17 @@ class Store:
         return item if _unchanged(self.staging, item.files) else None
 
     def _taken_over(self, key: str) -> Item | None:
-        item = self._previous.get(key)
-        if item is None or not _intact(self.output, item.files):
+        held = self._held.get(key)
+        if held is None or not held.is_there():
             return None
+        item = held.item
         places = self._places(key, [file.path for file in item.files])
         for file, place in zip(item.files, places, strict=True):
             target = self.staging / place
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             with full_disk_reported():
-                _link_or_copy(self.output / file.path, target)
+                _link_or_copy(held.bundle / file.path, target)
         files = tuple(
             File(place, file.size, file.sha256)
             for file, place in zip(item.files, places, strict=True)
@@ -192,12 +219,16 @@ def previous_manifest(output: Path) -> Manifest | None:
 
 
 def missing_artifacts(
-    keys: Mapping[tuple[str, str], Mapping[str, str]], output: Path, previous: Manifest | None
+    keys: Mapping[tuple[str, str], Mapping[str, str]],
+    output: Path,
+    previous: Manifest | None,
+    others: Iterable[Path] = (),
 ) -> dict[tuple[str, str], list[str]]:
-    """For each build the components that neither an interrupted export nor the previous bundle
-    seems to have; nothing is read."""
+    """For each build the components that neither an interrupted export nor the previous bundle nor
+    one of the others seems to have; no weights are read."""
     done = _staging_of(output) / _DONE
-    known = {key for key, _ in _items_of(previous)} if previous else set()
+    manifests = [*([previous] if previous else []), *map(Manifest.load, others)]
+    known = {key for manifest in manifests for key, _ in _items_of(manifest)}
     return {
         build: [name for name, key in own.items() if key not in known and not (done / key).exists()]
         for build, own in keys.items()

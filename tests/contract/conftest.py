@@ -26,7 +26,9 @@ SCHEDULERS["depth"] = ["ddim"]
 
 
 @pytest.fixture(scope="session")
-def bundles(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+def bundles(
+    pipeline_folder: Callable[[str], Path], exported: Callable[[str], Path]
+) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO."""
 
     def get(name: str) -> Path:
@@ -40,6 +42,7 @@ def bundles(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
                 steps=[4, STEPS],
                 schedulers=SCHEDULERS.get(name),
                 overwrite=True,
+                share_with=[exported(name)] if name in TASKS else [],
             )
         return folder
 

@@ -72,7 +72,9 @@ def nets(pipeline_folder: Callable[[str], Path]) -> Callable[[str], list[Path]]:
 
 @pytest.fixture(scope="module")
 def controlled(
-    pipeline_folder: Callable[[str], Path], nets: Callable[[str], list[Path]]
+    pipeline_folder: Callable[[str], Path],
+    nets: Callable[[str], list[Path]],
+    bundles: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name in `CONTROLLED` → its bundle."""
 
@@ -88,6 +90,7 @@ def controlled(
                 schedulers=["ddim", "euler_a"],
                 steps=[STEPS],
                 overwrite=True,
+                share_with=[bundles(source(name))],
             )
         return folder
 

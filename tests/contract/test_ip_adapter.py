@@ -52,7 +52,9 @@ def adapter(pipeline_folder: Callable[[str], Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def adapted(
-    pipeline_folder: Callable[[str], Path], adapter: Callable[..., Path]
+    pipeline_folder: Callable[[str], Path],
+    adapter: Callable[..., Path],
+    bundles: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name in `ADAPTED` → its bundle."""
 
@@ -69,6 +71,7 @@ def adapted(
                 schedulers=["ddim"],
                 steps=[STEPS],
                 overwrite=True,
+                share_with=bundles(source),
             )
         return folder
 

@@ -90,6 +90,7 @@ def adapted(
     pipeline_folder: Callable[[str], Path],
     adapters: Callable[[str], list[Path]],
     theirs: Callable[[str], Any],
+    bundles: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name in `ADAPTED` → its bundle. One is of a folder that was saved with its
     adapter."""
@@ -109,6 +110,7 @@ def adapted(
                 schedulers=["pndm", "heun"] if name == "sdxl" else [],
                 steps=[STEPS],
                 overwrite=True,
+                share_with=[bundles(name)] if name == "sdxl" else [],
             )
         return folder
 

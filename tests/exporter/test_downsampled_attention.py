@@ -254,10 +254,13 @@ def test_a_denoiser_without_such_attention(pipeline_folder: Callable[[str], Path
         downsampled_attention.run(program, Choices())
 
 
-def test_builds_of_its_own(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_builds_of_its_own(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, sd_bundle: Path
+) -> None:
     """Beside those without the pass, whose other components they share; never taken unasked."""
     bundle = tmp_path / "b"
     settings: dict[str, Any] = {"targets": ["openvino"], "schedulers": ["ddim"], "steps": [4]}
+    settings["share_with"] = sd_bundle
     source = pipeline_folder("sd")
     only = export(source, bundle, passes=[NAME], **settings)
     assert [build.name for build in only.manifest.builds] == [f"openvino-fp32-{NAME}"]

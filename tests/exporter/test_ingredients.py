@@ -21,6 +21,7 @@ from exporter import lora, source, textual_inversion
 from exporter.compile import export
 from latentc.cli import run as command
 from runtimes.errors import SourceError
+from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
 from tests.tiny import tiny_autoencoder
 
@@ -97,12 +98,16 @@ def latents_of(bundle: Path, backend: str = "onnxruntime") -> np.ndarray:
 @pytest.mark.support(family="name", task="LoRA", target="openvino")
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_two_loras_at_their_scales(
-    pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str
+    pipeline_folder: Callable[[str], Path],
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
 ) -> None:
     folder = pipeline_folder(name)
     one = make_lora(folder, tmp_path / "one.safetensors", 1)
     two = make_lora(folder, tmp_path / "two.safetensors", 2)
-    made = export(folder, tmp_path / "b", lora=[f"{one}:0.8", f"{two}:-0.5"], **BOTH)
+    settings = BOTH | {"share_with": exported(name)}
+    made = export(folder, tmp_path / "b", lora=[f"{one}:0.8", f"{two}:-0.5"], **settings)
     expected = with_loras(folder, [(one, 0.8), (two, -0.5)])
     for backend in BACKENDS:
         assert relative_l2(latents_of(tmp_path / "b", backend), expected) <= 1e-4
@@ -146,18 +151,18 @@ def test_what_is_made_depends_on_it(smallest: Path, tmp_path: Path) -> None:
 
 
 def _decoders(bundle: Path) -> list[Any]:
-    from runtimes.manifest import Manifest
-
     return [build.artifacts["vae_decoder"] for build in Manifest.load(bundle).builds]
 
 
 @pytest.mark.support(family="sd", task="another VAE", target="onnxruntime")
 @pytest.mark.support(family="sd", task="another VAE", target="openvino")
-def test_another_vae(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_another_vae(
+    pipeline_folder: Callable[[str], Path], sd_bundle: Path, tmp_path: Path
+) -> None:
     folder = pipeline_folder("sd")
     tiny = tiny_autoencoder()
     tiny.save_pretrained(tmp_path / "tiny")
-    made = export(folder, tmp_path / "b", vae=tmp_path / "tiny", **BOTH)
+    made = export(folder, tmp_path / "b", vae=tmp_path / "tiny", share_with=sd_bundle, **BOTH)
     assert [(each.kind, each.id) for each in made.manifest.source.ingredients] == [("vae", "tiny")]
     pipe = DiffusionPipeline.from_pretrained(folder, vae=tiny)
     pipe.set_progress_bar_config(disable=True)
@@ -283,12 +288,27 @@ def make_inversion(folder: Path, file: Path, name: str, vectors: int = 2) -> Pat
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_a_new_word(
-    pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str, vectors: int
+    pipeline_folder: Callable[[str], Path],
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    vectors: int,
 ) -> None:
+    """The other components are taken over from a bundle without the word."""
     folder = pipeline_folder(name)
     file = make_inversion(folder, tmp_path / "cat.safetensors", "<cat>", vectors)
     asked = f"{file}:<cat>" if name == "sdxl" else str(file)
-    made = export(folder, tmp_path / "b", textual_inversion=asked, **BOTH)
+    other = exported(name)
+    made = export(folder, tmp_path / "b", textual_inversion=asked, share_with=other, **BOTH)
+    known = {
+        artifact.key
+        for build in Manifest.load(other).builds
+        for artifact in build.artifacts.values()
+    }
+    for build in made.manifest.builds:
+        anew = {n for n, artifact in build.artifacts.items() if artifact.key in made.made}
+        assert anew == {n for n in build.artifacts if n.startswith("text_encoder")}
+        assert {a.key for n, a in build.artifacts.items() if n not in anew} <= known
     (recorded,) = made.manifest.source.ingredients
     assert (recorded.kind, recorded.id, recorded.token) == (
         "textual-inversion",

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from exporter import sharing
+from exporter.store import Store, missing_artifacts
 from latentc.cli import run as command
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import Manifest
+from runtimes.manifest import MANIFEST, Manifest
 from tests import fakes
 
 
@@ -82,3 +84,34 @@ def test_what_cannot_be_shared_is_said_at_once(
     assert command([*call, str(tmp_path / "nothing")]) == BundleError.exit_code
     assert "nothing" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    """Unless its file has other content than its bundle lists."""
+    first, _ = pair(tmp_path)
+    manifest = Manifest.load(first)
+    (build,) = manifest.builds
+    artifacts = {
+        name: replace(each, key=f"{number:064x}")
+        for number, (name, each) in enumerate(build.artifacts.items())
+    }
+    builds = (replace(build, artifacts=artifacts),)
+    (first / MANIFEST).write_bytes(replace(manifest, builds=builds).encode())
+    artifact = artifacts["denoiser"]
+
+    def taken(name: str) -> bool:
+        store = Store(tmp_path / name, None, [first])
+        item = store.keep(artifact.key)
+        if item is None:
+            return False
+        assert item.files == artifact.files
+        assert all((store.staging / f.path).samefile(first / f.path) for f in item.files)
+        return store.made == []
+
+    assert taken("new")
+    keys = {("onnx", "fp32"): {"denoiser": artifact.key, "decoder": "none has it"}}
+    missing = missing_artifacts(keys, tmp_path / "other", None, [first])
+    assert missing == {("onnx", "fp32"): ["decoder"]}
+    for file in artifact.files:
+        (first / file.path).write_bytes(b"x" * file.size)
+    assert not taken("newer")

@@ -60,12 +60,13 @@ def deep_cache(unet: torch.nn.Module, interval: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def bundle(pipeline_folder: Callable[[str], Path]) -> Path:
+def bundle(pipeline_folder: Callable[[str], Path], sdxl_bundle: Path) -> Path:
     """The tiny SDXL for two engines, and as integers, which calibrates both graphs."""
     folder = KEPT / "bundles" / "sdxl-step-cache"
     with one_at_a_time("bundle-sdxl-step-cache"):
         settings: dict[str, Any] = {"steps": (STEPS,), "schedulers": (), "passes": ["step-cache"]}
         source = pipeline_folder("sdxl")
+        settings["share_with"] = sdxl_bundle
         export(source, folder, targets=("onnx", "openvino"), overwrite=True, **settings)
         export(source, folder, targets=("openvino",), precision="w8a8", **settings)
     return folder
