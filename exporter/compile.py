@@ -26,7 +26,12 @@ from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.kept_builds import entry, refuse_loss, with_kept
 from exporter.lowering import Lowering
-from exporter.memory import free_memory, keep_nothing, release_weights
+from exporter.memory import (
+    free_memory,
+    keep_nothing,
+    looking_at_what_is_new,
+    release_weights,
+)
 from exporter.options import (
     ALL,
     ExportOptions,
@@ -181,7 +186,8 @@ def export(
             refuse(job.need, job.destination)
     store = Store(job.destination, job.previous, job.others)
     compilation = _Compilation(job.source, job.options, job.keys, store, job.progress)
-    return compilation.run(job.previous, job.others)
+    with looking_at_what_is_new():
+        return compilation.run(job.previous, job.others)
 
 
 @dataclass(frozen=True)
