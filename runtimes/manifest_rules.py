@@ -11,6 +11,7 @@ from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
+_LARGEST_FRAME = 1 << 26  # numbers
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -188,6 +189,8 @@ def _frame_problem(
     positions, columns = of.frame or (0, 0)
     if sum(own[0] for own in numbers) > positions or max(own[1] for own in numbers) > columns:
         return f"its frame of {positions} by {columns} is too small"
+    if positions * columns > _LARGEST_FRAME:
+        return f"its frame of {positions} by {columns} is too large"
     return None
 
 

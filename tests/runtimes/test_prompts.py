@@ -254,9 +254,15 @@ def test_an_array_with_zeros_around_what_the_encoder_says(tmp_path: Path) -> Non
                 pipe(prompt_embeds=other, **CALL)
 
 
-@pytest.mark.parametrize(("positions", "columns"), [(LENGTH - 1, 3), (LENGTH, 1), (0, 0), (-6, -2)])
-def test_a_frame_that_is_too_small(positions: int, columns: int, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=f"frame of {positions} by {columns} is too small"):
+@pytest.mark.parametrize(
+    ("positions", "columns", "says"),
+    [
+        *((LENGTH - 1, 3, "small"), (LENGTH, 1, "small"), (0, 0, "small"), (-6, -2, "small")),
+        *((1 << 40, 3, "large"), (LENGTH, 1 << 40, "large")),
+    ],
+)
+def test_a_frame_that_cannot_be(positions: int, columns: int, says: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"frame of {positions} by {columns} is too {says}"):
         load(
             fakes.make_bundle(tmp_path / "bundle", embeddings=framed(positions, columns)),
             fakes.FakeBackend(),
