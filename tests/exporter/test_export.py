@@ -92,7 +92,7 @@ def test_export_and_its_files(source: Path, tmp_path: Path) -> None:
 
 
 def test_onnx_files(sd_bundle: Path, tmp_path: Path) -> None:
-    # The checker refuses files with several hard links, as bundles that share files have.
+    # The onnx package refuses files with several hard links, as bundles that share files have.
     bundle = Path(shutil.copytree(sd_bundle, tmp_path / "bundle"))
     import onnx
 
