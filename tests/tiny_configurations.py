@@ -184,6 +184,15 @@ SMALLEST = Configuration(
     },
     vae={"block_out_channels": (8,), "mid_block_add_attention": False},
 )
+ONE_BLOCK = {
+    "sample_size": 8,
+    "block_out_channels": (16,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "mid_block_type": None,
+}
+# The quickest of all: for tests of exports as such.
+SMALLEST_UNCONDITIONAL = Configuration(unet=ONE_BLOCK)
 
 _XL = {
     "cross_attention_dim": 32 + 24,

@@ -49,7 +49,7 @@ _ONNX_CODE = (
     _DECOMPOSED,
     *(
         f"exporter.targets.onnx_{each}"
-        for each in ("attention", "integers", "masks", "optimize", "types", "weights")
+        for each in ("attention", "integers", "masks", "optimize", "registry", "types", "weights")
     ),
 )
 # Core ML's own precisions are made by its converter and its optimiser: no passes.

@@ -18,6 +18,7 @@ from exporter.targets import (
     onnx_integers,
     onnx_masks,
     onnx_optimize,
+    onnx_registry,
     onnx_types,
     onnx_weights,
 )
@@ -34,7 +35,11 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
 
     with torch.no_grad(), quiet():
         program = decomposed(program, _table(opset))
-        with onnx_types.known_results(), onnx_weights.stood_in(program) as weights:
+        with (
+            onnx_registry.made_once(),
+            onnx_types.known_results(),
+            onnx_weights.stood_in(program) as weights,
+        ):
             made = torch.onnx.export(
                 program,
                 opset_version=opset,
@@ -64,10 +69,9 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
 @cache
 def _table(opset: int) -> Table:
     """Of `torch.onnx.export`, which keeps it to itself."""
-    from torch.onnx._internal.exporter import _decomp, _registration
+    from torch.onnx._internal.exporter import _decomp
 
-    registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
-    known = set(_decomp.get_onnx_implemented_overloads(registry))
+    known = set(_decomp.get_onnx_implemented_overloads(onnx_registry.table(opset)))
     return _decomp.create_onnx_friendly_decomposition_table(known)
 
 

@@ -22,7 +22,7 @@ from exporter.capture import capture, example_inputs, symbol_values
 from exporter.decompose import decomposed
 from exporter.families import Description, family_of
 from exporter.source import quiet_loading
-from exporter.targets import coreml_operations, onnx, onnx_types, openvino
+from exporter.targets import coreml_operations, onnx, onnx_registry, onnx_types, openvino
 from runtimes.manifest import Component, TensorSpec
 
 TABLES = {
@@ -133,6 +133,7 @@ def test_casts_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     program = small(Mixed())
     with monkeypatch.context() as patch:
         patch.setattr(onnx_types, "known_results", nullcontext)
+        patch.setattr(onnx_registry, "made_once", nullcontext)
         onnx.lower(program, component, tmp_path)
     usual = onnx_ir.load(tmp_path / "model.onnx")
     onnx.lower(program, component, tmp_path)
@@ -146,6 +147,20 @@ def test_casts_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     expected = program.module()(torch.tensor(x))
     for found, wanted in zip(session.run(None, {"x": x}), expected, strict=True):
         assert np.allclose(found, wanted.numpy(), rtol=1e-3)
+
+
+def test_translations_of_one_export_are_not_those_of_the_next() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    operator = torch.ops.aten.group_norm.default
+    with onnx_registry.made_once():
+        first = ONNXRegistry.from_torchlib(opset_version=onnx.OPSET)
+        first.register_op(operator, onnx._translations()[operator])
+        second = ONNXRegistry.from_torchlib(opset_version=onnx.OPSET)
+    usual = ONNXRegistry.from_torchlib(opset_version=onnx.OPSET)
+    assert first.get_decomps(operator)[0].is_custom
+    assert not any(each.is_custom for each in second.get_decomps(operator))
+    assert second.functions.keys() == usual.functions.keys()
 
 
 def test_a_size_that_follows_from_the_others(tmp_path: Path) -> None:
