@@ -7,10 +7,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from exporter.options import ExportOptions
+from exporter.passes import STEP_CACHE
 from exporter.source import PipelineSource
 from exporter.store import Item, Store
 from runtimes.errors import ExportError
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Build, Component, Manifest
 from runtimes.precision import build_name
 
 
@@ -34,6 +35,27 @@ def refuse_loss(
         raise ExportError(
             f"{source.id} has changed since {destination} was made, whose {', '.join(lost)} "
             "would be lost; ask for these builds too, or drop them with --overwrite"
+        )
+
+
+def refuse_other_graphs(
+    destination: Path,
+    previous: Manifest,
+    components: tuple[Component, ...],
+    options: ExportOptions,
+) -> None:
+    """All builds of a bundle have the same components: stop before others would be lost.
+
+    Raises:
+        ExportError: the bundle has builds of other components, which were not asked for.
+    """
+    asked = {build_name(*pair) for pair in options.builds()}
+    lost = [build.name for build in previous.builds if build.name not in asked]
+    if lost and previous.components != components:
+        raise ExportError(
+            f"{destination} holds other graphs (of another fixed size, or with or "
+            f"without the pass {STEP_CACHE} or a task), and {', '.join(lost)} would be lost; "
+            "ask for these builds too, export as they were, or drop them with --overwrite"
         )
 
 

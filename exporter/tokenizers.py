@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.families import TextInput
+from exporter.families import Description, TextInput
+from exporter.source import PipelineSource, digest
+from exporter.store import Store
+from exporter.versions import code, versions
 from runtimes.errors import ExportError
+from runtimes.manifest import Tokenizer
 
 _PROBES = (
     "",
@@ -53,3 +58,36 @@ def _lowercasing(normalizer: Any) -> Any:
 
     first = [normalizers.Lowercase(), normalizers.Strip()]
     return normalizers.Sequence(first if normalizer is None else [*first, normalizer])
+
+
+def add_all(
+    store: Store, source: PipelineSource, pipe: Any, description: Description
+) -> tuple[Tokenizer, ...]:
+    """Those of all texts that the pipeline takes, as the manifest describes them."""
+    return tuple(
+        _added(store, source, getattr(pipe, text.attribute), text)
+        for text in description.text_inputs
+    )
+
+
+def _added(store: Store, source: PipelineSource, tokenizer: Any, text: TextInput) -> Tokenizer:
+    from exporter.textual_inversion import expansions
+
+    length = text.length(tokenizer)
+    key = digest(
+        {
+            "kind": "tokenizer",
+            "source": source.digests[text.attribute],
+            "length": length,
+            "lowercase": text.lowercase,
+            "versions": versions(("transformers", "tokenizers")),
+            "code": code("exporter.tokenizers"),
+        }
+    )
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        save(tokenizer, folder / "tokenizer.json", text)
+        return {}
+
+    item = store.item(key, f"tokenizer/{text.input}", write)
+    return Tokenizer(item.files[0], text.input, length, text.texts, expansions(tokenizer))

@@ -14,7 +14,8 @@ from diffusers import AutoPipelineForImage2Image
 
 import latentc
 from exporter.capture import capture, example_inputs, symbol_values, variant
-from exporter.compile import Exported, export
+from exporter.compilation import Exported
+from exporter.compile import export
 from exporter.families import family_of
 from exporter.source import load, resolve
 from exporter.step_cache import FEATURES, split

@@ -19,7 +19,8 @@ import pytest
 
 import latentc
 from exporter import reference
-from exporter.compile import Exported, export
+from exporter.compilation import Exported
+from exporter.compile import export
 from exporter.progress import Event
 from exporter.targets import onnx as onnx_target
 from runtimes.errors import (

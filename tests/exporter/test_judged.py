@@ -14,7 +14,8 @@ from PIL import Image
 
 import latentc
 from exporter import judged
-from exporter.compile import Exported, export
+from exporter.compilation import Exported
+from exporter.compile import export
 from runtimes import judges, plugins
 from runtimes.errors import SourceError
 from runtimes.manifest import Manifest

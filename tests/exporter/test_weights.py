@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import run_child
-from exporter import compile, ingredients, weights
+from exporter import compile, ingredients, verification, weights
 from exporter.capture import capture, symbol_values, variant
 from exporter.families import Description, family_of
 from exporter.source import load, load_model, resolve
@@ -267,7 +267,7 @@ def test_a_large_build_is_verified(
     half_source: Path, low_threshold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One component at a time, with weights left in their files."""
-    monkeypatch.setattr(compile, "LARGE", 1)
+    monkeypatch.setattr(verification, "LARGE", 1)
     monkeypatch.setattr(pipeline, "LEAN", 1)
     opened: list[bool] = []
     settings = OnnxRuntimeBackend._settings

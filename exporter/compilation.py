@@ -1,0 +1,300 @@
+"""One run of the compiler: from a resolved source to a bundle, written atomically.
+
+Stages: load the pipeline; sampling plans and tokenizers; reference results from PyTorch; capture
+and lower what is not there yet; free PyTorch's copy; verify every build on its runtime; publish by
+a rename.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from exporter.asked import with_size, with_tasks
+from exporter.calibration import Trajectories
+from exporter.families import Description, Graph, family_of
+from exporter.kept_builds import entry, refuse_other_graphs, with_kept
+from exporter.lowering import Lowering
+from exporter.memory import free_memory, keep_nothing, release_weights
+from exporter.options import ExportOptions
+from exporter.probes import Probing
+from exporter.progress import Progress
+from exporter.sharing import share
+from exporter.source import PipelineSource, load
+from exporter.step_cache import split
+from exporter.store import Store
+from exporter.targets import computes
+from exporter.verification import verified
+from exporter.versions import libraries
+from runtimes.errors import ExportError, VerificationError
+from runtimes.manifest import (
+    FORMAT_VERSION,
+    Artifact,
+    Build,
+    CreatedBy,
+    Defaults,
+    Ingredient,
+    Manifest,
+    Probes,
+    Schedule,
+    Source,
+    Tokenizer,
+)
+from runtimes.precision import build_name, of_component
+from runtimes.tasks import Task
+from runtimes.version import __version__
+
+if TYPE_CHECKING:
+    from exporter.shifting import Told
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The result: the bundle's folder, its manifest, and the names of what was made anew
+    (empty: everything was up to date). `shared`: bytes that another bundle's files hold."""
+
+    bundle: Path
+    manifest: Manifest
+    made: tuple[str, ...] = field(default=())
+    shared: int = 0
+
+
+class Compilation:
+    """One run of the compiler; holds what its stages share."""
+
+    def __init__(
+        self,
+        source: PipelineSource,
+        options: ExportOptions,
+        keys: Mapping[tuple[str, str], Mapping[str, str]],
+        store: Store,
+        progress: Progress,
+    ) -> None:
+        self.source = source
+        self.options = options
+        self.keys = keys
+        self.store = store
+        self.progress = progress
+
+    def run(self, previous: Manifest | None, others: Sequence[Path] = ()) -> Exported:
+        keep_nothing()
+        try:
+            manifest = self._draft(previous)
+            manifest = verified(manifest, self.store.staging, self.options, self.progress)
+        except VerificationError:
+            self.store.discard()
+            raise
+        except ExportError as error:
+            if "disk is full" in str(error):
+                self.store.discard()
+            raise
+        with self.progress.stage("bundle", "publish"):
+            shared = share(self.store.staging, manifest, others)
+            self.store.publish(manifest)
+        return Exported(self.store.output, manifest, tuple(self.store.made), shared)
+
+    def _draft(self, previous: Manifest | None) -> Manifest:
+        """The manifest with everything but verification; writes all files to the staging."""
+        from exporter import schedules, tokenizers
+
+        with self.progress.stage("pipeline", "load"):
+            pipe = load(self.source)
+            description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.step_cache:
+            description = split(description)
+        description, tasks = with_tasks(
+            description, self.options.tasks_of(self.source), self.source.pipeline_class
+        )
+        description = with_size(description, self.options)
+        if previous is not None and not self.options.overwrite:
+            components = tuple(graph.component for graph in description.graphs)
+            refuse_other_graphs(self.store.output, previous, components, self.options)
+        for own in self.options.of_targets.values():
+            own.check(description.latents, self.options.height is not None)
+        plans = schedules.add_all(
+            self.store,
+            pipe.scheduler,
+            schedules.Wanted(
+                self.options.schedulers,
+                self.options.steps,
+                description.num_inference_steps,
+                self._steps_there(previous),
+                self._told(pipe.scheduler, description),
+            ),
+            self.progress,
+        )
+        texts = tokenizers.add_all(self.store, self.source, pipe, description)
+        probing = Probing(
+            self.source, self.options, description, plans[0], self.store, self.progress
+        )
+        probes = probing.add(pipe) if self.options.verify else None
+        scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
+        draft = self._manifest(description, tasks, plans, scheduler, texts, probes)
+        draft = replace(draft, builds=self._builds(pipe, description, draft))
+        release_weights([graph.module for graph in description.graphs], self.source.folder)
+        del pipe, description
+        free_memory()
+        return with_kept(draft, previous, self.store)
+
+    def _told(self, scheduler: Any, description: Description) -> Told:
+        """What the pipeline tells its scheduler besides the number of steps."""
+        from exporter import shifting
+        from exporter.capture import MAX_LATENT
+
+        shift = shifting.line(scheduler.config, description.shifted)
+        denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
+        sample, latents = denoiser.inputs["sample"], description.latents
+        return shifting.told_by(self.source.pipeline_class, shift, latents, sample, MAX_LATENT)
+
+    def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
+        """Step counts that were added to the bundle since: they are not lost."""
+        if previous is None or previous.source.fingerprint != self.source.fingerprint:
+            return {}
+        return {schedule.name: schedule.steps for schedule in previous.schedules}
+
+    def _manifest(
+        self,
+        description: Description,
+        tasks: tuple[Task, ...],
+        plans: tuple[Schedule, ...],
+        scheduler: tuple[str, dict[str, Any]],
+        tokenizers: tuple[Tokenizer, ...],
+        probes: Probes | None,
+    ) -> Manifest:
+        """All but the builds."""
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            tasks=tasks,
+            source=Source(
+                self.source.id,
+                self.source.pipeline_class,
+                self.source.fingerprint,
+                *scheduler,
+                self.source.revision,
+                tuple(
+                    Ingredient(each.kind, each.id, each.sha256, each.scale, each.token)
+                    for each in self.source.ingredients
+                ),
+                self.source.without,
+            ),
+            created_by=created_by(),
+            latents=description.latents,
+            tokenizers=tokenizers,
+            arguments=description.arguments,
+            vectors=description.vectors,
+            guidance=description.guidance,
+            components=tuple(graph.component for graph in description.graphs),
+            builds=(),
+            schedules=plans,
+            defaults=_defaults(plans[0], description.num_inference_steps),
+            probes=probes,
+            embeddings=description.embeddings,
+        )
+
+    def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
+        from exporter.headroom import probe_samples
+
+        def samples(graph: Graph) -> Iterator[Any]:
+            return probe_samples(graph, manifest.probes, self.store.staging)
+
+        trajectories = self._trajectories(pipe, description)
+        lowerings = {
+            graph.component.name: Lowering(
+                graph, description, self.options, self.progress, samples, trajectories
+            )
+            for graph in description.graphs
+        }
+        kept = self._kept(lowerings, samples, description, manifest)
+        artifacts: dict[tuple[str, str], dict[str, Artifact]] = {pair: {} for pair in self.keys}
+        for name, lowering in lowerings.items():
+            for pair, made in artifacts.items():
+                made[name] = self._artifact(lowering, pair, kept.get(pair, {}))
+            lowering.forget()
+            free_memory()
+        return tuple(self._build(pair, made) for pair, made in artifacts.items())
+
+    def _artifact(
+        self,
+        lowering: Lowering,
+        pair: tuple[str, str],
+        kept: Mapping[str, frozenset[str]],
+    ) -> Artifact:
+        target, precision = pair
+        name = lowering.name
+        own = of_component(precision, name)
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            weights = kept.get(name, frozenset())
+            return {**lowering.write(target, own, weights, folder), "kept": sorted(weights)}
+
+        key = self.keys[pair][name]
+        item = self.store.item(key, f"{build_name(target, precision)}/{name}", write)
+        free_memory()
+        compute = computes(target, own)
+        return Artifact(
+            key, entry(item), item.files, own, compute, tuple(item.meta.get("kept", ()))
+        )
+
+    def _build(self, pair: tuple[str, str], artifacts: dict[str, Artifact]) -> Build:
+        target, precision = pair
+        return Build(build_name(target, precision), target, precision, artifacts)
+
+    def _trajectories(self, pipe: Any, description: Description) -> Callable[[], Trajectories]:
+        """Run when a build first asks for them."""
+
+        @cache
+        def run() -> Trajectories:
+            from exporter.calibration import trajectories
+
+            wanted = self.options.calibration
+            with self.progress.counted("calibration", "denoise", wanted.samples) as told:
+                return trajectories(pipe, description, wanted, told)
+
+        return run
+
+    def _kept(
+        self,
+        lowerings: Mapping[str, Lowering],
+        samples: Callable[[Graph], Iterator[Any]],
+        description: Description,
+        manifest: Manifest,
+    ) -> dict[tuple[str, str], Mapping[str, frozenset[str]]]:
+        """For each quantised build the layers to keep so that it reaches the fidelity floor."""
+        if self.options.fidelity_floor is None:
+            return {}
+        from exporter.floor_search import FloorSearch
+
+        search = FloorSearch(
+            lowerings,
+            self.options,
+            self.store.staging,
+            manifest,
+            self.progress,
+            {graph.component.name: list(samples(graph)) for graph in description.graphs},
+        )
+        return {
+            pair: search.run(*pair)
+            for pair, keys in self.keys.items()
+            if not all(map(self.store.keep, keys.values()))
+        }
+
+
+def created_by() -> CreatedBy:
+    """The versions at hand."""
+    return CreatedBy(
+        latentc=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(terse=True),
+        libraries=libraries(),
+    )
+
+
+def _defaults(own: Schedule, usual: int) -> Defaults:
+    """The pipeline's usual step count, or the nearest that there is a plan for."""
+    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))

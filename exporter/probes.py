@@ -1,0 +1,102 @@
+"""What the pipeline itself computes in PyTorch: the probes that every build is verified with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec import convert, to_builtins
+
+from exporter.families import Description, family_of
+from exporter.judged import Judged, judge_probe
+from exporter.judged import read as read_judged
+from exporter.options import ExportOptions
+from exporter.progress import Progress
+from exporter.source import PipelineSource, digest
+from exporter.store import Store
+from exporter.versions import CAPTURE, code, versions
+from runtimes.manifest import JudgeProbe, LoopProbe, Probes, Schedule
+from runtimes.npz import write_arrays
+
+FOLDER = "probes"
+
+
+@dataclass(frozen=True)
+class Probing:
+    """An export's pipeline, and where its probes go. `plan`: the pipeline's own schedule, which the
+    whole loop runs with."""
+
+    source: PipelineSource
+    options: ExportOptions
+    description: Description
+    plan: Schedule
+    store: Store
+    progress: Progress
+
+    def add(self, pipe: Any) -> Probes:
+        """Run the pipeline, unless the store has what it would give."""
+        from exporter.reference import reference
+
+        sizes, fixed = self._sizes()
+        judged = None if self.description.task.pictures else self._judged(fixed)
+
+        def write(folder: Path) -> Mapping[str, Any]:
+            with self.progress.stage("reference", "run in PyTorch") as wrote:
+                arrays, loop = reference(pipe, self.description, self.plan, sizes, fixed)
+                for name, values in arrays.items():
+                    write_arrays(folder / f"{name}.npz", values)
+                    wrote((folder / f"{name}.npz").stat().st_size)
+            return {"loop": to_builtins(loop), "judged": to_builtins(self._judge(judged))}
+
+        key = self._key(sizes, fixed, judged is not None)
+        item = self.store.item(key, FOLDER, write)
+        files = {Path(file.path).stem: file for file in item.files}
+        judge = convert(item.meta["judged"], JudgeProbe | None)
+        return Probes(files, convert(item.meta["loop"], LoopProbe), key, judge)
+
+    def _key(self, sizes: list[dict[str, int]], fixed: tuple[int, int] | None, judged: bool) -> str:
+        options = self.options
+        return digest(
+            {
+                "kind": "probes",
+                "source": self.source.fingerprint,
+                "size": [options.height, options.width],
+                "sizes": [*sizes, fixed],
+                "arguments": dict(self.description.probe_arguments),
+                "schedule": self.plan.key,
+                "versions": versions(CAPTURE),
+                "code": code(
+                    *("exporter.reference", "exporter.judged"),
+                    family_of(self.source.pipeline_class).__name__,
+                ),
+                "judged": judged,
+                **({"step_cache": code("exporter.step_cache")} if options.step_cache else {}),
+            }
+        )
+
+    def _sizes(self) -> tuple[list[dict[str, int]], tuple[int, int] | None]:
+        """Values of dimension symbols for the random probes, and the picture's size if it must
+        be a certain one."""
+        from exporter.capture import symbol_values
+
+        options, description = self.options, self.description
+        sizes = [symbol_values(description, traced=False)]
+        fixed = (options.height, options.width) if options.height and options.width else None
+        for own in options.of_targets.values():
+            sizes += own.probe_sizes(description.latents, symbol_values(description, traced=True))
+            if description.resizable:
+                fixed = fixed or own.loop_size()
+        return sizes, fixed
+
+    def _judged(self, fixed: tuple[int, int] | None) -> Judged | None:
+        """Who judges the pictures, where they may have the size that the judge is for."""
+        asked = read_judged(self.source.folder)
+        return asked if asked and fixed in (None, (asked.height, asked.width)) else None
+
+    def _judge(self, asked: Judged | None) -> JudgeProbe | None:
+        if asked is None:
+            return None
+        with self.progress.counted("judge", "draw in PyTorch", asked.pictures) as told:
+            return judge_probe(self.description, asked, self.plan, told)
