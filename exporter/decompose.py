@@ -72,16 +72,21 @@ def _graph(program: ExportedProgram, table: _Own) -> Graph | None:
 
 
 def _signature(program: ExportedProgram, graph: Graph) -> ExportGraphSignature:
-    """With the names that the results have now."""
+    """With the names that arguments and results have now: a graph renames what is called like a
+    function of Python."""
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = [
+        replace(spec, arg=replace(spec.arg, name=node.name))
+        for spec, node in zip(program.graph_signature.input_specs, given, strict=True)
+    ]
     results: Any = graph.output_node().args[0]
-    specs = [
+    outputs = [
         replace(spec, arg=replace(spec.arg, name=result.name))
         if isinstance(result, Node) and isinstance(spec.arg, TensorArgument)
         else spec
         for spec, result in zip(program.graph_signature.output_specs, results, strict=True)
     ]
-    signature: ExportGraphSignature = replace(program.graph_signature, output_specs=specs)
-    return signature
+    return ExportGraphSignature(inputs, outputs)
 
 
 def _is_mutable(node: Node) -> bool:

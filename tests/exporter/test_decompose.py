@@ -163,6 +163,19 @@ def test_translations_of_one_export_are_not_those_of_the_next() -> None:
     assert second.functions.keys() == usual.functions.keys()
 
 
+def test_conversions_are_reported_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[object] = []
+    monkeypatch.setattr(
+        "openvino_telemetry.Telemetry.send_event", lambda *given, **_: reports.append(given)
+    )
+    program = decomposed(small(torch.nn.ReLU()), openvino._table())
+    with openvino.unreported():
+        openvino_engine.convert_model(program)
+    assert not reports
+    openvino_engine.convert_model(program)
+    assert reports
+
+
 def test_a_size_that_follows_from_the_others(tmp_path: Path) -> None:
     """-1 in a shape: a number of elements, which no converter knows as such."""
 
