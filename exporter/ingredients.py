@@ -25,6 +25,8 @@ KINDS: Mapping[str, str] = {
 
 # Those that write into weights, which must be in memory for that, and not in a mapped file.
 WRITING = frozenset({"lora", "textual-inversion"})
+# Those that stand in the place of a part.
+REPLACING = frozenset({"vae"})
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ def changed(
                 known = found.setdefault(part, [digests[part]])
                 known.append([each.kind, each.sha256, each.scale, each.token])
     return found
+
+
+def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]:
+    """The parts that are others altogether, their configuration too."""
+    kinds = {each.kind for each in ingredients if each.kind in REPLACING}
+    return {part for name in kinds for part in kind(name).parts(pipeline_class)}
 
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:

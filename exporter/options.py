@@ -43,6 +43,7 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
+_OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
 _CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
@@ -157,6 +158,7 @@ def _artifact_key(
             "class": source.pipeline_class,
             "component": component,
             "weights": weights,
+            "configurations": _configurations(source, parts),
             "size": [options.height, options.width],
             "target": target,
             "precision": precision,
@@ -174,6 +176,17 @@ def _artifact_key(
             **_measured(source, options, precision, passes),
         }
     )
+
+
+def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[str, str]:
+    """A graph's sizes follow from other parts than those that it is made of: lengths from
+    tokenizers, multiples of its sides from the denoiser, and from the VAE."""
+    of_texts = bool(parts) and all(part.startswith(_OF_TEXTS) for part in parts)
+    return {
+        name: each
+        for name, each in source.configurations.items()
+        if name.startswith(_OF_TEXTS) or not (of_texts or name == "scheduler")
+    }
 
 
 def _split(options: ExportOptions, component: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ _IGNORED_KEYS = ("position_ids",)
 @dataclass(frozen=True)
 class PipelineSource:
     """A resolved source. `digests` maps each part to the SHA-256 of its subfolder's content, and
-    of that of the ingredients that change it. `folder` holds but the configuration where `file`
+    of that of the ingredients that change it; `configurations` to that of all but its weights, and
+    of what stands in its place. `folder` holds but the configuration where `file`
     has the weights. `without`: what was left out, its parts not among `parts`."""
 
     id: str
@@ -53,6 +54,7 @@ class PipelineSource:
     ingredients: tuple[Ingredient, ...] = ()
     file: SingleFile | None = None
     without: tuple[str, ...] = ()
+    configurations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -117,6 +119,9 @@ def resolve(
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
     digests |= ingredients.added(found)
+    configurations = {name: digest_folder(folder / name, variant, False) for name in sorted(parts)}
+    replaced = ingredients.replaced(found, class_name)
+    configurations |= {name: digests[name] for name in replaced if name in configurations}
     return PipelineSource(
         name,
         folder,
@@ -128,6 +133,7 @@ def resolve(
         found,
         file,
         tuple(sorted(set(without))),
+        configurations,
     )
 
 
@@ -269,14 +275,17 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def digest_folder(folder: Path, variant: str | None) -> str:
-    """SHA-256 over the configuration and the weights in a model's folder.
+def digest_folder(folder: Path, variant: str | None, weights: bool = True) -> str:
+    """SHA-256 over the configuration and the weights in a model's folder, or over the configuration
+    alone.
 
     Raises:
         SourceError: a damaged file of weights.
     """
     entries = {}
     for path in _relevant(folder, variant):
+        if path.suffix not in _CONFIGURATION and not weights:
+            continue
         if path.suffix == SAFE:
             check(path)
         entries[path.name] = sha256(path)

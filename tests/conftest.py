@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "tests"
 os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
+# By pipeline, those with the same parts but for the configuration.
+SAME_PARTS = {"sd-v": "sd"}
+JUDGED = 4  # pictures of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
 
@@ -102,7 +105,11 @@ def smallest() -> Path:
 def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
     """A function: name → a verified bundle with every target in fp32, every default scheduler
     and the step counts `STEPS`."""
+    import json
+    import shutil
+
     from exporter.compile import export
+    from exporter.source import NOTES
 
     made: dict[str, Path] = {}
 
@@ -112,14 +119,23 @@ def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
             steps = (*STEPS, 25) if name == "builtin" else STEPS
             bundle = KEPT / "bundles" / name
             with one_at_a_time(f"bundle-{name}"):
-                export(source, bundle, targets=TARGETS, steps=steps, overwrite=True)
+                same = [make(SAME_PARTS[name])] if name in SAME_PARTS else []
+                export(
+                    source, bundle, targets=TARGETS, steps=steps, overwrite=True, share_with=same
+                )
             made[name] = bundle
         return made[name]
 
     def builtin() -> Path:
         import latentc
 
-        return latentc.builtin_model()
+        folder = KEPT / "pipelines" / "builtin" / "shapes"
+        with one_at_a_time("pipeline-builtin"):
+            shutil.copytree(latentc.builtin_model(), folder, dirs_exist_ok=True)
+            notes = json.loads((folder / NOTES).read_text())
+            notes["judge"]["pictures"] = JUDGED
+            (folder / NOTES).write_text(json.dumps(notes))
+        return folder
 
     return make
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -177,6 +178,22 @@ def test_a_changed_weight_rebuilds_what_depends_on_it(text_source: Path, tmp_pat
     known = {artifact.key for artifact in after.values()} | {probes.key}
     known |= {schedule.key for schedule in result.manifest.schedules}
     assert known & set(result.made) == {after["vae_decoder"].key, probes.key}
+
+
+def test_a_changed_length_of_texts_rebuilds_what_depends_on_it(
+    text_source: Path, tmp_path: Path
+) -> None:
+    """It stands in the tokenizer's folder, of which no graph is made."""
+    before = quick(text_source, tmp_path / "bundle").manifest.builds[0].artifacts
+    config = text_source / "tokenizer/tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "model_max_length": 20}))
+    result = quick(text_source, tmp_path / "bundle")
+    after = result.manifest.builds[0].artifacts
+    assert {after[name].key for name in ("text_encoder", "denoiser")} <= set(result.made)
+    assert after["text_encoder"].files != before["text_encoder"].files
+    with latentc.load(result.bundle) as pipe:
+        assert pipe.encode_prompt("red")["prompt_embeds"].shape == (1, 20, 32)
 
 
 def test_a_changed_scheduler_is_no_unchanged_export(source: Path, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_fidelity_floor(smallest: Path, tmp_path: Path) -> None:
         done = export(
             smallest,
             tmp_path / "b",
-            targets=["openvino"],
+            targets=["onnx"],
             precision="int4",
             fidelity_floor=floor,
             schedulers=["ddim"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -272,22 +271,20 @@ def test_windows_are_as_short_as_the_schedulers_memory() -> None:
     }  # fmt: skip
 
 
-def test_the_default_set_is_small_and_quick(tmp_path: Path) -> None:
-    began, size = time.process_time(), 0
-    for name in DEFAULT_SCHEDULERS:
-        traced = trace(build(name, CONFIG))
-        assert set(traced.table.step_counts) | set(traced.refused) == set(DEFAULT_STEPS)
-        assert traced.worst_error <= TOLERANCE
-        path = tmp_path / f"{name}.npz"
-        traced.table.save(path)
-        size += path.stat().st_size
-        assert PlanTable.load(path).step_counts == traced.table.step_counts
-        if name == "lcm":
-            assert "50" in traced.refused[100]
-        else:
-            assert not traced.refused
-    assert size < 1 << 20
-    assert time.process_time() - began < 30
+@pytest.mark.parametrize("name", ["unipc", "euler_a", "lcm"])
+def test_the_default_counts_of_steps(name: str, tmp_path: Path) -> None:
+    """In few bytes: UniPC's are the most of all."""
+    traced = trace(build(name, CONFIG))
+    assert set(traced.table.step_counts) | set(traced.refused) == set(DEFAULT_STEPS)
+    assert traced.worst_error <= TOLERANCE
+    path = tmp_path / f"{name}.npz"
+    traced.table.save(path)
+    assert path.stat().st_size < 1 << 17
+    assert PlanTable.load(path).step_counts == traced.table.step_counts
+    if name == "lcm":
+        assert "50" in traced.refused[100]
+    else:
+        assert not traced.refused
 
 
 def test_the_schedulers_own_state_is_left_alone() -> None:
