@@ -39,7 +39,7 @@ demo: $(STAMP) ## export the built-in model, verify it, and make pictures in bui
 	$(PY) -m latentc.demo -o build/demo $(DEMO_ARGS)
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
-	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 gpu-check: $(STAMP) ## run what can run on this machine's NVIDIA GPU; a record goes to docs/verified
 	$(PY) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)

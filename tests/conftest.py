@@ -34,6 +34,21 @@ SAME_PARTS = {"sd-v": "sd"}
 JUDGED = 4  # pictures of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
+# Files that take longest, in the order in which processes begin them: the last ones are short, and
+# neighbours do not wait for the same bundles.
+FIRST = (
+    *("test_transformer_tasks", "test_parity", "test_readme_runs", "test_image_to_image"),
+    *("test_export", "test_inpainting", "test_configurations", "test_trained_tasks"),
+    *("test_step_cache", "test_controlnet", "test_ingredients", "test_ip_adapter"),
+    *("test_precision", "test_t2i_adapter", "test_downsampled_attention", "test_depth"),
+    *("test_weights", "test_transformers", "test_bench_run", "test_refiner", "test_coreml"),
+    *("test_bundle_format", "test_quantization", "test_few_steps", "test_single_file"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
 
 
 @pytest.fixture(autouse=True)
