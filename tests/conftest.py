@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "tests"
 os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
+WITHOUT_TORCH = ("sd-v", "lcm")
 # By pipeline, those with the same parts but for the configuration.
 SAME_PARTS = {"sd-v": "sd"}
 JUDGED = 4  # pictures of the built-in model, which says 50
@@ -117,40 +118,44 @@ def smallest() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
-    """A function: name → a verified bundle with every target in fp32, every default scheduler
-    and the step counts `STEPS`."""
+def builtin_folder() -> Path:
+    """The built-in model, which asks for less to be judged."""
     import json
     import shutil
 
-    from exporter.compile import export
+    import latentc
     from exporter.source import NOTES
+
+    folder = KEPT / "pipelines" / "builtin" / "shapes"
+    with one_at_a_time("pipeline-builtin"):
+        shutil.copytree(latentc.builtin_model(), folder, dirs_exist_ok=True)
+        notes = json.loads((folder / NOTES).read_text())
+        notes["judge"]["pictures"] = JUDGED
+        (folder / NOTES).write_text(json.dumps(notes))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(pipeline_folder: Callable[[str], Path], builtin_folder: Path) -> Callable[[str], Path]:
+    """A function: name → a verified bundle with every target in fp32, every default scheduler
+    and the step counts `STEPS`."""
+    from exporter.compile import export
 
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
         if name not in made:
-            source = builtin() if name == "builtin" else pipeline_folder(name)
+            source = builtin_folder if name == "builtin" else pipeline_folder(name)
             steps = (*STEPS, 25) if name == "builtin" else STEPS
             bundle = KEPT / "bundles" / name
             with one_at_a_time(f"bundle-{name}"):
                 same = [make(SAME_PARTS[name])] if name in SAME_PARTS else []
+                targets = TARGETS[:2] if name in WITHOUT_TORCH else TARGETS
                 export(
-                    source, bundle, targets=TARGETS, steps=steps, overwrite=True, share_with=same
+                    source, bundle, targets=targets, steps=steps, overwrite=True, share_with=same
                 )
             made[name] = bundle
         return made[name]
-
-    def builtin() -> Path:
-        import latentc
-
-        folder = KEPT / "pipelines" / "builtin" / "shapes"
-        with one_at_a_time("pipeline-builtin"):
-            shutil.copytree(latentc.builtin_model(), folder, dirs_exist_ok=True)
-            notes = json.loads((folder / NOTES).read_text())
-            notes["judge"]["pictures"] = JUDGED
-            (folder / NOTES).write_text(json.dumps(notes))
-        return folder
 
     return make
 

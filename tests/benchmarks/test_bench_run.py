@@ -224,7 +224,9 @@ def test_wandb_gets_the_report(
     assert (folder, project) == (tmp_path / "report", "speed")
 
 
-def test_the_built_in_model_against_pytorch(builtin_bundle: Path, tmp_path: Path) -> None:
+def test_the_built_in_model_against_pytorch(
+    builtin_bundle: Path, builtin_folder: Path, tmp_path: Path
+) -> None:
     """The real thing, small: fidelity, score, limits and a baseline, and a page that agrees."""
     from tests.benchmarks_pages import Page, check_figures
 
@@ -232,6 +234,7 @@ def test_the_built_in_model_against_pytorch(builtin_bundle: Path, tmp_path: Path
     case = '[[case]]\nbuild = "onnx-fp32"\nsteps = 4\n'
     file.write_text(f"{case}{case}static = true\n")
     flags = ["--cases", str(file), "--short", "--rounds", "1", "--score", "2"]
+    flags += ["--source", str(builtin_folder)]
     assert latentc(["bench", str(builtin_bundle), *flags, "-o", str(output)]) == 0
     report = model.read(output)
     torch, onnx, fixed = report.cases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,10 @@ def lengths(
     return found
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
-@pytest.mark.parametrize("target", ["onnx", "openvino", "torch", "coreml"])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [*product(["onnx", "openvino", "torch"], ["sd", "sdxl"]), ("coreml", "sd")],
+)
 def test_every_engine(
     captured: Callable[[str], Captured], name: str, target: str, tmp_path: Path
 ) -> None:

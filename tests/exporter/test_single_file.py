@@ -56,7 +56,7 @@ def test_an_export(file: Path, config: Path, tmp_path: Path) -> None:
     assert not export(file, tmp_path / "b", **settings).made
     state = load_file(file)
     save_file({key: value * 1.01 for key, value in state.items()}, file)
-    other = export(file, tmp_path / "b", **settings)
+    other = export(file, tmp_path / "b", **settings, verify=False)
     assert other.manifest.source.fingerprint != made.manifest.source.fingerprint
 
 
