@@ -65,22 +65,15 @@ class Exported:
     shared: int = 0
 
 
+@dataclass(frozen=True)
 class Compilation:
     """One run of the compiler; holds what its stages share."""
 
-    def __init__(
-        self,
-        source: PipelineSource,
-        options: ExportOptions,
-        keys: Mapping[tuple[str, str], Mapping[str, str]],
-        store: Store,
-        progress: Progress,
-    ) -> None:
-        self.source = source
-        self.options = options
-        self.keys = keys
-        self.store = store
-        self.progress = progress
+    source: PipelineSource
+    options: ExportOptions
+    keys: Mapping[tuple[str, str], Mapping[str, str]]
+    store: Store
+    progress: Progress
 
     def run(self, previous: Manifest | None, others: Sequence[Path] = ()) -> Exported:
         keep_nothing()

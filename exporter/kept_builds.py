@@ -12,7 +12,6 @@ from exporter.source import PipelineSource
 from exporter.store import Item, Store
 from runtimes.errors import ExportError
 from runtimes.manifest import Build, Component, Manifest
-from runtimes.precision import build_name
 
 
 def refuse_loss(
@@ -29,8 +28,7 @@ def refuse_loss(
             f"{destination} was made from another source ({previous.source.id}); "
             "choose another output, or replace it with --overwrite"
         )
-    asked = {build_name(*pair) for pair in options.builds()}
-    lost = [build.name for build in previous.builds if build.name not in asked]
+    lost = _lost(previous, options)
     if lost and previous.source.fingerprint != source.fingerprint:
         raise ExportError(
             f"{source.id} has changed since {destination} was made, whose {', '.join(lost)} "
@@ -49,14 +47,19 @@ def refuse_other_graphs(
     Raises:
         ExportError: the bundle has builds of other components, which were not asked for.
     """
-    asked = {build_name(*pair) for pair in options.builds()}
-    lost = [build.name for build in previous.builds if build.name not in asked]
+    lost = _lost(previous, options)
     if lost and previous.components != components:
         raise ExportError(
             f"{destination} holds other graphs (of another fixed size, or with or "
             f"without the pass {STEP_CACHE} or a task), and {', '.join(lost)} would be lost; "
             "ask for these builds too, export as they were, or drop them with --overwrite"
         )
+
+
+def _lost(previous: Manifest, options: ExportOptions) -> list[str]:
+    """Builds that were not asked for."""
+    asked = options.names()
+    return [build.name for build in previous.builds if build.name not in asked]
 
 
 def with_kept(draft: Manifest, previous: Manifest | None, store: Store) -> Manifest:

@@ -21,6 +21,7 @@ from runtimes.manifest import File, Manifest
 from runtimes.precision import (
     DENOISER,
     SHALLOW,
+    build_name,
     check_components,
     of_component,
     split_passes,
@@ -96,6 +97,10 @@ class ExportOptions:
             for each in (TARGETS[target].precisions if precision == ALL else (precision,))
         ]
         return list(dict.fromkeys(pairs))
+
+    def names(self) -> set[str]:
+        """Of the asked builds."""
+        return {build_name(*pair) for pair in self.builds()}
 
     def of(self, target: str) -> TargetOptions:
         """A target's own options."""

@@ -107,7 +107,9 @@ def resolve(
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
-    digests = {name: digest_folder(folder / name, variant) for name in sorted(parts)}
+    files = {name: _digests(folder / name, variant) for name in sorted(parts)}
+    configurations = {name: digest(_configured(each)) for name, each in files.items()}
+    digests = {name: digest(each) for name, each in files.items()}
     if file:
         digests = {name: digest([file.sha256, value]) for name, value in digests.items()}
     for name in (INDEX, NOTES):
@@ -119,7 +121,6 @@ def resolve(
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
     digests |= ingredients.added(found)
-    configurations = {name: digest_folder(folder / name, variant, False) for name in sorted(parts)}
     replaced = ingredients.replaced(found, class_name)
     configurations |= {name: digests[name] for name in replaced if name in configurations}
     return PipelineSource(
@@ -275,21 +276,28 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def digest_folder(folder: Path, variant: str | None, weights: bool = True) -> str:
-    """SHA-256 over the configuration and the weights in a model's folder, or over the configuration
-    alone.
+def digest_folder(folder: Path, variant: str | None) -> str:
+    """SHA-256 over the configuration and the weights in a model's folder.
 
     Raises:
         SourceError: a damaged file of weights.
     """
+    return digest(_digests(folder, variant))
+
+
+def _digests(folder: Path, variant: str | None) -> dict[str, str]:
+    """Of each file, by its name."""
     entries = {}
     for path in _relevant(folder, variant):
-        if path.suffix not in _CONFIGURATION and not weights:
-            continue
         if path.suffix == SAFE:
             check(path)
         entries[path.name] = sha256(path)
-    return digest(entries)
+    return entries
+
+
+def _configured(files: Mapping[str, str]) -> dict[str, str]:
+    """Those that are no weights."""
+    return {name: each for name, each in files.items() if Path(name).suffix in _CONFIGURATION}
 
 
 def weight_files_of(folder: Path, variant: str | None) -> list[Path]:

@@ -13,7 +13,6 @@ from exporter.progress import Progress
 from exporter.targets import verifier
 from runtimes.errors import VerificationError
 from runtimes.manifest import Build, Manifest
-from runtimes.precision import build_name
 
 
 def verified(
@@ -58,7 +57,7 @@ def _checked(build: Build, manifest: Manifest, folder: Path, progress: Progress)
 
 def _below_floor(manifest: Manifest, options: ExportOptions) -> list[str]:
     floor = options.fidelity_floor
-    asked = {build_name(*pair) for pair in options.builds()}
+    asked = options.names()
     return [
         f"{build.name}: the picture has {build.verification.loop.image_psnr:.1f} dB, "
         f"the fidelity floor is {floor:g}"

@@ -12,9 +12,10 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils import _pytree as pytree
@@ -154,14 +155,10 @@ def as_stored(*classes: type) -> Iterator[None]:
     second linear layers, 4 GiB of those of FLUX.1. Here nothing is computed in halves."""
     name = "_keep_in_fp32_modules"
     owners = {each for cls in classes for each in cls.__mro__ if vars(each).get(name)}
-    kept = {owner: vars(owner)[name] for owner in owners}
-    for owner in owners:
-        setattr(owner, name, None)
-    try:
+    with ExitStack() as stack:
+        for owner in owners:
+            stack.enter_context(mock.patch.object(owner, name, None))
         yield
-    finally:
-        for owner, value in kept.items():
-            setattr(owner, name, value)
 
 
 def as_float32(module: torch.nn.Module, loaded: torch.dtype) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -140,11 +141,8 @@ def _no_progress_bars() -> Iterator[None]:
     from coremltools.optimize.coreml import _quantization_passes
 
     places = ((ops, "_tqdm"), (pass_pipeline, "tqdm"), (_quantization_passes, "tqdm"))
-    drawn = [getattr(module, name) for module, name in places]
-    try:
-        for (module, name), bar in zip(places, drawn, strict=True):
-            setattr(module, name, functools.partial(bar, disable=True))
+    with ExitStack() as stack:
+        for module, name in places:
+            none = functools.partial(getattr(module, name), disable=True)
+            stack.enter_context(mock.patch.object(module, name, none))
         yield
-    finally:
-        for (module, name), bar in zip(places, drawn, strict=True):
-            setattr(module, name, bar)

@@ -7,10 +7,10 @@ for that: half a second for every component, a tenth of the time of a small expo
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -23,8 +23,7 @@ def table(opset: int) -> Any:
     return _usual(opset_version=opset)
 
 
-@contextmanager
-def made_once() -> Iterator[None]:
+def made_once() -> AbstractContextManager[Any]:
     """Inside, torch gets copies of the table, which it adds own translations to."""
 
     def from_torchlib(opset_version: int) -> Any:
@@ -32,9 +31,4 @@ def made_once() -> Iterator[None]:
         made.functions = {each: list(found) for each, found in made.functions.items()}
         return made
 
-    registry: Any = ONNXRegistry
-    registry.from_torchlib = staticmethod(from_torchlib)
-    try:
-        yield
-    finally:
-        registry.from_torchlib = _usual
+    return mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))

@@ -8,13 +8,12 @@ the type of every result as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 
-@contextmanager
-def known_results() -> Iterator[None]:
+def known_results() -> AbstractContextManager[Any]:
     """Inside, torch's pass takes the results of operators from the graph where it can."""
     from torch.onnx._internal.fx.passes import type_promotion
 
@@ -33,8 +32,4 @@ def known_results() -> Iterator[None]:
             return node.meta["val"]
         return usual(self, node)  # what was promoted is not promoted again
 
-    interpreter.run_node = run_node
-    try:
-        yield
-    finally:
-        interpreter.run_node = usual
+    return mock.patch.object(interpreter, "run_node", run_node)
