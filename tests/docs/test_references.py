@@ -166,10 +166,11 @@ def test_decisions_have_their_parts(page: Any) -> None:
     assert parts == ["Context", "Decision", "Alternatives", "Consequences"]
 
 
-def test_what_is_said_to_be_supported_is_tested() -> None:
-    """docs/support.md is what the tests' markers make of it."""
+@pytest.mark.parametrize("generator", ["tests.support", "tests.faults"])
+def test_pages_made_of_markers_are_up_to_date(generator: str) -> None:
+    """docs/support.md and tests/hostile/FAULTS.md are what the tests' markers make of them."""
     made = subprocess.run(
-        [sys.executable, "-m", "tests.support", "--check"],
+        [sys.executable, "-m", generator, "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,
