@@ -33,7 +33,8 @@ def find(asked: str) -> Ingredient:
             f"the IP-Adapter {asked} needs its image encoder, a folder {_ENCODER!r} beside the file"
         )
     name = file.name if here else asked
-    return Ingredient("ip-adapter", name, file, digest([sha256(file), digest_folder(folder, None)]))
+    sha = digest([sha256(file), digest_folder(folder, "transformers")])
+    return Ingredient("ip-adapter", name, file, sha)
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:

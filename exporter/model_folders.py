@@ -35,7 +35,7 @@ def find(asked: str, kind: str, what: str, class_name: str) -> Ingredient:
     if name != class_name:
         raise SourceError(f"{asked} is no {what} that is supported: it is a {name}")
     own = path.resolve().name if here else asked
-    return Ingredient(kind, own, folder, digest_folder(folder, None))
+    return Ingredient(kind, own, folder, digest_folder(folder))
 
 
 def _download(asked: str, what: str) -> Path:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter import model_files
 from exporter.ingredients import WRITING, kind
 from exporter.options import ExportOptions, components_of
-from exporter.source import PipelineSource, weight_files_of
+from exporter.source import PipelineSource
 from exporter.targets import verifier
 from runtimes.errors import ExportError
 from runtimes.pipeline import LEAN
@@ -176,15 +177,17 @@ def weights_of(source: PipelineSource, options: ExportOptions) -> dict[str, Weig
 def _part(source: PipelineSource, name: str, changed: bool) -> Weights:
     from exporter.weights import headers, stored_type
 
-    folder = source.folder / name
     replaced = [each.path for each in source.ingredients if each.kind == "vae"]
     if name == "vae" and replaced:
-        folder = replaced[0]
-    files = [source.file.path] if source.file else weight_files_of(folder, source.variant)
+        files = model_files.weights(replaced[0], "diffusers", None)
+    elif source.file:
+        files = (source.file.path,)
+    else:
+        library, variant = source.parts[name][0], source.variants.get(name)
+        files = model_files.weights(source.folder / name, library, variant)
     safe = [path for path in files if path.suffix == ".safetensors"]
     if not safe:
-        pickles = files or list(folder.glob("*.bin"))
-        size = sum(path.stat().st_size for path in pickles)
+        size = sum(path.stat().st_size for path in files)
         return Weights(size // _HALF, _HALF, loaded=bool(size))
     tensors = [each for path in safe for each in headers(path)]
     stored = stored_type(safe).itemsize

@@ -25,7 +25,7 @@ def find(asked: str) -> Ingredient:
         folder = folder / _PART
     _class_of(folder, asked)
     name = path.resolve().name if here else asked
-    return Ingredient("vae", name, folder, digest_folder(folder, None))
+    return Ingredient("vae", name, folder, digest_folder(folder))
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:

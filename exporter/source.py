@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import hub, ingredients, single_file
+from exporter import hub, ingredients, model_files, single_file
 from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
@@ -28,7 +28,6 @@ from runtimes.trust import sha256
 
 INDEX = "model_index.json"
 NOTES = "latentc.json"  # see exporter.judged
-_CONFIGURATION = (".json", ".txt", ".model")
 # Parts that no exported graph needs; not loading them saves 1.2 GB for Stable Diffusion.
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 # Classes that transformers has under another name today, and published pipelines under the old one.
@@ -41,8 +40,9 @@ _IGNORED_KEYS = ("position_ids",)
 class PipelineSource:
     """A resolved source. `digests` maps each part to the SHA-256 of its subfolder's content, and
     of that of the ingredients that change it; `configurations` to that of all but its weights, and
-    of what stands in its place. `folder` holds but the configuration where `file`
-    has the weights. `without`: what was left out, its parts not among `parts`."""
+    of what stands in its place. `variants`: of the weights, for the parts that have the one that
+    was asked for. `folder` holds but the configuration where `file` has the weights. `without`:
+    what was left out, its parts not among `parts`."""
 
     id: str
     folder: Path
@@ -50,7 +50,7 @@ class PipelineSource:
     parts: Mapping[str, tuple[str, str]]
     digests: Mapping[str, str]
     revision: str | None = None
-    variant: str | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
     ingredients: tuple[Ingredient, ...] = ()
     file: SingleFile | None = None
     without: tuple[str, ...] = ()
@@ -107,9 +107,16 @@ def resolve(
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
-    files = {name: _digests(folder / name, variant) for name in sorted(parts)}
-    configurations = {name: digest(_configured(each)) for name, each in files.items()}
-    digests = {name: digest(each) for name, each in files.items()}
+    configured = {name: _digests(model_files.configuration(folder / name)) for name in parts}
+    configurations = {name: digest(each) for name, each in configured.items()}
+    variants, weights = {}, {}
+    if file is None:
+        variants = model_files.variants(folder, parts, variant)
+        weights = {
+            name: _digests(model_files.required(folder / name, library, variants.get(name)))
+            for name, (library, _) in parts.items()
+        }
+    digests = {name: digest(configured[name] | weights.get(name, {})) for name in sorted(parts)}
     if file:
         digests = {name: digest([file.sha256, value]) for name, value in digests.items()}
     for name in (INDEX, NOTES):
@@ -130,7 +137,7 @@ def resolve(
         parts,
         digests,
         revision,
-        variant,
+        variants,
         found,
         file,
         tuple(sorted(set(without))),
@@ -182,7 +189,7 @@ def _load_folder(source: PipelineSource) -> Any:
         for name, (library, class_name) in source.parts.items():
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
-                models[name] = load_model(cls, source.folder / name, source.variant)
+                models[name] = load_model(cls, source.folder / name, source.variants.get(name))
         absent = _absent(source)
         try:
             with _former_names(source):
@@ -276,43 +283,24 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def digest_folder(folder: Path, variant: str | None) -> str:
-    """SHA-256 over the configuration and the weights in a model's folder.
+def digest_folder(folder: Path, library: str = "diffusers") -> str:
+    """Return SHA-256 over the configuration and the weights in a model's folder.
 
     Raises:
-        SourceError: a damaged file of weights.
+        SourceError: no weights, or a damaged file of weights.
     """
-    return digest(_digests(folder, variant))
+    weights = model_files.required(folder, library, None)
+    return digest(_digests([*model_files.configuration(folder), *weights]))
 
 
-def _digests(folder: Path, variant: str | None) -> dict[str, str]:
+def _digests(files: Iterable[Path]) -> dict[str, str]:
     """Of each file, by its name."""
     entries = {}
-    for path in _relevant(folder, variant):
+    for path in files:
         if path.suffix == SAFE:
             check(path)
         entries[path.name] = sha256(path)
     return entries
-
-
-def _configured(files: Mapping[str, str]) -> dict[str, str]:
-    """Those that are no weights."""
-    return {name: each for name, each in files.items() if Path(name).suffix in _CONFIGURATION}
-
-
-def weight_files_of(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors files that a model's folder is read from; none where it has others."""
-    return [path for path in _relevant(folder, variant) if path.suffix == SAFE]
-
-
-def _relevant(folder: Path, variant: str | None) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    weights = [path for path in files if path.suffix == SAFE]
-    if not weights:
-        weights = [path for path in files if path.suffix == ".bin"]
-    marked = [path for path in weights if variant and f".{variant}." in path.name]
-    plain = [path for path in weights if len(path.suffixes) == 1]
-    return [path for path in files if path.suffix in _CONFIGURATION] + (marked or plain or weights)
 
 
 def _find_class(library: str, class_name: str) -> Any:
@@ -331,8 +319,9 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     """
     from exporter import weights
 
+    files = model_files.required(folder, cls.__module__.partition(".")[0], variant)
     try:
-        dtype = weights.stored_type(weight_files_of(folder, variant))
+        dtype = weights.stored_type(files if all(each.suffix == SAFE for each in files) else ())
         with weights.as_stored(cls):
             model, info = cls.from_pretrained(
                 folder,

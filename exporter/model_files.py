@@ -1,0 +1,169 @@
+"""Which files of a model's folder its library loads.
+
+This is the one place that answers the question; what is loaded, digested and looked at for its type
+is the same. diffusers and transformers have different rules, written out here from
+`ModelMixin.from_pretrained` (diffusers/models/modeling_utils.py and model_loading_utils.py) and
+`_get_resolved_checkpoint_files` (transformers/modeling_utils.py) for local folders. A test holds
+both against what the libraries load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtimes.errors import SourceError
+from runtimes.session import first_line
+
+CONFIG = "config.json"
+_CONFIGURATION = (".json", ".txt", ".model")
+_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
+_INDEX = ".index.json"
+
+
+def configuration(folder: Path) -> list[Path]:
+    """Return the files in a part's folder that are no weights, by name."""
+    return sorted(path for path in _files(folder) if path.suffix in _CONFIGURATION)
+
+
+def variants(folder: Path, parts: Iterable[str], variant: str | None) -> dict[str, str]:
+    """Return the variant that each part of a pipeline is loaded in, for those that have it.
+
+    The others are loaded without one, as in diffusers (`_identify_model_variants`).
+
+    Raises:
+        SourceError: no part has the variant.
+    """
+    if variant is None:
+        return {}
+    having = {
+        part: variant
+        for part in parts
+        if any(_marked(path.name, variant) for path in _files(folder / part))
+    }
+    if not having:
+        raise SourceError(f"{folder} has no files of the variant {variant!r}")
+    return having
+
+
+def weights(folder: Path, library: str, variant: str | None) -> tuple[Path, ...]:
+    """Return the files of weights that `library` loads from a model's folder.
+
+    Args:
+        library: ``"transformers"``; whatever else it says, diffusers has made the model.
+        variant: None is that without a name.
+
+    Returns:
+        One file, or several that an index names; none where the folder has none.
+
+    Raises:
+        SourceError: an index is damaged, or names files that are not there.
+    """
+    if library == "transformers":
+        return _of_transformers(folder, variant)
+    return _of_diffusers(folder, variant)
+
+
+def required(folder: Path, library: str, variant: str | None) -> tuple[Path, ...]:
+    """Return the same for a folder that must have weights if it configures a model.
+
+    Raises:
+        SourceError: it has none, besides what `weights` raises.
+    """
+    found = weights(folder, library, variant)
+    if not found and (folder / CONFIG).is_file():
+        stem = _TRANSFORMERS if library == "transformers" else _DIFFUSERS
+        wanted = _named(f"{stem}.safetensors", variant)
+        there = ", ".join(p.name for p in sorted(_files(folder)) if p.suffix not in _CONFIGURATION)
+        raise SourceError(
+            f"{folder} has no weights that {library} loads: expected {wanted}, "
+            f"found {there or 'none'}"
+        )
+    return found
+
+
+def _of_diffusers(folder: Path, variant: str | None) -> tuple[Path, ...]:
+    index = folder / _named(f"{_DIFFUSERS}.safetensors{_INDEX}", variant)
+    if not index.is_file() and variant is not None:
+        index = _legacy_index(folder, variant)
+    if index.is_file():
+        return _shards(index)
+    return _first(folder, [f"{_DIFFUSERS}.safetensors", f"{_DIFFUSERS}.bin"], variant)
+
+
+def _legacy_index(folder: Path, variant: str) -> Path:
+    """Where diffusers once wrote the index of a variant: it still looks there, and puts the variant
+    behind the second dot of the whole path (the third where a folder is called ``.cache``)."""
+    pieces = (folder / f"{_DIFFUSERS}.safetensors{_INDEX}").as_posix().split(".")
+    place = 3 if ".cache" in folder.as_posix() else 2
+    return Path(".".join([*pieces[:place], variant, *pieces[place:]]))
+
+
+def _of_transformers(folder: Path, variant: str | None) -> tuple[Path, ...]:
+    if (folder / "adapter_config.json").is_file():
+        raise SourceError(
+            f"{folder} holds an adapter of PEFT (adapter_config.json), which transformers would "
+            "add to the model; merge it into the weights, or give it with --lora"
+        )
+    explicit = _configured(folder).get("transformers_weights")
+    if isinstance(explicit, str):
+        path = _inside(folder, explicit, CONFIG)
+        return _shards(path) if explicit.endswith(_INDEX) else (path,)
+    return _first(
+        folder,
+        [
+            "model.safetensors",
+            f"model.safetensors{_INDEX}",
+            "pytorch_model.bin",
+            f"pytorch_model.bin{_INDEX}",
+        ],
+        variant,
+    )
+
+
+def _first(folder: Path, names: Iterable[str], variant: str | None) -> tuple[Path, ...]:
+    for name in names:
+        path = folder / _named(name, variant)
+        if path.is_file():
+            return _shards(path) if name.endswith(_INDEX) else (path,)
+    return ()
+
+
+def _named(name: str, variant: str | None) -> str:
+    stem, _, ending = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{ending}"
+
+
+def _marked(name: str, variant: str) -> bool:
+    """Whether diffusers takes a file for one of the variant."""
+    pieces = name.split(".")
+    return len(pieces) > 1 and pieces[1].startswith(variant)
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{index} is no index of weights: {first_line(error)}") from error
+    return tuple(_inside(index.parent, str(name), index.name) for name in sorted(names, key=str))
+
+
+def _inside(folder: Path, name: str, told_by: str) -> Path:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise SourceError(f"{folder}: {told_by} names {name!r}, and there is no such file")
+    return path
+
+
+def _configured(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # loading it says more
+    return found if isinstance(found, dict) else {}
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (path for path in folder.iterdir() if path.is_file())
