@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,14 +23,18 @@ from runtimes.plan import PlanTable, join
 __all__ = [
     "DEFAULT_SCHEDULERS",
     "DEFAULT_STEPS",
+    "LEFT_OPEN",
     "SCHEDULERS",
     "NamedScheduler",
     "TracedSchedule",
     "build",
+    "rebuild",
     "resolve",
     "trace",
 ]
 
+# Of a scheduler's config: the entries that its source does not have.
+LEFT_OPEN = "_use_default_values"
 DEFAULT_STEPS = (*range(1, 31), 40, 50, 100)
 
 # A late run whose rows equal the full run's for so many steps is taken to have caught up.
@@ -64,6 +69,19 @@ def resolve(name: str) -> NamedScheduler:
         f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
         "or the name of a diffusers scheduler class"
     )
+
+
+def rebuild(class_name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """Return a scheduler with every entry of `config`, as a pipeline has it.
+
+    A pipeline corrects entries of old configurations that the source left open (`steps_offset`,
+    `clip_sample`, `skip_prk_steps`), and diffusers goes on to call them left open. `build` takes
+    the class's default for those, as diffusers does for a scheduler that takes another's place.
+
+    Raises:
+        ExportError: as `build`.
+    """
+    return build(class_name, {k: v for k, v in config.items() if k != LEFT_OPEN})
 
 
 def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
@@ -107,6 +125,7 @@ def trace(
     Raises `ExportError` when the scheduler is not linear, or the plan differs from the
     original by more than 1e-6.
     """
+    _refuse_learned_variance(scheduler)
     refused: dict[int, str] = {}
     tables: list[PlanTable] = []
     worst = 0.0
@@ -124,6 +143,18 @@ def trace(
     if not tables:
         raise ExportError(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
     return TracedSchedule(join(tables), refused, worst)
+
+
+def _refuse_learned_variance(scheduler: SchedulerMixin) -> None:
+    """Raise `ExportError` where a scheduler reads a variance from the model's output."""
+    entry = "variance_type"
+    takes_it = entry in inspect.signature(type(scheduler).__init__).parameters
+    kind = scheduler.config.get(entry) if takes_it else None
+    if str(kind).startswith("learned"):
+        raise ExportError(
+            f"{_name(scheduler)} with the {entry} {kind!r} expects a model that predicts its "
+            "variance, which is not supported"
+        )
 
 
 class _Refused(Exception):

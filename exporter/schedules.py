@@ -28,7 +28,6 @@ from runtimes.plan import PlanTable
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
-_LEFT_OPEN = "_use_default_values"
 
 _TRACING_CODE = (
     "exporter.schedule",
@@ -48,7 +47,7 @@ def plain_config(scheduler: Any) -> dict[str, Any]:
     left open, for which another scheduler class takes its own defaults.
     """
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    config[_LEFT_OPEN] = sorted(scheduler.config.get(_LEFT_OPEN, ()))
+    config[tracing.LEFT_OPEN] = sorted(scheduler.config.get(tracing.LEFT_OPEN, ()))
     found: dict[str, Any] = json.loads(json.dumps(config, default=list))
     return found
 
@@ -61,7 +60,7 @@ def own_name(scheduler: Any) -> str:
         if named.class_name == type(scheduler).__name__:
             with quiet_loading(), suppress(ExportError):
                 made = plain_config(tracing.build(name, config))
-                if made | {_LEFT_OPEN: None} == config | {_LEFT_OPEN: None}:
+                if made | {tracing.LEFT_OPEN: None} == config | {tracing.LEFT_OPEN: None}:
                     return name
     return OWN
 
@@ -94,7 +93,8 @@ def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
         ExportError: there is none, or it is for another kind of model.
     """
     with quiet_loading():
-        scheduler = tracing.build(class_name if name == OWN else name, config)
+        own = name == OWN
+        scheduler = tracing.rebuild(class_name, config) if own else tracing.build(name, config)
     made = type(scheduler).__name__
     if flow_matching(class_name, config) != flow_matching(made, scheduler.config):
         kind = "flow matching" if flow_matching(class_name, config) else "diffusion"
