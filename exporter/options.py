@@ -17,7 +17,7 @@ from exporter.targets import OPTIONS, TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
-from runtimes.manifest import File, Manifest
+from runtimes.manifest import Manifest
 from runtimes.precision import (
     DENOISER,
     SHALLOW,
@@ -27,6 +27,7 @@ from runtimes.precision import (
     split_passes,
     with_passes,
 )
+from runtimes.trust import is_intact
 
 # What a bundle can be asked to be for besides what its pipeline does anyhow, and the components
 # that it takes: for each the parts of the source that it is made of.
@@ -291,9 +292,4 @@ def up_to_date(
     if not all(set(options.steps or ()) <= steps for steps in have.values()):
         return False
     same_versions = manifest.created_by.libraries == libraries()
-    return same_versions and all(_is_intact(bundle, file) for file in manifest.files())
-
-
-def _is_intact(bundle: Path, file: File) -> bool:
-    path = bundle / file.path
-    return path.is_file() and path.stat().st_size == file.size
+    return same_versions and is_intact(bundle, manifest.files())

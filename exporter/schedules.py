@@ -19,15 +19,19 @@ from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from exporter.shifting import Told, told_by, trace_told
 from exporter.source import digest, quiet_loading
-from exporter.store import Store, write_atomically
+from exporter.store import Store, full_disk_reported
 from exporter.versions import code, versions
-from runtimes.errors import ExportError
+from runtimes import files
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.plan import PlanTable
+from runtimes.trust import checked
 
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
+_UNLINK = "replace it by a copy (cp -rL copies a whole bundle so)"
 
 _TRACING_CODE = (
     "exporter.schedule",
@@ -235,19 +239,26 @@ def add_to_bundle(
         ExportError: an unknown scheduler, one that cannot be traced, or step counts that
             the scheduler refuses.
     """
-    manifest = Manifest.load(bundle)
+    opened = Bundle.open(bundle)
+    root, manifest = opened.root, opened.manifest
+    for place in (root / MANIFEST, root / FOLDER):
+        try:
+            files.check_inside(root, place)
+        except files.UnsafeTarget as error:
+            raise BundleError(f"{error.filename}: {error.strerror}; {_UNLINK}") from None
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            manifest = _extended(bundle, manifest, name, steps, Path(folder), progress)
-    stale = {file.path for file in Manifest.load(bundle).files()}
-    write_atomically(bundle / MANIFEST, manifest.encode())
-    for path in stale - {file.path for file in manifest.files()}:
-        (bundle / path).unlink(missing_ok=True)
+            manifest = _extended(root, manifest, name, steps, Path(folder), progress)
+    stale = {file.path for file in opened.manifest.files()}
+    with full_disk_reported():
+        files.write(root / MANIFEST, manifest.encode(), root=root)
+        for path in stale - {file.path for file in manifest.files()}:
+            files.remove(root / path, root=root)
     return manifest
 
 
 def _extended(
-    bundle: Path,
+    root: Path,
     manifest: Manifest,
     name: str,
     steps: Sequence[int] | None,
@@ -262,14 +273,15 @@ def _extended(
         told = _told(manifest)
         class_name, counts = make(name, source.scheduler_class, config, steps, path, told)
         if old is not None:
-            table = PlanTable.load(bundle / old.file.path).merge(PlanTable.load(path))
+            table = PlanTable.load(checked(root, old.file, "always")).merge(PlanTable.load(path))
             table.save(path)
             counts = table.step_counts
         data = path.read_bytes()
         wrote(len(data))
     sha256 = hashlib.sha256(data).hexdigest()
     file = File(f"{FOLDER}/{name}-{sha256[:8]}.npz", len(data), sha256)
-    write_atomically(bundle / file.path, data)
+    with full_disk_reported():
+        files.write(root / file.path, data, root=root)
     key = key_of(name, source.scheduler_class, config, counts, told)
     shift = told.shift if _follows_size(name, source.scheduler_class, config) else None
     made = Schedule(name, class_name, file, counts, key, shift, _trained_timesteps(config))

@@ -7,13 +7,13 @@ files; removing one leaves them to the other.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtimes.errors import ExportError
+from runtimes.errors import BundleError, ExportError
+from runtimes.files import check_inside, replace_by_link
 from runtimes.manifest import File, Manifest
-from runtimes.trust import sha256
+from runtimes.trust import checked
 
 _SMALLEST = 1 << 12  # bytes: smaller ones take a block of the disk either way
 
@@ -48,14 +48,14 @@ def share(root: Path, manifest: Manifest, bundles: Sequence[Path]) -> int:
         BundleError: one of the bundles cannot be read.
         ExportError: the links cannot be made.
     """
-    known: dict[tuple[int, str], Path] = {}
+    known: dict[tuple[int, str], tuple[Path, File]] = {}
     for bundle in bundles:
         for file in Manifest.load(bundle).files():
-            known.setdefault((file.size, file.sha256), bundle / file.path)
+            known.setdefault((file.size, file.sha256), (bundle, file))
     shared = 0
     for file in _distinct(manifest):
         other = known.get((file.size, file.sha256))
-        if other is not None and file.size >= _SMALLEST and _linked(root / file.path, other, file):
+        if other is not None and file.size >= _SMALLEST and _linked(root, other, file):
             shared += file.size
     return shared
 
@@ -64,22 +64,20 @@ def _distinct(manifest: Manifest) -> list[File]:
     return list({file.path: file for file in manifest.files()}.values())
 
 
-def _linked(path: Path, other: Path, file: File) -> bool:
-    """Whether `path` is `other` now."""
-    if not other.is_file():
-        return False
-    if path.samefile(other):
-        return True
-    if sha256(other) != file.sha256:
-        return False  # altered: let the other bundle say so when it is loaded
-    temporary = path.with_name(f".{path.name}.shared")
-    temporary.unlink(missing_ok=True)
+def _linked(root: Path, other: tuple[Path, File], file: File) -> bool:
+    """Whether the file under `root` is that of the other bundle now."""
+    path = root / file.path
     try:
-        os.link(other, temporary)
-        os.replace(temporary, path)
+        existing = checked(*other, "always")
+    except BundleError:
+        return False  # altered: let the other bundle say so when it is loaded
+    if path.samefile(existing):
+        return True
+    try:
+        check_inside(root, path)
+        replace_by_link(existing, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ExportError(
-            f"cannot make a hard link to {other}: {error.strerror}. Leave --share-with out"
+            f"cannot make a hard link to {existing}: {error.strerror}. Leave --share-with out"
         ) from error
     return True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtimes import files
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import MANIFEST, File, Manifest
-from runtimes.trust import sha256
+from runtimes.trust import checked, is_intact, sha256
 
 _DONE = ".done"
 _WORK = ".work"
+_LARGEST_MARK = 16 << 20  # bytes; what an item's maker says, and a line for each of its files
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class _Held:
     own: bool
 
     def is_there(self) -> bool:
-        return (_intact if self.own else _unchanged)(self.bundle, self.item.files)
+        return is_intact(self.bundle, self.item.files, "never" if self.own else "always")
 
 
 class Store:
@@ -74,6 +75,8 @@ class Store:
         self.made: list[str] = []
         self._owners: dict[str, str] = {}  # by path, the key of what this run has put there
         with full_disk_reported():
+            if self.staging.is_symlink():
+                self.staging.unlink()
             (self.staging / _DONE).mkdir(parents=True, exist_ok=True)
 
     def item(self, key: str, folder: str, make: Callable[[Path], Mapping[str, Any]]) -> Item:
@@ -93,8 +96,7 @@ class Store:
             places = self._places(
                 key, [f"{folder}/{path.relative_to(work).as_posix()}" for path in written]
             )
-            files = tuple(map(self._move_in, written, places))
-            item = self._mark(key, Item(files, meta))
+            item = self._mark(key, Item(tuple(map(self._move_in, written, places)), meta))
         self.made.append(key)
         return item
 
@@ -107,17 +109,17 @@ class Store:
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the staging folder in the output's place."""
         with full_disk_reported():
-            (self.staging / MANIFEST).write_bytes(manifest.encode())
+            files.write(self.staging / MANIFEST, manifest.encode(), root=self.staging)
             self._drop_unlisted(manifest)
             old = _aside(self.output)
             shutil.rmtree(old, ignore_errors=True)
             if self.output.exists():
-                self.output.rename(old)
+                files.move(self.output, old)
             try:
-                self.staging.rename(self.output)
+                files.move(self.staging, self.output)
             except OSError:
                 if old.exists():
-                    old.rename(self.output)
+                    files.move(old, self.output)
                 raise
         shutil.rmtree(old, ignore_errors=True)
 
@@ -127,11 +129,12 @@ class Store:
 
     def _staged(self, key: str) -> Item | None:
         try:
-            data = json.loads((self.staging / _DONE / key).read_text(encoding="utf-8"))
+            data = json.loads(files.read_regular(self._mark_of(key), _LARGEST_MARK))
             item = Item(tuple(File(**file) for file in data["files"]), data["meta"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return item if _unchanged(self.staging, item.files) else None
+        # An attempt with other options may have written over it.
+        return item if is_intact(self.staging, item.files, "always") else None
 
     def _taken_over(self, key: str) -> Item | None:
         held = self._held.get(key)
@@ -140,16 +143,14 @@ class Store:
         item = held.item
         places = self._places(key, [file.path for file in item.files])
         for file, place in zip(item.files, places, strict=True):
-            target = self.staging / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
             with full_disk_reported():
-                _link_or_copy(held.bundle / file.path, target)
-        files = tuple(
+                files.link_or_copy(checked(held.bundle, file, "never"), self._target(place))
+        moved = tuple(
             File(place, file.size, file.sha256)
             for file, place in zip(item.files, places, strict=True)
         )
-        return self._mark(key, Item(files, item.meta))
+        with full_disk_reported():
+            return self._mark(key, Item(moved, item.meta))
 
     def _places(self, key: str, wanted: list[str]) -> list[str]:
         """Where files of an item go: elsewhere if another item of this run is in their place."""
@@ -163,20 +164,29 @@ class Store:
         return item
 
     def _move_in(self, path: Path, place: str) -> File:
-        target = self.staging / place
-        target.parent.mkdir(parents=True, exist_ok=True)
         digest, size = sha256(path), path.stat().st_size
-        os.replace(path, target)
+        files.move(path, self._target(place))
         return File(place, size, digest)
+
+    def _target(self, place: str) -> Path:
+        """The path of a file to be written into the staging folder; its folder exists."""
+        target = self.staging / place
+        files.check_inside(self.staging, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _mark_of(self, key: str) -> Path:
+        """Where it stands that the item `key` is complete. A key can come from a bundle."""
+        path = self.staging / _DONE / key
+        files.check_inside(self.staging, path)
+        return path
 
     def _mark(self, key: str, item: Item) -> Item:
         data = {
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in item.files],
             "meta": dict(item.meta),
         }
-        temporary = self.staging / _DONE / f"{key}.new"
-        temporary.write_text(json.dumps(data), encoding="utf-8")
-        os.replace(temporary, self.staging / _DONE / key)
+        files.write(self._mark_of(key), json.dumps(data).encode())
         return self._own(key, item)
 
     def _drop_unlisted(self, manifest: Manifest) -> None:
@@ -203,7 +213,7 @@ def previous_manifest(output: Path) -> Manifest | None:
     """
     aside = _aside(output)
     if aside.exists() and not output.exists():
-        aside.rename(output)
+        files.move(aside, output)
     if not output.exists():
         return None
     if output.is_dir() and not any(output.iterdir()):
@@ -244,6 +254,8 @@ def full_disk_reported() -> Iterator[None]:
     """Turn the system's writing errors into one clear ExportError."""
     try:
         yield
+    except files.UnsafeTarget as error:
+        raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ExportError(f"the disk is full: {error.filename or error.strerror}") from error
@@ -257,18 +269,6 @@ def _aside(output: Path) -> Path:
     return output.parent / f".{output.name}.old"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that there is the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.new")
-    with full_disk_reported():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:
     for build in manifest.builds:
         for artifact in build.artifacts.values():
@@ -276,26 +276,3 @@ def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:
             yield artifact.key, Item(artifact.files, meta)
     for schedule in manifest.schedules:
         yield schedule.key, Item((schedule.file,), {"steps": list(schedule.steps)})
-
-
-def _intact(root: Path, files: tuple[File, ...]) -> bool:
-    """Present with the right size; content is vouched for by the digests on verification."""
-    for file in files:
-        try:
-            if (root / file.path).stat().st_size != file.size:
-                return False
-        except OSError:
-            return False
-    return True
-
-
-def _unchanged(root: Path, files: tuple[File, ...]) -> bool:
-    """Intact, and the content too: an attempt with other options may have written over it."""
-    return _intact(root, files) and all(sha256(root / file.path) == file.sha256 for file in files)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +18,13 @@ from pathlib import Path
 import msgspec
 
 from runtimes.errors import BackendError
+from runtimes.files import read_regular, write
 from runtimes.recipe import Recipe
 from runtimes.trust import cache_folder
 
 _GRAPH = "graph"  # the fact that is the same for all machines
+
+_LARGEST_RECORD = 1 << 20  # bytes
 
 Facts = Mapping[str, str]  # what an engine depends on besides its recipe, by readable name
 
@@ -112,8 +113,8 @@ def save(
     record = Record(component, dict(facts), recipe, str(place), len(data), built, round(spent, 1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, data)
-        _write(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(record)))
+        write(path, data)
+        write(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(record)))
     except OSError as error:
         raise BackendError(
             f"cannot write the engine {path}: {error.strerror}; name a folder with --cache"
@@ -140,7 +141,8 @@ def _all(folder: Path, component: str) -> Iterator[Engine]:
 def _read(path: Path) -> Engine | None:
     """An engine with a record that fits it; a half-written one counts as none."""
     try:
-        record = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Record)
+        known = read_regular(path.with_suffix(".json"), _LARGEST_RECORD)
+        record = msgspec.json.decode(known, type=Record)
         whole = path.stat().st_size == record.size
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
@@ -159,12 +161,3 @@ def _short(value: str | None) -> str:
     if value is None:
         return "unknown"
     return value[:12] if len(value) == 64 else value  # a digest
-
-
-def _write(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -72,12 +72,17 @@ def read_regular(path: PathLike, limit: int, *, root: PathLike | None = None) ->
         OSError: it is missing or cannot be read.
     """
     with open_regular(path, limit, root=root) as file:
-        chunks, left = [], limit + 1
-        while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)  # at once: engines have gigabytes
+        if len(data) <= size:
+            return data
+        # It grows, or its size is not known before, as under /proc.
+        chunks, total = [data], len(data)
+        while total <= limit and (chunk := file.read(_CHUNK)):
             chunks.append(chunk)
-            left -= len(chunk)
-    if left <= 0:  # it grows, or its size is not known before, as under /proc
-        raise UnreadableFile(path, _too_large(limit, limit + 1))
+            total += len(chunk)
+    if total > limit:
+        raise UnreadableFile(path, _too_large(limit, total))
     return b"".join(chunks)
 
 
@@ -182,6 +187,22 @@ def link(existing: PathLike, path: PathLike) -> None:
     make(existing, path)
 
 
+def link_or_copy(existing: PathLike, path: Path) -> None:
+    """Make `path` a hard link to the file `existing`, or a copy where it cannot be one.
+
+    Raises:
+        OSError: neither can be made.
+    """
+    path.unlink(missing_ok=True)
+    try:
+        link(existing, path)
+    except OSError:
+        import shutil
+
+        with open(existing, "rb") as source, replacing(path) as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+
+
 def replace_by_link(existing: PathLike, path: Path) -> None:
     """Put a hard link to the file `existing` in the place of `path`. Raises as `link`."""
     with scratch_folder(path.parent) as folder:
@@ -221,6 +242,11 @@ def check_inside(root: PathLike, path: Path) -> None:
             return
         if stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) != 0:
             raise UnsafeTarget(place, f"expected no link inside of {root}, where files are written")
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a path is a scratch file or folder, or lies in one."""
+    return any(_SCRATCH.fullmatch(part) for part in path.parts)
 
 
 def sweep(folder: PathLike) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtimes.errors import InputError, LatentcError, NumericalError
+from runtimes.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -325,15 +325,10 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
 def _atomic(target: Path) -> Iterator[BinaryIO]:
     """A file beside `target` that takes its place on success and vanishes otherwise."""
     check_path(target)
-    # Not tempfile: it makes files that only their owner can read, whatever the umask.
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(scratch, "xb") as file:
+        with replacing(target) as file:
             yield file
-        os.replace(scratch, target)
     except PermissionError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
     except OSError as error:
         raise LatentcError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 _LARGEST_FRAME = 1 << 26  # numbers
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while it is written
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -25,6 +26,11 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _conditioning_problems(manifest)
     yield from _embedding_problems(manifest)
     yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
+    for schedule in manifest.schedules:
+        yield from _name_problems("schedule", schedule.name)
+        yield from _key_problems(schedule.key)
+    if manifest.probes is not None:
+        yield from _key_problems(manifest.probes.key)
     yield from _size_problems(manifest)
     yield from _duplicates("task", [task.name for task in manifest.tasks])
     yield from task_rules.problems(manifest)
@@ -85,9 +91,11 @@ def _build_problems(manifest: Manifest) -> Iterator[str]:
     yield from _duplicates("build", [build.name for build in manifest.builds])
     names = {component.name for component in manifest.components}
     for build in manifest.builds:
+        yield from _name_problems("build", build.name)
         if set(build.artifacts) != names:
             yield f"build {build.name!r} holds {sorted(build.artifacts)}, not {sorted(names)}"
         for name, artifact in build.artifacts.items():
+            yield from _key_problems(artifact.key)
             if artifact.entry not in {file.path for file in artifact.files}:
                 yield f"build {build.name!r}, {name}: entry {artifact.entry!r} is not listed"
 
@@ -260,6 +268,17 @@ def is_dimension(value: int | str) -> bool:
     if isinstance(value, int):
         return 1 <= value <= 1 << 20
     return _DIMENSION.match(value) is not None
+
+
+def _key_problems(key: str) -> Iterator[str]:
+    if not _KEY.match(key):
+        yield f"key {key[:80]!r} is no plain word of letters, digits and _ . + -"
+
+
+def _name_problems(kind: str, name: str) -> Iterator[str]:
+    """Files are named after builds and schedulers: plans, pictures of a benchmark."""
+    if not is_inside(name) or "/" in name:
+        yield f"the {kind}'s name {name!r} cannot be a file's name"
 
 
 def _file_problems(file: File) -> Iterator[str]:

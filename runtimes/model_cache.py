@@ -11,20 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from runtimes import files
 from runtimes.trust import identity
 
 LIMIT = 16 << 30  # bytes in one folder; what was used longest ago goes first
 _SPARE = 1 << 30  # bytes of the disk that are left to others
 _BLOB, _RECORD = ".blob", ".json"
+_LARGEST_RECORD = 1 << 20  # bytes
 
 Facts = Mapping[str, str]  # what a compiled graph depends on, by readable name
 
@@ -56,7 +57,7 @@ class ModelCache:
         blob = self._path(facts, _BLOB)
         record = self._path(facts, _RECORD)
         try:
-            known = msgspec.json.decode(record.read_bytes(), type=Record)
+            known = msgspec.json.decode(files.read_regular(record, _LARGEST_RECORD), type=Record)
             found = identity(os.stat(blob))
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
@@ -72,23 +73,18 @@ class ModelCache:
         `CacheWarning`, where there is no room or the folder cannot be written."""
         import shutil
 
-        made: Path | None = self.folder / f".{secrets.token_hex(6)}.tmp"
-        try:
-            assert made is not None
-            made.mkdir(parents=True)
-            free = shutil.disk_usage(made).free
-            if size > self.limit or free < size + _SPARE:
-                made.rmdir()
-                made = None
-                self._warn(f"no room for {size >> 20} MiB ({free >> 20} MiB are free)")
-        except OSError as error:
-            made = None
-            self._warn(f"cannot be written: {error.strerror or error}")
-        try:
-            yield made
-        finally:
-            if made is not None:
-                shutil.rmtree(made, ignore_errors=True)
+        with ExitStack() as made:
+            folder: Path | None = None
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self.folder).free
+                if size > self.limit or free < size + _SPARE:
+                    self._warn(f"no room for {size >> 20} MiB ({free >> 20} MiB are free)")
+                else:
+                    folder = made.enter_context(files.scratch_folder(self.folder))
+            except OSError as error:
+                self._warn(f"cannot be written: {error.strerror or error}")
+            yield folder
 
     def keep(self, facts: Facts, made: Path) -> None:
         """Take over the file `made`, which lies in a scratch folder, and remove what has not been
@@ -96,11 +92,10 @@ class ModelCache:
         blob = self._path(facts, _BLOB)
         try:
             made.chmod(0o600)
-            os.replace(made, blob)
+            files.move(made, blob)
             record = Record(dict(facts), identity(os.stat(blob)))
-            scratch = made.with_suffix(_RECORD)
-            scratch.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-            os.replace(scratch, self._path(facts, _RECORD))
+            known = msgspec.json.format(msgspec.json.encode(record))
+            files.write(self._path(facts, _RECORD), known)
         except OSError as error:
             self._warn(f"cannot be written: {error.strerror or error}")
         self.trim()
@@ -117,7 +112,7 @@ class ModelCache:
         for path in self.folder.rglob("*"):
             with suppress(OSError):
                 status = path.stat()
-                if path.is_file() and path.suffix != _RECORD:
+                if path.is_file() and path.suffix != _RECORD and not files.is_scratch(path):
                     used.append((_last_used(path, status), status.st_size, path))
         total = sum(size for _, size, _ in used)
         for _, size, path in sorted(used):

@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import stat
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from runtimes.errors import BundleError
+from runtimes.files import open_regular, read_regular, write
 from runtimes.manifest import File
 
 # "once": hash what is not remembered; "always": hash everything; "never": sizes only.
@@ -28,6 +29,7 @@ Hashing: TypeAlias = Literal["once", "always", "never"]
 _CHUNK = 1 << 20
 _SETTLED = 2.0  # seconds; a file younger than that could change again with the same times
 _MAX_ENTRIES = 4096
+_LARGEST_CACHE = 64 << 20  # bytes; more than so many entries with the longest paths
 _REPAIR = "the bundle is damaged or was altered: copy it again or export it again"
 
 
@@ -77,26 +79,24 @@ class HashCache:
                 return
             self._changed = False
             kept = dict(list(self._entries.items())[-_MAX_ENTRIES:])
-        scratch = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}.tmp")
-        try:
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(kept), "utf-8")
-            os.replace(scratch, self._path)
-        except OSError:
-            _discard(scratch)
+            write(self._path, json.dumps(kept).encode())
 
     def _load(self) -> dict[str, list[int | str]]:
         if self._entries is None:
             try:
-                loaded = json.loads(self._path.read_bytes())
+                loaded = json.loads(read_regular(self._path, _LARGEST_CACHE))
             except (OSError, ValueError, RecursionError):
                 loaded = {}
             self._entries = loaded if isinstance(loaded, dict) else {}
         return self._entries
 
 
-def check_file(root: Path, file: File, hashing: Hashing, cache: HashCache) -> Path:
+def check_file(root: Path, file: File, hashing: Hashing, cache: HashCache | None) -> Path:
     """Check one file of the bundle whose resolved folder is `root`; returns its path.
+
+    Without `cache` no digest is remembered.
 
     Raises:
         BundleError: missing, no regular file, outside the bundle (through a symlink), another
@@ -118,16 +118,32 @@ def check_file(root: Path, file: File, hashing: Hashing, cache: HashCache) -> Pa
     return path
 
 
-def check_files(root: Path, files: Iterable[File], hashing: Hashing, cache: HashCache) -> None:
-    """`check_file` for each of them."""
-    for file in files:
-        check_file(root, file, hashing, cache)
+def checked(bundle: Path, file: File, hashing: Literal["always", "never"]) -> Path:
+    """Return the real path of a file of the bundle in the folder `bundle`, checked now.
+
+    Raises:
+        BundleError: as `check_file`.
+    """
+    root = Path(os.path.realpath(bundle))
+    return Path(os.path.realpath(check_file(root, file, hashing, None)))
+
+
+def is_intact(
+    bundle: Path, files: Iterable[File], hashing: Literal["always", "never"] = "never"
+) -> bool:
+    """Whether all these files of a bundle are there, with their sizes or digests."""
+    try:
+        for file in files:
+            checked(bundle, file, hashing)
+    except BundleError:
+        return False
+    return True
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as opened:
+    with open_regular(path) as opened:
         while chunk := opened.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -139,7 +155,7 @@ def _check_hash(
     status: os.stat_result,
     file: File,
     known: HashCache | None,
-    cache: HashCache,
+    cache: HashCache | None,
 ) -> None:
     found = known.get(real, status) if known else None
     if found is None:
@@ -147,7 +163,8 @@ def _check_hash(
             found = sha256(real)
         except OSError as error:
             raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
-        cache.put(real, status, found)
+        if cache is not None:
+            cache.put(real, status, found)
     if found != file.sha256:
         raise BundleError(f"{path}: expected SHA-256 {file.sha256}, found {found}; {_REPAIR}")
 
@@ -165,10 +182,3 @@ def _real_path(root: Path, relative: str) -> str:
 def identity(status: os.stat_result) -> list[int]:
     """What changes whenever a file does: size, inode, modification and change time."""
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _discard(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return

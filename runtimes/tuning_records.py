@@ -6,8 +6,6 @@ times depend on stands in it. One that does not fit, or cannot be read, is never
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runtimes.errors import LatentcError
+from runtimes.files import read_regular, write
 from runtimes.machine import cores, processor
 from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
 from runtimes.request import Signature, parse
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.machine import cores, processor
 from runtimes.manifest import Manifest
+
+_LARGEST = 1 << 20  # bytes of a record; a search writes a few thousand
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,7 +84,7 @@ def _read(
 ) -> tuple[Choice, int]:
     path = record_path(digest, *scope)
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _LARGEST)
     except FileNotFoundError:
         raise UnusableRecord from None
     except OSError as error:
@@ -144,7 +145,7 @@ def why_none(bundle: Bundle) -> str:
 def _all() -> Iterator[Record]:
     for path in sorted(records_folder().glob("*.json")):
         try:
-            yield msgspec.json.decode(path.read_bytes(), type=Record)
+            yield msgspec.json.decode(read_regular(path, _LARGEST), type=Record)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
 
@@ -157,13 +158,8 @@ def save(record: Record, backend: str | None = None, device: str | None = None) 
         OSError: the cache folder cannot be written.
     """
     path = record_path(record.bundle, backend, device)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write(path, msgspec.json.format(msgspec.json.encode(record)))
     return path
 
 

@@ -239,11 +239,10 @@ def rename(path: Path, expected: set[str]) -> None:
             return
         text = json.dumps({names[name]: value for name, value in header.items()}).encode()
         text += b" " * (-len(text) % 8)
-        renamed = path.with_suffix(".renamed")
-        with renamed.open("wb") as out:
+        path.unlink()  # a link, or the file that is still open
+        with path.open("xb") as out:
             out.write(struct.pack("<Q", len(text)) + text)
             shutil.copyfileobj(file, out, 1 << 24)
-    renamed.replace(path)
 
 
 def transformers_keys(class_name: str, folder: Path) -> set[str]:
@@ -301,12 +300,12 @@ def _converted(peer: Peer, request: Request, asked: Path) -> Path:
     work = Path(request.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     folder = work / f"{Path(sys.argv[0]).stem}-{_key(peer, request)}"
-    if not folder.exists():
-        made = Path(f"{folder}.partial")
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        _child(["--convert", str(asked), str(made)], "conversion")
-        made.rename(folder)
+    complete = Path(f"{folder}.complete")
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        _child(["--convert", str(asked), str(folder)], "conversion")
+        complete.touch()
     return folder
 
 
@@ -342,7 +341,8 @@ def _measured(request: Request, asked: Path, folder: Path, result: Path) -> dict
         for name, values in answer["stages"].items():
             stages.seconds.setdefault(name, []).extend(values)
     image = Path(f"{result.with_suffix('')}.png")
-    shutil.move(answer["image"], image)
+    shutil.copyfile(answer["image"], image)
+    os.unlink(answer["image"])
     return {"stages": stages.seconds, "peak_memory_bytes": max(peaks), "image": str(image)}
 
 

@@ -19,6 +19,7 @@ from runtimes import engine_store as store
 from runtimes.backend import Backend, BuildRequest, Built, SessionOptions
 from runtimes.cuda import Buffer, Cuda, Gpu, nbytes
 from runtimes.errors import BackendError, DeviceUnavailable
+from runtimes.files import read_regular
 from runtimes.manifest import Component
 from runtimes.recipe import RECIPE, Recipe, check_profile
 from runtimes.session import Array, Feeds, Session
@@ -91,7 +92,7 @@ class TensorRtBackend(Backend):
             raise BackendError(self._missing(folder, component.name, facts, entry))
         self._cuda.use(gpu.index)
         runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
-        loaded = runtime.deserialize_cuda_engine(engine.path.read_bytes())
+        loaded = runtime.deserialize_cuda_engine(read_regular(engine.path, engine.record.size))
         if loaded is None:
             raise BackendError(
                 f"TensorRT {self.version()} does not take the engine {engine.path}; build it "

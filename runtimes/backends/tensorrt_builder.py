@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runtimes import files
 from runtimes.errors import BackendError
 from runtimes.recipe import Recipe, Shapes
 from runtimes.session import first_line
 
+_LARGEST_TIMING = 256 << 20  # bytes; those of many graphs are a few MiB
 _ALWAYS_TYPED = 11  # from here on there is no other kind of network, and the flag is deprecated
 
 
@@ -44,7 +46,7 @@ def build(
         raise BackendError(f"TensorRT {trt.__version__} cannot build {graph}: {_first(log.errors)}")
     with suppress(OSError):  # without it the next build takes longer, that is all
         timing.parent.mkdir(parents=True, exist_ok=True)
-        timing.write_bytes(bytes(cache.serialize()))
+        files.write(timing, bytes(cache.serialize()))
     return bytes(plan)
 
 
@@ -76,7 +78,9 @@ def _add_profile(builder: Any, config: Any, shapes: Mapping[str, Shapes]) -> Non
 
 
 def _timing_cache(config: Any, path: Path) -> Any:
-    known = path.read_bytes() if path.is_file() else b""
+    known = b""
+    with suppress(OSError):
+        known = files.read_regular(path, _LARGEST_TIMING)
     cache = config.create_timing_cache(known)
     if not config.set_timing_cache(cache, False) and known:
         cache = config.create_timing_cache(b"")  # of another GPU or version

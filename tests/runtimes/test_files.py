@@ -324,3 +324,14 @@ def test_the_search_for_renames_sees_each_way() -> None:
     assert renames(ast.parse(text)) == [1, 2, 3, 4, 5]
     assert renames(ast.parse("from os import replace")) == [1]
     assert renames(ast.parse("text.replace('a', 'b')\nstructs.replace(a, b=1)")) == []
+
+
+@pytest.mark.fault("1.2", "files are renamed by code of their own in many places")
+def test_files_are_renamed_in_one_module_only() -> None:
+    modules = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    renaming = {
+        path.relative_to(ROOT).as_posix()
+        for path in modules
+        if renames(ast.parse(path.read_text("utf-8")))
+    }
+    assert renaming == {"runtimes/files.py"}
