@@ -15,7 +15,13 @@ MODEL = "model.pt2"
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
-    """See `exporter.targets.Target`."""
-    with quiet(), in_one_file(program.state_dict, folder):
-        torch.export.save(program, folder / MODEL)
+    """See `exporter.targets.Target`. The inputs that were traced with are left out: they would be
+    the archive's only pickle."""
+    examples = program.example_inputs
+    program.example_inputs = None
+    try:
+        with quiet(), in_one_file(program.state_dict, folder):
+            torch.export.save(program, folder / MODEL)
+    finally:
+        program.example_inputs = examples
     return MODEL

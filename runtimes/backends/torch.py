@@ -1,23 +1,24 @@
-"""PyTorch: loads ``torch`` builds (ExportedProgram). The one file here that imports torch."""
+"""PyTorch: loads ``torch`` builds, the graphs of ExportedPrograms (see `torch_program`)."""
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.errors import BundleError
+from runtimes.errors import BackendError, BundleError
 from runtimes.manifest import Component
 from runtimes.session import Array, Feeds, Session
+
+if TYPE_CHECKING:
+    from runtimes.backends.torch_program import LoadedProgram
 
 # Device type → the package that brings it, where torch itself does not (Gaudi).
 _PLUGINS: Mapping[str, str] = {"hpu": "habana_frameworks.torch.core"}
@@ -78,17 +79,19 @@ class TorchBackend(Backend):
         elif self._threads_set:  # the number is the process's: an earlier session's must not stay
             self._torch.set_num_threads(self._usual_threads)
             self._threads_set = False
-        refuse_pickles(entry, self._torch)
-        program = self._torch.export.load(entry)
-        if device != "cpu":  # a module's .to() would leave the tables that it makes on the CPU
-            from torch.export.passes import move_to_device_pass
+        from runtimes.backends.torch_program import load_program
 
-            program = move_to_device_pass(program, device)
-        module: Any = program.module()
+        program = load_program(self._torch, entry, device)
+        if {*program.inputs} != {*component.inputs}:
+            raise BundleError(
+                f"{entry.name}: takes {', '.join(program.inputs)}, but the manifest says "
+                f"{', '.join(component.inputs)}"
+            )
         if options.compile:
-            module = self._compiled(module, bool(options.sizes))
+            module = self._compiled(program.module, bool(options.sizes))
+            program = dataclasses.replace(program, module=module)
         settings = _Settings(device, options.compute or "fp32", options.compile)
-        return TorchSession(self._torch, module, component, settings)
+        return TorchSession(self._torch, program, component, settings)
 
     def _compiled(self, module: Any, fixed: bool) -> Any:
         """Channels-last weights, and torch.compile for dynamic or fixed shapes. What was a view
@@ -112,12 +115,14 @@ class _Settings:
 
 
 class TorchSession(Session):
-    """An ExportedProgram's module behind the common interface."""
+    """A program's module behind the common interface."""
 
-    def __init__(self, torch: Any, module: Any, component: Component, settings: _Settings) -> None:
+    def __init__(
+        self, torch: Any, program: LoadedProgram, component: Component, settings: _Settings
+    ) -> None:
         super().__init__(component.inputs, component.outputs)
         self._torch = torch
-        self._module = module
+        self._program: LoadedProgram | None = program
         self._settings = settings
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
@@ -127,15 +132,15 @@ class TorchSession(Session):
         return {name: self._tensor(value) for name, value in constants.items()}
 
     def _run_placed(self, feeds: Feeds, placed: Any) -> dict[str, Array]:
+        program = self._program
+        if program is None:
+            raise BackendError("this session is closed")
         tensors = placed | {name: self._tensor(value) for name, value in feeds.items()}
+        program.check({name: tensor.shape for name, tensor in tensors.items()})
         with self._torch.inference_mode(), self._computing():
-            values = self._module(**{name: tensors[name] for name in self._order(placed, feeds)})
+            values = program.module(*(tensors[name] for name in program.inputs))
         arrays = (value.float().contiguous().cpu().numpy() for value in values)
         return dict(zip(self.outputs, arrays, strict=True))
-
-    def _order(self, *given: Mapping[str, Any]) -> list[str]:
-        known = {name for each in given for name in each}
-        return [name for name in self.inputs if name in known]
 
     def _tensor(self, value: Array) -> Any:
         tensor = self._torch.from_numpy(np.ascontiguousarray(value)).to(self._settings.device)
@@ -161,33 +166,4 @@ class TorchSession(Session):
                 each.fp32_precision = value
 
     def _close(self) -> None:
-        self._module = None
-
-
-def refuse_pickles(entry: Path, torch: Any) -> None:
-    """Check that a .pt2 archive holds tensors and a program only.
-
-    `torch.export.load` would unpickle whatever an archive marks so; here nothing is.
-
-    Raises:
-        BundleError: the archive is damaged, or holds pickled objects.
-    """
-    try:
-        with zipfile.ZipFile(entry) as archive:
-            for name in archive.namelist():
-                if name.endswith(("weights_config.json", "constants_config.json")):
-                    _refuse_marked(entry, json.loads(archive.read(name)))
-                elif "/data/sample_inputs/" in name:
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-                elif "/data/aotinductor/" in name or "custom_obj" in name:
-                    raise BundleError(f"{entry.name}: holds compiled or custom objects: {name}")
-    except BundleError:
-        raise
-    except Exception as error:
-        raise BundleError(f"{entry.name}: not a program archive: {error}") from error
-
-
-def _refuse_marked(entry: Path, config: Any) -> None:
-    for name, payload in config.get("config", {}).items():
-        if payload.get("use_pickle"):
-            raise BundleError(f"{entry.name}: {name} is a pickle; refusing to load it")
+        self._program = None
