@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.passes import Range
 from runtimes.errors import InputError
+from runtimes.parsing import parser
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ class Calibration:
             raise InputError(f"calibration samples: {self.samples} is not between 1 and 4096")
 
 
+@parser(InputError, "path", "a text file of prompts")
 def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt a line; empty lines are skipped.
 

@@ -20,6 +20,7 @@ from exporter.source import NOTES, quiet_loading
 from runtimes import judges
 from runtimes.errors import InputError, SourceError
 from runtimes.manifest import JudgeProbe, Schedule
+from runtimes.parsing import parser
 
 SEED = 100
 _MAX_PICTURES = 10_000
@@ -40,6 +41,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     judge: Judged | None = None
 
 
+@parser(SourceError, "folder", "a pipeline with a latentc.json that can be read")
 def read(folder: Path) -> Judged | None:
     """What the folder's file asks for; None without one.
 
@@ -49,10 +51,7 @@ def read(folder: Path) -> Judged | None:
     path = folder / NOTES
     if not path.is_file():
         return None
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=_File).judge
-    except (msgspec.DecodeError, OSError) as error:
-        raise SourceError(f"{path}: {error}") from error
+    found = msgspec.json.decode(path.read_bytes(), type=_File).judge
     if found is None:
         return None
     numbers = (found.pictures, found.height, found.width, found.num_inference_steps)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import SourceError
-from runtimes.session import first_line
+from runtimes.parsing import parser
 
 CONFIG = "config.json"
 _CONFIGURATION = (".json", ".txt", ".model")
@@ -142,11 +142,9 @@ def _marked(name: str, variant: str) -> bool:
     return len(pieces) > 1 and pieces[1].startswith(variant)
 
 
+@parser(SourceError, "index", "an index of weights")
 def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{index} is no index of weights: {first_line(error)}") from error
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return tuple(_inside(index.parent, str(name), index.name) for name in sorted(names, key=str))
 
 
@@ -159,10 +157,14 @@ def _inside(folder: Path, name: str, told_by: str) -> Path:
 
 def _configured(folder: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return _read_config(folder / CONFIG)
+    except SourceError:
         return {}  # loading it says more
-    return found if isinstance(found, dict) else {}
+
+
+@parser(SourceError, "path", "the configuration of a model")
+def _read_config(path: Path) -> Mapping[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -9,8 +9,9 @@ from exporter import hub
 from exporter.ingredients import Ingredient
 from exporter.source import digest_folder
 from runtimes.errors import SourceError
+from runtimes.parsing import parser
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 
 
 def find(asked: str, kind: str, what: str, class_name: str) -> Ingredient:
@@ -27,15 +28,29 @@ def find(asked: str, kind: str, what: str, class_name: str) -> Ingredient:
     here = path.exists()
     folder = path if here else _download(asked, what)
     try:
-        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = configured_class(folder / CONFIG)
+    except SourceError as error:
         raise SourceError(
-            f"{asked} is no {what}: expected a folder with the {_CONFIG} of a diffusers model"
-        ) from None
+            f"{asked} is no {what}: expected a folder with the {CONFIG} of a diffusers model "
+            f"({error})"
+        ) from error
     if name != class_name:
         raise SourceError(f"{asked} is no {what} that is supported: it is a {name}")
     own = path.resolve().name if here else asked
     return Ingredient(kind, own, folder, digest_folder(folder))
+
+
+@parser(SourceError, "path", "the configuration of a diffusers model")
+def configured_class(path: Path) -> str:
+    """Return the name of the class that a ``config.json`` is for.
+
+    Raises:
+        SourceError: it is missing, damaged or names no class.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise ValueError("it has no _class_name")
+    return str(config["_class_name"])
 
 
 def _download(asked: str, what: str) -> Path:

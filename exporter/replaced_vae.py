@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter import hub
 from exporter.ingredients import Ingredient
+from exporter.model_folders import CONFIG, configured_class
 from exporter.source import digest_folder, load_model, quiet_loading
 from runtimes.errors import SourceError
 
-_CONFIG = "config.json"
 _PART = "vae"
 
 
@@ -21,7 +20,7 @@ def find(asked: str) -> Ingredient:
     path = Path(asked).expanduser()
     here = path.exists()
     folder = path if here else _download(asked)
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         folder = folder / _PART
     _class_of(folder, asked)
     name = path.resolve().name if here else asked
@@ -63,13 +62,13 @@ def _class_of(folder: Path, asked: str) -> Any:
     import diffusers
 
     try:
-        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = configured_class(folder / CONFIG)
+    except SourceError as error:
         raise SourceError(
-            f"{asked} is no VAE: expected a folder with the {_CONFIG} of a diffusers model, or a "
-            f"pipeline's with {_PART}/{_CONFIG}"
-        ) from None
-    if not str(name).startswith("Autoencoder") or not hasattr(diffusers, str(name)):
+            f"{asked} is no VAE: expected a folder with the {CONFIG} of a diffusers model, or a "
+            f"pipeline's with {_PART}/{CONFIG} ({error})"
+        ) from error
+    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
         raise SourceError(f"{asked} is no VAE: it is a {name}")
     return getattr(diffusers, name)
 

@@ -23,6 +23,7 @@ from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
@@ -263,6 +264,7 @@ def _download(source: str, revision: str | None, variant: str | None) -> tuple[P
     return folder, folder.name if folder.parent.name == "snapshots" else revision
 
 
+@parser(SourceError, "folder", f"a diffusers pipeline with a {INDEX} that can be read")
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
@@ -270,16 +272,17 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline: it has no {INDEX} "
             "(save one with pipe.save_pretrained(folder))"
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        named = index.get("_class_name") if isinstance(index, dict) else None
-        if isinstance(named, list):  # the file of the code, and the class in it
-            own = f"a pipeline with code of its own ({'.'.join(map(str, named))})"
-            raise UnsupportedPipeline(not_supported(own))
-        if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-            raise ValueError(f"no _class_name; supported classes: {', '.join(FAMILIES)}")
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{path}: {first_line(error)}") from error
+    index = json.loads(path.read_text(encoding="utf-8"))
+    named = index.get("_class_name") if isinstance(index, dict) else None
+    if isinstance(named, list):  # the file of the code, and the class in it
+        own = f"a pipeline with code of its own ({'.'.join(map(str, named))})"
+        raise UnsupportedPipeline(not_supported(own))
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise ValueError(f"no _class_name; supported classes: {', '.join(FAMILIES)}")
+    for name, value in index.items():
+        of_a_part = isinstance(value, list) and len(value) == 2
+        if of_a_part and not all(isinstance(each, str | None) for each in value):
+            raise ValueError(f"{name!r} is {value!r:.80}, expected a library and a class")
     return index
 
 

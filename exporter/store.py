@@ -21,6 +21,7 @@ from typing import Any
 from runtimes import files
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import MANIFEST, File, Manifest
+from runtimes.parsing import parser
 from runtimes.trust import checked, is_intact, sha256
 
 _DONE = ".done"
@@ -129,9 +130,8 @@ class Store:
 
     def _staged(self, key: str) -> Item | None:
         try:
-            data = json.loads(files.read_regular(self._mark_of(key), _LARGEST_MARK))
-            item = Item(tuple(File(**file) for file in data["files"]), data["meta"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            item = _read_item(self._mark_of(key))
+        except ExportError:
             return None
         # An attempt with other options may have written over it.
         return item if is_intact(self.staging, item.files, "always") else None
@@ -267,6 +267,12 @@ def full_disk_reported() -> Iterator[None]:
 def _aside(output: Path) -> Path:
     """Where the old bundle waits while the new one takes its place."""
     return output.parent / f".{output.name}.old"
+
+
+@parser(ExportError, "path", "a note of an earlier attempt")
+def _read_item(path: Path) -> Item:
+    data = json.loads(files.read_regular(path, _LARGEST_MARK))
+    return Item(tuple(File(**file) for file in data["files"]), data["meta"])
 
 
 def _items_of(manifest: Manifest) -> Iterator[tuple[str, Item]]:

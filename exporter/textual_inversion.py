@@ -9,11 +9,13 @@ has ``<cat>_1`` itself beside ``<cat>``, diffusers writes a part of it out once 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import weight_files
 from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
+from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
@@ -94,9 +96,7 @@ def _add(pipe: Any, inversion: Ingredient) -> None:
 
 def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
     """The tensor for each pair of encoder and tokenizer."""
-    from safetensors.torch import load_file
-
-    found = load_file(inversion.path)
+    found = _tensors(inversion.path)
     if len(found) == 1:
         return {_PAIR["clip_l"]: next(iter(found.values()))}
     if set(found) == set(_PAIR):
@@ -107,7 +107,16 @@ def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
     )
 
 
-def _named(path: Any) -> str:
+@parser(SourceError, "path", "a whole safetensors file")
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors
+
+
+@parser(SourceError, "path", "a whole safetensors file")
+def _named(path: Path) -> str:
     """The word that a file of diffusers' own names."""
     from safetensors import safe_open
 

@@ -20,6 +20,9 @@ from unittest import mock
 import torch
 from torch.utils import _pytree as pytree
 
+from runtimes.errors import SourceError
+from runtimes.parsing import parser
+
 # Elements; what is smaller is kept as it is used. All the norms and biases of a UNet together
 # are a few MB.
 SMALLEST = 1 << 14
@@ -129,17 +132,20 @@ def stored_type(files: Iterable[Path]) -> torch.dtype:
     return only if only in _HALVES else torch.float32
 
 
-def headers(path: Path) -> Iterator[tuple[str, int]]:
+@parser(SourceError, "path", "a whole safetensors file")
+def headers(path: Path) -> list[tuple[str, int]]:
     """Type (as safetensors calls it) and bytes of every tensor in a file."""
     from safetensors import safe_open
 
+    found = []
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             piece = file.get_slice(name)
             count = 1
             for size in piece.get_shape():
                 count *= size
-            yield piece.get_dtype(), count * _bytes(piece.get_dtype())
+            found.append((piece.get_dtype(), count * _bytes(piece.get_dtype())))
+    return found
 
 
 def _bytes(kind: str) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtimes.errors import InputError, VerificationError
+from runtimes.parsing import parser
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend
@@ -429,17 +430,13 @@ def _arguments(
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+@parser(InputError, "path", "an image that can be read")
 def _read_picture(option: str, path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            file.load()
-            return file.copy()
-    except FileNotFoundError:
-        raise InputError(f"{option} {path}: no such file") from None
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{option} {path}: not a picture that can be read: {error}") from None
+    with Image.open(path) as file:
+        file.load()
+        return file.copy()
 
 
 def _read_arrays(path: Path | None) -> dict[str, Any]:

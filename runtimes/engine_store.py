@@ -17,8 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from runtimes.errors import BackendError
+from runtimes.errors import BackendError, BundleError, LatentcError
 from runtimes.files import read_regular, write
+from runtimes.parsing import parser
 from runtimes.recipe import Recipe
 from runtimes.trust import cache_folder
 
@@ -141,12 +142,16 @@ def _all(folder: Path, component: str) -> Iterator[Engine]:
 def _read(path: Path) -> Engine | None:
     """An engine with a record that fits it; a half-written one counts as none."""
     try:
-        known = read_regular(path.with_suffix(".json"), _LARGEST_RECORD)
-        record = msgspec.json.decode(known, type=Record)
+        record = _load(path.with_suffix(".json"))
         whole = path.stat().st_size == record.size
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, LatentcError):
         return None
     return Engine(path, record) if whole else None
+
+
+@parser(BundleError, "path", "a record of an engine")
+def _load(path: Path) -> Record:
+    return msgspec.json.decode(read_regular(path, _LARGEST_RECORD), type=Record)
 
 
 def _different(record: Record, facts: Facts) -> list[str]:

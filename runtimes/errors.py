@@ -102,3 +102,9 @@ class PerformanceRegression(LatentcError):
     """Compared with an earlier report, something became slower beyond the noise, or fails."""
 
     exit_code = 8
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first non-empty line of an exception's text, shortened, for one-line messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:limit]

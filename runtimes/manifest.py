@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import BundleError, InputError
+from runtimes.parsing import parser
 from runtimes.strict import Strict as _Base
 from runtimes.tasks import Task
 
@@ -393,20 +394,18 @@ class Manifest(_Base, frozen=True):
         return cls.decode(data, str(path))
 
     @classmethod
+    @parser(BundleError, "origin", "a manifest")
     def decode(cls, data: bytes, origin: str = MANIFEST) -> Manifest:
         """Decode and check the document. Raises BundleError."""
         from runtimes.manifest_rules import problems  # it knows these structures
 
-        try:
-            version = msgspec.json.decode(data, type=_Version).format_version
-            if version != FORMAT_VERSION:
-                raise BundleError(
-                    f"{origin}: format_version {version}, but this latentc reads "
-                    f"{FORMAT_VERSION}; upgrade latentc or export the bundle again"
-                )
-            manifest = msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BundleError(f"{origin}: {error}") from error
+        version = msgspec.json.decode(data, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{origin}: format_version {version}, but this latentc reads "
+                f"{FORMAT_VERSION}; upgrade latentc or export the bundle again"
+            )
+        manifest = msgspec.json.decode(data, type=cls)
         problem = next(problems(manifest), None)
         if problem:
             raise BundleError(f"{origin}: {problem}")

@@ -20,6 +20,8 @@ from pathlib import Path
 import msgspec
 
 from runtimes import files
+from runtimes.errors import BundleError, LatentcError
+from runtimes.parsing import parser
 from runtimes.trust import identity
 
 LIMIT = 16 << 30  # bytes in one folder; what was used longest ago goes first
@@ -41,6 +43,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: list[int]
 
 
+@parser(BundleError, "path", "a record of a compiled graph")
+def _load(path: Path) -> Record:
+    return msgspec.json.decode(files.read_regular(path, _LARGEST_RECORD), type=Record)
+
+
 @dataclass(frozen=True)
 class ModelCache:
     """The compiled graphs in one folder, at most `limit` bytes of them.
@@ -57,9 +64,9 @@ class ModelCache:
         blob = self._path(facts, _BLOB)
         record = self._path(facts, _RECORD)
         try:
-            known = msgspec.json.decode(files.read_regular(record, _LARGEST_RECORD), type=Record)
+            known = _load(record)
             found = identity(os.stat(blob))
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, LatentcError):
             return None
         if known.facts != dict(facts) or known.identity != found:
             return None

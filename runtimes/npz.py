@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from runtimes.errors import BundleError
+from runtimes.parsing import parser
 
 # A zip member needs a date; a fixed one makes equal tables equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -48,6 +49,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
             archive.writestr(info, data.getvalue(), compresslevel=9)
 
 
+@parser(BundleError, "path", "a .npz file of plain arrays")
 def read_arrays(
     path: str | os.PathLike[str],
     dtypes: Mapping[str, str] | None = None,
@@ -62,20 +64,6 @@ def read_arrays(
     `max_bytes` unpacked.
     """
     label = Path(path).name
-    try:
-        return _read(label, path, dtypes, max_bytes)
-    except BundleError:
-        raise
-    except FileNotFoundError as error:
-        raise BundleError(f"{label}: no such file") from error
-    except Exception as error:
-        # Parsers of zip, deflate and .npy headers raise a dozen unrelated types on bad input.
-        raise BundleError(f"{label}: damaged ({type(error).__name__}: {error})") from error
-
-
-def _read(
-    label: str, path: str | os.PathLike[str], dtypes: Mapping[str, str] | None, max_bytes: int
-) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if dtypes is None:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from runtimes.errors import BundleError, InputError, PlanNotFound
 from runtimes.npz import read_arrays, write_arrays
+from runtimes.parsing import parser
 from runtimes.plan_schema import DTYPES, ROW_FIELDS, ClipKind, check_table
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -155,6 +156,7 @@ class PlanTable:
             getattr(self, name).setflags(write=False)
 
     @classmethod
+    @parser(BundleError, "path", "a table of sampling plans")
     def load(cls, path: str | os.PathLike[str]) -> PlanTable:
         """Read and check a table; `BundleError` says what was expected and what was found."""
         arrays = read_arrays(path, DTYPES)

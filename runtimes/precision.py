@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from runtimes.errors import InputError
+from runtimes.parsing import parser
 
 DENOISER = "denoiser"
 SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
@@ -21,6 +22,7 @@ ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
 _PLUS = "+"
 
 
+@parser(InputError, "text", "a precision")
 def canonical(text: str) -> str:
     """The one spelling of a precision: the base first, components in alphabetical order, and
     none that says what the base says already; passes in alphabetical order.

@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 
 from runtimes.errors import InputError
+from runtimes.parsing import parser
 
 MAX_WEIGHT = 100.0
 MAX_DEPTH = 32
@@ -54,6 +55,7 @@ def escape(text: str) -> str:
     return re.sub(rf"([{re.escape(_SPECIAL)}])", r"\\\1", text)
 
 
+@parser(InputError, "text", "a weighted prompt")
 def parse(text: str) -> Weighted:
     """Read the marks of a prompt.
 

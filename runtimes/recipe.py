@@ -13,6 +13,7 @@ import msgspec
 
 from runtimes.errors import BundleError, InputError
 from runtimes.manifest import Component
+from runtimes.parsing import parser
 from runtimes.sizes import dimension
 
 RECIPE = "recipe.json"
@@ -44,19 +45,20 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: int | None = None
 
     @classmethod
+    @parser(BundleError, "path", "a recipe for an engine")
     def load(cls, path: Path) -> Recipe:
         """Raises BundleError for what is missing, damaged or of another format."""
-        try:
-            recipe = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: no recipe for an engine: {error}") from error
+        recipe = msgspec.json.decode(path.read_bytes(), type=cls)
         if recipe.format != FORMAT:
             raise BundleError(
                 f"{path}: format {recipe.format}, but this latentc reads {FORMAT}; "
                 "upgrade latentc or export the bundle again"
             )
-        for symbol, bounds in recipe.profile.items():
-            check_range(f"{path}: {symbol}", bounds)
+        try:
+            for symbol, bounds in recipe.profile.items():
+                check_range(f"{path}: {symbol}", bounds)
+        except InputError as error:  # nobody asked for these ranges: the file is wrong
+            raise BundleError(str(error)) from error
         return recipe
 
     def encode(self) -> bytes:
@@ -87,6 +89,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return numbers
 
 
+@parser(InputError, "text", "a range")
 def parse_range(name: str, text: str) -> Range:
     """``"1:2:8"``, smallest, usual and largest; ``"512"`` is that one only.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from runtimes.errors import BackendError, InputError, LatentcError
+from runtimes.errors import first_line as first_line  # for the many that look for it here
 
 if TYPE_CHECKING:
     from runtimes.manifest import TensorSpec
@@ -163,12 +164,6 @@ class BoundSession(Session):
 def cast(session: Session, feeds: Feeds) -> dict[str, Array]:
     """The feeds in the dtypes that the session takes."""
     return {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}
-
-
-def first_line(error: BaseException, limit: int = 300) -> str:
-    """The first non-empty line of an exception's text, shortened, for one-line messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:limit]
 
 
 def _name_mismatch(feeds: Feeds, inputs: Mapping[str, TensorSpec]) -> str:

@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from runtimes.errors import BundleError
+from runtimes.parsing import parser, parsing
 from runtimes.prompt_weights import Weighted, unweighted
-from runtimes.session import first_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+
+
+_WHAT = "a usable tokenizer"
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -57,6 +60,7 @@ class TextTokenizer:
         self.max_length = max_length
 
     @classmethod
+    @parser(BundleError, "path", _WHAT)
     def load(
         cls, path: Path, max_length: int, expansions: Mapping[str, str] = MappingProxyType({})
     ) -> TextTokenizer:
@@ -68,8 +72,7 @@ class TextTokenizer:
         from tokenizers import Tokenizer
 
         label = f"{path.parent.name}/{path.name}"
-        loaded = _guarded(label, Tokenizer.from_file, str(path))
-        made = cls(loaded, max_length, label, expansions)
+        made = cls(Tokenizer.from_file(str(path)), max_length, label, expansions)
         made.chunks(unweighted(""))
         return made
 
@@ -91,7 +94,8 @@ class TextTokenizer:
         """
         text = self._expanded(text)
         # One by one: encode_batch would start a pool of threads for a handful of texts.
-        encoding: Encoding = _guarded(self._label, self._tokenizer.encode, text.text)
+        with parsing(self._label, BundleError, _WHAT):
+            encoding: Encoding = self._tokenizer.encode(text.text)
         # The tokenizers library has cut the text already: what did not fit stands in `overflowing`,
         # piece by piece, each framed and padded.
         pieces = [encoding, *encoding.overflowing]
@@ -149,16 +153,3 @@ def _weight(text: Weighted, begin: int, end: int) -> float:
     words = (at for at in range(begin, end) if not text.text[at].isspace())
     at = next(words, begin)
     return text.weights[at] if begin < end else 1.0
-
-
-def _guarded(label: str, function: Any, *arguments: Any) -> Any:
-    """Call into the tokenizers library; whatever it raises is the file's fault."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise BundleError(f"{label}: not a usable tokenizer: {first_line(error)}") from error
-    except BaseException as error:
-        # A panic of the Rust code derives from BaseException, like a Ctrl-C.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise BundleError(f"{label}: not a usable tokenizer: {first_line(error)}") from error

@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 from runtimes.errors import BundleError
 from runtimes.files import open_regular, read_regular, write
 from runtimes.manifest import File
+from runtimes.parsing import parser
 
 # "once": hash what is not remembered; "always": hash everything; "never": sizes only.
 Hashing: TypeAlias = Literal["once", "always", "never"]
@@ -86,11 +87,17 @@ class HashCache:
     def _load(self) -> dict[str, list[int | str]]:
         if self._entries is None:
             try:
-                loaded = json.loads(read_regular(self._path, _LARGEST_CACHE))
-            except (OSError, ValueError, RecursionError):
-                loaded = {}
-            self._entries = loaded if isinstance(loaded, dict) else {}
+                self._entries = _known_hashes(self._path)
+            except BundleError:  # missing or damaged: files are hashed again
+                self._entries = {}
         return self._entries
+
+
+@parser(BundleError, "path", "a table of known hashes")
+def _known_hashes(path: Path) -> dict[str, list[int | str]]:
+    """Read what an earlier run knew: by path, the file's identity and then its digest."""
+    entries = json.loads(read_regular(path, _LARGEST_CACHE))
+    return {name: known for name, known in entries.items() if isinstance(known, list)}
 
 
 def check_file(root: Path, file: File, hashing: Hashing, cache: HashCache | None) -> Path:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from runtimes.errors import LatentcError
+from runtimes.errors import BundleError, LatentcError
 from runtimes.files import read_regular, write
 from runtimes.machine import cores, processor
+from runtimes.parsing import parser
 from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
 from runtimes.request import Signature, parse
 from runtimes.version import __version__
@@ -83,18 +84,14 @@ def _read(
     bundle: Bundle, digest: str, preset: str, scope: tuple[str | None, str | None], asked: Asked
 ) -> tuple[Choice, int]:
     path = record_path(digest, *scope)
+    if not path.exists():
+        raise UnusableRecord
     try:
-        data = read_regular(path, _LARGEST)
-    except FileNotFoundError:
-        raise UnusableRecord from None
-    except OSError as error:
-        raise UnusableRecord(f"the tuning record {path} cannot be read: {error.strerror}") from None
-    try:
-        record = msgspec.json.decode(data, type=Record)
+        record = _load(path)
         choice = record.presets[preset]
         _check(choice, bundle.manifest)
         sound = record.bundle == digest and record.steps > 0
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, ValueError):
+    except (LatentcError, KeyError, ValueError):
         sound = False
     if not sound:
         raise UnusableRecord(f"the tuning record {path} is damaged and not used")
@@ -145,9 +142,14 @@ def why_none(bundle: Bundle) -> str:
 def _all() -> Iterator[Record]:
     for path in sorted(records_folder().glob("*.json")):
         try:
-            yield msgspec.json.decode(read_regular(path, _LARGEST), type=Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            yield _load(path)
+        except LatentcError:
             continue
+
+
+@parser(BundleError, "path", "a tuning record")
+def _load(path: Path) -> Record:
+    return msgspec.json.decode(read_regular(path, _LARGEST), type=Record)
 
 
 def save(record: Record, backend: str | None = None, device: str | None = None) -> Path:

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench.model import Fidelity
+from runtimes.errors import InputError
+from runtimes.parsing import parser
 from runtimes.session import Array
 from runtimes.verify import NOT_COMPARABLE, psnr, relative_l2
 
@@ -23,12 +25,14 @@ class Pictures:
     latents: Array | None
 
     @classmethod
+    @parser(InputError, "path", "what a worker saved")
     def load(cls, path: Path) -> Pictures:
         """Read what a worker saved."""
         with np.load(path) as found:
             return cls(found["images"], found["latents"])
 
     @classmethod
+    @parser(InputError, "path", "an image that can be read")
     def of_file(cls, path: Path) -> Pictures:
         """A picture alone."""
         return cls(np.asarray(Image.open(path).convert("RGB"))[None], None)

@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.bench import charts, model, texts
 from benchmarks.bench.model import SCENARIOS, Report
+from runtimes.errors import InputError
+from runtimes.parsing import parser
 
 _SIDE = 256  # pixels: no picture of the page is larger
 _QUALITY = 85  # of smaller copies
@@ -76,6 +78,7 @@ def page(report: Report, folder: Path) -> str:
     )
 
 
+@parser(InputError, "path", "an image that can be read")
 def small(path: Path) -> tuple[str, bytes]:
     """A picture as the page shows it, its kind and its bytes: the file itself, or a smaller one
     that is good to look at. Pictures of random weights do not compress."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import InputError
-from runtimes.session import first_line
+from runtimes.parsing import parser
 
 FORMAT = "latentc-bench"
 FORMAT_VERSION = 1
@@ -235,6 +235,7 @@ def encode(report: Report) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
 
 
+@parser(InputError, "path", "a report of latentc bench")
 def read(path: Path) -> Report:
     """Read a report, or the one in a folder.
 
@@ -242,11 +243,8 @@ def read(path: Path) -> Report:
         InputError: missing, damaged, no report, or of another version.
     """
     path = path / REPORT if path.is_dir() else path
-    try:
-        data = path.read_bytes()
-        document = json.loads(data)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a report: {first_line(error)}") from None
+    data = path.read_bytes()
+    document = json.loads(data)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path} is no report of latentc bench")
     if document.get("format_version") != FORMAT_VERSION:
@@ -254,10 +252,7 @@ def read(path: Path) -> Report:
             f"{path} has version {document.get('format_version')!r} of the format; "
             f"this latentc reads version {FORMAT_VERSION}"
         )
-    try:
-        report = msgspec.json.decode(data, type=Report)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+    report = msgspec.json.decode(data, type=Report)
     _check_references(path, report)
     return report
 

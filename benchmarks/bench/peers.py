@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.bench.cases import Case
 from benchmarks.measure import Bounds, ChildFailed, run_child
-from runtimes.errors import BackendUnavailable, InputError
+from runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
+from runtimes.parsing import parser
 from runtimes.session import first_line
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "peers"
@@ -114,9 +115,18 @@ def ask(
 def _said(answered: Path) -> str:
     """What a peer that failed wrote about it, if it came to that."""
     try:
-        return str(json.loads(answered.read_text("utf-8"))["error"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(_answer(answered)["error"] or "")
+    except (LatentcError, KeyError):
         return ""
+
+
+@parser(BackendError, "path", "a result that can be read")
+def _answer(path: Path) -> dict[str, Any]:
+    """Return what a peer wrote."""
+    answer = json.loads(path.read_text("utf-8"))
+    if not isinstance(answer, dict):
+        raise TypeError("a result is an object")
+    return answer
 
 
 def _run(case: Case, request: Mapping[str, Any], folder: Path, bounds: Bounds) -> dict[str, Any]:
@@ -130,12 +140,12 @@ def _run(case: Case, request: Mapping[str, Any], folder: Path, bounds: Bounds) -
         said = _said(answered)
         raise ChildFailed(said, error.kind) if said else error from None
     try:
-        answer: dict[str, Any] = json.loads(answered.read_text("utf-8"))
+        answer = _answer(answered)
         if not answer["ok"]:
             raise ChildFailed(str(answer["error"]))
         if not isinstance(answer["stages"], dict) or not isinstance(answer["versions"], dict):
             raise TypeError("stages and versions must be objects")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (LatentcError, KeyError, TypeError) as error:
         message = f"{case.variant} gave no result that can be read: {first_line(error)}"
         raise ChildFailed(message) from error
     return answer

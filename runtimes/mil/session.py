@@ -15,7 +15,8 @@ import numpy as np
 from runtimes.errors import BackendError, InputError
 from runtimes.manifest import Component, TensorSpec
 from runtimes.mil.package import Limits
-from runtimes.session import Array, Feeds, Session, first_line
+from runtimes.parsing import parser
+from runtimes.session import Array, Feeds, Session
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,16 @@ class Stage:
     predict: Callable[[Feeds], Mapping[str, Array]]
 
 
+@parser(BackendError, "entry", "a list of packages")
 def packages_of(entry: Path) -> list[Path]:
     """The packages that a ``model.json`` lists, which are folders beside it.
 
     Raises:
         BackendError: it is no such list.
     """
-    try:
-        names = json.loads(entry.read_text("utf-8"))["packages"]
-        if not names or not all(_is_plain(name) for name in names):
-            raise ValueError(f"not a list of folders beside it: {names!r:.80}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{entry.name}: not a list of packages: {first_line(error)}") from error
+    names = json.loads(entry.read_text("utf-8"))["packages"]
+    if not names or not all(_is_plain(name) for name in names):
+        raise ValueError(f"not a list of folders beside it: {names!r:.80}")
     return [entry.parent / name for name in names]
 
 

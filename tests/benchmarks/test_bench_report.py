@@ -46,7 +46,7 @@ def test_the_json_fits_its_schema_and_reads_back(report: Report, tmp_path: Path)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text[: len(text) // 2], "cannot be read as a report"),
+        (lambda text: text[: len(text) // 2], "not a report of latentc bench"),
         (lambda text: "[]", "no report of latentc bench"),
         (lambda text: text.replace('"format_version": 1', '"format_version": 7'), "version 7"),
         (lambda text: text.replace('"p50"', '"p51"', 1), "damaged"),

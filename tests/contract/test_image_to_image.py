@@ -233,7 +233,7 @@ def test_the_command(
         assert '"strength": 0.5' in made.text["parameters"]  # type: ignore[attr-defined]
     for wrong, says in (
         (["--image", str(tmp_path / "none.png")], "no such file"),
-        (["--image", str(tmp_path / "text.png")], "not a picture that can be read"),
+        (["--image", str(tmp_path / "text.png")], "not an image that can be read"),
         ([*given, "--strength", "2"], "above 0 and at most 1"),
     ):
         assert command(generate(bundles("sd"), tmp_path / "no.png", *wrong)) == 2

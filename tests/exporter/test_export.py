@@ -408,7 +408,7 @@ def break_source(source: Path, how: str) -> None:
         ("no index", "it has no model_index.json"),
         ("broken index", "model_index.json"),
         ("unsupported class", "'KandinskyPipeline' is not supported; supported: StableDiffusion"),
-        ("cut short", "diffusion_pytorch_model.safetensors is damaged or cut short"),
+        ("cut short", "diffusion_pytorch_model.safetensors: not a whole file of weights"),
         ("other keys", "text_encoder: the weights do not fit the model, .* missing"),
         ("missing folder", "names 'vae', but there is no such folder"),
         ("broken config", "unet"),

@@ -168,7 +168,7 @@ def test_the_type_is_that_of_the_files_that_are_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "says"),
     [
-        ("{", "is no index of weights"),
+        ("{", "not an index of weights"),
         ('{"weight_map": {"a": "none.safetensors"}}', "names 'none.safetensors', and there is no"),
         ('{"weight_map": {"a": "../model.safetensors"}}', r"names '\.\./model\.safetensors'"),
     ],
