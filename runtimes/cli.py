@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtimes.errors import InputError, VerificationError
-from runtimes.parsing import parser
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend
@@ -395,6 +394,8 @@ def _arguments(
     pipe: Pipeline, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
+    from runtimes import pictures
+
     seeds = list(options["seeds"])
     arguments: dict[str, Any] = {
         "prompt": prompts[0] if len(prompts) == 1 else list(prompts) or None,
@@ -409,10 +410,9 @@ def _arguments(
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
     if options["mask_image"] is not None:
-        arguments["mask_image"] = _read_picture("--mask", options["mask_image"])
+        arguments["mask_image"] = pictures.read(options["mask_image"])
     for name in ("image", "control_image", "ip_adapter_image"):
-        option = "--" + name.replace("_", "-")
-        several = [_read_picture(option, path) for path in options[name]]
+        several = [pictures.read(path) for path in options[name]]
         if several:
             arguments[name] = several[0] if len(several) == 1 else several
     for name, array in options["encoded"].items():
@@ -428,15 +428,6 @@ def _arguments(
         numeric = name in pipe.signature.numbers or name in pipe.signature.scales
         arguments[name] = _numbers(name, value) if numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-@parser(InputError, "path", "an image that can be read")
-def _read_picture(option: str, path: Path) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as file:
-        file.load()
-        return file.copy()
 
 
 def _read_arrays(path: Path | None) -> dict[str, Any]:

@@ -18,25 +18,27 @@ from runtimes.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FILTERED = ("L", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK")  # modes that Pillow blurs
 Box: TypeAlias = tuple[int, int, int, int]  # left, upper, right, lower
 
 
 def pillow(picture: Any) -> Image:
-    """A picture as Pillow has it: bytes, or floats in [0, 1]."""
+    """A picture as Pillow has it; of an array of floats in [0, 1] (`pictures.listed` saw to that)
+    one of 8 bits."""
     from PIL import Image
 
     if not isinstance(picture, np.ndarray):
         image: Image.Image = picture
         return image
-    grey = picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
-    scaled = grey if grey.dtype == np.uint8 else (grey.astype(np.float32) * 255).round()
-    return Image.fromarray(scaled.astype(np.uint8))
+    return Image.fromarray((picture * np.float32(255)).round().astype(np.uint8))
 
 
 def blurred(mask: Image, radius: float) -> Image:
     """The mask with soft edges: Gaussian, `radius` in pixels."""
     from PIL import ImageFilter
 
+    if mask.mode not in _FILTERED:
+        mask = mask.convert("L")
     return mask.filter(ImageFilter.GaussianBlur(radius))
 
 

@@ -1,14 +1,25 @@
-"""Pictures and masks of a call: what callers have → arrays as the graphs take them."""
+"""Images and masks of a call: the one place that turns what callers have into checked data.
+
+What is accepted is what diffusers' ``VaeImageProcessor`` accepts, and what it would draw wrong
+without a word is converted or refused: depths of more than 8 bits, which Pillow clips to white,
+and numbers outside of 0 to 1, which wrap where they become bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from runtimes.errors import InputError
+from runtimes.files import open_regular
+from runtimes.parsing import parser, parsing
 from runtimes.session import Array
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _EXPECTED = {
     "image": "a Pillow image, an array [height, width, 3], or several of either",
@@ -16,35 +27,69 @@ _EXPECTED = {
 }
 Kind: TypeAlias = Literal["image", "mask"]
 
+# Formats that are read from files: those that Pillow decodes by itself (it gives PostScript to
+# another program).
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000")
+_LARGEST_FILE = 1 << 30  # bytes
+_MOST_PIXELS = 178_956_970  # from here on Pillow refuses a file as a decompression bomb
+_DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits a pixel
+_DEEPEST = 65535
+# Pillow's modes that it converts to RGB and to grey, resizes and pastes.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
-def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
-    """The single pictures of a value, Pillow images or arrays [height, width, 3], of masks
-    [height, width] or [height, width, 1].
+
+@parser(InputError, "path", "an image that can be read")
+def read(path: Path) -> Image.Image:
+    """Return the image in a file, upright and in RGB, as ``diffusers.utils.load_image`` does.
+
+    Greys of 16 bits are scaled to 8 bits.
 
     Raises:
-        InputError: it is no picture.
+        InputError: the file is missing, damaged, cut short, too large or of an unknown format.
     """
+    from PIL import Image, ImageOps
+
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with open_regular(path, _LARGEST_FILE) as stream, Image.open(stream, formats=formats) as file:
+        file.load()
+        upright = ImageOps.exif_transpose(file)
+    return _checked_pillow(str(path), upright).convert("RGB")
+
+
+def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
+    """Return the single images of a value, checked.
+
+    Each is a Pillow image that Pillow can convert and resize, or an array float32 [height, width,
+    3] in [0, 1], of masks [height, width].
+
+    Args:
+        value: one or several Pillow images, numpy arrays or PyTorch tensors. Arrays are bytes
+            (uint8), 16-bit numbers (uint16), truth values, or floats in [0, 1]. Tensors have their
+            channels first, as in diffusers.
+
+    Raises:
+        InputError: it is no image, or its size, type or range is another one.
+    """
+    value = _without_tensors(name, value, kind)
     several = isinstance(value, Sequence) or (
         isinstance(value, np.ndarray) and (value.ndim == 4 or (kind, value.ndim) == ("mask", 3))
     )
     # [height, width, 1] is one mask, and no list of lines; [height, width, 3] is none.
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (1, 3):
         several = False
-    found = list(value) if several else [value]
-    if not found or isinstance(value, str | bytes):
+    if isinstance(value, str | bytes) or (several and not len(value)):
         raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {value!r:.80}")
-    for each in found:
-        _size(name, each, kind)
-    return found
+    return [_checked(name, image, kind) for image in (value if several else [value])]
 
 
-def size(name: str, pictures: Sequence[Any], kind: Kind = "image") -> tuple[int, int]:
-    """Height and width in pixels.
+def size(name: str, pictures: Sequence[Any]) -> tuple[int, int]:
+    """Height and width in pixels, of images that `listed` returned.
 
     Raises:
         InputError: the pictures differ in size.
     """
-    sizes = {_size(name, each, kind) for each in pictures}
+    sizes = {_size(image) for image in pictures}
     if len(sizes) != 1:
         raise InputError(f"{name!r} holds pictures of {len(sizes)} sizes; expected one size")
     return sizes.pop()
@@ -55,50 +100,129 @@ def arrays(
 ) -> Array:
     """float32 [n, 3, height, width] in [0, 1], of masks [n, 1, height, width] of 0 and 1.
 
-    Pillow images are resized as diffusers' ``VaeImageProcessor`` does (Lanczos) and become RGB, or
-    grey for a mask, which is 1 from half on. Arrays are bytes, or floats in [0, 1], and must have
-    the size.
+    Args:
+        pictures: what `listed` returned. Pillow images are resized as diffusers'
+            ``VaeImageProcessor`` does (Lanczos, in their own mode) and become RGB, or grey for a
+            mask, which is 1 from half on. Arrays must have the size.
 
     Raises:
-        InputError: an array of another size, kind or range.
+        InputError: an array of another size.
     """
-    return np.stack([_array(name, each, height, width, kind) for each in pictures])
+    return np.stack([_array(name, image, height, width, kind) for image in pictures])
 
 
-def _array(name: str, picture: Any, height: int, width: int, kind: Kind) -> Array:
-    if not isinstance(picture, np.ndarray):
+def _array(name: str, image: Any, height: int, width: int, kind: Kind) -> Array:
+    if not isinstance(image, np.ndarray):
         from PIL import Image
 
-        # A picture loses its palette or transparency first, a mask is resized as it is.
-        picture = picture.convert("RGB") if kind == "image" else picture
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        picture = np.asarray(picture if kind == "image" else picture.convert("L"))
-    if picture.shape[:2] != (height, width):
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        image = np.asarray(image.convert("RGB" if kind == "image" else "L"))
+        image = image.astype(np.float32) / 255
+    if image.shape[:2] != (height, width):
         raise InputError(
-            f"{name!r} is an array of {picture.shape[1]}x{picture.shape[0]} pixels, expected "
+            f"{name!r} is an array of {image.shape[1]}x{image.shape[0]} pixels, expected "
             f"{width}x{height}: give a Pillow image to have it resized"
         )
-    if picture.dtype == np.uint8:
-        picture = picture.astype(np.float32) / 255
-    channels = picture if picture.ndim == 3 else picture[:, :, np.newaxis]
+    channels = image if image.ndim == 3 else image[:, :, np.newaxis]
     values = np.ascontiguousarray(channels.transpose(2, 0, 1), np.float32)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise InputError(f"{name!r}: expected bytes, or numbers from 0 to 1")
     return values if kind == "image" else (values >= 0.5).astype(np.float32)
 
 
-def _size(name: str, picture: Any, kind: Kind) -> tuple[int, int]:
-    if isinstance(picture, np.ndarray):
-        grey = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 1)
-        coloured = picture.ndim == 3 and picture.shape[2] == 3
-        if (grey if kind == "mask" else coloured) and picture.dtype.kind in "fub" and picture.size:
-            return picture.shape[0], picture.shape[1]
+def _size(image: Any) -> tuple[int, int]:
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return int(image.size[1]), int(image.size[0])
+
+
+def _checked(name: str, image: Any, kind: Kind) -> Any:
+    if isinstance(image, np.ndarray):
+        return _checked_array(name, image, kind)
+    if not hasattr(image, "convert") or not hasattr(image, "resize"):
+        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {image!r:.80}")
+    return _checked_pillow(repr(name), image)
+
+
+def _checked_pillow(label: str, image: Image.Image) -> Image.Image:
+    """The image, its pixels read, in one of `_MODES`."""
+    _check_size(label, *image.size)
+    with parsing(label, InputError, "an image that can be read"):
+        image.load()  # files are read when they are first needed
+    if image.mode in _DEEP:
+        return _shallow(label, image)
+    if image.mode in _MODES:
+        return image
+    if image.mode == "F":
         raise InputError(
-            f"{name!r}: expected {_EXPECTED[kind]}, not an array {list(picture.shape)} of "
-            f"{picture.dtype}"
+            f"{label}: Pillow's mode F says no range; expected an array of numbers from 0 to 1, or "
+            "an image of another mode"
         )
-    if not hasattr(picture, "convert") or not hasattr(picture, "resize"):
-        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {picture!r:.80}")
-    width, height = picture.size
-    return int(height), int(width)
+    with parsing(label, InputError, f"an image that can be drawn, of mode {image.mode}"):
+        return image.convert("RGB")
+
+
+def _shallow(label: str, image: Image.Image) -> Image.Image:
+    """Greys of 16 bits scaled to 8; Pillow's own conversion makes all above 255 white."""
+    from PIL import Image
+
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > _DEEPEST:
+        raise InputError(
+            f"{label}: greys from {levels.min()} to {levels.max()}; expected 0 to {_DEEPEST}"
+        )
+    return Image.fromarray((levels * 255 / _DEEPEST).round().astype(np.uint8))
+
+
+def _checked_array(name: str, array: np.ndarray, kind: Kind) -> Array:
+    """float32, images [height, width, 3], masks [height, width]."""
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    coloured = array.ndim == 3 and array.shape[2] == 3
+    if not (grey if kind == "mask" else coloured) or not array.size:
+        raise InputError(
+            f"{name!r}: expected {_EXPECTED[kind]}, not an array {list(array.shape)} of "
+            f"{array.dtype}"
+        )
+    _check_size(repr(name), array.shape[1], array.shape[0])
+    if array.dtype in (np.uint8, np.uint16):
+        values = array.astype(np.float32) / np.iinfo(array.dtype).max
+    elif array.dtype.kind in "fb":
+        values = array.astype(np.float32)
+    else:
+        raise InputError(
+            f"{name!r} is an array of {array.dtype}; expected bytes (uint8), uint16, or floats "
+            "from 0 to 1"
+        )
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise InputError(
+            f"{name!r} holds numbers from {low:g} to {high:g}; expected bytes, or numbers from 0 "
+            "to 1"
+        )
+    return values[:, :, 0] if kind == "mask" and values.ndim == 3 else values
+
+
+def _check_size(label: str, width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > _MOST_PIXELS:
+        raise InputError(
+            f"{label} has {width}x{height} pixels; expected at least one, and at most "
+            f"{_MOST_PIXELS} in all"
+        )
+
+
+def _without_tensors(name: str, value: Any, kind: Kind) -> Any:
+    """With PyTorch's tensors as arrays whose channels come last."""
+    if isinstance(value, list | tuple) and any(map(_is_tensor, value)):
+        return [_without_tensors(name, item, kind) for item in value]
+    if not _is_tensor(value):
+        return value
+    with parsing(repr(name), InputError, "a tensor of real numbers"):
+        tensor = value.detach().cpu()
+        array = np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
+    if kind == "mask":
+        return array[:, 0] if array.ndim == 4 and array.shape[1] == 1 else array
+    return np.moveaxis(array, -3, -1) if array.ndim in (3, 4) else array
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is one of PyTorch, which is not imported for that."""
+    return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")

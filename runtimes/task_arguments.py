@@ -33,7 +33,7 @@ def sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | No
     """Height and width of a call that asks for none; None leaves it to the model."""
     if task.size_of is None:
         return None
-    height, width = pictures.size(task.size_of, found[task.size_of], task.pictures[task.size_of])
+    height, width = pictures.size(task.size_of, found[task.size_of])
     return height * task.enlarges, width * task.enlarges
 
 

@@ -98,7 +98,6 @@ def test_damaged_input_gives_one_error_that_names_it(
     fitting = {
         "runtimes.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
         "runtimes.tokenizer:TextTokenizer.load": (*arguments, 4),
-        "runtimes.cli:_read_picture": ("--image", *arguments),
         "runtimes.recipe:parse_range": ("--images", *arguments),
     }.get(name, arguments)
     with suppress(known.error):  # some damage is none for some of them

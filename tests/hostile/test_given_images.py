@@ -1,0 +1,252 @@
+"""Whatever is given as an image or mask: the same numbers as diffusers', or an error that says what
+is accepted; never numbers that wrapped or were clipped."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import load_image
+from PIL import Image
+
+from runtimes import masks, pictures
+from runtimes.errors import InputError
+
+HEIGHT, WIDTH = 16, 24
+GREYS = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).round().astype(np.uint8)
+COLOURS = np.stack([GREYS, GREYS[::-1], GREYS[:, ::-1]], axis=-1)
+UNIT = COLOURS.astype(np.float32) / 255
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def of_mode(mode: str) -> Image.Image:
+    return Image.fromarray(COLOURS).convert("L" if mode == "PA" else "RGB").convert(mode)
+
+
+def deep(mode: str) -> Image.Image:
+    """16-bit greys whose upper bytes are `GREYS`."""
+    levels = GREYS.astype(np.uint16) * 257
+    if mode == "I":
+        return Image.fromarray(levels.astype(np.int32))
+    order = ">u2" if mode == "I;16B" else "<u2"
+    return Image.frombytes(mode, (WIDTH, HEIGHT), levels.astype(order).tobytes())
+
+
+def drawn(value: Any, kind: pictures.Kind, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    return pictures.arrays("image", pictures.listed("image", value, kind), height, width, kind)
+
+
+def of_diffusers(value: Any, kind: str, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """What a ControlNet's processor makes of an image, and an inpainting pipeline's of a mask."""
+    own = {"do_convert_rgb": True} if kind == "image" else MASKS
+    processor = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, **own)
+    made: np.ndarray = processor.preprocess(value, height=height, width=width).numpy()
+    return made
+
+
+MASKS = {"do_convert_grayscale": True, "do_binarize": True}
+
+
+@pytest.mark.fault("2.3", "an image of another mode is resized otherwise than diffusers does")
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (32, 16)])
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_are_as_in_diffusers(mode: str, size: tuple[int, int], kind: Any) -> None:
+    image = of_mode(mode)
+    np.testing.assert_array_equal(drawn(image, kind, *size), of_diffusers(image, kind, *size))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (UNIT, "image"),
+        (UNIT[None], "image"),
+        ([UNIT, UNIT[::-1]], "image"),
+        (UNIT.astype(np.float64), "image"),
+        (np.asfortranarray(UNIT), "image"),
+        (torch.from_numpy(UNIT.transpose(2, 0, 1).copy()), "image"),
+        (torch.from_numpy(UNIT.transpose(2, 0, 1).copy())[None], "image"),
+        ([torch.from_numpy(UNIT.transpose(2, 0, 1).copy())] * 2, "image"),
+        (torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.bfloat16, requires_grad=True), "image"),
+        (UNIT[:, :, 0], "mask"),
+        (UNIT[:, :, :1], "mask"),
+        (UNIT[None, :, :, 0], "mask"),
+        (torch.from_numpy(UNIT[None, :, :, 0].copy()), "mask"),
+        (torch.from_numpy(UNIT[None, None, :, :, 0].copy()), "mask"),
+    ],
+    ids=lambda value: f"{type(value).__name__}{list(getattr(value, 'shape', ''))}",
+)
+def test_arrays_and_tensors_are_as_in_diffusers(value: Any, kind: Any) -> None:
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        expected = value.detach().float().numpy()  # numpy has no bfloat16
+    elif kind == "mask" and getattr(value, "ndim", 3) == 2:
+        expected = of_diffusers(value[None], kind)
+    else:
+        expected = of_diffusers(value, kind)
+    np.testing.assert_allclose(drawn(value, kind), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize(
+    ("array", "scale"),
+    [
+        (COLOURS, 255),
+        (COLOURS.astype(np.uint16) * 257, 65535),
+        (COLOURS > 127, 1),
+        (UNIT.astype(np.float16), 1),
+    ],
+    ids=["uint8", "uint16", "bool", "float16"],
+)
+@pytest.mark.fault("2.3", "an array of 16 bits wraps")
+def test_numbers_of_a_range_are_scaled(array: np.ndarray, scale: int, kind: Any) -> None:
+    array = array if kind == "image" else array[:, :, 0]
+    values = array.astype(np.float32) / scale
+    expected = values.transpose(2, 0, 1)[None] if kind == "image" else (values >= 0.5)[None, None]
+    np.testing.assert_array_equal(drawn(array, kind), expected)
+    (checked,) = pictures.listed("image", array, kind)
+    through = np.asarray(masks.pillow(checked))
+    np.testing.assert_array_equal(through, (values * np.float32(255)).round().astype(np.uint8))
+
+
+@pytest.mark.fault("2.3", "greys of 16 bits are clipped to white")
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I"])
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_deep_greys_are_scaled(mode: str, kind: Any) -> None:
+    shallow = Image.fromarray(GREYS)
+    np.testing.assert_array_equal(drawn(deep(mode), kind), drawn(shallow, kind))
+    (checked,) = pictures.listed("image", deep(mode), kind)
+    for one, other in ((masks.pillow(checked), shallow), (masks.blurred(checked, 1), None)):
+        expected = masks.blurred(shallow, 1) if other is None else other
+        np.testing.assert_array_equal(np.asarray(one.convert("L")), np.asarray(expected))
+    np.testing.assert_array_equal(  # as an IP-Adapter's encoder has it
+        np.asarray(masks.resized(checked, 8, 8, crop=True)),
+        np.asarray(masks.resized(shallow, 8, 8, crop=True)),
+    )
+
+
+@pytest.mark.fault("2.3", "blurring a mask of 1 bit is a traceback")
+@pytest.mark.parametrize("mode", [*MODES, "I;16", "HSV"])
+def test_masks_of_all_modes_can_be_blurred(mode: str) -> None:
+    mask = deep(mode) if mode == "I;16" else of_mode(mode)
+    (checked,) = pictures.listed("mask_image", mask, "mask")
+    soft = pictures.arrays("mask", [masks.blurred(checked, 2)], HEIGHT, WIDTH, "mask")
+    assert soft.shape == (1, 1, HEIGHT, WIDTH)
+    assert masks.crop_box(checked, 8, 8, 2)
+
+
+@pytest.mark.fault("2.3", "numbers outside of their range wrap where Pillow is asked")
+@pytest.mark.parametrize("kind", ["image", "mask"])
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (UNIT * 255, "numbers from 0 to 255; expected bytes, or numbers from 0 to 1"),
+        (UNIT * 2 - 1, "numbers from -1 to 1"),
+        (np.where(UNIT > 0.9, np.nan, UNIT), "nan"),
+        (np.where(UNIT > 0.9, np.inf, UNIT), "inf"),
+        (COLOURS.astype(np.int64), "array of int64; expected bytes"),
+        (COLOURS.astype(np.int16), "array of int16"),
+        (COLOURS.astype(np.complex64), "array of complex64"),
+        (COLOURS.astype(object), "array of object"),
+        (COLOURS.astype(str), "array of <U"),
+        (UNIT[:0], "array \\[0, 24"),
+        (UNIT[:, :0], "array \\[16, 0"),
+        (np.broadcast_to(np.uint8(0), (20_000, 20_000, 3)), "20000x20000 pixels"),
+        (torch.from_numpy(COLOURS.transpose(2, 0, 1).astype(np.int32)), "array of int32"),
+    ],
+    ids=str,
+)
+def test_other_numbers_are_refused(array: Any, says: str, kind: Any) -> None:
+    if kind == "mask":
+        array = array[0] if isinstance(array, torch.Tensor) else array[:, :, 0]
+    with pytest.raises(InputError, match=says):
+        pictures.listed("image", array, kind)
+
+
+@pytest.mark.fault("2.3", "an array of another shape")
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (UNIT[:, :, 0], "image"),
+        (UNIT[:, :, :1], "image"),
+        (np.dstack([UNIT, UNIT[:, :, :1]]), "image"),
+        (UNIT[None, None], "image"),
+        (np.float32(1), "image"),
+        (UNIT, "mask"),
+        ([[0.5, 0.5], [0.5, 0.5]], "image"),
+        ([], "mask"),
+        ((), "image"),
+        (np.zeros((0, 8, 8, 3)), "image"),
+        ("photo.png", "image"),
+        (Path("photo.png"), "image"),
+        (None, "mask"),
+        ({"image": UNIT}, "image"),
+        (torch.zeros(4, HEIGHT, WIDTH), "image"),
+        (Image.new("RGB", (0, 4)), "image"),
+        (Image.new("F", (4, 4)), "image"),
+        (Image.new("La", (4, 4)), "mask"),
+        (Image.new("I", (4, 4), 1 << 20), "image"),
+        (Image.new("I", (4, 4), -1), "mask"),
+    ],
+    ids=lambda value: f"{type(value).__name__}{list(getattr(value, 'shape', ''))}",
+)
+def test_what_is_no_image_is_refused(value: Any, kind: Any) -> None:
+    with pytest.raises(InputError, match="'given'"):
+        pictures.listed("given", value, kind)
+
+
+@pytest.mark.fault("2.3", "a file that is cut short fails where its pixels are needed")
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP"])
+def test_files_that_are_cut_short_are_refused(name: str, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(whole, name)
+    path = tmp_path / "cut"
+    for length in (0, 1, 7, 20, len(whole.getvalue()) // 2):
+        path.write_bytes(whole.getvalue()[:length])
+        with pytest.raises(InputError, match="not an image that can be read"):
+            pictures.read(path)
+    with pytest.raises(InputError, match="'image'"):
+        pictures.listed("image", Image.open(path) if name != "WEBP" else Path("cut"))
+
+
+@pytest.mark.fault("2.3", "the orientation of a file is ignored")
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.webp", "photo.tiff"])
+def test_files_are_upright_as_in_diffusers(name: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOURS).save(tmp_path / name, exif=exif)
+    expected = load_image(str(tmp_path / name))
+    read = pictures.read(tmp_path / name)
+    assert (read.mode, read.size) == ("RGB", expected.size)
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_files_of_all_modes_are_read(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    (deep(mode) if mode == "I;16" else of_mode(mode)).save(path)
+    expected = Image.fromarray(GREYS) if mode == "I;16" else load_image(str(path))
+    np.testing.assert_array_equal(
+        np.asarray(pictures.read(path)), np.asarray(expected.convert("RGB"))
+    )
+
+
+@pytest.mark.fault("2.3", "a decompression bomb, or a document that another program draws")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P5 100000 100000 255\n" + b"\0" * 100,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+        b"GIF89a\0\0\0\0\0\0\0",
+    ],
+    ids=["bomb", "postscript", "empty"],
+)
+def test_files_that_are_not_read(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(data)
+    with pytest.raises(InputError, match=r"image"):
+        pictures.read(tmp_path / "image")
