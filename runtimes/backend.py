@@ -164,7 +164,9 @@ class Backend(ABC):
         options = options or SessionOptions()
         self._check(options)
         try:
-            return self._open(entry, fix(component, options.sizes), chosen, options)
+            session = self._open(entry, fix(component, options.sizes), chosen, options)
+            session.component = component.name
+            return session
         except LatentcError:
             raise
         except Exception as error:

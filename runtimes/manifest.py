@@ -45,14 +45,18 @@ class TensorSpec(_Base, frozen=True):
         Raises:
             InputError: another rank, another fixed dimension, or a symbol with two values.
         """
-        if len(shape) == len(self.shape) and all(
-            wanted == found or (isinstance(wanted, str) and _fits(found, wanted, symbols))
-            for found, wanted in zip(shape, self.shape, strict=True)
-        ):
+        if self.fits(shape, symbols):
             return
         known = f" where {symbols}" if symbols else ""
         raise InputError(
             f"input {name!r}: expected shape {list(self.shape)}{known}, found {list(shape)}"
+        )
+
+    def fits(self, shape: Sequence[int], symbols: dict[str, int]) -> bool:
+        """Whether a shape is as declared; adds to `symbols` as `check_shape` does."""
+        return len(shape) == len(self.shape) and all(
+            wanted == found or (isinstance(wanted, str) and _fits(found, wanted, symbols))
+            for found, wanted in zip(shape, self.shape, strict=True)
         )
 
 

@@ -39,7 +39,7 @@ class Pipeline:
 
     Calls may come from several threads at once: nothing of a call is kept here but its encoded
     texts (`encoded`), which a later call with the same texts takes. `close` frees the engines'
-    memory; it may not overlap with a call.
+    memory, from any thread; calls that are under way then end with a BackendError.
     """
 
     def __init__(
@@ -217,10 +217,13 @@ class Pipeline:
             output_type=output_type,
             **arguments,
         )
-        for step in run:
-            if callback_on_step_end is not None:
-                report_step(run, step, callback_on_step_end)
-        return run.finish()
+        try:
+            for step in run:
+                if callback_on_step_end is not None:
+                    report_step(run, step, callback_on_step_end)
+            return run.finish()
+        finally:
+            run.close()
 
     def stream(self, prompt: str | Sequence[str] | None = None, **arguments: Any) -> Run:
         """Start a run to iterate over: it yields a `Progress` after each step.
@@ -348,8 +351,18 @@ class Pipeline:
             **(self._preset.settings(self._open_other_sizes is not None) if self._preset else {}),
         }
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
-        """Free the engines' memory. Closing twice is harmless."""
+        """Free the engines' memory. Closing twice is harmless.
+
+        Calls that are under way in other threads end with a BackendError, at once where the engine
+        can end a graph half-way; this waits for them. Within a call, as in a signal handler, it
+        returns at once, and the memory is freed when the call has ended.
+        """
         self._closed = True
         self.encoded.clear()
         self.sessions.close()
@@ -399,6 +412,8 @@ class Pipeline:
         with self._lock:
             if self._other_sizes is None:
                 self._other_sizes = self._open_other_sizes()
+            if self._closed:  # while it was opened
+                self._other_sizes.close()
         self._other_sizes._tiling = self._tiling
         return self._other_sizes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ import numpy as np
 
 from runtimes import conditioning, noise, observe, preparation, prompt_tokens, prompts
 from runtimes.blending import blended
-from runtimes.errors import InputError, NumericalError
+from runtimes.calls import Cancellation
+from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
 from runtimes.manifest import Branch
 from runtimes.plan import SamplingPlan
 from runtimes.preparation import Prepared
@@ -96,7 +98,8 @@ class Run:
     """Iterate over it for the steps, then ask `finish` for the result.
 
     Work happens in ``next()``, in the calling thread. A run belongs to one call: stopping it
-    stops no other run of the same pipeline. Leaving it unfinished costs nothing.
+    stops no other run of the same pipeline. Leaving it unfinished costs nothing. `interrupt` and
+    `close` may be called from any thread, from callbacks and from signal handlers.
     """
 
     def __init__(self, pipeline: Pipeline, request: Request, plan: SamplingPlan) -> None:
@@ -111,12 +114,30 @@ class Run:
         self._result: Result | None = None
         self._held = ExitStack()  # the denoiser, and what is bound to it
         self._steps = self._execute()
+        self._turn = threading.Lock()  # held while a step runs, which one thread does at a time
+        self._closing = Cancellation()
 
     def __iter__(self) -> Run:
         return self
 
     def __next__(self) -> Progress:
-        return next(self._steps)
+        if not self._turn.acquire(blocking=False):
+            raise InputError("this run is at work already, in another thread or further out")
+        try:
+            with self._closing.in_force():
+                progress = next(self._steps)
+        except LatentcError as error:
+            if self._closing.requested:
+                raise StopIteration from error
+            if self.pipeline.closed:
+                raise BackendError("this pipeline was closed before the call had ended") from error
+            raise
+        finally:
+            self._turn.release()
+            self._end_if_closed()
+        if self._closing.requested:
+            raise StopIteration
+        return progress
 
     def interrupt(self) -> None:
         """Stop after the current step; the latents are decoded as they are."""
@@ -144,16 +165,31 @@ class Run:
 
         Raises:
             InputError: the run failed before or was closed.
+            BackendError: the engine failed, or the pipeline was closed.
         """
-        for _ in self._steps:
+        for _ in self:
             pass
         if self._result is None:
             raise InputError("this run was closed or failed: it has no result")
         return self._result
 
     def close(self) -> None:
-        """Give up the run."""
-        self._steps.close()
+        """Give up the run, at once.
+
+        A step that is under way in another thread ends early where the engine can end a graph
+        half-way, else as usual; nothing comes after it, and nobody gets it. This does not wait.
+        """
+        self._closing.request()
+        self._end_if_closed()
+
+    def _end_if_closed(self) -> None:
+        """Free what a closed run holds, unless a step is under way: then that does it at its end,
+        as the flag is set before the lock is tried, and looked at after the lock is free."""
+        if self._closing.requested and self._turn.acquire(blocking=False):
+            try:
+                self._steps.close()
+            finally:
+                self._turn.release()
 
     def _execute(self) -> Generator[Progress, None, None]:
         start = perf_counter()

@@ -1,19 +1,21 @@
 """The common runtime interface: named numpy arrays in, named numpy arrays out.
 
-A backend fills in `_run` (and `_close` where its engine holds resources). Checking the
-feeds and turning the engine's exceptions into `BackendError` is done once, here.
+A backend fills in `_run` (and `_close` where its engine holds resources). Checking the feeds and
+what comes out, turning the engine's exceptions into `BackendError`, and closing while calls are in
+flight are done once, here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from runtimes.calls import Call, Calls, current, in_flight
 from runtimes.errors import BackendError, InputError, LatentcError
 from runtimes.errors import first_line as first_line  # for the many that look for it here
 
@@ -25,30 +27,37 @@ Feeds = Mapping[str, Array]
 
 
 class Session(ABC):
-    """One loaded graph. `run` may be called from several threads, `close` from one.
+    """One loaded graph. `run` and `close` may be called from any thread.
 
     `inputs` and `outputs` are the manifest's tensor specifications by name. A dimension is
     an integer or a symbol such as ``"2*height"``; within one call a symbol has one value.
+    `component` is the manifest's name of what the graph is, for messages.
     """
+
+    component = "this graph"
 
     def __init__(self, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> None:
         self.inputs = dict(inputs)
         self.outputs = dict(outputs)
-        self._dtypes = {name: np.dtype(spec.dtype) for name, spec in self.inputs.items()}
-        self._closed = False
+        self._dtypes = {
+            name: np.dtype(spec.dtype) for name, spec in (self.inputs | self.outputs).items()
+        }
+        self._calls = Calls("this session is closed")
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run the graph once.
 
         Raises:
             InputError: a missing or unknown name, a wrong dtype, rank or dimension.
-            BackendError: the engine failed.
+            BackendError: the engine failed, or what came out is not what the manifest says; the
+                session is closed, or was while the graph ran.
         """
-        if self._closed:
-            raise BackendError("this session is closed")
-        self._check(feeds)
-        with self._reporting():
-            return self._run(feeds)
+        with in_flight() as call, self._calls.including(call):
+            symbols = self._check(feeds)
+            with self._reporting(call):
+                outputs = self._run(feeds)
+                self._check_outputs(outputs, symbols)
+            return outputs
 
     def accepts(self, feeds: Feeds) -> bool:
         """Whether the graph can take these shapes: some builds are made for a few sizes only."""
@@ -67,10 +76,13 @@ class Session(ABC):
         return BoundSession(self, constants)
 
     def close(self) -> None:
-        """Release the engine's resources. Closing twice is harmless."""
-        if not self._closed:
-            self._closed = True
-            self._close()
+        """Release the engine's resources. Closing twice is harmless.
+
+        Calls in flight are ended where the engine can do that, and waited for. From inside of a
+        call of this session, as in a signal handler, this returns at once, and the resources are
+        released when the call has ended.
+        """
+        self._calls.close(self._close)
 
     def __enter__(self) -> Self:
         return self
@@ -102,19 +114,30 @@ class Session(ABC):
         """Give back what `_place` took; what is freed by reference counting needs nothing."""
 
     @contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def _reporting(self, call: Call | None = None) -> Iterator[None]:
         """Turn the engine's exceptions into BackendError."""
         try:
             yield
         except LatentcError:
             raise
         except Exception as error:
-            raise BackendError(f"{type(self).__name__}: {first_line(error)}") from error
+            if call is not None and call.cancelled:
+                raise BackendError(f"{self.component}: cancelled while it ran") from error
+            named = f"{self.component}: {type(self).__name__}"
+            raise BackendError(f"{named}: {first_line(error)}") from error
 
-    def _check(self, feeds: Feeds) -> None:
+    def _abortable(self, abort: Callable[[], None]) -> AbstractContextManager[None]:
+        """Let other threads end what the engine does inside by calling `abort`, which makes the
+        engine raise an exception of its own."""
+        return current().abortable(abort)
+
+    def _check(self, feeds: Feeds) -> dict[str, int]:
+        """Check names, dtypes and shapes; returns the values of the shapes' symbols."""
         if feeds.keys() != self.inputs.keys():
             raise InputError(_name_mismatch(feeds, self.inputs))
-        self._check_each(feeds, {})
+        symbols: dict[str, int] = {}
+        self._check_each(feeds, symbols)
+        return symbols
 
     def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
         """Check dtypes and shapes; `symbols` has what is known before and gets the rest."""
@@ -124,6 +147,41 @@ class Session(ABC):
                     f"input {name!r}: expected {self.inputs[name].dtype}, found {value.dtype}"
                 )
             self.inputs[name].check_shape(name, value.shape, symbols)
+
+    def _named(self, values: Iterable[Array]) -> dict[str, Array]:
+        """Return what an engine gives in the manifest's order of outputs, by name.
+
+        Raises:
+            BackendError: it gives more or fewer.
+        """
+        arrays = list(values)
+        if len(arrays) != len(self.outputs):
+            raise BackendError(
+                f"{self.component}: the graph gives {len(arrays)} outputs where the manifest has "
+                f"{list(self.outputs)}; the bundle is damaged, export it again"
+            )
+        return dict(zip(self.outputs, arrays, strict=True))
+
+    def _check_outputs(self, outputs: Mapping[str, Array], symbols: dict[str, int]) -> None:
+        """Check what the graph gives: names, dtypes and shapes, with the inputs' symbols.
+
+        Raises:
+            BackendError: it is not what the manifest says.
+        """
+        if outputs.keys() != self.outputs.keys():
+            raise BackendError(
+                f"{self.component}: expected the outputs {sorted(self.outputs)}, found "
+                f"{sorted(outputs)}"
+            )
+        for name, value in outputs.items():
+            spec = self.outputs[name]
+            dtype, shape = getattr(value, "dtype", type(value).__name__), np.shape(value)
+            if dtype != self._dtypes[name] or not spec.fits(shape, symbols):
+                raise BackendError(
+                    f"{self.component}: its output {name!r} is {dtype} {list(shape)}, and the "
+                    f"manifest says {spec.dtype} {list(spec.shape)} where {symbols}; the bundle "
+                    "is damaged, export it again"
+                )
 
 
 class BoundSession(Session):
@@ -135,30 +193,35 @@ class BoundSession(Session):
             raise InputError(f"cannot bind {sorted(unknown)}: inputs are {list(session.inputs)}")
         free = {n: s for n, s in session.inputs.items() if n not in constants}
         super().__init__(free, session.outputs)
+        self.component = session.component
         self._session = session
         arrays = {name: np.ascontiguousarray(value) for name, value in constants.items()}
         self._symbols: dict[str, int] = {}
         session._check_each(arrays, self._symbols)
-        with session._reporting():
+        with in_flight() as call, session._calls.including(call), session._reporting(call):
             self._placed = session._place(arrays)
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run with the constants added. Raises as `Session.run` does."""
-        if self._closed or self._session._closed:
-            raise BackendError("this session is closed")
+    def _check(self, feeds: Feeds) -> dict[str, int]:
         if feeds.keys() != self.inputs.keys():
             raise InputError(_name_mismatch(feeds, self.inputs))
-        self._session._check_each(feeds, dict(self._symbols))
-        return self._run(feeds)
+        symbols = dict(self._symbols)
+        self._session._check_each(feeds, symbols)
+        return symbols
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        with self._session._reporting():
+        call = current()
+        with self._session._calls.including(call), self._session._reporting(call):
             return self._session._run_placed(feeds, self._placed)
 
     def _close(self) -> None:
-        if not self._session._closed:
-            self._session._release(self._placed)
+        calls, placed = self._session._calls, self._placed
         self._placed = None
+        try:
+            with calls.including(current()):
+                self._session._release(placed)
+        except BackendError:
+            if not calls.closed:  # which has released what was placed with everything else
+                raise
 
 
 def cast(session: Session, feeds: Feeds) -> dict[str, Array]:

@@ -61,13 +61,19 @@ class Sessions(Mapping[str, Session]):
         """A session, opened if it is not; what is got like this is closed by `close`, or after
         its next use."""
         with self._lock:
+            if name not in self.components:
+                raise KeyError(name)
+            self._refuse_closed()
             if name not in self._opened:
-                if name not in self.components:
-                    raise KeyError(name)
-                if self._closed:
-                    raise BackendError("this pipeline is closed")
                 self._opened[name] = self._open(name)
+                if self._closed:  # by a signal handler, say, while it was opened
+                    self._opened.pop(name).close()
+                    self._refuse_closed()
             return self._opened[name]
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise BackendError("this pipeline is closed")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.components)
@@ -118,8 +124,9 @@ class Sessions(Mapping[str, Session]):
                 raise failed[name]
 
     def close(self) -> None:
-        """Close what is open. Closing twice is harmless."""
+        """Close what is open, as `Session.close` does it. Closing twice is harmless."""
+        self._closed = True
         with self._lock:
-            self._closed = True
-            for session in self._opened.values():
-                session.close()
+            sessions = list(self._opened.values())
+        for session in sessions:
+            session.close()

@@ -174,7 +174,9 @@ class OnnxRuntimeSession(Session):
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         if self._place_of.device.memory:
             return self._run_placed(feeds, {})
-        return self._named(self._engine.run(self._output_names, dict(feeds)))
+        options = self._ort.RunOptions()
+        with self._abortable(lambda: setattr(options, "terminate", True)):
+            return self._named(self._engine.run(self._output_names, dict(feeds), options))
 
     def _place(self, constants: Feeds) -> Any:
         memory = self._place_of.device.memory
@@ -195,11 +197,10 @@ class OnnxRuntimeSession(Session):
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in self._output_names:
             binding.bind_output(name, self._place_of.device.memory, self._place_of.index)
-        self._engine.run_with_iobinding(binding)
+        options = self._ort.RunOptions()
+        with self._abortable(lambda: setattr(options, "terminate", True)):
+            self._engine.run_with_iobinding(binding, options)
         return self._named(binding.copy_outputs_to_cpu())
-
-    def _named(self, values: Any) -> dict[str, Array]:
-        return dict(zip(self._output_names, values, strict=True))
 
     def _close(self) -> None:
         self._engine = None

@@ -219,8 +219,10 @@ class OpenVinoSession(Session):
         self._model = model
         # A port carries several names after a reshape: look each up in the port's set of names.
         self._ports = {
-            name: next(i for i, port in enumerate(model.outputs) if name in port.get_names())
+            name: index
+            for index, port in enumerate(model.outputs)
             for name in component.outputs
+            if name in port.get_names()
         }
         self._requests: SimpleQueue[Any] = SimpleQueue()
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
@@ -233,7 +235,7 @@ class OpenVinoSession(Session):
         except Empty:
             request = self._model.create_infer_request()
         with self._sparing(feeds):
-            request.infer(dict(feeds), share_inputs=True)
+            self._infer(request, feeds)
         # The request owns its output memory and reuses it at the next call: copy.
         outputs = {
             name: np.array(request.get_output_tensor(index).data)
@@ -241,6 +243,19 @@ class OpenVinoSession(Session):
         }
         self._requests.put(request)
         return outputs
+
+    def _infer(self, request: Any, feeds: Feeds) -> None:
+        """Run a request. It is begun, and then waited for, because `cancel` does nothing to a
+        request that has not begun."""
+        try:
+            request.start_async(dict(feeds), share_inputs=True)
+            with self._abortable(request.cancel):
+                request.wait()
+        except BaseException:
+            request.cancel()  # Ctrl-C may have come in between: nothing may be freed beneath it
+            with suppress(Exception):
+                request.wait()
+            raise
 
     def _sparing(self, feeds: Feeds) -> AbstractContextManager[None]:
         """Give the originals' memory back while weights are copied for a new shape."""

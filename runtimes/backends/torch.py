@@ -139,8 +139,7 @@ class TorchSession(Session):
         program.check({name: tensor.shape for name, tensor in tensors.items()})
         with self._torch.inference_mode(), self._computing():
             values = program.module(*(tensors[name] for name in program.inputs))
-        arrays = (value.float().contiguous().cpu().numpy() for value in values)
-        return dict(zip(self.outputs, arrays, strict=True))
+        return self._named(value.float().contiguous().cpu().numpy() for value in values)
 
     def _tensor(self, value: Array) -> Any:
         tensor = self._torch.from_numpy(np.ascontiguousarray(value)).to(self._settings.device)

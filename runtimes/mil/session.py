@@ -89,7 +89,9 @@ class PackageSession(Session):
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         made = self._in_calls(feeds) if self._rows else self._call(feeds)
         return {
-            name: made[name].astype(spec.dtype, copy=False) for name, spec in self.outputs.items()
+            name: made[name].astype(spec.dtype, copy=False)
+            for name, spec in self.outputs.items()
+            if name in made
         }
 
     def _in_calls(self, feeds: Feeds) -> dict[str, Array]:
@@ -100,7 +102,9 @@ class PackageSession(Session):
             part = {n: v[rows] if n in self._rows else v for n, v in feeds.items()}
             parts.append(self._call(part))
         return {
-            name: np.concatenate([part[name] for part in parts])[:count] for name in self.outputs
+            name: np.concatenate([part[name] for part in parts])[:count]
+            for name in self.outputs
+            if name in parts[0]
         }
 
     def _call(self, feeds: Feeds) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -309,7 +309,8 @@ class FakeInference:
     def io_binding(self) -> FakeBinding:
         return FakeBinding(self.calls)
 
-    def run_with_iobinding(self, binding: FakeBinding) -> None:
+    def run_with_iobinding(self, binding: FakeBinding, options: Any) -> None:
+        assert not hasattr(options, "terminate")
         assert set(binding.inputs) == {"sample", "states"}
         self.calls.append("run")
 
@@ -320,6 +321,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     settings = type("SessionOptions", (), {"add_free_dimension_override_by_name": lambda *_: None})
     module.SessionOptions, module.InferenceSession = settings, FakeInference
     module.OrtValue, module.__version__ = FakeOrtValue, "1.31.1"
+    module.RunOptions = SimpleNamespace
     module.get_available_providers = lambda: [
         "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
     ]  # fmt: skip

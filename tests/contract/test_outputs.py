@@ -1,0 +1,105 @@
+"""What a graph gives is held against the manifest, on every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from runtimes import backend as backends
+from runtimes.bundle import Bundle
+from runtimes.errors import BackendError
+from runtimes.manifest import TensorSpec
+from runtimes.pipeline import load
+from runtimes.session import Array, Feeds
+from tests.fakes import GRAPHS, FakeBackend, make_bundle
+
+Outputs = Mapping[str, TensorSpec]
+
+# What a manifest may say that is not so.
+LIES: Mapping[str, Callable[[Outputs], Outputs]] = {
+    "rank": lambda o: _changed(o, shape=(*_first(o).shape, 1)),
+    "size": lambda o: _changed(o, shape=(*_first(o).shape[:-1], 7)),
+    "symbol": lambda o: _changed(o, shape=("2*batch", *_first(o).shape[1:])),
+    "dtype": lambda o: _changed(o, dtype="int64"),
+    "name": lambda o: {"other": _first(o)},
+    "one more": lambda o: {**o, "other": _first(o)},
+}
+
+# Packages of Core ML are cast to what the manifest says; a program's outputs have no names.
+HELD_OTHERWISE = {("coreml-reference", "dtype"), ("torch", "name")}
+
+
+def _first(outputs: Outputs) -> TensorSpec:
+    return next(iter(outputs.values()))
+
+
+def _changed(outputs: Outputs, **changes: Any) -> Outputs:
+    name = next(iter(outputs))
+    return {**outputs, name: msgspec.structs.replace(outputs[name], **changes)}
+
+
+@pytest.mark.fault("2.2", "outputs of another name, rank, dtype or size than the manifest says")
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch", "coreml-reference"])
+def test_an_engine_gives_something_else(backend: str, request: Any) -> None:
+    made = "coreml_bundle" if backend == "coreml-reference" else "sd_bundle"
+    bundle = Bundle.open(request.getfixturevalue(made))
+    engine = backends.get(backend)
+    build = next(each for each in bundle.manifest.builds if engine.loads(each))
+    (component,) = bundle.manifest.encoders()
+    ids = {name: np.ones((1, spec.shape[1]), spec.dtype) for name, spec in component.inputs.items()}
+    entry = bundle.entry(build, component.name)
+    with engine.open(entry, component) as session:
+        expected = session.run(ids)
+    for name, lie in LIES.items():
+        told = msgspec.structs.replace(component, outputs=lie(component.outputs))
+        if (backend, name) in HELD_OTHERWISE:
+            continue
+        for bound in (False, True):
+            with pytest.raises(BackendError, match="text_encoder"):
+                _run(engine.open(entry, told), ids, bound)
+    assert set(expected) == set(component.outputs)
+
+
+def _run(session: Any, feeds: Feeds, bound: bool) -> None:
+    with session:
+        if bound:
+            session.bind(feeds).run({})
+        else:
+            session.run(feeds)
+
+
+def _wrong(name: str, change: Callable[[Array], Any]) -> Callable[[Feeds], dict[str, Array]]:
+    return lambda feeds: {key: change(value) for key, value in GRAPHS[name](feeds).items()}
+
+
+CHANGES: Mapping[str, Callable[[Array], Any]] = {
+    "rank": lambda value: value[0],
+    "one value": lambda value: value[..., :1, :1],
+    "no value": lambda value: value[..., :0],
+    "rows": lambda value: np.repeat(value, 2, axis=0),
+    "half": lambda value: value.astype(np.float16),
+    "integers": lambda value: value.astype(np.int64),
+    "texts": lambda value: value.astype(str),
+    "list": lambda value: value.tolist(),
+    "None": lambda value: None,
+}
+
+
+@pytest.mark.fault("2.2", "a wrong rank, dtype or size gives an image of one pixel or a raw error")
+@pytest.mark.parametrize("component", ["text_encoder", "denoiser", "decoder"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, change: str
+) -> None:
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(GRAPHS, "wrong", _wrong(component, CHANGES[change]))  # type: ignore[arg-type]
+    with (
+        load(make_bundle(tmp_path / "b", graphs={component: "wrong"}), FakeBackend()) as pipe,
+        pytest.raises(BackendError, match=rf"^{component}: .*the manifest says float32"),
+    ):
+        pipe("a red circle", seed=1, num_inference_steps=2)
