@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from exporter.versions import code
+
 # Kind → module of this package. One line per kind; they are applied in this order.
 KINDS: Mapping[str, str] = {
     "vae": "exporter.replaced_vae",
@@ -25,6 +27,10 @@ KINDS: Mapping[str, str] = {
 
 # Those that write into weights, which must be in memory for that, and not in a mapped file.
 WRITING = frozenset({"lora", "textual-inversion"})
+# Code that decides what their weights become, besides the libraries'.
+_FUSING: Mapping[str, tuple[str, ...]] = {
+    "lora": ("exporter.lora", "exporter.adapter_layers", "runtimes.weight_differences"),
+}
 # Those that stand in the place of a part.
 REPLACING = frozenset({"vae"})
 
@@ -83,7 +89,8 @@ def changed(
         for part in kind(each.kind).parts(pipeline_class):
             if part in digests:
                 known = found.setdefault(part, [digests[part]])
-                known.append([each.kind, each.sha256, each.scale, each.token])
+                fusing = [code(*_FUSING[each.kind])] if each.kind in _FUSING else []
+                known.append([each.kind, each.sha256, each.scale, each.token, *fusing])
     return found
 
 

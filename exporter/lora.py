@@ -1,24 +1,35 @@
-"""LoRA files, fused into a pipeline's weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA files and their kin (LoHa, LoKr, DoRA, full differences), fused into a pipeline's weights.
 
-diffusers and PEFT load them: their own format, Kohya's, DoRA, and what else they know. A layer in
-the file that meets none in the pipeline is an error, where they would only warn.
+What a file adds to a weight is computed by `runtimes.weight_differences`, with the alpha that the
+file has for that very layer. Names that only diffusers can translate (FLUX.1's original ones) go
+through its conversion. A layer in the file that meets none in the pipeline is an error, where
+diffusers would only warn.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from exporter import weight_files
+import torch
+
+from exporter import adapter_layers, weight_files
+from exporter.adapter_layers import Place
 from exporter.ingredients import Ingredient
+from runtimes import weight_differences
 from runtimes.errors import SourceError
+from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
+from runtimes.weight_differences import Floats, Layer
 
-_OF_A_LAYER = re.compile(r"\.(lora_|lokr_|loha_|hada_|dora_|oft_|alpha$)")
 _SHOWN = 5
+# Of the patterns that PEFT's configuration may have: names, in which a dot is any letter.
+_PLAIN_PATTERN = re.compile(r"[\w.^$\\]*")
+_METADATA = "lora_adapter_metadata"  # diffusers' entry in a file's header
 
 
 def find(asked: str) -> Ingredient:
@@ -36,89 +47,136 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """Fuse them, each at its scale; their sum is what diffusers computes with all of them."""
-    from exporter.source import quiet_loading
+    """Fuse them, each at its scale; their sum is what diffusers computes with all of them.
 
-    _require_peft()
+    Raises:
+        SourceError: the pipeline takes none, or a file is damaged or for another model.
+    """
     if not parts(type(pipe).__name__):
         raise SourceError(f"{type(pipe).__name__} takes no LoRA ({ingredients[0].id})")
-    names = [f"lora_{index}" for index in range(len(ingredients))]
-    with quiet_loading():
-        for name, each in zip(names, ingredients, strict=True):
-            _load(pipe, name, each)
-        pipe.set_adapters(names, [each.scale for each in ingredients])
-        pipe.fuse_lora(adapter_names=names)
-        pipe.unload_lora_weights()
+    for each in ingredients:
+        try:
+            layers = _placed(pipe, each)
+            for place, layer in layers:
+                _fuse(pipe, place, layer, 1.0 if each.scale is None else each.scale)
+        except SourceError as error:
+            raise SourceError(f"the LoRA {each.id} {error}") from error
 
 
-def _load(pipe: Any, name: str, lora: Ingredient) -> None:
+def _fuse(pipe: Any, place: Place, layer: Layer, scale: float) -> None:
+    part, name = place
+    module = getattr(pipe, part).get_submodule(name)
+    bias = getattr(module, "bias", None)
     try:
-        state = _layers(pipe, lora.path)
-        pipe.load_lora_weights(str(lora.path), adapter_name=name)
-    except Exception as error:
+        weight, shifted = weight_differences.fused(
+            module.weight.detach().numpy(),
+            None if bias is None else bias.detach().numpy(),
+            layer,
+            scale,
+        )
+    except (SourceError, ValueError) as error:
         raise SourceError(
-            f"the LoRA {lora.id} does not fit {type(pipe).__name__}: {first_line(error)}"
+            f"does not fit {type(pipe).__name__}: {part}.{name}: {first_line(error)}"
         ) from error
-    met = {
-        (part, layer)
-        for part in parts(type(pipe).__name__)
-        for layer in _adapted(getattr(pipe, part, None), name)
-    }
-    unmatched = sorted(".".join(each) for each in state - met)
-    if not state:
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(weight))
+        if bias is not None and shifted is not None:
+            bias.copy_(torch.from_numpy(shifted))
+
+
+def _placed(pipe: Any, lora: Ingredient) -> list[tuple[Place, Layer]]:
+    """The file's layers and where they belong.
+
+    Raises:
+        SourceError: some belong nowhere.
+    """
+    known = adapter_layers.places(pipe, parts(type(pipe).__name__))
+    tensors, metadata = weight_differences.read(lora.path)
+    layers = _found(tensors, known, metadata)
+    if any(place is None for place, _ in layers) and hasattr(pipe, "transformer"):
+        try:
+            tensors = _converted(pipe, tensors)
+        except Exception as error:
+            raise SourceError(f"does not fit {type(pipe).__name__}: {first_line(error)}") from error
+        layers = _found(tensors, known, metadata)
+    _refuse_unmatched(pipe, layers)
+    return [(place, layer) for place, layer in layers if place is not None]
+
+
+def _found(
+    tensors: Mapping[str, Floats], known: Mapping[str, Place], metadata: Mapping[str, str]
+) -> list[tuple[Place | None, Layer]]:
+    settings = _settings(metadata)
+    found = []
+    for name, layer in weight_differences.layers(tensors).items():
+        place = known.get(adapter_layers.current(name))
+        found.append((place, _configured(layer, place, settings) if place else layer))
+    return found
+
+
+def _refuse_unmatched(pipe: Any, layers: Sequence[tuple[Place | None, Layer]]) -> None:
+    unmatched = sorted(layer.name for place, layer in layers if place is None)
+    if len(unmatched) == len(layers):
         known = ", ".join(parts(type(pipe).__name__))
-        raise SourceError(f"the LoRA {lora.id} has no layers for any part of this model ({known})")
+        raise SourceError(f"has no layers for any part of this model ({known})")
     if unmatched:
         shown = ", ".join(unmatched[:_SHOWN])
         more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
         raise SourceError(
-            f"the LoRA {lora.id} is for another model: {len(unmatched)} of its {len(state)} layers "
-            f"meet none of this pipeline's ({shown}{more})"
+            f"is for another model: {len(unmatched)} of its {len(layers)} layers meet none of this "
+            f"pipeline's ({shown}{more})"
         )
 
 
-def _layers(pipe: Any, path: Path) -> set[tuple[str, str]]:
-    """(part, layer) for each layer that the file has, by the pipeline's names."""
-    unet = getattr(pipe, "unet", None)
-    given = {} if unet is None else {"unet_config": unet.config}
-    found = pipe.lora_state_dict(str(path), local_files_only=True, **given)
-    state: Mapping[str, Any] = found[0] if isinstance(found, tuple) else found
-    layers: set[tuple[str, str]] = set()
-    for part in parts(type(pipe).__name__):
-        prefix = f"{part}."
-        own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-        layers |= {(part, _OF_A_LAYER.split(key)[0]) for key in _pipelines(own, pipe, part)}
-    return layers
+def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The tensors by the names that diffusers gives them; it multiplies alphas in, or leaves them
+    under names of the same layers."""
+    import inspect
+
+    from exporter.source import quiet_loading
+
+    state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    takes = inspect.signature(pipe.lora_state_dict).parameters
+    with quiet_loading():
+        found = pipe.lora_state_dict(
+            state, **({"return_alphas": True} if "return_alphas" in takes else {})
+        )
+    made, alphas = found if isinstance(found, tuple) else (found, None)
+    both = {**made, **(alphas or {})}
+    return {name: value.float().contiguous().numpy() for name, value in both.items()}
 
 
-def _pipelines(state: dict[str, Any], pipe: Any, part: str) -> list[str]:
-    """The keys of a part as diffusers renames them when it loads them."""
-    from diffusers.utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    if not state:
-        return []
-    if not part.startswith("text_encoder"):
-        ready = any("lora_A" in key or ".lokr_" in key for key in state)
-        return list(state if ready else convert_unet_state_dict_to_peft(state))
-    keys = convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
-    flat = not hasattr(getattr(pipe, part), "text_model")
-    return [key.removeprefix("text_model.") if flat else key for key in keys]
+def _settings(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """PEFT's configuration of each part, which diffusers writes into a file's header."""
+    return _parsed(metadata[_METADATA]) if _METADATA in metadata else {}
 
 
-def _adapted(model: Any, name: str) -> set[str]:
-    """The layers of a model that carry the adapter."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+@parser(SourceError, "text", "PEFT's configuration of a LoRA")
+def _parsed(text: str) -> Mapping[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    for name, value in found.items():
+        patterns = value if name.endswith(".alpha_pattern") and value else {}
+        alphas = [value] if name.endswith(".lora_alpha") else patterns.values()
+        if not all(isinstance(each, int | float) for each in alphas):
+            raise ValueError(f"{name} is no number")
+    return found
 
-    return {
-        layer
-        for layer, module in (model.named_modules() if model is not None else ())
-        if isinstance(module, BaseTunerLayer)
-        and any(name in getattr(module, each, ()) for each in module.adapter_layer_names)
-    }
+
+def _configured(layer: Layer, place: Place, settings: Mapping[str, Any]) -> Layer:
+    """A layer with the alpha that PEFT's configuration has for it."""
+    part, module = place
+    if layer.alpha is not None or f"{part}.r" not in settings:
+        return layer
+    alpha = settings.get(f"{part}.lora_alpha")
+    for pattern, own in (settings.get(f"{part}.alpha_pattern") or {}).items():
+        if not _PLAIN_PATTERN.fullmatch(pattern):
+            raise SourceError(f"has a pattern that is not taken from a file: {pattern[:80]!r}")
+        if re.match(rf"(.*\.)?({pattern})$", module):  # as PEFT's get_pattern_key
+            alpha = own
+            break
+    return replace(layer, alpha=alpha, rank_root=bool(settings.get(f"{part}.use_rslora")))
 
 
 def _scaled(asked: str) -> tuple[str, float]:
@@ -126,10 +184,3 @@ def _scaled(asked: str) -> tuple[str, float]:
     if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", scale, re.IGNORECASE):
         return asked, 1.0
     return place, float(scale)
-
-
-def _require_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise SourceError("a LoRA needs PEFT: pip install 'latentc[export]'") from None

@@ -128,6 +128,9 @@ def test_other_forms(
     """Fused weights draw what diffusers draws with the adapter beside them."""
     folder = pipeline_folder("sd")
     file = make_lora(folder, tmp_path / "one.safetensors", 1, **how)
+    if "use_dora" in how:  # diffusers does not load the lengths of a text encoder's layers
+        state = load_file(file)
+        save_file({key: state[key] for key in state if key.startswith("unet.")}, file)
     asked = {"lora": [str(file)]}
     fused = drawn(source.load(source.resolve(folder, asked=asked)))
     assert relative_l2(fused, with_loras(folder, [(file, 1.0)])) <= 1e-4
