@@ -14,6 +14,7 @@ from typing import Any
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
+from exporter.locks import writing
 from exporter.memory import looking_at_what_is_new
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
 from exporter.preflight import Need, need, refuse, weights_of
@@ -21,7 +22,7 @@ from exporter.progress import Event, Progress
 from exporter.sharing import check as check_shared
 from exporter.sharing import share
 from exporter.source import PipelineSource, resolve
-from exporter.store import Store, missing_artifacts, previous_manifest
+from exporter.store import Store, missing_artifacts, previous_manifest, recover
 from exporter.targets import OPTIONS, TARGETS
 from exporter.targets.options import gather
 from runtimes.manifest import Manifest
@@ -117,33 +118,41 @@ def export(
         InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
             Nothing is left at `output` that was not there before.
     """
-    job = _prepared(dict(locals()))
-    if job.done is not None:
-        bundle = job.done.bundle
-        return dataclasses.replace(job.done, shared=share(bundle, job.done.manifest, job.others))
-    with job.progress.stage("needs", job.need.line()):
-        if preflight:
-            refuse(job.need, job.destination)
-    store = Store(job.destination, job.previous, job.others)
-    compilation = Compilation(job.source, job.options, job.keys, store, job.progress)
-    with looking_at_what_is_new():
-        return compilation.run(job.previous, job.others)
+    asked = _read(dict(locals()))
+    with writing(asked.destination, asked.progress):
+        recover(asked.destination)
+        job = _planned(asked)
+        if job.done is not None:
+            shared = share(job.done.bundle, job.done.manifest, asked.others)
+            return dataclasses.replace(job.done, shared=shared)
+        with asked.progress.stage("needs", job.need.line()):
+            if preflight:
+                refuse(job.need, asked.destination)
+        store = Store(asked.destination, job.previous, asked.others)
+        compilation = Compilation(asked.source, asked.options, job.keys, store, asked.progress)
+        with looking_at_what_is_new():
+            return compilation.run(job.previous, asked.others)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What an export is to make, of what and where. `others`: bundles to share files with."""
+
+    source: PipelineSource
+    options: ExportOptions
+    destination: Path
+    progress: Progress
+    others: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An export that is ready to begin; `done` if there is nothing to do. `others`: bundles to
-    share files with."""
+    """What is left to do, as the output stands; `done` if that is nothing."""
 
-    source: PipelineSource
-    options: ExportOptions
     keys: Mapping[tuple[str, str], Mapping[str, str]]
-    destination: Path
     previous: Manifest | None
-    progress: Progress
     need: Need
     done: Exported | None
-    others: tuple[Path, ...] = ()
 
 
 def preflight(source: str | Path, output: str | Path, **arguments: Any) -> Need:
@@ -154,10 +163,10 @@ def preflight(source: str | Path, output: str | Path, **arguments: Any) -> Need:
     """
     bound = inspect.signature(export).bind(source, output, **arguments)
     bound.apply_defaults()
-    return _prepared(bound.arguments).need
+    return _planned(_read(bound.arguments)).need
 
 
-def _prepared(given: Mapping[str, Any]) -> _Job:
+def _read(given: Mapping[str, Any]) -> _Asked:
     """Check the arguments of `export`, read and digest the source."""
     targets, precision = given["targets"], given["precision"]
     named = [name for each in targets for name in (TARGETS if each == ALL else (each,))]
@@ -185,16 +194,21 @@ def _prepared(given: Mapping[str, Any]) -> _Job:
     check_shared(others, destination)
     progress = Progress(given["report"])
     with progress.stage("source", "read and digest"):
-        found = _found(given)
+        return _Asked(_found(given), options, destination, progress, others)
+
+
+def _planned(asked: _Asked) -> _Job:
+    """Look at what stands at the output; the caller holds its lock, or changes nothing there."""
+    source, options, destination = asked.source, asked.options, asked.destination
     previous = previous_manifest(destination)
     if previous is not None and not options.overwrite:
-        refuse_loss(destination, previous, found, options)
-    keys = artifact_keys(found, options)
-    done = previous is not None and up_to_date(previous, found, destination, keys, options)
-    missing = {} if done else missing_artifacts(keys, destination, previous, others)
-    wanted = need(weights_of(found, options), missing, options.verify and not done)
+        refuse_loss(destination, previous, source, options)
+    keys = artifact_keys(source, options)
+    done = previous is not None and up_to_date(previous, source, destination, keys, options)
+    missing = {} if done else missing_artifacts(keys, destination, previous, asked.others)
+    wanted = need(weights_of(source, options), missing, options.verify and not done)
     exported = Exported(destination, previous) if done and previous else None
-    return _Job(found, options, keys, destination, previous, progress, wanted, exported, others)
+    return _Job(keys, previous, wanted, exported)
 
 
 def _found(given: Mapping[str, Any]) -> PipelineSource:

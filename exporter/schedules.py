@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from exporter import schedule as tracing
 from exporter.capture import MAX_LATENT
+from exporter.locks import writing
 from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from exporter.shifting import Told, told_by, trace_told
@@ -235,10 +236,18 @@ def add_to_bundle(
     step, so that the bundle is whole at every moment.
 
     Raises:
-        BundleError: no bundle there.
+        BundleError: no bundle there, or links in it where something is to be written.
         ExportError: an unknown scheduler, one that cannot be traced, or step counts that
             the scheduler refuses.
     """
+    Manifest.load(bundle)  # before a lock is made beside what may be no bundle
+    with writing(bundle, progress):
+        return _add_locked(bundle, names, steps, progress)
+
+
+def _add_locked(
+    bundle: Path, names: Sequence[str], steps: Sequence[int] | None, progress: Progress
+) -> Manifest:
     opened = Bundle.open(bundle)
     root, manifest = opened.root, opened.manifest
     for place in (root / MANIFEST, root / FOLDER):

@@ -202,18 +202,24 @@ class Store:
                 path.unlink()
 
 
-def previous_manifest(output: Path) -> Manifest | None:
-    """The manifest of the bundle that stands where the export will write, if any.
+def recover(output: Path) -> None:
+    """Put right what an export left that was killed while it published, or just after.
 
-    A bundle that a killed export had moved aside, before putting the new one in its place,
-    is moved back first.
-
-    Raises:
-        ExportError: something else than a bundle is there; it is not overwritten.
+    The bundle that it had moved aside is moved back, or removed where the new one stands already.
+    The caller holds the lock of `output`.
     """
     aside = _aside(output)
     if aside.exists() and not output.exists():
         files.move(aside, output)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def previous_manifest(output: Path) -> Manifest | None:
+    """The manifest of the bundle that stands where the export will write, if any.
+
+    Raises:
+        ExportError: something else than a bundle is there; it is not overwritten.
+    """
     if not output.exists():
         return None
     if output.is_dir() and not any(output.iterdir()):

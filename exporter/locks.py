@@ -1,0 +1,65 @@
+"""One process at a time writes into a bundle's folder; another one waits for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from exporter.progress import Progress
+from runtimes.errors import ExportError
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_POLL = 0.2  # seconds
+
+
+@contextmanager
+def writing(bundle: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock of a bundle's folder, which need not exist yet.
+
+    The lock is a file ``.NAME.lock`` beside the folder, where every process that writes there
+    finds it whatever its cache folder, and it is gone afterwards. It stands in the bundle only
+    where nothing can be written beside it; then no export can replace the bundle either.
+
+    Args:
+        progress: told where another process has to be waited for.
+
+    Raises:
+        ExportError: there is no place for the lock.
+    """
+    real = Path(os.path.realpath(bundle))
+    try:
+        lock = _acquired(real.parent / f".{real.name}.lock", real, progress)
+    except OSError as error:
+        if error.errno not in _READ_ONLY or not real.is_dir():
+            raise _refused(real, error) from error
+        try:
+            lock = _acquired(real / ".lock", real, progress)
+        except OSError as inner:
+            raise _refused(real, inner) from inner
+    try:
+        yield
+    finally:
+        # While it is held: whoever waits for it sees that its file is gone, and makes a new one.
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _acquired(path: Path, bundle: Path, progress: Progress) -> FileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, poll_interval=_POLL)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with progress.stage(bundle.name, "wait for another export into it"):
+            lock.acquire()
+    return lock
+
+
+def _refused(bundle: Path, error: OSError) -> ExportError:
+    return ExportError(f"cannot write {bundle}: {error.strerror or error}")

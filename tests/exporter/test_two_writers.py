@@ -1,0 +1,200 @@
+"""Several processes that write one bundle: the others wait, and the bundle is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from exporter.compile import export
+from exporter.locks import writing
+from exporter.progress import Event as Stage
+from exporter.progress import Progress
+from exporter.schedules import add_to_bundle
+from exporter.targets import onnx as onnx_target
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError, ExportError
+from tests import fakes
+from tests import tiny_configurations as tiny
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WAIT = "wait for another export into it"
+LONGEST = 120  # seconds for a thread to get where it is waited for
+
+# Puts a bundle's files into the staging folder and publishes them, as an export does at its end.
+WRITER = """
+import shutil, sys, time
+from pathlib import Path
+from exporter.locks import writing
+from exporter.progress import Progress
+from exporter.store import Store, recover
+from runtimes.manifest import Manifest
+
+output, template, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+manifest = Manifest.load(template)
+for _ in range(rounds):
+    with writing(output, Progress()):
+        recover(output)
+        store = Store(output, None)
+        for file in manifest.files():
+            target = store.staging / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(template / file.path, target)
+            time.sleep(0.002)
+        store.publish(manifest)
+"""
+
+
+@pytest.mark.fault("1.8", "two exports into one folder at once publish a damaged bundle")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_leave_one_whole_bundle(processes: int, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    graphs = [{}, {"denoiser": "plain_denoiser"}, {"decoder": "broken"}, {"denoiser": "broken"}]
+    running = []
+    for index in range(processes):
+        template = fakes.make_bundle(tmp_path / f"template-{index}", graphs=graphs[index])
+        command = [sys.executable, "-c", WRITER, str(output), str(template), "5"]
+        running.append(subprocess.Popen(command, cwd=ROOT))
+
+    assert [process.wait(timeout=LONGEST) for process in running] == [0] * processes
+    assert Bundle.open(output, hashing="always").check() > 0
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("template-")}
+    assert left == {"bundle"}
+
+
+def told(events: list[Stage], wanted: Event) -> Any:
+    """A callback that keeps events and sets `wanted` once one says that somebody waits."""
+
+    def report(event: Stage) -> None:
+        events.append(event)
+        if event.stage == WAIT:
+            wanted.set()
+
+    return report
+
+
+@pytest.mark.fault("1.8", "two exports into one folder at once publish a damaged bundle")
+def test_a_second_export_into_the_same_folder_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.unconditional(tmp_path / "source", tiny.SMALLEST_UNCONDITIONAL)
+    output = tmp_path / "bundle"
+    reached, go_on, waiting = Event(), Event(), Event()
+    lower = onnx_target.lower
+
+    def slow(*arguments: Any) -> Any:
+        reached.set()
+        assert go_on.wait(LONGEST)
+        return lower(*arguments)
+
+    monkeypatch.setattr(onnx_target, "lower", slow)
+    settings: dict[str, Any] = {"steps": (4,), "schedulers": (), "verify": False}
+    events: list[Stage] = []
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(export, tmp_path / "source", output, **settings)
+        assert reached.wait(LONGEST)
+        second: Future[Any] = pool.submit(
+            export, tmp_path / "source", output, report=told(events, waiting), **settings
+        )
+        waited = waiting.wait(LONGEST / 4)
+        go_on.set()
+        assert waited, "the second export did not wait"
+        assert first.result().made
+        assert not second.result().made
+
+    # It read what the first one had published before it decided that nothing was to be done.
+    assert [event.stage for event in events if event.subject == "bundle"] == [WAIT, WAIT]
+    assert Bundle.open(output, hashing="always").check() > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "source"]
+
+
+@pytest.mark.fault("1.8", "plans are added to a bundle while an export replaces it")
+def test_adding_plans_waits_for_an_export(tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    waiting = Event()
+    with ThreadPoolExecutor(1) as pool:
+        with writing(bundle, Progress()):
+            adding = pool.submit(
+                add_to_bundle, bundle, ["nothing"], [2], Progress(told([], waiting))
+            )
+            assert waiting.wait(LONGEST / 4)
+            assert not adding.done()
+        with pytest.raises(ExportError, match="unknown scheduler"):
+            adding.result()
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_no_lock_is_made_beside_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        add_to_bundle(tmp_path / "nothing" / "here", ["ddim"], [2], Progress())
+    assert not os.listdir(tmp_path)
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from exporter.locks import writing; "
+        "from exporter.progress import Progress; held = writing(Path(sys.argv[1]), Progress()); "
+        "held.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "bundle"], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == [".bundle.lock"]
+
+    events: list[Stage] = []
+    with writing(tmp_path / "bundle", Progress(events.append)):
+        assert not events
+
+    assert not os.listdir(tmp_path)
+
+
+def test_a_link_to_a_bundle_has_the_same_lock(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "link").symlink_to("bundle")
+    waiting = Event()
+
+    def other() -> None:
+        with writing(tmp_path / "link", Progress(told([], waiting))):
+            pass
+
+    with ThreadPoolExecutor(1) as pool, writing(tmp_path / "bundle", Progress()):
+        pool.submit(other)
+        assert waiting.wait(LONGEST / 4)
+
+
+def test_where_nothing_can_be_written_beside_a_bundle_its_lock_is_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    real_open = os.open
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> int:
+        if Path(os.fspath(path)).parent == tmp_path:
+            raise PermissionError(13, "Permission denied", path)
+        return real_open(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with writing(tmp_path / "bundle", Progress()):
+        assert os.listdir(tmp_path / "bundle") == [".lock"]
+    assert not os.listdir(tmp_path / "bundle")
+    with pytest.raises(ExportError, match=r"cannot write .*new: Permission denied"):
+        writing(tmp_path / "new", Progress()).__enter__()
+
+
+@pytest.mark.fault("1.9", "a bundle that a killed export moved aside stays beside the new one")
+def test_the_old_bundle_of_a_killed_export_is_removed(tmp_path: Path) -> None:
+    tiny.unconditional(tmp_path / "source", tiny.SMALLEST_UNCONDITIONAL)
+    settings: dict[str, Any] = {"steps": (4,), "schedulers": (), "verify": False}
+    output = export(tmp_path / "source", tmp_path / "bundle", **settings).bundle
+    shutil.copytree(output, tmp_path / ".bundle.old")
+
+    assert not export(tmp_path / "source", output, **settings).made
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "source"]
