@@ -19,9 +19,9 @@ import msgspec
 
 from runtimes.errors import BackendError, BundleError, LatentcError
 from runtimes.files import read_regular, write
+from runtimes.folders import cache_folder, expanded
 from runtimes.parsing import parser
 from runtimes.recipe import Recipe
-from runtimes.trust import cache_folder
 
 _GRAPH = "graph"  # the fact that is the same for all machines
 
@@ -52,7 +52,7 @@ class Engine:
 
 def engines_folder(cache: Path | None) -> Path:
     """``engines`` in the given cache folder, or in latentc's own."""
-    return (cache or cache_folder()) / "engines"
+    return (expanded(cache) if cache else cache_folder()) / "engines"
 
 
 def engine_key(component: str, facts: Facts, recipe: Recipe) -> str:

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import Encoded, check_finite
 from runtimes.errors import InputError, PlanNotFound
+from runtimes.folders import cache_folder, expanded
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset, prepare
@@ -24,7 +24,6 @@ from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.sizes import fix, fixed
 from runtimes.tokenizer import TextTokenizer
-from runtimes.trust import cache_folder
 from runtimes.version import __version__
 
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
@@ -510,7 +509,7 @@ def load_asked(
     build, engine = choose_build(opened.manifest, asked.backend, asked.build, asked.precision)
     options = SessionOptions(
         threads=asked.threads,
-        cache=cache_folder() if cache is True else Path(cache) if cache else None,
+        cache=cache_folder() if cache is True else expanded(cache) if cache else None,
         compute=asked.compute,
         compile=asked.compile,
         extra=dict(asked.options or {}),

@@ -21,8 +21,8 @@ import msgspec
 from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, InputError
+from runtimes.folders import cache_folder
 from runtimes.precision import DENOISER, canonical, of_component, split_passes
-from runtimes.trust import cache_folder
 
 if TYPE_CHECKING:
     from runtimes.bundle import Bundle

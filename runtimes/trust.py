@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 
 from runtimes.errors import BundleError
 from runtimes.files import open_regular, read_regular, write
+from runtimes.folders import cache_folder
 from runtimes.manifest import File
 from runtimes.parsing import parser
 
@@ -32,15 +33,6 @@ _SETTLED = 2.0  # seconds; a file younger than that could change again with the 
 _MAX_ENTRIES = 4096
 _LARGEST_CACHE = 64 << 20  # bytes; more than so many entries with the longest paths
 _REPAIR = "the bundle is damaged or was altered: copy it again or export it again"
-
-
-def cache_folder() -> Path:
-    """``$LATENTC_CACHE``, else ``$XDG_CACHE_HOME/latentc``, else ``~/.cache/latentc``."""
-    chosen = os.environ.get("LATENTC_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "latentc"
 
 
 class HashCache:

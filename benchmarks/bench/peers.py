@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench.cases import Case
 from benchmarks.measure import Bounds, ChildFailed, run_child
 from runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
+from runtimes.folders import cache_folder
 from runtimes.parsing import parser
 from runtimes.session import first_line
 
@@ -59,7 +60,7 @@ def python_of(name: str) -> Path:
         # The module that makes environments knows where they are.
         found = Path(import_module("benchmarks.peers").python_of(name))
     except (ImportError, AttributeError):
-        base = os.environ.get("LATENTC_PEERS") or Path.home() / ".cache" / "latentc" / "peers"
+        base = os.environ.get("LATENTC_PEERS") or cache_folder() / "peers"
         found = Path(base) / name / "bin" / "python"
     if not found.exists():
         raise BackendUnavailable(name, create, "it has no environment here")

@@ -239,16 +239,6 @@ def test_the_cache_forgets_the_oldest(tmp_path: Path, monkeypatch: pytest.Monkey
     ]  # fmt: skip
 
 
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LATENTC_CACHE", "/one")
-    assert trust.cache_folder() == Path("/one")
-    monkeypatch.delenv("LATENTC_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
-    assert trust.cache_folder() == Path("/two/latentc")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert trust.cache_folder() == Path("~/.cache/latentc").expanduser()
-
-
 # --- choosing a build --------------------------------------------------------------------
 
 
