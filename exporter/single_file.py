@@ -52,18 +52,19 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
     import diffusers
     import torch
 
-    from exporter import weights
+    from exporter import unread_keys, weights
 
     safe = file.path.suffix.lower() == SAFE
     dtype = weights.stored_type([file.path] if safe else [])
     try:
-        pipe = getattr(diffusers, pipeline_class).from_single_file(
-            str(file.path),
-            config=str(file.config),
-            local_files_only=True,
-            torch_dtype=dtype,
-            **given,
-        )
+        with unread_keys.watching() as watch:
+            pipe = getattr(diffusers, pipeline_class).from_single_file(
+                str(file.path),
+                config=str(file.config),
+                local_files_only=True,
+                torch_dtype=dtype,
+                **given,
+            )
     except Exception as error:
         raise SourceError(
             f"{file.path.name} does not fit {pipeline_class} as {file.config.name} configures it: "
@@ -79,6 +80,7 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
             )
         weights.as_float32(part, dtype)
         part.eval()
+    unread_keys.refuse(file.path.name, pipeline_class, watch.unread(pipe))
     return pipe
 
 

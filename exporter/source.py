@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import hub, ingredients, model_files, single_file
+from exporter import hub, ingredients, model_files, single_file, unread_keys
 from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
@@ -33,8 +33,6 @@ NOTES = "latentc.json"  # see exporter.judged
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 # Classes that transformers has under another name today, and published pipelines under the old one.
 _RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
-# Old checkpoints store a constant that newer models compute.
-_IGNORED_KEYS = ("position_ids",)
 
 
 @dataclass(frozen=True)
@@ -335,15 +333,16 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
             )
     except Exception as error:
         raise SourceError(f"{folder}: {first_line(error)}") from error
-    _check_keys(folder, info)
+    _check_keys(folder, cls.__name__, info)
     weights.as_float32(model, dtype)
     return model.eval()
 
 
-def _check_keys(folder: Path, info: Mapping[str, Any]) -> None:
-    """Refuse a model of which some weights stayed at their random initial values."""
+def _check_keys(folder: Path, class_name: str, info: Mapping[str, Any]) -> None:
+    """Refuse a model of which some weights stayed at their random initial values, or a folder with
+    weights that the model has no place for."""
     missing, mismatched, unexpected = (
-        sorted(str(key) for key in info.get(kind) or () if not str(key).endswith(_IGNORED_KEYS))
+        unread_keys.in_folder(class_name, (str(key) for key in info.get(kind) or ()))
         for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
     )
     if missing or mismatched:
@@ -360,6 +359,7 @@ def _check_keys(folder: Path, info: Mapping[str, Any]) -> None:
             f"{folder}: the weights do not fit the model, {', '.join(parts)}; "
             "it would run with random weights. Save it again with the installed versions"
         )
+    unread_keys.refuse(str(folder), class_name, unexpected)
 
 
 def _left_out(class_name: str, parts: Mapping[str, Any], without: Sequence[str]) -> frozenset[str]:

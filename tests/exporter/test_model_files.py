@@ -217,3 +217,22 @@ def test_a_change_of_the_variant_is_another_source(mixed: Path) -> None:
     assert before[0]["unet"] != after[0]["unet"]
     assert before[0]["vae"] == after[0]["vae"]
     assert before[1] == after[1]
+
+
+@pytest.mark.fault("2.13", "a folder's tensors that the model has no place for are dropped")
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_tensors_that_nothing_reads(tmp_path: Path, library: str) -> None:
+    folder, model = tmp_path / "part", small_model(library)
+    model.save_pretrained(folder)
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    key = next(each for each in sorted(state) if "0" in each)
+    beyond = key.replace("0", "7", 1)
+    save_file({**state, beyond: state[key].clone()}, file, {"format": "pt"})
+    with pytest.raises(SourceError, match=f"reads all but 1 of its tensors .*{beyond}.* lost"):
+        source.load_model(type(model), folder, None)
+    harmless = {"text_model.embeddings.position_ids": torch.arange(4)[None]}
+    if library == "transformers":
+        harmless["vision_model.post_layernorm.weight"] = torch.ones(8)
+    save_file({**state, **harmless}, file, {"format": "pt"})
+    assert source.load_model(type(model), folder, None) is not None

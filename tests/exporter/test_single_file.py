@@ -105,3 +105,38 @@ def test_a_pickle_that_is_trusted(file: Path, config: Path, tmp_path: Path) -> N
     torch.save({"state_dict": load_file(file)}, tmp_path / "old.ckpt")
     found = source.resolve(tmp_path / "old.ckpt", config=str(config), allow_pickle=True)
     assert source.load(found).unet is not None
+
+
+UNET = "model.diffusion_model"
+UNREAD = {
+    "scales of weights in 8 bits": {
+        "scaled_fp8": torch.zeros(2),
+        f"{UNET}.input_blocks.1.0.in_layers.2.scale_weight": torch.ones(1),
+    },
+    "a layer that the configuration does not have": {
+        f"{UNET}.input_blocks.9.0.in_layers.2.weight": torch.ones(4, 4, 3, 3),
+    },
+    "a layer of a text encoder": {
+        "cond_stage_model.transformer.text_model.encoder.layers.7.mlp.fc1.weight": torch.ones(4, 4),
+    },
+    "something else": {"embedding_manager.cat": torch.ones(4)},
+}
+
+
+@pytest.mark.fault("2.13", "a checkpoint of one file loses tensors: scales, layers")
+@pytest.mark.parametrize("case", UNREAD)
+def test_tensors_that_nothing_reads(file: Path, config: Path, case: str) -> None:
+    save_file({**load_file(file), **UNREAD[case]}, file)
+    with pytest.raises(SourceError, match=r"model\.safetensors: Stable.* reads all but") as error:
+        source.load(source.resolve(file, config=str(config)))
+    said = str(error.value)
+    assert f"all but {len(UNREAD[case])} of its tensors" in said
+    assert all(key in said for key in UNREAD[case])
+    assert ("convert it to fp16" in said) == case.startswith("scales")
+
+
+def test_tensors_that_diffusers_leaves_out_on_purpose(file: Path, config: Path) -> None:
+    names = ["betas", "model_ema.decay", "first_stage_model.loss.logvar", "alphas_cumprod_prev"]
+    names.append("cond_stage_model.transformer.text_model.embeddings.position_ids")
+    save_file({**load_file(file), **{name: torch.ones(2) for name in names}}, file)
+    assert source.load(source.resolve(file, config=str(config))).unet is not None
