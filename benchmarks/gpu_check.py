@@ -177,7 +177,7 @@ def _build_engines(case: Case, bundle: Path) -> None:
     build = next(each for each in opened.manifest.builds if each.name == case.build)
     for component in opened.manifest.components:
         options = SessionOptions(key=graph_digest(build.artifacts[component.name]))
-        entry = opened.entry(build, component.name)
+        entry = opened.entry(build, component.name, engines.find(case.backend))
         engines.get(case.backend).build(entry, component, case.device, options)
 
 

@@ -7,7 +7,7 @@ entry-point group ``latentc.backends``) and one line in `BACKENDS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -97,7 +97,8 @@ class Backend(ABC):
     may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
     be built into an engine on the machine that runs it (see `build`); `slow`, whether it is for
     checking and not for making pictures, so that nothing asks it for many; `loads_in_parallel`,
-    whether `open` may be called from several threads at once, and gains by it.
+    whether `open` may be called from several threads at once, and gains by it; `entries`, the
+    suffixes of the files that it opens, where an engine would take others for something else.
     """
 
     name: ClassVar[str]
@@ -110,6 +111,21 @@ class Backend(ABC):
     builds: ClassVar[bool] = False
     slow: ClassVar[bool] = False
     loads_in_parallel: ClassVar[bool] = True
+    entries: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def references(cls, entry: Path) -> Iterable[Path]:
+        """Return the files that the engine opens because of a graph's file, besides that file.
+
+        All of them must be in the manifest. The base class knows those of ONNX graphs and of
+        OpenVINO's IR; a backend whose engine opens other files says which.
+
+        Raises:
+            BundleError: the file is damaged.
+        """
+        from runtimes import references
+
+        return references.references(entry)
 
     @classmethod
     def loads(cls, build: Build) -> bool:

@@ -96,7 +96,7 @@ def _build(
         )
         click.echo(f"{build.name}, {component.name}: building", err=True)
         settings = replace(session, key=graph_digest(build.artifacts[component.name]))
-        entry = bundle.entry(build, component.name)
+        entry = bundle.entry(build, component.name, engine)
         yield component.name, engine.build(entry, component, device, settings, request)
     bundle.cache.save()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtimes import backend as engines
 from runtimes.backend import Backend
-from runtimes.errors import BackendError, BackendUnavailable, InputError
+from runtimes.errors import BackendError, BackendUnavailable, BundleError, InputError
 from runtimes.manifest import Artifact, Build, File, Manifest
 from runtimes.precision import canonical, has_passes
 from runtimes.trust import HashCache, Hashing, check_file
@@ -53,11 +53,31 @@ class Bundle:
         """
         return check_file(self.root, file, self.hashing, self.cache)
 
-    def entry(self, build: Build, component: str) -> Path:
-        """The checked path of the file to load for one component; checks its side files too."""
+    def entry(self, build: Build, component: str, backend: Backend | type[Backend]) -> Path:
+        """Return the checked path of the file to load for one component.
+
+        Its side files are checked, too, and that it makes the engine open no others.
+
+        Raises:
+            BundleError: one of them is missing, altered or outside the bundle, or the graph
+                refers to a file that the manifest does not list for it.
+        """
         artifact = build.artifacts[component]
         paths = {file.path: self.path(file) for file in artifact.files}
-        return paths[artifact.entry]
+        entry = paths[artifact.entry]
+        if backend.entries and entry.suffix not in backend.entries:
+            raise BundleError(
+                f"{entry}: expected a file {' or '.join(backend.entries)} for the backend "
+                f"{backend.name!r}; the bundle is damaged or was altered"
+            )
+        listed = {os.fspath(path) for path in paths.values()}
+        for path in backend.references(entry):
+            if os.fspath(path) not in listed:
+                raise BundleError(
+                    f"{entry}: refers to {path}, which the manifest does not list for "
+                    f"{component!r}; the bundle is damaged or was altered: export it again"
+                )
+        return entry
 
     def check(self, files: Iterable[File] | None = None) -> int:
         """Check `files`, or every file that the manifest names; returns how many bytes."""

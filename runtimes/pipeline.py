@@ -581,4 +581,5 @@ def open_component(
         artifact.compute if artifact.compute in backend.computes else None
     )
     chosen = replace(options, sizes=sizes or {}, key=graph_digest(artifact), compute=compute)
-    return backend.open(bundle.entry(build, component.name), component, device, chosen)
+    entry = bundle.entry(build, component.name, backend)
+    return backend.open(entry, component, device, chosen)

@@ -392,7 +392,7 @@ def _build_engines(request: Mapping[str, Any]) -> float | None:
     engine = engines.get(case["backend"])
     for component in opened.manifest.components:
         options = SessionOptions(key=graph_digest(build.artifacts[component.name]))
-        entry = opened.entry(build, component.name)
+        entry = opened.entry(build, component.name, engine)
         engine.build(entry, component, case["device"] or None, options)
     return perf_counter() - begun
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar
@@ -11,7 +11,7 @@ from typing import ClassVar
 from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import Component
 from runtimes.mil.package import limits_of
-from runtimes.mil.session import PackageSession, Stage, packages_of
+from runtimes.mil.session import PackageSession, Stage, files_of, packages_of
 from runtimes.mil.toolkit import load_toolkit
 from runtimes.session import Array, Feeds, Session
 
@@ -25,6 +25,7 @@ class CoreMLBackend(Backend):
     package: ClassVar[str] = "coremltools"
     install: ClassVar[str] = "pip install 'latentc[coreml]' (on macOS)"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
+    entries: ClassVar[tuple[str, ...]] = (".json",)
     loads_in_parallel: ClassVar[bool] = False  # nor does it promise that threads may load models
 
     def __init__(self) -> None:
@@ -34,6 +35,10 @@ class CoreMLBackend(Backend):
                 "backend 'coreml-reference'"
             )
         self._ct = load_toolkit()
+
+    @classmethod
+    def references(cls, entry: Path) -> Iterable[Path]:
+        return files_of(entry)
 
     def version(self) -> str:
         return str(self._ct.__version__)

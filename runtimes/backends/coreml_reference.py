@@ -5,6 +5,7 @@ It checks ``coreml`` builds where there is no Core ML. See `runtimes.mil` for ho
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import Component
 from runtimes.mil.evaluator import Evaluator
 from runtimes.mil.package import limits_of, read_spec
-from runtimes.mil.session import PackageSession, Stage, packages_of
+from runtimes.mil.session import PackageSession, Stage, files_of, packages_of
 from runtimes.mil.toolkit import load_toolkit
 from runtimes.session import Session
 
@@ -26,12 +27,17 @@ class CoreMLReferenceBackend(Backend):
     package: ClassVar[str] = "coremltools"
     install: ClassVar[str] = "pip install 'latentc[coreml]'"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
+    entries: ClassVar[tuple[str, ...]] = (".json",)
     slow: ClassVar[bool] = True
     loads_in_parallel: ClassVar[bool] = False  # Python under one lock
 
     def __init__(self) -> None:
         if find_spec("coremltools") is None:
             raise ImportError("No module named 'coremltools'")
+
+    @classmethod
+    def references(cls, entry: Path) -> Iterable[Path]:
+        return files_of(entry)
 
     def version(self) -> str:
         return version("coremltools")

@@ -63,6 +63,7 @@ class OnnxRuntimeBackend(Backend):
     package: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = "pip install 'latentc[onnxruntime]'"
     targets: ClassVar[tuple[str, ...]] = ("onnx", "tensorrt")
+    entries: ClassVar[tuple[str, ...]] = (".onnx",)
     lacks: ClassVar[tuple[str, ...]] = ("bf16",)  # no kernels on the CPU
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
 

@@ -60,6 +60,7 @@ class OpenVinoBackend(Backend):
     package: ClassVar[str] = "openvino"
     install: ClassVar[str] = "pip install 'latentc[openvino]'"
     targets: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "tensorrt")
+    entries: ClassVar[tuple[str, ...]] = (".xml", ".onnx")  # others are other frameworks'
     computes: ClassVar[tuple[str, ...]] = (*_HINTS, "auto")
 
     def __init__(self) -> None:

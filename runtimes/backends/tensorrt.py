@@ -8,6 +8,7 @@ infer_shapes, execute_async_v3.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ class TensorRtBackend(Backend):
     package: ClassVar[str] = "tensorrt"
     install: ClassVar[str] = "pip install 'latentc[tensorrt]'"  # from NVIDIA's package index
     targets: ClassVar[tuple[str, ...]] = ("tensorrt",)
+    entries: ClassVar[tuple[str, ...]] = (".onnx",)
     builds: ClassVar[bool] = True
     # The device is a setting of each thread, and engines are read into one GPU's memory.
     loads_in_parallel: ClassVar[bool] = False
@@ -48,6 +50,10 @@ class TensorRtBackend(Backend):
             raise ImportError(f"TensorRT {tensorrt.__version__} is too old, 10 or 11 is needed")
         self._trt = tensorrt
         self._cuda = Cuda()
+
+    @classmethod
+    def references(cls, entry: Path) -> Iterable[Path]:
+        return [*super().references(entry), entry.with_name(RECIPE)]
 
     def version(self) -> str:
         return str(self._trt.__version__)

@@ -23,8 +23,9 @@ from msgspec import UNSET, UnsetType
 
 from runtimes.errors import BundleError
 from runtimes.files import open_regular
-from runtimes.session import first_line
+from runtimes.parsing import parsing
 
+_WHAT = "a program archive"
 SCHEMA = 8  # torch._export.serde.schema.SCHEMA_VERSION[0] of PyTorch 2.13
 _MODEL = "models/model.json"
 _WEIGHTS = "data/weights/"
@@ -327,7 +328,10 @@ class Archive:
         Raises:
             BundleError: it is cut short, or its checksum is another.
         """
-        with _reporting(self.name), self.zipped.open(self.members[member]) as opened:
+        with (
+            parsing(self.name, BundleError, _WHAT),
+            self.zipped.open(self.members[member]) as opened,
+        ):
             for start in range(0, len(memory), _CHUNK):
                 part = opened.read(min(_CHUNK, len(memory) - start))
                 memory[start : start + len(part)] = part
@@ -336,7 +340,7 @@ class Archive:
         info = self.members[member]
         if info.file_size > _MOST_JSON:
             raise BundleError(f"{self.name}: {member} has {info.file_size} bytes")
-        with _reporting(self.name):
+        with parsing(self.name, BundleError, _WHAT):
             return msgspec.json.decode(self.zipped.read(info), type=kind)
 
 
@@ -347,7 +351,11 @@ def opened(entry: Path) -> Iterator[Archive]:
     Raises:
         BundleError: it is damaged, or holds anything but a graph and tensors.
     """
-    with _reporting(entry.name), open_regular(entry) as file, zipfile.ZipFile(file) as zipped:
+    with (
+        parsing(entry.name, BundleError, _WHAT),
+        open_regular(entry) as file,
+        zipfile.ZipFile(file) as zipped,
+    ):
         archive = Archive(entry.name, zipped, _members(entry.name, zipped))
         for member, stated in _STATED.items():
             info = archive.members[member]
@@ -401,14 +409,3 @@ def _check_apart(name: str, infos: list[zipfile.ZipInfo], file: IO[bytes] | None
         end = info.header_offset + _LOCAL_HEADER + len(info.filename) + info.compress_size
     if file is None or end > file.seek(0, 2):
         raise BundleError(f"{name}: cut short")
-
-
-@contextmanager
-def _reporting(name: str) -> Iterator[None]:
-    """Turn what the readers of zip and JSON raise into a BundleError."""
-    try:
-        yield
-    except BundleError:
-        raise
-    except Exception as error:
-        raise BundleError(f"{name}: not a program archive: {first_line(error)}") from error

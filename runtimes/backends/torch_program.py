@@ -20,6 +20,7 @@ import msgspec
 from runtimes.backends import torch_archive as archives
 from runtimes.backends.torch_archive import Archive, Argument, TensorMeta
 from runtimes.errors import BundleError, InputError
+from runtimes.parsing import parser
 
 # Operators beside those of PyTorch's core set (torch.Tag.core), which its exports are made of
 # before they are decomposed. None of them reads or writes a file or calls anything.
@@ -136,6 +137,7 @@ class LoadedProgram:
                     )
 
 
+@parser(BundleError, "entry", "a program of PyTorch")
 def load_program(torch: Any, entry: Path, device: str) -> LoadedProgram:
     """Read a program and put its tensors on a device. `torch` is the package.
 

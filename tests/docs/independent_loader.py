@@ -306,6 +306,17 @@ def onnx_engine(path: Path, component: dict[str, Any]) -> Graph:
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
+def referred(entry: Path) -> list[Path]:
+    """The files that an engine opens because of an ONNX graph."""
+    from onnx import external_data_helper, load
+
+    if entry.suffix != ".onnx":
+        return []
+    tensors = external_data_helper._get_all_tensors(load(entry, load_external_data=False))
+    places = [each for tensor in tensors for each in tensor.external_data]
+    return [entry.parent / each.value for each in places if each.key == "location"]
+
+
 class Bundle:
     """A bundle with one of its builds loaded."""
 
@@ -321,7 +332,9 @@ class Bundle:
         for name, component in self.components.items():
             artifact = build["artifacts"][name]
             paths = {file["path"]: checked(root, file) for file in artifact["files"]}
-            self.graphs[name] = engine(paths[artifact["entry"]], component)
+            entry = paths[artifact["entry"]]
+            expect(set(referred(entry)) <= {*paths.values()}, f"{name}: a file is not listed")
+            self.graphs[name] = engine(entry, component)
         self.tokenizers = {
             t["input"]: Tokenizer.from_file(str(checked(root, t["file"])))
             for t in self.manifest["tokenizers"]
