@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.passes import Range
 from runtimes.errors import InputError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         InputError: the file cannot be read, is not UTF-8 text, or holds no prompt.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, LARGEST_DOCUMENT).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"calibration prompts {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

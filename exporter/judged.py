@@ -19,6 +19,7 @@ from exporter.families import Description
 from exporter.source import NOTES, quiet_loading
 from runtimes import judges
 from runtimes.errors import InputError, SourceError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.manifest import JudgeProbe, Schedule
 from runtimes.parsing import parser
 
@@ -51,7 +52,7 @@ def read(folder: Path) -> Judged | None:
     path = folder / NOTES
     if not path.is_file():
         return None
-    found = msgspec.json.decode(path.read_bytes(), type=_File).judge
+    found = msgspec.json.decode(read_regular(path, LARGEST_DOCUMENT), type=_File).judge
     if found is None:
         return None
     numbers = (found.pictures, found.height, found.width, found.num_inference_steps)

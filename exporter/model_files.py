@@ -15,17 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import SourceError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 
 CONFIG = "config.json"
 _CONFIGURATION = (".json", ".txt", ".model")
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 _INDEX = ".index.json"
+_LARGEST = 256 << 20  # bytes of a configuration; tokenizers have some 30 MiB
 
 
 def configuration(folder: Path) -> list[Path]:
-    """Return the files in a part's folder that are no weights, by name."""
-    return sorted(path for path in _files(folder) if path.suffix in _CONFIGURATION)
+    """Return the files in a part's folder that are no weights, by name.
+
+    Raises:
+        SourceError: one is too large to be read whole, as libraries read them.
+    """
+    found = sorted(path for path in _files(folder) if path.suffix in _CONFIGURATION)
+    for path in found:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise SourceError(f"{path}: expected at most {_LARGEST:,} bytes, found {size:,}")
+    return found
 
 
 def variants(folder: Path, parts: Iterable[str], variant: str | None) -> dict[str, str]:
@@ -144,7 +155,7 @@ def _marked(name: str, variant: str) -> bool:
 
 @parser(SourceError, "index", "an index of weights")
 def _shards(index: Path) -> tuple[Path, ...]:
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    names = set(json.loads(read_regular(index, LARGEST_DOCUMENT))["weight_map"].values())
     return tuple(_inside(index.parent, str(name), index.name) for name in sorted(names, key=str))
 
 
@@ -164,7 +175,7 @@ def _configured(folder: Path) -> Mapping[str, Any]:
 
 @parser(SourceError, "path", "the configuration of a model")
 def _read_config(path: Path) -> Mapping[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(json.loads(read_regular(path, LARGEST_DOCUMENT)))
 
 
 def _files(folder: Path) -> Iterable[Path]:

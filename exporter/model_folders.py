@@ -9,6 +9,7 @@ from exporter import hub
 from exporter.ingredients import Ingredient
 from exporter.source import digest_folder
 from runtimes.errors import SourceError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 
 CONFIG = "config.json"
@@ -47,7 +48,7 @@ def configured_class(path: Path) -> str:
     Raises:
         SourceError: it is missing, damaged or names no class.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(read_regular(path, LARGEST_DOCUMENT))
     if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
         raise ValueError("it has no _class_name")
     return str(config["_class_name"])

@@ -23,6 +23,7 @@ from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -270,7 +271,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline: it has no {INDEX} "
             "(save one with pipe.save_pretrained(folder))"
         )
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = json.loads(read_regular(path, LARGEST_DOCUMENT))
     named = index.get("_class_name") if isinstance(index, dict) else None
     if isinstance(named, list):  # the file of the code, and the class in it
         own = f"a pipeline with code of its own ({'.'.join(map(str, named))})"

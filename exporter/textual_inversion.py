@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exporter import weight_files
 from exporter.ingredients import Ingredient
 from runtimes.errors import SourceError
+from runtimes.files import require_regular
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -111,6 +112,7 @@ def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
+    require_regular(path)
     tensors: dict[str, torch.Tensor] = load_file(path)
     return tensors
 
@@ -120,6 +122,7 @@ def _named(path: Path) -> str:
     """The word that a file of diffusers' own names."""
     from safetensors import safe_open
 
+    require_regular(path)
     with safe_open(path, framework="np") as file:
         names = list(file.keys())
     return names[0] if len(names) == 1 and names[0] != _A1111 else ""

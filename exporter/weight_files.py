@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exporter import hub
 from runtimes.errors import SourceError
+from runtimes.files import require_regular
 from runtimes.parsing import parser
 
 SAFE = ".safetensors"
@@ -30,6 +31,7 @@ def check(path: Path, hint: str = "") -> None:
             f"{path.name} is a pickle, which can run whatever code it holds when it is read; "
             f"convert it to safetensors{hint}"
         )
+    require_regular(path)
     with safe_open(path, framework="np"):
         pass
 

@@ -21,6 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from runtimes.errors import SourceError
+from runtimes.files import require_regular
 from runtimes.parsing import parser
 
 # Elements; what is smaller is kept as it is used. All the norms and biases of a UNet together
@@ -137,6 +138,7 @@ def headers(path: Path) -> list[tuple[str, int]]:
     """Type (as safetensors calls it) and bytes of every tensor in a file."""
     from safetensors import safe_open
 
+    require_regular(path)
     found = []
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)

@@ -30,6 +30,12 @@ except ImportError:  # Windows
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
+# Bytes: bounds for what is read whole. Documents are JSON and text that people and libraries write:
+# configurations, indexes of weights, reports, prompts. Settings are those of one thing: a recipe, a
+# list of packages, a record in a cache, cases.
+LARGEST_DOCUMENT = 64 << 20
+LARGEST_SETTINGS = 1 << 20
+
 _CHUNK = 1 << 20  # bytes
 _SCRATCH = re.compile(r"\.latentc-[0-9a-f]{16}\.tmp")
 _LEFT_BEHIND = 24 * 3600  # seconds; only where the system cannot lock files
@@ -103,6 +109,17 @@ def open_regular(
     with open(descriptor, "rb") as file:
         _check_regular(path, os.fstat(descriptor), limit)
         yield file
+
+
+def require_regular(path: PathLike) -> None:
+    """Check that `path` is a regular file, for a library that opens it by itself.
+
+    Raises:
+        UnreadableFile: it is not.
+        OSError: it is missing or cannot be read.
+    """
+    with open_regular(path):
+        pass
 
 
 @contextmanager

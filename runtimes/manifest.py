@@ -14,12 +14,14 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import BundleError, InputError
+from runtimes.files import UnreadableFile, read_regular
 from runtimes.parsing import parser
 from runtimes.strict import Strict as _Base
 from runtimes.tasks import Task
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LARGEST = 16 << 20  # bytes of a manifest; that of a large bundle has some 100,000
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
 Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder"]
@@ -392,7 +394,7 @@ class Manifest(_Base, frozen=True):
         """
         path = bundle / MANIFEST
         try:
-            data = path.read_bytes()
+            data = read_regular(path, LARGEST, root=bundle)
         except OSError as error:
             raise BundleError(_not_a_bundle(bundle, error)) from error
         return cls.decode(data, str(path))
@@ -477,6 +479,8 @@ def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
 
 
 def _not_a_bundle(bundle: Path, error: OSError) -> str:
+    if isinstance(error, UnreadableFile):
+        return f"{bundle / MANIFEST}: {error.strerror}"
     if not bundle.exists():
         return f"no bundle at {bundle}: no such folder"
     if isinstance(error, FileNotFoundError | NotADirectoryError):

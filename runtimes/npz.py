@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from runtimes.errors import BundleError
+from runtimes.files import open_regular
 from runtimes.parsing import parser
 
 # A zip member needs a date; a fixed one makes equal tables equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 64 << 20
+_MAX_ZIP = 1 << 20  # more than the arrays' own bytes: headers and the directory
 _MAX_HEADER = 512
 _NUMBERS = "biuf"  # numpy's kinds
 _HEADER = re.compile(
@@ -64,7 +66,7 @@ def read_arrays(
     `max_bytes` unpacked.
     """
     label = Path(path).name
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path, max_bytes + _MAX_ZIP) as file, zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if dtypes is None:
             dtypes = dict.fromkeys((name.removesuffix(".npy") for name in members), "")

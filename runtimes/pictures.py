@@ -30,7 +30,7 @@ Kind: TypeAlias = Literal["image", "mask"]
 # Formats that are read from files: those that Pillow decodes by itself (it gives PostScript to
 # another program).
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA", "JPEG2000")
-_LARGEST_FILE = 1 << 30  # bytes
+LARGEST_FILE = 1 << 30  # bytes
 _MOST_PIXELS = 178_956_970  # from here on Pillow refuses a file as a decompression bomb
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits a pixel
 _DEEPEST = 65535
@@ -51,7 +51,7 @@ def read(path: Path) -> Image.Image:
 
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
-    with open_regular(path, _LARGEST_FILE) as stream, Image.open(stream, formats=formats) as file:
+    with open_regular(path, LARGEST_FILE) as stream, Image.open(stream, formats=formats) as file:
         file.load()
         upright = ImageOps.exif_transpose(file)
     return _checked_pillow(str(path), upright).convert("RGB")

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from runtimes.errors import BundleError, InputError
+from runtimes.files import LARGEST_SETTINGS, read_regular
 from runtimes.manifest import Component
 from runtimes.parsing import parser
 from runtimes.sizes import dimension
@@ -48,7 +49,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @parser(BundleError, "path", "a recipe for an engine")
     def load(cls, path: Path) -> Recipe:
         """Raises BundleError for what is missing, damaged or of another format."""
-        recipe = msgspec.json.decode(path.read_bytes(), type=cls)
+        recipe = msgspec.json.decode(read_regular(path, LARGEST_SETTINGS), type=cls)
         if recipe.format != FORMAT:
             raise BundleError(
                 f"{path}: format {recipe.format}, but this latentc reads {FORMAT}; "

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtimes.errors import BundleError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser, parsing
 from runtimes.prompt_weights import Weighted, unweighted
 
@@ -72,7 +73,8 @@ class TextTokenizer:
         from tokenizers import Tokenizer
 
         label = f"{path.parent.name}/{path.name}"
-        made = cls(Tokenizer.from_file(str(path)), max_length, label, expansions)
+        data = read_regular(path, LARGEST_DOCUMENT)
+        made = cls(Tokenizer.from_buffer(data), max_length, label, expansions)
         made.chunks(unweighted(""))
         return made
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import SourceError
+from runtimes.files import open_regular
 from runtimes.parsing import parser
 
 Floats = NDArray[np.float32]
@@ -82,7 +83,7 @@ def read(path: Path) -> tuple[dict[str, Floats], dict[str, str]]:
     Raises:
         SourceError: the file is damaged, or has tensors of a type that adapters do not have.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = int.from_bytes(file.read(_HEADER_BYTES), "little")
         if size > _MOST_HEADER:
             raise ValueError(f"its header would be of {size} bytes")

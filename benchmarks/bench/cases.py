@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from benchmarks.bench.model import SCENARIOS
 from runtimes.errors import InputError
+from runtimes.files import LARGEST_SETTINGS, read_regular
 from runtimes.parsing import parser
 
 # Kinds of PyTorch pipelines, each with what a person calls it.
@@ -183,7 +184,7 @@ def read(path: Path) -> CaseFile:
         InputError: not TOML, an unknown key (the message lists those that there are), or a value
             of another kind.
     """
-    text = path.read_text("utf-8")
+    text = read_regular(path, LARGEST_SETTINGS).decode()
     # What tomllib takes for a key of n parts grows with n²: 200 kB would fill 20 GB of memory.
     if max((line.count(".") for line in text.splitlines()), default=0) > _MOST_DOTS:
         raise ValueError(f"a line has more than {_MOST_DOTS} dots")

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench.model import Fidelity
+from runtimes import pictures
 from runtimes.errors import InputError
+from runtimes.files import open_regular
 from runtimes.parsing import parser
 from runtimes.session import Array
 from runtimes.verify import NOT_COMPARABLE, psnr, relative_l2
@@ -28,14 +30,15 @@ class Pictures:
     @parser(InputError, "path", "what a worker saved")
     def load(cls, path: Path) -> Pictures:
         """Read what a worker saved."""
-        with np.load(path) as found:
+        with open_regular(path) as file, np.load(file) as found:
             return cls(found["images"], found["latents"])
 
     @classmethod
     @parser(InputError, "path", "an image that can be read")
     def of_file(cls, path: Path) -> Pictures:
         """A picture alone."""
-        return cls(np.asarray(Image.open(path).convert("RGB"))[None], None)
+        with open_regular(path, pictures.LARGEST_FILE) as file, Image.open(file) as image:
+            return cls(np.asarray(image.convert("RGB"))[None], None)
 
 
 def compare(found: Pictures, expected: Pictures) -> Fidelity | None:

@@ -15,7 +15,9 @@ from typing import Any
 
 from benchmarks.bench import charts, model, texts
 from benchmarks.bench.model import SCENARIOS, Report
+from runtimes import pictures
 from runtimes.errors import InputError
+from runtimes.files import read_regular
 from runtimes.parsing import parser
 
 _SIDE = 256  # pixels: no picture of the page is larger
@@ -84,9 +86,10 @@ def small(path: Path) -> tuple[str, bytes]:
     that is good to look at. Pictures of random weights do not compress."""
     from PIL import Image
 
-    with Image.open(path) as picture:
+    data = read_regular(path, pictures.LARGEST_FILE)
+    with Image.open(BytesIO(data)) as picture:
         if max(picture.size) <= _SIDE:
-            return "png", path.read_bytes()
+            return "png", data
         picture.thumbnail((_SIDE, _SIDE))
         buffer = BytesIO()
         picture.save(buffer, "WEBP", quality=_QUALITY)

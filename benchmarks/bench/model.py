@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import InputError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 
 FORMAT = "latentc-bench"
@@ -243,7 +244,7 @@ def read(path: Path) -> Report:
         InputError: missing, damaged, no report, or of another version.
     """
     path = path / REPORT if path.is_dir() else path
-    data = path.read_bytes()
+    data = read_regular(path, LARGEST_DOCUMENT)
     document = json.loads(data)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path} is no report of latentc bench")

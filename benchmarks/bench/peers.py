@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.bench.cases import Case
 from benchmarks.measure import Bounds, ChildFailed, run_child
 from runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.folders import cache_folder
 from runtimes.parsing import parser
 from runtimes.session import first_line
@@ -124,7 +125,7 @@ def _said(answered: Path) -> str:
 @parser(BackendError, "path", "a result that can be read")
 def _answer(path: Path) -> dict[str, Any]:
     """Return what a peer wrote."""
-    answer = json.loads(path.read_text("utf-8"))
+    answer = json.loads(read_regular(path, LARGEST_DOCUMENT))
     if not isinstance(answer, dict):
         raise TypeError("a result is an object")
     return answer

@@ -21,7 +21,14 @@ DECODERS = frozenset(
     {
         *("json.load", "json.loads", "json.decode", "msgpack.decode", "tomllib.load"),
         *("tomllib.loads", "np.load", "numpy.load", "Image.open", "zipfile.ZipFile", "safe_open"),
-        *("load_file", "Tokenizer.from_file", "pickle.load", "pickle.loads", "torch.load"),
+        *(
+            "load_file",
+            "Tokenizer.from_file",
+            "Tokenizer.from_buffer",
+            "pickle.load",
+            "pickle.loads",
+            "torch.load",
+        ),
         *("onnx.load", "ElementTree.parse", "ET.parse", "yaml.safe_load", "csv.reader"),
     }
 )
