@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,41 @@ from runtimes.manifest import Manifest
 from runtimes.noise import fresh_seed
 from runtimes.session import Array
 
+MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
+_INTEGERS = -(2**63), 2**64 - 1  # what PyTorch takes for a seed, and more than all else needs
+
+
+def shown(value: Any) -> str:
+    """A value as errors quote it, in at most 80 characters. Never raises."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # a __repr__ of the caller's, or an integer of thousands of digits
+        return f"one of type {type(value).__name__}"
+
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
     """A text, or a list of texts."""
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, Sequence) or not all(isinstance(each, str) for each in values):
-        raise InputError(f"{name!r} must be a text or a list of texts, not {value!r:.80}")
+        raise InputError(f"{name!r} must be a text or a list of texts, not {shown(value)}")
     if not values:
         raise InputError(f"{name!r} is an empty list")
+    for text in values:
+        _check_characters(name, text)
     return tuple(values)
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Refuse half of a pair of UTF-16, which no tokenizer takes; a byte of a command line that
+    the console's encoding does not know becomes one, too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InputError(
+            f"{name!r} holds a lone surrogate (U+{code:04X} at {error.start}), which is no "
+            "character: expected Unicode text"
+        ) from None
 
 
 def integer(name: str, value: Any) -> int:
@@ -31,24 +58,29 @@ def integer(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)
+        whole = operator.index(value)
     except TypeError:
-        raise InputError(f"{name!r} must be an integer, not {value!r:.80}") from None
+        raise InputError(f"{name!r} must be an integer, not {shown(value)}") from None
+    if not _INTEGERS[0] <= whole <= _INTEGERS[1]:
+        raise InputError(f"{name!r} must be from -2**63 to 2**64 - 1")
+    return whole
 
 
 def boolean(given: Mapping[str, Any], name: str) -> bool:
     """True or False, the default."""
     value = given.get(name, False)
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name!r} must be True or False, not {value!r:.80}")
+        raise InputError(f"{name!r} must be True or False, not {shown(value)}")
     return bool(value)
 
 
-def count(given: Mapping[str, Any], name: str, default: int) -> int:
-    """A whole number of at least 1."""
+def count(given: Mapping[str, Any], name: str, default: int, most: int = _INTEGERS[1]) -> int:
+    """A whole number from 1 to `most`."""
     value = integer(name, given.get(name, default))
     if value < 1:
         raise InputError(f"{name!r} must be at least 1, not {value}")
+    if value > most:
+        raise InputError(f"{name!r} must be at most {most}, not {value}")
     return value
 
 
@@ -59,7 +91,7 @@ def number(name: str, value: Any) -> float:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name!r} must be a number, not {value!r:.80}") from None
+        raise InputError(f"{name!r} must be a number, not {shown(value)}") from None
     if not math.isfinite(number):
         raise InputError(f"{name!r} must be finite, not {number}")
     return number
@@ -67,8 +99,7 @@ def number(name: str, value: Any) -> float:
 
 def numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...]:
     """So many numbers; with `spread` one stands for all."""
-    values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-    numbers = tuple(number(name, each) for each in values)
+    numbers = tuple(number(name, each) for each in _several(value, count))
     if spread and len(numbers) == 1:
         numbers *= count
     if len(numbers) != count:
@@ -76,11 +107,25 @@ def numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...
     return numbers
 
 
+def _several(value: Any, count: int) -> Sequence[Any]:
+    """The items of what has an order, one more than `count` at most; else the value itself."""
+    if isinstance(value, str | bytes | Mapping | Set):
+        return (value,)
+    try:
+        return tuple(islice(iter(value), count + 1))
+    except TypeError:  # a number, or an array without axes
+        return (value,)
+
+
 def seeds(seed: Any, images: int) -> tuple[int, ...]:
     """One seed, or one for each image; a fresh one if none is given."""
     if seed is None:
         return (fresh_seed(),)
+    if isinstance(seed, np.ndarray) and seed.ndim == 1:
+        seed = seed.tolist()
     if not isinstance(seed, Sequence) or isinstance(seed, str | bytes):
+        if hasattr(seed, "initial_seed"):
+            raise InputError("'seed' must be an integer: give a generator's own, initial_seed()")
         return (integer("seed", seed),)
     if len(seed) != images:
         raise InputError(
@@ -95,7 +140,7 @@ def latents(latents: Any, images: int, manifest: Manifest, name: str = "latents"
         return None
     try:
         array = np.ascontiguousarray(latents, np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{name!r} must be an array of numbers: {error}") from None
     channels = manifest.latents.channels
     if array.ndim != 4 or array.shape[:2] != (images, channels) or 0 in array.shape:

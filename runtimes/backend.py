@@ -7,7 +7,7 @@ entry-point group ``latentc.backends``) and one line in `BACKENDS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -178,7 +178,7 @@ class Backend(ABC):
         """
         chosen = self.device(device)
         options = options or SessionOptions()
-        self._check(options)
+        self._check(options, chosen)
         try:
             session = self._open(entry, fix(component, options.sizes), chosen, options)
             session.component = component.name
@@ -208,7 +208,12 @@ class Backend(ABC):
         """
         raise InputError(f"backend {self.name!r} builds nothing: it loads the graphs as they are")
 
-    def _check(self, options: SessionOptions) -> None:
+    def option_names(self, device: str) -> Collection[str] | None:
+        """The names that `SessionOptions.extra` may have on a device; None, the default, where the
+        engine does not say them and may get any."""
+        return None
+
+    def _check(self, options: SessionOptions, device: str) -> None:
         if options.compute is not None and options.compute not in self.computes:
             known = ", ".join(self.computes) or "none: it computes as the build says"
             raise InputError(
@@ -217,6 +222,30 @@ class Backend(ABC):
             )
         if options.compile and not self.compiles:
             raise InputError(f"backend {self.name!r} has nothing to compile; leave --compile out")
+        offered = self.option_names(device) if options.extra else None
+        for option in options.extra:
+            if offered is not None and option not in offered:
+                raise InputError(
+                    f"backend {self.name!r} has no option {option!r}; {_suggested(option, offered)}"
+                )
+
+
+def _suggested(name: str, known: Collection[str]) -> str:
+    """What may have been meant: names that are alike, or share a part; else all there are."""
+    if not known:
+        return "it takes none"
+    from difflib import get_close_matches
+
+    ordered = sorted(known)
+    ends = {each.rpartition(".")[2]: each for each in ordered}
+    near = [
+        *get_close_matches(name, ordered, n=3, cutoff=0.5),
+        *(each for each in ordered if name.lower() in each.lower()),
+        *(ends[end] for end in get_close_matches(name, ends, n=3, cutoff=0.4)),
+    ]
+    if near:
+        return f"did you mean {' or '.join(list(dict.fromkeys(near))[:4])}?"
+    return f"it has {len(ordered)}, such as {', '.join(ordered[-8:])}"
 
 
 def names() -> Iterator[str]:

@@ -7,6 +7,7 @@ specified for other languages in docs/bundle-format.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -481,7 +482,7 @@ def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
 def _not_a_bundle(bundle: Path, error: OSError) -> str:
     if isinstance(error, UnreadableFile):
         return f"{bundle / MANIFEST}: {error.strerror}"
-    if not bundle.exists():
+    if not os.path.exists(bundle):  # Path.exists raises where no file can have the name
         return f"no bundle at {bundle}: no such folder"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{bundle} is not a bundle: it has no {MANIFEST}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from runtimes.argument_values import shown
 from runtimes.errors import InputError
 from runtimes.files import open_regular
 from runtimes.parsing import parser, parsing
@@ -79,7 +80,7 @@ def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] in (1, 3):
         several = False
     if isinstance(value, str | bytes) or (several and not len(value)):
-        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {value!r:.80}")
+        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {shown(value)}")
     return [_checked(name, image, kind) for image in (value if several else [value])]
 
 
@@ -139,7 +140,7 @@ def _checked(name: str, image: Any, kind: Kind) -> Any:
     if isinstance(image, np.ndarray):
         return _checked_array(name, image, kind)
     if not hasattr(image, "convert") or not hasattr(image, "resize"):
-        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {image!r:.80}")
+        raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {shown(image)}")
     return _checked_pillow(repr(name), image)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from runtimes import embeddings, prompt_tokens, prompts, tiling
+from runtimes import embeddings, load_arguments, prompt_tokens, prompts, tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import Encoded, check_finite
@@ -18,7 +18,7 @@ from runtimes.folders import cache_folder, expanded
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset, prepare
-from runtimes.request import OUTPUT_TYPES, Request, Signature, parse
+from runtimes.request import Request, Signature, check_output_type, parse
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -293,8 +293,7 @@ class Pipeline:
         Raises:
             NumericalError: the decoder returned NaN or infinity.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
+        check_output_type(output_type)
         if output_type == "latent":
             return latents
         from runtimes import image
@@ -502,6 +501,13 @@ def load_asked(
     low_memory: bool = False,
 ) -> Pipeline:
     """`load` with its choices in one value."""
+    asked = load_arguments.checked_asked(asked)
+    for name, value in {"verify": verify, "low_memory": low_memory}.items():
+        load_arguments.flag(name, value)
+    load_arguments.optional_text("preset", preset)
+    if not isinstance(cache, bool | None):
+        cache = load_arguments.path("cache", cache)
+    bundle = load_arguments.path("bundle", bundle)
     opened = Bundle.open(bundle, hashing="always" if verify else "once")
     found = None
     if preset is not None:

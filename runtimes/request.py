@@ -33,6 +33,7 @@ _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its den
 _STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
 READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
 _MAX_SIDE = 1 << 16  # pixels
+_MOST_STEPS = 10_000  # plans have fewer, and what is counted beforehand stays short
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,10 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         )
     encoded, rows = embeddings.parse(manifest, given, signature.texts)
     texts, prompts = _texts(signature, given, rows)
-    images_per_prompt = checked.count(given, "num_images_per_prompt", 1)
+    images_per_prompt = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
     images = prompts * images_per_prompt
+    if images > checked.MOST_IMAGES:
+        raise InputError(f"{images} pictures in one call: at most {checked.MOST_IMAGES}")
     latents = checked.latents(given.get("latents"), images, manifest)
     task = tasks.choose(manifest.tasks, given)
     strength = task_arguments.strength(task, given)
@@ -302,8 +305,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     height, width = _size(manifest, given, latents if start is None else start, whole)
     ensemble = task_arguments.ensemble(task, given, start)
     output_type = given.get("output_type", "pil")
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {output_type!r}")
+    check_output_type(output_type)
     return Request(
         texts=texts,
         numbers=_all_numbers(manifest, signature, given),
@@ -311,7 +313,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         prompts=prompts,
         images_per_prompt=images_per_prompt,
         num_inference_steps=checked.count(
-            given, "num_inference_steps", manifest.defaults.num_inference_steps
+            given, "num_inference_steps", manifest.defaults.num_inference_steps, _MOST_STEPS
         ),
         scheduler=_scheduler(manifest, given.get("scheduler")),
         height=height,
@@ -331,6 +333,12 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         prompt_weighting=checked.boolean(given, "prompt_weighting"),
         max_embeddings_multiples=checked.count(given, "max_embeddings_multiples", 1),
     )
+
+
+def check_output_type(asked: Any) -> None:
+    """Raise InputError for what is none of `OUTPUT_TYPES`."""
+    if not isinstance(asked, str) or asked not in OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {checked.shown(asked)}")
 
 
 def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> dict[str, float]:
@@ -358,7 +366,7 @@ def _texts(
     """The given texts, one entry per prompt, and how many prompts there are; `encoded` of them
     were given as encoded texts."""
     if not signature.texts:
-        return {}, checked.count(given, "batch_size", 1)
+        return {}, checked.count(given, "batch_size", 1, checked.MOST_IMAGES)
     own = {name: checked.strings(name, given[name]) for name in signature.texts if name in given}
     if not own and not encoded:
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
@@ -391,8 +399,10 @@ def _scheduler(manifest: Manifest, asked: Any) -> str:
     names = [schedule.name for schedule in manifest.schedules]
     if asked is None:
         return manifest.defaults.scheduler
+    if not isinstance(asked, str):
+        raise InputError(f"'scheduler' must be a name, not {checked.shown(asked)}")
     if asked in names:
-        return str(asked)
+        return asked
     by_class = [schedule.name for schedule in manifest.schedules if schedule.class_name == asked]
     if len(by_class) == 1:
         return by_class[0]

@@ -57,7 +57,8 @@ def ensemble(task: Task, given: Mapping[str, Any], start: Array | None) -> dict[
     """Where in the schedule to begin and to stop, as far as given."""
     found = {name: checked.number(name, given[name]) for name in ENSEMBLE if name in given}
     for name, value in found.items():
-        if not 0 < value < 1:
+        whole = name == ENSEMBLE[1] and value == 1  # the whole schedule, as in diffusers
+        if not (0 < value < 1 or whole):
             raise InputError(f"{name!r} must be a fraction between 0 and 1, not {value:g}")
     if "denoising_start" in found and start is None:
         raise InputError(

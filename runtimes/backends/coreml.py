@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar
@@ -45,6 +45,9 @@ class CoreMLBackend(Backend):
 
     def devices(self) -> list[str]:
         return list(_UNITS)
+
+    def option_names(self, device: str) -> Collection[str] | None:
+        return ()
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions

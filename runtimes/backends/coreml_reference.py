@@ -5,7 +5,7 @@ It checks ``coreml`` builds where there is no Core ML. See `runtimes.mil` for ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +44,9 @@ class CoreMLReferenceBackend(Backend):
 
     def devices(self) -> list[str]:
         return ["cpu"]
+
+    def option_names(self, device: str) -> Collection[str] | None:
+        return ()
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions

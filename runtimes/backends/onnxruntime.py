@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,6 +82,12 @@ class OnnxRuntimeBackend(Backend):
         available = self._ort.get_available_providers()
         return [name for name, each in _DEVICES.items() if each.providers[0] in available]
 
+    def option_names(self, device: str) -> Collection[str] | None:
+        """Those of the session's configuration. No function lists them, and ONNX Runtime takes any
+        name without a word: they are read from its library, where they are texts."""
+        found = list(Path(self._ort.__file__).parent.glob("capi/*pybind11_state*"))
+        return _option_names(found[0]) if found else None
+
     def device(self, asked: str | None) -> str:
         name, colon, index = (asked or "").partition(":")
         if not colon:
@@ -124,6 +133,15 @@ class OnnxRuntimeBackend(Backend):
         for key, value in {**folded, **options.extra}.items():
             settings.add_session_config_entry(key, value)
         return settings
+
+
+_OPTION = re.compile(rb"(?<=\0)(?:session|optimization|mlas|ep|memory)(?:\.[a-z0-9_]+)+(?=\0)")
+
+
+@cache
+def _option_names(library: Path) -> frozenset[str] | None:
+    with library.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return frozenset(name.decode() for name in _OPTION.findall(content)) or None
 
 
 @dataclass(frozen=True)

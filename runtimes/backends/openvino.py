@@ -4,7 +4,7 @@ and ``tensorrt`` builds."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ _HINTS: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 # besides, and the picture would be another one than on the other backends.
 _EXACT: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 _NOTHING: Mapping[str, str] = {}
+_OF_ALL = ("CACHE_DIR", "CACHE_MODE", "ENABLE_MMAP")  # options of OpenVINO itself
 _EVERY = ("AUTO",)  # chooses among the others by itself; OpenVINO does not list it
 _FIXED_ONLY = "NPU"  # its compiler takes no open dimensions, and computes in fp16 or int8
 
@@ -77,6 +78,12 @@ class OpenVinoBackend(Backend):
         # "GPU" is OpenVINO's other name for "GPU.0", which it lists where there are several.
         short = [each[:-2] for each in found if each.endswith(".0")]
         return [*found, *(each for each in short if each not in found), *_EVERY]
+
+    def option_names(self, device: str) -> Collection[str] | None:
+        if device in _EVERY:
+            return None  # of the devices that it chooses among
+        access = self._core.get_property(device, "SUPPORTED_PROPERTIES")
+        return {*_OF_ALL, *(name for name, allowed in access.items() if allowed != "RO")}
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions

@@ -8,7 +8,7 @@ infer_shapes, execute_async_v3.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -87,6 +87,9 @@ class TensorRtBackend(Backend):
         spent = perf_counter() - start
         made = store.save(folder, component.name, facts, recipe, entry, plan, spent)
         return Built(made.path, spent, "asked to" if there else reason)
+
+    def option_names(self, device: str) -> Collection[str] | None:
+        return ()
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions

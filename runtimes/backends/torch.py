@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -70,6 +70,9 @@ class TorchBackend(Backend):
         if module is None or not module.is_available():
             return 0
         return int(module.device_count())
+
+    def option_names(self, device: str) -> Collection[str] | None:
+        return ()
 
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions
