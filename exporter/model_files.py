@@ -25,6 +25,35 @@ _INDEX = ".index.json"
 _LARGEST = 256 << 20  # bytes of a configuration; tokenizers have some 30 MiB
 
 
+# The files without which a part cannot be read, by what its class's name contains; of several
+# alternatives one is enough. Models are whatever has none of these names.
+_NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "Scheduler": (("scheduler_config.json",),),
+    "ImageProcessor": (("preprocessor_config.json",), ("processor_config.json",)),
+    "FeatureExtractor": (("preprocessor_config.json",), ("processor_config.json",)),
+    "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "CLIPTokenizerFast": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
+    "T5TokenizerFast": (("tokenizer.json",), ("spiece.model",)),
+    "": ((CONFIG,),),
+}
+
+
+def refuse_incomplete(folder: Path, class_name: str) -> None:
+    """Raise SourceError if a part's folder lacks files that its class is read from.
+
+    transformers reads a tokenizer without its vocabulary, which then knows two words.
+    """
+    ending = next(each for each in _NEEDED if each in class_name)
+    choices = _NEEDED[ending]
+    if ending == "" and "Tokenizer" in class_name:
+        return  # of a kind that no supported pipeline has; loading it says more
+    absent = [[name for name in names if not (folder / name).is_file()] for names in choices]
+    if all(absent):
+        wanted = ", or ".join(" and ".join(each) for each in reversed(absent))
+        raise SourceError(f"{folder} is incomplete: a {class_name} needs {wanted} there")
+
+
 def configuration(folder: Path) -> list[Path]:
     """Return the files in a part's folder that are no weights, by name.
 

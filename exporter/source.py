@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import hub, ingredients, model_files, single_file, unread_keys
+from exporter import hub, ingredients, model_files, single_file, unread_keys, vocabulary
 from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.single_file import SingleFile
@@ -107,6 +107,7 @@ def resolve(
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
+        model_files.refuse_incomplete(folder / name, parts[name][1])
     configured = {name: _digests(model_files.configuration(folder / name)) for name in parts}
     configurations = {name: digest(each) for name, each in configured.items()}
     variants, weights = {}, {}
@@ -167,6 +168,7 @@ def load(source: PipelineSource) -> Any:
     """
     pipe = _load_file(source) if source.file else _load_folder(source)
     pipe.set_progress_bar_config(disable=True)
+    vocabulary.check(pipe)
     return ingredients.apply(pipe, source.ingredients)
 
 

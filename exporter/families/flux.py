@@ -26,6 +26,7 @@ from exporter.families.transformer_parts import (
     t5_graph,
     with_module,
 )
+from exporter.families.unet_pipelines import text_length
 from runtimes.manifest import (
     Argument,
     Branch,
@@ -176,7 +177,8 @@ def _true_guidance() -> Guidance:
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
-    length, width = pipe.tokenizer.model_max_length, pipe.text_encoder_2.config.d_model
+    length = text_length(pipe.tokenizer, pipe.text_encoder)
+    width = pipe.text_encoder_2.config.d_model
     channels = (config.out_channels or config.in_channels) // (_PATCH * _PATCH)
     pooled = TensorSpec("float32", ("batch", pipe.text_encoder.config.hidden_size))
     text_encoder = Graph(

@@ -27,6 +27,7 @@ from exporter.families.transformer_parts import (
     t5_graph,
     unpatched,
 )
+from exporter.families.unet_pipelines import text_length
 from runtimes.manifest import Component, Embedding, TensorSpec
 from runtimes.tasks import Task
 
@@ -115,7 +116,7 @@ def describe(pipe: Any) -> Description:
     config = pipe.transformer.config
     channels = config.out_channels or config.in_channels
     # All texts of CLIP have the first tokenizer's length.
-    length = pipe.tokenizer.model_max_length
+    length = text_length(pipe.tokenizer, pipe.text_encoder)
     first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
     clip = {
         "clip_hidden_states": TensorSpec(

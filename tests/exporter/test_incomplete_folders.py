@@ -1,0 +1,102 @@
+"""Folders that lack files which a library would do without: a tokenizer without its vocabulary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import transformers
+
+from exporter import model_files, source
+from runtimes.errors import SourceError
+
+
+@pytest.fixture
+def folder(smallest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(smallest, tmp_path / "pipeline"))
+
+
+@pytest.mark.fault("2.10", "a tokenizer without its vocabulary files")
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [
+        (("vocab.json", "merges.txt"), "needs vocab.json and merges.txt, or tokenizer.json there"),
+        (("vocab.json",), "needs vocab.json, or tokenizer.json there"),
+        (("merges.txt",), "needs merges.txt, or tokenizer.json there"),
+    ],
+)
+def test_files_of_a_vocabulary_are_asked_for(
+    folder: Path, lacks: tuple[str, ...], says: str
+) -> None:
+    for name in (*lacks, "tokenizer.json"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(SourceError, match=f"tokenizer is incomplete: a CLIPTokenizer.* {says}"):
+        source.resolve(folder)
+
+
+@pytest.mark.fault("2.10", "a vocabulary of another size than the text encoder's")
+@pytest.mark.parametrize("words", ["fewer", "more"])
+def test_a_vocabulary_of_another_size(folder: Path, words: str) -> None:
+    tokens = folder / "tokenizer"
+    (tokens / "tokenizer.json").unlink(missing_ok=True)
+    path = tokens / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    if words == "fewer":
+        kept = {key: value for key, value in vocabulary.items() if key.startswith("<|")}
+        (tokens / "merges.txt").write_text("#version: 0.2\n")
+    else:
+        kept = {**vocabulary, "another": len(vocabulary)}
+    path.write_text(json.dumps({key: index for index, key in enumerate(kept)}))
+    with pytest.raises(
+        SourceError, match=r"tokenizer has a vocabulary of \d+ words and text_encoder embeddings of"
+    ):
+        source.load(source.resolve(folder))
+
+
+@pytest.mark.fault("2.10", "other parts without the files that they are read from")
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("scheduler", "scheduler_config.json"),
+        ("unet", "config.json"),
+        ("text_encoder", "config.json"),
+    ],
+)
+def test_configurations_are_asked_for(folder: Path, part: str, file: str) -> None:
+    (folder / part / file).unlink()
+    with pytest.raises(SourceError, match=f"{part} is incomplete: a .* needs {file} there"):
+        source.resolve(folder)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "files", "complete"),
+    [
+        ("CLIPImageProcessor", (), False),
+        ("CLIPImageProcessor", ("preprocessor_config.json",), True),
+        ("DPTFeatureExtractor", (), False),
+        ("DPTImageProcessorPil", (), False),
+        ("T5TokenizerFast", ("tokenizer_config.json",), False),
+        ("T5TokenizerFast", ("spiece.model",), True),
+        ("T5Tokenizer", ("tokenizer.json",), True),
+        ("PNDMScheduler", ("config.json",), False),
+        ("OtherTokenizer", (), True),
+    ],
+)
+def test_which_files_are_enough(
+    tmp_path: Path, class_name: str, files: tuple[str, ...], complete: bool
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    if complete:
+        model_files.refuse_incomplete(tmp_path, class_name)
+        return
+    with pytest.raises(SourceError, match=f"a {class_name} needs"):
+        model_files.refuse_incomplete(tmp_path, class_name)
+
+
+@pytest.mark.parametrize("name", ["CLIPTokenizer", "T5TokenizerFast"])
+def test_the_files_of_a_vocabulary_are_those_of_transformers(name: str) -> None:
+    known = {file for choice in model_files._NEEDED[name] for file in choice}
+    assert known == set(getattr(transformers, name).vocab_files_names.values())
