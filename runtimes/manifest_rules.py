@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -11,8 +12,11 @@ from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
+LONGEST_TEXT = 1 << 16  # ids
+_LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
 _LARGEST_FRAME = 1 << 26  # numbers
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_DEVICE = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while it is written
 
 
@@ -40,6 +44,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
     sizes = (manifest.latents.default_height, manifest.latents.default_width)
     if min(*numbers, *sizes, manifest.defaults.num_inference_steps) < 1:
         yield "latents and defaults.num_inference_steps must be positive"
+    if max(*numbers, *sizes, manifest.defaults.num_inference_steps) > _LARGEST_NUMBER:
+        yield f"latents and defaults.num_inference_steps must be at most {_LARGEST_NUMBER}"
 
 
 def _component_problems(manifest: Manifest) -> Iterator[str]:
@@ -92,7 +98,7 @@ def _build_problems(manifest: Manifest) -> Iterator[str]:
     names = {component.name for component in manifest.components}
     for build in manifest.builds:
         yield from _name_problems("build", build.name)
-        if set(build.artifacts) != names:
+        if build.artifacts.keys() != names:
             yield f"build {build.name!r} holds {sorted(build.artifacts)}, not {sorted(names)}"
         for name, artifact in build.artifacts.items():
             yield from _key_problems(artifact.key)
@@ -133,8 +139,9 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
         yield from _encoder_problems(encoder, tokens)
     wanted = set(manifest.component("denoiser").inputs) - fed
     for task in manifest.tasks:
-        missing = wanted - task_rules.fed(task)
-        if missing:
+        # Looks at no more than the task has: a subset cannot be larger.
+        if not wanted <= task_rules.fed(task):
+            missing = wanted - task_rules.fed(task)
             yield f"nothing feeds the denoiser's {sorted(missing)} in the task {task.name!r}"
     known = {argument.name for argument in manifest.arguments}
     for vector in manifest.vectors:
@@ -145,8 +152,11 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
             if isinstance(value, str) and value not in ("height", "width"):
                 yield f"argument {argument.name!r}: bad default {value!r}"
     for tokenizer in manifest.tokenizers:
-        if tokenizer.max_length < 1 or not tokenizer.texts:
-            yield f"tokenizer for {tokenizer.input!r}: needs texts and a positive length"
+        if not 1 <= tokenizer.max_length <= LONGEST_TEXT or not tokenizer.texts:
+            yield (
+                f"tokenizer for {tokenizer.input!r}: needs texts and a length from 1 to "
+                f"{LONGEST_TEXT}"
+            )
 
 
 def _embedding_problems(manifest: Manifest) -> Iterator[str]:
@@ -158,7 +168,7 @@ def _embedding_problems(manifest: Manifest) -> Iterator[str]:
     others += [each.name for each in manifest.arguments]
     inputs = [name for each in manifest.embeddings for name in each.inputs]
     yield from _duplicates("encoded text input", inputs)
-    yield from _duplicates("encoded text", [*names, *(n for n in set(others) if n in names)])
+    yield from _duplicates("encoded text", [*names, *{*names}.intersection(others)])
     if names and (set(inputs) != made.keys() or not all(e.inputs for e in manifest.embeddings)):
         yield f"the encoded texts must be what encoders give the denoiser: {sorted(made)}"
         return
@@ -245,15 +255,18 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
 
 def _vector_problems(manifest: Manifest) -> Iterator[str]:
     sizes = {argument.name: len(argument.default) for argument in manifest.arguments}
+    takers: dict[str, list[TensorSpec]] = {}
+    for component in (manifest.component("denoiser"), *manifest.image_encoders()):
+        for name, spec in component.inputs.items():
+            takers.setdefault(name, []).append(spec)
     for vector in manifest.vectors:
         values = sum(sizes.get(name, 0) for name in vector.arguments)
         if any(sizes.get(name) != values for name in vector.window or ()):
             yield f"vector {vector.input!r}: its window needs two arguments of {values} values"
         if vector.until is not None and sizes.get(vector.until) != 1:
             yield f"vector {vector.input!r}: it needs one argument of 1 value for `until`"
-        for component in (manifest.component("denoiser"), *manifest.image_encoders()):
-            spec = component.inputs.get(vector.input)
-            if spec and (len(spec.shape) != 2 or spec.shape[1] != values):
+        for spec in takers.get(vector.input, ()):
+            if len(spec.shape) != 2 or spec.shape[1] != values:
                 yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
 
 
@@ -261,12 +274,18 @@ def is_inside(path: str) -> bool:
     """Whether `path` is a plain relative POSIX path that stays inside its folder."""
     pure = PurePosixPath(path)
     plain = path == pure.as_posix() and "\\" not in path and ":" not in path and "\0" not in path
-    return plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
+    inside = plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
+    return inside and not any(_means_another(part) for part in pure.parts)
+
+
+def _means_another(part: str) -> bool:
+    """Whether Windows takes a name for another one, or for a device."""
+    return part[-1] in ". " or _DEVICE.match(part) is not None
 
 
 def is_dimension(value: int | str) -> bool:
     if isinstance(value, int):
-        return 1 <= value <= 1 << 20
+        return 1 <= value <= _LARGEST_NUMBER
     return _DIMENSION.match(value) is not None
 
 
@@ -291,5 +310,5 @@ def _file_problems(file: File) -> Iterator[str]:
 
 
 def _duplicates(what: str, names: Sequence[str]) -> Iterator[str]:
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in sorted(name for name, times in Counter(names).items() if times > 1):
         yield f"two {what}s are named {name!r}"

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from runtimes.manifest import Component, Manifest, TensorSpec
-from runtimes.tasks import NOISE, START, Feed, Preparation, Task, argument, arguments
+from runtimes.tasks import NOISE, START, Feed, Preparation, Task, argument
 
 
 def fed(task: Task) -> set[str]:
     """The denoiser inputs that the task's pictures feed."""
     made = {target for run in task.preparations for target in run.gives.values()}
     return (made - {START}) | set(task.inputs)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the rules look up, made once for all tasks: their work must not grow faster than the
+    manifest."""
+
+    encoders: Mapping[str, Component]
+    wanted: Mapping[str, frozenset[str]]  # by encoder, the inputs that pictures feed
+    inputs: Mapping[str, TensorSpec]  # of the denoiser
+    targets: Mapping[str, TensorSpec | None]
+    branches: frozenset[str]
+    sizes: Mapping[str, int]  # of arguments that are numbers
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Known:
+        """Return it for a manifest."""
+        inputs = manifest.component("denoiser").inputs
+        encoders = {each.name: each for each in manifest.image_encoders()}
+        others = {NOISE, *(each.input for each in manifest.vectors)}
+        return cls(
+            encoders=encoders,
+            wanted={
+                name: frozenset(each.inputs.keys() - others) for name, each in encoders.items()
+            },
+            inputs=inputs,
+            targets={**inputs, START: manifest.component("decoder").inputs.get("latents")},
+            branches=frozenset(each.name for each in manifest.guidance.branches),
+            sizes={each.name: len(each.default) for each in manifest.arguments},
+        )
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
@@ -21,43 +53,44 @@ def problems(manifest: Manifest) -> Iterator[str]:
     pictures = [frozenset(task.pictures) for task in manifest.tasks]
     if len(set(pictures)) != len(pictures):
         yield "two tasks take the same pictures"
+    known = _Known.of(manifest)
     for task in manifest.tasks:
-        for problem in _task_problems(manifest, task):
+        for problem in _task_problems(known, task):
             yield f"task {task.name!r}: {problem}"
     used = {run.component for task in manifest.tasks for run in task.preparations}
-    for component in manifest.image_encoders():
-        if component.name not in used:
-            yield f"no task uses {component.name!r}"
+    for name in known.encoders:
+        if name not in used:
+            yield f"no task uses {name!r}"
 
 
-def _task_problems(manifest: Manifest, task: Task) -> Iterator[str]:
-    encoders = {each.name: each for each in manifest.image_encoders()}
-    denoiser = manifest.component("denoiser")
+def _task_problems(known: _Known, task: Task) -> Iterator[str]:
     yield from _name_problems(task)
     for run in task.preparations:
-        if run.component not in encoders:
+        if run.component not in known.encoders:
             yield f"{run.component!r} is no component with the role image_encoder"
         else:
-            yield from _run_problems(manifest, task, run, encoders[run.component])
+            yield from _run_problems(known, task, run, known.encoders[run.component])
     for name, feed in task.inputs.items():
-        if name not in denoiser.inputs:
+        if name not in known.inputs:
             yield f"the denoiser has no input {name!r}"
         else:
-            yield from _feed_problems(task, feed, denoiser.inputs[name])
+            yield from _feed_problems(task, feed, known.inputs[name])
     targets = [target for run in task.preparations for target in run.gives.values()]
-    for name in sorted({each for each in targets if targets.count(each) > 1} | set(task.inputs)):
-        if targets.count(name) + (name in task.inputs) > 1:
+    for name, times in sorted(Counter([*targets, *task.inputs]).items()):
+        if times > 1:
             yield f"{name!r} is fed twice"
     yield from _start_problems(task, START in targets)
-    sizes = {each.name: len(each.default) for each in manifest.arguments}
     for name, values in task.defaults.items():
-        if sizes.get(name) != len(values):
-            yield f"the default of {name!r} has {len(values)} numbers, expected {sizes.get(name)}"
+        if known.sizes.get(name) != len(values):
+            expected = known.sizes.get(name)
+            yield f"the default of {name!r} has {len(values)} numbers, expected {expected}"
 
 
 def _name_problems(task: Task) -> Iterator[str]:
-    for whole in arguments(task.pictures):
-        found = [name for name in task.pictures if argument(name) == whole]
+    names: dict[str, list[str]] = {}
+    for name in task.pictures:
+        names.setdefault(argument(name), []).append(name)
+    for whole, found in names.items():
         if found != [whole] and found != [f"{whole}[{index}]" for index in range(len(found))]:
             yield f"pictures {found}: expected {whole!r} alone, or {whole}[0], {whole}[1] …"
 
@@ -76,10 +109,10 @@ def _start_problems(task: Task, started: bool) -> Iterator[str]:
 
 
 def _run_problems(
-    manifest: Manifest, task: Task, run: Preparation, component: Component
+    known: _Known, task: Task, run: Preparation, component: Component
 ) -> Iterator[str]:
-    wanted = set(component.inputs) - {NOISE} - {each.input for each in manifest.vectors}
-    if set(run.feeds) != wanted or not wanted:
+    wanted = known.wanted[run.component]
+    if run.feeds.keys() != wanted or not wanted:
         yield f"{run.component!r} needs {sorted(wanted)}, not {sorted(run.feeds)}"
         return
     for name, feed in run.feeds.items():
@@ -87,18 +120,13 @@ def _run_problems(
     noise = component.inputs.get(NOISE)
     if noise is not None and not _sized(noise):
         yield f"{run.component!r}: bad shape {list(noise.shape)} of {NOISE!r}"
-    yield from _target_problems(manifest, run, component)
-    unknown = set(run.branches) - {branch.name for branch in manifest.guidance.branches}
+    yield from _target_problems(known, run, component)
+    unknown = set(run.branches) - known.branches
     if unknown:
         yield f"no guidance branch {sorted(unknown)}"
 
 
-def _target_problems(manifest: Manifest, run: Preparation, component: Component) -> Iterator[str]:
-    latents = manifest.component("decoder").inputs.get("latents")
-    known: Mapping[str, TensorSpec | None] = {
-        **manifest.component("denoiser").inputs,
-        START: latents,
-    }
+def _target_problems(known: _Known, run: Preparation, component: Component) -> Iterator[str]:
     if not set(run.others.values()) <= set(run.gives.values()) - {START}:
         yield f"{run.component!r}: `others` names what it does not give"
     if run.others and not run.branches:
@@ -108,9 +136,9 @@ def _target_problems(manifest: Manifest, run: Preparation, component: Component)
     for output, target in (*run.gives.items(), *run.others.items()):
         if output not in component.outputs:
             yield f"{run.component!r} has no output {output!r}"
-        elif target not in known or target in ("sample", "timestep"):
+        elif target not in known.targets or target in ("sample", "timestep"):
             yield f"the denoiser has no input {target!r} to be fed"
-        elif component.outputs[output] != known[target]:
+        elif component.outputs[output] != known.targets[target]:
             yield f"{run.component!r}: {output!r} has not the form of {target!r}"
 
 
