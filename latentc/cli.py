@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TextIO
 
 import click
@@ -75,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; errors become one line on stderr."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        _never_fails(stream)
     try:
         code = cli.main(arguments, prog_name="latentc", standalone_mode=False)
         sys.stdout.flush()
@@ -109,6 +112,12 @@ def _usage(error: click.ClickException) -> str:
     message = f"error: {error.format_message()}"
     context = getattr(error, "ctx", None)
     return f"{message} (see: {context.command_path} --help)" if context else message
+
+
+def _never_fails(stream: TextIO) -> None:
+    """Have a stream write what its encoding lacks as escapes; it raised UnicodeEncodeError."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _say(line: str) -> None:

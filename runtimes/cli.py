@@ -206,10 +206,11 @@ def generate(
     refined = options["refiner"] is not None
     with load_asked(bundle, _asked(options, count), **how) as pipe:
         arguments = _arguments(pipe, prompts, options)
-        result = _drawn(pipe, options, {**arguments, "output_type": "latent" if refined else "pil"})
+        kind = "latent" if refined else "pil"
+        result = _drawn(pipe, options, {**arguments, "output_type": kind}, paths)
     if refined:
         with load_asked(options["refiner"], _asked(options, count), **how) as pipe:
-            result = _drawn(pipe, options, _refining(pipe, arguments, result))
+            result = _drawn(pipe, options, _refining(pipe, arguments, result), paths)
     _save(result, paths)
     _print_generated(result, paths, as_json)
 
@@ -364,12 +365,19 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     )
 
 
-def _drawn(pipe: Pipeline, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Result:
-    """Run a call, with a progress bar."""
+def _drawn(
+    pipe: Pipeline, options: Mapping[str, Any], arguments: Mapping[str, Any], paths: list[Path]
+) -> Result:
+    """Run a call, with a progress bar, whose images fit into the formats of `paths`."""
+    from runtimes.image import check_size
+
     for name in ("vae_slicing", "vae_tiling"):
         if options[name]:
             getattr(pipe, f"enable_{name}")()
     run = pipe.stream(**arguments)
+    for width, height in run.request.sizes():
+        for path in paths:
+            check_size(path, width, height)
     with _progress(run) as advance:
         for _ in run:
             advance()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtimes.errors import InputError, LatentcError, NumericalError
+from runtimes.errors import InputError, LatentcError, NumericalError, first_line
 from runtimes.files import replacing
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ FORMATS: Mapping[str, str] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".
 METADATA_KEY = "parameters"  # the PNG text chunk where other tools look for them, too
 
 _EXIF_DESCRIPTION = 0x010E  # ImageDescription, an ASCII tag
+_LONGEST: Mapping[str, int] = {"WEBP": 16_383, "JPEG": 65_500}  # pixels of a side; PNG has room
+_LONGEST_EXIF = 65_533  # bytes in a segment of a JPEG
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
@@ -152,8 +156,26 @@ def save(
     target = Path(path)
     options = _save_options(image, target, metadata)
     with _atomic(target) as file:
-        image.save(file, **options)
+        try:
+            image.save(file, **options)
+        except (ValueError, TypeError, struct.error, OverflowError) as error:
+            raise InputError(f"cannot write {target}: {first_line(error)}") from error
     return target
+
+
+def check_size(path: str | os.PathLike[str], width: int, height: int) -> None:
+    """Refuse an image that is too large for the format of its file.
+
+    Raises:
+        InputError: it names the format's limit.
+    """
+    target = Path(path)
+    longest = _LONGEST.get(_format_of(target))
+    if longest is not None and max(width, height) > longest:
+        raise InputError(
+            f"cannot write {target}: {width}x{height} pixels, and {_format_of(target)} holds at "
+            f"most {longest} a side; use .png"
+        )
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
@@ -298,6 +320,9 @@ def _save_options(
         options["compress_level"] = 4  # half the time of the default 6, the same size
     else:
         options["quality"] = 95
+    check_size(target, *image.size)
+    if not image.width or not image.height:
+        raise InputError(f"cannot write {target}: the image is empty")
     if options["format"] == "JPEG" and "A" in image.getbands():
         raise InputError(f"cannot write {target}: JPEG has no transparency; use .png or .webp")
     if metadata is not None:
@@ -318,6 +343,13 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
         return {"pnginfo": chunk}
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = text
+    if format_name == "JPEG" and (length := len(exif.tobytes())) > _LONGEST_EXIF:
+        warnings.warn(
+            f"the image is written without its settings: they take {length} bytes, and JPEG has "
+            f"room for {_LONGEST_EXIF}; .png and .webp have more",
+            stacklevel=4,
+        )
+        return {}
     return {"exif": exif}
 
 

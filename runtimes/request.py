@@ -150,6 +150,13 @@ class Request:
         """How many pictures are made."""
         return self.prompts * self.images_per_prompt
 
+    def sizes(self) -> set[tuple[int, int]]:
+        """Width and height of the images that are made: where they are put into others, theirs."""
+        overlay = self.pictures.overlay
+        if overlay is not None:
+            return {image.size for image in overlay.pictures}
+        return {(self.width, self.height)}
+
     def branches(self, manifest: Manifest) -> tuple[tuple[Branch, float], ...]:
         """The guidance branches to run, in batch order, and their weights."""
         guidance = manifest.guidance

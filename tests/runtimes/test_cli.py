@@ -17,6 +17,7 @@ from PIL import Image
 from latentc import cli
 from runtimes import backend as engines
 from runtimes.manifest import MANIFEST, Manifest
+from runtimes.pipeline import Pipeline
 from tests.conftest import Run
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
@@ -309,3 +310,38 @@ def test_a_closed_pipe_is_no_error(bundle: Path) -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.fault("3.1", "an image that is too large for its format fails after all steps")
+def test_formats_are_known_before_the_work(
+    bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[Any] = []
+    monkeypatch.setattr(Pipeline, "decode", lambda *_: worked.append("decoded"))
+    large = ("--height", 16, "--width", 20_000, "--steps", 1)
+    code, _, said = run("generate", bundle, "a", *large, "-o", tmp_path / "a.webp")
+    assert code == 2
+    assert "20000x16 pixels, and WEBP holds at most 16383 a side; use .png" in said
+    assert not worked
+    assert not (tmp_path / "a.webp").exists()
+
+
+@pytest.mark.fault("3.4", "a character that the console's encoding lacks is a traceback")
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "utf-8"])
+def test_consoles_of_any_encoding(tmp_path: Path, encoding: str) -> None:
+    bundle = make_bundle(tmp_path / "größe-日本")
+    command = [sys.executable, "-m", "latentc", "inspect", str(bundle)]
+    missing = [sys.executable, "-m", "latentc", "inspect", str(tmp_path / "日本\udc80")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    for arguments, code in ((command, 0), (missing, 4)):
+        made = subprocess.run(arguments, env=environment, capture_output=True, check=False)
+        assert made.returncode == code
+        assert b"Traceback" not in made.stderr
+        assert made.stdout if code == 0 else made.stderr.startswith(b"error: ")
+
+
+@pytest.mark.fault("3.4", "a lone surrogate in a prompt blames the bundle")
+def test_a_prompt_that_is_no_text(bundle: Path, run: Run, tmp_path: Path) -> None:
+    code, _, said = run("generate", bundle, "a \udcff", "-o", tmp_path / "a.png")
+    assert code == 2
+    assert "'prompt' holds a lone surrogate (U+DCFF at 2)" in said

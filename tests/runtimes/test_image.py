@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,54 @@ def test_metadata_that_json_cannot_express(tmp_path: Path, metadata: dict[str, A
     with pytest.raises(InputError, match="metadata"):
         image.save(plain("red"), tmp_path / "a.png", metadata)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("3.1", "an image that is too large for its format fails after all steps")
+@pytest.mark.parametrize(
+    ("name", "longest"), [("a.webp", 16_383), ("a.jpg", 65_500), ("a.png", None)]
+)
+def test_formats_hold_so_many_pixels(tmp_path: Path, name: str, longest: int | None) -> None:
+    path = tmp_path / name
+    for size in ((longest or 70_000, 1), (1, longest or 70_000)):
+        image.check_size(path, *size)
+        image.save(Image.new("RGB", size), path)
+    if longest is not None:
+        for size in ((longest + 1, 1), (1, longest + 1)):
+            with pytest.raises(InputError, match=f"at most {longest} a side"):
+                image.check_size(path, *size)
+            with pytest.raises(InputError, match=f"at most {longest} a side"):
+                image.save(Image.new("RGB", size), path)
+
+
+@pytest.mark.fault("3.1", "settings that are too long for a JPEG lose the image")
+def test_settings_that_are_too_long_are_left_out(tmp_path: Path) -> None:
+    long = {"prompt": "ü" * 20_000}
+    with pytest.warns(UserWarning, match="without its settings"):
+        image.save(plain("red"), tmp_path / "a.jpg", long)
+    with Image.open(tmp_path / "a.jpg") as made:
+        assert made.size == (20, 12)
+        assert not made.getexif()
+    image.save(plain("red"), tmp_path / "a.webp", long)
+    image.save(plain("red"), tmp_path / "a.png", long)
+    with Image.open(tmp_path / "a.webp") as made:
+        assert json.loads(made.getexif()[0x010E]) == long
+    with Image.open(tmp_path / "a.png") as made:
+        assert json.loads(made.text["parameters"]) == long  # type: ignore[attr-defined]
+    image.save(plain("red"), tmp_path / "a.jpg", {"prompt": "a" * 65_000})
+    with Image.open(tmp_path / "a.jpg") as made:
+        assert made.getexif()
+
+
+@pytest.mark.fault("3.1", "an image that its format cannot hold is a traceback")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "F", "I;16", "LAB", "empty"])
+def test_other_images_are_written_or_refused(tmp_path: Path, name: str, mode: str) -> None:
+    odd = Image.new("RGB", (0, 4)) if mode == "empty" else Image.new(mode, (4, 4))
+    with suppress(LatentcError):
+        image.save(odd, tmp_path / name, METADATA)
+        with Image.open(tmp_path / name) as made:
+            assert made.size == odd.size
+    assert {path.name for path in tmp_path.iterdir()} <= {name}
 
 
 def test_no_transparency_in_jpeg(tmp_path: Path) -> None:
