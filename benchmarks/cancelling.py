@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from runtimes.pipeline import Pipeline, load
+from runtimes.terminal import say
 
 LIMIT = 0.3  # seconds from giving up to the end
 BACKENDS = ("onnxruntime", "openvino")
@@ -115,11 +116,11 @@ def main(
 ) -> None:
     """Measure how long a step of BUNDLE goes on after its run was given up."""
     results = []
-    click.echo(f"{'':14}{'images':>7}{'step, s':>9}{'median, s':>11}{'largest, s':>12}")
+    say(f"{'':14}{'images':>7}{'step, s':>9}{'median, s':>11}{'largest, s':>12}")
     for backend in backends:
         result = measure(bundle, backend, runs, seconds, size)
         results.append(result)
-        click.echo(
+        say(
             f"{backend:14}{result['images']:7}{result['step']:9.2f}{result['median']:11.3f}"
             f"{result['largest']:12.3f}"
         )

@@ -34,6 +34,7 @@ from benchmarks.measure import (
 )
 from exporter.targets import TARGETS
 from runtimes.manifest import Build, Manifest
+from runtimes.terminal import say
 
 LIMIT = 1.3  # of the bare script's time and memory
 SCHEDULER = "ddim"  # what the bare script knows
@@ -253,16 +254,16 @@ def main(
     chosen = tuple(b for b in manifest.builds if not builds or b.name in builds)
     if not chosen:
         raise click.ClickException(f"{bundle} has none of these builds: {', '.join(builds)}")
-    click.echo(machine().line())
+    say(machine().line())
     with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
         out = Path(folder)
         try:
             compared = cases(settings, manifest, chosen, diffusers, out)
             take_turns(compared, 1)
             rows = evaluate(take_turns(compared, runs))
-            click.echo(f"{bundle.name}, {steps} steps, median of {runs}\n\n{show(rows)}")
+            say(f"{bundle.name}, {steps} steps, median of {runs}\n\n{show(rows)}")
             if detailed:
-                click.echo(f"\n{breakdown(settings, chosen[0], out)}")
+                say(f"\n{breakdown(settings, chosen[0], out)}")
         except ChildFailed as error:
             raise click.ClickException(str(error)) from error
     if json_file is not None:

@@ -34,6 +34,7 @@ from benchmarks.measure import (
     write_json,
 )
 from exporter.targets import TARGETS
+from runtimes.terminal import say
 
 if TYPE_CHECKING:
     from exporter.progress import Event
@@ -184,7 +185,7 @@ def main(
     if output.exists():
         raise click.ClickException(f"{output} is in the way: this command removes what it makes")
     asked = [str(model), str(output), list(targets), precision, verify]
-    click.echo(machine().line())
+    say(machine().line())
     try:
         child = run_child(["-m", "benchmarks.export_cost", _CHILD, json.dumps(asked)], echo=True)
     except ChildFailed as error:
@@ -192,7 +193,7 @@ def main(
     finally:
         if not keep:
             shutil.rmtree(output, ignore_errors=True)
-    click.echo(show(child.result, f"{model.name} to {', '.join(targets)} in {precision}"))
+    say(show(child.result, f"{model.name} to {', '.join(targets)} in {precision}"))
     if json_file is not None:
         write_json(json_file, child.result)
 

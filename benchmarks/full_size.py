@@ -22,6 +22,7 @@ from benchmarks.measure import Child, ChildFailed, gib, machine, table, write_js
 from exporter.targets import TARGETS
 from runtimes.errors import LatentcError
 from runtimes.manifest import Manifest
+from runtimes.terminal import say
 
 LIMIT = 6.0  # GiB, of an export
 
@@ -137,7 +138,7 @@ def _result(child: Child) -> Measured:
 
 
 def _piece(case: Case, name: str, make: Callable[[], Measured]) -> Measured:
-    click.echo(f"{case.target}: {name} …", err=True)
+    say(f"{case.target}: {name} …", err=True)
     result = make()
     path = _path(case, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,7 @@ def main(
     _refuse_foreign(output)
     if fresh:
         shutil.rmtree(output / "pieces", ignore_errors=True)
-    click.echo(machine().line())
+    say(machine().line())
     results = {}
     for target in targets:
         case = Case(model, output, target, verify, size, steps, runs)
@@ -235,12 +236,12 @@ def main(
             results[target] = measure(case, keep)
         except ChildFailed as error:
             raise click.ClickException(str(error)) from error
-        click.echo(f"\n{show(case, results[target])}\n")
+        say(f"\n{show(case, results[target])}\n")
     if json_file is not None:
         settings = {"model": model.name, "size": size, "steps": steps, "runs": runs}
         write_json(json_file, {**settings, "limit_gib": limit, "targets": results})
     over = [t for t in targets if results[t]["export"]["peak_memory"] > limit * 2**30]
-    click.echo(
+    say(
         f"peak memory of the export above {limit:g} GiB: {', '.join(over)}"
         if over
         else f"peak memory of every export within {limit:g} GiB"

@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from runtimes.errors import BackendError, BackendUnavailable, DeviceUnavailable, LatentcError
+from runtimes.terminal import say
 from runtimes.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,12 +94,12 @@ def main(source: str | None, folder: Path, records: Path, only: tuple[str, ...],
     for case, obstacle in possible.items():
         outcome = Outcome(case, "skipped", obstacle) if obstacle else _check(case, bundle, runs)
         outcomes.append(outcome)
-        click.echo(f"{case.name}: {outcome.verdict} {outcome.reason}".rstrip())
+        say(f"{case.name}: {outcome.verdict} {outcome.reason}".rstrip())
     if not wanted:
-        click.echo("nothing here can run on a GPU: no record is written", err=True)
+        say("nothing here can run on a GPU: no record is written", err=True)
         sys.exit(BackendError.exit_code)
     path = write_record(records, machine(), outcomes, source or "the built-in model")
-    click.echo(path)
+    say(path)
     sys.exit(6 if any(each.verdict in ("MISS", "FAILED") for each in outcomes) else 0)
 
 
@@ -122,7 +123,7 @@ def _export(source: str | None, bundle: Path, cases: Iterable[Case]) -> None:
     for case in cases:
         wanted.setdefault(case.target, []).append(case.precision)
     for target, precisions in wanted.items():
-        click.echo(f"exporting for {target}: {', '.join(dict.fromkeys(precisions))}", err=True)
+        say(f"exporting for {target}: {', '.join(dict.fromkeys(precisions))}", err=True)
         export(
             source or builtin_folder(),
             bundle,

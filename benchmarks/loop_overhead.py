@@ -22,6 +22,7 @@ import numpy as np
 from exporter.schedule import DEFAULT_SCHEDULERS, build, trace
 from runtimes.plan import SamplingPlan
 from runtimes.sampler import denoise
+from runtimes.terminal import say
 
 Shape: TypeAlias = tuple[int, int, int, int]  # of latents: batch, channels, height, width
 
@@ -130,15 +131,15 @@ def main(runs: int, steps: int, json_file: Path | None) -> None:
     }
     results = {"bare numpy (ddim)": measure(_bare, plans["ddim"], runs)}
     results |= {name: measure(_planned, plan, runs) for name, plan in plans.items()}
-    click.echo(f"{'':20}ms per step, median")
+    say(f"{'':20}ms per step, median")
     for name, value in results.items():
-        click.echo(f"{name:20}{value:8.3f}")
+        say(f"{name:20}{value:8.3f}")
     worst = max(results, key=lambda name: results[name])
-    click.echo(f"worst: {worst}, {results[worst]:.3f} ms; allowed: {LIMIT_MS} ms")
+    say(f"worst: {worst}, {results[worst]:.3f} ms; allowed: {LIMIT_MS} ms")
     grown = growth(plans["ddim"], runs)
-    click.echo(f"\n{'ddim, latents':20}{'loop':>8}{'bare':>8}")
+    say(f"\n{'ddim, latents':20}{'loop':>8}{'bare':>8}")
     for name, (ours, bare) in grown.items():
-        click.echo(f"{name:20}{ours:8.3f}{bare:8.3f}")
+        say(f"{name:20}{ours:8.3f}{bare:8.3f}")
     if json_file is not None:
         report = {
             "unit": "ms per step, median",

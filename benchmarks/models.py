@@ -29,6 +29,7 @@ from benchmarks.model_parts import (
 )
 
 __all__ = ["MODELS", "ClipTokenizer", "Network", "clip_vocabulary", "count_parameters", "write"]
+from runtimes.terminal import say
 
 INDEX = "model_index.json"
 
@@ -329,7 +330,7 @@ def write(
     name: str,
     folder: Path,
     dtype: str = "fp32",
-    report: Callable[[str], None] = click.echo,
+    report: Callable[[str], None] = say,
     depth: int | None = None,
 ) -> None:
     """Write the pipeline `name` of `MODELS` into `folder`, the same weights every time.
@@ -397,7 +398,7 @@ def main(name: str, out: Path, dtype: str, depth: int | None) -> None:
     from benchmarks.measure import gib, peak_memory
 
     write(name, out, dtype, depth=depth)
-    click.echo(f"{out}: peak memory {gib(peak_memory())}")
+    say(f"{out}: peak memory {gib(peak_memory())}")
 
 
 if __name__ == "__main__":

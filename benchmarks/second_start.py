@@ -28,9 +28,9 @@ from benchmarks.measure import (
     write_json,
 )
 from runtimes.manifest import Manifest
+from runtimes.terminal import say
 
 FIRST, SECOND, UNCACHED = "first start", "second start", "second, compiled again"
-
 SCRIPT = """
 import json, sys
 from time import perf_counter
@@ -117,12 +117,12 @@ def main(
     known = [each.name for each in Manifest.load(bundle).builds]
     if build not in known:
         raise click.ClickException(f"{bundle} has no build {build!r}; it has {', '.join(known)}")
-    click.echo(machine().line())
+    say(machine().line())
     try:
         starts = measure([str(bundle), build, compute, "{}" if static else "null"], runs)
     except ChildFailed as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{bundle.name}, {build}, median of {runs}\n\n{show(starts)}")
+    say(f"{bundle.name}, {build}, median of {runs}\n\n{show(starts)}")
     if json_file is not None:
         rows = {name: asdict(start) for name, start in starts.items()}
         write_json(json_file, {"build": build, "static": static, "runs": runs, "rows": rows})

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.passes import PASSES
+from exporter.progress import WAITING
 from exporter.targets import OPTIONS
 from exporter.targets.options import flag
+from runtimes.terminal import markup, say, visible
 
 if TYPE_CHECKING:
     from exporter.progress import Event
@@ -279,16 +281,16 @@ def export(
             **own,
         )
     if isinstance(result, Need):
-        click.echo(result.line())
+        say(result.line())
         return
     if result.shared:
-        click.echo(f"{megabytes(result.shared)} are shared with other bundles")
+        say(f"{megabytes(result.shared)} are shared with other bundles")
     if not result.made:
-        click.echo(f"{result.bundle} is up to date")
+        say(f"{result.bundle} is up to date")
         return
     print_verification(result.manifest)
     size = sum(file.size for file in result.manifest.files())
-    click.echo(f"{result.bundle}: {len(result.manifest.builds)} builds, {megabytes(size)}")
+    say(f"{result.bundle}: {len(result.manifest.builds)} builds, {megabytes(size)}")
 
 
 @click.command(
@@ -326,7 +328,7 @@ def schedule(
         manifest = add_to_bundle(bundle, schedulers, steps or None, Progress(reporter.report))
     for entry in manifest.schedules:
         if entry.name in schedulers:
-            click.echo(f"{entry.name}: {describe_steps(entry.steps)} steps")
+            say(f"{entry.name}: {describe_steps(entry.steps)} steps")
 
 
 class Reporter:
@@ -347,13 +349,16 @@ class Reporter:
 
     def report(self, event: Event) -> None:
         """Draw one event."""
+        subject, stage = (visible(each, one_line=True) for each in (event.subject, event.stage))
         if event.seconds is None:
             count = f" {event.done} of {event.total}" if event.total else ""
-            self._status.update(f"{event.subject}: {event.stage}{count}")
+            self._status.update(markup(f"{subject}: {stage}{count}"))
+            if event.stage == WAITING and not self._console.is_terminal:  # no spinner says so
+                self._console.print(f"  {subject}: {stage}", markup=False)
             return
         size = megabytes(event.size) if event.size else ""
         self._console.print(
-            f"  {event.subject:<18} {event.stage:<28} {event.seconds:7.1f} s {size:>10}"
+            f"  {subject:<18} {stage:<28} {event.seconds:7.1f} s {size:>10}", markup=False
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from exporter.progress import Progress
+from exporter.progress import WAITING, Progress
 from runtimes.errors import ExportError
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -56,7 +56,7 @@ def _acquired(path: Path, bundle: Path, progress: Progress) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        with progress.stage(bundle.name, "wait for another export into it"):
+        with progress.stage(bundle.name, WAITING):
             lock.acquire()
     return lock
 

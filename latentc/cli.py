@@ -16,9 +16,11 @@ from typing import TextIO
 import click
 
 from runtimes.errors import LatentcError
-from runtimes.version import __version__
 
 # name → where it is, one line about it
+from runtimes.terminal import say
+from runtimes.version import __version__
+
 COMMANDS = {
     "export": ("exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
     "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
@@ -121,7 +123,7 @@ def _never_fails(stream: TextIO) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    say(line, err=True)
 
 
 def _show_warning(

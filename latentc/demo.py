@@ -27,6 +27,7 @@ from runtimes.image import grid, save
 from runtimes.manifest import Manifest
 from runtimes.pipeline import load
 from runtimes.report import print_verification
+from runtimes.terminal import markup, say
 from runtimes.verify import psnr, relative_l2
 
 PROMPTS = (
@@ -67,7 +68,7 @@ def main(output: Path) -> None:
     try:
         run(output)
     except LatentcError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -77,7 +78,7 @@ def run(output: Path) -> list[Parity]:
     bundle = output / "bundle"
     manifest = compile_builtin(bundle)
     print_verification(manifest)
-    click.echo(f"Drawing {len(PROMPTS)} prompts with PyTorch and {len(TARGETS)} backends …")
+    say(f"Drawing {len(PROMPTS)} prompts with PyTorch and {len(TARGETS)} backends …")
     pictures, latents, seconds = from_diffusers()
     rows: list[list[Any]] = [[picture] for picture in pictures]
     figures = []
@@ -110,10 +111,10 @@ def run(output: Path) -> list[Parity]:
     print_table(figures, seconds)
     for line in judged:
         verdict = "right" if line["right"] else "WRONG"
-        click.echo(f"{line['picture']}: {verdict} on every backend, by the judge {line['judge']!r}")
+        say(f"{line['picture']}: {verdict} on every backend, by the judge {line['judge']!r}")
     measure(bundle, output / "bench")
-    click.echo(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
-    click.echo(
+    say(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
+    say(
         f'  latentc generate {bundle} "a large red circle" --guidance-scale {GUIDANCE_SCALE:g} '
         "--seed 1 -o circle.png"
     )
@@ -128,7 +129,7 @@ def draw_tasks(
     from exporter.source import load as load_pipeline
     from exporter.source import resolve
 
-    click.echo("Exporting the built-in model with its LoRA, and drawing the tasks …")
+    say("Exporting the built-in model with its LoRA, and drawing the tasks …")
     call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "seed": SEED}
     with Reporter(quiet=False) as reporter:
         demo_tasks.styled_bundle(styled, tuple(TARGETS.values()), STEPS, reporter.report)
@@ -155,7 +156,7 @@ def measure(bundle: Path, report: Path) -> None:
     """A short form of `latentc bench`: every fp32 build against PyTorch."""
     from benchmarks.bench.cli import bench
 
-    click.echo("\nMeasuring the builds …")
+    say("\nMeasuring the builds …")
     builds = [word for target in TARGETS.values() for word in ("--build", f"{target}-fp32")]
     arguments = [str(bundle), *builds, "--short", "--score", "0", "-o", str(report)]
     bench.main(arguments, prog_name="latentc bench", standalone_mode=False)
@@ -166,7 +167,7 @@ def compile_builtin(bundle: Path) -> Manifest:
     from exporter.cli import Reporter
     from exporter.compile import export
 
-    click.echo(f"Exporting the built-in model to {', '.join(TARGETS.values())} …")
+    say(f"Exporting the built-in model to {', '.join(TARGETS.values())} …")
     reporter = Reporter(quiet=False)
     with reporter:
         targets = tuple(TARGETS.values())
@@ -246,7 +247,7 @@ def print_table(figures: list[Parity], diffusers_seconds: float) -> None:
     for title, _ in columns:
         table.add_column(title, justify="left" if title in ("backend", "build") else "right")
     for figure in figures:
-        table.add_row(*(text(figure) for _, text in columns))
+        table.add_row(*(markup(text(figure)) for _, text in columns))
     console = Console(highlight=False)
     console.print(table)
     console.print(f"diffusers itself: {diffusers_seconds:.2f} s per picture")

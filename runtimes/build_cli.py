@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtimes.errors import BackendError, InputError
+from runtimes.terminal import say
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend, Built, SessionOptions
@@ -66,9 +67,9 @@ def build(bundle: Path, target: str | None, name: str | None, **options: Any) ->
         for component, built in _build(opened, chosen, engine, session, spans, options):
             records.append({"build": chosen.name, "component": component, **asdict(built)})
             if not options["as_json"]:
-                click.echo(_line(chosen.name, component, built))
+                say(_line(chosen.name, component, built))
     if options["as_json"]:
-        click.echo(json.dumps(records, indent=2, default=str))
+        say(json.dumps(records, indent=2, default=str))
 
 
 def _build(
@@ -94,7 +95,7 @@ def _build(
             tf32=options["tf32"],
             force=options["force"],
         )
-        click.echo(f"{build.name}, {component.name}: building", err=True)
+        say(f"{build.name}, {component.name}: building", err=True)
         settings = replace(session, key=graph_digest(build.artifacts[component.name]))
         entry = bundle.entry(build, component.name, engine)
         yield component.name, engine.build(entry, component, device, settings, request)

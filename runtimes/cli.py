@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtimes.errors import InputError, VerificationError
+from runtimes.terminal import say
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend
@@ -239,7 +240,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
         "total": sum({file.path: file.size for file in manifest.files()}.values()),
         "builds": {build.name: build_size(build) for build in manifest.builds},
     }
-    click.echo(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2))
 
 
 @click.command(
@@ -281,7 +282,7 @@ def verify(
 
     opened = Bundle.open(bundle, hashing="always")
     size = opened.check()
-    click.echo(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
+    say(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
     if files_only:
         return
     if opened.manifest.probes is None:
@@ -323,7 +324,7 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
     from runtimes.report import megabytes
 
     for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
-        click.echo(f"{path}  {megabytes(path.stat().st_size)}")
+        say(f"{path}  {megabytes(path.stat().st_size)}")
 
 
 @click.command(
@@ -341,7 +342,7 @@ def backends(as_json: bool) -> None:
 
     records = backend_records()
     if as_json:
-        click.echo(json.dumps(records, indent=2))
+        say(json.dumps(records, indent=2))
     else:
         print_backends(records)
 
@@ -488,12 +489,12 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
             "timings": asdict(result.timings),
             "settings": result.settings,
         }
-        click.echo(json.dumps(document, indent=2))
+        say(json.dumps(document, indent=2))
         return
     seeds, timings = result.seeds, result.timings
     for index, path in enumerate(paths):
-        click.echo(f"{path}  seed {seeds[index] if len(seeds) > 1 else seeds[0]}")
-    click.echo(
+        say(f"{path}  seed {seeds[index] if len(seeds) > 1 else seeds[0]}")
+    say(
         f"{timings.total:.2f} s: encode {timings.encode:.2f}, denoise {timings.denoise:.2f} "
         f"({len(timings.steps)} steps), decode {timings.decode:.2f}  "
         f"[{_used(result.settings)}]"
@@ -535,7 +536,7 @@ def _to_verify(
         return [(b, get(backend)) for b in builds if find(backend).loads(b)]
     found = {each.name: for_build(each) for each in builds}
     for name in (name for name, engines in found.items() if not engines):
-        click.echo(f"{name}: not checked, no backend that loads it is installed here", err=True)
+        say(f"{name}: not checked, no backend that loads it is installed here", err=True)
     return [(each, get(name)) for each in builds for name in found[each.name]]
 
 
@@ -548,7 +549,7 @@ def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None)
         build,
         engine,
         device,
-        report=lambda what: click.echo(f"{build.name} on {engine.name}: {what}", err=True),
+        report=lambda what: say(f"{build.name} on {engine.name}: {what}", err=True),
     )
 
 
@@ -564,6 +565,6 @@ def _write_figures(target: str, bundle: Path, measured: list[tuple[Build, Verifi
     ]
     text = json.dumps({"bundle": str(bundle), "verified": records}, indent=2)
     if target == "-":
-        click.echo(text)
+        say(text)
     else:
         Path(target).write_text(text + "\n", "utf-8")

@@ -19,11 +19,17 @@ Ctrl-C exits with 130, as shells expect.
 
 from __future__ import annotations
 
+from runtimes.terminal import visible
+
 
 class LatentcError(Exception):
     """Base class. `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Names in messages come from files: what a terminal would obey is written as escapes."""
+        return visible(super().__str__())
 
 
 class InputError(LatentcError, ValueError):

@@ -6,18 +6,33 @@ rich is imported when a table is drawn: it costs more than reading a manifest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtimes.errors import BackendError
 from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Verification
+from runtimes.terminal import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from runtimes.setups import Setup
     from runtimes.trials import Fidelity, Tuning
 
+_BAD = "bold red"
 _WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
+
+
+@dataclass(frozen=True)
+class Styled:
+    """A cell with a style of rich's."""
+
+    text: str
+    style: str
+
+
+Cell: TypeAlias = str | Styled
 
 
 def print_manifest(manifest: Manifest) -> None:
@@ -48,11 +63,11 @@ def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
     )
     for build, verification in measured:
         errors = {each[0]: each for each in worst_checks(verification)}
-        row = [build.name, f"{build_size(build) / 1e6:.1f}", _engine(verification)]
+        row: list[Cell] = [build.name, f"{build_size(build) / 1e6:.1f}", _engine(verification)]
         row += [_error(*errors[name][1:]) if name in errors else "" for name in subjects]
         row += _whole(verification)
         row += [_score(verification.score)] if judged else []
-        table.add_row(*row, _verdict(verification.passed))
+        _row(table, *row, _verdict(verification.passed))
     _show(table)
 
 
@@ -75,20 +90,18 @@ def print_tuning(found: Tuning) -> None:
         row = [setup.build, f"{setup.backend}, {setup.device}", _loaded(setup)]
         row += [_arguments(trial.arguments), *_speed(trial.seconds, usual)]
         row += _kept(trial.fidelity, judged)
-        table.add_row(*row, f"[green]{won}[/]" if won else trial.note, style=style)
+        _row(table, *row, Styled(won, "green") if won else trial.note, style=style)
     _show(table)
 
 
 def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
     """What `latentc backends` shows, from the records of `backend_records`."""
-    from rich.markup import escape
-
     table = _table("Backends", "Name", "Version", "Devices", "Loads", "To install")
     for each in backends:
         devices = ", ".join(each["devices"]) if each["installed"] else "-"
         version = each["version"] if each["installed"] else "not installed"
-        hint = "" if each["installed"] else escape(each["install"] or "")
-        table.add_row(each["name"], version, devices, ", ".join(each["targets"]), hint)
+        hint = "" if each["installed"] else each["install"] or ""
+        _row(table, each["name"], version, devices, ", ".join(each["targets"]), hint)
     _show(table)
 
 
@@ -173,29 +186,29 @@ def _kept(fidelity: Fidelity | None, judged: bool) -> list[str]:
     return [f"{fidelity.image_psnr:.0f} dB", latents, *([right] if judged else [])]
 
 
-def _error(error: float, tolerance: float, passed: bool) -> str:
-    return f"{error:.1e}" if passed else f"[bold red]{error:.1e}, allowed {tolerance:.1e}[/]"
+def _error(error: float, tolerance: float, passed: bool) -> Cell:
+    return f"{error:.1e}" if passed else Styled(f"{error:.1e}, allowed {tolerance:.1e}", _BAD)
 
 
-def _whole(verification: Verification) -> list[str]:
+def _whole(verification: Verification) -> list[Cell]:
     loop = verification.loop
     if loop is None:
         return ["", ""]
     picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
     within = loop.latents_relative_l2 <= loop.tolerance
     latents = _error(loop.latents_relative_l2, loop.tolerance, within)
-    return [latents, picture if loop.passed else f"[bold red]{picture}[/]"]
+    return [latents, picture if loop.passed else Styled(picture, _BAD)]
 
 
-def _score(score: Score | None) -> str:
+def _score(score: Score | None) -> Cell:
     if score is None:
         return ""
     text = f"{score.right} of {score.pictures}"
-    return text if score.passed else f"[bold red]{text}, at least {score.least}[/]"
+    return text if score.passed else Styled(f"{text}, at least {score.least}", _BAD)
 
 
-def _verdict(passed: bool) -> str:
-    return "[green]ok[/]" if passed else "[bold red]MISS[/]"
+def _verdict(passed: bool) -> Styled:
+    return Styled("ok", "green") if passed else Styled("MISS", _BAD)
 
 
 def _print_facts(manifest: Manifest) -> None:
@@ -215,7 +228,7 @@ def _print_facts(manifest: Manifest) -> None:
     }
     table = _table("")
     for name, value in facts.items():
-        table.add_row(name, value)
+        _row(table, name, value)
     table.show_header = False
     _show(table)
 
@@ -234,30 +247,35 @@ def _ingredients(manifest: Manifest) -> dict[str, str]:
 def _components_table(manifest: Manifest) -> Table:
     table = _table("Components", "Name", "Role", "Inputs", "Outputs")
     for component in manifest.components:
-        table.add_row(component.name, component.role, *_tensors(component))
+        _row(table, component.name, component.role, *_tensors(component))
     return table
 
 
-def _tensors(component: Component) -> list[str]:
+def _tensors(component: Component) -> list[Styled]:
+    """The inputs and the outputs, each in a line."""
     return [
-        "\n".join(f"{name} {_shape(spec)}" for name, spec in specs.items())
+        Styled("\n".join(_tensor(name, spec) for name, spec in specs.items()), "")
         for specs in (component.inputs, component.outputs)
     ]
 
 
+def _tensor(name: str, spec: TensorSpec) -> str:
+    return visible(f"{name} {_shape(spec)}", one_line=True)
+
+
 def _shape(spec: TensorSpec) -> str:
-    return f"{spec.dtype} \\[{', '.join(map(str, spec.shape))}]"  # \\[: no markup for rich
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
 
 
 def _builds_table(manifest: Manifest) -> Table:
     table = _table("Builds", "Name", "Target", "Precision", "Size", "Verified")
     for build in manifest.builds:
         verification = build.verification
-        verdict = _verdict(verification.passed) if verification else "no"
+        verdict: Cell = _verdict(verification.passed) if verification else "no"
         size = megabytes(build_size(build))
         kept = sum(len(artifact.kept) for artifact in build.artifacts.values())
         precision = build.precision + (f", {kept} layers in fp16" if kept else "")
-        table.add_row(build.name, build.target, precision, size, verdict)
+        _row(table, build.name, build.target, precision, size, verdict)
     return table
 
 
@@ -265,7 +283,7 @@ def _schedules_table(manifest: Manifest) -> Table:
     table = _table("Schedulers", "Name", "diffusers class", "Steps", "Size")
     for schedule in manifest.schedules:
         size = megabytes(schedule.file.size)
-        table.add_row(schedule.name, schedule.class_name, ranges(schedule.steps), size)
+        _row(table, schedule.name, schedule.class_name, ranges(schedule.steps), size)
     return table
 
 
@@ -273,10 +291,25 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE)
+    heading = _text(Styled(title, "bold")) if title else None
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(_text(column), overflow="fold")
     return table
+
+
+def _row(table: Table, *cells: Cell, style: str | None = None) -> None:
+    table.add_row(*map(_text, cells), style=style)
+
+
+def _text(cell: Cell) -> Text:
+    """A cell as it is: names come from bundles, and are no markup. Only those that are styled may
+    have several lines."""
+    from rich.text import Text
+
+    if isinstance(cell, Styled):
+        return Text(visible(cell.text), style=cell.style)
+    return Text(visible(cell, one_line=True))
 
 
 def _show(table: Table) -> None:

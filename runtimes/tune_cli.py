@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtimes.terminal import markup, say
+
 if TYPE_CHECKING:
     from runtimes.trials import Tuning
     from runtimes.tune import Tell
@@ -82,19 +84,19 @@ def tune(
     try:
         place = save(found.record, backend, device)
     except OSError as error:
-        click.echo(
+        say(
             f"warning: cannot keep what was found: {error}; set LATENTC_CACHE to a folder that "
             "can be written",
             err=True,
         )
     if as_json:
-        click.echo(json.dumps(_document(found, place), indent=2))
+        say(json.dumps(_document(found, place), indent=2))
         return
     print_tuning(found)
     for note in found.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if place:
-        click.echo(f"kept in {place}; latentc generate {bundle} uses it (--preset NAME)")
+        say(f"kept in {place}; latentc generate {bundle} uses it (--preset NAME)")
 
 
 def _document(found: Tuning, place: Path | None) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _document(found: Tuning, place: Path | None) -> dict[str, Any]:
 def _progress(seconds: float) -> Iterator[Tell]:
     """A bar of the time spent on a terminal, lines elsewhere; yields what to call."""
     if not sys.stderr.isatty():
-        yield lambda what, spent: click.echo(f"{spent:6.0f} s  {what}", err=True)
+        yield lambda what, spent: say(f"{spent:6.0f} s  {what}", err=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -131,4 +133,4 @@ def _progress(seconds: float) -> Iterator[Tell]:
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=seconds)
-        yield lambda what, spent: bar.update(task, completed=spent, description=what)
+        yield lambda what, spent: bar.update(task, completed=spent, description=markup(what))

@@ -16,6 +16,7 @@ import click
 
 from benchmarks.bench.cases import BASELINES
 from runtimes.errors import InputError, LatentcError, PerformanceRegression
+from runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
     from benchmarks.bench.cases import CaseFile, Group
@@ -136,15 +137,15 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
     paths = write(report, output)
     from benchmarks.bench import texts
 
-    click.echo(_summary(report))
+    say(_summary(report))
     for path in paths:
-        click.echo(path)
+        say(path)
     if options["wandb"]:
         _log(report, output, options["wandb_project"])
     failed = [case for case in report.cases if case.status != "ok"]
     for case in failed:
-        click.echo(f"{case.label}: {case.status}: {texts.last_line(case)}", err=True)
-    click.echo(texts.verdict_sentence(report))
+        say(f"{case.label}: {case.status}: {texts.last_line(case)}", err=True)
+    say(texts.verdict_sentence(report))
 
 
 @bench.command(
@@ -181,7 +182,7 @@ def compare(
     found = comparing.compare(
         read(before), read(after), threshold, check_scenarios(scenarios), divide=not seconds
     )
-    click.echo(comparing.as_json(found) if as_json else comparing.as_text(found))
+    say(comparing.as_json(found) if as_json else comparing.as_text(found))
     if found.slower:
         raise PerformanceRegression(comparing.sentence(found))
 
@@ -193,7 +194,7 @@ def schema() -> None:
 
     from benchmarks.bench.model import schema as made
 
-    click.echo(json.dumps(made(), indent=2))
+    say(json.dumps(made(), indent=2))
 
 
 def write(report: Report, output: Path) -> list[Path]:
@@ -389,7 +390,7 @@ def _log(report: Report, output: Path, project: str | None) -> None:
 def _bar() -> Iterator[Progress]:
     """A bar on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda what, done, total: click.echo(f"[{done + 1}/{total}] {what}", err=True)
+        yield lambda what, done, total: say(f"[{done + 1}/{total}] {what}", err=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -404,5 +405,5 @@ def _bar() -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
         yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
+            task, description=markup(what), completed=done, total=total
         )

@@ -13,6 +13,7 @@ import click
 from benchmarks import peers
 from benchmarks.measure import table
 from runtimes.errors import BackendError, LatentcError
+from runtimes.terminal import say
 
 INTO = click.option(
     "--into",
@@ -32,7 +33,7 @@ def cli() -> None:
 def create(name: str, into: Path | None) -> None:
     """Make the environment of the peer NAME, which downloads packages; minutes."""
     folder = _fail(lambda: peers.create(peers.find(name), into))
-    click.echo(f"{name}: {folder}")
+    say(f"{name}: {folder}")
 
 
 @cli.command("list")
@@ -46,8 +47,8 @@ def list_(into: Path | None) -> None:
         if stamp is not None and stamp.get("requirements") != peer.digest:
             state = "out of date"
         rows.append((peer.name, state, peer.about))
-    click.echo(table(("peer", "environment", "what it is"), rows))
-    click.echo(f"\n{peers.home(into)}; to make one: python -m benchmarks.peers create NAME")
+    say(table(("peer", "environment", "what it is"), rows))
+    say(f"\n{peers.home(into)}; to make one: python -m benchmarks.peers create NAME")
 
 
 @cli.command()
@@ -68,9 +69,9 @@ def run(name: str, request: Path, result: Path, timeout: float | None, into: Pat
 
     answer = _fail(work)
     if not answer.get("ok"):
-        click.echo(f"error: {name}: {answer.get('error')}", err=True)
+        say(f"error: {name}: {answer.get('error')}", err=True)
         sys.exit(BackendError.exit_code)
-    click.echo(json.dumps(answer, indent=2))
+    say(json.dumps(answer, indent=2))
 
 
 def _fail(work: Callable[[], Any]) -> Any:
@@ -78,7 +79,7 @@ def _fail(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except LatentcError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 

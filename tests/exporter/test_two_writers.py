@@ -16,8 +16,8 @@ import pytest
 
 from exporter.compile import export
 from exporter.locks import writing
+from exporter.progress import WAITING, Progress
 from exporter.progress import Event as Stage
-from exporter.progress import Progress
 from exporter.schedules import add_to_bundle
 from exporter.targets import onnx as onnx_target
 from runtimes.bundle import Bundle
@@ -26,7 +26,6 @@ from tests import fakes
 from tests import tiny_configurations as tiny
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WAIT = "wait for another export into it"
 LONGEST = 120  # seconds for a thread to get where it is waited for
 
 # Puts a bundle's files into the staging folder and publishes them, as an export does at its end.
@@ -75,7 +74,7 @@ def told(events: list[Stage], wanted: Event) -> Any:
 
     def report(event: Stage) -> None:
         events.append(event)
-        if event.stage == WAIT:
+        if event.stage == WAITING:
             wanted.set()
 
     return report
@@ -111,7 +110,7 @@ def test_a_second_export_into_the_same_folder_waits_for_the_first(
         assert not second.result().made
 
     # It read what the first one had published before it decided that nothing was to be done.
-    assert [event.stage for event in events if event.subject == "bundle"] == [WAIT, WAIT]
+    assert [event.stage for event in events if event.subject == "bundle"] == [WAITING, WAITING]
     assert Bundle.open(output, hashing="always").check() > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "source"]
 
