@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from runtimes.errors import BundleError
+from runtimes.errors import BundleError, InputError
 from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser, parsing
 from runtimes.prompt_weights import Weighted, unweighted
+from runtimes.tokenizer_rules import LONGEST_TEXT, checked
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
 _WHAT = "a usable tokenizer"
+_LARGEST_ID = (1 << 31) - 1  # graphs may take them as int32
+_MOST_WORDS = 1 << 12  # that stand for others
 
 
 class PromptTruncatedWarning(UserWarning):
@@ -57,6 +60,8 @@ class TextTokenizer:
         self._expansions = expansions
         # The longest first: "<cat>_1" is a word of its own, not "<cat>" and something more.
         words = {*expansions, *(word for each in expansions.values() for word in each.split())}
+        if len(words) > _MOST_WORDS:
+            raise BundleError(f"{label}: {len(words)} words of expansions, at most {_MOST_WORDS}")
         self._words = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
         self.max_length = max_length
 
@@ -74,7 +79,8 @@ class TextTokenizer:
 
         label = f"{path.parent.name}/{path.name}"
         data = read_regular(path, LARGEST_DOCUMENT)
-        made = cls(Tokenizer.from_buffer(data), max_length, label, expansions)
+        loaded = Tokenizer.from_buffer(checked(data, max_length))
+        made = cls(loaded, max_length, label, expansions)
         made.chunks(unweighted(""))
         return made
 
@@ -94,6 +100,7 @@ class TextTokenizer:
         have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
         ends in `hint`.
         """
+        _check_length(len(text.text))
         text = self._expanded(text)
         # One by one: encode_batch would start a pool of threads for a handful of texts.
         with parsing(self._label, BundleError, _WHAT):
@@ -119,6 +126,7 @@ class TextTokenizer:
             weights += text.weights[end : word.start()]
             weights += [text.weights[word.start()]] * len(stands_for)
             end = word.end()
+            _check_length(len(weights))
         return Weighted("".join([*written, text.text[end:]]), (*weights, *text.weights[end:]))
 
     def _chunk(self, piece: Encoding, text: Weighted) -> Chunk:
@@ -128,6 +136,8 @@ class TextTokenizer:
                 f"{self._label}: gives {len(ids)} ids for a text where the manifest says "
                 f"{self.max_length}"
             )
+        if max(ids) > _LARGEST_ID:
+            raise BundleError(f"{self._label}: gives the id {max(ids)}, beyond any vocabulary")
         if text.plain:
             return Chunk(ids)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
@@ -146,6 +156,14 @@ class TextTokenizer:
             f"sequences up to {handled} tokens: {[text[starts[0] :]]}{hint}",
             PromptTruncatedWarning,
             stacklevel=2,
+        )
+
+
+def _check_length(characters: int) -> None:
+    if characters > LONGEST_TEXT:
+        raise InputError(
+            f"a text of {characters} characters or more, at most {LONGEST_TEXT} can be read: "
+            "shorten it, models read a few hundred words"
         )
 
 

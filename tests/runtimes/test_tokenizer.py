@@ -90,12 +90,12 @@ def test_settings_must_give_the_promised_length(path: Path, missing: str) -> Non
     document = json.loads(path.read_bytes())
     document[missing] = None
     path.write_text(json.dumps(document))
-    with pytest.raises(BundleError, match="ids for a text where the manifest says 6"):
+    with pytest.raises(BundleError, match=f"its {missing} must be to 6 ids"):
         TextTokenizer.load(path, MAX_LENGTH).encode(["a red circle a red circle"])
 
 
 def test_another_length_than_the_manifest_says(path: Path) -> None:
-    with pytest.raises(BundleError, match="gives 6 ids for a text where the manifest says 7"):
+    with pytest.raises(BundleError, match="its padding must be to 7 ids"):
         TextTokenizer.load(path, 7)
 
 
