@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from exporter.asked import with_size, with_tasks
 from exporter.calibration import Trajectories
-from exporter.families import Description, Graph, family_of
+from exporter.families import Description, Graph
+from exporter.families.defaults import described
 from exporter.kept_builds import entry, refuse_other_graphs, with_kept
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, keep_nothing, release_weights
@@ -47,7 +48,7 @@ from runtimes.manifest import (
     Tokenizer,
 )
 from runtimes.precision import build_name, of_component
-from runtimes.tasks import Task
+from runtimes.tasks import STEPS, Task
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Compilation:
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
-            description = family_of(self.source.pipeline_class).describe(pipe)
+            description = described(pipe, self.source.pipeline_class)
         if self.options.step_cache:
             description = split(description)
         description, tasks = with_tasks(
@@ -163,7 +164,7 @@ class Compilation:
         """All but the builds."""
         return Manifest(
             format_version=FORMAT_VERSION,
-            tasks=tasks,
+            tasks=tuple(_with_plan(plans[0], each) for each in tasks),
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -185,7 +186,7 @@ class Compilation:
             components=tuple(graph.component for graph in description.graphs),
             builds=(),
             schedules=plans,
-            defaults=_defaults(plans[0], description.num_inference_steps),
+            defaults=Defaults(plans[0].name, _nearest(plans[0], description.num_inference_steps)),
             probes=probes,
             embeddings=description.embeddings,
         )
@@ -288,6 +289,15 @@ def created_by() -> CreatedBy:
     )
 
 
-def _defaults(own: Schedule, usual: int) -> Defaults:
-    """The pipeline's usual step count, or the nearest that there is a plan for."""
-    return Defaults(own.name, min(own.steps, key=lambda count: abs(count - usual)))
+def _nearest(own: Schedule, usual: float) -> int:
+    """Return the usual step count, or the nearest that there is a plan for."""
+    return min(own.steps, key=lambda count: abs(count - usual))
+
+
+def _with_plan(own: Schedule, task: Task) -> Task:
+    """Return the task with a default step count that there is a plan for, if it has its own."""
+    if STEPS not in task.defaults:
+        return task
+    (usual,) = task.defaults[STEPS]
+    steps = (float(_nearest(own, usual)),)
+    return replace(task, defaults={**task.defaults, STEPS: steps})

@@ -163,10 +163,10 @@ def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: s
     arguments = {argument.name: argument for argument in manifest.arguments}
     values: list[float] = []
     for name in vector.arguments:
-        own = arguments.get(prefix + name)  # a branch may have a default of its own
-        default = request.task.defaults.get(name, (own or arguments[name]).default)
-        given = request.numbers.get(prefix + name)
-        if own is None:
-            given = given or request.numbers.get(name)
+        # A branch may have a default of its own, which counts as what is given would.
+        own = prefix + name in arguments and request.task.counts(prefix + name, request.numbers)
+        named = prefix + name if own else name
+        given = request.numbers.get(prefix + name, request.numbers.get(named))
+        default = request.task.defaults.get(named, arguments[named].default)
         values += given or (sizes[v] if isinstance(v, str) else float(v) for v in default)
     return values

@@ -18,7 +18,7 @@ from runtimes.folders import cache_folder, expanded
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset, prepare
-from runtimes.request import Request, Signature, check_output_type, parse
+from runtimes.request import Request, Signature, check_output_type, parse, usual_steps
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -234,7 +234,7 @@ class Pipeline:
             raise InputError("this pipeline is closed")
         given = {"prompt": prompt, **arguments}
         if self._preset is not None:
-            given = self._preset.complete(given, self.manifest.defaults.num_inference_steps)
+            given = self._preset.complete(given, usual_steps(self.manifest, given))
         request = parse(self.manifest, self.signature, given)
         prompt_tokens.check(self.manifest, request)
         misfit = self._misfit(request)

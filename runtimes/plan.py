@@ -85,9 +85,13 @@ class SamplingPlan:
         return int(self.state.shape[1])
 
     def until(self, evaluations: int) -> SamplingPlan:
-        """The first so many evaluations of it."""
+        """The first so many evaluations of it. What is known of the sample is clean after the last
+        one, as in diffusers, though the rest of the sample is not."""
         fields = ("timesteps", "input_scale", "noise_draws", "known", *ROW_FIELDS)
-        return replace(self, **{name: getattr(self, name)[:evaluations] for name in fields})
+        parts = {name: getattr(self, name)[:evaluations] for name in fields}
+        if evaluations and not np.isnan(parts["known"]).any():
+            parts["known"] = np.concatenate([parts["known"][:-1], [(1.0, 0.0)]])
+        return replace(self, **parts)
 
     def initial_sample(self, noise: Array, clean: Array | None = None) -> Array:
         """The first sample: scaled noise, or `clean` with noise added for this start.

@@ -197,8 +197,7 @@ def _rows(manifest: Manifest, request: Request, branches: Sequence[Branch]) -> l
     for branch in branches:
         found = [request.text(each, branch.prefix) for each in manifest.tokenizers]
         given = embeddings.of_branch(manifest, request.embeddings, branch.prefix)
-        none = not any(texts is not None for texts in found)
-        if given or (branch.missing == "zeros" and none):
+        if given or (branch.missing == "zeros" and not request.has_text(branch)):
             rows += [None] * request.prompts
         else:
             columns = [texts or ("",) * request.prompts for texts in found]

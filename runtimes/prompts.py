@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import structs
 
 from runtimes import embeddings
 from runtimes.conditioning import Encoded, check_finite, run_encoder
@@ -15,6 +16,7 @@ from runtimes.prompt_tokens import Tokens, check, chunked, tokenize
 from runtimes.request import READING, Request, parse
 from runtimes.session import Array
 from runtimes.sessions import Sessions
+from runtimes.tasks import Task
 
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
@@ -63,7 +65,9 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     unknown = [name for name, value in given.items() if value is not None and name not in own]
     if unknown:
         raise InputError(f"{unknown[0]!r} is no text of this bundle; it takes {', '.join(own)}")
-    request = parse(manifest, signature, given)
+    # Texts are encoded for calls of any task, whatever images these take.
+    of_texts = structs.replace(manifest, tasks=(Task("texts"),))
+    request = parse(of_texts, signature, given)
     check(manifest, request)
     guidance = manifest.guidance
     branches = [

@@ -7,7 +7,7 @@ its manifest; this file knows none of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.sampler import Rescale
 from runtimes.session import Array
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
-from runtimes.tasks import Task
+from runtimes.tasks import STEPS, Task
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 _COMMON = (
@@ -42,15 +42,17 @@ class Signature:
 
     `texts`: names of texts of the call itself; `branch_texts`: those of guidance branches with
     a prefix; `numbers`: how many numbers each takes; `scales`: guidance scales and defaults;
-    `caching`: whether steps can be cached; `pictures`: names of pictures, `strength` whether a call
-    may start from one, `masks` whether any is a mask; `prefixes` of the branches; `embeddings`:
-    names of encoded texts, those of guidance branches included.
+    `main_texts`: those that other texts fall back to, with each prefix, and which say whether a
+    branch has texts; `caching`: whether steps can be cached; `pictures`: names of pictures,
+    `strength` whether a call may start from one, `masks` whether any is a mask; `prefixes` of the
+    branches; `embeddings`: names of encoded texts, those of guidance branches included.
     """
 
     texts: tuple[str, ...]
     branch_texts: tuple[str, ...]
     numbers: Mapping[str, int]
     scales: Mapping[str, float]
+    main_texts: tuple[str, ...] = ()
     caching: bool = False
     pictures: tuple[str, ...] = ()
     strength: bool = False
@@ -65,16 +67,13 @@ class Signature:
         # The last text of a tokenizer is what the others fall back to: it comes first here.
         names = [name for each in manifest.tokenizers for name in reversed(each.texts)]
         texts = tuple(dict.fromkeys(names))
+        main = dict.fromkeys(each.texts[-1] for each in manifest.tokenizers)
         return cls(
             texts=texts,
             branch_texts=tuple(prefix + name for prefix in prefixes for name in texts),
-            numbers={
-                prefix + argument.name: len(argument.default)
-                for argument in manifest.arguments
-                for prefix in ("", *prefixes)
-                if not prefix or not argument.name.startswith(prefix)
-            },
+            numbers=_numbers_of(manifest, prefixes),
             scales=dict(manifest.guidance.defaults),
+            main_texts=tuple(prefix + name for prefix in ("", *prefixes) for name in main),
             caching=manifest.shallow() is not None,
             pictures=tasks.pictures(manifest.tasks),
             strength=any(task.strength is not None for task in manifest.tasks),
@@ -82,6 +81,12 @@ class Signature:
             prefixes=tuple(prefixes),
             embeddings=embeddings.names(manifest),
         )
+
+    @property
+    def branch_numbers(self) -> list[str]:
+        """The numbers of guidance branches alone."""
+        every = [(prefix, name) for prefix in self.prefixes for name in self.numbers]
+        return [prefix + name for prefix, name in every if prefix + name in self.numbers]
 
     def prefixed(self, argument: str) -> list[str]:
         """The names of an argument: of the call, and of guidance branches."""
@@ -114,6 +119,7 @@ class Request:
     they are as noisy as that fraction of the schedule leaves them. `denoising_end`: a fraction of
     the schedule to stop at.
 
+    `main_texts`: see `Signature`.
     `embeddings`: encoded texts by argument, a row per prompt, in the place of texts.
     `prompt_weighting`: whether the texts have marks for weights, `max_embeddings_multiples`: how
     many chunks of a text are read at most (`runtimes.prompts`).
@@ -141,6 +147,7 @@ class Request:
     start_latents: Array | None = None
     denoising_start: float = 0.0
     denoising_end: float = 1.0
+    main_texts: tuple[str, ...] = ()
     embeddings: Mapping[str, Array] = field(default_factory=dict)
     prompt_weighting: bool = False
     max_embeddings_multiples: int = 1
@@ -171,7 +178,12 @@ class Request:
         """Whether a branch has texts, encoded or not, where guidance is off without them."""
         if branch.missing != "off":
             return True
-        return any(name.startswith(branch.prefix) for name in (*self.texts, *self.embeddings))
+        encoded = any(name.startswith(branch.prefix) for name in self.embeddings)
+        return encoded or self.has_text(branch)
+
+    def has_text(self, branch: Branch) -> bool:
+        """Whether a branch was given a text that its other texts fall back to."""
+        return any(name in self.texts for name in self.main_texts if name.startswith(branch.prefix))
 
     def plan(
         self, table: PlanTable, num_train_timesteps: int, shift: float | None = None
@@ -227,18 +239,17 @@ class Request:
         return [first <= index < end for index in range(evaluations)]
 
     def text(self, tokenizer: Tokenizer, prefix: str) -> tuple[str, ...] | None:
-        """The texts for a tokenizer: the first of its arguments that holds any, one per prompt.
+        """The texts for a tokenizer: the first of its arguments that is given, one per prompt.
 
         None where none of them is given.
         """
-        given = [self.texts[prefix + n] for n in tokenizer.texts if prefix + n in self.texts]
-        return next((texts for texts in given if any(texts)), given[0] if given else None)
+        given = (self.texts[prefix + n] for n in tokenizer.texts if prefix + n in self.texts)
+        return next(given, None)
 
     def settings(self) -> dict[str, Any]:
         """What made the pictures, as JSON-compatible values with the call's argument names."""
-        texts = {name: each[0] if len(each) == 1 else [*each] for name, each in self.texts.items()}
         return {
-            **texts,
+            **{name: self._setting(name, each) for name, each in self.texts.items()},
             **self.scales,
             **self._shortcuts(),
             **({} if self.task.strength is None else {"strength": self.strength}),
@@ -251,6 +262,11 @@ class Request:
             "num_images_per_prompt": self.images_per_prompt,
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
+
+    def _setting(self, name: str, texts: tuple[str, ...]) -> str | list[str]:
+        """One text alone, unless it is an empty one that counts as given in a list only."""
+        alone = len(texts) == 1 and (texts[0] or name in self.main_texts)
+        return texts[0] if alone else [*texts]
 
     def _masking(self) -> dict[str, float]:
         """What of it was asked for."""
@@ -297,7 +313,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             f"this bundle takes: {', '.join(signature.names)}"
         )
     encoded, rows = embeddings.parse(manifest, given, signature.texts)
-    texts, prompts = _texts(signature, given, rows)
+    texts, prompts = _texts(manifest, signature, given, rows)
     images_per_prompt = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
     images = prompts * images_per_prompt
     if images > checked.MOST_IMAGES:
@@ -306,6 +322,8 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     task = tasks.choose(manifest.tasks, given)
     strength = task_arguments.strength(task, given)
     masking = task_arguments.masking(task, given)
+    task_arguments.refuse_unused(task, [n for n in signature.branch_numbers if n in given])
+    task_arguments.refuse_side(task, given)
     start, given = task_arguments.start_latents(manifest, task, given, images)
     found = task_pictures.listed(task, given, images, start is not None)
     whole = task_arguments.sized_by(task, found) if start is None else None
@@ -316,11 +334,11 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     return Request(
         texts=texts,
         numbers=_all_numbers(manifest, signature, given),
-        scales=_scales(manifest, signature, given),
+        scales=_scales(manifest, signature, task, given),
         prompts=prompts,
         images_per_prompt=images_per_prompt,
         num_inference_steps=checked.count(
-            given, "num_inference_steps", manifest.defaults.num_inference_steps, _MOST_STEPS
+            given, "num_inference_steps", usual_steps(manifest, given), _MOST_STEPS
         ),
         scheduler=_scheduler(manifest, given.get("scheduler")),
         height=height,
@@ -336,6 +354,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         masking=masking,
         start_latents=start,
         **ensemble,
+        main_texts=signature.main_texts,
         embeddings=embeddings.spread(encoded, prompts),
         prompt_weighting=checked.boolean(given, "prompt_weighting"),
         max_embeddings_multiples=checked.count(given, "max_embeddings_multiples", 1),
@@ -348,8 +367,38 @@ def check_output_type(asked: Any) -> None:
         raise InputError(f"output_type must be one of {OUTPUT_TYPES}, not {checked.shown(asked)}")
 
 
-def _scales(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> dict[str, float]:
-    found = {n: checked.number(n, given.get(n, default)) for n, default in signature.scales.items()}
+def usual_steps(manifest: Manifest, arguments: Mapping[str, Any]) -> int:
+    """Return the step count of a call that asks for none.
+
+    Raises:
+        InputError: the call fits no task.
+    """
+    given = {name for name, value in arguments.items() if value is not None}
+    task = tasks.choose(manifest.tasks, given)
+    return int(task.defaults.get(STEPS, (manifest.defaults.num_inference_steps,))[0])
+
+
+def _numbers_of(manifest: Manifest, prefixes: Sequence[str]) -> dict[str, int]:
+    """How many numbers each argument takes, those of guidance branches alone included."""
+    used = {name for vector in manifest.vectors for name in vector.arguments}
+    by_task = [task.branch_arguments for task in manifest.tasks]
+    taken = {name for each in by_task if each is not None for name in each}
+    found = {each.name: len(each.default) for each in manifest.arguments}
+    for argument in manifest.arguments:
+        for prefix in prefixes if argument.name in used else ():
+            name = prefix + argument.name
+            if name in taken or (None in by_task and not argument.name.startswith(prefix)):
+                found.setdefault(name, len(argument.default))
+            elif None not in by_task:
+                found.pop(name, None)  # it has a default of its own, and no task looks at it
+    return found
+
+
+def _scales(
+    manifest: Manifest, signature: Signature, task: Task, given: Mapping[str, Any]
+) -> dict[str, float]:
+    usual = {n: task.defaults.get(n, (default,))[0] for n, default in signature.scales.items()}
+    found = {n: checked.number(n, given.get(n, default)) for n, default in usual.items()}
     name = manifest.guidance.rescale
     if name is not None and not 0 <= found[name] <= 1:
         raise InputError(f"{name!r} must be from 0 (off) to 1, not {found[name]:g}")
@@ -367,19 +416,37 @@ def _guidance_window(given: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def _refuse_texts(manifest: Manifest, signature: Signature, given: Mapping[str, Any]) -> None:
+    """Refuse texts of a branch that has none, or is off, for want of the text that counts."""
+    for branch in manifest.guidance.branches:
+        own = [name for name in signature.branch_texts if name.startswith(branch.prefix)]
+        main = [name for name in own if name in signature.main_texts]
+        others = [name for name in own if given.get(name) and name not in main]
+        if branch.missing != "empty" and others and not any(name in given for name in main):
+            raise InputError(
+                f"{others[0]!r} changes nothing without {main[0]!r}, which alone says in diffusers "
+                f"whether there is such a text: give {main[0]!r} too, which may be empty"
+            )
+
+
 def _texts(
-    signature: Signature, given: Mapping[str, Any], encoded: int
+    manifest: Manifest,
+    signature: Signature,
+    given: Mapping[str, Any],
+    encoded: int,
 ) -> tuple[dict[str, tuple[str, ...]], int]:
     """The given texts, one entry per prompt, and how many prompts there are; `encoded` of them
     were given as encoded texts."""
     if not signature.texts:
         return {}, checked.count(given, "batch_size", 1, checked.MOST_IMAGES)
     own = {name: checked.strings(name, given[name]) for name in signature.texts if name in given}
-    if not own and not encoded:
+    if not encoded and not any(name in own for name in signature.main_texts):
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
+    _refuse_texts(manifest, signature, given)
     prompts = max((len(values) for values in own.values()), default=encoded)
     names = [name for name in signature.branch_texts if name in given]
     texts = own | {name: checked.strings(name, given[name]) for name in names}
+    texts = {n: values for n, values in texts.items() if given[n] or n in signature.main_texts}
     for name, values in texts.items():
         if len(values) != prompts and not isinstance(given[name], str):
             raise InputError(f"{name!r} has {len(values)} texts for {prompts} prompts")

@@ -29,6 +29,39 @@ def refuse_pictures(unknown: Sequence[str]) -> None:
         )
 
 
+def refuse_unused(task: Task, given: Sequence[str]) -> None:
+    """Refuse arguments of guidance branches alone that would change nothing, as far as `given`.
+
+    Raises:
+        InputError: the task does not take one of them, or not without others.
+    """
+    if task.branch_arguments is None:
+        return
+    for name in given:
+        if name not in task.branch_arguments:
+            raise InputError(f"{name!r} changes nothing in {task.name}: leave it out")
+        missing = [other for other in task.branch_arguments[name] if other not in given]
+        if missing:
+            raise InputError(
+                f"{name!r} counts only with {' and '.join(map(repr, missing))}: it would change "
+                "nothing; give them too, or leave it out"
+            )
+
+
+def refuse_side(task: Task, given: Mapping[str, Any]) -> None:
+    """Refuse one side of a size, where diffusers takes both sides or its default size.
+
+    Raises:
+        InputError: one of them is given alone.
+    """
+    sides = [name for name in ("height", "width") if name in given]
+    if task.sides_together and len(sides) == 1:
+        raise InputError(
+            f"{sides[0]!r} alone: diffusers ignores it then, and makes an image of the default "
+            "size; give height and width, or neither"
+        )
+
+
 def sized_by(task: Task, found: Mapping[str, list[Any]]) -> tuple[int, int] | None:
     """Height and width of a call that asks for none; None leaves it to the model."""
     if task.size_of is None:

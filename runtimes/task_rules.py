@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from runtimes.manifest import Component, Manifest, TensorSpec
-from runtimes.tasks import NOISE, START, Feed, Preparation, Task, argument
+from runtimes.tasks import NOISE, START, STEPS, Feed, Preparation, Task, argument
 
 
 def fed(task: Task) -> set[str]:
@@ -26,7 +26,8 @@ class _Known:
     inputs: Mapping[str, TensorSpec]  # of the denoiser
     targets: Mapping[str, TensorSpec | None]
     branches: frozenset[str]
-    sizes: Mapping[str, int]  # of arguments that are numbers
+    sizes: Mapping[str, int]  # of numbers that a task may have a default of its own for
+    of_branches: frozenset[str]  # arguments that branches may have of their own
 
     @classmethod
     def of(cls, manifest: Manifest) -> _Known:
@@ -42,7 +43,17 @@ class _Known:
             inputs=inputs,
             targets={**inputs, START: manifest.component("decoder").inputs.get("latents")},
             branches=frozenset(each.name for each in manifest.guidance.branches),
-            sizes={each.name: len(each.default) for each in manifest.arguments},
+            sizes={
+                **{each.name: len(each.default) for each in manifest.arguments},
+                **dict.fromkeys((*manifest.guidance.defaults, STEPS), 1),
+            },
+            of_branches=frozenset(
+                each.prefix + name
+                for each in manifest.guidance.branches
+                if each.prefix
+                for vector in manifest.vectors
+                for name in vector.arguments
+            ),
         )
 
 
@@ -80,10 +91,25 @@ def _task_problems(known: _Known, task: Task) -> Iterator[str]:
         if times > 1:
             yield f"{name!r} is fed twice"
     yield from _start_problems(task, START in targets)
+    yield from _default_problems(known, task)
+    yield from _branch_problems(known, task)
+
+
+def _default_problems(known: _Known, task: Task) -> Iterator[str]:
     for name, values in task.defaults.items():
-        if known.sizes.get(name) != len(values):
-            expected = known.sizes.get(name)
+        expected = known.sizes.get(name)
+        if expected != len(values):
             yield f"the default of {name!r} has {len(values)} numbers, expected {expected}"
+    if not all(each >= 1 and each == int(each) for each in task.defaults.get(STEPS, ())):
+        yield f"the default of {STEPS!r} must be an integer of at least 1"
+
+
+def _branch_problems(known: _Known, task: Task) -> Iterator[str]:
+    """What is wrong with `branch_arguments`."""
+    for name, others in (task.branch_arguments or {}).items():
+        unknown = {name, *others} - known.of_branches
+        if unknown:
+            yield f"branch_arguments: no branch has {sorted(unknown)}"
 
 
 def _name_problems(task: Task) -> Iterator[str]:

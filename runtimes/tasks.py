@@ -6,8 +6,8 @@ A call is the task whose pictures it gives: a prompt alone, a picture, a picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Container, Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +16,7 @@ from runtimes.strict import Strict
 
 START = "start"  # what a preparation's output becomes: the clean latents that a call starts from
 NOISE = "noise"  # the input of an image encoder that takes a draw
+STEPS = "num_inference_steps"  # of `Task.defaults`
 
 
 class Feed(Strict, frozen=True):
@@ -65,7 +66,12 @@ class Task(Strict, frozen=True):
     `strength`: the default; None where calls start from noise alone. `noise_at_full_strength`: so
     do those of strength 1. `rounds`: which way, where the strength is no whole number of steps.
     `size_of`: the picture whose size, `enlarges` times, a call has that asks for none. `defaults`:
-    of arguments made of numbers, where a task has its own.
+    of arguments made of numbers, of guidance scales and of the step count, where a task has its
+    own.
+
+    `branch_arguments`: the arguments made of numbers that a guidance branch may have of its own, by
+    name, its prefix included, and those that each must be given with to count. None, of bundles
+    made before this was known, is any. `sides_together`: a call gives height and width, or none.
     """
 
     name: str
@@ -79,6 +85,15 @@ class Task(Strict, frozen=True):
     size_of: str | None = None
     enlarges: int = 1
     defaults: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    branch_arguments: dict[str, tuple[str, ...]] | None = None
+    sides_together: bool = False
+
+    def counts(self, name: str, given: Container[str]) -> bool:
+        """Whether an argument of a guidance branch alone counts beside what is `given`."""
+        if self.branch_arguments is None:
+            return True
+        others = self.branch_arguments.get(name)
+        return others is not None and all(other in given for other in others)
 
     def starts(self, strength: float) -> bool:
         """Whether a call starts from a picture."""
@@ -133,7 +148,7 @@ def pictures(tasks: Iterable[Task]) -> tuple[str, ...]:
     return arguments(name for task in tasks for name in task.pictures)
 
 
-def choose(tasks: Sequence[Task], given: Mapping[str, Any]) -> Task:
+def choose(tasks: Sequence[Task], given: Container[str]) -> Task:
     """The task whose pictures are given.
 
     Raises:

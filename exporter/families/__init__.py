@@ -151,6 +151,9 @@ class Description:
     which `probe_pictures` makes of a height and width. `offers`: what the pipeline can do besides.
     `observed`: the graph's inputs that are in what the denoiser's module is given first.
     `embeddings`: what diffusers calls the encoders' outputs in a call.
+
+    Defaults of strengths, scales, steps and arguments are "off" where a family makes it, and become
+    those of the diffusers classes in `exporter.families.defaults`.
     """
 
     task: Task
@@ -160,11 +163,11 @@ class Description:
     arguments: tuple[Argument, ...]
     vectors: tuple[VectorInput, ...]
     guidance: Guidance
-    num_inference_steps: int
     resizable: bool
     denoiser: torch.nn.Module
     call: Callable[..., Any]
     probe_arguments: Mapping[str, str | int | float]
+    num_inference_steps: int = 1
     offers: tuple[Offer, ...] = ()
     probe_pictures: Callable[[int, int], Mapping[str, Any]] | None = None
     observed: Callable[[torch.Tensor], Mapping[str, torch.Tensor]] = _sample_alone

@@ -3,7 +3,6 @@ UNet: the denoiser takes the control images, and no residual leaves its graph.""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,8 +49,7 @@ def with_controlnets(pipe: Any, description: Description) -> Description:
         description,
         task=_with_images(description.task, feeds),
         offers=tuple(
-            Offer(_with_default(_with_images(each.task, feeds), pipe, len(nets)), each.graphs)
-            for each in description.offers
+            Offer(_with_images(each.task, feeds), each.graphs) for each in description.offers
         ),
         graphs=tuple(graphs),
         arguments=(*description.arguments, *arguments),
@@ -87,19 +85,6 @@ def _with_images(task: Task, feeds: Mapping[str, Feed]) -> Task:
         inputs={**task.inputs, **feeds},
         size_of=task.size_of or next(iter(every)),
     )
-
-
-def _with_default(task: Task, pipe: Any, nets: int) -> Task:
-    """The same with the strength and the scale of diffusers' ControlNet pipeline for the task."""
-    import diffusers
-
-    auto = {
-        "image-to-image": "AutoPipelineForImage2Image",
-        "inpainting": "AutoPipelineForInpainting",
-    }
-    other = getattr(diffusers, auto[task.name]).from_pipe(pipe)
-    parameters = inspect.signature(type(other).__call__).parameters
-    return structs.replace(task, defaults={SCALE: (float(parameters[SCALE].default),) * nets})
 
 
 def _called(call: Callable[..., Any], has_image: bool) -> Callable[..., Any]:

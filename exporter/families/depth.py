@@ -26,7 +26,7 @@ _RESAMPLING: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {
 _EIGHT_BITS = 1 / 255
 
 
-def depth_to_image(pipe: Any, encoder: Graph, strength: float) -> Trained:
+def depth_to_image(pipe: Any, encoder: Graph) -> Trained:
     """From the noisy latents of a picture, with its depth as another channel.
 
     Raises:
@@ -43,7 +43,7 @@ def depth_to_image(pipe: Any, encoder: Graph, strength: float) -> Trained:
         "depth-to-image",
         {IMAGE: "image"},
         (start, depth),
-        strength=strength,
+        strength=1.0,
         size_of=IMAGE,
     )
     channels = {_INPUT: estimator.component.outputs[_INPUT]}

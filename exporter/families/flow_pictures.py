@@ -5,7 +5,7 @@ no whole number of steps, the step that it begins in is run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,33 +17,29 @@ from exporter.families.text_to_image import Scaling, encoder_graph
 from exporter.families.trained_tasks import Trained
 from runtimes.errors import UnsupportedPipeline
 
-STRENGTH = 0.6  # of the pipelines' calls
-
 
 def with_picture_tasks(
     pipe: Any,
     description: Description,
-    defaults: Mapping[str, tuple[float, ...]] | None = None,
     trained: Callable[[Graph], Trained] | None = None,
 ) -> Description:
     """A description of text-to-image, with what else the pipeline can do, or does instead.
 
     Args:
-        defaults: of arguments, where calls with a picture have others.
         trained: what the transformer was trained for instead, with the VAE's encoder.
 
     Raises:
         UnsupportedPipeline: the transformer takes channels that nothing is known about.
     """
-    encoder, own = encoder_graph(pipe.vae, Scaling.shifted(pipe.vae)), dict(defaults or {})
+    encoder = encoder_graph(pipe.vae, Scaling.shifted(pipe.vae))
     made = trained(encoder) if trained and encoder else None
     _check_channels(pipe, description.latents.channels, made)
     if made is not None:
-        return as_trained(description, replace(made, offer=_own(made.offer, own)))
+        return as_trained(description, replace(made, offer=_own(made.offer)))
     if encoder is None:
         return description
-    offers = (image_to_image(encoder, STRENGTH), blended_inpainting(encoder, STRENGTH))
-    return replace(description, offers=tuple(_own(each, own) for each in offers))
+    offers = (image_to_image(encoder), blended_inpainting(encoder))
+    return replace(description, offers=tuple(map(_own, offers)))
 
 
 def _check_channels(pipe: Any, latents: int, trained: Trained | None) -> None:
@@ -58,10 +54,8 @@ def _check_channels(pipe: Any, latents: int, trained: Trained | None) -> None:
         )
 
 
-def _own(offer: Offer, defaults: dict[str, tuple[float, ...]]) -> Offer:
+def _own(offer: Offer) -> Offer:
     """The offer of a UNet's pipeline as these have it."""
     runs = tuple(structs.replace(each, each=False) for each in offer.task.preparations)
-    task = structs.replace(
-        offer.task, preparations=runs, size_of=None, rounds="up", defaults=defaults
-    )
+    task = structs.replace(offer.task, preparations=runs, size_of=None, rounds="up")
     return replace(offer, task=task)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families.defaults import longest_text
 from exporter.families.flow_pictures import with_picture_tasks
 from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
@@ -44,13 +45,8 @@ COMPONENTS = {
     "denoiser": ("transformer",),
     "vae_decoder": ("vae",),
 }
-_GUIDANCE_SCALE = 3.5
-_OF_PICTURES = 7.0  # of calls with a picture
-_OF_FILLING, _FILLING_STEPS = 30.0, 50  # of FluxFillPipeline's call
 _SCALE = "guidance_scale"
 _TRUE_SCALE = "true_cfg_scale"
-_STEPS = 28
-_T5_LENGTH = 512  # max_sequence_length of the pipeline's call
 _PATCH = 2
 _SIDE = 128  # latents of the default size; the configuration does not say it
 # The published models are for pictures of up to 2 megapixels: 2048 pixels along a side.
@@ -197,7 +193,7 @@ def describe(pipe: Any) -> Description:
         "text_encoder_2",
         "input_ids_2",
         "encoder_hidden_states",
-        _T5_LENGTH,
+        longest_text(pipe),
     )
     told = {_SCALE: TensorSpec("float32", ("batch", 1))} if config.guidance_embeds else {}
     sample = sample_spec(channels)
@@ -224,12 +220,11 @@ def describe(pipe: Any) -> Description:
         latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, _MAXIMUM),
         text_inputs=(
             TextInput("tokenizer", "input_ids", ("prompt",)),
-            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), _T5_LENGTH),
+            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), longest_text(pipe)),
         ),
-        arguments=(Argument(_SCALE, (_GUIDANCE_SCALE,)),) if told else (),
+        arguments=(Argument(_SCALE, (1.0,)),) if told else (),
         vectors=(VectorInput(_SCALE, (_SCALE,)),) if told else (),
         guidance=_true_guidance(),
-        num_inference_steps=_FILLING_STEPS if fills else _STEPS,
         resizable=True,
         denoiser=pipe.transformer,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -246,8 +241,4 @@ def describe(pipe: Any) -> Description:
         timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),
     )
-    scale = _OF_FILLING if fills else _OF_PICTURES
-    defaults = {_SCALE: (scale,)} if told else {}
-    return with_picture_tasks(
-        pipe, description, defaults, partial(filling, factor=factor) if fills else None
-    )
+    return with_picture_tasks(pipe, description, partial(filling, factor=factor) if fills else None)

@@ -3,7 +3,7 @@ graphs that they need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,15 +26,15 @@ IMAGE_TO_IMAGE = "image-to-image"
 INPAINTING = "inpainting"
 
 
-def image_to_image(encoder: Graph, strength: float) -> Offer:
+def image_to_image(encoder: Graph) -> Offer:
     """From the noisy latents of a picture (Meng et al. 2021, SDEdit)."""
     name = encoder.component.name
     start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, each=True)
-    task = Task(IMAGE_TO_IMAGE, {IMAGE: "image"}, (start,), strength=strength, size_of=IMAGE)
+    task = Task(IMAGE_TO_IMAGE, {IMAGE: "image"}, (start,), strength=1.0, size_of=IMAGE)
     return Offer(task, (encoder,))
 
 
-def blended_inpainting(encoder: Graph, strength: float) -> Offer:
+def blended_inpainting(encoder: Graph) -> Offer:
     """With a denoiser that knows no masks: what stays is put back after each step (Lugmayr et al.
     2022, RePaint, without its resampling). diffusers encodes the masked picture too, of which only
     the draw of noise is left."""
@@ -46,38 +46,36 @@ def blended_inpainting(encoder: Graph, strength: float) -> Offer:
         {IMAGE: "image", MASK: "mask"},
         (start, drawn) if NOISE in encoder.component.inputs else (start,),
         blend=MASK,
-        strength=strength,
+        strength=1.0,
         noise_at_full_strength=True,
     )
     return Offer(task, (encoder,))
 
 
 def with_picture_tasks(
-    pipe: Any, description: Description, strengths: Mapping[str, float], scaling: Scaling
+    pipe: Any, description: Description, tasks: Collection[str], scaling: Scaling
 ) -> Description:
     """A description of text-to-image, with what else the pipeline can do, or does instead.
 
     Args:
-        strengths: diffusers' default for each task that the pipeline has.
+        tasks: those that diffusers has classes for with the same parts.
         scaling: between the VAE's latents and the denoiser's.
 
     Raises:
         UnsupportedPipeline: the UNet takes channels that nothing is known about.
     """
     encoder = encoder_graph(pipe.vae, scaling)
-    trained = _trained(pipe, description, strengths, encoder)
+    trained = _trained(pipe, description, tasks, encoder)
     if trained is not None:
         return as_trained(description, trained)
     offered = [
-        make(encoder, strengths[name])
-        for name, make in _OFFERS.items()
-        if name in strengths and encoder is not None
+        make(encoder) for name, make in _OFFERS.items() if name in tasks and encoder is not None
     ]
     return replace(description, offers=tuple(offered))
 
 
 def _trained(
-    pipe: Any, description: Description, strengths: Mapping[str, float], encoder: Graph | None
+    pipe: Any, description: Description, tasks: Collection[str], encoder: Graph | None
 ) -> Trained | None:
     """What the UNet was trained for, if that is not text-to-image."""
     channels, found = description.latents.channels, pipe.unet.config.in_channels
@@ -88,11 +86,11 @@ def _trained(
     elif kind.endswith("UpscalePipeline"):
         made = trained_tasks.upscaling(pipe)
     elif kind.endswith("Depth2ImgPipeline"):
-        made = depth_to_image(pipe, _needed(encoder, kind), strengths[IMAGE_TO_IMAGE])
+        made = depth_to_image(pipe, _needed(encoder, kind))
     elif getattr(pipe.config, "requires_aesthetics_score", False):
-        made = Trained(image_to_image(_needed(encoder, kind), strengths[IMAGE_TO_IMAGE]), {})
-    elif found != channels and INPAINTING in strengths:
-        made = trained_tasks.inpainting(_needed(encoder, kind), strengths[INPAINTING])
+        made = Trained(image_to_image(_needed(encoder, kind)), {})
+    elif found != channels and INPAINTING in tasks:
+        made = trained_tasks.inpainting(_needed(encoder, kind))
     wanted = channels + sum(made.widths().values()) if made else 0
     if found != (wanted or channels):
         raise UnsupportedPipeline(

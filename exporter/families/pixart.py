@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, TextInput
+from exporter.families.defaults import longest_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
     classifier_free_guidance,
@@ -32,10 +33,6 @@ COMPONENTS = {
     "denoiser": ("transformer",),
     "vae_decoder": ("vae",),
 }
-# Tokens of a text, by class: max_sequence_length of the pipelines' calls.
-_LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
-_GUIDANCE_SCALE = 4.5
-_STEPS = 20
 _RESOLUTION = "resolution"
 
 
@@ -119,7 +116,7 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels, 2 * config.in_channels))
-    length, width = _LENGTHS[type(pipe).__name__], pipe.text_encoder.config.d_model
+    length, width = longest_text(pipe), pipe.text_encoder.config.d_model
     sized = pipe.transformer.use_additional_conditions
     sample = sample_spec(config.in_channels)
     states = {
@@ -155,8 +152,7 @@ def describe(pipe: Any) -> Description:
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",), length, lowercase=True),),
         arguments=(Argument(_RESOLUTION, ("height", "width")),) if sized else (),
         vectors=(VectorInput(_RESOLUTION, (_RESOLUTION,)),) if sized else (),
-        guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
-        num_inference_steps=_STEPS,
+        guidance=classifier_free_guidance("empty"),
         resizable=True,
         denoiser=pipe.transformer,
         # The size as asked for, not the nearest one of a list; texts as the runtime reads them.

@@ -35,17 +35,9 @@ from runtimes.manifest import Component, Embedding, TensorSpec
 from runtimes.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
-# By class, guidance scale and steps: the defaults of the pipelines' calls.
-_DEFAULTS = {
-    "LatentConsistencyModelPipeline": (8.5, 4),
-    "StableDiffusionInstructPix2PixPipeline": (7.5, 100),
-    "StableDiffusionUpscalePipeline": (9.0, 75),
-}
-_USUAL = (7.5, 50)
-# Of the pipelines for the same model that start from a picture; latent consistency models have
-# none for inpainting.
-_STRENGTHS = {"LatentConsistencyModelPipeline": {"image-to-image": 0.8}}
-_USUAL_STRENGTHS = {"image-to-image": 0.8, "inpainting": 1.0}
+# What diffusers has classes for; of latent consistency models there is none for inpainting.
+_TASKS = {"LatentConsistencyModelPipeline": ("image-to-image",)}
+_USUAL_TASKS = ("image-to-image", "inpainting")
 
 
 class TextEncoder(torch.nn.Module):
@@ -96,8 +88,7 @@ def describe(pipe: Any) -> Description:
     check_parts(pipe, "unet", "vae", "text_encoder", "tokenizer")
     check_unet(pipe.unet, kind)
     check_vae(pipe.vae)
-    scale, steps = _DEFAULTS.get(kind, _USUAL)
-    guided = guided_by(pipe.unet, scale, "empty")
+    guided = guided_by(pipe.unet, "empty")
     length = text_length(pipe.tokenizer, pipe.text_encoder)
     latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
     scaling = Scaling.plain(pipe.vae)
@@ -132,15 +123,15 @@ def describe(pipe: Any) -> Description:
         least=least_side(pipe.unet),
     )
     run = from_text(pipe)
+    together = type(run).__name__ == "StableDiffusionPipeline"
     description = Description(
-        task=Task(TEXT_TO_IMAGE),
+        task=Task(TEXT_TO_IMAGE, sides_together=together),
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
         latents=latents,
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
         arguments=guided.arguments,
         vectors=guided.vectors,
         guidance=guided.guidance,
-        num_inference_steps=steps,
         resizable=True,
         denoiser=pipe.unet,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -150,7 +141,7 @@ def describe(pipe: Any) -> Description:
         },
         embeddings=(Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": width}}),),
     )
-    strengths = _STRENGTHS.get(kind, _USUAL_STRENGTHS)
-    description = with_picture_tasks(pipe, description, strengths, scaling)
+    tasks = _TASKS.get(kind, _USUAL_TASKS)
+    description = with_picture_tasks(pipe, description, tasks, scaling)
     description = with_controlnets(pipe, with_ip_adapter(pipe, description))
     return with_t2i_adapters(pipe, description)

@@ -4,13 +4,13 @@ transformer over their joined states."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 from exporter.families import Description, Graph, Shifted, TextInput
-from exporter.families.flow_pictures import STRENGTH, with_picture_tasks
+from exporter.families.defaults import longest_text
+from exporter.families.flow_pictures import with_picture_tasks
 from exporter.families.pictures import made_from_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -38,14 +38,6 @@ COMPONENTS = {
     "vae_decoder": ("vae",),
 }
 OPTIONAL = {"text_encoder_3": ("text_encoder_3", "tokenizer_3")}
-_GUIDANCE_SCALE = 7.0
-# Of the pipelines' calls.
-_STEPS = {
-    "StableDiffusion3Pipeline": 28,
-    "StableDiffusion3Img2ImgPipeline": 50,
-    "StableDiffusion3InpaintPipeline": 50,
-}
-_T5_LENGTH = 256  # max_sequence_length of the pipeline's call
 _MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
 
 
@@ -82,9 +74,10 @@ class Denoiser(torch.nn.Module):
     """The transformer. CLIP's states are filled up with zeros to T5's width and T5's follow them;
     zeros stand for them where the pipeline has no T5."""
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, t5_length: int) -> None:
         super().__init__()
         self.transformer = transformer
+        self.t5_length = t5_length
         self.width = transformer.config.joint_attention_dim
         self.patch = transformer.config.patch_size
 
@@ -97,7 +90,7 @@ class Denoiser(torch.nn.Module):
         t5_hidden_states: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
         missing = self.width - clip_hidden_states.shape[-1]
-        length = _T5_LENGTH if t5_hidden_states is None else 0
+        length = self.t5_length if t5_hidden_states is None else 0
         states = torch.nn.functional.pad(clip_hidden_states, (0, missing, 0, length))
         if t5_hidden_states is not None:
             states = torch.cat([states, t5_hidden_states], dim=1)
@@ -115,6 +108,7 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     channels = config.out_channels or config.in_channels
+    t5_length = longest_text(pipe)
     # All texts of CLIP have the first tokenizer's length.
     length = text_length(pipe.tokenizer, pipe.text_encoder)
     first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
@@ -149,10 +143,10 @@ def describe(pipe: Any) -> Description:
                 "text_encoder_3",
                 "input_ids_3",
                 "t5_hidden_states",
-                _T5_LENGTH,
+                t5_length,
             )
         )
-        texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), _T5_LENGTH))
+        texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), t5_length))
     sample = sample_spec(channels)
     t5 = {name: spec for each in encoders[1:] for name, spec in each.component.outputs.items()}
     denoiser = Graph(
@@ -167,7 +161,7 @@ def describe(pipe: Any) -> Description:
             },
             outputs={"prediction": sample},
         ),
-        Denoiser(pipe.transformer),
+        Denoiser(pipe.transformer, t5_length),
     )
     factor, patch = vae_factor(pipe.vae), config.patch_size
     masks = type(pipe).__name__ == "StableDiffusion3InpaintPipeline" and (
@@ -188,8 +182,7 @@ def describe(pipe: Any) -> Description:
         text_inputs=tuple(texts),
         arguments=(),
         vectors=(),
-        guidance=classifier_free_guidance(_GUIDANCE_SCALE, "empty"),
-        num_inference_steps=_STEPS[type(pipe).__name__],
+        guidance=classifier_free_guidance("empty"),
         resizable=True,
         denoiser=pipe.transformer,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -201,9 +194,7 @@ def describe(pipe: Any) -> Description:
         embeddings=_embeddings(pipe, length),
         shifted=Shifted(patch, _MAX_SHIFT),
     )
-    return with_picture_tasks(
-        pipe, description, trained=partial(inpainting, strength=STRENGTH) if masks else None
-    )
+    return with_picture_tasks(pipe, description, inpainting if masks else None)
 
 
 def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
@@ -216,7 +207,7 @@ def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
     columns = {"clip_hidden_states": widths}
     if pipe.text_encoder_3 is not None:
         columns["t5_hidden_states"] = {"input_ids_3": pipe.text_encoder_3.config.d_model}
-    frame = length + _T5_LENGTH, pipe.transformer.config.joint_attention_dim
+    frame = length + longest_text(pipe), pipe.transformer.config.joint_attention_dim
     return (
         Embedding("prompt_embeds", columns, frame),
         Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),

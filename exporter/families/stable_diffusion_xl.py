@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec import structs
 
-from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
+from exporter.families import (
+    Description,
+    Graph,
+    Offer,
+    TextInput,
+    is_uneven,
+    latents_of,
+    least_side,
+)
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
@@ -40,25 +50,27 @@ COMPONENTS = {
     "denoiser": ("unet",),
     "vae_decoder": ("vae",),
 }
-# Of the pipelines' calls.
-_DEFAULTS = {
-    "StableDiffusionXLInpaintPipeline": (7.5, 50),
-    "StableDiffusionXLInstructPix2PixPipeline": (5.0, 100),
-}
-_USUAL = (5.0, 50)
 _ARGUMENTS = (
     Argument("original_size", ("height", "width")),
     Argument("crops_coords_top_left", (0.0, 0.0)),
 )
+_NEGATIVE_CROPS = Argument("negative_crops_coords_top_left", (0.0, 0.0))
+# Calls from text alone look at the sizes of the negative prompt where both are given. Those from an
+# image look at each, and not at its crops, unless there is an aesthetic score.
+_NEGATIVE_SIZES = ("negative_original_size", "negative_target_size")
+_TOGETHER = {
+    _NEGATIVE_SIZES[0]: _NEGATIVE_SIZES[1:],
+    _NEGATIVE_SIZES[1]: _NEGATIVE_SIZES[:1],
+    _NEGATIVE_CROPS.name: _NEGATIVE_SIZES,
+}
 _TARGET = Argument("target_size", ("height", "width"))
 # What the refiner is told instead of it, and what it is told of the negative prompt.
 _SCORES = (
     Argument("aesthetic_score", (6.0,)),
     Argument("negative_aesthetic_score", (2.5,)),
-    Argument("negative_crops_coords_top_left", (0.0, 0.0)),
 )
 _POOLED = "text_embeds"
-_STRENGTHS = {"image-to-image": 0.3, "inpainting": 0.9999}
+_TASKS = ("image-to-image", "inpainting")
 
 
 class TextEncoder(torch.nn.Module):
@@ -111,8 +123,7 @@ def describe(pipe: Any) -> Description:
     check_vae(pipe.vae)
     scored = bool(pipe.config.get("requires_aesthetics_score"))
     zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
-    scale, steps = _DEFAULTS.get(type(pipe).__name__, _USUAL)
-    guided = guided_by(pipe.unet, scale, zeros)
+    guided = guided_by(pipe.unet, zeros)
     texts, encoders = _text_encoders(pipe)
     made = {name: spec for each in encoders for name, spec in each.component.outputs.items()}
     states = {name: spec for name, spec in made.items() if name != _POOLED}
@@ -141,11 +152,16 @@ def describe(pipe: Any) -> Description:
     )
     run = from_text(pipe)
     description = Description(
-        task=Task(TEXT_TO_IMAGE),
+        task=Task(TEXT_TO_IMAGE, branch_arguments=_TOGETHER),
         graphs=(*encoders, denoiser, decoder_graph(pipe.vae, scaling)),
         latents=latents,
         text_inputs=texts,
-        arguments=(*_ARGUMENTS, *(_SCORES if scored else (_TARGET,)), *guided.arguments),
+        arguments=(
+            *_ARGUMENTS,
+            *(_SCORES if scored else (_TARGET,)),
+            *((_NEGATIVE_CROPS,) if guided.guidance.scale else ()),
+            *guided.arguments,
+        ),
         vectors=(
             VectorInput(
                 "time_ids",
@@ -157,7 +173,6 @@ def describe(pipe: Any) -> Description:
             *guided.vectors,
         ),
         guidance=guided.guidance,
-        num_inference_steps=steps,
         resizable=True,
         denoiser=pipe.unet,
         call=lambda **arguments: run(output_type="np", **arguments).images,
@@ -171,9 +186,23 @@ def describe(pipe: Any) -> Description:
             Embedding("pooled_prompt_embeds", {_POOLED: {}}),
         ),
     )
-    description = with_picture_tasks(pipe, description, _STRENGTHS, scaling)
+    description = with_picture_tasks(pipe, description, _TASKS, scaling)
+    if not scored:
+        description = _with_negative_sizes(description)
     description = with_controlnets(pipe, with_ip_adapter(pipe, description))
     return with_t2i_adapters(pipe, description)
+
+
+def _with_negative_sizes(description: Description) -> Description:
+    """Return the description whose tasks with images take the sizes of the negative prompt."""
+
+    def with_sizes(task: Task) -> Task:
+        if task.name == TEXT_TO_IMAGE:
+            return task
+        return structs.replace(task, branch_arguments=dict.fromkeys(_NEGATIVE_SIZES, ()))
+
+    offers = tuple(Offer(with_sizes(each.task), each.graphs) for each in description.offers)
+    return replace(description, task=with_sizes(description.task), offers=offers)
 
 
 def _text_encoders(pipe: Any) -> tuple[tuple[TextInput, ...], list[Graph]]:

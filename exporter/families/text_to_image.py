@@ -164,9 +164,10 @@ def ids_spec(max_length: int) -> TensorSpec:
     return TensorSpec("int64", ("batch", max_length))
 
 
-def classifier_free_guidance(scale: float, missing: Any) -> Guidance:
+def classifier_free_guidance(missing: Any) -> Guidance:
     """Ho and Salimans 2022: negative + scale * (positive - negative), in diffusers' batch order.
-    The deviation of the positive branch can be given back to it (Lin et al. 2023)."""
+    The deviation of the positive branch can be given back to it (Lin et al. 2023). The default
+    scale is the class's (`exporter.families.defaults`); 1 is off."""
     return Guidance(
         branches=(
             Branch("negative", "negative_", missing, 1.0, {"guidance_scale": -1.0}),
@@ -174,7 +175,7 @@ def classifier_free_guidance(scale: float, missing: Any) -> Guidance:
         ),
         single="positive",
         scale="guidance_scale",
-        defaults={"guidance_scale": scale, "guidance_rescale": 0.0},
+        defaults={_SCALE: 1.0, "guidance_rescale": 0.0},
         rescale="guidance_rescale",
     )
 
@@ -225,13 +226,13 @@ class Guided:
     vectors: tuple[VectorInput, ...] = ()
 
 
-def guided_by(unet: Any, scale: float, missing: Any) -> Guided:
+def guided_by(unet: Any, missing: Any) -> Guided:
     """By two branches, or in one that is told the scale, where the UNet was distilled for that."""
     if unet.config.time_cond_proj_dim is None:
-        return Guided(classifier_free_guidance(scale, missing))
+        return Guided(classifier_free_guidance(missing))
     return Guided(
         Guidance(branches=(Branch("positive", "", "empty", 1.0),), single="positive"),
         {_SCALE: TensorSpec("float32", ("batch", 1))},
-        (Argument(_SCALE, (scale,)),),
+        (Argument(_SCALE, (1.0,)),),
         (VectorInput(_SCALE, (_SCALE,)),),
     )

@@ -51,7 +51,7 @@ class Trained:
         return {n: int(s.shape[1]) * by.get(n, 1) ** 2 for n, s in self.channels.items()}
 
 
-def inpainting(encoder: Graph, strength: float) -> Trained:
+def inpainting(encoder: Graph) -> Trained:
     """The UNet takes the mask and the latents of what is around it."""
     name = encoder.component.name
     start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, below_full_strength=True)
@@ -61,7 +61,7 @@ def inpainting(encoder: Graph, strength: float) -> Trained:
         {IMAGE: "image", MASK: "mask"},
         (start, around),
         {_MASK_INPUT: Feed(MASK)},
-        strength=strength,
+        strength=1.0,
         noise_at_full_strength=True,
     )
     inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: encoder.component.outputs["latents"]}
@@ -124,7 +124,8 @@ def _two_scales(guidance: Guidance) -> Guidance:
         ),
         single="text",
         scale=text,
-        defaults={**guidance.defaults, image: 1.5},
+        defaults={**guidance.defaults, image: 1.0},
+        rescale=guidance.rescale,
         least={image: 1.0},
     )
 

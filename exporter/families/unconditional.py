@@ -13,7 +13,6 @@ from runtimes.manifest import Branch, Component, Guidance, TensorSpec
 from runtimes.tasks import Task
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
-_STEPS = {"DDPMPipeline": 1000, "DDIMPipeline": 50}
 
 
 class Denoiser(torch.nn.Module):
@@ -70,7 +69,6 @@ def describe(pipe: Any) -> Description:
         arguments=(),
         vectors=(),
         guidance=Guidance(branches=(Branch("image", "", "empty", 1.0),), single="image"),
-        num_inference_steps=_STEPS[type(pipe).__name__],
         resizable=False,
         denoiser=pipe.unet,
         call=lambda **arguments: pipe(output_type="np", **arguments).images,

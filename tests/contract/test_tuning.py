@@ -50,4 +50,4 @@ def test_presets_of_two_engines(
         }.items() <= result.settings.items()
         assert winner["arguments"].items() <= result.settings.items()
     with load(sd_bundle, preset="fast") as pipe:
-        assert np.isfinite(pipe(PROMPT, seed=1, height=64, output_type="np").images).all()
+        assert np.isfinite(pipe(PROMPT, seed=1, height=64, width=64, output_type="np").images).all()

@@ -355,15 +355,17 @@ class Bundle:
         unit = latents["factor"] * latents["multiple"]
         size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
         expect(all(value > 0 and value % unit == 0 for value in size.values()), "bad size")
+        self._check_task(call)
         texts = [t["texts"] for t in self.manifest["tokenizers"]]
         texts += [[each["name"] for each in self.manifest.get("embeddings", [])]]
         given = [call[name] for names in texts for name in names if name in call]
         expect(given or not self.tokenizers, "no text")
+        self._check_texts(call)
         count = len(given[0]) if given else call.get("batch_size", 1)
         branches, weights = self._branches(call)
         guidance = self.manifest["guidance"]
         name = guidance.get("rescale")
-        amount = call.get(name, guidance["defaults"][name]) if name else 0.0
+        amount = call.get(name, self._default(name, guidance["defaults"])) if name else 0.0
         expect(0 <= amount <= 1, "bad rescale")
         conditioning = self._conditioning(branches, call, size, count)
         seeds = call["seed"] if isinstance(call["seed"], list) else [call["seed"]]
@@ -389,7 +391,9 @@ class Bundle:
         line = schedule.get("shift") or {"intercept": 0.0, "slope": 0.0}
         table = at_shift(table, line["intercept"] + line["slope"] * sides[0] * sides[1])
         expect(table["steps"].tolist() == schedule["steps"], "steps differ from the manifest's")
-        steps = call.get("num_inference_steps") or defaults["num_inference_steps"]
+        steps = int(
+            call.get("num_inference_steps") or self._default("num_inference_steps", defaults)
+        )
         final = run_plan(table, steps, predict, noise_source(seeds, shape))
         image = self.graphs[self.decoder["name"]](_cast(self.decoder, {"latents": final}))["image"]
         levels = np.clip(image.astype(np.float32), 0, 1) * np.float32(255)
@@ -398,9 +402,9 @@ class Bundle:
     def _branches(self, call: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[float]]:
         guidance = self.manifest["guidance"]
         scales = guidance.get("defaults", {})
-        scales = {name: call.get(name, default) for name, default in scales.items()}
+        scales = {name: call.get(name, self._default(name, scales)) for name in scales}
         switch = guidance.get("scale")
-        texts = [name for t in self.manifest["tokenizers"] for name in t["texts"]]
+        texts = [t["texts"][-1] for t in self.manifest["tokenizers"]]
         texts += [each["name"] for each in self.manifest.get("embeddings", [])]
         needy = [b["prefix"] for b in guidance["branches"] if b["missing"] == "off"]
         lacking = any(not any(p + name in call for name in texts) for p in needy)
@@ -411,6 +415,39 @@ class Bundle:
             ]
             return guidance["branches"], weights
         return [b for b in guidance["branches"] if b["name"] == guidance["single"]], [1.0]
+
+    @property
+    def _task(self) -> dict[str, Any]:
+        """The task of calls without images."""
+        task: dict[str, Any] = next(t for t in self.manifest["tasks"] if not t.get("pictures"))
+        return task
+
+    def _default(self, name: str, others: Mapping[str, Any]) -> Any:
+        """The task's default of a scale or of the step count, else the one in `others`."""
+        return self._task.get("defaults", {}).get(name, [others[name]])[0]
+
+    def _counts(self, name: str, call: Mapping[str, Any]) -> bool:
+        """Whether a branch's own argument counts (section 7, Vectors)."""
+        known = self._task.get("branch_arguments")
+        return known is None or (name in known and all(other in call for other in known[name]))
+
+    def _check_task(self, call: Mapping[str, Any]) -> None:
+        sides = [side for side in ("height", "width") if call.get(side)]
+        expect(len(sides) != 1 or not self._task.get("sides_together"), "one side")
+        prefixes = {b["prefix"] for b in self.manifest["guidance"]["branches"] if b["prefix"]}
+        used = {name for v in self.manifest["vectors"] for name in v["arguments"]}
+        for name in {prefix + name for prefix in prefixes for name in used} & call.keys():
+            expect(self._counts(name, call), f"{name} would change nothing")
+
+    def _check_texts(self, call: Mapping[str, Any]) -> None:
+        main = {t["texts"][-1] for t in self.manifest["tokenizers"]}
+        others = {name for t in self.manifest["tokenizers"] for name in t["texts"]} - main
+        for branch in self.manifest["guidance"]["branches"]:
+            p = branch["prefix"]
+            alone = not any(p + name in call for name in main)
+            given = any(p + name in call for name in others)
+            wants = not p or branch["missing"] != "empty"
+            expect(not (given and alone and wants), "texts without the main one")
 
     def _conditioning(
         self,
@@ -514,11 +551,8 @@ class Bundle:
         given = self._given(branch, call)
         if given:
             return {name: value[picture : picture + 1] for name, value in given.items()}
-        texts = [
-            self._text(t["texts"], branch["prefix"], call, picture)
-            for t in self.manifest["tokenizers"]
-        ]
-        zero = branch["missing"] == "zeros" and all(text is None for text in texts)
+        main = [branch["prefix"] + t["texts"][-1] for t in self.manifest["tokenizers"]]
+        zero = branch["missing"] == "zeros" and not any(name in call for name in main)
         own = dict(zip(self.tokenizers, self._ids(branch, call, picture), strict=True))
         joined: dict[str, list[Array]] = {}
         for piece in range(pieces):
@@ -540,10 +574,7 @@ class Bundle:
         names: Sequence[str], prefix: str, call: Mapping[str, Any], picture: int
     ) -> str | None:
         given = [call[prefix + name] for name in names if prefix + name in call]
-        if not given:
-            return None
-        chosen = next((texts for texts in given if any(texts)), given[0])
-        return str(chosen[picture])
+        return str(given[0][picture]) if given else None
 
     def _vector(
         self,
@@ -555,7 +586,10 @@ class Bundle:
         defaults = {a["name"]: a["default"] for a in self.manifest["arguments"]}
         row: list[float] = []
         for name in vector["arguments"]:
-            values = call.get(prefix + name, call.get(name, defaults[name]))
+            own = prefix + name in defaults and self._counts(prefix + name, call)
+            named = prefix + name if own else name
+            usual = self._task.get("defaults", {}).get(named, defaults[named])
+            values = call.get(prefix + name, call.get(named, usual))
             row += [size[v] if isinstance(v, str) else v for v in values]
         return np.array([row], np.float32)
 

@@ -147,6 +147,11 @@ BROKEN: list[tuple[str, Any]] = [
     ("tasks.0.strength", 0.5),
     ("tasks.0.blend", "mask_image"),
     ("tasks.0.size_of", "image"),
+    ("tasks.0.defaults", {"unknown": [1.0]}),
+    ("tasks.0.defaults", {"guidance_scale": [1.0, 2.0]}),
+    ("tasks.0.defaults", {"num_inference_steps": [0.5]}),
+    ("tasks.0.branch_arguments", {"original_size": []}),
+    ("tasks.0.branch_arguments", {"negative_original_size": ["negative_unknown"]}),
     ("tasks.0.inputs", {"sample": {"picture": "image"}}),
     ("surprise", 1),
     ("latents.multiple", 0),
@@ -500,14 +505,27 @@ def test_reader_and_runtime_agree_on_vectors_and_two_texts(sdxl_bundle: Path) ->
     calls: list[dict[str, Any]] = [
         {"prompt": ["a red"], "seed": 1},
         {"prompt": ["a"], "prompt_2": ["blue"], "negative_prompt": ["ugly"], "seed": 1},
-        {"prompt": ["a"], "prompt_2": [""], "negative_prompt_2": ["x"], "seed": 1},
+        {
+            "prompt": ["a"],
+            "prompt_2": [""],
+            "negative_prompt": [""],
+            "negative_prompt_2": ["x"],
+            "seed": 1,
+        },
         {
             "prompt": ["a"],
             "seed": 2,
             "height": 48,
             "width": 32,
             "original_size": [64.0, 32.0],
-            "negative_crops_coords_top_left": [3.0, 4.0],
+            "crops_coords_top_left": [5.0, 6.0],
+        },
+        {
+            "prompt": ["a"],
+            "seed": 2,
+            "crops_coords_top_left": [5.0, 6.0],
+            "negative_original_size": [24.0, 16.0],
+            "negative_target_size": [40.0, 8.0],
         },
     ]
     compare(sdxl_bundle, calls, ["euler"])

@@ -144,8 +144,9 @@ def test_a_branch_without_text_may_be_zero(
     empty = by_hand(pipe, condition(pipe, "a"), condition(pipe, ""), 3.0, noise)
     found = run(pipe, "a", negative_prompt="")
     np.testing.assert_allclose(found, empty, rtol=2e-6, atol=2e-6)
-    found = run(pipe, "a", negative_prompt_2="")
-    np.testing.assert_allclose(found, empty, rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(run(pipe, "a", negative_prompt_2=""), run(pipe, "a"))
+    with pytest.raises(InputError, match="changes nothing without 'negative_prompt'"):
+        run(pipe, "a", negative_prompt_2="red")
 
 
 def test_arguments_fall_back_from_branch_to_call_to_default(pipe: Pipeline) -> None:

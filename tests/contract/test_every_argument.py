@@ -1,0 +1,206 @@
+"""Every argument matters: for each task of each kind of pipeline, each argument that it takes, with
+two values in calls that are else the same. An argument that changes nothing must be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtimes import tasks
+from runtimes.errors import InputError
+from runtimes.pipeline import Pipeline
+from runtimes.tasks import Task
+from tests import tiny
+from tests.pictures import mask, picture
+from tests.uncaptured import uncaptured
+
+SIDE = 32
+PICTURES: Mapping[str, Any] = {
+    "image": picture(SIDE, SIDE),
+    "mask_image": mask(SIDE, SIDE),
+    "control_image": picture(SIDE, SIDE, seed=40),
+    "ip_adapter_image": picture(SIDE, SIDE, seed=50),
+}
+OTHERS: Mapping[str, Any] = {
+    "image": picture(SIDE, SIDE, seed=9),
+    "mask_image": mask(SIDE, SIDE).transpose(0),  # type: ignore[arg-type]
+    "control_image": picture(SIDE, SIDE, seed=60),
+    "ip_adapter_image": picture(SIDE, SIDE, seed=70),
+}
+# What a call needs besides for an argument to count: the others of its group, or guidance.
+NEGATIVE = {"negative_prompt": "blue"}
+SIZES = {"negative_original_size": (24, 16), "negative_target_size": (40, 8)}
+BESIDE: Mapping[str, Mapping[str, Any]] = {
+    "guidance_rescale": {"guidance_scale": 3.0},
+    "image_guidance_scale": {"guidance_scale": 3.0},
+    "true_cfg_scale": NEGATIVE,
+    "negative_prompt": {"true_cfg_scale": 3.0},
+    **{f"negative_prompt_{n}": {**NEGATIVE, "true_cfg_scale": 3.0} for n in (2, 3)},
+    "guidance_start": {**NEGATIVE, "true_cfg_scale": 3.0, "num_inference_steps": 4},
+    "guidance_stop": {**NEGATIVE, "true_cfg_scale": 3.0, "num_inference_steps": 4},
+    "negative_original_size": SIZES,
+    "negative_target_size": SIZES,
+    "negative_crops_coords_top_left": SIZES,
+    "control_guidance_start": {"num_inference_steps": 4},
+    "control_guidance_end": {"num_inference_steps": 4},
+    "adapter_conditioning_factor": {"num_inference_steps": 4},
+    "denoising_end": {"num_inference_steps": 4},
+    "strength": {"num_inference_steps": 4},
+    "prompt_weighting": {"prompt": "a (red:1.8) circle"},
+    "max_embeddings_multiples": {"prompt": "red blue " * 60},
+    "mask_blur": {"output_type": "pil"},
+    "padding_mask_crop": {"output_type": "pil"},
+    "output_type": {},
+}
+VALUES: Mapping[str, Any] = {
+    "guidance_start": 0.5, "guidance_stop": 0.5, "strength": 0.5, "denoising_end": 0.5,
+    "control_guidance_start": 0.5, "control_guidance_end": 0.5, "adapter_conditioning_factor": 0.5,
+    "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
+    "num_images_per_prompt": 2, "batch_size": 2, "output_type": "np", "prompt_weighting": True,
+    "max_embeddings_multiples": 3, "mask_blur": 2, "padding_mask_crop": 2,
+}  # fmt: skip
+# What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
+ELSEWHERE = ("scheduler", "latents", "denoising_start", "cache_interval")
+# By argument that some bundles know and have no use for: why, as the refusal says it.
+REFUSED = {"max_embeddings_multiples": "takes encoded texts of one length only"}
+KINDS = (
+    *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
+    *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
+    *("unconditional", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
+)
+HAS_TASKS = ("sd", "sdxl", "lcm", "sd3", "flux-dev", "sd+controlnet", "sd+ip-adapter")
+
+
+@pytest.fixture(scope="module")
+def opened(
+    pipeline_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Pipeline]:
+    """A function: one of `KINDS` → the pipeline by way of a bundle, for all its tasks."""
+
+    @cache
+    def get(kind: str) -> Pipeline:
+        name, _, added = kind.partition("+")
+        folder = tmp_path_factory.mktemp("kind")
+        source = pipeline_folder(name)
+        has = ["image-to-image", *(["inpainting"] if name != "lcm" else [])]
+        return uncaptured(
+            source,
+            folder / "bundle",
+            has if kind in HAS_TASKS else (),
+            steps=(1, 2, 3, 4),
+            asked=_added(added, source, folder),
+            mixing=True,
+        )
+
+    return get
+
+
+def _added(kind: str, source: Path, folder: Path) -> dict[str, list[str]]:
+    from diffusers import UNet2DConditionModel
+
+    if not kind:
+        return {}
+    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    if kind == "ip-adapter":
+        return {kind: [str(tiny.ip_adapter(unet, folder))]}
+    made = (
+        tiny.controlnet(unet, 3) if kind == "controlnet" else tiny.t2i_adapter("full_adapter_xl", 3)
+    )
+    made.save_pretrained(folder / kind)
+    return {kind: [str(folder / kind)]}
+
+
+def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
+    """A call of the task with all texts and images that it needs."""
+    call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
+    if pipe.manifest.latents.default_height > 512:
+        call |= {"height": 2 * SIDE, "width": 2 * SIDE}
+    if pipe.signature.texts:
+        call["prompt"] = "a red circle"
+    if "guidance_scale" in pipe.signature.scales:
+        call["guidance_scale"] = 3.0
+    if task.strength is not None:
+        call["strength"] = 1.0 if task.masks() else 0.75
+        call["num_inference_steps"] = 4
+    return call | {name: PICTURES[name] for name in tasks.arguments(task.pictures)}
+
+
+def another(pipe: Pipeline, name: str) -> Any:
+    """Another value than the default."""
+    if name in VALUES:
+        return VALUES[name]
+    if name in OTHERS:
+        return OTHERS[name]
+    if name in pipe.signature.numbers:
+        argument = next((a for a in pipe.manifest.arguments if a.name == name), None)
+        if argument is not None and argument.limits:
+            return [sum(argument.limits) / 4] * len(argument.default)
+        return [9.0] * pipe.signature.numbers[name]
+    return 4.5 if name in pipe.signature.scales else "a blue square"
+
+
+def encoded(pipe: Pipeline, name: str) -> dict[str, Any]:
+    """Encoded texts in the place of the call's own, or of those of the negative prompt."""
+    prefix = next((p for p in pipe.signature.prefixes if name.startswith(p)), "")
+    text = {prefix + "prompt": "a blue square"} if prefix else {}
+    made = pipe.encode_prompt("a blue square", **text)
+    return {n: v for n, v in made.items() if n.startswith(prefix) == bool(prefix) or not prefix}
+
+
+def result_of(pipe: Pipeline, call: Mapping[str, Any]) -> np.ndarray:
+    made = pipe(**{n: v for n, v in call.items() if n not in pipe.signature.names or v is not None})
+    images = made.images
+    return np.asarray(images) if isinstance(images, np.ndarray) else np.stack(images)
+
+
+def pair(pipe: Pipeline, task: Task, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two calls that differ in one argument."""
+    others = BESIDE.get("negative_prompt" if "negative_" in name else "", {})
+    beside = {n: v for n, v in BESIDE.get(name, others).items() if n in pipe.signature.names}
+    call = {**call_of(pipe, task), **beside}
+    if name in pipe.signature.embeddings:
+        own = {n: v for n, v in call.items() if n != "prompt" or name.startswith("negative_")}
+        if not name.startswith("negative_"):
+            return call, own | {
+                n: v for n, v in encoded(pipe, name).items() if "negative_" not in n
+            }
+        return call, own | {n: v for n, v in encoded(pipe, name).items() if "negative_" in n}
+    return call, {**call, name: another(pipe, name)}
+
+
+@pytest.mark.fault("2.7", "guidance_rescale of InstructPix2Pix")
+@pytest.mark.fault("2.7", "every argument of every task changes the result, or is refused")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) -> None:
+    pipe = opened(kind)
+    useful: set[str] = set()
+    known: dict[str, np.ndarray] = {}
+    for task in pipe.manifest.tasks:
+        for name in pipe.signature.names:
+            if name in ELSEWHERE or (
+                name in tasks.pictures(pipe.manifest.tasks)
+                and (name not in tasks.arguments(task.pictures))
+            ):
+                continue
+            one, other = pair(pipe, task, name)
+            try:
+                pipe.stream(**other)
+            except InputError:
+                continue
+            if repr(one) not in known:
+                known[repr(one)] = result_of(pipe, one)
+            before, after = known[repr(one)], result_of(pipe, other)
+            assert before.shape != after.shape or not np.array_equal(before, after), (
+                f"{task.name}: {name} changes nothing"
+            )
+            useful.add(name)
+    left = set(pipe.signature.names) - useful - set(ELSEWHERE)
+    assert left <= set(REFUSED), f"taken by no task: {sorted(left)}"
+    for name in left:
+        with pytest.raises(InputError, match=REFUSED[name]):
+            pipe.stream(**pair(pipe, pipe.manifest.tasks[0], name)[1])
