@@ -11,7 +11,7 @@ import click
 
 from exporter.passes import PASSES
 from exporter.progress import WAITING
-from exporter.targets import OPTIONS
+from exporter.targets import options as options_of_targets
 from exporter.targets.options import flag
 from runtimes.terminal import markup, say, visible
 
@@ -23,7 +23,7 @@ BUILTIN = "builtin"
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add a flag for each own option of each target; its value is None where it is not given."""
-    for kind in reversed(OPTIONS.values()):
+    for kind in reversed(options_of_targets().values()):
         for each in reversed(fields(kind)):
             choices = each.metadata["choices"]
             kind_of_value = click.Choice(choices) if choices else type(each.default)

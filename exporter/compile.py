@@ -23,7 +23,8 @@ from exporter.sharing import check as check_shared
 from exporter.sharing import share
 from exporter.source import PipelineSource, resolve
 from exporter.store import Store, missing_artifacts, previous_manifest, recover
-from exporter.targets import OPTIONS, TARGETS
+from exporter.targets import TARGETS
+from exporter.targets import options as options_of_targets
 from exporter.targets.options import gather
 from runtimes.manifest import Manifest
 from runtimes.precision import canonical
@@ -182,7 +183,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
         given["width"],
         given["verify"],
         given["overwrite"],
-        gather(given["target_options"], OPTIONS, asked),
+        gather(given["target_options"], options_of_targets(), asked),
         _calibration(given["calibration_prompts"], given["calibration_samples"]),
         given["fidelity_floor"],
         tuple(given["passes"]),

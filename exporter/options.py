@@ -13,7 +13,7 @@ from exporter.families import CLASS_TASKS, family_of
 from exporter.names import T2I_ADAPTER
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
 from exporter.source import PipelineSource, digest
-from exporter.targets import OPTIONS, TARGETS, passes, verifier
+from exporter.targets import TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
@@ -105,7 +105,7 @@ class ExportOptions:
 
     def of(self, target: str) -> TargetOptions:
         """A target's own options."""
-        return self.of_targets.get(target) or OPTIONS[target]()
+        return self.of_targets.get(target) or TARGETS[target].options()
 
     def passes(self, target: str, precision: str) -> tuple[str, ...]:
         """The passes that make a component's program; `precision` is its own."""
@@ -173,7 +173,7 @@ def _artifact_key(
             "code": code(
                 *_CAPTURE_CODE,
                 family.__name__,
-                f"exporter.targets.{TARGETS[target].module}",
+                TARGETS[target].module,
                 *TARGETS[target].code,
                 *(f"exporter.passes.{each}" for each in (*passes, *_SHARED)),
             ),

@@ -16,7 +16,8 @@ from exporter import model_files
 from exporter.ingredients import WRITING, kind
 from exporter.options import ExportOptions, components_of
 from exporter.source import PipelineSource
-from exporter.targets import verifier
+from exporter.targets import TARGETS, verifier
+from runtimes import backend as engines
 from runtimes.errors import ExportError
 from runtimes.pipeline import LEAN
 from runtimes.precision import of_component, split_passes
@@ -24,37 +25,23 @@ from runtimes.precision import of_component, split_passes
 GIB, MIB = 1 << 30, 1 << 20
 LARGE = 2 << 30  # bytes of a build that is verified one component at a time
 _HALF, _FULL = 2, 4  # bytes of a number
-# Of one number of a large weight in a build. Of int4 not all are.
-_BYTES: Mapping[str, float] = {
-    **{"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int4": 0.75, "w8a8": 1},
-    **{"palette8": 1, "palette6": 0.75, "palette4": 0.5},
-}
 _STORED = ("fp32", "fp16", "bf16")  # precisions that are no integers
 _INTEGERS = ("int8", "int4", "w8a8")
 
-# Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up. Those of torch and
-# coreml, and of all engines but onnxruntime, are estimates: so many copies of the weights.
+# Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up. What depends on a
+# target stands in `exporter.targets.TargetInfo`, what depends on an engine in its backend's class;
+# those of torch and coreml, and of all engines but onnxruntime, are estimates: so many copies of
+# the weights.
 _BASE = 0.45 * GIB  # PyTorch, diffusers and the converters, a pipeline's small weights
 _GRAPH = 0.20 * GIB  # a captured program and what converters make of it …
 _GRAPH_PER_PARAMETER = 0.14  # … and bytes for each parameter: larger models have more layers
 _REFERENCE = 0.9 * GIB  # activations of the reference run in PyTorch
-# Bytes of anonymous memory for each byte of a component's weights in its build.
-_LOWERING: Mapping[str, float] = {
-    **{"onnx": 0.0, "tensorrt": 0.0, "openvino": 0.0, "torch": 0.1, "coreml": 2.5},
-}
-# Bytes of anonymous memory for each of a component's weights, in the engine that verifies it.
-_ENGINE: Mapping[str, float] = {
-    **{"onnxruntime": 4.8, "openvino": 4.6, "torch": 4.0, "coreml-reference": 4.0, "coreml": 4.0},
-}
 _LEAN = 1.0 * GIB  # of a component that ONNX Runtime leaves in its files
 _PROBES = 48 * MIB  # results of the reference runs, plans, tokenizers
 # Processor seconds on two cores of 2020's servers: of any export, of a graph, for 1e9 parameters.
 _SECONDS = 25.0
 _SECONDS_PER_GRAPH = 12.0
 _CAPTURE_PER_BILLION = 14.0
-_LOWERING_PER_BILLION: Mapping[str, float] = {
-    **{"onnx": 36.0, "tensorrt": 36.0, "openvino": 32.0, "torch": 15.0, "coreml": 130.0},
-}
 _VERIFYING_PER_BILLION = 60.0
 SURE_WITHIN = 3  # times or a third of it: how far the time may be off on another machine
 
@@ -104,19 +91,20 @@ def need(
     disk, scratch, seconds = float(_PROBES), 0.0, _SECONDS
     captured: set[str] = set()
     for (target, precision), names in missing.items():
+        info = TARGETS[target]
         for name in names:
             weights, own = components[name], split_passes(of_component(precision, name))[0]
-            size = _BYTES[own] * weights.count
+            size = info.bytes_of(own) * weights.count
             disk += size
-            if target not in ("onnx", "tensorrt") and own in _STORED:
+            if info.rewrites and own in _STORED:
                 # What the files do not hold in this type is written to one that is mapped.
-                scratch = max(scratch, 0 if _BYTES[own] == weights.stored else size)
-            lowering = _GRAPH + _GRAPH_PER_PARAMETER * weights.count + _LOWERING[target] * size
+                scratch = max(scratch, 0 if info.bytes_of(own) == weights.stored else size)
+            lowering = _GRAPH + _GRAPH_PER_PARAMETER * weights.count + info.memory * size
             if own in _INTEGERS:
                 lowering += weights.count  # quantised weights are made in memory
             peaks.append((held + lowering, f"{name} to {target} {own}"))
             billions = weights.count / 1e9
-            seconds += _LOWERING_PER_BILLION[target] * billions
+            seconds += info.seconds * billions
             if name not in captured:
                 captured.add(name)
                 seconds += _SECONDS_PER_GRAPH + _CAPTURE_PER_BILLION * billions
@@ -139,11 +127,12 @@ def _verifying(
     for target, precision in builds:
         own = {name: split_passes(of_component(precision, name))[0] for name in components}
         engine = verifier(target, own.values())
-        sizes = {name: _BYTES[own[name]] * each.count for name, each in components.items()}
+        info, per_weight = TARGETS[target], engines.find(engine).memory_per_weight
+        sizes = {name: info.bytes_of(own[name]) * each.count for name, each in components.items()}
         each_takes = [
             _LEAN
             if engine == "onnxruntime" and sizes[name] >= LEAN
-            else _ENGINE[engine] * components[name].count
+            else per_weight * components[name].count
             for name in components
         ]
         together = max if sum(sizes.values()) >= LARGE else sum

@@ -96,8 +96,10 @@ class Backend(ABC):
     precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
     may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
     be built into an engine on the machine that runs it (see `build`); `slow`, whether it is for
-    checking and not for making pictures, so that nothing asks it for many; `loads_in_parallel`,
-    whether `open` may be called from several threads at once, and gains by it; `entries`, the
+    checking and not for making pictures, so that nothing asks it for many; `memory_per_weight`,
+    bytes of memory for each weight of a component that it verifies at export, roughly;
+    `loads_in_parallel`, whether `open` may be called from several threads at once, and gains by
+    it; `entries`, the
     suffixes of the files that it opens, where an engine would take others for something else.
     """
 
@@ -110,6 +112,7 @@ class Backend(ABC):
     compiles: ClassVar[bool] = False
     builds: ClassVar[bool] = False
     slow: ClassVar[bool] = False
+    memory_per_weight: ClassVar[float] = 5.0
     loads_in_parallel: ClassVar[bool] = True
     entries: ClassVar[tuple[str, ...]] = ()
 
@@ -153,7 +156,11 @@ class Backend(ABC):
         Raises:
             DeviceUnavailable: listing the devices that there are.
         """
-        known = self.devices()
+        try:
+            with plugins.started(f"listing the devices of {self.name}"):
+                known = self.devices()
+        except plugins.BrokenPlugin as error:
+            raise BackendError(str(error)) from error
         if asked is None and known:
             return known[0]
         asked = asked or "of any kind"
@@ -248,6 +255,9 @@ def _suggested(name: str, known: Collection[str]) -> str:
     return f"it has {len(ordered)}, such as {', '.join(ordered[-8:])}"
 
 
+_REQUIRED = ("name", "package", "install", "targets")  # of a backend's class attributes
+
+
 def names() -> Iterator[str]:
     """The backends of the table, then those of installed packages' entry points.
 
@@ -268,9 +278,14 @@ def find(name: str) -> type[Backend]:
     if reference is None:
         raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
     try:
-        backend: type[Backend] = plugins.resolve(reference)
-    except Exception as error:  # whatever another package does on import
-        raise BackendError(f"backend {name!r}: {reference} fails: {first_line(error)}") from error
+        backend = plugins.resolve(reference)
+    except plugins.BrokenPlugin as error:
+        raise BackendError(f"backend {name!r}: {error}") from error
+    if not (isinstance(backend, type) and issubclass(backend, Backend)):
+        raise BackendError(f"backend {name!r}: {reference} is no subclass of Backend")
+    lacking = [each for each in _REQUIRED if not hasattr(backend, each)]
+    if lacking:
+        raise BackendError(f"backend {name!r}: {reference} lacks {', '.join(lacking)}")
     return backend
 
 
@@ -280,12 +295,16 @@ def get(name: str) -> Backend:
     Raises:
         InputError: no backend of that name.
         BackendUnavailable: its engine is not installed; says how to install it.
+        BackendError: its engine does not start.
     """
     backend = find(name)
     try:
-        return backend()
+        with plugins.started(f"backend {name!r}"):
+            return backend()
     except ImportError as error:
         raise BackendUnavailable(name, backend.install, first_line(error)) from error
+    except plugins.BrokenPlugin as error:
+        raise BackendError(str(error)) from error
 
 
 def for_build(build: Build) -> list[str]:

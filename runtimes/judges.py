@@ -50,9 +50,12 @@ def get(name: str) -> Judge:
     if reference is None:
         raise InputError(f"no judge named {name!r} is installed; there are: {names() or 'none'}")
     try:
-        judge: Judge = plugins.resolve(reference)()
-    except Exception as error:  # whatever another package does on import
-        raise InputError(f"judge {name!r}: {reference} fails: {first_line(error)}") from error
+        with plugins.started(reference):
+            judge: Judge = plugins.resolve(reference)()
+        if not hasattr(judge, "prompts") or not hasattr(judge, "agrees"):
+            raise InputError(f"judge {name!r}: {reference} is no Judge")
+    except (plugins.BrokenPlugin, ImportError) as error:
+        raise InputError(f"judge {name!r}: {first_line(error)}") from error
     return judge
 
 

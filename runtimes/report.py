@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runtimes.errors import BackendError
+from runtimes.errors import LatentcError
 from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Verification
 from runtimes.terminal import visible
 
@@ -108,6 +108,7 @@ def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
 def backend_records() -> list[dict[str, Any]]:
     """One JSON-compatible record per known backend."""
     from runtimes.backend import find, get, names
+    from runtimes.plugins import started
 
     records = []
     for name in names():
@@ -117,8 +118,9 @@ def backend_records() -> list[dict[str, Any]]:
             kind = find(name)
             record |= {"targets": [*kind.targets], "install": kind.install}
             made = get(name)
-            record |= {"version": made.version(), "devices": made.devices(), "installed": True}
-        except BackendError as error:
+            with started(f"backend {name!r}"):
+                record |= {"version": made.version(), "devices": made.devices(), "installed": True}
+        except (LatentcError, ImportError) as error:
             record["problem"] = str(error)
         records.append(record)
     return records

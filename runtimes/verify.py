@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtimes import backend as engines
-from runtimes import judges
+from runtimes import judges, plugins
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
@@ -82,6 +82,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "+downsampled-attention": Tolerance(2e-1, 1e-1, 255, 25.0, 0.04),
 }
 
+ENTRY_POINTS = "latentc.tolerances"  # of precisions that other packages bring
 Report = Callable[[str], None]
 
 
@@ -208,14 +209,25 @@ def _tolerances(build: Build) -> dict[str, Tolerance]:
     for name, artifact in build.artifacts.items():
         precision, passes = split_passes(artifact.precision)
         parts = (precision, *(f"+{each}" for each in passes))
-        for each in parts:
-            if each not in TOLERANCES:
-                raise VerificationError(
-                    f"build {build.name!r}, {name}: no tolerance is known for precision "
-                    f"{each!r}, only for {', '.join(TOLERANCES)}"
-                )
-        made[name] = _loosest(TOLERANCES[each] for each in parts)
+        where = f"build {build.name!r}, {name}"
+        made[name] = _loosest(_tolerance(where, each) for each in parts)
     return made
+
+
+def _tolerance(where: str, precision: str) -> Tolerance:
+    """That of the table, or of an installed package that brings the precision."""
+    if precision in TOLERANCES:
+        return TOLERANCES[precision]
+    offered = plugins.entry_points(ENTRY_POINTS)
+    if precision not in offered:
+        raise VerificationError(
+            f"{where}: no tolerance is known for precision {precision!r}, only for "
+            f"{', '.join([*TOLERANCES, *offered])}"
+        )
+    found = plugins.resolve(offered[precision])
+    if not isinstance(found, Tolerance):
+        raise VerificationError(f"{where}: {offered[precision]} is no Tolerance")
+    return found
 
 
 def _loosest(tolerances: Iterable[Tolerance]) -> Tolerance:

@@ -29,6 +29,12 @@ TYPED_INTEGERS: Precisions = {
     "int8": ("fp16_compute", "int8_weights"),
     "w8a8": ("fp16_compute", "int8_activations_symmetric", "int8_weights"),
 }
+# Of one number of a large weight in a build. Of int4 not all are.
+_BYTES: Mapping[str, float] = {
+    **{"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int4": 0.75, "w8a8": 1},
+    **{"palette8": 1, "palette6": 0.75, "palette4": 0.5},
+}
+_MOST_BYTES = 4  # what is reckoned with for a precision that only another package knows
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
 QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
 # What may be asked for by name (``--pass``), because it makes another picture, and what it does.
@@ -46,6 +52,11 @@ REWRITES: Mapping[str, tuple[str, ...]] = {"downsampled-attention": ("downsample
 COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
 # Passes that want the ranges of activations (`Choices.ranges`).
 CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
+
+
+def bytes_of(precision: str) -> float:
+    """Bytes of one number of a large weight in a build of one component's precision."""
+    return _BYTES.get(precision, _MOST_BYTES)
 
 
 def rewriting(names: Iterable[str]) -> tuple[str, ...]:

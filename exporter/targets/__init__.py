@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import COMPUTED, STORED, TYPED_INTEGERS, W8A8, WEIGHTS, Precisions, modules
+from exporter.passes import (
+    COMPUTED,
+    STORED,
+    TYPED_INTEGERS,
+    W8A8,
+    WEIGHTS,
+    Precisions,
+    bytes_of,
+    modules,
+)
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
-from runtimes.errors import InputError
+from runtimes import plugins
+from runtimes.errors import InputError, first_line
 from runtimes.manifest import Component
 from runtimes.precision import split_passes
 
@@ -31,6 +42,14 @@ class TargetInfo:
     class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
     other modules that decide what it writes. `computes`: what the engine is to be asked to
     calculate in for a precision, where the graph itself does not say it.
+
+    For the preflight, roughly: `size`, by precision the bytes of one number in a build, where
+    `exporter.passes.bytes_of` does not know it; `memory`, bytes of anonymous memory for each byte
+    of a component's weights while it is lowered; `seconds` of two cores for 1e9 parameters;
+    `rewrites`, whether weights that the files hold in another type are written once more.
+
+    A target of another package is one of these, or a function that returns it, named in the
+    entry-point group `ENTRY_POINTS`.
     """
 
     module: str
@@ -41,8 +60,17 @@ class TargetInfo:
     options: type[TargetOptions] = TargetOptions
     code: tuple[str, ...] = ()
     computes: Mapping[str, str] = field(default_factory=dict)
+    size: Mapping[str, float] = field(default_factory=dict)
+    memory: float = 1.0
+    seconds: float = 60.0
+    rewrites: bool = True
+
+    def bytes_of(self, precision: str) -> float:
+        """Bytes of one number of a large weight in a build."""
+        return self.size.get(precision) or bytes_of(precision)
 
 
+ENTRY_POINTS = "latentc.targets"
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
 _DECOMPOSED = "exporter.decompose"
 _ONNX_CODE = (
@@ -55,29 +83,50 @@ _ONNX_CODE = (
 # Core ML's own precisions are made by its converter and its optimiser: no passes.
 _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palette4"), ())
 
-TARGETS: Mapping[str, TargetInfo] = {
-    "onnx": TargetInfo("onnx", "onnxruntime", _ONNX, {**STORED, **WEIGHTS}, code=_ONNX_CODE),
+_OWN: Mapping[str, TargetInfo] = {
+    "onnx": TargetInfo(
+        "exporter.targets.onnx",
+        "onnxruntime",
+        _ONNX,
+        {**STORED, **WEIGHTS},
+        code=_ONNX_CODE,
+        memory=0.0,
+        seconds=36.0,
+        rewrites=False,
+    ),
     "openvino": TargetInfo(
-        "openvino",
+        "exporter.targets.openvino",
         "openvino",
         ("openvino",),
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
         code=(_DECOMPOSED, "exporter.targets.openvino_int4", "exporter.passes.plain_integers"),
         computes={"bf16": "bf16"},
+        memory=0.0,
+        seconds=32.0,
     ),
-    "torch": TargetInfo("torch", "torch", (), {**STORED, "bf16": COMPUTED["bf16"]}),
+    "torch": TargetInfo(
+        "exporter.targets.torch",
+        "torch",
+        (),
+        {**STORED, "bf16": COMPUTED["bf16"]},
+        memory=0.1,
+        seconds=15.0,
+    ),
     # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is. ONNX
     # Runtime has no bfloat16 on the CPU; OpenVINO reads it.
     "tensorrt": TargetInfo(
-        "tensorrt",
+        "exporter.targets.tensorrt",
         "onnxruntime",
         _ONNX,
         {**COMPUTED, **TYPED_INTEGERS},
         {"bf16": "openvino"},
         code=_ONNX_CODE,
+        memory=0.0,
+        seconds=36.0,
+        rewrites=False,
     ),
     "coreml": TargetInfo(
-        "coreml",
+        "exporter.targets.coreml",
         "coreml" if sys.platform == "darwin" else "coreml-reference",
         ("coremltools",),
         _COREML,
@@ -87,9 +136,56 @@ TARGETS: Mapping[str, TargetInfo] = {
             *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
             *(_DECOMPOSED, "exporter.passes.split_einsum_attention"),
         ),
+        memory=2.5,
+        seconds=130.0,
     ),
 }
-OPTIONS = {name: info.options for name, info in TARGETS.items()}
+
+
+class _Targets(Mapping[str, TargetInfo]):
+    """latentc's own targets, then those of installed packages, which are imported when they are
+    looked at. Iterating passes over packages that are broken; asking for one by its name raises
+    InputError, which says what it raised."""
+
+    def __getitem__(self, name: str) -> TargetInfo:
+        if name in _OWN:
+            return _OWN[name]
+        reference = self._offered()[name]
+        try:
+            info = plugins.resolve(reference)
+            if callable(info):
+                with plugins.started(reference):
+                    info = info()
+        except (plugins.BrokenPlugin, ImportError) as error:
+            raise InputError(f"target {name!r}: {first_line(error)}") from error
+        if not isinstance(info, TargetInfo):
+            raise InputError(f"target {name!r}: {reference} is no TargetInfo")
+        return info
+
+    def __contains__(self, name: object) -> bool:
+        return name in _OWN or name in self._offered()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _OWN
+        for name in self._offered():
+            with suppress(InputError):
+                self[name]
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _offered(self) -> dict[str, str]:
+        points = plugins.entry_points(ENTRY_POINTS)
+        return {name: value for name, value in points.items() if name not in _OWN}
+
+
+TARGETS: Mapping[str, TargetInfo] = _Targets()
+
+
+def options() -> dict[str, type[TargetOptions]]:
+    """The class of each target's own options."""
+    return {name: info.options for name, info in TARGETS.items()}
 
 
 def verifier(target: str, precisions: Iterable[str]) -> str:
@@ -156,5 +252,10 @@ def get(name: str) -> Target:
     """The target's module. Raises InputError for an unknown name."""
     if name not in TARGETS:
         raise InputError(f"unknown target {name!r}; known targets: {', '.join(TARGETS)}")
-    module: Any = import_module(f"exporter.targets.{TARGETS[name].module}")
+    module: Any
+    try:
+        with plugins.started(f"target {name!r}"):
+            module = import_module(TARGETS[name].module)
+    except plugins.BrokenPlugin as error:
+        raise InputError(str(error)) from error
     return module  # type: ignore[no-any-return]

@@ -25,6 +25,7 @@ class CoreMLBackend(Backend):
     package: ClassVar[str] = "coremltools"
     install: ClassVar[str] = "pip install 'latentc[coreml]' (on macOS)"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
+    memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".json",)
     loads_in_parallel: ClassVar[bool] = False  # nor does it promise that threads may load models
 

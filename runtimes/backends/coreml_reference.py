@@ -27,6 +27,7 @@ class CoreMLReferenceBackend(Backend):
     package: ClassVar[str] = "coremltools"
     install: ClassVar[str] = "pip install 'latentc[coreml]'"
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
+    memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".json",)
     slow: ClassVar[bool] = True
     loads_in_parallel: ClassVar[bool] = False  # Python under one lock

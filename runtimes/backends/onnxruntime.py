@@ -66,6 +66,7 @@ class OnnxRuntimeBackend(Backend):
     package: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = "pip install 'latentc[onnxruntime]'"
     targets: ClassVar[tuple[str, ...]] = ("onnx", "tensorrt")
+    memory_per_weight: ClassVar[float] = 4.8
     entries: ClassVar[tuple[str, ...]] = (".onnx",)
     lacks: ClassVar[tuple[str, ...]] = ("bf16",)  # no kernels on the CPU
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")

@@ -61,6 +61,7 @@ class OpenVinoBackend(Backend):
     package: ClassVar[str] = "openvino"
     install: ClassVar[str] = "pip install 'latentc[openvino]'"
     targets: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "tensorrt")
+    memory_per_weight: ClassVar[float] = 4.6
     entries: ClassVar[tuple[str, ...]] = (".xml", ".onnx")  # others are other frameworks'
     computes: ClassVar[tuple[str, ...]] = (*_HINTS, "auto")
 

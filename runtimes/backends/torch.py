@@ -37,6 +37,7 @@ class TorchBackend(Backend):
     package: ClassVar[str] = "torch"
     install: ClassVar[str] = "pip install 'latentc[torch]'"
     targets: ClassVar[tuple[str, ...]] = ("torch",)
+    memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".pt2",)
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
     compiles: ClassVar[bool] = True

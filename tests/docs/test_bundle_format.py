@@ -232,7 +232,7 @@ def test_targets() -> None:
     rows = {plain(row["Target"]): row for row in table(section(DOCUMENT, "6 Targets"), "Target")}
     assert set(rows) == set(TARGETS)
     for name, row in rows.items():
-        source = (ROOT / "exporter" / "targets" / f"{TARGETS[name].module}.py").read_text("utf-8")
+        source = (ROOT / f"{TARGETS[name].module.replace('.', '/')}.py").read_text("utf-8")
         assert f'MODEL = "{plain(row["Entry"])}"' in source
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -9,9 +10,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from exporter import targets
+from runtimes import backend, judges, pipeline, plugins
+from runtimes.errors import InputError, LatentcError
+from runtimes.manifest import Manifest
+from tests.conftest import Run
+from tests.fakes import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
@@ -25,7 +34,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
     """The environment of a process in which the page's package is installed."""
-    (project,) = (tomllib.loads(block) for block in blocks("toml"))
+    project = tomllib.loads(blocks("toml")[0])
     points = project["project"]["entry-points"]["latentc.backends"]
     module = points["numpy"].partition(":")[0]
     shutil.copy(EXAMPLE, tmp_path / f"{module}.py")
@@ -76,3 +85,130 @@ def test_the_backend_verifies_and_generates(
         "--steps", "1", "-o", str(picture),
     )  # fmt: skip
     assert picture.exists()
+
+
+PLAIN = ROOT / "examples" / "plain_target.py"
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose packages are installed in this process, until the test ends."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    for name in {*sys.modules} - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def install(folder: Path, module: str, code: str, points: dict[str, dict[str, str]]) -> None:
+    """Put a package with entry points into a folder of `sys.path`."""
+    (folder / f"{module}.py").write_text(code, "utf-8")
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    lines = []
+    for group, named in points.items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in named.items())]
+    (info / "entry_points.txt").write_text("\n".join([*lines, ""]))
+    importlib.invalidate_caches()
+
+
+@pytest.mark.fault("3.2", "a target, precision and backend from outside fail in the preflight")
+def test_a_target_from_outside(packages: Path, run: Run, smallest: Path, tmp_path: Path) -> None:
+    project = tomllib.loads(blocks("toml")[1])["project"]
+    install(packages, "latentc_plain", PLAIN.read_text("utf-8"), project["entry-points"])
+    bundle = tmp_path / "bundle"
+    export = ("export", smallest, "-o", bundle, "--target", "plain", "--precision", "fp24")
+    code, out, err = run(*export, "--dry-run")
+    assert code == 0, err
+    assert "GiB of memory" in out + err
+    code, out, err = run(*export, "--steps", 2)
+    assert code == 0, err
+    code, out, err = run("verify", bundle, "--json", "-")
+    assert code == 0, err
+    assert [each["passed"] for each in json.loads(out)["verified"]] == [True]
+    image = tmp_path / "image.png"
+    code, out, err = run("generate", bundle, "a", "--steps", 2, "-o", image)
+    assert code == 0, err
+    assert image.exists()
+    code, out, err = run("backends", "--json")
+    assert "plain" in {each["name"] for each in json.loads(out)}
+
+
+def test_the_example_is_as_long_as_the_page_says() -> None:
+    assert f"in {len(PLAIN.read_text('utf-8').splitlines())} lines" in " ".join(PAGE.split())
+
+
+BROKEN = {
+    "exits": "import sys; sys.exit(3)",
+    "library": "raise OSError('libengine.so.3: cannot open shared object file')",
+    "fails": "raise RuntimeError('no driver\\nhere')",
+    "syntax": "def (",
+    "absent": "import there_is_no_such_engine",
+    "memory": "raise MemoryError",
+    "other": "class Backend: pass",
+    "bare": "from runtimes.backend import Backend as Base\nclass Backend(Base): pass",
+    "panics": "class PanicException(BaseException): pass\nraise PanicException('index')",
+}
+STARTS = """
+from runtimes.backend import Backend as Base
+class Backend(Base):
+    name, package, install, targets = "starts", "p", "pip install p", ("fake",)
+    def __init__(self): {init}
+    def version(self): {version}
+    def devices(self): {devices}
+    def _open(self, *a): raise RuntimeError
+"""
+BROKEN |= {
+    "starting": STARTS.format(init="raise SystemExit(1)", version="return ''", devices="return []"),
+    "driver": STARTS.format(
+        init="raise OSError(2, 'no')", version="return ''", devices="return []"
+    ),
+    "version": STARTS.format(init="pass", version="1 / 0", devices="return ['cpu']"),
+    "devices": STARTS.format(init="pass", version="return '1'", devices="raise SystemExit(2)"),
+}
+
+
+@pytest.mark.fault("3.2", "an engine whose import raises anything takes all others down")
+def test_broken_packages_concern_nobody_else(packages: Path, run: Run, tmp_path: Path) -> None:
+    for name, code in BROKEN.items():
+        kinds = ("backends", "targets", "judges")
+        points = {f"latentc.{kind}": {name: f"broken_{name}:Backend"} for kind in kinds}
+        install(packages, f"broken_{name}", code, points)
+    good = STARTS.format(init="pass", version="return '1'", devices="return ['cpu']")
+    install(packages, "good_engine", good, {"latentc.backends": {"good": "good_engine:Backend"}})
+    code, out, err = run("backends", "--json")
+    assert code == 0, err
+    records = {each["name"]: each for each in json.loads(out)}
+    assert records["good"]["installed"]
+    assert records["onnxruntime"]["installed"]
+    for name in BROKEN:
+        assert not records[name]["installed"]
+        assert records[name]["problem"]
+    bundle = make_bundle(tmp_path / "bundle")
+    build = Manifest.load(bundle).builds[0]
+    assert set(backend.for_build(build)) == {"devices", "good", "version"}
+    for name in BROKEN:
+        with pytest.raises(LatentcError):
+            pipeline.load(bundle, name)
+        with pytest.raises(InputError, match=f"'{name}'"):
+            targets.get(name)
+        with pytest.raises(InputError, match=f"'{name}'"):
+            judges.get(name)
+    assert set(targets.TARGETS) == {"onnx", "openvino", "torch", "tensorrt", "coreml"}
+    code, _, err = run("export", "nowhere", "-o", tmp_path / "b", "--target", "exits")
+    assert code == 2
+    assert "target 'exits': broken_exits:Backend fails: SystemExit" in err
+
+
+@pytest.mark.fault("3.2", "a package with unreadable metadata takes all others down")
+def test_unreadable_metadata(packages: Path) -> None:
+    install(packages, "good_engine", "", {"latentc.backends": {"good": "good_engine:Backend"}})
+    (packages / "odd-1.0.dist-info").mkdir()
+    (packages / "odd-1.0.dist-info" / "METADATA").write_bytes(b"Metadata-Version: 2.1\nName: odd\n")
+    (packages / "odd-1.0.dist-info" / "entry_points.txt").write_bytes(b"[latentc.backends]\n\xff")
+    importlib.invalidate_caches()
+    assert plugins.entry_points("latentc.backends")["good"] == "good_engine:Backend"

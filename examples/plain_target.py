@@ -1,0 +1,46 @@
+"""A target, a precision and a backend for docs/extending.md: ONNX graphs that are called plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from runtimes.backends.onnxruntime import OnnxRuntimeBackend
+from runtimes.verify import Tolerance
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from exporter.targets import TargetInfo
+    from runtimes.manifest import Component
+
+
+class PlainBackend(OnnxRuntimeBackend):
+    """Loads the target's builds."""
+
+    name: ClassVar[str] = "plain"
+    targets: ClassVar[tuple[str, ...]] = ("plain",)
+
+
+# Of the precision "fp24": what its builds may be off by.
+FP24 = Tolerance(1e-4, 1e-3, 2, 40.0, 0.02)
+
+
+def target() -> TargetInfo:
+    """What the compiler has to know of the target."""
+    from exporter.targets import TargetInfo
+
+    return TargetInfo(
+        module=__name__,
+        backend="plain",
+        packages=("onnx", "onnx-ir", "onnxscript"),
+        precisions={"fp32": (), "fp24": ()},
+        size={"fp24": 3},
+    )
+
+
+def lower(program: ExportedProgram, component: Component, folder: Path, **settings: Any) -> str:
+    """Write the graph as ONNX."""
+    from exporter.targets import onnx
+
+    return onnx.lower(program, component, folder, **settings)
