@@ -179,6 +179,11 @@ class PlanTable:
         return tuple(int(count) for count in self.steps[: len(self.steps) // len(self.shifts)])
 
     @cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each step count stands among them."""
+        return {count: place for place, count in enumerate(self.step_counts)}
+
+    @cached_property
     def shifts(self) -> tuple[float, ...]:
         """The shifts there are plans for, ascending; one where plans do not depend on it."""
         return tuple(float(each) for each in np.unique(self.shift))
@@ -272,7 +277,8 @@ class PlanTable:
 
     def merge(self, other: PlanTable) -> PlanTable:
         """A table with the plans of both; where both have a step count, `other` wins."""
-        kept = [each for each in self.parts() if each.steps[0] not in other.steps]
+        theirs = set(other.step_counts)
+        kept = [each for each in self.parts() if int(each.steps[0]) not in theirs]
         return join([*kept, *other.parts()])
 
     def parts(self) -> list[PlanTable]:
@@ -299,13 +305,13 @@ class PlanTable:
 
     def _index(self, num_inference_steps: int, sheet: int = 0) -> int:
         """The place of a plan."""
-        if num_inference_steps not in self.step_counts:
+        if num_inference_steps not in self._places:
             raise PlanNotFound(
                 f"no sampling plan for {num_inference_steps} steps; there are plans for "
                 f"{_ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
                 f"--scheduler NAME --steps {num_inference_steps}"
             )
-        return sheet * len(self.step_counts) + self.step_counts.index(num_inference_steps)
+        return sheet * len(self.step_counts) + self._places[num_inference_steps]
 
     def _span(self, num_inference_steps: int, sheet: int = 0) -> tuple[int, int]:
         index = self._index(num_inference_steps, sheet)

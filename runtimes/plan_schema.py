@@ -34,6 +34,7 @@ ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
 MAX_STEPS = 10_000
 MAX_SLOTS = 64
 MAX_SHIFTS = 64
+MAX_NUMBERS = 1 << 24  # of the `state` of one plan: a small table can stand for large plans
 
 
 class ClipKind(IntEnum):
@@ -98,6 +99,11 @@ def _check_indices(arrays: Mapping[str, Array]) -> None:
     _expect(
         offsets[0] == 0 and offsets[-1] == evaluations and (np.diff(offsets) > 0).all(),
         f"offsets: expected increasing numbers from 0 to {evaluations}",
+    )
+    slots = arrays["state"].shape[1]
+    _expect(
+        int(np.diff(offsets).max()) * slots**2 <= MAX_NUMBERS,
+        f"offsets: a plan of more than {MAX_NUMBERS // slots**2} evaluations for {slots} slots",
     )
     rows = arrays["rows"]
     _expect(

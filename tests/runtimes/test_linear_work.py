@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+from runtimes import plan_json
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.manifest_rules import is_inside, problems
+from runtimes.plan import PlanTable
+from runtimes.plan_schema import DTYPES
 from tests.fakes import make_bundle
 from tests.steps import steps_of
 
@@ -198,6 +202,55 @@ def test_no_list_is_left_out(whole: dict[str, Any]) -> None:
         if way and grown(whole, way, 1, True)
     }
     assert wanted <= tried, wanted - tried
+
+
+def plans(count: int) -> PlanTable:
+    """Return a table with plans of 1, 2 … `count` steps, each of one evaluation."""
+    ones = np.ones(count)
+    return PlanTable(
+        steps=np.arange(1, count + 1, dtype=np.int32),
+        offsets=np.arange(count + 1, dtype=np.int32),
+        timesteps=ones,
+        input_scale=ones.copy(),
+        noise_draws=np.zeros(count, np.uint8),
+        rows=np.zeros((count, 1), np.int32),
+        state=np.ones((1, 1, 1)),
+        prediction=np.ones((1, 1)),
+        clean=np.zeros((1, 1)),
+        noise=np.zeros((1, 1)),
+        clean_from=np.zeros((1, 2)),
+        init_noise_scale=ones.copy(),
+        add_noise=np.zeros((count, 2)),
+        known=np.zeros((count, 2)),
+        clip=np.zeros(3),
+        shift=np.zeros(count),
+    )
+
+
+@pytest.mark.fault("1.6", "work that grows with the square of a table of plans")
+def test_tables_of_plans() -> None:
+    def steps(count: int) -> int:
+        table = plans(count)
+        schedule = Schedule("s", "S", File("s.npz", 1, "0" * 64), (1,), "k")
+        return steps_of(lambda: plan_json.document(schedule, table))
+
+    steps(1)  # numpy does some of its work once
+    assert steps(2 * COUNT) <= 2.2 * steps(COUNT)
+
+
+@pytest.mark.fault("1.6", "work that grows with the square of a table of plans")
+def test_a_small_table_of_large_plans() -> None:
+    """One row stands for every evaluation, and a plan holds it as often."""
+    table = plans(1)
+    evaluations, slots = 1 << 15, 64
+    arrays: dict[str, Any] = {name: getattr(table, name) for name in DTYPES}
+    for name in ("timesteps", "input_scale", "noise_draws", "rows", "add_noise", "known"):
+        arrays[name] = np.repeat(arrays[name], evaluations, axis=0)
+    arrays["offsets"] = np.array([0, evaluations], np.int32)
+    arrays["state"] = np.ones((1, slots, slots))
+    arrays |= {name: np.zeros((1, slots)) for name in ("prediction", "clean", "noise")}
+    with pytest.raises(BundleError, match="a plan of more than 4096 evaluations for 64 slots"):
+        PlanTable(**arrays)
 
 
 @pytest.mark.fault("1.6", "paths that Windows takes for others or for devices")
