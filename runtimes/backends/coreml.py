@@ -11,7 +11,8 @@ from typing import ClassVar
 from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import Component
 from runtimes.mil.package import limits_of
-from runtimes.mil.session import PackageSession, Stage, files_of, packages_of
+from runtimes.mil.package_files import files_of
+from runtimes.mil.session import PackageSession, Stage, packages_of
 from runtimes.mil.toolkit import load_toolkit
 from runtimes.session import Array, Feeds, Session
 

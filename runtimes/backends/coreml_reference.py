@@ -15,7 +15,8 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import Component
 from runtimes.mil.evaluator import Evaluator
 from runtimes.mil.package import limits_of, read_spec
-from runtimes.mil.session import PackageSession, Stage, files_of, packages_of
+from runtimes.mil.package_files import files_of
+from runtimes.mil.session import PackageSession, Stage, packages_of
 from runtimes.mil.toolkit import load_toolkit
 from runtimes.session import Session
 

@@ -6,17 +6,15 @@ Both Core ML backends use it; they differ in how a package predicts.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from runtimes.errors import BackendError, BundleError, InputError
+from runtimes.errors import BackendError, InputError
 from runtimes.files import read_regular
 from runtimes.manifest import Component, TensorSpec
-from runtimes.manifest_rules import is_inside
 from runtimes.mil.package import Limits
 from runtimes.parsing import parser
 from runtimes.session import Array, Feeds, Session
@@ -43,34 +41,6 @@ def packages_of(entry: Path) -> list[Path]:
     if not names or not all(_is_plain(name) for name in names):
         raise ValueError(f"not a list of folders beside it: {names!r:.80}")
     return [entry.parent / name for name in names]
-
-
-def files_of(entry: Path) -> list[Path]:
-    """Return what Core ML may open because of a ``model.json``: all that lies in its packages, and
-    what their manifests name. Links to folders are not followed, they count as files.
-
-    Raises:
-        BackendError: `entry` is no list of packages.
-        BundleError: a package's manifest is damaged, or names something outside of the package.
-    """
-    found: list[Path] = []
-    for package in packages_of(entry):
-        found += [package / name for name in _items(package)]
-        for folder, folders, files in os.walk(package):
-            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            found += [Path(folder, name) for name in (*files, *links)]
-    return list(dict.fromkeys(found))
-
-
-@parser(BundleError, "package", "a Core ML package")
-def _items(package: Path) -> list[str]:
-    """The files that a package's manifest names, relative to the package."""
-    document = json.loads(read_regular(package / "Manifest.json", _MOST_BYTES))
-    names = [f"Data/{each['path']}" for each in document["itemInfoEntries"].values()]
-    for name in names:
-        if not is_inside(name):
-            raise ValueError(f"it names {name!r:.80}, which is not inside of it")
-    return ["Manifest.json", *(name for name in names if not (package / name).is_dir())]
 
 
 class PackageSession(Session):

@@ -18,6 +18,7 @@ from runtimes.backend import BACKENDS, find
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.manifest import Artifact, Build, File
+from runtimes.mil.package_files import MESSAGES
 from runtimes.trust import sha256
 from tests.fakes import FakeBackend
 from tests.steps import steps_of
@@ -243,11 +244,34 @@ def test_entries_of_other_kinds(tmp_path: Path, name: str, backend: str) -> None
 # --- Core ML and TensorRT ---------------------------------------------------------------------
 
 
-def package(root: Path, items: dict[str, str] | None = None) -> list[str]:
+def ml_program(weights: str, where: str = "attribute") -> Any:
+    """Return a Core ML model with the name of a file of weights in a place."""
+    from coremltools.proto import Model_pb2
+
+    made = Model_pb2.Model(specificationVersion=8)
+    function = made.mlProgram.functions["main"]
+    operation = function.block_specializations["CoreML8"].operations.add(type="const")
+    value = {
+        "attribute": lambda: operation.attributes["val"],
+        "argument": lambda: operation.inputs["x"].arguments.add().value,
+        "tuple": lambda: operation.attributes["val"].immediateValue.tuple.values.add(),
+        "function": lambda: function.attributes["val"],
+        "type": lambda: operation.outputs.add().type.tensorType.attributes["val"],
+        "block": lambda: operation.blocks.add().operations.add().attributes["val"],
+    }[where]()
+    value.blobFileValue.fileName = weights
+    return made
+
+
+def package(
+    root: Path,
+    items: dict[str, str] | None = None,
+    weights: str = "@model_path/weights/weight.bin",
+) -> list[str]:
     """Make a package of a graph and weights; return its files."""
     folder = root / "model.mlpackage" / "Data" / "com.apple.CoreML"
     (folder / "weights").mkdir(parents=True)
-    (folder / "model.mlmodel").write_bytes(b"1")
+    (folder / "model.mlmodel").write_bytes(ml_program(weights).SerializeToString())
     (folder / "weights" / "weight.bin").write_bytes(b"2")
     paths = items or {"a": "com.apple.CoreML/model.mlmodel", "b": "com.apple.CoreML/weights"}
     document = {"itemInfoEntries": {key: {"path": path} for key, path in paths.items()}}
@@ -278,6 +302,67 @@ def test_packages_that_name_files_elsewhere(tmp_path: Path, path: Any) -> None:
     files = package(tmp_path, {"a": path})
     with pytest.raises(BundleError, match=r"the manifest does not list|not a Core ML package"):
         entry_of(tmp_path, files, find("coreml-reference"))
+
+
+@pytest.mark.fault("1.3", "files of a Core ML package that are not in the manifest")
+@pytest.mark.parametrize(
+    "name",
+    ["@model_path/../../../secret", "/etc/passwd", "weights/weight.bin", "@model_path/missing.bin"],
+)
+@pytest.mark.parametrize("where", ["attribute", "argument", "tuple", "function", "type", "block"])
+def test_weights_that_a_program_names(tmp_path: Path, name: str, where: str) -> None:
+    files = package(tmp_path)
+    model = tmp_path / "model.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+    model.write_bytes(ml_program("@model_path/weights/weight.bin", where).SerializeToString())
+    entry_of(tmp_path, files, find("coreml-reference"))
+    model.write_bytes(ml_program(name, where).SerializeToString())
+    with pytest.raises(BundleError, match=r"not inside of its package|the manifest does not list"):
+        entry_of(tmp_path, files, find("coreml-reference"))
+
+
+@pytest.mark.fault("1.3", "files of a Core ML package that are not in the manifest")
+def test_models_that_are_linked_to_others(tmp_path: Path) -> None:
+    files = package(tmp_path)
+    linked = ml_program("@model_path/weights/weight.bin")
+    linked.linkedModel.linkedModelFile.linkedModelFileName.defaultValue = "secret"
+    path = tmp_path / "model.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+    path.write_bytes(linked.SerializeToString())
+    with pytest.raises(BundleError, match="not an ML Program"):
+        entry_of(tmp_path, files, find("coreml-reference"))
+
+
+def test_the_messages_are_core_mls() -> None:
+    """Every way to the name of a file is in the table."""
+    from coremltools.proto import Model_pb2
+
+    messages: dict[str, Any] = {}
+
+    def collect(message: Any) -> None:
+        if message.full_name not in messages:
+            messages[message.full_name] = message
+            for field in message.fields:
+                if field.message_type is not None:
+                    collect(field.message_type)
+
+    collect(Model_pb2.Model.DESCRIPTOR.fields_by_name["mlProgram"].message_type)
+    leading = {next(name for name in messages if name.endswith(".BlobFileValue"))}
+    while True:
+        more = {
+            name
+            for name, message in messages.items()
+            if any(f.message_type and f.message_type.full_name in leading for f in message.fields)
+        }
+        if more <= leading:
+            break
+        leading |= more
+    for name in leading:
+        own = MESSAGES[name.rpartition(".")[2]]
+        ways = {
+            field.number: field.message_type.full_name.rpartition(".")[2]
+            for field in messages[name].fields
+            if field.message_type and field.message_type.full_name in leading
+        }
+        assert own == ways, name
 
 
 @pytest.mark.fault("1.3", "TensorRT's recipe that is not in the manifest")
