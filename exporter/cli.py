@@ -174,12 +174,19 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "repeated.",
 )
 @click.option(
+    "--image-encoder",
+    metavar="FOLDER_OR_ID",
+    help="The image encoder of the IP-Adapters.  [default: image_encoder beside their file]",
+)
+@click.option(
     "--config",
     metavar="FOLDER_OR_ID",
     help="For a checkpoint of one file: whose configuration it has.  [default: guessed]",
 )
 @click.option(
-    "--allow-pickle", is_flag=True, help="Read a checkpoint that is a pickle, which may run code."
+    "--allow-pickle",
+    is_flag=True,
+    help="Read a checkpoint, which may then run code, or an adapter's file that is a pickle.",
 )
 @click.option(
     "--without",
@@ -225,6 +232,7 @@ def export(
     controlnet: tuple[str, ...],
     t2i_adapter: tuple[str, ...],
     ip_adapter: tuple[str, ...],
+    image_encoder: str | None,
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
@@ -273,6 +281,7 @@ def export(
             controlnet=controlnet,
             t2i_adapter=t2i_adapter,
             ip_adapter=ip_adapter,
+            image_encoder=image_encoder,
             config=config,
             allow_pickle=allow_pickle,
             without=without,

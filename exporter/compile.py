@@ -55,6 +55,7 @@ def export(
     controlnet: str | Path | Sequence[str | Path] = (),
     t2i_adapter: str | Path | Sequence[str | Path] = (),
     ip_adapter: str | Path | Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
@@ -105,7 +106,10 @@ def export(
             there are several.
         config: for a checkpoint of one file, a folder or Hub id with the pipeline's configuration;
             None is the one that diffusers takes the file for, from the Hub.
-        allow_pickle: read such a file even if it is a pickle, which may run code.
+        image_encoder: a folder or Hub id of the image encoder of the IP-Adapters, where it is not
+            the one beside them.
+        allow_pickle: read such a file, or that of an adapter, even if it is a pickle. A checkpoint
+            may then run code.
         without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
         share_with: other bundles; what one of them has of the same parts, options and versions is
             not made again, and what is the same in one of them is a hard link to its file, and
@@ -230,6 +234,7 @@ def _found(given: Mapping[str, Any]) -> PipelineSource:
         configured,
         given["allow_pickle"],
         _texts(given["without"]),
+        None if given["image_encoder"] is None else str(given["image_encoder"]),
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter import model_folders
-from exporter.ingredients import Ingredient
+from exporter.ingredients import Ingredient, Reading
 from exporter.source import load_model, quiet_loading
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
 
-def find(asked: str) -> Ingredient:
+def find(asked: str, _: Reading | None = None) -> Ingredient:
     """The folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
     return model_folders.find(asked, "controlnet", "ControlNet", "ControlNetModel")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.versions import code
+from runtimes.errors import InputError
 
 # Kind → module of this package. One line per kind; they are applied in this order.
 KINDS: Mapping[str, str] = {
@@ -38,7 +39,8 @@ REPLACING = frozenset({"vae"})
 @dataclass(frozen=True)
 class Ingredient:
     """`id`: as it was asked for, less the folder of a local file; `sha256`: of its content;
-    `scale`: how strongly it is mixed in, None where it is not; `token`: the word that it adds."""
+    `scale`: how strongly it is mixed in, None where it is not; `token`: the word that it adds;
+    `encoder`: the folder of the model that it needs besides."""
 
     kind: str
     id: str
@@ -46,13 +48,28 @@ class Ingredient:
     sha256: str
     scale: float | None = None
     token: str | None = None
+    encoder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How ingredients are read.
+
+    Attributes:
+        allow_pickle: files of weights may be pickles; they are read without running their code.
+        image_encoder: folder or Hub id of the image encoder of IP-Adapters, None for the one that
+            lies beside each.
+    """
+
+    allow_pickle: bool = False
+    image_encoder: str | None = None
 
 
 class Kind(Protocol):
     """The interface of a kind's module. One that brings components has ``added(ingredients)``
     besides: their names, and digests of what they are made of."""
 
-    def find(self, asked: str) -> Ingredient:
+    def find(self, asked: str, reading: Reading) -> Ingredient:
         """Raises SourceError: it is not there, or is not what it should be."""
 
     def parts(self, pipeline_class: str) -> tuple[str, ...]:
@@ -71,13 +88,19 @@ def kind(name: str) -> Kind:
     return module  # type: ignore[no-any-return]
 
 
-def find(asked: Mapping[str, Sequence[str]]) -> tuple[Ingredient, ...]:
+def find(
+    asked: Mapping[str, Sequence[str]], reading: Reading | None = None
+) -> tuple[Ingredient, ...]:
     """All that was asked for, by kind.
 
     Raises:
+        InputError: an image encoder, and nothing that needs one.
         SourceError: something is not there, or is not what it should be.
     """
-    return tuple(kind(name).find(each) for name in KINDS for each in asked.get(name, ()))
+    how = reading or Reading()
+    if how.image_encoder is not None and not asked.get("ip-adapter"):
+        raise InputError("an image encoder is for IP-Adapters; give one, or leave it out")
+    return tuple(kind(name).find(each, how) for name in KINDS for each in asked.get(name, ()))
 
 
 def changed(

@@ -2,39 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter import hub
-from exporter.ingredients import Ingredient
+from exporter import hub, weight_files
+from exporter.ingredients import Ingredient, Reading
 from exporter.names import IP_IMAGE_ENCODER
-from exporter.source import digest, digest_folder, quiet_loading
-from exporter.weight_files import SAFE, check
+from exporter.source import digest, digest_folder, load_model, quiet_loading
+from exporter.weight_files import SAFE
 from runtimes.errors import SourceError
+from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
 _ENCODER = "image_encoder"
+_CONFIG = "config.json"
+_PLAIN = Reading()
+# The first layer of an adapter's projection, and what of the image encoder's it takes: of a plain
+# one the projected image, of a Plus or a full one the states of the layer before the last.
+_WIDTHS = {
+    "proj.weight": "projection_dim",
+    "proj_in.weight": "hidden_size",
+    "proj.0.weight": "hidden_size",
+}
 
 
-def find(asked: str) -> Ingredient:
-    """A file of weights with a folder ``image_encoder`` beside it; ``OWNER/NAME/PATH`` on the
-    Hub."""
+def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
+    """A file of weights with a folder ``image_encoder`` beside it, or another that is named;
+    ``OWNER/NAME/PATH`` on the Hub.
+
+    Raises:
+        SourceError: it is not there, or is for an image encoder of another width.
+    """
     path = Path(asked).expanduser()
     here = path.exists()
     file = path if here else _download(asked)
-    if not file.is_file() or file.suffix not in (SAFE, ".bin"):
+    if not file.is_file() or file.suffix.lower() not in (SAFE, *weight_files.PICKLES):
         raise SourceError(f"{asked} is no IP-Adapter: expected its file of weights ({SAFE})")
-    check(file)
-    folder = file.parent / _ENCODER
-    if not (folder / "config.json").is_file():
+    if not (reading.allow_pickle and file.suffix.lower() in weight_files.PICKLES):
+        weight_files.check(file, weight_files.TRUSTED)
+    folder = _encoder(reading.image_encoder) if reading.image_encoder else file.parent / _ENCODER
+    if not (folder / _CONFIG).is_file():
         raise SourceError(
-            f"the IP-Adapter {asked} needs its image encoder, a folder {_ENCODER!r} beside the file"
+            f"the IP-Adapter {asked} needs its image encoder, a folder {_ENCODER!r} beside the "
+            "file, or one that --image-encoder names"
         )
+    _check_width(file, folder)
     name = file.name if here else asked
     sha = digest([sha256(file), digest_folder(folder, "transformers")])
-    return Ingredient("ip-adapter", name, file, sha)
+    return Ingredient("ip-adapter", name, file, sha, encoder=folder)
+
+
+def _encoder(asked: str) -> Path:
+    """The folder of an image encoder, or the one in a folder; ``OWNER/NAME`` on the Hub, or a
+    folder in there."""
+    path = Path(asked).expanduser()
+    folder = path if path.exists() else _download_encoder(asked)
+    return folder if (folder / _CONFIG).is_file() else folder / _ENCODER
+
+
+def _check_width(file: Path, folder: Path) -> None:
+    """Refuse an adapter whose first layer takes something else than the image encoder gives."""
+    weights = weight_files.tensors(file)
+    config = _configured(folder / _CONFIG)
+    for name, entry in _WIDTHS.items():
+        layer = weights.get(f"image_proj.{name}")
+        given = config.get(entry)
+        if layer is None or given is None:
+            continue
+        if layer.shape[-1] != given:
+            raise SourceError(
+                f"the IP-Adapter {file.name} is for an image encoder with a {entry} of "
+                f"{layer.shape[-1]}, and {folder} has {given}: name the other one with "
+                "--image-encoder"
+            )
+        return
+
+
+@parser(SourceError, "path", "the configuration of an image encoder")
+def _configured(path: Path) -> Mapping[str, Any]:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("it is no object")
+    inner = config.get("vision_config")  # of a whole CLIP
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
@@ -47,18 +100,27 @@ def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """All of them at once, in the order in which they were given, with the image encoder beside
+    """All of them at once, in the order in which they were given, with the image encoder of
     the first."""
     names = ", ".join(each.id for each in ingredients)
     if not hasattr(pipe, "load_ip_adapter"):
         raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({names})")
+    import transformers
+
+    encoder = ingredients[0].encoder
+    if encoder is not None:
+        for each in ingredients[1:]:
+            _check_width(each.path, encoder)
+        cls = transformers.CLIPVisionModelWithProjection
+        with quiet_loading():
+            pipe.register_modules(image_encoder=load_model(cls, encoder, None))
     try:
         with quiet_loading():
             pipe.load_ip_adapter(
                 [str(each.path.parent) for each in ingredients],
                 subfolder="",
                 weight_name=[each.path.name for each in ingredients],
-                image_encoder_folder=_ENCODER,
+                image_encoder_folder=None,
                 local_files_only=True,
             )
     except Exception as error:
@@ -81,3 +143,16 @@ def _download(asked: str) -> Path:
         return str(Path(folder) / file)
 
     return hub.fetch(asked, "IP-Adapter", "file", get, inside=True)
+
+
+def _download_encoder(asked: str) -> Path:
+    def get() -> str:
+        import huggingface_hub
+
+        owner, name, *inside = asked.split("/")
+        beside = "/".join(["", *inside]).lstrip("/")
+        wanted = [f"{beside}/{each}".lstrip("/") for each in ("*.json", f"*{SAFE}")]
+        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=wanted)
+        return str(Path(folder) / beside)
+
+    return hub.fetch(asked, "image encoder", "folder", get, inside=True)

@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from exporter import adapter_layers, weight_files
 from exporter.adapter_layers import Place
-from exporter.ingredients import Ingredient
+from exporter.ingredients import Ingredient, Reading
 from runtimes import weight_differences
 from runtimes.errors import SourceError
 from runtimes.parsing import parser
@@ -26,16 +27,18 @@ from runtimes.session import first_line
 from runtimes.trust import sha256
 from runtimes.weight_differences import Floats, Layer
 
+_PLAIN = Reading()
 _SHOWN = 5
 # Of the patterns that PEFT's configuration may have: names, in which a dot is any letter.
 _PLAIN_PATTERN = re.compile(r"[\w.^$\\]*")
 _METADATA = "lora_adapter_metadata"  # diffusers' entry in a file's header
 
 
-def find(asked: str) -> Ingredient:
+def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
     """``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with ``:SCALE``."""
     place, scale = _scaled(asked)
-    name, path = weight_files.find(place, "LoRA", "pytorch_lora_weights.safetensors")
+    usual = "pytorch_lora_weights.safetensors"
+    name, path = weight_files.find(place, "LoRA", usual, reading.allow_pickle)
     return Ingredient("lora", name, path, sha256(path), scale)
 
 
@@ -91,7 +94,7 @@ def _placed(pipe: Any, lora: Ingredient) -> list[tuple[Place, Layer]]:
         SourceError: some belong nowhere.
     """
     known = adapter_layers.places(pipe, parts(type(pipe).__name__))
-    tensors, metadata = weight_differences.read(lora.path)
+    tensors, metadata = _read(lora.path)
     layers = _found(tensors, known, metadata)
     if any(place is None for place, _ in layers) and hasattr(pipe, "transformer"):
         try:
@@ -101,6 +104,13 @@ def _placed(pipe: Any, lora: Ingredient) -> list[tuple[Place, Layer]]:
         layers = _found(tensors, known, metadata)
     _refuse_unmatched(pipe, layers)
     return [(place, layer) for place, layer in layers if place is not None]
+
+
+def _read(path: Path) -> tuple[Mapping[str, Floats], Mapping[str, str]]:
+    if path.suffix.lower() not in weight_files.PICKLES:
+        return weight_differences.read(path)
+    held = weight_files.tensors(path)
+    return {name: value.float().contiguous().numpy() for name, value in held.items()}, {}
 
 
 def _found(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub
-from exporter.ingredients import Ingredient
+from exporter.ingredients import Ingredient, Reading
 from exporter.model_folders import CONFIG, configured_class
 from exporter.source import digest_folder, load_model, quiet_loading
 from runtimes.errors import SourceError
@@ -15,7 +15,7 @@ from runtimes.errors import SourceError
 _PART = "vae"
 
 
-def find(asked: str) -> Ingredient:
+def find(asked: str, _: Reading | None = None) -> Ingredient:
     """The folder of a VAE, or of a pipeline that has one; ``OWNER/NAME`` on the Hub."""
     path = Path(asked).expanduser()
     here = path.exists()

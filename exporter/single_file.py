@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.weight_files import PICKLES, SAFE, check
+from exporter.weight_files import PICKLES, SAFE, TRUSTED, check
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -93,7 +93,7 @@ def _check(path: Path, allow_pickle: bool) -> None:
             f"{path} is a file of no known kind; expected a {SAFE} checkpoint, a diffusers folder "
             "or a Hub id"
         )
-    check(path, ", or trust who made it and give --allow-pickle")
+    check(path, TRUSTED)
 
 
 def _guess(path: Path) -> str:

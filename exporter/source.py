@@ -70,14 +70,16 @@ def resolve(
     config: str | None = None,
     allow_pickle: bool = False,
     without: Sequence[str] = (),
+    image_encoder: str | None = None,
 ) -> PipelineSource:
     """Find the source, check its layout, digest its content.
 
     Args:
         asked: ingredients, by kind (`exporter.ingredients.KINDS`).
         config: for a checkpoint of one file, a folder or Hub id with the configuration.
-        allow_pickle: read such a file even if it is a pickle.
+        allow_pickle: read such a file, or an ingredient's, even if it is a pickle.
         without: what to leave out of the pipeline (`exporter.families.optional`).
+        image_encoder: a folder or Hub id, for IP-Adapters that have none beside them, or another.
 
     Raises:
         InputError: something cannot be left out.
@@ -125,7 +127,8 @@ def resolve(
             digests[name] = sha256(folder / name)
     local = file.path if file else Path(source).expanduser()
     name = local.resolve().name if local.exists() else str(source)
-    found = ingredients.find(asked or {})
+    reading = ingredients.Reading(allow_pickle, image_encoder)
+    found = ingredients.find(asked or {}, reading)
     changed = ingredients.changed(digests, found, class_name)
     digests |= {part: digest(each) for part, each in changed.items()}
     digests |= ingredients.added(found)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter import model_folders
-from exporter.ingredients import Ingredient
+from exporter.ingredients import Ingredient, Reading
 from exporter.names import T2I_ADAPTER, numbered
 from exporter.source import load_model, quiet_loading
 from runtimes.errors import SourceError, UnsupportedPipeline
@@ -19,7 +19,7 @@ _WITH = {
 }
 
 
-def find(asked: str) -> Ingredient:
+def find(asked: str, _: Reading | None = None) -> Ingredient:
     """The folder of a T2I-Adapter, or ``OWNER/NAME`` on the Hub."""
     return model_folders.find(asked, "t2i-adapter", "T2I-Adapter", "T2IAdapter")
 

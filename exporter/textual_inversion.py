@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import weight_files
-from exporter.ingredients import Ingredient
+from exporter.ingredients import Ingredient, Reading
 from runtimes.errors import SourceError
-from runtimes.files import require_regular
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -23,18 +22,20 @@ from runtimes.trust import sha256
 if TYPE_CHECKING:
     import torch
 
+_PLAIN = Reading()
 _A1111 = "emb_params"  # how web interfaces call the only tensor
 # Of a pair, by the encoder that it is for; a single one is for the only encoder.
 _PAIR = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 
 
-def find(asked: str) -> Ingredient:
+def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
     """``FILE``, ``FOLDER`` or a Hub id, with ``:WORD``; else the word that the file names, or the
     file's own name."""
     place, colon, word = asked.rpartition(":")
     if not colon or "/" in word or "\\" in word:
         place, word = asked, ""
-    name, path = weight_files.find(place, "textual inversion", "learned_embeds.safetensors")
+    usual = "learned_embeds.safetensors"
+    name, path = weight_files.find(place, "textual inversion", usual, reading.allow_pickle)
     word = word or _named(path) or path.stem
     return Ingredient("textual-inversion", name, path, sha256(path), token=word)
 
@@ -73,6 +74,12 @@ def expansions(tokenizer: Any) -> dict[str, str]:
 
 def _add(pipe: Any, inversion: Ingredient) -> None:
     encoders = [pair for pair in _PAIR.values() if getattr(pipe, pair[0], None) is not None]
+    for _, tokenizer in encoders:
+        if inversion.token in getattr(pipe, tokenizer).get_vocab():
+            raise SourceError(
+                f"the word {inversion.token!r} of {inversion.id} is in the vocabulary already; "
+                f"give it another name, as {inversion.path.name}:WORD"
+            )
     vectors = _vectors(inversion)
     if set(vectors) != set(encoders):
         raise SourceError(
@@ -108,24 +115,27 @@ def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
     )
 
 
-@parser(SourceError, "path", "a whole safetensors file")
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    require_regular(path)
-    tensors: dict[str, torch.Tensor] = load_file(path)
-    return tensors
+    return _held(path)[1]
 
 
-@parser(SourceError, "path", "a whole safetensors file")
 def _named(path: Path) -> str:
-    """The word that a file of diffusers' own names."""
-    from safetensors import safe_open
+    """The word that a file names."""
+    return _held(path)[0]
 
-    require_regular(path)
-    with safe_open(path, framework="np") as file:
-        names = list(file.keys())
-    return names[0] if len(names) == 1 and names[0] != _A1111 else ""
+
+@parser(SourceError, "path", "a file of a textual inversion")
+def _held(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """The word that a file names, and its tensors.
+
+    Pickles of web interfaces have the vectors in a table under ``*``, and the word beside.
+    """
+    held = weight_files.content(path)
+    if "string_to_param" in held:
+        return str(held.get("name") or ""), {_A1111: held["string_to_param"]["*"]}
+    tensors = weight_files.flattened(held)
+    names = list(tensors)
+    return names[0] if len(names) == 1 and names[0] != _A1111 else "", tensors
 
 
 def _list(pairs: Any) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter import hub
 from runtimes.errors import SourceError
 from runtimes.files import require_regular
 from runtimes.parsing import parser
 
+if TYPE_CHECKING:
+    import torch
+
 SAFE = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TRUSTED = ", or trust who made it and give --allow-pickle"
 
 
 @parser(SourceError, "path", "a whole file of weights: it is damaged or cut short")
@@ -36,13 +41,14 @@ def check(path: Path, hint: str = "") -> None:
         pass
 
 
-def find(place: str, what: str, usual: str) -> tuple[str, Path]:
+def find(place: str, what: str, usual: str, allow_pickle: bool = False) -> tuple[str, Path]:
     """A file by its path, by the folder that holds it, or on the Hub by ``OWNER/NAME`` or
     ``OWNER/NAME/FILE``: its name without this machine's folders, and where it is.
 
     Args:
         what: it is, for errors.
         usual: the file's name that is meant where there are several.
+        allow_pickle: it may be a pickle (`tensors` reads it without running its code).
 
     Raises:
         SourceError: it is not there, several could be meant, or `check` refuses it.
@@ -53,8 +59,54 @@ def find(place: str, what: str, usual: str) -> tuple[str, Path]:
         path = path / _only(place, [e.name for e in path.iterdir() if e.is_file()], usual)
     elif not local:
         path = _download(place, what, usual)
-    check(path)
+    if not (allow_pickle and path.suffix.lower() in PICKLES):
+        check(path, TRUSTED)
     return (path.name if local else place), path
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by their names; those of tables in a pickle are joined by dots.
+
+    Raises:
+        SourceError: the file is damaged, or a pickle of something else than tensors.
+    """
+    return flattened(content(path))
+
+
+@parser(SourceError, "path", "a whole file of weights")
+def content(path: Path) -> Any:
+    """Return what a file of weights holds: for safetensors its tensors by name, for a pickle the
+    object, read as data alone (`weights_only`)."""
+    if path.suffix.lower() in PICKLES:
+        import torch
+
+        require_regular(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file
+
+    require_regular(path)
+    return load_file(path)
+
+
+def flattened(held: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of nested tables by their names, joined by dots."""
+    return dict(_flattened(held, ""))
+
+
+def _flattened(value: Any, prefix: str) -> list[tuple[str, torch.Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [(prefix, value)]
+    if not isinstance(value, Mapping):
+        return []
+    inner = value.get("state_dict") if not prefix else None
+    pairs = (inner if isinstance(inner, Mapping) else value).items()
+    return [
+        each
+        for name, held in pairs
+        for each in _flattened(held, f"{prefix}.{name}" if prefix else str(name))
+    ]
 
 
 def _only(place: str, names: Sequence[str], usual: str) -> str:

@@ -379,7 +379,11 @@ def test_words_that_do_not_fit(
             "",
             "is no textual inversion: expected one te",
         ),
-        ({"emb_params": torch.zeros(1, 32)}, ":a", "already in tokenizer vocabulary"),
+        (
+            {"emb_params": torch.zeros(1, 32)},
+            ":a",
+            "is in the vocabulary already",
+        ),
     ],
 )
 def test_files_that_are_no_words(
