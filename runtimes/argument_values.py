@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import InputError
+from runtimes.errors import InputError, first_line
 from runtimes.manifest import Manifest
 from runtimes.noise import fresh_seed
 from runtimes.session import Array
@@ -134,14 +134,30 @@ def seeds(seed: Any, images: int) -> tuple[int, ...]:
     return tuple(integer("seed", each) for each in seed)
 
 
+def _floats(name: str, value: Any) -> Array:
+    """What numpy makes an array of, as float32 in C order."""
+    try:
+        return np.ascontiguousarray(value, np.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name!r} must be an array of numbers: {first_line(error)}") from None
+
+
+def decodable(latents: Any, manifest: Manifest) -> Array:
+    """float32 [any number, channels, height, width]; NaN and infinity are for the decoder."""
+    array, channels = _floats("latents", latents), manifest.latents.channels
+    if array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
+        raise InputError(
+            f"'latents' must have the shape [images, {channels}, height, width], "
+            f"not {list(array.shape)}"
+        )
+    return array
+
+
 def latents(latents: Any, images: int, manifest: Manifest, name: str = "latents") -> Array | None:
     """float32 [images, channels, height, width], or None."""
     if latents is None:
         return None
-    try:
-        array = np.ascontiguousarray(latents, np.float32)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"{name!r} must be an array of numbers: {error}") from None
+    array = _floats(name, latents)
     channels = manifest.latents.channels
     if array.ndim != 4 or array.shape[:2] != (images, channels) or 0 in array.shape:
         raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from runtimes import argument_values as checked
 from runtimes import embeddings, load_arguments, prompt_tokens, prompts, tiling
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
@@ -291,9 +292,11 @@ class Pipeline:
         """Latents float32 [batch, channels, height, width] → pictures.
 
         Raises:
+            InputError: another shape, or no numbers.
             NumericalError: the decoder returned NaN or infinity.
         """
         check_output_type(output_type)
+        latents = checked.decodable(latents, self.manifest)
         if output_type == "latent":
             return latents
         from runtimes import image

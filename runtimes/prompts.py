@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import structs
 
 from runtimes import embeddings
+from runtimes.argument_values import boolean
 from runtimes.conditioning import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest
@@ -59,6 +60,7 @@ def encode(
 def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) -> dict[str, Array]:
     """See `runtimes.pipeline.Pipeline.encode_prompt`."""
     manifest, signature = pipeline.manifest, pipeline.signature
+    guided = boolean({"do_classifier_free_guidance": guided}, "do_classifier_free_guidance")
     if not signature.embeddings:
         raise InputError("this bundle has no arguments for encoded texts; export it again")
     own = (*signature.texts, *signature.branch_texts, *READING)

@@ -442,10 +442,10 @@ def _texts(
     own = {name: checked.strings(name, given[name]) for name in signature.texts if name in given}
     if not encoded and not any(name in own for name in signature.main_texts):
         raise InputError(f"no text given: this bundle needs {signature.texts[0]!r}")
-    _refuse_texts(manifest, signature, given)
-    prompts = max((len(values) for values in own.values()), default=encoded)
     names = [name for name in signature.branch_texts if name in given]
     texts = own | {name: checked.strings(name, given[name]) for name in names}
+    _refuse_texts(manifest, signature, given)
+    prompts = max((len(values) for values in own.values()), default=encoded)
     texts = {n: values for n, values in texts.items() if given[n] or n in signature.main_texts}
     for name, values in texts.items():
         if len(values) != prompts and not isinstance(given[name], str):

@@ -13,6 +13,7 @@ from runtimes.session import Array
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions
 from runtimes.tasks import Task
 
+_MOST_BLUR = 1 << 16  # pixels, as long as the longest side
 ENSEMBLE = ("denoising_start", "denoising_end")
 
 
@@ -125,8 +126,8 @@ def masking(task: Task, given: Mapping[str, Any]) -> MaskOptions:
     if asked and not task.masks():
         raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
     blur = checked.number("mask_blur", given.get("mask_blur", 0))
-    if blur < 0:
-        raise InputError(f"'mask_blur' must be at least 0 pixels, not {blur:g}")
+    if not 0 <= blur <= _MOST_BLUR:
+        raise InputError(f"'mask_blur' must be at least 0 pixels, and at most {_MOST_BLUR}")
     if "padding_mask_crop" not in given:
         return MaskOptions(blur)
     padding = checked.integer("padding_mask_crop", given["padding_mask_crop"])
