@@ -464,8 +464,11 @@ def _numbers(name: str, text: str) -> float | tuple[float, ...]:
 
 def _output_paths(output: str, count: int) -> list[Path]:
     """Where the pictures go; refused now rather than after the work."""
+    from runtimes.argument_values import MOST_IMAGES
     from runtimes.image import check_path
 
+    if count > MOST_IMAGES:
+        raise InputError(f"{count} pictures in one call: at most {MOST_IMAGES}")
     if count > 1 and "{index}" not in output:
         path = Path(output)
         output = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}"))

@@ -326,6 +326,13 @@ def test_formats_are_known_before_the_work(
     assert not (tmp_path / "a.webp").exists()
 
 
+@pytest.mark.fault("3.7", "more images than any memory holds")
+def test_more_images_than_any_memory_holds(bundle: Path, run: Run) -> None:
+    code, _, said = run("generate", bundle, "a", "-n", 10**12)
+    assert code == 2
+    assert "at most 10000" in said
+
+
 @pytest.mark.fault("3.4", "a character that the console's encoding lacks is a traceback")
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1", "utf-8"])
 def test_consoles_of_any_encoding(tmp_path: Path, encoding: str) -> None:
