@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import transformers
+from diffusers import DiffusionPipeline
 
 from exporter import model_files, source
-from runtimes.errors import SourceError
+from exporter.families import family_of
+from runtimes.errors import SourceError, UnsupportedPipeline
 
 
 @pytest.fixture
@@ -100,3 +103,16 @@ def test_which_files_are_enough(
 def test_the_files_of_a_vocabulary_are_those_of_transformers(name: str) -> None:
     known = {file for choice in model_files._NEEDED[name] for file in choice}
     assert known == set(getattr(transformers, name).vocab_files_names.values())
+
+
+@pytest.mark.fault("2.10", "texts of more ids than a text encoder has positions for")
+@pytest.mark.parametrize("name", ["sd", "flux-dev", "sd3"])
+def test_longer_texts_than_the_encoder_takes(
+    pipeline_folder: Callable[[str], Path], name: str
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(pipeline_folder(name))
+    pipe.tokenizer.model_max_length = 500
+    with pytest.raises(
+        UnsupportedPipeline, match="makes 500 ids of each text and the text encoder"
+    ):
+        family_of(type(pipe).__name__).describe(pipe)

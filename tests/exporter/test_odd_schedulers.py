@@ -17,6 +17,7 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, SchedulerMixin
 
 from exporter import schedules
+from exporter.families import family_of
 from exporter.schedule import SCHEDULERS, trace
 from exporter.shifting import Told
 from exporter.source import quiet_loading
@@ -242,3 +243,16 @@ def test_another_scheduler_is_made_as_diffusers_makes_it() -> None:
     ours.set_timesteps(STEPS)
     np.testing.assert_array_equal(ours.timesteps, theirs.timesteps)
     assert ours.config.steps_offset == theirs.config.steps_offset == 0
+
+
+def test_the_size_that_the_pipeline_corrects(parts: Callable[[], dict[str, Any]]) -> None:
+    """UNets of 2022 said 32, and diffusers takes 64 for them."""
+    given = parts()
+    unet = copy.deepcopy(given["unet"])
+    entries = {**unet.config, "sample_size": 32, "_diffusers_version": "0.6.0"}
+    unet._internal_dict = diffusers.configuration_utils.FrozenDict(entries)
+    pipe = diffusers.StableDiffusionPipeline(**{**given, "unet": unet})
+    described = family_of("StableDiffusionPipeline").describe(pipe)
+    latents = described.latents
+    expected = 64 * pipe.vae_scale_factor
+    assert (latents.default_height, latents.default_width) == (expected, expected)
