@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from runtimes.trust import checked
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
+_ADDED = re.compile(r".+-[0-9a-f]{8}\.npz").fullmatch  # a table that was added to a bundle
 _UNLINK = "replace it by a copy (cp -rL copies a whole bundle so)"
 
 _TRACING_CODE = (
@@ -255,15 +257,22 @@ def _add_locked(
             files.check_inside(root, place)
         except files.UnsafeTarget as error:
             raise BundleError(f"{error.filename}: {error.strerror}; {_UNLINK}") from None
-    with tempfile.TemporaryDirectory() as folder:
+    with files.scratch_folder(Path(tempfile.gettempdir())) as folder:
         for name in names:
-            manifest = _extended(root, manifest, name, steps, Path(folder), progress)
-    stale = {file.path for file in opened.manifest.files()}
+            manifest = _extended(root, manifest, name, steps, folder, progress)
     with full_disk_reported():
         files.write(root / MANIFEST, manifest.encode(), root=root)
-        for path in stale - {file.path for file in manifest.files()}:
-            files.remove(root / path, root=root)
+        _remove_stale(root, opened.manifest, manifest)
     return manifest
+
+
+def _remove_stale(root: Path, before: Manifest, now: Manifest) -> None:
+    """Remove the files that the manifest lists no longer, and tables that a killed run left."""
+    listed = {file.path for file in now.files()}
+    stale = {file.path for file in before.files()}
+    stale |= {f"{FOLDER}/{path.name}" for path in (root / FOLDER).glob("*") if _ADDED(path.name)}
+    for path in stale - listed:
+        files.remove(root / path, root=root)
 
 
 def _extended(

@@ -131,7 +131,7 @@ class Store:
     def _staged(self, key: str) -> Item | None:
         try:
             item = _read_item(self._mark_of(key))
-        except ExportError:
+        except (ExportError, files.UnsafeTarget):
             return None
         # An attempt with other options may have written over it.
         return item if is_intact(self.staging, item.files, "always") else None

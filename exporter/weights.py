@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from runtimes.errors import SourceError
-from runtimes.files import require_regular
+from runtimes.files import require_regular, scratch_folder
 from runtimes.parsing import parser
 
 # Elements; what is smaller is kept as it is used. All the norms and biases of a UNet together
@@ -268,17 +268,14 @@ def in_one_file(held: dict[str, torch.Tensor], folder: Path) -> Iterator[None]:
     """Inside, plain tensors stand for the `Stored` ones among `held`: for converters that want all
     weights at once. They are written to a temporary file beside `folder`, and mapped from there."""
     stored = {name: weight for name, weight in held.items() if isinstance(weight, Stored)}
-    path = folder.with_name(f".{folder.name}-weights")
     try:
-        held.update(_written(stored, path))
-        # The mapping keeps it: nobody will find it, nor need to remove it.
-        with suppress(PermissionError):  # Windows
-            path.unlink(missing_ok=True)
+        with scratch_folder(folder.parent) as beside:
+            # The mapping keeps the file: nobody will find it, nor need to remove it. Windows keeps
+            # it until the mapping is gone, and a later run removes it.
+            held.update(_written(stored, beside / "weights"))
         yield
     finally:
         held.update(stored)
-        with suppress(PermissionError):
-            path.unlink(missing_ok=True)
 
 
 def _written(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

@@ -32,6 +32,7 @@ from benchmarks.bench.plan import Plan
 from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
+from runtimes.files import scratch_folder
 from runtimes.machine import cores
 from runtimes.manifest import Artifact, Build, Role
 from runtimes.precision import split_passes
@@ -81,8 +82,9 @@ def run(
     go on.
     """
     begun, before = time.perf_counter(), this_machine()
-    with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
-        bench = _Bench(plan, Path(folder), progress)
+    # Compiled graphs of all cases: what a killed run left is removed by the next one.
+    with scratch_folder(Path(tempfile.gettempdir())) as folder:
+        bench = _Bench(plan, folder, progress)
         peaks = [bench.peaks()]
         bench.warm_up()
         bench.rounds()

@@ -108,6 +108,20 @@ def test_adding_plans_leaves_only_what_the_manifest_lists(bundle: Path) -> None:
     assert Bundle.open(bundle, hashing="always").check() > 0
 
 
+@pytest.mark.fault("1.9", "tables that a killed `latentc schedule` left stay in the bundle")
+def test_tables_that_a_killed_run_left_are_removed(bundle: Path, victim: Path) -> None:
+    (bundle / "schedules" / "ddpm-01234567.npz").write_bytes(b"of a killed run")
+    (bundle / "schedules" / "euler-89abcdef.npz").symlink_to(victim / "file")
+    (bundle / "schedules" / "notes.txt").write_text("somebody's own")
+
+    add_to_bundle(bundle, ["ddpm"], [3], Progress())
+
+    listed = {file.path for file in Manifest.load(bundle).files()} | {"schedules/notes.txt"}
+    there = {f"schedules/{path.name}" for path in (bundle / "schedules").iterdir()}
+    assert there == {path for path in listed if path.startswith("schedules/")}
+    assert unharmed(victim)
+
+
 def altered(path: Path) -> None:
     path.write_bytes(b"x" * path.stat().st_size)
 
