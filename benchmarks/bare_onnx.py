@@ -45,7 +45,7 @@ def main(
         sample = np.float32(kept) * sample + np.float32(added) * guided
 
     (image,) = decoder.run(None, {"latents": sample})
-    pixels = (image[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    pixels = (image[0].transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8)
     Image.fromarray(pixels).save(out)
 
 

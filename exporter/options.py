@@ -47,7 +47,7 @@ MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
 _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
-_CAPTURE_CODE = (
+CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.pictures", "exporter.families.trained_tasks"),
@@ -171,7 +171,7 @@ def _artifact_key(
             "options": asdict(options.of(target)),
             "versions": versions((*CAPTURE, *TARGETS[target].packages)),
             "code": code(
-                *_CAPTURE_CODE,
+                *CAPTURE_CODE,
                 family.__name__,
                 TARGETS[target].module,
                 *TARGETS[target].code,

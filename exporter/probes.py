@@ -12,7 +12,7 @@ from msgspec import convert, to_builtins
 from exporter.families import Description, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
-from exporter.options import ExportOptions
+from exporter.options import CAPTURE_CODE, ExportOptions
 from exporter.progress import Progress
 from exporter.source import PipelineSource, digest
 from exporter.store import Store
@@ -68,7 +68,7 @@ class Probing:
                 "schedule": self.plan.key,
                 "versions": versions(CAPTURE),
                 "code": code(
-                    *("exporter.reference", "exporter.judged"),
+                    *("exporter.reference", "exporter.judged", *CAPTURE_CODE),
                     family_of(self.source.pipeline_class).__name__,
                 ),
                 "judged": judged,

@@ -151,10 +151,10 @@ def _numbers(manifest: Manifest, request: Request, name: str) -> list[float]:
     return [float(v) for v in request.numbers.get(name, default)]
 
 
-def check_finite(component: str, name: str, value: Array) -> None:
-    """Raises NumericalError where an output of a component holds NaN or infinity."""
+def check_finite(component: str, name: str, value: Array, side: str = "output") -> None:
+    """Raises NumericalError where an output or input of a component holds NaN or infinity."""
     if not np.isfinite(value).all():
-        raise NumericalError(f"{component}: its output {name!r} holds NaN or infinity")
+        raise NumericalError(f"{component}: its {side} {name!r} holds NaN or infinity")
 
 
 def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: str) -> list[float]:

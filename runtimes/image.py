@@ -1,8 +1,8 @@
 """From a decoder's output to pictures: arrays, Pillow images, contact sheets, files.
 
 The conversions equal those of diffusers' ``VaeImageProcessor.postprocess`` (its
-``pt_to_numpy`` and ``numpy_to_pil``), except that the picture is already in [0, 1] here:
-a bundle's decoder graph includes the denormalisation. Pillow is imported when it is first
+``pt_to_numpy`` and ``numpy_to_pil``), except that 0 is black and 1 is white already: a bundle's
+decoder graph includes the denormalisation, but for its limits. Pillow is imported when it is first
 needed, so that a program which only wants arrays never pays for it.
 """
 
@@ -45,16 +45,21 @@ def to_numpy(images: Pixels) -> npt.NDArray[np.float32]:
     """What diffusers returns for ``output_type="np"``.
 
     Args:
-        images: (batch, channels, height, width), values in [0, 1].
+        images: (batch, channels, height, width), as a decoder gives them: those beyond 0 and 1
+            are limited.
 
     Returns:
-        float32, (batch, height, width, channels), a copy in C order.
+        float32 in [0, 1], (batch, height, width, channels), a copy in C order.
 
     Raises:
         InputError: not four axes, or neither 1, 3 nor 4 channels.
+        NumericalError: NaN or infinity, which would silently become black or white.
     """
     _check_pixels(images)
-    return np.array(images.transpose(0, 2, 3, 1), dtype=np.float32, order="C")
+    if not np.isfinite(images).all():
+        raise NumericalError("the picture holds NaN or infinity")
+    pixels = np.array(images.transpose(0, 2, 3, 1), dtype=np.float32, order="C")
+    return np.clip(pixels, 0, 1, out=pixels)
 
 
 def to_pil(images: Pixels) -> list[Image.Image]:
@@ -74,10 +79,7 @@ def to_pil(images: Pixels) -> list[Image.Image]:
     from PIL import Image
 
     pixels = to_numpy(images)
-    if not np.isfinite(pixels).all():
-        raise NumericalError("the picture holds NaN or infinity")
-    # Clipped because the conversion to bytes wraps: 1.002 would turn white into black.
-    levels = (pixels.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
+    levels = (pixels * np.float32(255)).round().astype(np.uint8)
     if levels.shape[-1] == 1:
         levels = levels[..., 0]
     return [Image.fromarray(image) for image in levels]

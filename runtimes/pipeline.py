@@ -293,7 +293,7 @@ class Pipeline:
 
         Raises:
             InputError: another shape, or no numbers.
-            NumericalError: the decoder returned NaN or infinity.
+            NumericalError: the latents hold NaN or infinity, or the decoder returned some.
         """
         check_output_type(output_type)
         latents = checked.decodable(latents, self.manifest)
@@ -301,6 +301,7 @@ class Pipeline:
             return latents
         from runtimes import image
 
+        check_finite(self._decoder_name, "latents", latents, "input")
         with self.sessions.using(self._decoder_name) as session:
             decoded = tiling.decode(
                 lambda part: session.run(cast(session, {"latents": part}))["image"],

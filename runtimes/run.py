@@ -158,6 +158,10 @@ class Run:
                 f"latents of shape {list(array.shape)} cannot replace those of shape "
                 f"{list(self._latents.shape)}"
             )
+        if not np.isfinite(array).all():
+            raise NumericalError(
+                "the latents that were given in the place of a step's hold NaN or infinity"
+            )
         self._latents = self._edited = array
 
     def finish(self) -> Result:

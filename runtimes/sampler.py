@@ -85,7 +85,7 @@ def denoise(
     dtype: what is computed in; float64 is for checking plans.
 
     `send(array)` in place of `next()` replaces the sample before the next step. Closing the
-    generator stops the run. Raises `NumericalError` when a prediction is not finite.
+    generator stops the run. Raises `NumericalError` when a prediction or a sample is not finite.
     """
     if draw_noise is None and plan.noise_draws.any():
         raise InputError("this plan draws noise in the loop, and no source of noise was given")
@@ -122,8 +122,14 @@ def _loop(
             )
         if draw_noise is not None and plan.noise_draws[index]:
             np.copyto(program.noise, draw_noise().reshape(-1))
-        program.run(index)
+        with np.errstate(invalid="ignore", over="ignore"):
+            program.run(index)
         sample = program.samples[index]
+        if not _all_finite(sample):  # the next prediction may hide it: of rounded activations, say
+            raise NumericalError(
+                f"the latents reach NaN or infinity at step {index + 1} of {total} (timestep "
+                f"{timesteps[index]:g})"
+            )
         edited = yield Step(
             index, total, float(plan.timesteps[index]), sample.reshape(shape).copy()
         )
@@ -145,10 +151,11 @@ def _weighted_sum(predictions: Array, weights: Sequence[float], out: Array, scra
             f"branches of {out.size} values each"
         )
     branches = predictions.reshape(len(weights), -1)
-    np.multiply(branches[0], weights[0], out=out, dtype=out.dtype)
-    for branch, weight in zip(branches[1:], weights[1:], strict=True):
-        np.multiply(branch, weight, out=scratch, dtype=out.dtype)
-        np.add(out, scratch, out=out)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is an error below
+        np.multiply(branches[0], weights[0], out=out, dtype=out.dtype)
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):
+            np.multiply(branch, weight, out=scratch, dtype=out.dtype)
+            np.add(out, scratch, out=out)
 
 
 @dataclass(frozen=True, slots=True)

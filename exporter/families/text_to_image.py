@@ -67,10 +67,11 @@ class Scaling(torch.nn.Module):
 
 
 class Decoder(torch.nn.Module):
-    """latents [batch, channels, height, width] → image [batch, 3, f*height, f*width] in [0, 1].
+    """latents [batch, channels, height, width] → image [batch, 3, f*height, f*width], 0 to 1.
 
     Undoes the latent scaling and the image normalisation, as diffusers' pipelines and their
-    VaeImageProcessor do.
+    VaeImageProcessor do. What is beyond 0 and 1 is limited by the runtime, after it has looked for
+    NaN and infinity: OpenVINO's clamp makes 0 of NaN, and any engine's 1 of infinity.
     """
 
     def __init__(self, vae: Any, scaling: Scaling | None = None) -> None:
@@ -81,7 +82,7 @@ class Decoder(torch.nn.Module):
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         scaled = self.scaling.undo(latents)
         image = self.vae.decode(scaled, return_dict=False)[0]
-        return ((image * 0.5 + 0.5).clamp(0, 1),)
+        return (image * 0.5 + 0.5,)
 
 
 class Encoder(torch.nn.Module):

@@ -30,10 +30,11 @@ class Denoiser(torch.nn.Module):
 
 
 class Denormalise(torch.nn.Module):
-    """Pixels in [-1, 1] → image in [0, 1]: the whole decoder of a pixel-space pipeline."""
+    """Pixels in [-1, 1] → image, 0 to 1: the whole decoder of a pixel-space pipeline. It limits
+    nothing, as `exporter.families.text_to_image.Decoder`."""
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
-        return ((latents / 2 + 0.5).clamp(0, 1),)
+        return (latents / 2 + 0.5,)
 
 
 def describe(pipe: Any) -> Description:

@@ -99,7 +99,10 @@ _OWN: Mapping[str, TargetInfo] = {
         "openvino",
         ("openvino",),
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
-        code=(_DECOMPOSED, "exporter.targets.openvino_int4", "exporter.passes.plain_integers"),
+        code=(
+            *(_DECOMPOSED, "exporter.targets.openvino_int4"),
+            *("exporter.passes.plain_integers", "exporter.passes.open_relu"),
+        ),
         computes={"bf16": "bf16"},
         memory=0.0,
         seconds=32.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -574,6 +575,43 @@ def test_nan_names_the_component(tmp_path: Path, component: str) -> None:
     pipe = load(make_bundle(tmp_path / "b", graphs=graphs), FakeBackend())
     with pytest.raises(NumericalError, match=f"^{component}: .*NaN or infinity"):
         pipe("a")
+
+
+NOT_FINITE: dict[str, Callable[[Pipeline], object]] = {
+    "a callback returns it": lambda pipe: pipe(
+        "a", callback_on_step_end=lambda *given: {"latents": given[3]["latents"] * np.nan}
+    ),
+    "a stream is given it": lambda pipe: _stream_of(pipe, np.inf),
+    "the latents to decode": lambda pipe: pipe.decode(np.full((1, 4, 8, 8), np.nan, np.float32)),
+}
+
+
+def _stream_of(pipe: Pipeline, value: float) -> None:
+    run_ = pipe.stream("a")
+    next(run_)
+    assert run_.latents is not None
+    run_.latents = run_.latents * value
+
+
+@pytest.mark.fault("2.1", "latents that are NaN or infinity reach a graph that hides it")
+@pytest.mark.parametrize("way", NOT_FINITE)
+def test_latents_that_are_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The graphs here make numbers of NaN, as a clamp of OpenVINO's does."""
+    for name in ("denoiser", "decoder"):
+        plain = fakes.GRAPHS[name]
+        hiding = {"hiding_" + name: lambda feeds, plain=plain: _hidden(plain(feeds))}
+        for key, graph in hiding.items():
+            monkeypatch.setitem(fakes.GRAPHS, key, graph)  # type: ignore[arg-type]
+    graphs = {name: f"hiding_{name}" for name in ("denoiser", "decoder")}
+    pipe = load(make_bundle(tmp_path / "b", graphs=graphs), FakeBackend())
+    with pytest.raises(NumericalError, match="NaN or infinity"):
+        NOT_FINITE[way](pipe)
+
+
+def _hidden(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.nan_to_num(value) for name, value in outputs.items()}
 
 
 def test_the_engine_fails(tmp_path: Path) -> None:

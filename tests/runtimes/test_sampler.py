@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,11 @@ def test_rescaled_guidance(amount: float) -> None:
     assert asked == [4, 4, 2, 4]
     for ours, theirs in zip(found, alone, strict=True):
         np.testing.assert_allclose(ours, theirs.latents, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.fault("2.1", "latents that overflow where every prediction is finite")
+def test_a_sample_that_overflows() -> None:
+    plan = replace(make_plan(evaluations=1, slots=1), prediction=np.full((1, 1), 10.0))
+    huge = np.full(SHAPE, 1e38, np.float32)
+    with pytest.raises(NumericalError, match="latents reach NaN or infinity at step 1 of 1"):
+        next(denoise(plan, np.zeros(SHAPE), lambda *_: huge, no_noise))
