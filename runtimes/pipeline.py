@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from runtimes import argument_values as checked
 from runtimes import embeddings, load_arguments, prompt_tokens, prompts, tiling
+from runtimes.attributes import SchedulerName, Sealed
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build, graph_digest
 from runtimes.conditioning import Encoded, check_finite
@@ -19,7 +20,14 @@ from runtimes.folders import cache_folder, expanded
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset, prepare
-from runtimes.request import Request, Signature, check_output_type, parse, usual_steps
+from runtimes.request import (
+    Request,
+    Signature,
+    check_output_type,
+    parse,
+    scheduler_name,
+    usual_steps,
+)
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -34,13 +42,15 @@ LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its p
 _ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
 
 
-class Pipeline:
+class Pipeline(Sealed):
     """One build of a bundle, loaded. Make one with `load`.
 
     Calls may come from several threads at once: nothing of a call is kept here but its encoded
     texts (`encoded`), which a later call with the same texts takes. `close` frees the engines'
     memory, from any thread; calls that are under way then end with a BackendError.
     """
+
+    _settable = ("scheduler",)
 
     def __init__(
         self,
@@ -73,6 +83,8 @@ class Pipeline:
         self._preset = preset
         self._open_other_sizes = other_sizes
         self._other_sizes: Pipeline | None = None
+        self._scheduler: str | None = None
+        self._sealed = True
 
     @property
     def manifest(self) -> Manifest:
@@ -83,6 +95,22 @@ class Pipeline:
     def schedulers(self) -> tuple[str, ...]:
         """The names that `scheduler` accepts."""
         return tuple(schedule.name for schedule in self.manifest.schedules)
+
+    @property
+    def scheduler(self) -> SchedulerName:
+        """The name of the scheduler that calls use which name none; assigning another one of
+        `schedulers`, or the name of its diffusers class, changes it, and None takes it back.
+
+        Raises:
+            InputError: no such name, or a scheduler object of diffusers.
+        """
+        own = self._preset.arguments if self._preset is not None else {}
+        usual = own.get("scheduler", self.manifest.defaults.scheduler)
+        return SchedulerName(self._scheduler or usual)
+
+    @scheduler.setter
+    def scheduler(self, name: str | None) -> None:
+        self._scheduler = None if name is None else scheduler_name(self.manifest, name)
 
     def __call__(
         self,
@@ -141,7 +169,7 @@ class Pipeline:
             batch_size: how many pictures, where the bundle takes no text.
             seed: one for the whole batch, or a list with one per picture. The picture is that
                 of diffusers with a CPU generator of this seed. None draws one (see the result).
-            scheduler: one of `schedulers`.
+            scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
                 start from instead of drawing it.
             prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
@@ -234,6 +262,8 @@ class Pipeline:
         if self._closed:
             raise InputError("this pipeline is closed")
         given = {"prompt": prompt, **arguments}
+        if given.get("scheduler") is None and self._scheduler is not None:
+            given["scheduler"] = self._scheduler
         if self._preset is not None:
             given = self._preset.complete(given, usual_steps(self.manifest, given))
         request = parse(self.manifest, self.signature, given)

@@ -340,7 +340,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         num_inference_steps=checked.count(
             given, "num_inference_steps", usual_steps(manifest, given), _MOST_STEPS
         ),
-        scheduler=_scheduler(manifest, given.get("scheduler")),
+        scheduler=scheduler_name(manifest, given.get("scheduler")),
         height=height,
         width=width,
         seeds=checked.seeds(given.get("seed"), images),
@@ -469,19 +469,38 @@ def _all_numbers(
     return found
 
 
-def _scheduler(manifest: Manifest, asked: Any) -> str:
+def scheduler_name(manifest: Manifest, asked: Any) -> str:
+    """Return the name of the scheduler that is asked for by its name or its diffusers class; the
+    default one for None.
+
+    Raises:
+        InputError: the bundle has none of that name, or it is no name.
+    """
     names = [schedule.name for schedule in manifest.schedules]
     if asked is None:
         return manifest.defaults.scheduler
     if not isinstance(asked, str):
-        raise InputError(f"'scheduler' must be a name, not {checked.shown(asked)}")
+        raise InputError(_not_a_name(manifest, asked))
     if asked in names:
-        return asked
+        return str(asked)
     by_class = [schedule.name for schedule in manifest.schedules if schedule.class_name == asked]
     if len(by_class) == 1:
         return by_class[0]
     raise InputError(
         f"no scheduler {asked!r} in this bundle; it has: {', '.join(by_class or names)}"
+    )
+
+
+def _not_a_name(manifest: Manifest, asked: Any) -> str:
+    """Return what to say to somebody who gives something else than a scheduler's name."""
+    class_name = type(asked).__name__
+    if not hasattr(asked, "config"):
+        return f"'scheduler' must be a name, not {checked.shown(asked)}"
+    fitting = [each.name for each in manifest.schedules if each.class_name == class_name]
+    instead = fitting or [each.name for each in manifest.schedules]
+    return (
+        f"'scheduler' must be a name, not an object of the class {class_name}: a bundle holds "
+        f"tables of what its schedulers do; take {' or '.join(map(repr, instead))}"
     )
 
 

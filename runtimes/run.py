@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from runtimes import conditioning, noise, observe, preparation, prompt_tokens, prompts
+from runtimes.attributes import Sealed
 from runtimes.blending import blended
 from runtimes.calls import Cancellation
 from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
@@ -94,13 +95,15 @@ class Progress:
 Callback: TypeAlias = Callable[["Run", int, float, dict[str, Any]], Any]
 
 
-class Run:
+class Run(Sealed):
     """Iterate over it for the steps, then ask `finish` for the result.
 
     Work happens in ``next()``, in the calling thread. A run belongs to one call: stopping it
     stops no other run of the same pipeline. Leaving it unfinished costs nothing. `interrupt` and
     `close` may be called from any thread, from callbacks and from signal handlers.
     """
+
+    _settable = ("latents",)
 
     def __init__(self, pipeline: Pipeline, request: Request, plan: SamplingPlan) -> None:
         self.pipeline = pipeline
@@ -116,6 +119,7 @@ class Run:
         self._steps = self._execute()
         self._turn = threading.Lock()  # held while a step runs, which one thread does at a time
         self._closing = Cancellation()
+        self._sealed = True
 
     def __iter__(self) -> Run:
         return self
