@@ -371,6 +371,7 @@ def _drawn(
 ) -> Result:
     """Run a call, with a progress bar, whose images fit into the formats of `paths`."""
     from runtimes.image import check_size
+    from runtimes.interrupts import on_interrupt
 
     for name in ("vae_slicing", "vae_tiling"):
         if options[name]:
@@ -379,7 +380,7 @@ def _drawn(
     for width, height in run.request.sizes():
         for path in paths:
             check_size(path, width, height)
-    with _progress(run) as advance:
+    with on_interrupt(run.close), _progress(run) as advance:
         for _ in run:
             advance()
     return run.finish()

@@ -16,6 +16,7 @@ import pytest
 import latentc
 from runtimes import observe
 from runtimes.errors import BackendError, InputError
+from runtimes.interrupts import on_interrupt
 from runtimes.manifest import TensorSpec
 from runtimes.pipeline import Pipeline, load
 from runtimes.run import Run
@@ -265,6 +266,34 @@ def test_a_step_is_ended_by_its_engine(
     assert step.began.wait(PATIENCE)
     assert Task(pipe.close).end() is None
     assert isinstance(call.end(), BackendError)
+
+
+@pytest.mark.fault("1.7", "Ctrl-C waits for the end of a step")
+def test_an_interrupt_ends_the_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, plain = threading.Event(), FakeSession._run
+
+    def endless(self: FakeSession, feeds: Feeds) -> dict[str, Array]:
+        if "sample" not in feeds:
+            return plain(self, feeds)
+        # An engine's own code runs no handlers of Python's: nor does this, of any effect.
+        held = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            with self._abortable(ended.set):
+                signal.raise_signal(signal.SIGINT)
+                assert ended.wait(PATIENCE)
+                raise RuntimeError("ended by the engine")
+        finally:
+            signal.signal(signal.SIGINT, held)
+
+    monkeypatch.setattr(FakeSession, "_run", endless)
+    before = signal.set_wakeup_fd(-1)
+    run = pipe.stream(PROMPT)
+    with on_interrupt(run.close):
+        assert list(run) == []
+    assert signal.set_wakeup_fd(before) == -1
+    with on_interrupt(run.close):
+        pass
+    assert not any(each.name == "latentc-interrupts" for each in threading.enumerate())
 
 
 @pytest.mark.fault("1.7", "a session that is bound to constants is closed beneath a call")
