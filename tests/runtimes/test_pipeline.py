@@ -502,7 +502,7 @@ def test_closing(bundle: Path) -> None:
         ({"prompt": "a", "width": "64"}, "'width' must be an integer, not '64'"),
         ({"prompt": "a", "seed": "7"}, "'seed' must be an integer"),
         ({"prompt": "a", "seed": 1.0}, "'seed' must be an integer"),
-        ({"prompt": "a", "seed": 2**64}, "seed must be from"),
+        ({"prompt": "a", "seed": 2**64}, "'seed' must be from"),
         ({"prompt": "a", "seed": [1, 2]}, "2 seeds for 1 images"),
         ({"prompt": ["a", "b"], "seed": [1]}, "1 seeds for 2 images"),
         ({"prompt": "a", "seed": []}, "0 seeds for 1 images"),
