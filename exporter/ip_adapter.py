@@ -13,6 +13,7 @@ from exporter.names import IP_IMAGE_ENCODER
 from exporter.source import digest, digest_folder, load_model, quiet_loading
 from exporter.weight_files import SAFE
 from runtimes.errors import SourceError
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -83,7 +84,7 @@ def _check_width(file: Path, folder: Path) -> None:
 
 @parser(SourceError, "path", "the configuration of an image encoder")
 def _configured(path: Path) -> Mapping[str, Any]:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(read_regular(path, LARGEST_DOCUMENT))
     if not isinstance(config, dict):
         raise ValueError("it is no object")
     inner = config.get("vision_config")  # of a whole CLIP

@@ -114,7 +114,7 @@ def test_no_probes(bundle: Path) -> None:
         ({"one/in/sample": np.zeros(1)}, "does not fit 'denoiser'"),
         ({"one/between/sample": np.zeros(1)}, "unexpected array"),
         ({"one/in/sample": np.array([{}])}, r"has dtype |an unusual .npy header"),
-        (b"PK\x03\x04", "denoiser.npz: damaged"),
+        (b"PK\x03\x04", "denoiser.npz: not a .npz file"),
     ],
 )
 def test_odd_probe_files(bundle: Path, arrays: Any, message: str) -> None:
