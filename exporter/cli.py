@@ -192,7 +192,8 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "--without",
     multiple=True,
     metavar="PART",
-    help="Leave out a part that the pipeline works without, such as text_encoder_3; may be "
+    help="Leave out a part that the pipeline works without, such as text_encoder_3, or say that "
+    "safety_checker or watermark, which bundles never have, are meant to be left out; may be "
     "repeated.",
 )
 @click.option(
@@ -294,6 +295,10 @@ def export(
         return
     if result.shared:
         say(f"{megabytes(result.shared)} are shared with other bundles")
+    for each in result.manifest.left_out:
+        if not each.chosen:
+            hint = f"--without {each.name} if that is meant"
+            say(f"left out: {each.name} ({each.why}); {hint}", err=True)
     if not result.made:
         say(f"{result.bundle} is up to date")
         return

@@ -33,7 +33,7 @@ from exporter.store import Store
 from exporter.targets import computes
 from exporter.verification import verified
 from exporter.versions import libraries
-from runtimes.errors import ExportError, VerificationError
+from runtimes.errors import BundleError, ExportError, VerificationError
 from runtimes.manifest import (
     FORMAT_VERSION,
     Artifact,
@@ -130,11 +130,14 @@ class Compilation:
         probes = probing.add(pipe) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
         draft = self._manifest(description, tasks, plans, scheduler, texts, probes)
+        refuse_unreadable(draft)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
         free_memory()
-        return with_kept(draft, previous, self.store)
+        whole = with_kept(draft, previous, self.store)
+        refuse_unreadable(whole)
+        return whole
 
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
@@ -189,6 +192,7 @@ class Compilation:
             defaults=Defaults(plans[0].name, _nearest(plans[0], description.num_inference_steps)),
             probes=probes,
             embeddings=description.embeddings,
+            left_out=self.source.left_out,
         )
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
@@ -277,6 +281,20 @@ class Compilation:
             for pair, keys in self.keys.items()
             if not all(map(self.store.keep, keys.values()))
         }
+
+
+def refuse_unreadable(manifest: Manifest) -> None:
+    """Refuse to go on with a manifest that its own reader refuses.
+
+    Raises:
+        ExportError: with what is wrong; the exporter takes a pipeline that it should refuse.
+    """
+    try:
+        manifest.checked()
+    except BundleError as error:
+        raise ExportError(
+            f"{manifest.source.pipeline_class}: {error}; a pipeline of this form cannot be exported"
+        ) from error
 
 
 def created_by() -> CreatedBy:

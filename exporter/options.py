@@ -275,6 +275,8 @@ def up_to_date(
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False
+    if manifest.left_out != source.left_out:
+        return False
     builds = {(build.target, build.precision): build for build in manifest.builds}
     for pair, wanted in keys.items():
         build = builds.get(pair)

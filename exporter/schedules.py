@@ -261,7 +261,7 @@ def _add_locked(
         for name in names:
             manifest = _extended(root, manifest, name, steps, folder, progress)
     with full_disk_reported():
-        files.write(root / MANIFEST, manifest.encode(), root=root)
+        files.write(root / MANIFEST, manifest.checked(), root=root)
         _remove_stale(root, opened.manifest, manifest)
     return manifest
 

@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from exporter import hub, ingredients, model_files, single_file, unread_keys, vocabulary
-from exporter.families import FAMILIES, NEEDED, family_of, not_supported, optional
+from exporter.families import FAMILIES, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
+from exporter.left_out import left_out, present, unused
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.files import LARGEST_DOCUMENT, read_regular
+from runtimes.manifest import LeftOut
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
 
 INDEX = "model_index.json"
 NOTES = "latentc.json"  # see exporter.judged
-# Parts that no exported graph needs; not loading them saves 1.2 GB for Stable Diffusion.
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermark")
 # Classes that transformers has under another name today, and published pipelines under the old one.
 _RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
 
@@ -55,6 +55,7 @@ class PipelineSource:
     file: SingleFile | None = None
     without: tuple[str, ...] = ()
     configurations: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -101,10 +102,11 @@ def resolve(
         if isinstance(value, list)
         and len(value) == 2
         and value[1]
-        and name not in _unused(class_name)
+        and name not in unused(class_name)
     }
     _refuse_several(folder, parts)
-    left = _left_out(class_name, parts, without)
+    others = present(class_name, index)
+    left = _left_out(class_name, parts, without, others)
     parts = {name: value for name, value in parts.items() if name not in left}
     for name in parts:
         if not (folder / name).is_dir():
@@ -144,8 +146,9 @@ def resolve(
         variants,
         found,
         file,
-        tuple(sorted(set(without))),
+        tuple(sorted({name for name in without if name not in others})),
         configurations,
+        left_out(class_name, others, without),
     )
 
 
@@ -368,20 +371,23 @@ def _check_keys(folder: Path, class_name: str, info: Mapping[str, Any]) -> None:
     unread_keys.refuse(str(folder), class_name, unexpected)
 
 
-def _left_out(class_name: str, parts: Mapping[str, Any], without: Sequence[str]) -> frozenset[str]:
-    """The parts that go with what is left out.
+def _left_out(
+    class_name: str, parts: Mapping[str, Any], without: Sequence[str], others: Sequence[str]
+) -> frozenset[str]:
+    """The parts that go with what is left out; `others` are those that always are.
 
     Raises:
         InputError: it is not there, or the pipeline does not work without it.
     """
     known = optional(class_name)
-    for name in without:
+    asked = [name for name in without if name not in others]
+    for name in asked:
         if name not in known or name not in parts:
-            possible = ", ".join(each for each in known if each in parts) or "nothing"
+            possible = ", ".join([*(each for each in known if each in parts), *others]) or "nothing"
             raise InputError(
                 f"{class_name} cannot be exported without {name!r}; it works without: {possible}"
             )
-    return frozenset(part for name in without for part in known[name])
+    return frozenset(part for name in asked for part in known[name])
 
 
 def _absent(source: PipelineSource) -> dict[str, None]:
@@ -399,9 +405,4 @@ def _accepted(class_name: str) -> list[str]:
     import diffusers
 
     parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return [name for name in _unused(class_name) if name in parameters]
-
-
-def _unused(class_name: str) -> list[str]:
-    """Parts that no graph of this pipeline class needs."""
-    return [name for name in _UNUSED if name not in NEEDED.get(class_name, ())]
+    return [name for name in unused(class_name) if name in parameters]

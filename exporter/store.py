@@ -110,7 +110,7 @@ class Store:
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the staging folder in the output's place."""
         with full_disk_reported():
-            files.write(self.staging / MANIFEST, manifest.encode(), root=self.staging)
+            files.write(self.staging / MANIFEST, manifest.checked(), root=self.staging)
             self._drop_unlisted(manifest)
             old = _aside(self.output)
             shutil.rmtree(old, ignore_errors=True)

@@ -358,6 +358,15 @@ class Source(_Base, frozen=True):
     without: tuple[str, ...] = ()
 
 
+class LeftOut(_Base, frozen=True):
+    """A part that the pipeline has and the bundle does not: what follows from that, and whether it
+    was asked for."""
+
+    name: str
+    why: str
+    chosen: bool = False
+
+
 class CreatedBy(_Base, frozen=True):
     """The versions that wrote the bundle."""
 
@@ -385,6 +394,7 @@ class Manifest(_Base, frozen=True):
     defaults: Defaults
     probes: Probes | None = None
     embeddings: tuple[Embedding, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @classmethod
     def load(cls, bundle: Path) -> Manifest:
@@ -421,6 +431,16 @@ class Manifest(_Base, frozen=True):
     def encode(self) -> bytes:
         """The document as indented UTF-8 JSON with a final newline."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def checked(self) -> bytes:
+        """The document, which its own reader takes: for writers.
+
+        Raises:
+            BundleError: the reader would refuse it.
+        """
+        data = self.encode()
+        type(self).decode(data, "the manifest that was to be written")
+        return data
 
     def files(self) -> Iterator[File]:
         """Every file that the manifest vouches for."""

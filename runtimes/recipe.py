@@ -16,6 +16,7 @@ from runtimes.files import LARGEST_SETTINGS, read_regular
 from runtimes.manifest import Component
 from runtimes.parsing import parser
 from runtimes.sizes import dimension
+from runtimes.strict import readable
 
 RECIPE = "recipe.json"
 FORMAT = 1
@@ -64,7 +65,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def encode(self) -> bytes:
         """The document as indented UTF-8 JSON with a final newline."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        return readable(self)
 
     def shapes(self, component: Component) -> dict[str, Shapes]:
         """Smallest, usual and largest shape of every input that has an open dimension.

@@ -220,6 +220,7 @@ def _print_facts(manifest: Manifest) -> None:
     facts = {
         "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
         **_ingredients(manifest),
+        **_left_out(manifest),
         "Tasks": ", ".join(task.name for task in manifest.tasks),
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
         "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
@@ -244,6 +245,15 @@ def _ingredients(manifest: Manifest) -> dict[str, str]:
         for each in manifest.source.ingredients
     ]
     return {"With": ", ".join(texts)} if texts else {}
+
+
+def _left_out(manifest: Manifest) -> dict[str, str]:
+    """What the pipeline has and the bundle does not; nothing where that is nothing."""
+    lines = [
+        f"{each.name}{' (as asked)' if each.chosen else ''}: {each.why}"
+        for each in manifest.left_out
+    ]
+    return {"Left out": "\n".join(lines)} if lines else {}
 
 
 def _components_table(manifest: Manifest) -> Table:

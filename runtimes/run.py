@@ -63,6 +63,7 @@ class Result:
     `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
     the latents for "latent". `latents`: float32 [batch, channels, height, width] after the last
     step. `seeds`: one for the whole batch, or one per image. `settings` makes the same again.
+    `left_out`: what the diffusers pipeline has and was not run, such as ``"safety_checker"``.
     """
 
     images: Images
@@ -71,6 +72,7 @@ class Result:
     timings: Timings
     interrupted: bool
     settings: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -351,6 +353,7 @@ class Run(Sealed):
             timings=self.timings,
             interrupted=self._interrupt,
             settings={**self.request.settings(), **self.pipeline.settings()},
+            left_out=tuple(each.name for each in self.pipeline.manifest.left_out),
         )
         observe.notify(self, self._result)
 

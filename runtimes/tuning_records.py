@@ -18,6 +18,7 @@ from runtimes.machine import cores, processor
 from runtimes.parsing import parser
 from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
 from runtimes.request import Signature, parse
+from runtimes.strict import readable
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def save(record: Record, backend: str | None = None, device: str | None = None) 
     """
     path = record_path(record.bundle, backend, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, msgspec.json.format(msgspec.json.encode(record)))
+    write(path, readable(record))
     return path
 
 

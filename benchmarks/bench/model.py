@@ -14,6 +14,7 @@ import msgspec
 from runtimes.errors import InputError
 from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
+from runtimes.strict import readable
 
 FORMAT = "latentc-bench"
 FORMAT_VERSION = 1
@@ -233,7 +234,7 @@ class Report(_Base, frozen=True, kw_only=True):
 
 def encode(report: Report) -> bytes:
     """The report as JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
+    return readable(report, indent=1)
 
 
 @parser(InputError, "path", "a report of latentc bench")

@@ -13,6 +13,7 @@ import torch
 from msgspec import structs
 
 from exporter.families import Description, Graph, Offer, trained_tasks
+from exporter.families.defaults import class_of
 from exporter.families.depth import depth_to_image
 from exporter.families.text_to_image import Scaling, encoder_graph
 from exporter.families.trained_tasks import IMAGE, MASK, Trained
@@ -67,9 +68,13 @@ def with_picture_tasks(
     encoder = encoder_graph(pipe.vae, scaling)
     trained = _trained(pipe, description, tasks, encoder)
     if trained is not None:
-        return as_trained(description, trained)
+        description = as_trained(description, trained)
+        if trained.channels:
+            return description
     offered = [
-        make(encoder) for name, make in _OFFERS.items() if name in tasks and encoder is not None
+        make(encoder)
+        for name, make in _OFFERS.items()
+        if name in tasks and name != description.task.name and encoder is not None
     ]
     return replace(description, offers=tuple(offered))
 
@@ -87,10 +92,10 @@ def _trained(
         made = trained_tasks.upscaling(pipe)
     elif kind.endswith("Depth2ImgPipeline"):
         made = depth_to_image(pipe, _needed(encoder, kind))
-    elif getattr(pipe.config, "requires_aesthetics_score", False):
-        made = Trained(image_to_image(_needed(encoder, kind)), {})
     elif found != channels and INPAINTING in tasks:
         made = trained_tasks.inpainting(_needed(encoder, kind))
+    elif getattr(pipe.config, "requires_aesthetics_score", False):  # none makes images of texts
+        made = Trained(image_to_image(_needed(encoder, kind)), {})
     wanted = channels + sum(made.widths().values()) if made else 0
     if found != (wanted or channels):
         raise UnsupportedPipeline(
@@ -116,17 +121,21 @@ def from_text(pipe: Any) -> Any:
     if pipe.unet.config.in_channels != pipe.unet.config.out_channels:
         return pipe
     if getattr(pipe.config, "requires_aesthetics_score", False):
-        return pipe
+        return _of_class(pipe, IMAGE_TO_IMAGE)  # the least that such a model takes
     return made_from_text(pipe)
 
 
 def made_from_text(pipe: Any) -> Any:
     """The pipeline that makes pictures of texts alone with the same parts."""
-    from diffusers import AutoPipelineForText2Image
+    return _of_class(pipe, TEXT_TO_IMAGE)
 
-    if not type(pipe).__name__.endswith(("Img2ImgPipeline", "InpaintPipeline")):
+
+def _of_class(pipe: Any, task: str) -> Any:
+    """The pipeline of diffusers' class for a task with the same parts."""
+    cls: Any = class_of(pipe, task)
+    if cls is type(pipe):
         return pipe
-    made = AutoPipelineForText2Image.from_pipe(pipe)
+    made = cls.from_pipe(pipe)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -43,12 +43,14 @@ _MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
 
 class TextEncoders(torch.nn.Module):
     """Two id tensors [batch, length] → joined penultimate hidden states
-    [batch, length, width_1 + width_2] and joined pooled projections."""
+    [batch, length, width_1 + width_2], of them at most `width` numbers, and joined pooled
+    projections."""
 
-    def __init__(self, first: Any, second: Any) -> None:
+    def __init__(self, first: Any, second: Any, width: int) -> None:
         super().__init__()
         self.first = first
         self.second = second
+        self.width = width
 
     def forward(
         self, input_ids: torch.Tensor, input_ids_2: torch.Tensor
@@ -56,7 +58,7 @@ class TextEncoders(torch.nn.Module):
         one = self.first(input_ids, output_hidden_states=True)
         two = self.second(input_ids_2, output_hidden_states=True)
         states = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
-        return states, torch.cat([one[0], two[0]], dim=-1)
+        return states[..., : self.width], torch.cat([one[0], two[0]], dim=-1)
 
 
 class T5Encoder(torch.nn.Module):
@@ -112,10 +114,10 @@ def describe(pipe: Any) -> Description:
     # All texts of CLIP have the first tokenizer's length.
     length = text_length(pipe.tokenizer, pipe.text_encoder)
     first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
+    # As diffusers, which cuts off what is wider than the transformer takes.
+    width = min(first.hidden_size + second.hidden_size, config.joint_attention_dim)
     clip = {
-        "clip_hidden_states": TensorSpec(
-            "float32", ("batch", length, first.hidden_size + second.hidden_size)
-        ),
+        "clip_hidden_states": TensorSpec("float32", ("batch", length, width)),
         "pooled_projections": TensorSpec(
             "float32", ("batch", first.projection_dim + second.projection_dim)
         ),
@@ -127,7 +129,7 @@ def describe(pipe: Any) -> Description:
             inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
             outputs=clip,
         ),
-        TextEncoders(pipe.text_encoder, pipe.text_encoder_2),
+        TextEncoders(pipe.text_encoder, pipe.text_encoder_2, width),
         min(first.vocab_size, second.vocab_size),
     )
     texts = [
@@ -200,14 +202,14 @@ def describe(pipe: Any) -> Description:
 def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
     """One array has CLIP's states and T5's below them, as `Denoiser` joins them; without T5 there
     are zeros in its place."""
-    widths = {
-        "input_ids": pipe.text_encoder.config.hidden_size,
-        "input_ids_2": pipe.text_encoder_2.config.hidden_size,
-    }
+    joint = pipe.transformer.config.joint_attention_dim
+    first = min(pipe.text_encoder.config.hidden_size, joint)
+    second = min(pipe.text_encoder_2.config.hidden_size, joint - first)
+    widths = {"input_ids": first} | ({"input_ids_2": second} if second else {})
     columns = {"clip_hidden_states": widths}
     if pipe.text_encoder_3 is not None:
         columns["t5_hidden_states"] = {"input_ids_3": pipe.text_encoder_3.config.d_model}
-    frame = length + longest_text(pipe), pipe.transformer.config.joint_attention_dim
+    frame = length + longest_text(pipe), joint
     return (
         Embedding("prompt_embeds", columns, frame),
         Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),

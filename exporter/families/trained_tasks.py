@@ -157,7 +157,10 @@ def upscaling(pipe: Any) -> Trained:
     """The UNet takes a small picture with some noise, and how much; its latents are as large as
     that picture, and the decoder enlarges them."""
     picture, level = _channels(3), TensorSpec("float32", ("batch", 1))
-    most = int(pipe.config.max_noise_level)
+    # Levels are looked up among the UNet's classes, and noise is made as of a timestep.
+    timesteps = int(pipe.low_res_scheduler.config.num_train_timesteps)
+    classes = int(pipe.unet.config.num_class_embeds or timesteps)
+    most = min(int(pipe.config.max_noise_level), classes - 1, timesteps - 1)
     bounds = {_NOISE_LEVEL: (0.0, float(most))}
     component = Component(
         "low_res",

@@ -1,0 +1,199 @@
+"""What a pipeline has and its bundle does not is said; and a writer runs its reader."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLInpaintPipeline
+from msgspec import structs
+
+from exporter.compilation import refuse_unreadable
+from exporter.families import FAMILIES
+from exporter.left_out import present
+from exporter.options import ExportOptions, up_to_date
+from exporter.source import quiet_loading, resolve
+from exporter.store import Store
+from exporter.versions import libraries
+from runtimes.errors import BundleError, ExportError, InputError
+from runtimes.manifest import LeftOut, Manifest
+from runtimes.strict import readable
+from runtimes.tuning_records import Choice, Record
+from tests import fakes
+from tests.conftest import Run
+from tests.pictures import mask, picture
+from tests.uncaptured import uncaptured
+
+CHECKER = {
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+}
+
+
+def with_parts(folder: Path, source: Path) -> Path:
+    """A pipeline's folder whose index names a safety checker and what comes with it."""
+    index = json.loads((source / "model_index.json").read_text()) | CHECKER
+    folder.mkdir()
+    for part in source.iterdir():
+        if part.is_dir():
+            (folder / part.name).symlink_to(part)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.fault("2.9", "the safety checker is left out without a word")
+def test_what_is_left_out_is_said(smallest: Path, tmp_path: Path, run: Run) -> None:
+    """By the manifest, the result, and ``inspect``, and that it was asked for where it was."""
+    source = with_parts(tmp_path / "pipeline", smallest)
+    pipe = uncaptured(source, tmp_path / "bundle", without=["safety_checker"])
+    found = {each.name: each.chosen for each in pipe.manifest.left_out}
+    assert found == {"safety_checker": True, "feature_extractor": False}
+    assert all(each.why for each in pipe.manifest.left_out)
+    made = pipe("red", num_inference_steps=1, output_type="latent")
+    assert made.left_out == tuple(found)
+    _, out, _ = run("inspect", tmp_path / "bundle")
+    assert "safety_checker (as asked)" in out
+    assert "feature_extractor" in out
+
+
+@pytest.mark.fault("2.9", "--without safety_checker is a choice that the bundle records")
+def test_a_choice_makes_another_manifest(smallest: Path, tmp_path: Path) -> None:
+    source = with_parts(tmp_path / "pipeline", smallest)
+    plain, chosen = resolve(source), resolve(source, without=["safety_checker"])
+    assert plain.fingerprint == chosen.fingerprint
+    assert plain.without == chosen.without == ()
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    manifest = Manifest.load(bundle)
+    made_by = structs.replace(manifest.created_by, libraries=libraries())
+    named = {"id": plain.id, "fingerprint": plain.fingerprint}
+    named |= {"scheduler_class": "DDIMScheduler"}
+    source_of = structs.replace(manifest.source, **named)
+    recorded = structs.replace(
+        manifest, source=source_of, created_by=made_by, left_out=plain.left_out
+    )
+    options = ExportOptions(verify=False, schedulers=())
+    assert up_to_date(recorded, plain, bundle, {}, options)
+    assert not up_to_date(recorded, chosen, bundle, {}, options)
+    with pytest.raises(InputError, match="it works without: safety_checker, feature_extractor"):
+        resolve(source, without=["unet"])
+
+
+@pytest.mark.fault("2.9", "SDXL's watermark is left out without a word")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_watermark(name: str) -> None:
+    """It is named for the classes that put one into images, and for no other."""
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    assert ("watermark" in present(name, {})) == ("add_watermarker" in parameters)
+
+
+@pytest.mark.fault("2.9", "the export says what it leaves out, unless it was asked to")
+def test_the_export_says_it(
+    smallest: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter import compile as entry
+    from exporter.compilation import Exported
+
+    manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
+    parts = (LeftOut("safety_checker", "images are not checked"), LeftOut("asked", "so", True))
+    exported = Exported(tmp_path, structs.replace(manifest, left_out=parts))
+    monkeypatch.setattr(entry, "export", lambda *_, **__: exported)
+    code, out, err = run("export", smallest, "-o", tmp_path / "other")
+    assert code == 0
+    assert "left out: safety_checker (images are not checked)" in out + err
+    assert "--without safety_checker" in out + err
+    assert "left out: asked" not in out + err
+
+
+@pytest.mark.fault("3.6", "SDXL inpainting with the refiner's aesthetic score")
+def test_inpainting_with_an_aesthetic_score(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """By blending, as the class does with a refiner: the same latents."""
+    with quiet_loading():
+        refiner = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder("refiner"))
+        theirs: Any = StableDiffusionXLInpaintPipeline(
+            **refiner.components,
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+        theirs.save_pretrained(tmp_path / "pipeline")
+    theirs.set_progress_bar_config(disable=True)
+    ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
+    assert [task.name for task in ours.manifest.tasks] == ["image-to-image", "inpainting"]
+    call = {"image": picture(32, 32), "mask_image": mask(32, 32), "num_inference_steps": 2}
+    call |= {"prompt": "red", "aesthetic_score": 9.0, "strength": 1.0}
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        expected = theirs(**call, generator=generator, output_type="latent").images
+    found = ours(**call, seed=3, output_type="latent").latents
+    assert np.abs(found - np.asarray(expected)).max() < 1e-4
+
+
+@pytest.mark.fault("3.6", "the upscaler with fewer noise classes than its level says")
+def test_an_upscaler_with_few_classes(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with quiet_loading():
+        pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder("upscaler"))
+    pipe.unet.register_to_config(num_class_embeds=8)
+    pipe.unet.class_embedding = torch.nn.Embedding(8, pipe.unet.class_embedding.embedding_dim)
+    pipe.save_pretrained(tmp_path / "pipeline")
+    ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
+    (level,) = (a for a in ours.manifest.arguments if a.name == "noise_level")
+    assert (level.limits, level.default) == ((0.0, 7.0), (7.0,))
+    call = {"image": picture(16, 16), "num_inference_steps": 1, "output_type": "latent"}
+    assert ours("red", noise_level=7, **call).latents.shape == (1, 4, 16, 16)
+    with pytest.raises(InputError, match="must be from 0 to 7"):
+        ours("red", noise_level=8, **call)
+
+
+@pytest.mark.fault("3.6", "a manifest that its own reader refuses is published")
+def test_a_writer_runs_its_reader(tmp_path: Path) -> None:
+    """Of manifests wherever they are written, of records, reports and recipes."""
+    manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
+    bad = structs.replace(manifest, latents=structs.replace(manifest.latents, multiple=0))
+    with pytest.raises(ExportError, match="must be positive"):
+        refuse_unreadable(bad)
+    store = Store(tmp_path / "other", None)
+    with pytest.raises(BundleError, match="must be positive"):
+        store.publish(bad)
+    assert not (tmp_path / "other").exists()
+    choice = Choice("b", "k", "1", "cpu", None, 0, False, {}, float("nan"), 1.0, None)
+    record = Record("bundle", "place", {}, "now", 4, {"fast": choice})
+    with pytest.raises(BundleError, match="record that could not be read is not written"):
+        readable(record)
+
+
+@pytest.mark.fault("3.6", "Stable Diffusion 3 with CLIP wider than the joint width")
+def test_clip_wider_than_the_joint_width(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What is too wide is cut off, as in diffusers, and encoded texts fit the frame."""
+    with quiet_loading():
+        pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder("sd3"))
+        torch.manual_seed(8)
+        config = {**pipe.transformer.config, "joint_attention_dim": 16}
+        narrow = diffusers.SD3Transformer2DModel.from_config(config)
+        parts = {**pipe.components, "transformer": narrow}
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+        theirs = diffusers.StableDiffusion3Pipeline(**parts)
+        theirs.save_pretrained(tmp_path / "pipeline")
+    theirs.set_progress_bar_config(disable=True)
+    ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
+    call = {"prompt": "red", "num_inference_steps": 1, "guidance_scale": 3.0}
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        expected = theirs(**call, generator=generator, output_type="latent").images
+    found = ours(**call, seed=3, output_type="latent").latents
+    assert np.abs(found - np.asarray(expected)).max() < 1e-4
+    encoded = ours.encode_prompt("red")
+    again = ours(**{**call, "prompt": None}, **encoded, seed=3, output_type="latent").latents
+    assert np.array_equal(again, found)
