@@ -10,9 +10,14 @@ PYTEST_ARGS ?=
 TEST_JOBS   ?= 2
 DEMO_ARGS   ?=
 GPU_CHECK_ARGS ?=
+FUZZ_ARGS   ?= --minutes 30
+CHAOS_ARGS  ?=
+SOAK_ARGS   ?=
+# Where the figures of docs/reliability.md are kept; the page is made from them.
+RECORDS     := docs/verified/reliability
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test gpu-check lint format clean distclean
+.PHONY: help setup demo test fuzz chaos soak gpu-check lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +45,20 @@ demo: $(STAMP) ## export the built-in model, verify it, and make pictures in bui
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
 	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+fuzz: $(STAMP) ## fuzz every parser of what comes from outside, for half an hour
+	$(PY) -m pip install --no-input --disable-pip-version-check --quiet \
+	  --constraint constraints.txt --editable '.[fuzz]'
+	$(PY) -m tests.fuzz --record $(RECORDS)/fuzz.json $(FUZZ_ARGS)
+	$(PY) -m tests.reliability
+
+chaos: $(STAMP) ## kill, fill disks, write at once: what is on the disk must stay whole
+	$(PY) -m tests.chaos --record $(RECORDS)/chaos.json $(CHAOS_ARGS)
+	$(PY) -m tests.reliability
+
+soak: $(STAMP) ## make images for long; memory, descriptors and threads must stay level
+	$(PY) -m tests.soak --record $(RECORDS)/soak.json $(SOAK_ARGS)
+	$(PY) -m tests.reliability
 
 gpu-check: $(STAMP) ## run what can run on this machine's NVIDIA GPU; a record goes to docs/verified
 	$(PY) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)

@@ -291,7 +291,8 @@ def _extended(
         told = _told(manifest)
         class_name, counts = make(name, source.scheduler_class, config, steps, path, told)
         if old is not None:
-            table = PlanTable.load(checked(root, old.file, "always")).merge(PlanTable.load(path))
+            there = PlanTable.load(checked(root, old.file, "always"), old.steps)
+            table = there.merge(PlanTable.load(path))
             table.save(path)
             counts = table.step_counts
         data = path.read_bytes()

@@ -456,8 +456,9 @@ class Pipeline(Sealed):
     def _table(self, scheduler: str) -> PlanTable:
         with self._lock:
             if scheduler not in self._plans:
-                file = self.manifest.schedule(scheduler).file
-                self._plans[scheduler] = PlanTable.load(self.bundle.path(file))
+                listed = self.manifest.schedule(scheduler)
+                path = self.bundle.path(listed.file)
+                self._plans[scheduler] = PlanTable.load(path, listed.steps)
             return self._plans[scheduler]
 
     def _shift(self, request: Request) -> float | None:

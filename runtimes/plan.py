@@ -161,13 +161,21 @@ class PlanTable:
 
     @classmethod
     @parser(BundleError, "path", "a table of sampling plans")
-    def load(cls, path: str | os.PathLike[str]) -> PlanTable:
-        """Read and check a table; `BundleError` says what was expected and what was found."""
+    def load(cls, path: str | os.PathLike[str], steps: Sequence[int] | None = None) -> PlanTable:
+        """Read and check a table; `steps` are the step counts that the manifest says it has.
+
+        Raises:
+            BundleError: says what was expected and what was found.
+        """
         arrays = read_arrays(path, DTYPES)
         try:
-            return cls(**arrays)
+            table = cls(**arrays)
         except BundleError as error:
             raise BundleError(f"{Path(path).name}: {error}") from error
+        if steps is not None and table.step_counts != tuple(steps):
+            found = f"expected the steps {list(steps)}, found {list(table.step_counts)}"
+            raise BundleError(f"{Path(path).name}: {found}; export the bundle again")
+        return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table; equal tables give equal files."""

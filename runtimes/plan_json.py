@@ -39,7 +39,7 @@ def write_plans(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in tuple(schedulers) or tuple(known):
-        table = PlanTable.load(bundle.path(known[name].file))
+        table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
         missing = set(steps) - set(table.step_counts)
         if missing:
             raise PlanNotFound(

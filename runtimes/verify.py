@@ -343,7 +343,14 @@ def count_right(pipe: Pipeline, probe: JudgeProbe, **given: Any) -> int:
 
 
 def repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
-    """A run with the settings of a probe; `given` replaces or adds some."""
+    """Return the result of a run with the settings of a probe; `given` replaces or adds some.
+
+    Raises:
+        BundleError: the probe has an argument that calls of the bundle do not have.
+    """
+    unknown = sorted(probe.arguments.keys() - set(pipe.signature.names))
+    if unknown:
+        raise BundleError(f"probes: calls have no argument {unknown[0]!r}; export the bundle again")
     settings: dict[str, Any] = {
         **probe.arguments,
         "scheduler": probe.scheduler,

@@ -7,7 +7,6 @@ document says all that a stranger needs. Section numbers in the comments are the
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -18,19 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from tests.docs.independent_manifest import (
+    Refused,
+    check_tokenizer,
+    expect,
+    read_inside,
+    read_manifest,
+    refusing,
+)
+
+__all__ = ["Bundle", "Refused"]
+
 Array = np.ndarray[Any, Any]
 Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 # (path of the entry, component of the manifest) -> something to call with named inputs
 Engine = Callable[[Path, dict[str, Any]], Graph]
-
-
-class Refused(Exception):
-    """The bundle or the call breaks a rule of the document."""
-
-
-def expect(condition: Any, message: str) -> None:
-    if not condition:
-        raise Refused(message)
 
 
 # Section 4: files and paths
@@ -43,9 +44,7 @@ def checked(root: Path, file: Mapping[str, Any]) -> Path:
     expect(not any(part in ("", ".", "..") for part in parts), f"bad path {text!r}")
     expect(not any(sign in text for sign in "\\:\0"), f"bad path {text!r}")
     path = Path(os.path.realpath(root / text))
-    expect(path.is_relative_to(os.path.realpath(root)), f"{text} leads out of the bundle")
-    expect(path.is_file(), f"{text} is missing")
-    data = path.read_bytes()
+    data = read_inside(root, root / text, file["size"])
     expect(len(data) == file["size"], f"{text}: size {len(data)}")
     expect(hashlib.sha256(data).hexdigest() == file["sha256"], f"{text}: another hash")
     return path
@@ -64,6 +63,7 @@ DTYPES = {
 
 def read_npz(path: Path) -> dict[str, Array]:
     """All members of an archive of .npy files."""
+    expect(zipfile.is_zipfile(path), "no archive")
     with zipfile.ZipFile(path) as archive:
         expect(sum(i.file_size for i in archive.infolist()) < 64 << 20, "unpacks to too much")
         found = {}
@@ -303,6 +303,8 @@ def onnx_engine(path: Path, component: dict[str, Any]) -> Graph:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = list(component["outputs"])
+    taken = {given.name for given in session.get_inputs()}
+    expect(taken == component["inputs"].keys(), f"{component['name']} takes {sorted(taken)}")
     return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
@@ -317,15 +319,32 @@ def referred(entry: Path) -> list[Path]:
     return [entry.parent / each.value for each in places if each.key == "location"]
 
 
+def holding(graph: Graph, component: dict[str, Any]) -> Graph:
+    """A graph whose results are held against the manifest (section 5)."""
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        symbols: dict[str, int] = {}
+        _cast(component["inputs"], feeds, symbols)
+        found = graph(feeds)
+        for name, value in found.items():
+            wanted = component["outputs"][name]["dtype"]
+            expect(value.dtype == wanted, f"{name}: dtype {value.dtype}, not {wanted}")
+            expect(np.isfinite(value).all(), f"{name}: NaN or infinity")
+        _cast(component["outputs"], found, symbols)
+        return found
+
+    return run
+
+
 class Bundle:
     """A bundle with one of its builds loaded."""
 
+    @refusing
     def __init__(self, root: Path, target: str = "onnx", engine: Engine = onnx_engine) -> None:
         from tokenizers import Tokenizer
 
         self.root = root
-        self.manifest: dict[str, Any] = json.loads((root / "manifest.json").read_bytes())
-        expect(self.manifest["format_version"] == 1, "unknown format_version")
+        self.manifest = read_manifest(root)
         build = next(b for b in self.manifest["builds"] if b["target"] == target)
         self.components = {c["name"]: c for c in self.manifest["components"]}
         self.graphs: dict[str, Graph] = {}
@@ -334,17 +353,19 @@ class Bundle:
             paths = {file["path"]: checked(root, file) for file in artifact["files"]}
             entry = paths[artifact["entry"]]
             expect(set(referred(entry)) <= {*paths.values()}, f"{name}: a file is not listed")
-            self.graphs[name] = engine(entry, component)
-        self.tokenizers = {
-            t["input"]: Tokenizer.from_file(str(checked(root, t["file"])))
-            for t in self.manifest["tokenizers"]
-        }
+            self.graphs[name] = holding(engine(entry, component), component)
+        self.tokenizers = {}
+        for each in self.manifest["tokenizers"]:
+            path = checked(root, each["file"])
+            check_tokenizer(path, each["max_length"])
+            self.tokenizers[each["input"]] = Tokenizer.from_file(str(path))
         self.encoders = [c for c in self.components.values() if c["role"] == "encoder"]
         self.denoiser = next(c for c in self.components.values() if c["role"] == "denoiser")
         self.decoder = next(c for c in self.components.values() if c["role"] == "decoder")
         shallow = [c for c in self.components.values() if c["role"] == "shallow"]
         self.cached = {name for c in shallow for name in c["inputs"]}
 
+    @refusing
     def __call__(self, **call: Any) -> tuple[Array, Array]:
         """Latents and 8-bit pictures [N, height, width, C].
 
@@ -395,7 +416,9 @@ class Bundle:
             call.get("num_inference_steps") or self._default("num_inference_steps", defaults)
         )
         final = run_plan(table, steps, predict, noise_source(seeds, shape))
-        image = self.graphs[self.decoder["name"]](_cast(self.decoder, {"latents": final}))["image"]
+        image = self.graphs[self.decoder["name"]](
+            _cast(self.decoder["inputs"], {"latents": final})
+        )["image"]
         levels = np.clip(image.astype(np.float32), 0, 1) * np.float32(255)
         return final, np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -469,7 +492,7 @@ class Bundle:
                     value = self._vector(vector, branch["prefix"], call, size)
                     rows.setdefault(vector["input"], []).append(value)
         joined = {name: np.concatenate(values) for name, values in rows.items()}
-        return _cast(self.denoiser, joined)
+        return _cast(self.denoiser["inputs"], joined)
 
     def _written_out(self, name: str, text: str) -> str:
         """Words that stand for several, from left to right, the longest that fits."""
@@ -561,7 +584,9 @@ class Bundle:
                 for name, tokens in ((n, t.encode("").ids) for n, t in self.tokenizers.items())
             }
             for encoder in self.encoders:
-                for name, value in self.graphs[encoder["name"]](_cast(encoder, ids)).items():
+                for name, value in self.graphs[encoder["name"]](
+                    _cast(encoder["inputs"], ids)
+                ).items():
                     joined.setdefault(name, []).append(value)
         outputs = {
             name: np.concatenate(values, axis=1) if name in self._long() else values[0]
@@ -594,11 +619,13 @@ class Bundle:
         return np.array([row], np.float32)
 
 
-def _cast(component: Mapping[str, Any], values: Mapping[str, Array]) -> dict[str, Array]:
-    """What the component takes of `values`, in its dtypes and shapes (section 5)."""
-    symbols: dict[str, int] = {}
+def _cast(
+    specs: Mapping[str, Any], values: Mapping[str, Array], symbols: dict[str, int] | None = None
+) -> dict[str, Array]:
+    """What of `values` the specifications name, in their dtypes and shapes (section 5)."""
+    symbols = {} if symbols is None else symbols
     made = {}
-    for name, spec in component["inputs"].items():
+    for name, spec in specs.items():
         if name not in values:
             continue
         value = made[name] = values[name].astype(spec["dtype"])

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -31,6 +32,7 @@ from runtimes.sampler import Rescale, denoise
 from runtimes.verify import TOLERANCES, relative_l2
 from tests import fakes
 from tests.docs import independent_loader as reader
+from tests.docs import independent_manifest
 from tests.docs.markdown import ROOT, section, table
 
 DOCUMENT = ROOT / "docs" / "bundle-format.md"
@@ -461,16 +463,19 @@ def _numbers(cell: str) -> list[float]:
 # The independent reader
 
 
-def test_the_reader_is_independent() -> None:
-    tree = ast.parse(Path(reader.__file__).read_text("utf-8"))
+@pytest.mark.parametrize("module", [reader, independent_manifest])
+def test_the_reader_is_independent(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {name.name.partition(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").partition(".")[0])
-    allowed = "__future__ collections hashlib json math numpy onnx onnxruntime os pathlib re"
-    assert imported <= {*allowed.split(), "tokenizers", "typing", "zipfile"}
+            name = node.module or ""
+            imported.add(name if name.startswith("tests.") else name.partition(".")[0])
+    own = {"tests.docs.independent_manifest", "tests.docs.markdown"}
+    allowed = "__future__ collections functools hashlib json math numpy onnx onnxruntime os pathlib"
+    assert imported <= {*allowed.split(), "re", "stat", "tokenizers", "typing", "zipfile", *own}
 
 
 def compare(bundle: Path, calls: list[dict[str, Any]], schedulers: list[str] | None = None) -> None:

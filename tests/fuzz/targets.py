@@ -1,0 +1,327 @@
+"""What is fuzzed: every function of the code that is marked `runtimes.parsing.parser`.
+
+`names` finds them in the code. A parser is called with a damaged file, text or folder; what else it
+takes, and the good input that the damage starts from, stands in `SEEDS` and `ARGUMENTS`. A parser
+without seeds has no target, which is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("runtimes", "exporter", "benchmarks", "latentc")
+# Inputs that were faults once, one folder for each parser.
+FOUND = Path(__file__).with_name("found")
+
+# Parameters that are folders, and the files in them that a parser reads.
+_FOLDERS = {"folder": ("model_index.json", "latentc.json"), "package": ("Manifest.json",)}
+
+_PICKLES = (b"PK", b"\x80\x02")  # begin files of weights that are told by their names
+
+Seeds = Callable[[], Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser and good inputs for it. `run` raises what no parser may raise."""
+
+    name: str
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+
+
+def names() -> list[str]:
+    """Return the names of all parsers, "module:qualified name", without importing them."""
+    return [
+        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}:{name}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for name in _marked(ast.parse(path.read_text("utf-8")), "")
+    ]
+
+
+def target(name: str) -> Target:
+    """Return the target of a parser.
+
+    Raises:
+        LookupError: no seeds are entered for it.
+    """
+    from runtimes.parsing import PARSERS
+
+    if name not in SEEDS:
+        raise LookupError(f"{name} has no target: enter good inputs for it in {__name__}.SEEDS")
+    module, _, path = name.partition(":")
+    function: Any = import_module(module)
+    for part in path.split("."):
+        function = getattr(function, part)
+    known = PARSERS[name]
+    others = ARGUMENTS.get(name, dict)()
+    as_text = known.source == "text"
+    as_data = "data" in inspect.signature(function).parameters
+
+    def run(data: bytes) -> None:
+        if as_text:
+            arguments: dict[str, Any] = {"text": data.decode("utf-8", "surrogateescape")}
+        elif as_data:
+            arguments = {"data": data, known.source: "manifest.json"}
+        else:
+            arguments = {known.source: _placed(known.source, data)}
+        try:
+            function(**arguments, **others)
+        except known.error as error:
+            _check_message(str(error))
+
+    return Target(name, run, tuple(SEEDS[name]()))
+
+
+def _check_message(message: str) -> None:
+    """Raise AssertionError for a message that is no line for a terminal."""
+    if len(message) > 20_000:
+        raise AssertionError(f"a message of {len(message)} characters")
+
+
+@cache
+def _folder() -> Path:
+    shared = Path("/dev/shm")
+    base = shared if os.access(shared, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="latentc-fuzz-", dir=base))
+    import atexit
+
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _placed(source: str, data: bytes) -> Path:
+    """Return where a parser finds its input."""
+    folder = _folder()
+    if source in _FOLDERS:
+        for name in _FOLDERS[source]:
+            (folder / name).write_bytes(data)
+        return folder
+    path = folder / ("input.bin" if data[:2] in _PICKLES else "input")
+    path.write_bytes(data)
+    return path
+
+
+def _marked(node: ast.AST, prefix: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield from _marked(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef) and any(
+            ast.unparse(each).startswith("parser(") for each in child.decorator_list
+        ):
+            yield prefix + child.name
+
+
+# Good inputs, made by the code that writes them wherever there is such code
+
+
+def _json(*values: Any) -> Seeds:
+    return lambda: [json.dumps(value).encode() for value in values]
+
+
+def _texts(*values: str) -> Seeds:
+    return lambda: [value.encode() for value in values]
+
+
+def _bundle_files(*names: str) -> Seeds:
+    def read() -> Iterator[bytes]:
+        from tests import fakes
+
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = fakes.make_bundle(Path(folder) / "bundle")
+            for name in names:
+                yield (bundle / name).read_bytes()
+
+    return read
+
+
+def _images() -> Iterator[bytes]:
+    from PIL import Image
+
+    pixels = np.arange(3 * 64, dtype=np.uint8).reshape(8, 8, 3)
+    image = Image.fromarray(pixels)
+    kinds = (("PNG", "RGB"), ("PNG", "P"), ("PNG", "I;16"), ("PNG", "1"), ("JPEG", "RGB"))
+    for kind, mode in (*kinds, ("WEBP", "RGBA"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "L")):
+        data = io.BytesIO()
+        source = image.convert("L") if mode == "I;16" else image
+        source.convert(mode).save(data, kind)
+        yield data.getvalue()
+
+
+def _npz(**arrays: Any) -> bytes:
+    data = io.BytesIO()
+    np.savez(data, **arrays)
+    return data.getvalue()
+
+
+def _arrays() -> Iterator[bytes]:
+    yield _npz(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.arange(3))
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        member = io.BytesIO()
+        np.save(member, np.zeros((4, 4), np.float16))
+        archive.writestr("x.npy", member.getvalue())
+    yield data.getvalue()
+
+
+def _saved_images() -> Iterator[bytes]:
+    yield _npz(images=np.zeros((1, 4, 4, 3), np.uint8), latents=np.zeros((1, 4, 2, 2), np.float32))
+
+
+def _safetensors() -> Iterator[bytes]:
+    from safetensors.numpy import save
+
+    yield save({"weight": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float16)})
+    yield save({"emb_params": np.zeros((2, 8), np.float32)}, {"modelspec.title": "a"})
+
+
+def _weights() -> Iterator[bytes]:
+    import torch
+
+    yield from _safetensors()
+    for held in (
+        {"<cat>": torch.zeros(2, 3)},
+        {"string_to_param": {"*": torch.zeros(2, 3)}, "name": "cat", "step": 5},
+    ):
+        data = io.BytesIO()
+        torch.save(held, data)
+        yield data.getvalue()
+
+
+def _reports() -> Iterator[bytes]:
+    from benchmarks.bench import model
+    from tests import bench_reports
+
+    yield model.encode(bench_reports.make_report())
+
+
+def _programs() -> Iterator[bytes]:
+    import torch
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.silu(self.layer(x)).reshape(x.shape[0], -1)
+
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(Small(), (torch.zeros(4, 2),), dynamic_shapes={"x": {0: rows}})
+    data = io.BytesIO()
+    torch.export.save(program, data)
+    yield data.getvalue()
+
+
+def _torch() -> Mapping[str, Any]:
+    import torch
+
+    return {"torch": torch, "device": "cpu"}
+
+
+def _graphs() -> Iterator[bytes]:
+    from onnx import TensorProto, helper
+
+    sizes = ["n", 2]
+    given, result = (helper.make_tensor_value_info(n, TensorProto.FLOAT, sizes) for n in "xy")
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2])
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "model.onnx.data", "offset": "0", "length": "8"}.items():
+        weight.external_data.add(key=key, value=value)
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    yield helper.make_model(
+        helper.make_graph([node], "small", [given], [result], [weight])
+    ).SerializeToString()
+
+
+_RECIPE = {
+    "graph": "model.onnx",
+    "precision": "fp32",
+    "profile": {"batch": [1, 2, 4], "height": [8, 64, 128]},
+}
+_ITEM = {"files": [{"path": "a/b", "size": 3, "sha256": "0" * 64}], "meta": {"entry": "b"}}
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.42.1",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "safety_checker": [None, None],
+    "requires_safety_checker": False,
+}
+_CASES = """
+title = "Two"
+[[case]]
+name = "a"
+prompt = "a red circle"
+size = "64x64"
+steps = 2
+"""
+
+SEEDS: Mapping[str, Seeds] = {
+    "runtimes.pictures:read": _images,
+    "runtimes.backends.torch_program:load_program": _programs,
+    "runtimes.references:_of_onnx": _graphs,
+    "runtimes.weight_differences:read": _safetensors,
+    "runtimes.mil.package_files:_weights": lambda: [b"\n\x1e@model_path/weights/weight.bin"],
+    "runtimes.mil.package_files:_items": _json(
+        {"itemInfoEntries": {"a": {"path": "weights/b.bin"}}}
+    ),
+    "exporter.lora:_parsed": _json({"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": 2.0}}),
+    "exporter.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
+    "exporter.model_files:_read_config": _json({"_class_name": "UNet2DModel", "sample_size": 8}),
+    "runtimes.tokenizer:TextTokenizer.load": _bundle_files("tokenizer/tokenizer.json"),
+    "runtimes.prompt_weights:parse": _texts(
+        "a (red:1.3) circle, [blue] sky++ and (a (b:0.5)++ c)--", "\\(a\\) ((((b))))"
+    ),
+    "runtimes.recipe:Recipe.load": _json(_RECIPE),
+    "runtimes.recipe:parse_range": _texts("1:2:4", "8", "1..4"),
+    "runtimes.tuning_records:_load": _json({"format_version": 1, "presets": {}, "machine": {}}),
+    "runtimes.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
+    "runtimes.engine_store:_load": _json({"recipe": "a", "device": "b", "version": "1"}),
+    "runtimes.precision:canonical": _texts("fp32", "fp32,denoiser=int8+downsampled-attention"),
+    "runtimes.plan:PlanTable.load": _bundle_files("schedules/plain.npz", "schedules/noisy.npz"),
+    "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
+    "runtimes.mil.session:packages_of": _json({"packages": ["a.mlpackage", "b.mlpackage"]}),
+    "runtimes.npz:read_arrays": _arrays,
+    "runtimes.manifest:Manifest.decode": _bundle_files("manifest.json"),
+    "exporter.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
+    "exporter.weight_files:check": _safetensors,
+    "exporter.calibration:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
+    "exporter.source:_read_index": _json(_INDEX),
+    "exporter.weights:headers": _safetensors,
+    "exporter.textual_inversion:_held": _weights,
+    "exporter.weight_files:content": _weights,
+    "exporter.ip_adapter:_configured": _json({"vision_config": {"patch_size": 2}}),
+    "exporter.judged:read": _json({"judge": {"name": "shapes", "prompts": ["a"], "pictures": 4}}),
+    "exporter.store:_read_item": _json(_ITEM),
+    "benchmarks.bench.model:read": _reports,
+    "benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
+    "benchmarks.bench.fidelity:Pictures.load": _saved_images,
+    "benchmarks.bench.fidelity:Pictures.of_file": _images,
+    "benchmarks.bench.cases:read": _texts(_CASES),
+    "benchmarks.bench.cases:parse_size": _texts("512x512", "64"),
+    "benchmarks.bench.html:small": _images,
+}
+
+# What a parser takes besides its input.
+ARGUMENTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+    "runtimes.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
+    "runtimes.recipe:parse_range": lambda: {"name": "--images"},
+    "runtimes.backends.torch_program:load_program": _torch,
+}

@@ -1,0 +1,319 @@
+"""Bad manifests: documents that cannot be read, or that break a rule of the format."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tests.hostile.bad_bundle import MANIFEST, BadBundle, case
+
+
+@case("manifest", "has no manifest.json")
+def manifest_missing(bad: BadBundle) -> None:
+    """The folder has no manifest."""
+    bad.remove(MANIFEST)
+
+
+@case("manifest", "regular file")
+def manifest_fifo(bad: BadBundle) -> None:
+    """The manifest is a named pipe that nobody writes to."""
+    bad.fifo(MANIFEST)
+
+
+@case("manifest", "manifest.json")
+def manifest_folder(bad: BadBundle) -> None:
+    """The manifest is a folder."""
+    bad.remove(MANIFEST)
+    (bad.root / MANIFEST).mkdir()
+
+
+@case("manifest", "leads out of")
+def manifest_link_to_device(bad: BadBundle) -> None:
+    """The manifest is a link to a device that never ends."""
+    bad.link(MANIFEST, "/dev/zero")
+
+
+@case("manifest", "leads out of")
+def manifest_link_outside(bad: BadBundle) -> None:
+    """The manifest is a link to a good one outside of the bundle."""
+    data = bad.read(MANIFEST)
+    (bad.outside / "good.json").write_bytes(data)
+    bad.link(MANIFEST, bad.outside / "good.json")
+
+
+@case("manifest", "manifest.json")
+def manifest_link_to_itself(bad: BadBundle) -> None:
+    """The manifest is a link to itself."""
+    bad.link(MANIFEST, MANIFEST)
+
+
+@case("manifest", "manifest.json")
+def manifest_link_nowhere(bad: BadBundle) -> None:
+    """The manifest is a link to a file that does not exist."""
+    bad.link(MANIFEST, "nowhere.json")
+
+
+@case("manifest", "bytes")
+def manifest_too_large(bad: BadBundle) -> None:
+    """The manifest is a sparse file of 64 GiB."""
+    bad.remove(MANIFEST)
+    with (bad.root / MANIFEST).open("wb") as file:
+        file.truncate(64 << 30)
+
+
+@case("manifest", "manifest.json")
+def manifest_empty(bad: BadBundle) -> None:
+    """The manifest has no bytes."""
+    bad.put(MANIFEST, b"")
+
+
+@case("manifest", "manifest.json")
+def manifest_cut_short(bad: BadBundle) -> None:
+    """The manifest ends in the middle."""
+    data = bad.read(MANIFEST)
+    bad.put(MANIFEST, data[: len(data) // 2])
+
+
+@case("manifest", "manifest.json")
+def manifest_deep(bad: BadBundle) -> None:
+    """The manifest holds 100,000 arrays, each in the one before."""
+    bad.put(MANIFEST, b'{"format_version": 1, "tasks": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+@case("manifest", "manifest.json")
+def manifest_deep_in_free_object(bad: BadBundle) -> None:
+    """The scheduler's configuration, a free object, is 100,000 objects deep."""
+    text = json.dumps(bad.document())
+    deep = '{"a": ' * 100_000 + "1" + "}" * 100_000
+    text = re.sub(r'"scheduler_config": \{[^}]*\}', lambda _: f'"scheduler_config": {deep}', text)
+    bad.put(MANIFEST, text.encode())
+
+
+@case("manifest", "manifest.json")
+def manifest_nan(bad: BadBundle) -> None:
+    """A number of the manifest is NaN, which JSON does not have."""
+    bad.set("guidance.defaults.guidance_scale", float("nan"))
+
+
+@case("manifest", "manifest.json")
+def manifest_infinity(bad: BadBundle) -> None:
+    """A number of the manifest is too large for a float."""
+    text = json.dumps(bad.document())
+    bad.put(MANIFEST, text.replace('"guidance_scale": 7.5', '"guidance_scale": 1e999').encode())
+
+
+@case("manifest", "manifest.json")
+def manifest_utf16(bad: BadBundle) -> None:
+    """The manifest is written in UTF-16."""
+    bad.put(MANIFEST, json.dumps(bad.document()).encode("utf-16"))
+
+
+@case("manifest", "manifest.json")
+def manifest_byte_order_mark(bad: BadBundle) -> None:
+    """The manifest begins with a byte order mark."""
+    bad.put(MANIFEST, b"\xef\xbb\xbf" + bad.read(MANIFEST))
+
+
+@case("manifest", "manifest.json")
+def manifest_latin_1(bad: BadBundle) -> None:
+    """A name holds a byte that is not UTF-8."""
+    text = json.dumps(bad.document()).encode()
+    bad.put(MANIFEST, text.replace(b'"id": "', b'"id": "\xe9', 1))
+
+
+@case("manifest", "manifest.json")
+def manifest_list(bad: BadBundle) -> None:
+    """The manifest is an array."""
+    bad.put(MANIFEST, b"[1, 2, 3]")
+
+
+@case("manifest", "format_version 2")
+def manifest_newer_version(bad: BadBundle) -> None:
+    """The manifest has a version that no reader knows, and a field of the future."""
+    bad.edit(lambda document: document.update(format_version=2, future={}))
+
+
+@case("manifest", "format_version")
+def manifest_version_is_true(bad: BadBundle) -> None:
+    """The version is the boolean true, which some languages take for 1."""
+    bad.set("format_version", True)
+
+
+@case("manifest", "format_version")
+def manifest_version_missing(bad: BadBundle) -> None:
+    """The manifest says no version."""
+    bad.edit(lambda document: document.pop("format_version"))
+
+
+@case("manifest", "tasks")
+def manifest_field_missing(bad: BadBundle) -> None:
+    """A required field is missing."""
+    bad.edit(lambda document: document.pop("tasks"))
+
+
+@case("manifest", "surprise")
+def manifest_field_unknown(bad: BadBundle) -> None:
+    """There is a field that the format does not have."""
+    bad.edit(lambda document: document.update(surprise=1))
+
+
+@case("manifest", "components")
+def manifest_wrong_type(bad: BadBundle) -> None:
+    """The components are an object, not an array."""
+    bad.set("components", {"denoiser": {}})
+
+
+@case("manifest", "default_height")
+def manifest_fraction(bad: BadBundle) -> None:
+    """A size is a fraction."""
+    bad.set("latents.default_height", 16.5)
+
+
+@case("manifest", "manifest.json")
+def manifest_huge_integer(bad: BadBundle) -> None:
+    """A size is an integer of 5,000 digits."""
+    text = json.dumps(bad.document())
+    huge = "9" * 5000
+    bad.put(MANIFEST, text.replace('"default_height": 16', f'"default_height": {huge}').encode())
+
+
+@case("manifest", "at most")
+def manifest_integer_beyond_64_bits(bad: BadBundle) -> None:
+    """A size is 2^70."""
+    bad.set("latents.default_height", 2**70)
+
+
+@case("manifest", "at most")
+def manifest_sizes_overflow(bad: BadBundle) -> None:
+    """The default sizes make latents of more than any memory's bytes."""
+    bad.edit(lambda document: document["latents"].update(default_height=2**52, default_width=2**52))
+
+
+@case("manifest", "positive")
+def manifest_factor_zero(bad: BadBundle) -> None:
+    """A latent stands for no pixels, which readers divide by."""
+    bad.set("latents.factor", 0)
+
+
+@case("manifest", "two components are named")
+def manifest_duplicate_component(bad: BadBundle) -> None:
+    """Two components have the same name."""
+    bad.edit(lambda document: document["components"].append(document["components"][0]))
+
+
+@case("manifest", "two builds are named")
+def manifest_duplicate_build(bad: BadBundle) -> None:
+    """Two builds have the same name."""
+    bad.edit(lambda document: document["builds"].append(document["builds"][0]))
+
+
+@case("manifest", "two schedules are named")
+def manifest_duplicate_schedule(bad: BadBundle) -> None:
+    """Two schedules have the same name."""
+    bad.edit(lambda document: document["schedules"].append(document["schedules"][0]))
+
+
+def _path(bad: BadBundle, path: str) -> None:
+    bad.set("tokenizers.0.file.path", path)
+
+
+@case("manifest", "leaves the bundle")
+def path_parent(bad: BadBundle) -> None:
+    """A listed path climbs out of the bundle."""
+    _path(bad, "../outside/secret")
+
+
+@case("manifest", "leaves the bundle")
+def path_absolute(bad: BadBundle) -> None:
+    """A listed path begins at the root of the file system."""
+    _path(bad, "/etc/passwd")
+
+
+@case("manifest", "leaves the bundle")
+def path_of_windows(bad: BadBundle) -> None:
+    """A listed path climbs out of the bundle on Windows."""
+    _path(bad, "..\\outside\\secret")
+
+
+@case("manifest", "leaves the bundle")
+def path_drive(bad: BadBundle) -> None:
+    """A listed path names a drive."""
+    _path(bad, "C:/secret")
+
+
+@case("manifest", "leaves the bundle")
+def path_with_null(bad: BadBundle) -> None:
+    """A listed path holds a null character, at which C ends."""
+    _path(bad, "tokenizer\0/tokenizer.json")
+
+
+@case("manifest", "leaves the bundle")
+def path_empty(bad: BadBundle) -> None:
+    """A listed path is empty: the bundle's folder itself."""
+    _path(bad, "")
+
+
+@case("manifest", "manifest.json")
+def path_with_surrogate(bad: BadBundle) -> None:
+    """A listed path is a lone surrogate, which no file system's encoding has."""
+    text = json.dumps(bad.document())
+    old = json.dumps(bad.tokenizer())
+    bad.put(MANIFEST, text.replace(f'"path": {old}', '"path": "a\\ud800b"').encode())
+
+
+@case("manifest", "sha256")
+def hash_of_other_letters(bad: BadBundle) -> None:
+    """A hash is written in capital letters."""
+    bad.edit(
+        lambda document: document["tokenizers"][0]["file"].update(
+            sha256=document["tokenizers"][0]["file"]["sha256"].upper()
+        )
+    )
+
+
+@case("manifest", "negative size")
+def size_negative(bad: BadBundle) -> None:
+    """A file has a negative size."""
+    bad.set("tokenizers.0.file.size", -1)
+
+
+@case("manifest", "not listed")
+def entry_not_listed(bad: BadBundle) -> None:
+    """The file that an engine is to load is none of the listed files."""
+    bad.set("builds.0.artifacts.denoiser.entry", "onnx-fp32/denoiser/other.onnx")
+
+
+@case("manifest", "defaults.scheduler")
+def default_scheduler_unknown(bad: BadBundle) -> None:
+    """The default scheduler is none of the schedules."""
+    bad.set("defaults.scheduler", "nobody")
+
+
+@case("manifest", "holds")
+def build_without_component(bad: BadBundle) -> None:
+    """A build lacks the denoiser."""
+    bad.edit(lambda document: document["builds"][0]["artifacts"].pop("denoiser"))
+
+
+@case("manifest", "dimension")
+def dimension_not_a_symbol(bad: BadBundle) -> None:
+    """A dimension is an expression that a careless reader would evaluate."""
+    bad.set("components.1.inputs.sample.shape", ["batch", 4, "__import__('os')", "width"])
+
+
+@case("manifest", "unknown argument")
+def vector_of_unknown_argument(bad: BadBundle) -> None:
+    """An input is made of an argument that there is not."""
+    bad.edit(lambda document: document["vectors"].append({"input": "x", "arguments": ["nothing"]}))
+
+
+def _many_arguments(document: Any, count: int) -> None:
+    document["arguments"] += [{"name": f"a{i}", "default": [0.0]} for i in range(count)]
+    document["defaults"]["scheduler"] = "nobody"
+
+
+@case("manifest", "defaults.scheduler")
+def manifest_20000_arguments(bad: BadBundle) -> None:
+    """The manifest has 20,000 arguments, and a fault that is found last."""
+    bad.edit(lambda document: _many_arguments(document, 20_000))
