@@ -17,6 +17,7 @@ from exporter.kept_builds import refuse_loss
 from exporter.locks import writing
 from exporter.memory import looking_at_what_is_new
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
+from exporter.output import check_output
 from exporter.preflight import Need, need, refuse, weights_of
 from exporter.progress import Event, Progress
 from exporter.sharing import check as check_shared
@@ -195,6 +196,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
     )
     check(options)
     destination = Path(given["output"])
+    check_output(destination)
     others = tuple(Path(each) for each in _texts(given["share_with"]))
     check_shared(others, destination)
     progress = Progress(given["report"])

@@ -12,6 +12,7 @@ from exporter.calibration import Calibration
 from exporter.families import CLASS_TASKS, family_of
 from exporter.names import T2I_ADAPTER
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
+from exporter.scheduler_names import SCHEDULERS, unknown_scheduler
 from exporter.source import PipelineSource, digest
 from exporter.targets import TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
@@ -226,6 +227,12 @@ def _looked_at(
 
 
 def check(options: ExportOptions) -> None:
+    """Refuse what is asked for wrongly, whatever the source is.
+
+    Raises:
+        InputError: naming it, and what there is instead.
+        BackendUnavailable: the engine that would verify is not installed.
+    """
     if not options.targets:
         raise InputError(f"no target given; targets: {', '.join(TARGETS)}")
     for target in options.targets:
@@ -238,6 +245,8 @@ def check(options: ExportOptions) -> None:
     for target, precision in options.builds():
         for each in _own_precisions(precision):
             options.passes(target, each)
+    for scheduler in options.schedulers or ():
+        _check_scheduler(scheduler)
     if options.fidelity_floor is not None:
         if not 0 < options.fidelity_floor < MAX_PSNR:
             raise InputError(
@@ -256,6 +265,18 @@ def check(options: ExportOptions) -> None:
 
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
             backend.get(name)
+
+
+def _check_scheduler(name: str) -> None:
+    """Refuse a scheduler that there is not. Only of what may be a class is diffusers asked, which
+    takes seconds to load."""
+    if name in SCHEDULERS:
+        return
+    if not name.endswith("Scheduler"):
+        raise unknown_scheduler(name)
+    from exporter.schedule import resolve
+
+    resolve(name)
 
 
 def _own_precisions(precision: str) -> list[str]:

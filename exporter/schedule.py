@@ -14,7 +14,12 @@ from diffusers import SchedulerMixin
 
 from exporter.plan_rows import TracedRuns, build_table, same_row
 from exporter.schedule_check import TOLERANCE, check_run, probe
-from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, NamedScheduler
+from exporter.scheduler_names import (
+    DEFAULT_SCHEDULERS,
+    SCHEDULERS,
+    NamedScheduler,
+    unknown_scheduler,
+)
 from exporter.scheduler_trace import RawStep, StepTracer
 from exporter.symbols import NotLinear
 from runtimes.errors import ExportError
@@ -56,7 +61,12 @@ class TracedSchedule:
 
 
 def resolve(name: str) -> NamedScheduler:
-    """A short name of `SCHEDULERS` or a diffusers class name; else `ExportError`."""
+    """Return what a short name of `SCHEDULERS` or a diffusers class name stands for.
+
+    Raises:
+        InputError: the name is neither.
+        ExportError: a class whose library is missing.
+    """
     if name in SCHEDULERS:
         return SCHEDULERS[name]
     found = getattr(diffusers, name, None) if name.isidentifier() else None
@@ -65,10 +75,7 @@ def resolve(name: str) -> NamedScheduler:
             return NamedScheduler(name, {})
     except ImportError as error:  # diffusers' stand-in for a class whose library is missing
         raise ExportError(_one_line(error)) from error
-    raise ExportError(
-        f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
-        "or the name of a diffusers scheduler class"
-    )
+    raise unknown_scheduler(name)
 
 
 def rebuild(class_name: str, config: Mapping[str, Any]) -> SchedulerMixin:

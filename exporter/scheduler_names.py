@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from runtimes.errors import InputError
+
 
 @dataclass(frozen=True)
 class NamedScheduler:
@@ -90,6 +92,14 @@ DEFAULT_SCHEDULERS = (
     "ddpm",
     "lcm",
 )
+
+
+def unknown_scheduler(name: str) -> InputError:
+    """Return the error about a name that is neither one of `SCHEDULERS` nor a class."""
+    return InputError(
+        f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
+        "or the name of a diffusers scheduler class"
+    )
 
 
 def flow_matching(class_name: str, config: Mapping[str, Any]) -> bool:

@@ -184,7 +184,8 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """Refuses a path that `save` could not write, before the work of making a picture.
 
     Raises:
-        InputError: an unknown extension, a folder that does not exist, or a path that is one.
+        InputError: an unknown extension, a folder that does not exist or cannot be written, or a
+            path that is one.
     """
     target = Path(path)
     _format_of(target)
@@ -192,6 +193,8 @@ def check_path(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"cannot write {target}: it is a folder")
     if not target.parent.is_dir():
         raise InputError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {target}: the folder {target.parent} is read-only")
     return target
 
 

@@ -24,7 +24,7 @@ from exporter.schedule import (
 )
 from exporter.scheduler_trace import replaced_noise
 from exporter.symbols import NotLinear, Symbol, coefficients, unit
-from runtimes.errors import ExportError
+from runtimes.errors import ExportError, InputError
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.plan_schema import ClipKind
 from runtimes.sampler import denoise
@@ -319,7 +319,7 @@ def test_names() -> None:
     assert karras.config.use_karras_sigmas
     assert karras.config.solver_order == 2
     for name in ("no_such", "UNet2DModel", "os.system", "__class__"):
-        with pytest.raises(ExportError, match=r"unknown scheduler.*ddim.*tcd"):
+        with pytest.raises(InputError, match=r"unknown scheduler.*ddim.*tcd"):
             resolve(name)
 
 

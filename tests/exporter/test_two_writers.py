@@ -21,7 +21,7 @@ from exporter.progress import Event as Stage
 from exporter.schedules import add_to_bundle
 from exporter.targets import onnx as onnx_target
 from runtimes.bundle import Bundle
-from runtimes.errors import BundleError, ExportError
+from runtimes.errors import BundleError, ExportError, InputError
 from tests import fakes
 from tests import tiny_configurations as tiny
 
@@ -126,7 +126,7 @@ def test_adding_plans_waits_for_an_export(tmp_path: Path) -> None:
             )
             assert waiting.wait(LONGEST / 4)
             assert not adding.done()
-        with pytest.raises(ExportError, match="unknown scheduler"):
+        with pytest.raises(InputError, match="unknown scheduler"):
             adding.result()
     assert os.listdir(tmp_path) == ["bundle"]
 

@@ -1,0 +1,114 @@
+"""What can be refused at once is refused before the source is looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter import compile as compiler
+from exporter.compile import export, preflight
+from runtimes.errors import InputError
+from tests.conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at the source fails the test."""
+
+    def reached(*_: Any) -> None:
+        pytest.fail("the source was looked at")
+
+    monkeypatch.setattr(compiler, "resolve", reached)
+
+
+def nothing(folder: Path) -> Path:
+    return folder / "bundle"
+
+
+def other_files(folder: Path) -> Path:
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "thesis.txt").write_text("the only copy")
+    return folder / "bundle"
+
+
+def link(folder: Path) -> Path:
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to(folder / "real")
+    return folder / "link"
+
+
+def file(folder: Path) -> Path:
+    (folder / "bundle").write_text("a file")
+    return folder / "bundle"
+
+
+OUTPUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a folder that is no bundle": (other_files, "exists and is not a bundle"),
+    "a link": (link, "is a link; give the folder"),
+    "a file": (file, "is a file; give a folder"),
+    "below a file": (lambda folder: file(folder) / "in", "nothing can be written in"),
+    "the working folder": (lambda _: Path("."), "working folder or one above it"),
+    "a folder above": (lambda _: Path(".."), "working folder or one above it"),
+}
+OPTIONS: dict[str, tuple[list[str], str]] = {
+    "scheduler": (["--scheduler", "coffee"], "unknown scheduler 'coffee'"),
+    "scheduler class": (["--scheduler", "CoffeeScheduler"], "unknown scheduler 'CoffeeScheduler'"),
+    "target": (["--target", "coffee"], "coffee"),
+    "precision": (["--precision", "fp3"], "no precision 'fp3'"),
+    "pass": (["--pass", "coffee"], "coffee"),
+    "task": (["--task", "coffee"], "coffee"),
+    "steps": (["--steps", "0"], "0"),
+    "size": (["--height", "64"], "both height and width"),
+    "floor": (["--fidelity-floor", "-1"], "expected a PSNR in dB"),
+}
+
+
+@pytest.mark.fault("3.1", "an output that cannot become a bundle")
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs(
+    name: str, dry: bool, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make, message = OUTPUTS[name]
+    output = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, errors = run("export", "source", "-o", output, *(["--dry-run"] if dry else []))
+    assert (code, message in errors) == (2, True), errors
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InputError):
+        (preflight if dry else export)("source", output)
+
+
+@pytest.mark.fault("3.1", "an output folder that cannot be written")
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != tmp_path)
+    code, _, errors = run("export", "source", "-o", tmp_path / "a" / "bundle")
+    assert (code, f"nothing can be written in {tmp_path}" in errors) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault("3.1", "an image's folder that cannot be written")
+def test_an_images_folder_that_cannot_be_written(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != tmp_path)
+    code, _, errors = run("generate", "bundle", "red", "-o", tmp_path / "a.png")
+    assert (code, f"the folder {tmp_path} is read-only" in errors) == (2, True)
+
+
+@pytest.mark.fault("3.1", "unknown names and bad numbers of an export, --dry-run too")
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name: str, dry: bool, tmp_path: Path, run: Run) -> None:
+    arguments, message = OPTIONS[name]
+    given = [*arguments, *(["--dry-run"] if dry else [])]
+    code, _, errors = run("export", "source", "-o", nothing(tmp_path), *given)
+    assert (code, message in errors) == (2, True), errors
+    assert not list(tmp_path.iterdir())
