@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from exporter import weights
 from exporter.families import Description, Graph
@@ -80,7 +81,8 @@ def capture(
     Raises:
         ExportError: the module cannot be captured.
     """
-    dims = _Dims(multiple, graph.least, min(maximum or MAX_LATENT, MAX_LATENT))
+    least = -(-graph.least // multiple)
+    dims = _Dims(multiple, least, min(maximum or MAX_LATENT, MAX_LATENT))
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -100,9 +102,24 @@ def capture(
                 {name: value for name, value in stored.items() if name in program.state_dict}
             )
             _drop_unused(program)
+            _take_small_sides(program)
             return program if graph.fed_by is None else _pruned(program)
     except Exception as error:
         raise ExportError(f"{graph.component.name}: capture failed: {first_line(error)}") from error
+
+
+def _take_small_sides(program: ExportedProgram) -> None:
+    """Let the program take sides below those that it was captured for, whose tensors have sides
+    of 1.
+
+    PyTorch promises nothing about those, because they may broadcast and their strides mean
+    nothing, and notes that sides are not 1. Images never meet others than of their own size here,
+    so the operations are the same. What it notes of equal sizes stays.
+    """
+    for symbol, span in program.range_constraints.items():
+        program.range_constraints[symbol] = ValueRanges(1, span.upper)
+    noted = program._guards_code
+    program._guards_code = [code for code in noted if "==" in code and "%" not in code]
 
 
 def _drop_unused(program: ExportedProgram) -> None:
@@ -159,17 +176,25 @@ def variant(
 
 
 def symbol_values(description: Description, traced: bool) -> dict[str, int]:
-    """Sizes to capture at, or (other ones) to verify at.
+    """Return sizes to capture at, or (other ones) to verify at.
 
     Every axis differs between the two, and height from width, so that a size that was baked
-    in or an exchange of axes cannot pass.
+    in or an exchange of axes cannot pass. Sides are multiples of what the model needs, and of as
+    little else as possible: what a graph must do at a side that it cannot halve is then done.
     """
     multiple = description.latents.multiple
-    unit = multiple * max(1, 8 // multiple)
+    least = max((graph.least for graph in description.graphs), default=1)
+    unit = multiple * max(1, 8 // multiple, -(-least // (2 * multiple)))
     length = max((_sequence(graph) for graph in description.graphs), default=1)
     if traced:
-        return {"batch": 2, "height": 2 * unit, "width": 3 * unit, "sequence": length}
-    return {"batch": 3, "height": 3 * unit, "width": 2 * unit, "sequence": 2 * length}
+        sides = 2 * unit + multiple, 3 * unit + multiple
+        return _values(2, sides, length)
+    return _values(3, (3 * unit - multiple, 2 * unit + 2 * multiple), 2 * length)
+
+
+def _values(batch: int, sides: tuple[int, int], sequence: int) -> dict[str, int]:
+    height, width = sides
+    return {"batch": batch, "height": height, "width": width, "sequence": sequence}
 
 
 class _Dims:

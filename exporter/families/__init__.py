@@ -85,8 +85,8 @@ class Graph:
     `module` returns a tuple of tensors in the order of `component.outputs` and takes the
     inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
     inputs in examples, `bounds` float inputs that do not take any number. `fed_by`: the graph whose
-    outputs a shallow graph takes; its module then runs more than it uses. `least`: smallest latent
-    height and width to capture for.
+    outputs a shallow graph takes; its module then runs more than it uses. `least`: the smallest
+    latent height and width of which none of the module's tensors has a side of 1.
     """
 
     component: Component
@@ -226,39 +226,26 @@ def optional(class_name: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def size_multiple(unet: Any) -> int:
-    """What latent height and width must be multiples of: one halving per downsampling block."""
+    """Return what latent height and width must be multiples of, for the UNet to halve them evenly
+    at each of its downsampling blocks."""
     return int(2 ** (len(unet.config.block_out_channels) - 1))
 
 
-def is_uneven(unet: Any) -> bool:
-    """Whether the UNet's own size cannot be halved evenly at each downsampling block."""
-    return any(side % size_multiple(unet) for side in _sides(unet))
-
-
-def least_side(unet: Any) -> int:
-    """The smallest latent side that an uneven UNet is captured for: its deepest block has 2 rows.
-    Those of one row are another case to PyTorch."""
-    return size_multiple(unet) + 1 if is_uneven(unet) else 1
-
-
-def latents_of(unet: Any, factor: int, any_size: bool = False) -> Latents:
-    """The Latents record of a UNet and a decoder that enlarges by `factor`.
+def latents_of(unet: Any, factor: int, multiple: int) -> Latents:
+    """Return the Latents record of a UNet and a decoder that enlarges by `factor`.
 
     Args:
-        any_size: whether the graph of an uneven UNet is one for sizes that are no multiples.
+        multiple: what the pipeline needs latent height and width to be multiples of.
 
     Raises:
         UnsupportedPipeline: a UNet that does not state its size, or cannot have it.
     """
     height, width = _sides(unet)
-    multiple = size_multiple(unet)
-    if is_uneven(unet):
-        if not any_size:
-            raise UnsupportedPipeline(
-                f"a UNet with sample_size {height} by {width} cannot halve it "
-                f"{len(unet.config.block_out_channels) - 1} times: diffusers cannot run it either"
-            )
-        multiple = 1
+    if any(side % multiple for side in (height, width)):
+        raise UnsupportedPipeline(
+            f"a UNet with sample_size {height} by {width} cannot halve it "
+            f"{len(unet.config.block_out_channels) - 1} times: diffusers cannot run it either"
+        )
     return Latents(
         channels=unet.config.out_channels,
         factor=factor,

@@ -3,6 +3,7 @@ graphs that they need."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -148,8 +149,10 @@ def as_trained(description: Description, trained: Trained) -> Description:
         for each in description.graphs
     ]
     guidance = trained.guidance or description.guidance
+    latents = description.latents
     return replace(
         description,
+        latents=structs.replace(latents, multiple=math.lcm(latents.multiple, trained.multiple)),
         task=trained.offer.task,
         graphs=(*graphs, *trained.offer.graphs),
         observed=partial(_parts, sizes, trained.folded()),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, is_uneven, latents_of, least_side
+from exporter.families import Description, Graph, TextInput, latents_of
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
@@ -23,11 +23,13 @@ from exporter.families.text_to_image import (
     vae_factor,
 )
 from exporter.families.unet_pipelines import (
-    ForwardedSizes,
     Unpadded,
     check_parts,
     check_unet,
     check_vae,
+    for_any_size,
+    least_side,
+    multiple_of,
     sequence,
     text_length,
 )
@@ -58,9 +60,9 @@ class TextEncoder(torch.nn.Module):
 class Denoiser(torch.nn.Module):
     """The UNet; what it predicts (noise or velocity) is the scheduler's business."""
 
-    def __init__(self, unet: Any, uneven: bool = False) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = ForwardedSizes(unet) if uneven else unet
+        self.unet = for_any_size(unet)
         self.embedding = guidance_embedding(unet)
 
     def forward(
@@ -90,7 +92,7 @@ def describe(pipe: Any) -> Description:
     check_vae(pipe.vae)
     guided = guided_by(pipe.unet, "empty")
     length = text_length(pipe.tokenizer, pipe.text_encoder)
-    latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
+    latents = latents_of(pipe.unet, vae_factor(pipe.vae), multiple_of(pipe.unet))
     scaling = Scaling.plain(pipe.vae)
     width = pipe.text_encoder.config.hidden_size
     states = TensorSpec("float32", ("batch", length, width))
@@ -119,7 +121,7 @@ def describe(pipe: Any) -> Description:
             },
             outputs={"prediction": sample},
         ),
-        Denoiser(pipe.unet, is_uneven(pipe.unet)),
+        Denoiser(pipe.unet),
         least=least_side(pipe.unet),
     )
     run = from_text(pipe)

@@ -9,15 +9,7 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.families import (
-    Description,
-    Graph,
-    Offer,
-    TextInput,
-    is_uneven,
-    latents_of,
-    least_side,
-)
+from exporter.families import Description, Graph, Offer, TextInput, latents_of
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
@@ -33,10 +25,12 @@ from exporter.families.text_to_image import (
     vae_factor,
 )
 from exporter.families.unet_pipelines import (
-    ForwardedSizes,
     check_parts,
     check_unet,
     check_vae,
+    for_any_size,
+    least_side,
+    multiple_of,
     text_length,
 )
 from exporter.signatures import named
@@ -92,11 +86,9 @@ class TextEncoder(torch.nn.Module):
 class Denoiser(torch.nn.Module):
     """The UNet with its added conditioning as plain inputs; the encoders' `states` are joined."""
 
-    def __init__(
-        self, unet: Any, inputs: Sequence[str], states: Sequence[str], uneven: bool = False
-    ) -> None:
+    def __init__(self, unet: Any, inputs: Sequence[str], states: Sequence[str]) -> None:
         super().__init__()
-        self.unet = ForwardedSizes(unet) if uneven else unet
+        self.unet = for_any_size(unet)
         self.embedding = guidance_embedding(unet)
         self._states = tuple(states)
         self.forward: Callable[..., Any] = named(self._call, inputs)
@@ -132,7 +124,7 @@ def describe(pipe: Any) -> Description:
         for text, (name, spec) in zip(texts, states.items(), strict=True)
     }
     sample = sample_spec(pipe.unet.config.out_channels)
-    latents = latents_of(pipe.unet, vae_factor(pipe.vae), any_size=True)
+    latents = latents_of(pipe.unet, vae_factor(pipe.vae), multiple_of(pipe.unet))
     scaling = Scaling.normalised(pipe.vae)
     inputs = {
         "sample": sample,
@@ -147,7 +139,7 @@ def describe(pipe: Any) -> Description:
     }
     denoiser = Graph(
         Component("denoiser", "denoiser", inputs, {"prediction": sample}),
-        Denoiser(pipe.unet, list(inputs), list(states), is_uneven(pipe.unet)),
+        Denoiser(pipe.unet, list(inputs), list(states)),
         least=least_side(pipe.unet),
     )
     run = from_text(pipe)

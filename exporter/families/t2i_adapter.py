@@ -2,7 +2,8 @@
 once for a call, and whose features the denoiser adds to those of its own blocks.
 
 The features have several resolutions. They travel as one tensor of the latents' height and width:
-pixels of the smaller ones are rearranged from channels (`torch.nn.functional.pixel_shuffle`).
+pixels of the smaller ones are rearranged from channels (`torch.nn.functional.pixel_shuffle`), and
+zeros follow where they do not fill it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from exporter.families.extended import Extended, extended
 from exporter.families.text_to_image import vae_factor
 from exporter.names import T2I_ADAPTER, numbered, pictures
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
+from runtimes.manifest import Argument, Component, Latents, TensorSpec, VectorInput
 from runtimes.tasks import Feed, Preparation, Task
 
 IMAGE = "image"  # as diffusers' pipelines call the picture
@@ -34,15 +35,70 @@ _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes pictures grey
 
 @dataclass(frozen=True)
 class Feature:
-    """One of an adapter's results: its channels, and latents per value along a side."""
+    """One of an adapter's results: its channels, and latents per value along a side, rounded up."""
 
     channels: int
     ratio: int
 
-    @property
-    def packed(self) -> int:
-        """Channels of the same values at the latents' resolution."""
-        return math.ceil(self.channels / self.ratio**2)
+
+@dataclass(frozen=True)
+class Packing:
+    """How features become one tensor [batch, channels, height, width] of the latents' sides, which
+    are multiples of `multiple`."""
+
+    features: tuple[Feature, ...]
+    multiple: int = 1
+
+    def folds(self, feature: Feature) -> int:
+        """Return how many of a feature's channels go side by side, along a side: as many as fill
+        the latents' rows, where those are multiples of its `ratio`. Else half as many, which leave
+        room for a last row that stands for less than `ratio` ones, from half of them on."""
+        even = self.multiple % feature.ratio == 0
+        return feature.ratio if even else feature.ratio // 2
+
+    def channels(self) -> list[int]:
+        """Return how many channels each feature becomes."""
+        return [math.ceil(each.channels / self.folds(each) ** 2) for each in self.features]
+
+    def spec(self) -> TensorSpec:
+        """Return what the manifest says of the tensor."""
+        return TensorSpec("float32", ("batch", sum(self.channels()), "height", "width"))
+
+    def pack(self, made: Sequence[torch.Tensor], height: int, width: int) -> torch.Tensor:
+        """Join the features of latents of `height` by `width`."""
+        parts = []
+        for value, feature in zip(made, self.features, strict=False):
+            by = self.folds(feature)
+            missing = -feature.channels % by**2
+            part = functional.pixel_shuffle(functional.pad(value, (0, 0, 0, 0, 0, missing)), by)
+            rows, columns = part.shape[2:]
+            parts.append(functional.pad(part, (0, width - columns, 0, height - rows)))
+        return torch.cat(parts, 1)
+
+    def unpack(self, packed: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features: the reverse of `pack`."""
+        parts = torch.split(packed, self.channels(), dim=1)
+        return [
+            self._unfolded(part, feature)[:, : feature.channels]
+            for part, feature in zip(parts, self.features, strict=True)
+        ]
+
+    def _unfolded(self, part: torch.Tensor, feature: Feature) -> torch.Tensor:
+        by = self.folds(feature)
+        if by == feature.ratio:
+            return functional.pixel_unshuffle(part, by)
+        # Not slices, nor `pixel_unshuffle`: PyTorch cannot tell that there are as many rows, and
+        # that they are multiples.
+        rows, columns = (
+            [torch.arange((side - 1) // feature.ratio + 1) * by + first for first in range(by)]
+            for side in part.shape[2:]
+        )
+        planes = [
+            some.index_select(3, places)
+            for some in (part.index_select(2, places) for places in rows)
+            for places in columns
+        ]
+        return planes[0] if by == 1 else torch.stack(planes, dim=2).flatten(1, 2)
 
 
 def with_t2i_adapters(pipe: Any, description: Description) -> Description:
@@ -60,15 +116,11 @@ def with_t2i_adapters(pipe: Any, description: Description) -> Description:
             f"T2I-Adapters are supported for text-to-image, not for {description.task.name}"
         )
     features = features_of(pipe)
-    graphs = [_graph(each, i, features, pipe) for i, each in enumerate(adapters)]
-    coarsest = max(each.ratio for each in features)
-    if description.latents.multiple % coarsest:
-        raise UnsupportedPipeline(
-            f"the T2I-Adapter needs latents that are multiples of {coarsest}, and the UNet has "
-            f"multiples of {description.latents.multiple}"
-        )
+    latents = _for_adapters(description.latents, adapters[0])
+    packing = Packing(features, latents.multiple)
+    graphs = [_graph(each, i, packing, latents.factor) for i, each in enumerate(adapters)]
     denoisers = [
-        _adapted(each, pipe.unet, features, len(adapters))
+        _adapted(each, pipe.unet, packing, len(adapters))
         if each.component.role == "denoiser"
         else each
         for each in description.graphs
@@ -80,6 +132,7 @@ def with_t2i_adapters(pipe: Any, description: Description) -> Description:
     vector = VectorInput(SCALE, (SCALE,), until=SHARE if shared else None)
     return replace(
         description,
+        latents=latents,
         task=_with_images(description.task, graphs),
         offers=(),  # diffusers has no pipelines for them to be compared with
         graphs=(*denoisers, *graphs),
@@ -88,6 +141,22 @@ def with_t2i_adapters(pipe: Any, description: Description) -> Description:
         call=_called(description.call, adapters),
         probe_pictures=lambda height, width: {IMAGE: _probe_images(len(adapters), height, width)},
     )
+
+
+def _for_adapters(latents: Latents, adapter: Any) -> Latents:
+    """Return the same for pictures whose pixels the adapter can rearrange to channels.
+
+    Raises:
+        UnsupportedPipeline: the default size is not one of them.
+    """
+    pixels = math.lcm(latents.factor * latents.multiple, int(adapter.downscale_factor))
+    for side in (latents.default_height, latents.default_width):
+        if side % pixels:
+            raise UnsupportedPipeline(
+                f"the T2I-Adapter needs sides that are multiples of {pixels} pixels, and the "
+                f"model's own is {side}"
+            )
+    return structs.replace(latents, multiple=pixels // latents.factor)
 
 
 def adapters_of(pipe: Any) -> list[Any]:
@@ -161,50 +230,43 @@ def _spoken(features: Sequence[Feature]) -> str:
 
 
 class Adapter(torch.nn.Module):
-    """image [batch, 3, f*height, f*width] in [0, 1] → packed features [batch, sum of
-    `Feature.packed`, height, width]."""
+    """image [batch, 3, f*height, f*width] in [0, 1] → packed features [batch, channels, height,
+    width], see `Packing`."""
 
-    def __init__(self, adapter: Any, features: Sequence[Feature]) -> None:
+    def __init__(self, adapter: Any, packing: Packing, factor: int) -> None:
         super().__init__()
         self.adapter = adapter
-        self._features = tuple(features)
+        self._packing = packing
+        self._factor = factor
         self._grey = int(adapter.config.in_channels) == 1
         for module in adapter.modules():
-            if isinstance(module, torch.nn.AvgPool2d):
-                # Sizes are even here, and a captured program needs no rule for others.
-                module.ceil_mode = False
+            if isinstance(module, torch.nn.AvgPool2d) and module.ceil_mode:
+                _repeat_last(module)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
         if self._grey:
             weights = zip(_GREY, torch.split(image, 1, dim=1), strict=True)
             image = torch.stack([weight * each for weight, each in weights]).sum(dim=0)
-        made = self.adapter(image)
-        return (torch.cat([_packed(m, f) for m, f in zip(made, self._features, strict=False)], 1),)
+        height, width = (side // self._factor for side in image.shape[2:])
+        return (self._packing.pack(self.adapter(image), height, width),)
 
 
-def _packed(made: torch.Tensor, feature: Feature) -> torch.Tensor:
-    missing = feature.packed * feature.ratio**2 - feature.channels
-    return functional.pixel_shuffle(functional.pad(made, (0, 0, 0, 0, 0, missing)), feature.ratio)
+def _repeat_last(pool: torch.nn.AvgPool2d) -> None:
+    """Have means of two by two values, rounded up, be taken of values whose last row and column are
+    there twice: it is the same, and a captured program needs no rule for what is even."""
+
+    def repeat(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (functional.pad(inputs[0], (0, 1, 0, 1), mode="replicate"),)
+
+    pool.ceil_mode = False
+    pool.register_forward_pre_hook(repeat)
 
 
-def _unpacked(packed: torch.Tensor, features: Sequence[Feature]) -> list[torch.Tensor]:
-    parts = torch.split(packed, [each.packed for each in features], dim=1)
-    return [
-        functional.pixel_unshuffle(part, each.ratio)[:, : each.channels]
-        for part, each in zip(parts, features, strict=True)
-    ]
-
-
-def _graph(adapter: Any, index: int, features: Sequence[Feature], pipe: Any) -> Graph:
-    factor = vae_factor(pipe.vae)
+def _graph(adapter: Any, index: int, packing: Packing, factor: int) -> Graph:
     image = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
-    made = {_FEATURES: _packed_spec(features)}
+    made = {_FEATURES: packing.spec()}
     component = Component(numbered(T2I_ADAPTER, index), "image_encoder", {"image": image}, made)
-    return Graph(component, Adapter(adapter, features))
-
-
-def _packed_spec(features: Sequence[Feature]) -> TensorSpec:
-    return TensorSpec("float32", ("batch", sum(f.packed for f in features), "height", "width"))
+    return Graph(component, Adapter(adapter, packing, factor))
 
 
 def _with_images(task: Task, graphs: Sequence[Graph]) -> Task:
@@ -226,11 +288,9 @@ class _Adapted(Extended):
     adapters].
     """
 
-    def __init__(
-        self, graph: Graph, unet: Any, features: Sequence[Feature], inputs: Sequence[str]
-    ) -> None:
+    def __init__(self, graph: Graph, unet: Any, packing: Packing, inputs: Sequence[str]) -> None:
         super().__init__(graph, unet, inputs)
-        self._features = tuple(features)
+        self._packing = packing
         self._given = [name for name in inputs if name.startswith(_FEATURES)]
 
     def _more(
@@ -248,13 +308,13 @@ class _Adapted(Extended):
             inputs[name] * inputs[SCALE][:, index].reshape(-1, 1, 1, 1)
             for index, name in enumerate(self._given)
         ]
-        return _unpacked(sum(every[1:], every[0]), self._features)
+        return self._packing.unpack(sum(every[1:], every[0]))
 
 
-def _adapted(graph: Graph, unet: Any, features: Sequence[Feature], count: int) -> Graph:
-    packed = {numbered(_FEATURES, index): _packed_spec(features) for index in range(count)}
+def _adapted(graph: Graph, unet: Any, packing: Packing, count: int) -> Graph:
+    packed = {numbered(_FEATURES, index): packing.spec() for index in range(count)}
     inputs = {**packed, SCALE: TensorSpec("float32", ("batch", count))}
-    return extended(graph, inputs, lambda own, names: _Adapted(own, unet, features, names))
+    return extended(graph, inputs, lambda own, names: _Adapted(own, unet, packing, names))
 
 
 def _called(call: Callable[..., Any], adapters: Sequence[Any]) -> Callable[..., Any]:

@@ -29,7 +29,8 @@ class Trained:
 
     `channels`: denoiser inputs that the UNet takes joined to the sample, in order, the pixels of
     those that are larger (`folded` together) as channels; `inputs`: others. `bounds` as in `Graph`.
-    `guidance`: None is that of text-to-image.
+    `guidance`: None is that of text-to-image. `multiple`: what the pipeline makes latent sides
+    multiples of besides.
     """
 
     offer: Offer
@@ -39,6 +40,7 @@ class Trained:
     arguments: tuple[Argument, ...] = ()
     vectors: tuple[VectorInput, ...] = ()
     guidance: Guidance | None = None
+    multiple: int = 1
 
     def folded(self) -> dict[str, int]:
         """How many pixels along a side become channels of one latent, by input."""
@@ -179,6 +181,7 @@ def upscaling(pipe: Any) -> Trained:
         bounds=bounds,
         arguments=(Argument(_NOISE_LEVEL, (20.0,), (0.0, float(most))),),
         vectors=(VectorInput(_NOISE_LEVEL, (_NOISE_LEVEL,)),),
+        multiple=factor,  # diffusers shrinks the small picture as it does those for the VAE
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, latents_of
+from exporter.families import Description, Graph, latents_of, size_multiple
 from exporter.families.text_to_image import sample_spec
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Branch, Component, Guidance, TensorSpec
@@ -65,7 +65,7 @@ def describe(pipe: Any) -> Description:
     return Description(
         task=Task("unconditional"),
         graphs=(Graph(denoiser, Denoiser(pipe.unet)), Graph(decoder, Denormalise())),
-        latents=latents_of(pipe.unet, 1),
+        latents=latents_of(pipe.unet, 1, size_multiple(pipe.unet)),
         text_inputs=(),
         arguments=(),
         vectors=(),

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 
+from exporter.families import size_multiple
 from runtimes.errors import UnsupportedPipeline
 
 _LONGEST = 4096  # ids of a text, where the encoder itself sets no limit
 _LABELLED = ("StableDiffusionUpscalePipeline",)  # give class labels: the noise level
+# Blocks of diffusers that hand the size of their skip connections to their upsampler.
+_SIZED_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 _VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
 
 
@@ -140,12 +143,32 @@ class Unpadded(torch.nn.Module):
         return (places <= last).to(torch.int64)
 
 
-class ForwardedSizes(torch.nn.Module):
-    """A `UNet2DConditionModel` for latents that cannot be halved evenly at each block.
+def multiple_of(unet: Any) -> int:
+    """Return what latent height and width must be multiples of, for diffusers to run the UNet: 1
+    where each block passes the size of its skip connections on to its upsampler."""
+    blocks = [each for each in unet.up_blocks if getattr(each, "upsamplers", None)]
+    passed_on = all(type(each).__name__ in _SIZED_BLOCKS for each in blocks)
+    return 1 if passed_on else size_multiple(unet)
 
-    diffusers then tells each upsampling the size of the skip connection that its result will
-    meet, by a branch on the size (`forward_upsample_size`). A captured program has one branch
-    only; this module always takes that one, which gives the same at other sizes.
+
+def for_any_size(unet: Any) -> Any:
+    """Return the UNet as a module for all the latent sizes that diffusers takes."""
+    return ForwardedSizes(unet) if multiple_of(unet) == 1 else unet
+
+
+def least_side(unet: Any) -> int:
+    """Return a latent side from which on the deepest block has more than one row, halves rounded up
+    or down: those of one row are another case to PyTorch."""
+    return 2 * size_multiple(unet) if multiple_of(unet) == 1 else 1
+
+
+class ForwardedSizes(torch.nn.Module):
+    """A `UNet2DConditionModel` for latents of any size.
+
+    Where a side cannot be halved evenly at each block, diffusers tells each upsampling the size of
+    the skip connection that its result will meet, by a branch on the size
+    (`forward_upsample_size`). A captured program has one branch only; this module always takes
+    that one, which gives the same at other sizes.
     """
 
     def __init__(self, unet: Any) -> None:

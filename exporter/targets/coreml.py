@@ -122,6 +122,7 @@ def _upstream(operations: list[Any]) -> set[str]:
 def _plain(program: ExportedProgram) -> ExportedProgram:
     """Of the operator set that coremltools takes: decomposed, and without aliases."""
     made = decomposed(program, coreml_operations.table())
+    coreml_operations.crop_instead_of_sizing(made)
     graph = made.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:

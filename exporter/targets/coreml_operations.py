@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+
+from runtimes.errors import ExportError
 
 _aten = torch.ops.aten
 
@@ -36,6 +39,42 @@ def register() -> None:
         context.add(Builder.floor_div(x=one, y=other, name=node.name))
 
     register_torch_op(floor_divide, torch_alias=["floordiv"], override=True)
+
+
+def crop_instead_of_sizing(program: ExportedProgram) -> None:
+    """Rewrite upsampling to the nearest value that is told a size: by two, and without the last
+    row or column if that is one too many. Core ML enlarges by constant factors only.
+
+    Of n values enlarged to 2n - 1 by repeating the nearest, the one at i is that at i // 2, as of
+    2n: the floor of i * n / (2n - 1), which is i / 2 and less than a half more.
+
+    Raises:
+        ExportError: an upsampling to another size than twice the old one, or one less.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not _aten.upsample_nearest2d.vec or node.args[1] is None:
+            continue
+        small, large = (_hints(each.meta["val"].shape[2:]) for each in (node.args[0], node))
+        if any(2 * old - new not in (0, 1) for old, new in zip(small, large, strict=True)):
+            raise ExportError(f"Core ML enlarges by two, and cannot make {large} of {small}")
+        with graph.inserting_before(node):
+            # Of what it looks like nobody reads more than that it is a tensor of this type.
+            cut = graph.call_function(node.target, (node.args[0], None, [2.0, 2.0]))
+            cut.meta["val"] = node.meta["val"]
+            for axis, end in zip((2, 3), node.args[1], strict=True):
+                if end == 2 * small[axis - 2]:
+                    continue  # a number, of a graph for one size
+                cut = graph.call_function(_aten.slice.Tensor, (cut, axis, 0, end))
+                cut.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(cut)
+        graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def _hints(sides: Iterable[Any]) -> list[int]:
+    """Return sizes as they were when the program was captured."""
+    return [int(getattr(getattr(each, "node", each), "hint", each)) for each in sides]
 
 
 def _split_with_sizes(

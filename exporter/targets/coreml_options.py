@@ -72,8 +72,8 @@ class CoreMLOptions(TargetOptions):
 
     def probe_sizes(self, latents: Latents, traced: Mapping[str, int]) -> list[dict[str, int]]:
         """The packages fix the sequence length, and may allow some sizes only."""
-        step = latents.multiple * max(1, 8 // latents.multiple)
-        height, width = 3 * step, 2 * step
+        multiple = latents.multiple
+        height, width = traced["width"] - 2 * multiple, traced["height"] + multiple
         if self.enumerated():
             second = sorted(self.enumerated(), key=_area)[:2][-1]
             height, width = (side // latents.factor for side in second)

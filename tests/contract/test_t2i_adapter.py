@@ -24,7 +24,7 @@ import latentc
 from exporter.capture import capture, example_inputs, symbol_values
 from exporter.compile import export
 from exporter.families import family_of
-from exporter.families.t2i_adapter import Adapter, Feature, _unpacked
+from exporter.families.t2i_adapter import Adapter, Feature, Packing
 from exporter.source import load, quiet_loading, resolve
 from exporter.step_cache import split
 from latentc.cli import run as command
@@ -197,18 +197,26 @@ def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None
     assert np.abs(one - same).max() < 0.05 * np.abs(one).max()
 
 
-def test_features_travel_whole() -> None:
-    """Of a light adapter too, with channels that do not fill the larger picture's."""
+@pytest.mark.fault("3.8", "every size that diffusers takes: T2I-Adapters")
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("kind", ["light_adapter", "full_adapter"])
+def test_features_travel_whole(kind: str, multiple: int) -> None:
+    """Of a light adapter too, with channels that do not fill the larger picture's, and of latents
+    that cannot be halved."""
     torch.manual_seed(0)
-    adapter = T2IAdapter(3, [10, 18], 1, 2, "light_adapter")
-    features = (Feature(10, 1), Feature(18, 2), Feature(18, 4))
-    image = torch.rand(2, 3, 32, 48)
-    with torch.no_grad():
-        expected = adapter(image)
-        (packed,) = Adapter(adapter, features)(image)
-    assert packed.shape == (2, 10 + 5 + 2, 16, 24)
-    for found, wanted in zip(_unpacked(packed, features), expected, strict=True):
-        assert torch.equal(found, wanted)
+    channels = [10, 18, 18] if kind == "full_adapter" else [10, 18]
+    made, adapter = (T2IAdapter(3, channels, 1, 2, kind) for _ in range(2))
+    made.load_state_dict(adapter.state_dict())
+    packing = Packing((Feature(10, 1), Feature(18, 2), Feature(18, 4)), multiple)
+    sizes = ((16, 24), (4, 8)) if multiple == 4 else ((16, 24), (17, 23), (2, 5), (3, 2))
+    for height, width in sizes:
+        image = torch.rand(2, 3, 2 * height, 2 * width)
+        with torch.no_grad():
+            expected = adapter(image)
+            (packed,) = Adapter(made, packing, 2)(image)
+        assert packed.shape == (2, sum(packing.channels()), height, width)
+        for found, wanted in zip(packing.unpack(packed), expected, strict=True):
+            assert torch.allclose(found, wanted, atol=1e-6)
 
 
 def test_steps_can_be_cached(
