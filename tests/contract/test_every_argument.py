@@ -62,7 +62,7 @@ VALUES: Mapping[str, Any] = {
     "control_guidance_start": 0.5, "control_guidance_end": 0.5, "adapter_conditioning_factor": 0.5,
     "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
     "num_images_per_prompt": 2, "batch_size": 2, "output_type": "np", "prompt_weighting": True,
-    "max_embeddings_multiples": 3, "mask_blur": 2, "padding_mask_crop": 2,
+    "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
 ELSEWHERE = ("scheduler", "latents", "denoising_start", "cache_interval")

@@ -49,7 +49,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     f"{SD}UpscalePipeline": ("upscaler", alone("upscaling", f"{SD}UpscalePipeline")),
     f"{SD}Depth2ImgPipeline": ("depth", alone("depth-to-image", f"{SD}Depth2ImgPipeline")),
-    f"{CONTROLLED}Pipeline": ("sd", three(CONTROLLED)),
+    **{cls: ("sd", three(CONTROLLED)) for cls in three(CONTROLLED).values()},
     f"{SD}AdapterPipeline": ("sd-blocks", alone(TEXT, f"{SD}AdapterPipeline")),
     f"{LCM}Pipeline": ("lcm", {TEXT: f"{LCM}Pipeline", IMAGE: f"{LCM}Img2ImgPipeline"}),
     **{
@@ -60,7 +60,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "pix2pix-xl",
         alone("instruct-pix2pix", f"{XL}InstructPix2PixPipeline"),
     ),
-    f"{XL_CONTROLLED}Pipeline": ("sdxl", three(XL_CONTROLLED)),
+    **{cls: ("sdxl", three(XL_CONTROLLED)) for cls in three(XL_CONTROLLED).values()},
     f"{XL}AdapterPipeline": ("sdxl", alone(TEXT, f"{XL}AdapterPipeline")),
     **{f"{SD3}{end}": ("sd3", three(SD3)) for end in ("Pipeline", "Img2ImgPipeline")},
     f"{SD3}InpaintPipeline": ("sd3-masks", alone(MASK, f"{SD3}InpaintPipeline")),
@@ -75,7 +75,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "DDIMPipeline": ("unconditional", alone("unconditional", "DDIMPipeline")),
 }
 # A scored refiner has another UNet than the class usually has.
-EXTRA = {"refiner": {IMAGE: f"{XL}Img2ImgPipeline"}}
+EXTRA = {"refiner": {IMAGE: f"{XL}Img2ImgPipeline", MASK: f"{XL}InpaintPipeline"}}
 
 
 @pytest.fixture(scope="module")
