@@ -2,6 +2,9 @@
 
 ONNX graphs name files in their tensors. Messages that can hold a tensor are entered, all else is
 skipped, so that embedded weights are not read. An OpenVINO IR has its weights beside it.
+
+OpenVINO goes by what a file holds, whatever its name: an ONNX graph that is called ``model.xml``
+opens what it names, and an IR that hides in a field of ``model.onnx`` opens ``model.bin``.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ _KINDS = (
     Kind({1: _GRAPH, 2: _GRAPH}),
 )
 _PAIR = (Kind({}, frozenset((1, 2))),)
+_XML = (b"<?xml", b"<net")
+_DOCTYPE = b"<!DOCTYPE"
 # A node of ONNX Runtime's that holds, or names the file of, what an engine has compiled.
 _COMPILED = b"EPContext"
 
@@ -54,10 +59,22 @@ def _of_onnx(entry: Path) -> list[Path]:
             return []
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
             locations = {*_locations(data, size)}
-    return [entry.parent / location.decode("utf-8") for location in sorted(locations)]
+    named = [entry.parent / location.decode("utf-8") for location in sorted(locations)]
+    return [*named, *_weights_beside(entry)]
 
 
+@parser(BundleError, "entry", "an OpenVINO IR")
 def _of_ir(entry: Path) -> list[Path]:
+    with open_regular(entry) as file:
+        if not file.read(len(_XML[0])).startswith(_XML):  # no other format begins like this
+            raise ValueError(f"it does not begin with {' or '.join(map(bytes.decode, _XML))}")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(_DOCTYPE) >= 0:
+                raise ValueError("it declares a document type, which can name files and entities")
+    return _weights_beside(entry)
+
+
+def _weights_beside(entry: Path) -> list[Path]:
     """OpenVINO opens the file of weights wherever there is one."""
     weights = entry.with_suffix(".bin")
     return [weights] if os.path.lexists(weights) else []

@@ -92,7 +92,7 @@ def openvino_weights_beyond_the_file(bad: BadBundle) -> None:
     _ir(bad, "denoiser", lambda text: re.sub(r'offset="\d+"', 'offset="4294967296"', text, count=1))
 
 
-@case("openvino", "", None)
+@case("openvino", "document type", LatentcError)
 def openvino_expanding_entities(bad: BadBundle) -> None:
     """The XML declares entities that grow ten times ten times … when they are read."""
     entities = "".join(
@@ -102,11 +102,18 @@ def openvino_expanding_entities(bad: BadBundle) -> None:
     _ir(bad, "denoiser", lambda text: text.replace('<net name="', f'{head}<net name="&e9;', 1))
 
 
-@case("openvino", "", None)
+@case("openvino", "document type", LatentcError)
 def openvino_external_entity(bad: BadBundle) -> None:
     """The XML takes an entity from a file outside of the bundle."""
     head = f'<!DOCTYPE net [<!ENTITY secret SYSTEM "file://{bad.outside}/secret">]>'
     _ir(bad, "denoiser", lambda text: text.replace('<net name="', f'{head}<net name="&secret;', 1))
+
+
+@case("openvino", "not an OpenVINO IR", LatentcError)
+def openvino_is_an_onnx_graph(bad: BadBundle) -> None:
+    """The IR is an ONNX graph with weights elsewhere: OpenVINO goes by what a file holds."""
+    entry = bad.entry("onnx", "denoiser")
+    bad.put(bad.entry("openvino", "denoiser"), bad.read(entry))
 
 
 def _openvino(bad: BadBundle, component: str, make: Callable[[Any, dict[str, Any]], Any]) -> None:

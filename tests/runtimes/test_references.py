@@ -229,6 +229,99 @@ def test_weights_beside_the_ir(tmp_path: Path, kind: str) -> None:
             entry_of(root, ["model.xml", "model.bin"], find("openvino"))
 
 
+def ir(head: str = '<?xml version="1.0"?>') -> bytes:
+    """Return an IR that adds two weights to two numbers, as OpenVINO writes it."""
+    port, dim = '<port id="{}" precision="FP32" names="{}">{}</port>', "<dim>2</dim>"
+    layers = (
+        ("Parameter", '<data shape="2" element_type="f32"/>', (), ((0, "x"),)),
+        ("Const", '<data element_type="f32" shape="2" offset="0" size="8"/>', (), ((0, "w"),)),
+        ("Add", '<data auto_broadcast="numpy"/>', ((0, ""), (1, "")), ((2, "y"),)),
+        ("Result", "", ((0, ""),), ()),
+    )
+    written = "".join(
+        f'<layer id="{number}" name="{kind}" type="{kind}" version="opset1">{data}'
+        + "".join(
+            f"<{way}>{''.join(port.format(*each, dim) for each in ports)}</{way}>"
+            for way, ports in (("input", inputs), ("output", outputs))
+            if ports
+        )
+        + "</layer>"
+        for number, (kind, data, inputs, outputs) in enumerate(layers)
+    )
+    edges = "".join(
+        f'<edge from-layer="{a}" from-port="{b}" to-layer="{c}" to-port="{d}"/>'
+        for a, b, c, d in ((0, 0, 2, 0), (1, 0, 2, 1), (2, 2, 3, 0))
+    )
+    net = f'<net name="m" version="11"><layers>{written}</layers><edges>{edges}</edges></net>'
+    return f"{head}{net}".encode()
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field of a message of Protocol Buffers."""
+    return (
+        onnx.StringStringEntryProto(value=content)
+        .SerializeToString()
+        .replace(b"\x12", bytes([number << 3 | 2]), 1)
+    )
+
+
+_ADDING = helper.make_node("Add", ["x", "w"], ["y"])
+# What OpenVINO reads by what it holds: name, content, and the file that it opens then.
+DISGUISED: dict[str, tuple[str, bytes, str]] = {
+    "ONNX as IR": (
+        "model.xml",
+        model(_ADDING, initializer=[external("w")]).SerializeToString(),
+        ELSEWHERE,
+    ),
+    "IR in the name of an ONNX graph's maker": (
+        "model.onnx",
+        b"\x08\x0a" + _field(2, ir()),
+        "model.bin",
+    ),
+    "IR in a text of an ONNX graph": ("model.onnx", b"\x08\x0a" + _field(6, ir()), "model.bin"),
+    "IR in a field that ONNX does not have": ("model.onnx", _field(15, ir()), "model.bin"),
+}
+
+
+@pytest.mark.fault("1.3", "a graph of another kind than its name says")
+@pytest.mark.parametrize("how", DISGUISED)
+def test_graphs_of_other_kinds_than_their_names(tmp_path: Path, how: str) -> None:
+    """OpenVINO does read them, and the file that each refers to, which nobody has checked."""
+    openvino = pytest.importorskip("openvino")
+    name, content, opened = DISGUISED[how]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / opened).write_bytes(np.float32([7, 8]).tobytes())
+    core = openvino.Core()
+    given = core.compile_model(core.read_model(tmp_path / name), "CPU")([np.ones(2, np.float32)])
+    assert given[0].tolist() == [8, 9]
+    with pytest.raises(BundleError, match=r"refers to|not an OpenVINO IR"):
+        entry_of(tmp_path, [name], find("openvino"))
+
+
+@pytest.mark.fault("1.3", "an IR that declares entities")
+@pytest.mark.parametrize(
+    "content",
+    [
+        ir(head='<!DOCTYPE net [<!ENTITY e SYSTEM "file:///etc/passwd">]>'),
+        ir(head='<?xml version="1.0"?>\n\n<!-- a --><!DOCTYPE net [<!ENTITY e "2">]>'),
+        ir(head='<?xml version="1.0"?><!DOCTYPE net SYSTEM "http://localhost/net.dtd">'),
+        ir(head='<!DOCTYPE net [<!ENTITY e "2">]>').decode().encode("utf-16"),
+    ],
+    ids=["external", "further down", "elsewhere", "two bytes a character"],
+)
+def test_entities(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.xml").write_bytes(content)
+    (tmp_path / "model.bin").write_bytes(np.float32([7, 8]).tobytes())
+    with pytest.raises(BundleError, match="not an OpenVINO IR"):
+        entry_of(tmp_path, ["model.xml", "model.bin"], find("openvino"))
+
+
+def test_an_ordinary_ir(tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_bytes(ir())
+    (tmp_path / "model.bin").write_bytes(np.float32([7, 8]).tobytes())
+    entry_of(tmp_path, ["model.xml", "model.bin"], find("openvino"))
+
+
 @pytest.mark.fault("1.3", "an entry of another framework")
 @pytest.mark.parametrize(
     "name", ["model.pdmodel", "model.pb", "model.tflite", "model.ort", "model"]
