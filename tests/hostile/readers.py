@@ -155,7 +155,7 @@ READERS: tuple[Reader, ...] = (
     Reader("verify --files-only", _MANIFEST | _FILES, _verify_files),
     Reader(
         "verify, ONNX Runtime",
-        _MANIFEST | _CONTENT | {"onnx results", "probes"},
+        _MANIFEST | {"onnx results", "probes"},
         _verify("onnxruntime", "onnx"),
         missed=True,
     ),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,8 @@ TIMEOUT = 60.0  # seconds, for one reader of one bundle
 
 import_cases()
 
-# Cases whose mend has not landed yet; in the end there are none.
-PENDING: tuple[str, ...] = ()
-
-
-def _pending(case: Case) -> list[pytest.MarkDecorator]:
-    if any(fnmatch(case.name, pattern) for pattern in PENDING):
-        return [pytest.mark.xfail(run=False, strict=False, reason="its mend has not landed")]
-    return []
-
-
 PAIRS = [
-    pytest.param(case, reader, id=f"{case.name}-{reader.name}", marks=_pending(case))
+    pytest.param(case, reader, id=f"{case.name}-{reader.name}")
     for case in CASES.values()
     for reader in READERS
     if case.part in reader.parts and reader.is_there
