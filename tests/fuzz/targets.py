@@ -264,6 +264,13 @@ _INDEX = {
     "safety_checker": [None, None],
     "requires_safety_checker": False,
 }
+_IR = """<?xml version="1.0"?>
+<net name="small" version="11"><layers>
+<layer id="0" name="x" type="Parameter" version="opset1"><data shape="?,2" element_type="f32"/>
+<output><port id="0" precision="FP32" names="x"><dim>-1</dim></port></output></layer>
+<layer id="1" name="w" type="Const" version="opset1"><data offset="0" size="8" shape="2"/></layer>
+</layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/></edges></net>
+"""
 _CASES = """
 title = "Two"
 [[case]]
@@ -277,6 +284,7 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.pictures:read": _images,
     "runtimes.backends.torch_program:load_program": _programs,
     "runtimes.references:_of_onnx": _graphs,
+    "runtimes.references:_of_ir": _texts(_IR),
     "runtimes.weight_differences:read": _safetensors,
     "runtimes.mil.package_files:_weights": lambda: [b"\n\x1e@model_path/weights/weight.bin"],
     "runtimes.mil.package_files:_items": _json(
