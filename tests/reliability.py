@@ -151,7 +151,7 @@ def _soak(found: Mapping[str, Any]) -> str:
 
 Each backend that is installed makes images for long. Every image must be equal bit by bit, and
 memory, file descriptors and threads must stay level: the resident size may grow by 8 KiB for each
-round (64 KiB for a load) by its slope, descriptors and threads not at all.
+call (64 KiB for a load) by its slope, descriptors and threads not at all.
 
 ```bash
 make soak

@@ -19,9 +19,11 @@ import numpy as np
 THREADS = 16
 _SAMPLES = 25
 _WARM_UP = 0.4  # share of a phase that is not measured: allocators and engines fill their pools
-# Bytes that a call, or a load, may take for good, by the slope of the resident size.
-_BOUNDS = {"loads": 64 << 10}
+# Bytes that a call, a load, or as many calls as there are threads may take for good, by the slope
+# of the resident size.
+_TOGETHER = f"{THREADS} threads"
 _BOUND = 8 << 10
+_BOUNDS = {"loads": 64 << 10, _TOGETHER: THREADS * _BOUND}
 
 _CALL = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 7}
 
@@ -98,7 +100,7 @@ def run(backend: str, bundle: str, calls: int, loads: int) -> dict[str, Any]:
                 soak.expect("threads: another image", set(results) == {expected})
 
             together()
-            soak.measure(f"{THREADS} threads", max(5, calls // 40), together)
+            soak.measure(_TOGETHER, max(20, calls // 20), together)
 
     def once() -> None:
         with load() as other:
