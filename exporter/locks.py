@@ -62,4 +62,5 @@ def _acquired(path: Path, bundle: Path, progress: Progress) -> FileLock:
 
 
 def _refused(bundle: Path, error: OSError) -> ExportError:
-    return ExportError(f"cannot write {bundle}: {error.strerror or error}")
+    place = f" (its lock is {error.filename})" if error.filename else ""
+    return ExportError(f"cannot write {bundle}: {error.strerror or error}{place}")

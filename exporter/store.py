@@ -112,16 +112,24 @@ class Store:
         with full_disk_reported():
             files.write(self.staging / MANIFEST, manifest.checked(), root=self.staging)
             self._drop_unlisted(manifest)
-            old = _aside(self.output)
-            shutil.rmtree(old, ignore_errors=True)
-            if self.output.exists():
-                files.move(self.output, old)
-            try:
-                files.move(self.staging, self.output)
-            except OSError:
-                if old.exists():
-                    files.move(old, self.output)
-                raise
+            self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        """Let the staging folder and what stands at the output change places: a reader finds one
+        of them at every moment. Where that takes two steps, the old bundle waits beside."""
+        old = _aside(self.output)
+        shutil.rmtree(old, ignore_errors=True)
+        if self.output.exists():
+            if files.exchange(self.staging, self.output):
+                self.discard()
+                return
+            files.move(self.output, old)
+        try:
+            files.move(self.staging, self.output)
+        except OSError:
+            if old.exists():
+                files.move(old, self.output)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
@@ -206,8 +214,13 @@ def recover(output: Path) -> None:
     """Put right what an export left that was killed while it published, or just after.
 
     The bundle that it had moved aside is moved back, or removed where the new one stands already.
-    The caller holds the lock of `output`.
+    A staging folder with a manifest, and without marks of what is complete, was about to be
+    published, or is the old bundle: nothing of it would be taken over. The caller holds the lock
+    of `output`.
     """
+    staging = _staging_of(output)
+    if (staging / MANIFEST).exists() and not (staging / _DONE).exists():
+        shutil.rmtree(staging, ignore_errors=True)
     aside = _aside(output)
     if aside.exists() and not output.exists():
         files.move(aside, output)

@@ -39,6 +39,7 @@ LARGEST_SETTINGS = 1 << 20
 _CHUNK = 1 << 20  # bytes
 _SCRATCH = re.compile(r"\.latentc-[0-9a-f]{16}\.tmp")
 _LEFT_BEHIND = 24 * 3600  # seconds; only where the system cannot lock files
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # by file systems without fsync
 _MOST_FOLDERS = 4096  # that are remembered as swept
 _swept: set[str] = set()
@@ -190,6 +191,26 @@ def move(source: PathLike, target: PathLike) -> None:
         _sync_file(source)
     os.replace(source, target)
     _sync_folder(os.path.dirname(os.path.abspath(target)))
+
+
+def exchange(one: PathLike, other: PathLike) -> bool:
+    """Let two files or folders on one disk change places, in one step.
+
+    Returns:
+        False, with nothing done, where this system or disk cannot do that.
+    """
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    paths = os.fsencode(os.path.abspath(one)), os.fsencode(os.path.abspath(other))
+    if rename(_HERE, paths[0], _HERE, paths[1], ctypes.c_uint(_EXCHANGE)) != 0:
+        return False
+    for path in (one, other):
+        _sync_folder(os.path.dirname(os.path.abspath(path)))
+    return True
 
 
 def link(existing: PathLike, path: PathLike) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,9 +21,11 @@ from exporter.locks import writing
 from exporter.progress import WAITING, Progress
 from exporter.progress import Event as Stage
 from exporter.schedules import add_to_bundle
+from exporter.store import Store, recover
 from exporter.targets import onnx as onnx_target
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError, InputError
+from runtimes.manifest import MANIFEST, Manifest
 from tests import fakes
 from tests import tiny_configurations as tiny
 
@@ -67,6 +71,74 @@ def test_several_processes_leave_one_whole_bundle(processes: int, tmp_path: Path
     assert Bundle.open(output, hashing="always").check() > 0
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("template-")}
     assert left == {"bundle"}
+
+
+def _publish(output: Path, template: Path) -> None:
+    """Publish a bundle as an export does at its end."""
+    manifest = Manifest.load(template)
+    store = Store(output, None)
+    for file in manifest.files():
+        (store.staging / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(template / file.path, store.staging / file.path)
+    store.publish(manifest)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A bundle with a newer one, of another graph, in the folder ``newer`` beside it."""
+    fakes.make_bundle(tmp_path / "newer", graphs={"denoiser": "plain_denoiser"})
+    return fakes.make_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renames twice")
+@pytest.mark.fault("1.8", "a reader finds no bundle while an export replaces it")
+def test_a_bundle_is_there_at_every_moment(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, after_each = os.replace, []
+
+    def observed(source: Any, target: Any) -> None:
+        replace(source, target)
+        after_each.append((published / MANIFEST).exists())
+
+    monkeypatch.setattr(os, "replace", observed)
+    _publish(published, published.parent / "newer")
+
+    assert after_each
+    assert all(after_each)
+    assert Bundle.open(published, hashing="always").check() > 0
+    assert sorted(os.listdir(published.parent)) == ["bundle", "newer"]
+
+
+@pytest.mark.fault("1.8", "a reader finds no bundle while an export replaces it")
+@pytest.mark.parametrize("lacks", ["the disk", "the library"])
+def test_a_system_that_cannot_exchange_renames_twice(
+    published: Path, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctypes
+
+    class Library:
+        if lacks == "the disk":
+            renameat2 = staticmethod(lambda *_: -1)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Library())
+    _publish(published, published.parent / "newer")
+
+    assert Manifest.load(published) == Manifest.load(published.parent / "newer")
+    assert sorted(os.listdir(published.parent)) == ["bundle", "newer"]
+
+
+@pytest.mark.fault("1.8", "a reader finds no bundle while an export replaces it")
+def test_a_kill_just_after_the_exchange_loses_nothing(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "discard", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            _publish(published, published.parent / "newer")
+    assert Manifest.load(published) == Manifest.load(published.parent / "newer")
+    recover(published)
+    assert sorted(os.listdir(published.parent)) == ["bundle", "newer"]
 
 
 def told(events: list[Stage], wanted: Event) -> Any:
@@ -185,6 +257,42 @@ def test_where_nothing_can_be_written_beside_a_bundle_its_lock_is_inside(
     assert not os.listdir(tmp_path / "bundle")
     with pytest.raises(ExportError, match=r"cannot write .*new: Permission denied"):
         writing(tmp_path / "new", Progress()).__enter__()
+
+
+@pytest.mark.parametrize("place", [".bundle.lock", "bundle/.lock"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "folder", "hard link"])
+def test_what_stands_where_the_lock_goes_is_not_written(
+    tmp_path: Path, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle can bring a file of that name, and so can the folder that it was unpacked into."""
+    (tmp_path / "bundle").mkdir()
+    victim, lock = tmp_path / "victim", tmp_path / place
+    victim.write_text("precious")
+    match kind:
+        case "link":
+            lock.symlink_to(victim)
+        case "dangling link":
+            lock.symlink_to(tmp_path / "new")
+        case "fifo":
+            os.mkfifo(lock)
+        case "folder":
+            lock.mkdir()
+        case _:
+            os.link(victim, lock)
+    if place.startswith("bundle"):
+        real_open = os.open
+
+        def refusing(path: Any, *arguments: Any, **named: Any) -> int:
+            if Path(os.fspath(path)).parent == tmp_path:
+                raise PermissionError(13, "Permission denied", path)
+            return real_open(path, *arguments, **named)
+
+        monkeypatch.setattr(os, "open", refusing)
+    refused = pytest.raises(ExportError, match=re.escape(str(lock)))
+    with refused if kind.endswith(("link", "folder")) and kind != "hard link" else nullcontext():
+        writing(tmp_path / "bundle", Progress()).__enter__()
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.fault("1.9", "a bundle that a killed export moved aside stays beside the new one")
