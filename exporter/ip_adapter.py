@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from exporter import hub, weight_files
+from exporter import hub, unread_keys, weight_files
 from exporter.ingredients import Ingredient, Reading
 from exporter.names import IP_IMAGE_ENCODER
 from exporter.source import digest, digest_folder, load_model, quiet_loading
@@ -17,6 +17,9 @@ from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
+
+if TYPE_CHECKING:
+    import torch
 
 _ENCODER = "image_encoder"
 _CONFIG = "config.json"
@@ -115,10 +118,12 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
         cls = transformers.CLIPVisionModelWithProjection
         with quiet_loading():
             pipe.register_modules(image_encoder=load_model(cls, encoder, None))
+    files = [weight_files.tensors(each.path) for each in ingredients]
+    numbered = {f"{i}.{key}": value for i, file in enumerate(files) for key, value in file.items()}
     try:
-        with quiet_loading():
+        with quiet_loading(), unread_keys.watching(numbered) as watch:
             pipe.load_ip_adapter(
-                [str(each.path.parent) for each in ingredients],
+                [_halves(file) for file in files],
                 subfolder="",
                 weight_name=[each.path.name for each in ingredients],
                 image_encoder_folder=None,
@@ -129,7 +134,27 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
         raise SourceError(
             f"the IP-Adapter {names} {verb} not fit this pipeline: {first_line(error)}"
         ) from error
+    for index, each in enumerate(ingredients):
+        beginning = f"{index}."
+        unread = {key for key in watch.keys - watch.read if key.startswith(beginning)}
+        unread_keys.refuse(
+            f"the IP-Adapter {each.id}",
+            type(pipe).__name__,
+            (key.removeprefix(beginning) for key in unread),
+        )
     pipe.image_encoder.eval()
+
+
+def _halves(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """As diffusers takes an adapter's tensors: the projection of images and the layers' own."""
+    return {
+        half: {
+            key.removeprefix(f"{half}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{half}.")
+        }
+        for half in ("image_proj", "ip_adapter")
+    }
 
 
 def _download(asked: str) -> Path:

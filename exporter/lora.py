@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exporter import adapter_layers, weight_files
+from exporter import adapter_layers, unread_keys, weight_files
 from exporter.adapter_layers import Place
 from exporter.ingredients import Ingredient, Reading
 from runtimes import weight_differences
@@ -147,13 +147,28 @@ def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
 
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     takes = inspect.signature(pipe.lora_state_dict).parameters
-    with quiet_loading():
+    with quiet_loading(), unread_keys.Lineage(state) as lineage:
         found = pipe.lora_state_dict(
             state, **({"return_alphas": True} if "return_alphas" in takes else {})
         )
     made, alphas = found if isinstance(found, tuple) else (found, None)
     both = {**made, **(alphas or {})}
+    _refuse_unread(tensors, lineage, [v for v in both.values() if isinstance(v, torch.Tensor)])
     return {name: value.float().contiguous().numpy() for name, value in both.items()}
+
+
+def _refuse_unread(
+    tensors: Mapping[str, Floats], lineage: unread_keys.Lineage, converted: Iterable[Any]
+) -> None:
+    """diffusers drops what it does not convert, with a warning. Alphas become plain numbers that
+    are multiplied in, so it is not seen where they went; each belongs to its layer's tensors."""
+    read = {key for value in converted for key in lineage.sources.get(value, ())}
+    unread = sorted(key for key in tensors if key not in read and not key.endswith(".alpha"))
+    if unread:
+        shown = ", ".join(unread[:_SHOWN])
+        raise SourceError(
+            f"has {len(unread)} tensors of {len(tensors)} that diffusers does not convert ({shown})"
+        )
 
 
 def _settings(metadata: Mapping[str, str]) -> Mapping[str, Any]:

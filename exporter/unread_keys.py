@@ -97,11 +97,11 @@ class Watch:
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """Inside, watch diffusers convert checkpoints of one file."""
-    from diffusers.loaders import single_file, single_file_model, single_file_utils
+def watching(tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[Watch]:
+    """Inside, watch diffusers convert checkpoints of one file, and `tensors` that it is given."""
+    from diffusers.loaders import single_file, single_file_model, single_file_utils, unet
 
-    watch, lineage = Watch(), _Lineage()
+    watch, lineage = Watch(set(tensors or ())), Lineage(tensors)
 
     def loading(original: Callable[..., Any]) -> Callable[..., Any]:
         def load(*args: Any, **kwargs: Any) -> Any:
@@ -129,6 +129,7 @@ def watching() -> Iterator[Watch]:
             (single_file, "load_single_file_checkpoint", loading),
             (single_file_model, "load_model_dict_into_meta", filling),
             (single_file_utils, "load_model_dict_into_meta", filling),
+            (unet, "load_model_dict_into_meta", filling),
         ):
             wrapped = wrap(getattr(module, name))
             stack.enter_context(mock.patch.object(module, name, wrapped))
@@ -136,12 +137,14 @@ def watching() -> Iterator[Watch]:
         yield watch
 
 
-class _Lineage(TorchFunctionMode):
-    """Knows for each tensor which of the checkpoint's it was made from."""
+class Lineage(TorchFunctionMode):
+    """Inside, it learns for each tensor which of a file's it was made from."""
 
-    def __init__(self) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         super().__init__()
         self.sources: Any = WeakTensorKeyDictionary()
+        for key, value in (tensors or {}).items():
+            self.sources[value] = frozenset({key})
 
     def __torch_function__(
         self,

@@ -54,6 +54,21 @@ _ROLES: Mapping[str, str] = {
 _LONGEST_FIRST = sorted(_ROLES, key=len, reverse=True)
 # What makes a difference of a weight, and what only changes one.
 _LORA, _LOHA = {"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+_LOKR = tuple(
+    {*one, *other}
+    for one in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
+    for other in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+)
+# What each kind of difference needs, and what of its own it may have besides.
+_READ: tuple[tuple[set[str], set[str]], ...] = (
+    (_LORA, {"mid", "up_bias", "magnitude"}),
+    (_LOHA, {"hada_t1", "hada_t2"}),
+    *((needed, {"lokr_t2"} if "lokr_w2_a" in needed else set()) for needed in _LOKR),
+    ({"diff"}, set()),
+)
+_FOR_ALL = {"dora_scale", "diff_b"}
+# Of these only the first would be read.
+_EXCLUSIVE = (("magnitude", "dora_scale"), ("up_bias", "diff_b"))
 _KINDS = "LoRA, DoRA, LoHa, LoKr and full differences"
 _SHOWN = 3
 _HEADER_BYTES = 8
@@ -107,7 +122,8 @@ def layers(tensors: Mapping[str, Floats], rank_root: bool = False) -> dict[str, 
     """Return the layers of a file by their names in it.
 
     Raises:
-        SourceError: a tensor is of no kind that is known, or belongs to no difference.
+        SourceError: a tensor is of no kind that is known, belongs to no difference, or is one that
+            nothing would read because of another.
     """
     unknown: list[str] = []
     parts: dict[str, dict[str, Floats]] = {}
@@ -115,23 +131,45 @@ def layers(tensors: Mapping[str, Floats], rank_root: bool = False) -> dict[str, 
         ending = next((each for each in _LONGEST_FIRST if key.endswith(f".{each}")), None)
         if ending is None:
             unknown.append(key)
-        else:
-            parts.setdefault(key.removesuffix(f".{ending}"), {})[_ROLES[ending]] = value
+            continue
+        name, role = key.removesuffix(f".{ending}"), _ROLES[ending]
+        if role in parts.setdefault(name, {}):
+            raise SourceError(f"has the same tensor of {name} under two names, such as {key}")
+        parts[name][role] = value
     unknown += [f"{name}.alpha" for name, roles in parts.items() if set(roles) <= {"alpha"}]
     if unknown:
         raise SourceError(
             f"has {len(unknown)} tensors of {len(tensors)} that are not of {_KINDS}: "
             f"{', '.join(sorted(unknown)[:_SHOWN])}"
         )
-    return {
-        name: Layer(
-            name,
-            {role: value for role, value in roles.items() if role != "alpha"},
-            float(roles["alpha"].reshape(-1)[0]) if "alpha" in roles else None,
-            rank_root,
+    return {name: _layer(name, roles, rank_root) for name, roles in parts.items()}
+
+
+def _layer(name: str, roles: Mapping[str, Floats], rank_root: bool) -> Layer:
+    tensors = {role: value for role, value in roles.items() if role != "alpha"}
+    unread = _unread(set(tensors))
+    if unread:
+        others = ", ".join(sorted(set(tensors) - unread))
+        raise SourceError(
+            f"has tensors of {name} that would be lost: {', '.join(sorted(unread))} beside {others}"
         )
-        for name, roles in parts.items()
-    }
+    alpha = roles.get("alpha")
+    if alpha is not None and (alpha.size != 1 or not np.isfinite(alpha).all()):
+        raise SourceError(
+            f"has an alpha of {name} that is no number: expected one, found {alpha.tolist()!s:.80}"
+        )
+    return Layer(name, tensors, None if alpha is None else float(alpha.item()), rank_root)
+
+
+def _unread(roles: set[str]) -> set[str]:
+    """Those of a layer's tensors that another kind of difference of the same layer would hide."""
+    for shown, hidden in _EXCLUSIVE:
+        if {shown, hidden} <= roles:
+            return {hidden}
+    for needed, own in _READ:
+        if needed <= roles:
+            return roles - needed - own - _FOR_ALL
+    return set()  # incomplete, which `difference` says
 
 
 def fused(
@@ -143,8 +181,18 @@ def fused(
         weight: f4 of the layer's own shape, [out, in, …] or [out] of a norm.
 
     Raises:
-        SourceError: the file's tensors are incomplete, or are for another shape.
+        SourceError: the file's tensors are incomplete, are for another shape, or make numbers that
+            are NaN or infinity.
     """
+    made, shifted = _fused(weight, bias, layer, scale)
+    if not all(np.isfinite(each).all() for each in (made, shifted) if each is not None):
+        raise SourceError(f"{layer.name} makes weights that are NaN or infinity")
+    return made, shifted
+
+
+def _fused(
+    weight: Floats, bias: Floats | None, layer: Layer, scale: float
+) -> tuple[Floats, Floats | None]:
     made = weight + scale * difference(layer, weight.shape)
     tensors = layer.tensors
     if "magnitude" in tensors:  # PEFT's DoRA: the norm of each row is learnt
@@ -188,6 +236,8 @@ def difference(layer: Layer, shape: tuple[int, ...]) -> Floats:
 
 
 def _scale(layer: Layer, rank: int) -> np.float32:
+    if rank == 0:
+        raise SourceError(f"{layer.name} is of rank 0")
     alpha = rank if layer.alpha is None else layer.alpha
     return np.float32(alpha / (math.sqrt(rank) if layer.rank_root else rank))
 

@@ -305,7 +305,12 @@ def test_dora_as_kohya_writes_it(pipeline_folder: Callable[[str], Path], tmp_pat
 Q = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
+BOTH = {f"{Q}.lora_down.weight": (4, 32), f"{Q}.lora_up.weight": (32, 4)}
+HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
+
 @pytest.mark.fault("2.13", "tensors of an adapter that nothing reads")
+@pytest.mark.fault("2.13", "of two kinds of differences of one layer one is dropped")
 @pytest.mark.parametrize(
     ("file", "says"),
     [
@@ -319,6 +324,20 @@ Q = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
             r"is for a weight of shape \[3, 5\], and the layer's is",
         ),
         ({f"{Q}.diff_b": (32,)}, "changes a bias, and the layer has no such bias"),
+        (BOTH | {f"{Q}.diff": (32, 32)}, "would be lost: diff beside down, up"),
+        (BOTH | {f"{Q}.{h}": (4, 4) for h in HADAMARD}, "would be lost: hada_w1_a, .* beside down"),
+        (BOTH | {f"{Q}.lora_magnitude_vector": (32,), f"{Q}.dora_scale": (32, 1)}, "dora_scale be"),
+        (
+            {f"{Q}.{n}": (2, 2) for n in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2")},
+            "would be lost: lokr_w1_a, lokr_w1_b beside lokr_w1, lokr_w2",
+        ),
+        (BOTH | {f"{Q}.lora_A.weight": (4, 32)}, "the same tensor of .* under two names"),
+        (BOTH | {f"{Q}.lora_mid.weight": (3, 4)}, "does not fit"),
+        (BOTH | {f"{Q}.alpha": (0,)}, r"an alpha of .* that is no number: .* found \[\]"),
+        (BOTH | {f"{Q}.alpha": (2,)}, r"an alpha of .* that is no number: .* found \[1.0, 1.0\]"),
+        ({f"{Q}.lora_down.weight": (0, 32), f"{Q}.lora_up.weight": (32, 0)}, "is of rank 0"),
+        ({f"{Q}.lora_down.weight": (2, 32), f"{Q}.lora_up.weight": (32, 4)}, "shape .64, 32"),
+        (BOTH | {f"{Q.replace('_unet_', '_te2_')}.diff": (3, 5)}, "1 of its 2 layers meet none"),
     ],
 )
 def test_files_that_are_refused(
@@ -331,6 +350,70 @@ def test_files_that_are_refused(
     save_file(tensors, tmp_path / "one.safetensors")
     with pytest.raises(SourceError, match=f"the LoRA one.safetensors .*{says}"):
         loaded(pipeline_folder("sd"), tmp_path / "one.safetensors")
+
+
+@pytest.mark.fault("2.12", "an alpha or a factor that is NaN or infinity is fused")
+@pytest.mark.parametrize("which", ["alpha", "lora_up.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, which: str, value: float
+) -> None:
+    tensors = {name: torch.ones(shape) for name, shape in (BOTH | {f"{Q}.alpha": ()}).items()}
+    tensors[f"{Q}.{which}"].fill_(value)
+    save_file(tensors, tmp_path / "one.safetensors")
+    with pytest.raises(SourceError, match=r"NaN or infinity|no number: expected one, found"):
+        loaded(pipeline_folder("sd"), tmp_path / "one.safetensors")
+
+
+@pytest.mark.fault("2.13", "layers of an adapter that diffusers' conversion drops")
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        "lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight",
+        "lora_te3_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight",
+        "lora_unet_double_blocks_0_img_mod_lin.diff_b",
+        "lora_unet_double_blocks_0_img_attn_qkv.dora_scale",
+    ],
+)
+def test_what_a_conversion_drops(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, dropped: str
+) -> None:
+    name, width = "lora_unet_double_blocks_0_img_attn_qkv", 24
+    file = {f"{name}.lora_down.weight": torch.ones(RANK, width), f"{name}.alpha": torch.tensor(2.0)}
+    file[f"{name}.lora_up.weight"] = torch.ones(3 * width, RANK)
+    save_file({**file, dropped: torch.ones(RANK, RANK)}, tmp_path / "one.safetensors")
+    with pytest.raises(SourceError, match=f"1 tensors of 4 that diffusers does not.*{dropped}"):
+        loaded(pipeline_folder("flux-dev"), tmp_path / "one.safetensors")
+
+
+def test_convolutions_in_three_parts(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As LyCORIS writes them, `mid` with the kernel: what the three do one after another; an alpha
+    of 0 adds nothing."""
+    folder, modules = pipeline_folder("sd"), ("mid_block.resnets.0.conv1", "conv_out")
+    before = DiffusionPipeline.from_pretrained(folder).unet
+    torch.manual_seed(6)
+    file, expected = {}, dict[str, torch.Tensor]()
+    for module, alpha in zip(modules, (2.0, 0.0), strict=True):
+        out, width = before.get_submodule(module).weight.shape[:2]
+        down, mid, up = (
+            torch.randn(*sides)
+            for sides in ((RANK, width, 1, 1), (RANK, RANK, 3, 3), (out, RANK, 1, 1))
+        )
+        name = flat("lora_unet_", module)
+        file |= {f"{name}.lora_down.weight": down, f"{name}.lora_mid.weight": mid}
+        file |= {f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+        points = torch.zeros(width, width, 5, 5)
+        points[range(width), range(width), 2, 2] = 1.0
+        conv = torch.nn.functional.conv2d
+        seen = conv(conv(conv(points, down), mid, padding=1), up)[:, :, 1:4, 1:4]
+        expected[module] = alpha / RANK * seen.flip(-1, -2).transpose(0, 1)
+    save_file(file, tmp_path / "one.safetensors")
+    after = loaded(folder, tmp_path / "one.safetensors").unet
+    for module, wanted in expected.items():
+        added = after.get_submodule(module).weight - before.get_submodule(module).weight
+        torch.testing.assert_close(added.detach(), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

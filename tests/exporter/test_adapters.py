@@ -216,3 +216,20 @@ def test_image_encoders_that_are_refused(
     folder, output = str(pipeline_folder("sd")), str(tmp_path / "b")
     assert command(["export", folder, "-o", output, *given]) == 3
     assert "one that --image-encoder names" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.fault("2.13", "tensors of an IP-Adapter that nothing reads")
+@pytest.mark.parametrize("kind", ["adapter", "plus", "full"])
+def test_tensors_of_an_ip_adapter_that_nothing_reads(
+    plain: Any, load: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
+    """Layers of a larger UNet, LoRAs of a FaceID, what stands beside both halves."""
+    files = [tiny.ip_adapter(plain.unet, tmp_path / n, kind=n) for n in ("adapter", kind)]
+    asked = {"ip-adapter": [str(file) for file in files]}
+    state = load_file(files[1])
+    for key in ("ip_adapter.99.to_k_ip.weight", "ip_adapter.0.to_q_lora.up.weight", "image_proj.a"):
+        save_file({**state, key: torch.ones(3, 3)}, files[1])
+        with pytest.raises(SourceError, match=f"reads all but 1 of its tensors .{key}., which wou"):
+            load(asked)
+    save_file(state, files[1])
+    assert load(asked) is not None
