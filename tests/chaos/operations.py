@@ -12,6 +12,8 @@ from pathlib import Path
 OUTPUT = "output"
 # Files that stay beside what they lock, on purpose and empty.
 _LOCKS = (".lock",)
+# What libraries keep in the temporary folder, always under the same name.
+_NOT_OURS = (".ses",)  # a session's number, of ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def leftovers(place: Place) -> list[str]:
     found += [path for path, name in inside if name not in listed]
     scratch = (".tmp", ".new", ".partial", ".part")
     found += [path for path in place.cache.rglob("*") if path.name.endswith(scratch)]
-    found += list(place.temporary.iterdir())
+    found += [path for path in place.temporary.iterdir() if path.name not in _NOT_OURS]
     return sorted(str(path.relative_to(place.root)) for path in found)
 
 
