@@ -127,6 +127,8 @@ def _plain(program: ExportedProgram) -> ExportedProgram:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:
             node.replace_all_uses_with(node.args[0])
+            # An alias may be an output, which the signature names as well.
+            made.graph_signature.replace_all_uses(node.name, node.args[0].name)
             graph.erase_node(node)
     made.graph_module.recompile()
     return made
