@@ -186,6 +186,60 @@ def test_what_a_program_may_not_call(name: str) -> None:
     assert torch_program.find_operator(torch, name) is None
 
 
+@pytest.mark.fault("1.1", "operators that write and read beyond the end of a tensor")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_pool2d_with_indices_backward.default", "_adaptive_avg_pool2d_backward.default"),
+        *("native_layer_norm_backward.default", "native_group_norm_backward.default"),
+        *("convolution_backward.default", "avg_pool2d_backward.default"),
+        *("_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats"),
+    ],
+)
+def test_operators_that_trust_what_they_are_given(name: str) -> None:
+    """The first one ends the process, or worse: its indices say where it writes."""
+    operator, _, overload = name.partition(".")
+    assert torch.Tag.core in getattr(getattr(torch.ops.aten, operator), overload).tags
+    assert torch_program.find_operator(torch, f"torch.ops.aten.{name}") is None
+
+
+class Attention(torch.nn.Module):
+    """Attention over twice as many keys and values as queries."""
+
+    def forward(self, sample: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor]:
+        """Give back something of the shape of `sample`."""
+        more = torch.cat([sample, scale], 2)
+        return (torch.nn.functional.scaled_dot_product_attention(sample, more, more),)
+
+
+@pytest.mark.fault("1.1", "operators that write and read beyond the end of a tensor")
+def test_attention_reads_no_further_than_its_values(tmp_path: Path) -> None:
+    """PyTorch's kernel reads a value for each key, whether it is there or not."""
+    given = {name: torch.randn(2, 4, 8, 6) for name in ("sample", "scale")}
+    exported = torch.export.export(Attention().eval(), (), kwargs=given)
+    path = tmp_path / target.lower(exported, COMPONENT, tmp_path)
+
+    def run(of: Path) -> torch.Tensor:
+        module = torch_program.load_program(torch, of, "cpu").module
+        with torch.inference_mode():
+            return module(*given.values())[0]
+
+    assert torch.equal(run(path), Attention()(**given)[0])
+    members = members_of(path)
+
+    def shorten(document: Any) -> None:
+        (node,) = (
+            node
+            for node in document["graph_module"]["graph"]["nodes"]
+            if "scaled_dot_product_attention" in node["target"]
+        )
+        node["inputs"][2]["arg"]["as_tensor"]["name"] = "sample"
+
+    edited(members, shorten)
+    with pytest.raises(BundleError, match="attention of tensors that do not fit"):
+        run(written(members, tmp_path / "hostile.pt2"))
+
+
 # --- what is hostile ------------------------------------------------------------------------
 
 Attack = Callable[[Members, Path], None]
