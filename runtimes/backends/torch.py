@@ -147,7 +147,9 @@ class TorchSession(Session):
         return self._named(value.float().contiguous().cpu().numpy() for value in values)
 
     def _tensor(self, value: Array) -> Any:
-        tensor = self._torch.from_numpy(np.ascontiguousarray(value)).to(self._settings.device)
+        # PyTorch warns of memory that it may not write to.
+        own = np.require(value, requirements=("C_CONTIGUOUS", "WRITEABLE"))
+        tensor = self._torch.from_numpy(own).to(self._settings.device)
         if self._settings.channels_last and tensor.dim() == 4:
             return tensor.to(memory_format=self._torch.channels_last)
         return tensor

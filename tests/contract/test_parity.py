@@ -172,12 +172,17 @@ def test_guidance_that_the_denoiser_takes(
 
 @pytest.mark.support(family="name", task="text-to-image", target="torch")
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
-def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
+def test_torch_target(
+    name: str, ours: Any, reference: Reference, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.set_warn_always(True)
     latents, pictures = reference(name, "ddim")
     result = ours(name, "torch")(
         **PROMPTS[name], num_inference_steps=STEPS, scheduler="ddim", seed=SEED
     )
+    torch.set_warn_always(False)
     assert_same(result, latents, pictures)
+    assert not [each for each in recwarn if "not writable" in str(each.message)]
 
 
 @pytest.mark.support(
