@@ -65,7 +65,8 @@ def in_flight() -> Iterator[Call]:
     _here.call = call
     if cancellation is not None:
         cancellation.calls.append(call)
-        call.cancelled = cancellation.requested
+        if cancellation.requested:  # it may be cancelled in between, which must not be undone
+            call.cancelled = True
     try:
         yield call
     finally:

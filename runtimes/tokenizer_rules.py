@@ -20,6 +20,7 @@ from runtimes.regular_expressions import Pattern, read_pattern
 LONGEST_TEXT = 1 << 14  # characters of a prompt
 _MOST_GROWTH = 64  # times as long as the text; 18 is what one character can become in Unicode
 _GROWTH_BEFORE_PATTERNS = 2  # that may take time in proportion to the square of the text's length
+_MOST_GOING_BACK = 2  # such patterns
 _MOST_PARTS = 32
 _DEEPEST = 4
 _MOST_ADDED = 1 << 16
@@ -101,6 +102,7 @@ def checked(data: bytes, max_length: int) -> bytes:
     _check_lengths(document, max_length)
     growth = _check_normalizers(document.normalizer)
     _check_splitters(document.pre_tokenizer, growth)
+    _check_effort(document)
     _check_framers(document.post_processor, max_length)
     _check_model(document.model)
     return msgspec.json.encode(document)
@@ -159,6 +161,19 @@ def _check_splitters(splitter: dict[str, Any] | None, growth: float) -> None:
             raise ValueError("it replaces spaces by more than a character")
         if growth > _BYTES * _MOST_GROWTH:
             raise ValueError(f"its parts make a text up to {growth:.0f} times as long")
+
+
+def _check_effort(document: _Document) -> None:
+    """Bound how many patterns take time in proportion to the square of the text's length."""
+    parts = [
+        *_parts(document.normalizer, "normalizer", _NORMALIZERS),
+        *_parts(document.pre_tokenizer, "pre_tokenizer", _SPLITTERS),
+    ]
+    texts = [part["pattern"].get("Regex") for part in parts if "pattern" in part]
+    read = [read_pattern(text) for text in texts if text and text not in _KNOWN_PATTERNS]
+    going_back = sum(pattern.goes_back for pattern in read)
+    if going_back > _MOST_GOING_BACK:
+        raise ValueError(f"{going_back} patterns that may take long; at most {_MOST_GOING_BACK}")
 
 
 def _check_pattern(pattern: dict[str, Any], growth: float) -> int:

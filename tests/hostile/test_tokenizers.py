@@ -148,6 +148,13 @@ CHANGES: dict[str, tuple[str, Document]] = {
             }
         },
     ),
+    "many patterns that go back": (
+        "patterns that take long, one after the other",
+        {
+            "normalizer": sequence(*[replace("", Regex=r"\p{L}*\d")] * 16),
+            "pre_tokenizer": split(r"\p{L}*\d"),
+        },
+    ),
     "long added words": (
         PARTS,
         {
