@@ -10,6 +10,7 @@ which is the same for both sides: announce first, then look at what the other si
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ class Call:
     """One run of a graph, in the thread that made this object."""
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.thread, self.process = threading.get_ident(), os.getpid()
         self.cancelled = False
         self._abort: Callable[[], None] | None = None
 
@@ -141,14 +142,17 @@ class Calls:
         """Refuse new calls, end those in flight or wait for them, then call `release` once.
 
         Where the current thread is in one of the calls, this returns at once, and `release` is
-        called by the last call that leaves.
+        called by the last call that leaves. A process that was forked during a call of another
+        thread has that call forever, and releases nothing.
         """
         with self._change:
             self._release = self._release or release
             self.closed = True
-        me = threading.get_ident()
+        me, here = threading.get_ident(), os.getpid()
         while self._active and not self._released:
             calls = tuple(self._active)
+            if any(call.process != here for call in calls):
+                return
             for call in calls:
                 call.cancel()
             with self._change:

@@ -4,6 +4,7 @@ nothing waits for itself, and whoever is in a call gets a clean error."""
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -235,6 +236,61 @@ def test_closing_with_streams_left_half_way(pipe: Pipeline, step: Step) -> None:
         with pytest.raises(BackendError, match="pipeline was closed"):
             next(run)
     runs[0].close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process can be forked")
+@pytest.mark.fault("1.7", "closing in a process that was forked during a call waits forever")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_closing_in_a_forked_process(pipe: Pipeline, step: Step) -> None:
+    """The thread that runs the call is not there: nobody will end it."""
+    call = Task(lambda: pipe(PROMPT))
+    assert step.began.wait(PATIENCE)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(PATIENCE)
+        try:
+            pipe.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    step.go.set()
+    assert len(call.end().images) == 1
+
+
+def test_giving_up_before_the_first_step(pipe: Pipeline, step: Step, closed: list[bool]) -> None:
+    run = pipe.stream(PROMPT)
+    closers = [Task(run.close) for _ in range(8)]
+    assert [each.end() for each in closers] == [None] * 8
+    run.interrupt()
+    assert list(run) == []
+    assert not step.began.is_set()
+    assert closed == []
+    step.go.set()
+    assert len(pipe(PROMPT).images) == 1
+
+
+def test_many_threads_close_what_many_threads_use(pipe: Pipeline, step: Step) -> None:
+    """Streams are taken further, given up and forgotten while the pipeline is closed under them."""
+    step.go.set()
+    ready = threading.Barrier(9)
+
+    def work(number: int) -> None:
+        runs = [pipe.stream(PROMPT, seed=each) for each in range(3)]
+        next(runs[0])
+        ready.wait(PATIENCE)
+        for run in runs:
+            if number % 2:
+                run.close()
+            list(run)
+        pipe.close()
+
+    workers = [Task(lambda number=number: work(number)) for number in range(8)]  # type: ignore[misc]
+    ready.wait(PATIENCE)
+    assert [Task(pipe.close).end() for _ in range(3)] == [None] * 3
+    for worker in workers:
+        error = worker.end()
+        assert error is None or isinstance(error, BackendError | InputError)
 
 
 @pytest.mark.fault("1.7", "giving up a run ends the step that is under way, where the engine can")
