@@ -338,7 +338,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         prompts=prompts,
         images_per_prompt=images_per_prompt,
         num_inference_steps=checked.count(
-            given, "num_inference_steps", usual_steps(manifest, given), _MOST_STEPS
+            given, "num_inference_steps", _steps_of(manifest, task), _MOST_STEPS
         ),
         scheduler=scheduler_name(manifest, given.get("scheduler")),
         height=height,
@@ -374,7 +374,10 @@ def usual_steps(manifest: Manifest, arguments: Mapping[str, Any]) -> int:
         InputError: the call fits no task.
     """
     given = {name for name, value in arguments.items() if value is not None}
-    task = tasks.choose(manifest.tasks, given)
+    return _steps_of(manifest, tasks.choose(manifest.tasks, given))
+
+
+def _steps_of(manifest: Manifest, task: Task) -> int:
     return int(task.defaults.get(STEPS, (manifest.defaults.num_inference_steps,))[0])
 
 
