@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,11 @@ from runtimes.manifest import MANIFEST, File, Manifest
 from runtimes.parsing import parser
 from runtimes.trust import checked, is_intact, sha256
 
+# Rights, and what stands in the place of a file or folder of the export's own.
+_IN_THE_WAY = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
 _DONE = ".done"
 _WORK = ".work"
 _LARGEST_MARK = 16 << 20  # bytes; what an item's maker says, and a line for each of its files
@@ -89,7 +93,7 @@ class Store:
         if found:
             return found
         work = self.staging / _WORK
-        shutil.rmtree(work, ignore_errors=True)
+        files.remove_folder(work)
         with full_disk_reported():
             work.mkdir()
             meta = make(work)
@@ -118,7 +122,7 @@ class Store:
         """Let the staging folder and what stands at the output change places: a reader finds one
         of them at every moment. Where that takes two steps, the old bundle waits beside."""
         old = _aside(self.output)
-        shutil.rmtree(old, ignore_errors=True)
+        files.remove_folder(old)
         if self.output.exists():
             if files.exchange(self.staging, self.output):
                 self.discard()
@@ -130,11 +134,11 @@ class Store:
             if old.exists():
                 files.move(old, self.output)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        files.remove_folder(old)
 
     def discard(self) -> None:
         """Remove the staging folder and all that was made."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        files.remove_folder(self.staging)
 
     def _staged(self, key: str) -> Item | None:
         try:
@@ -201,7 +205,7 @@ class Store:
         """Remove what an earlier, different attempt left: a bundle holds what it lists."""
         keep = {MANIFEST, *(file.path for file in manifest.files())}
         for name in (_DONE, _WORK):
-            shutil.rmtree(self.staging / name, ignore_errors=True)
+            files.remove_folder(self.staging / name)
         for path in sorted(self.staging.rglob("*"), reverse=True):
             if path.is_dir():
                 if not any(path.iterdir()):
@@ -220,11 +224,11 @@ def recover(output: Path) -> None:
     """
     staging = _staging_of(output)
     if (staging / MANIFEST).exists() and not (staging / _DONE).exists():
-        shutil.rmtree(staging, ignore_errors=True)
+        files.remove_folder(staging)
     aside = _aside(output)
-    if aside.exists() and not output.exists():
+    if aside.is_dir() and not aside.is_symlink() and not output.exists():
         files.move(aside, output)
-    shutil.rmtree(aside, ignore_errors=True)
+    files.remove_folder(aside)
 
 
 def previous_manifest(output: Path) -> Manifest | None:
@@ -278,7 +282,7 @@ def full_disk_reported() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ExportError(f"the disk is full: {error.filename or error.strerror}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _IN_THE_WAY:
             raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
         raise
 

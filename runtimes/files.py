@@ -248,6 +248,19 @@ def replace_by_link(existing: PathLike, path: Path) -> None:
         os.replace(folder / "link", path)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, as far as that can be done.
+
+    What is no folder is left alone: a link is not followed, and a FIFO not opened, where
+    ``shutil.rmtree`` would wait for a writer.
+    """
+    import shutil
+
+    with suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def remove(path: Path, *, root: PathLike) -> None:
     """Remove a file under `root`, if it is there.
 

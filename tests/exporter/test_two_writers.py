@@ -141,6 +141,62 @@ def test_a_kill_just_after_the_exchange_loses_nothing(
     assert sorted(os.listdir(published.parent)) == ["bundle", "newer"]
 
 
+# Where the export puts what is its own, and what stands there before it. Kinds of things by name.
+IN_THE_WAY = [
+    (f"{place} {kind}", place, kind)
+    for place in (".bundle.partial", ".bundle.partial/.done", ".bundle.partial/.work")
+    for kind in ("link", "file", "fifo")
+] + [
+    *((f".bundle.old {kind}", ".bundle.old", kind) for kind in ("link", "file", "fifo")),
+    ("link of items", ".bundle.partial/schedules", "link"),
+    ("link of marks", ".bundle.partial/.done/key", "link"),
+]
+
+
+@pytest.mark.fault("1.2", "what stands in the way of an export's own files is an odd error")
+@pytest.mark.parametrize(("place", "kind"), [p[1:] for p in IN_THE_WAY], ids=lambda each: each)
+def test_what_stands_in_the_way_is_neither_followed_nor_written(
+    published: Path, place: str, kind: str
+) -> None:
+    victim, there = published.parent / "victim", published.parent / place
+    victim.mkdir()
+    (victim / "precious").write_text("precious")
+    there.parent.mkdir(parents=True, exist_ok=True)
+    match kind:
+        case "link":
+            there.symlink_to(victim)
+        case "file":
+            there.write_text("something")
+        case _:
+            os.mkfifo(there)
+
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / "a.npz").write_bytes(b"a")
+        return {}
+
+    try:
+        recover(published)
+        Store(published, None).item("key", "schedules", make)
+        _publish(published, published.parent / "newer")
+    except ExportError:
+        pass
+    assert [(each.name, each.read_text()) for each in victim.iterdir()] == [("precious",) * 2]
+    assert Bundle.open(published, hashing="always").check() > 0
+    assert not published.is_symlink()
+
+
+@pytest.mark.fault(
+    "1.2", "a link that is called like a bundle that was moved aside takes its place"
+)
+def test_a_link_is_not_taken_for_a_bundle_that_was_moved_aside(published: Path) -> None:
+    aside = published.parent / ".bundle.old"
+    aside.symlink_to(published.parent / "newer")
+    shutil.rmtree(published)
+    recover(published)
+    assert not published.is_symlink()
+    assert Bundle.open(published.parent / "newer", hashing="always").check() > 0
+
+
 def told(events: list[Stage], wanted: Event) -> Any:
     """A callback that keeps events and sets `wanted` once one says that somebody waits."""
 
