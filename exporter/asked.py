@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from exporter.families import Description
 from exporter.options import ExportOptions
-from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.errors import UnsupportedPipeline
 from runtimes.tasks import Task
 
 
@@ -38,16 +38,11 @@ def with_size(description: Description, options: ExportOptions) -> Description:
     """Fix the latents' height and width where the user fixed the picture's."""
     if options.height is None or options.width is None:
         return description
-    from runtimes.sizes import fix
+    from runtimes.sizes import check_side, fix
 
     latents = description.latents
-    unit = latents.factor * latents.multiple
     for label, value in (("height", options.height), ("width", options.width)):
-        if value < unit or value % unit:
-            raise InputError(f"{label} {value} must be a multiple of {unit} for this pipeline")
-        if latents.maximum is not None and value > latents.factor * latents.maximum:
-            largest = latents.factor * latents.maximum
-            raise InputError(f"{label} {value}: this pipeline makes pictures of up to {largest}")
+        check_side(latents, label, value)
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
     graphs = tuple(
         dataclasses.replace(graph, component=fix(graph.component, fixed))

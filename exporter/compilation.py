@@ -142,12 +142,11 @@ class Compilation:
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
         from exporter import shifting
-        from exporter.capture import MAX_LATENT
 
         shift = shifting.line(scheduler.config, description.shifted)
         denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
         sample, latents = denoiser.inputs["sample"], description.latents
-        return shifting.told_by(self.source.pipeline_class, shift, latents, sample, MAX_LATENT)
+        return shifting.told_by(self.source.pipeline_class, shift, latents, sample)
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""

@@ -15,7 +15,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from exporter import schedule as tracing
-from exporter.capture import MAX_LATENT
 from exporter.locks import writing
 from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
@@ -313,4 +312,4 @@ def _told(manifest: Manifest) -> Told:
     size."""
     shift = manifest.schedule(manifest.defaults.scheduler).shift
     sample = manifest.component("denoiser").inputs["sample"]
-    return told_by(manifest.source.pipeline_class, shift, manifest.latents, sample, MAX_LATENT)
+    return told_by(manifest.source.pipeline_class, shift, manifest.latents, sample)

@@ -25,6 +25,12 @@ from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 
 _NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
+# Latents of an image, height times width, up to which there are plans where the model has no limit
+# of its own: with 8 pixels to a latent 2048 by 2048 pixels, 4096 by 1024, or any others of 4.2
+# megapixels. The last noise levels come so close to each other beyond that their differences, in
+# the schedulers' float32, are less exact than `TOLERANCE`; from four times that on they are 0, and
+# diffusers' own schedulers fail.
+LARGEST_AREA = 256 * 256
 TOLERANCE = 1e-6  # of a number of a plan, by the largest of its kind
 _COUNTS = (6, 9, 13, 19, 27, 38, 54)
 _CHECKED = (0.02, 0.37, 0.81)  # where between the ends all plans are checked
@@ -65,23 +71,21 @@ def line(config: Mapping[str, Any], shifted: Shifted | None) -> Shift | None:
     return Shift(base - slope * first, slope / shifted.patch**2)
 
 
-def told_by(
-    pipeline_class: str, shift: Shift | None, latents: Latents, sample: TensorSpec, largest: int
-) -> Told:
-    """What pipelines of this class tell their scheduler.
+def told_by(pipeline_class: str, shift: Shift | None, latents: Latents, sample: TensorSpec) -> Told:
+    """Return what pipelines of this class tell their scheduler.
 
     Args:
         sample: of the denoiser's input; its height and width may be fixed.
-        largest: latent height and width at most, where the model itself has no limit.
     """
     even = pipeline_class in EVEN_SIGMAS
     if shift is None:
         return Told(even)
     fixed = [side for side in sample.shape[2:] if isinstance(side, int)]
-    side = latents.maximum or largest
-    sizes = [fixed] if len(fixed) == 2 else [[latents.multiple] * 2, [side] * 2]
-    mus = sorted(shift.of(*size) for size in sizes)
-    return Told(even, shift, mus[0], mus[-1])
+    if len(fixed) == 2:
+        return Told(even, shift, shift.of(*fixed), shift.of(*fixed))
+    area = latents.maximum**2 if latents.maximum else LARGEST_AREA
+    low, high = sorted(shift.of(1, each) for each in (latents.multiple**2, area))
+    return Told(even, shift, low, high)
 
 
 def trace_told(

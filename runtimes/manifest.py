@@ -158,7 +158,8 @@ class Latents(_Base, frozen=True):
     """The tensor that is denoised.
 
     `factor` is pixels per latent along a side; latent height and width must be multiples of
-    `multiple`, and at most `maximum` where the model has a limit; default sizes are in pixels.
+    `multiple`, at least `minimum`, and at most `maximum` where the model has a limit; default sizes
+    are in pixels. `rounds`: other sizes are made smaller to a multiple, with a warning.
     """
 
     channels: int
@@ -167,6 +168,8 @@ class Latents(_Base, frozen=True):
     default_height: int
     default_width: int
     maximum: int | None = None
+    minimum: int = 1
+    rounds: bool = False
 
 
 class Tokenizer(_Base, frozen=True):

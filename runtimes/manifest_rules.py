@@ -245,6 +245,10 @@ def _size_problems(manifest: Manifest) -> Iterator[str]:
     unit = latents.factor * latents.multiple
     if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
         yield f"the default height and width must be multiples of {unit}"
+    if latents.minimum < 1:
+        yield "latents.minimum must be positive"
+    if min(latents.default_height, latents.default_width) < latents.minimum * latents.factor:
+        yield "the default height and width are below latents.minimum"
     if latents.maximum is not None:
         largest = latents.maximum * latents.factor
         if max(latents.default_height, latents.default_width) > largest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from runtimes.version import __version__
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
 # in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
 _PARALLEL = 64 << 20
+_ROUNDING = 1e-12  # of a product, by the order of its factors
 LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
 _ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
 
@@ -272,7 +274,7 @@ class Pipeline(Sealed):
         if misfit:
             return self._of_other_sizes(misfit).stream(**given)
         table = self._table(request.scheduler)
-        shift = self._shift(request)
+        shift = self._shift(request, table)
         try:
             plan = request.plan(table, self._train_timesteps(request), shift)
             return Run(self, request, plan)
@@ -461,10 +463,24 @@ class Pipeline(Sealed):
                 self._plans[scheduler] = PlanTable.load(path, listed.steps)
             return self._plans[scheduler]
 
-    def _shift(self, request: Request) -> float | None:
-        """What the plans' dependence on the size is at this call's."""
+    def _shift(self, request: Request, table: PlanTable) -> float | None:
+        """Return what the plans' dependence on the size is at this call's.
+
+        Raises:
+            InputError: the image is larger than those that there are plans for.
+        """
         shift = self.manifest.schedule(request.scheduler).shift
-        return None if shift is None else shift.of(*self.latents_shape(request)[2:])
+        if shift is None:
+            return None
+        of_size = shift.of(1, math.prod(self.latents_shape(request)[2:]))
+        smallest, *_, largest = (*table.shifts, table.shifts[-1])
+        if smallest == largest or of_size <= largest * (1 + _ROUNDING):
+            return min(max(of_size, smallest), largest)
+        pixels = self.manifest.latents.factor**2 * (largest - shift.intercept) / shift.slope
+        raise InputError(
+            f"height {request.height} and width {request.width}: the plans of scheduler "
+            f"{request.scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"
+        )
 
 
 def load(

@@ -20,6 +20,7 @@ from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.sampler import Rescale
 from runtimes.session import Array
+from runtimes.sizes import check_side, rounded
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
 from runtimes.tasks import STEPS, Task
 
@@ -32,7 +33,6 @@ _WINDOW = ("guidance_start", "guidance_stop")  # of a bundle that has guidance
 _CACHING = ("cache_interval",)  # of a bundle that has a shallow part of its denoiser
 _STRENGTH = ("strength",)  # of a bundle with tasks that start from a picture
 READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
-_MAX_SIDE = 1 << 16  # pixels
 _MOST_STEPS = 10_000  # plans have fewer, and what is counted beforehand stays short
 
 
@@ -524,27 +524,15 @@ def _size(
     fixed = manifest.component("denoiser").inputs["sample"].shape[2:]
     sizes = []
     for index, name in enumerate(("height", "width")):
-        side = checked.integer(name, given.get(name, (from_latents or defaults)[index]))
+        asked = checked.integer(name, given.get(name, (from_latents or defaults)[index]))
+        side = rounded(spec, name, asked)
         only = fixed[index]
         if isinstance(only, int) and side != only * factor:
             raise InputError(f"{name} {side}: this bundle was exported for {only * factor} only")
-        _check_side(name, side, factor * spec.multiple, factor * (spec.maximum or _MAX_SIDE))
+        check_side(spec, name, side)
         if from_latents and side != from_latents[index]:
             raise InputError(
                 f"{name} {side} does not fit 'latents', which are for {from_latents[index]}"
             )
         sizes.append(side)
     return sizes[0], sizes[1]
-
-
-def _check_side(name: str, side: int, multiple: int, largest: int) -> None:
-    largest = min(largest, _MAX_SIDE)
-    if 0 < side <= largest and side % multiple == 0:
-        return
-    if side > largest:
-        raise InputError(f"{name} {side}: this model makes pictures of up to {largest} pixels")
-    lower = max(side, 0) // multiple * multiple
-    nearest = [str(each) for each in (lower, lower + multiple) if 0 < each <= largest]
-    raise InputError(
-        f"{name} {side} is not a multiple of {multiple}; nearest: {' or '.join(nearest)}"
-    )

@@ -7,6 +7,7 @@ are in pixels outside, in latents inside.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec
 
 Span = tuple[int, int, int]  # smallest, usual, largest
 
+_LARGEST_SIDE = 1 << 16  # pixels; a bound for memory, where the model has none of its own
 _LOOPED = ("denoiser", "shallow")  # run in the loop, on the same rows
 
 # What `static` may hold, beside the argument that turns the bundle's guidance on.
@@ -91,18 +93,57 @@ def ranges(
 
 
 def side(latents: Latents, name: str, pixels: int) -> int:
-    """A side of the picture in latents.
+    """Return a side of the image in latents, made smaller where the pipeline does that.
 
     Raises:
-        InputError: not a multiple of what the model needs, or too large for it.
+        InputError: the model cannot make it.
+    """
+    pixels = rounded(latents, name, pixels)
+    check_side(latents, name, pixels)
+    return pixels // latents.factor
+
+
+def rounded(latents: Latents, name: str, pixels: int) -> int:
+    """Return a side in pixels as the pipeline makes it: some make it smaller to a multiple of what
+    the model needs, with a warning, where others refuse it."""
+    unit = latents.factor * latents.multiple
+    if not latents.rounds or pixels < unit or pixels % unit == 0:
+        return pixels
+    smaller = pixels // unit * unit
+    warnings.warn(
+        f"{name} {pixels} is not a multiple of {unit}: the image is made with {smaller}, as "
+        "diffusers does",
+        UserWarning,
+        stacklevel=2,
+    )
+    return smaller
+
+
+def smallest_side(latents: Latents) -> int:
+    """Return the smallest side that the model can make, in pixels."""
+    return -(-latents.minimum // latents.multiple) * latents.multiple * latents.factor
+
+
+def check_side(latents: Latents, name: str, pixels: int) -> None:
+    """Refuse a side, in pixels, that the model cannot make.
+
+    Raises:
+        InputError: too large or too small for it, or not a multiple of what it needs.
     """
     unit = latents.factor * latents.multiple
-    if latents.maximum is not None and pixels > latents.factor * latents.maximum:
-        largest = latents.factor * latents.maximum
+    largest = min(latents.factor * (latents.maximum or _LARGEST_SIDE), _LARGEST_SIDE)
+    smallest = smallest_side(latents)
+    if smallest <= pixels <= largest and pixels % unit == 0:
+        return
+    if pixels > largest:
         raise InputError(f"{name} {pixels}: this model makes pictures of up to {largest} pixels")
-    if pixels < unit or pixels % unit:
-        raise InputError(f"{name} {pixels} must be a multiple of {unit} for this bundle")
-    return pixels // latents.factor
+    if latents.minimum > 1 and pixels < smallest:
+        raise InputError(f"{name} {pixels}: this model makes images of at least {smallest} pixels")
+    lower = max(pixels, 0) // unit * unit
+    nearest = [str(each) for each in (lower, lower + unit) if smallest <= each <= largest]
+    raise InputError(
+        f"{name} {pixels} is not a multiple of {unit}; nearest: {' or '.join(nearest)}"
+    )
 
 
 def branches(guidance: Guidance, scale: float | None = None) -> int:

@@ -49,8 +49,6 @@ _SCALE = "guidance_scale"
 _TRUE_SCALE = "true_cfg_scale"
 _PATCH = 2
 _SIDE = 128  # latents of the default size; the configuration does not say it
-# The published models are for pictures of up to 2 megapixels: 2048 pixels along a side.
-_MAXIMUM = 256
 _MAX_SHIFT = 1.15  # of the pipeline, where its scheduler says none
 _TIMESTEPS = 1000.0  # the pipeline divides them by it, the transformer multiplies
 
@@ -80,7 +78,7 @@ class T5Encoder(torch.nn.Module):
 class Rotary(torch.nn.Module):
     """Positions [tokens, axes] → cosines and sines [tokens, width], each twice in a row, as
     diffusers' `FluxPosEmbed`; in float32 instead of float64, which for positions of at most 128
-    is right to 8e-6."""
+    is right to 8e-6, and to twice that at twice as many."""
 
     def __init__(self, embed: Any) -> None:
         super().__init__()
@@ -217,7 +215,7 @@ def describe(pipe: Any) -> Description:
     description = Description(
         task=Task("text-to-image"),
         graphs=(text_encoder, text_encoder_2, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, _MAXIMUM),
+        latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, rounds=True),
         text_inputs=(
             TextInput("tokenizer", "input_ids", ("prompt",)),
             TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), longest_text(pipe)),

@@ -56,6 +56,10 @@ class Packing:
         even = self.multiple % feature.ratio == 0
         return feature.ratio if even else feature.ratio // 2
 
+    def least(self) -> int:
+        """Return the smallest side of latents in which every feature has room."""
+        return max((self.folds(each) for each in self.features), default=1)
+
     def channels(self) -> list[int]:
         """Return how many channels each feature becomes."""
         return [math.ceil(each.channels / self.folds(each) ** 2) for each in self.features]
@@ -118,6 +122,7 @@ def with_t2i_adapters(pipe: Any, description: Description) -> Description:
     features = features_of(pipe)
     latents = _for_adapters(description.latents, adapters[0])
     packing = Packing(features, latents.multiple)
+    latents = structs.replace(latents, minimum=max(latents.minimum, packing.least()))
     graphs = [_graph(each, i, packing, latents.factor) for i, each in enumerate(adapters)]
     denoisers = [
         _adapted(each, pipe.unet, packing, len(adapters))

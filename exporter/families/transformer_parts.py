@@ -79,9 +79,19 @@ def joined(parts: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tenso
 
 
 def latents_of_transformer(
-    channels: int, side: int, factor: int, patch: int, maximum: int | None = None
+    channels: int,
+    side: int,
+    factor: int,
+    patch: int,
+    maximum: int | None = None,
+    rounds: bool = False,
 ) -> Latents:
-    """The Latents record of a square default of `side` latents."""
+    """Return the Latents record of a square default of `side` latents.
+
+    Args:
+        maximum: the largest side in latents, None where the model has no limit.
+        rounds: whether the pipeline makes other sizes smaller to a multiple of the patches.
+    """
     return Latents(
         channels=channels,
         factor=factor,
@@ -89,6 +99,7 @@ def latents_of_transformer(
         default_height=side * factor,
         default_width=side * factor,
         maximum=maximum,
+        rounds=rounds,
     )
 
 

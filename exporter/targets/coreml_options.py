@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from exporter.targets.options import TargetOptions, flag, option
 from runtimes.errors import InputError
 from runtimes.manifest import Latents
+from runtimes.sizes import smallest_side
 
 # Deployment targets by either system's name → coremltools' name for them.
 DEPLOYMENT_TARGETS: Mapping[str, str] = {
@@ -65,9 +66,10 @@ class CoreMLOptions(TargetOptions):
         if sides[0] > sides[-1] and not self.enumerated():
             raise InputError(f"--coreml-sizes {self.coreml_sizes}: the range is empty")
         for side in sides:
-            if side < unit or side % unit:
+            if side < smallest_side(latents) or side % unit:
                 raise InputError(
-                    f"--coreml-sizes: {side} must be a multiple of {unit} for this pipeline"
+                    f"--coreml-sizes: {side} must be a multiple of {unit}, at least "
+                    f"{smallest_side(latents)}, for this pipeline"
                 )
 
     def probe_sizes(self, latents: Latents, traced: Mapping[str, int]) -> list[dict[str, int]]:
@@ -113,7 +115,7 @@ class CoreMLOptions(TargetOptions):
         unit = latents.factor * latents.multiple
         usual = max(latents.default_height, latents.default_width)
         largest = -(-max(2 * usual, _SMALLEST_RANGE * latents.factor) // unit) * unit
-        return unit, min(largest, latents.factor * (latents.maximum or largest))
+        return smallest_side(latents), min(largest, latents.factor * (latents.maximum or largest))
 
 
 def _range(text: str) -> tuple[int, int] | None:

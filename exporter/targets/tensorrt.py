@@ -16,7 +16,7 @@ from exporter.families import Description
 from exporter.targets import onnx
 from runtimes.manifest import Component, parted
 from runtimes.recipe import FORMAT, RECIPE, Recipe
-from runtimes.sizes import Span, ranges
+from runtimes.sizes import Span, ranges, smallest_side
 
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
@@ -64,6 +64,7 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
     for name, usual in (("height", latents.default_height), ("width", latents.default_width)):
         largest = max(usual * 3 // 2, probe[name] * latents.factor) // unit * unit
         largest = min(largest, latents.factor * (latents.maximum or largest))
-        spans[name] = (unit, max(unit, usual // unit * unit), largest)
+        smallest = smallest_side(latents)
+        spans[name] = (smallest, max(smallest, usual // unit * unit), largest)
     components = [graph.component for graph in description.graphs]
     return ranges(components, latents, description.guidance, spans)

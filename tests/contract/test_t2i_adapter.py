@@ -219,6 +219,20 @@ def test_features_travel_whole(kind: str, multiple: int) -> None:
             assert torch.allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.fault("3.8", "the smallest size that a T2I-Adapter's features have room in")
+def test_the_smallest_size() -> None:
+    features = (Feature(4, 2), Feature(64, 8))
+    packing = Packing(features)
+    for side in range(1, 20):
+        made = [torch.rand(1, each.channels, *[-(-side // each.ratio)] * 2) for each in features]
+        try:
+            unpacked = packing.unpack(packing.pack(made, side, side))
+            same = all(torch.equal(a, b) for a, b in zip(unpacked, made, strict=True))
+        except IndexError:
+            same = False
+        assert same == (side >= packing.least())
+
+
 def test_steps_can_be_cached(
     pipeline_folder: Callable[[str], Path], adapters: Callable[[str], list[Path]]
 ) -> None:

@@ -187,6 +187,38 @@ def test_parts_that_are_needed(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.fault("3.8", "FLUX: sizes that are no multiples are made smaller, with a warning")
+def test_sizes_are_rounded_as_diffusers_does(
+    bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path]
+) -> None:
+    with quiet_loading():
+        theirs = DiffusionPipeline.from_pretrained(pipeline_folder("flux-dev"))
+        theirs.set_progress_bar_config(disable=True)
+        call = {"height": 71, "width": 45, "num_inference_steps": STEPS}
+        expected = theirs(
+            "a red circle", generator=torch.Generator().manual_seed(1), output_type="np", **call
+        ).images
+    with latentc.load(bundle("flux-dev"), backend="onnxruntime") as pipe:
+        with pytest.warns(
+            UserWarning, match="height 71 is not a multiple of .*: the image is made"
+        ):
+            result = pipe("a red circle", seed=1, output_type="np", **call)
+    assert result.images.shape == expected.shape
+    assert np.abs(result.images - expected).max() <= IMAGE / 255
+    sides = tuple(result.settings[name] for name in ("height", "width"))
+    assert sides == expected.shape[1:3] != (71, 45)
+
+
+@pytest.mark.fault("3.8", "FLUX: no side has a limit of ours, only the area of an image")
+def test_long_sides(bundle: Callable[[str], Path]) -> None:
+    with latentc.load(bundle("flux-dev"), backend="onnxruntime") as pipe:
+        factor = pipe.manifest.latents.factor
+        for height, width in ((1024, 64), (64, 1024), (256, 256)):
+            pipe.stream("a red circle", height=height * factor, width=width * factor).close()
+        with pytest.raises(InputError, match=r"'flow_euler' are for images of up to .* megapixels"):
+            pipe.stream("a red circle", height=1024 * factor, width=128 * factor)
+
+
 def test_sizes_have_a_limit(
     bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -195,7 +227,7 @@ def test_sizes_have_a_limit(
             pipe("a red circle", height=68, width=32)
         with pytest.raises(InputError, match="width 30 is not a multiple of 4"):
             pipe("a red circle", width=30)
-    with pytest.raises(InputError, match="height 68: this pipeline makes pictures of up to 64"):
+    with pytest.raises(InputError, match="height 68: this model makes pictures of up to 64"):
         export(pipeline_folder("sd3"), tmp_path / "bundle", height=68, width=32)
 
 

@@ -375,7 +375,11 @@ class Bundle:
         latents = self.manifest["latents"]
         unit = latents["factor"] * latents["multiple"]
         size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
-        expect(all(value > 0 and value % unit == 0 for value in size.values()), "bad size")
+        if latents.get("rounds"):
+            size = {side: value // unit * unit for side, value in size.items()}
+        least = latents["factor"] * latents.get("minimum", 1)
+        fits = (value >= least and value % unit == 0 for value in size.values())
+        expect(all(fits) and min(size.values()) > 0, "bad size")
         self._check_task(call)
         texts = [t["texts"] for t in self.manifest["tokenizers"]]
         texts += [[each["name"] for each in self.manifest.get("embeddings", [])]]

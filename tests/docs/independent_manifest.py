@@ -210,6 +210,8 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
     sizes = [document["latents"][name] for name in ("default_height", "default_width")]
     if min(*sizes, *(document["latents"][n] for n in ("channels", "factor", "multiple"))) < 1:
         yield "latents must be positive"
+    if document["latents"].get("minimum", 1) < 1:
+        yield "latents.minimum must be positive"
     if max(sizes) > _LARGEST_SIDE:
         yield "a default size is too large"
     if document["defaults"]["scheduler"] not in [each["name"] for each in document["schedules"]]:

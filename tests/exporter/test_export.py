@@ -350,7 +350,7 @@ def test_a_fixed_size(text_source: Path, tmp_path: Path) -> None:
             "target 'onnx' has no precision 'fp3'; there are onnx: fp32, fp16, int8",
         ),
         ({"height": 32}, "both height and width"),
-        ({"height": 33, "width": 32}, "height 33 must be a multiple of"),
+        ({"height": 33, "width": 32}, "height 33 is not a multiple of"),
         ({"steps": (0,)}, "between 1 and 1000"),
         ({"schedulers": ("coffee",)}, "unknown scheduler 'coffee'"),
     ],

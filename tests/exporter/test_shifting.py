@@ -21,7 +21,7 @@ from runtimes.plan import PlanTable, join
 from runtimes.sampler import denoise
 
 FREE = TensorSpec("float32", ("batch", 16, "height", "width"))
-LATENTS = Latents(16, 8, 2, 1024, 1024, maximum=256)
+LATENTS = Latents(16, 8, 2, 1024, 1024)
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "exponential": {},
     "linear": {"time_shift_type": "linear"},
@@ -36,7 +36,7 @@ def scheduler_of(**settings: Any) -> FlowMatchEulerDiscreteScheduler:
 
 def told_of(scheduler: Any, latents: Latents = LATENTS, sample: TensorSpec = FREE) -> Told:
     shift = line(scheduler.config, Shifted(2, 1.15))
-    return told_by("FluxPipeline", shift, latents, sample, 4096)
+    return told_by("FluxPipeline", shift, latents, sample)
 
 
 def run(scheduler: Any, steps: int, mu: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 import latentc
 from runtimes import backend as engines
@@ -170,7 +171,11 @@ def test_one_size_only(bundle: Path) -> None:
     with latentc.load(bundle, backend="onnxruntime", static={"images": 2}) as pipe:
         made = pipe("a red circle", num_images_per_prompt=2, **CALL)
         assert made.latents.shape[0] == 2
-        for other in ({"height": 48}, {"guidance_scale": 1.0}, {"num_images_per_prompt": 1}):
+        for other in (
+            {"height": 48, "width": 32},
+            {"guidance_scale": 1.0},
+            {"num_images_per_prompt": 1},
+        ):
             with pytest.raises(InputError, match="loaded for"):
                 pipe("a red circle", **{"num_images_per_prompt": 2, **CALL, **other})
 
@@ -179,7 +184,7 @@ def test_one_size_only(bundle: Path) -> None:
     ("static", "message"),
     [
         ({"size": 4}, "static sizes take height, width, images, guidance_scale, not size"),
-        ({"height": 7}, "height 7 must be a multiple of 4"),
+        ({"height": 7}, "height 7 is not a multiple of 4"),
         ({"images": 0}, "images must be at least 1"),
     ],
 )
@@ -187,6 +192,25 @@ def test_bad_fixed_sizes(tmp_path: Path, static: dict[str, float], message: str)
     manifest = Manifest.load(make_bundle(tmp_path / "bundle"))
     with pytest.raises(InputError, match=message):
         fixed(manifest, static)
+
+
+@pytest.mark.fault("3.8", "sizes that are too small for a T2I-Adapter's features")
+def test_sizes_have_a_minimum(tmp_path: Path) -> None:
+    manifest = Manifest.load(make_bundle(tmp_path / "bundle"))
+    least = structs.replace(manifest, latents=structs.replace(manifest.latents, minimum=3))
+    assert fixed(least, {"height": 8})["denoiser"]["height"] == 4
+    with pytest.raises(InputError, match="height 4: this model makes images of at least 8 pixels"):
+        fixed(least, {"height": 4})
+
+
+@pytest.mark.fault("3.8", "sizes that a pipeline makes smaller, in fixed graphs too")
+def test_sizes_are_rounded(tmp_path: Path) -> None:
+    manifest = Manifest.load(make_bundle(tmp_path / "bundle"))
+    rounding = structs.replace(manifest, latents=structs.replace(manifest.latents, rounds=True))
+    with pytest.warns(UserWarning, match="height 11 is not a multiple of 4: .* made with 8"):
+        assert fixed(rounding, {"height": 11})["denoiser"]["height"] == 4
+    with pytest.raises(InputError, match="height 3 is not a multiple of 4; nearest: 4"):
+        fixed(rounding, {"height": 3})
 
 
 def test_fixed_sizes_of_each_component(tmp_path: Path) -> None:
