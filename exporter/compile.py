@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter import given_files
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
@@ -199,6 +200,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
     check_output(destination)
     others = tuple(Path(each) for each in _texts(given["share_with"]))
     check_shared(others, destination)
+    given_files.check(_beside(given))
     progress = Progress(given["report"])
     with progress.stage("source", "read and digest"):
         return _Asked(_found(given), options, destination, progress, others)
@@ -218,8 +220,15 @@ def _planned(asked: _Asked) -> _Job:
     return _Job(keys, previous, wanted, exported)
 
 
-def _found(given: Mapping[str, Any]) -> PipelineSource:
-    asked_for = {
+def _beside(given: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the files and folders that are given beside the source, by kind."""
+    others = {"image-encoder": given["image_encoder"], "config": given["config"]}
+    named = {kind: _texts(place) for kind, place in others.items() if place is not None}
+    return {**_ingredients(given), **named}
+
+
+def _ingredients(given: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
         "vae": _texts(given["vae"] or ()),
         "lora": _texts(given["lora"]),
         "textual-inversion": _texts(given["textual_inversion"]),
@@ -227,12 +236,15 @@ def _found(given: Mapping[str, Any]) -> PipelineSource:
         "t2i-adapter": _texts(given["t2i_adapter"]),
         "ip-adapter": _texts(given["ip_adapter"]),
     }
+
+
+def _found(given: Mapping[str, Any]) -> PipelineSource:
     configured = None if given["config"] is None else str(given["config"])
     return resolve(
         given["source"],
         given["revision"],
         given["variant"],
-        asked_for,
+        _ingredients(given),
         configured,
         given["allow_pickle"],
         _texts(given["without"]),

@@ -9,6 +9,13 @@ from runtimes.errors import SourceError
 from runtimes.session import first_line
 
 
+def is_id(place: str, inside: bool = False) -> bool:
+    """Return whether a text may be ``OWNER/NAME``, or ``OWNER/NAME/PATH`` with `inside`."""
+    pieces = place.split("/")
+    fits = len(pieces) >= 2 if inside else len(pieces) == 2
+    return fits and all(pieces) and not place.startswith((".", "~"))
+
+
 def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool = False) -> Path:
     """Where `get` has put what ``OWNER/NAME`` names.
 
@@ -19,9 +26,7 @@ def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool
     Raises:
         SourceError: it is no id, or it could not be had.
     """
-    pieces = place.split("/")
-    fits = len(pieces) >= 2 if inside else len(pieces) == 2
-    if not fits or not all(pieces) or place.startswith((".", "~")):
+    if not is_id(place, inside):
         raise SourceError(f"no such {what}: {place}")
     try:
         return Path(get())

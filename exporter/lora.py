@@ -19,6 +19,7 @@ import torch
 
 from exporter import adapter_layers, unread_keys, weight_files
 from exporter.adapter_layers import Place
+from exporter.given_files import scaled
 from exporter.ingredients import Ingredient, Reading
 from runtimes import weight_differences
 from runtimes.errors import SourceError
@@ -36,7 +37,7 @@ _METADATA = "lora_adapter_metadata"  # diffusers' entry in a file's header
 
 def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
     """``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with ``:SCALE``."""
-    place, scale = _scaled(asked)
+    place, scale = scaled(asked)
     usual = "pytorch_lora_weights.safetensors"
     name, path = weight_files.find(place, "LoRA", usual, reading.allow_pickle)
     return Ingredient("lora", name, path, sha256(path), scale)
@@ -202,10 +203,3 @@ def _configured(layer: Layer, place: Place, settings: Mapping[str, Any]) -> Laye
             alpha = own
             break
     return replace(layer, alpha=alpha, rank_root=bool(settings.get(f"{part}.use_rslora")))
-
-
-def _scaled(asked: str) -> tuple[str, float]:
-    place, colon, scale = asked.rpartition(":")
-    if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", scale, re.IGNORECASE):
-        return asked, 1.0
-    return place, float(scale)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtimes.errors import InputError
 from runtimes.manifest import MANIFEST
+from runtimes.outputs import check_folder
 
 
 def check_output(output: Path) -> None:
@@ -29,12 +30,9 @@ def check_output(output: Path) -> None:
             f"output {output}: the working folder or one above it cannot be replaced by a bundle; "
             "give a folder inside of it"
         )
-    if real.exists() and not real.is_dir():
-        raise InputError(f"output {output}: is a file; give a folder")
+    check_folder(output)
     if real.is_dir() and any(real.iterdir()) and not (real / MANIFEST).is_file():
         raise InputError(
             f"{output} exists and is not a bundle; it is left alone. Choose another output"
         )
-    above = next(each for each in real.parents if each.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"output {output}: nothing can be written in {above}; choose another")
+    check_folder(real.parent)

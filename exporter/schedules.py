@@ -26,6 +26,7 @@ from runtimes import files
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
+from runtimes.outputs import check_folder
 from runtimes.plan import PlanTable
 from runtimes.trust import checked
 
@@ -237,11 +238,16 @@ def add_to_bundle(
     step, so that the bundle is whole at every moment.
 
     Raises:
+        InputError: an unknown scheduler, or a bundle that cannot be written.
         BundleError: no bundle there, or links in it where something is to be written.
-        ExportError: an unknown scheduler, one that cannot be traced, or step counts that
+        ExportError: a scheduler that cannot be traced, or step counts that
             the scheduler refuses.
     """
+    for name in names:
+        if name != OWN:
+            tracing.resolve(name)
     Manifest.load(bundle)  # before a lock is made beside what may be no bundle
+    check_folder(bundle)
     with writing(bundle, progress):
         return _add_locked(bundle, names, steps, progress)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import weight_files
+from exporter.given_files import worded
 from exporter.ingredients import Ingredient, Reading
 from runtimes.errors import SourceError
 from runtimes.parsing import parser
@@ -31,9 +32,7 @@ _PAIR = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "
 def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
     """``FILE``, ``FOLDER`` or a Hub id, with ``:WORD``; else the word that the file names, or the
     file's own name."""
-    place, colon, word = asked.rpartition(":")
-    if not colon or "/" in word or "\\" in word:
-        place, word = asked, ""
+    place, word = worded(asked)
     usual = "learned_embeds.safetensors"
     name, path = weight_files.find(place, "textual inversion", usual, reading.allow_pickle)
     word = word or _named(path) or path.stem

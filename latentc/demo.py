@@ -25,6 +25,7 @@ from runtimes.backend import get
 from runtimes.errors import LatentcError
 from runtimes.image import grid, save
 from runtimes.manifest import Manifest
+from runtimes.outputs import check_folder
 from runtimes.pipeline import load
 from runtimes.report import print_verification
 from runtimes.terminal import markup, say
@@ -74,6 +75,7 @@ def main(output: Path) -> None:
 
 def run(output: Path) -> list[Parity]:
     """The whole demo; returns the parity figures of each backend."""
+    check_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     bundle = output / "bundle"
     manifest = compile_builtin(bundle)

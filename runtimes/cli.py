@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runtimes.manifest import Build, Manifest, Verification
     from runtimes.pipeline import Pipeline
     from runtimes.presets import Asked
+    from runtimes.request import Signature
     from runtimes.run import Result, Run
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -205,8 +206,9 @@ def generate(
     how = {name: options[name] for name in ("preset", "low_memory")}
     how["cache"] = not options["no_cache"] and (options["cache"] or True)
     refined = options["refiner"] is not None
+    _refuse_at_once(bundle, prompts, options)
     with load_asked(bundle, _asked(options, count), **how) as pipe:
-        arguments = _arguments(pipe, prompts, options)
+        arguments = _arguments(pipe.signature, prompts, options)
         kind = "latent" if refined else "pil"
         result = _drawn(pipe, options, {**arguments, "output_type": kind}, paths)
     if refined:
@@ -278,9 +280,13 @@ def verify(
     does not reproduce it here.
     """
     from runtimes.bundle import Bundle
+    from runtimes.outputs import check_file
     from runtimes.report import megabytes, print_measured
 
+    if json_file and json_file != "-":
+        check_file(Path(json_file), "--json")
     opened = Bundle.open(bundle, hashing="always")
+    chosen_builds = [] if files_only else _to_verify(opened.manifest, backend, build, device)
     size = opened.check()
     say(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
     if files_only:
@@ -290,8 +296,7 @@ def verify(
             f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
         )
     measured = [
-        (chosen, _verified(opened, chosen, engine, device))
-        for chosen, engine in _to_verify(opened.manifest, backend, build)
+        (chosen, _verified(opened, chosen, engine, device)) for chosen, engine in chosen_builds
     ]
     if json_file != "-":
         print_measured(measured)
@@ -320,9 +325,11 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
     For programs in other languages, which need no reader of .npz files then.
     """
     from runtimes.bundle import Bundle
+    from runtimes.outputs import check_folder
     from runtimes.plan_json import write_plans
     from runtimes.report import megabytes
 
+    check_folder(output)
     for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
         say(f"{path}  {megabytes(path.stat().st_size)}")
 
@@ -366,6 +373,32 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     )
 
 
+def _refuse_at_once(bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any]) -> None:
+    """Refuse a call that this bundle cannot make, before anything is loaded for it.
+
+    Raises:
+        InputError: an argument that cannot be used.
+        PlanNotFound: no scheduler that may be meant has a plan for the step count.
+    """
+    from runtimes.errors import PlanNotFound
+    from runtimes.manifest import Manifest
+    from runtimes.request import Signature, parse
+
+    if options["refiner"] is not None:
+        Manifest.load(options["refiner"])
+    manifest = Manifest.load(bundle)
+    signature = Signature.of(manifest)
+    request = parse(manifest, signature, _arguments(signature, prompts, options))
+    asked, steps = options["scheduler"], options["steps"]
+    known = [each for each in manifest.schedules if asked is None or each.name == request.scheduler]
+    if steps is not None and not any(steps in each.steps for each in known):
+        name = known[0].name
+        raise PlanNotFound(
+            f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
+            f"latentc schedule {bundle} --scheduler {name} --steps {steps}"
+        )
+
+
 def _drawn(
     pipe: Pipeline, options: Mapping[str, Any], arguments: Mapping[str, Any], paths: list[Path]
 ) -> Result:
@@ -401,7 +434,7 @@ def _refining(pipe: Pipeline, arguments: Mapping[str, Any], result: Result) -> d
 
 
 def _arguments(
-    pipe: Pipeline, prompts: tuple[str, ...], options: Mapping[str, Any]
+    signature: Signature, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
     from runtimes import pictures
@@ -426,8 +459,8 @@ def _arguments(
         if several:
             arguments[name] = several[0] if len(several) == 1 else several
     for name, array in options["encoded"].items():
-        if name not in pipe.signature.embeddings:
-            known = ", ".join(pipe.signature.embeddings) or "none"
+        if name not in signature.embeddings:
+            known = ", ".join(signature.embeddings) or "none"
             raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
         arguments[name] = array
     arguments["prompt_weighting"] = options["prompt_weighting"] or None
@@ -435,7 +468,7 @@ def _arguments(
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise InputError(f"--arg {assignment!r}: expected NAME=VALUE")
-        numeric = name in pipe.signature.numbers or name in pipe.signature.scales
+        numeric = name in signature.numbers or name in signature.scales
         arguments[name] = _numbers(name, value) if numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -528,16 +561,23 @@ def _progress(run: Run) -> Iterator[Any]:
 
 
 def _to_verify(
-    manifest: Manifest, backend: str | None, build: str | None
+    manifest: Manifest, backend: str | None, build: str | None, device: str | None
 ) -> list[tuple[Build, Backend]]:
-    """Every asked build with every asked backend that loads it here; says which build has none."""
+    """Return every asked build with every asked backend that loads it here; say which build has
+    none.
+
+    Raises:
+        InputError: no such build, backend or device.
+    """
     from runtimes.backend import find, for_build, get
     from runtimes.bundle import choose_build
 
     choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
     if backend:
-        return [(b, get(backend)) for b in builds if find(backend).loads(b)]
+        engine = get(backend)
+        engine.device(device)  # refuses what there is not
+        return [(b, engine) for b in builds if find(backend).loads(b)]
     found = {each.name: for_build(each) for each in builds}
     for name in (name for name, engines in found.items() if not engines):
         say(f"{name}: not checked, no backend that loads it is installed here", err=True)

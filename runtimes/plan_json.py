@@ -36,16 +36,17 @@ def write_plans(
     unknown = [name for name in schedulers if name not in known]
     if unknown:
         raise InputError(f"no scheduler {unknown[0]!r} in this bundle; it has: {', '.join(known)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for name in tuple(schedulers) or tuple(known):
-        table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
-        missing = set(steps) - set(table.step_counts)
+        missing = set(steps) - set(known[name].steps)
         if missing:
             raise PlanNotFound(
                 f"{name} has no plan for {min(missing)} steps; add one with: "
                 f"latentc schedule {bundle.root} --scheduler {name} --steps {min(missing)}"
             )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in tuple(schedulers) or tuple(known):
+        table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
         path = folder / f"{name}.json"
         latents = bundle.manifest.latents
         sides = (latents.default_height, latents.default_width)

@@ -125,7 +125,10 @@ def bench() -> None:
 @click.option("--wandb-project", metavar="NAME")
 def run(bundle: Path, output: Path, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
+    from runtimes.outputs import check_folder
+
     _require()
+    check_folder(output)
     plan = _plan(bundle, options)
     output.mkdir(parents=True, exist_ok=True)
     from benchmarks.bench import runner

@@ -258,7 +258,7 @@ def test_bad_sources(
         ("unconditional", nets("sd")[0], SourceError, "is for another family"),
         ("sd", pipeline_folder("sd") / "vae", SourceError, "it is a AutoencoderKL"),
         ("sd", tmp_path, SourceError, "is no ControlNet"),
-        ("sd", tmp_path / "none", SourceError, "no such ControlNet"),
+        ("sd", tmp_path / "none", InputError, "no such ControlNet"),
     ):
         with pytest.raises(error, match=says):
             export(pipeline_folder(pipeline), tmp_path / "b", controlnet=net)

@@ -198,11 +198,11 @@ def test_sizes_are_rounded_as_diffusers_does(
         expected = theirs(
             "a red circle", generator=torch.Generator().manual_seed(1), output_type="np", **call
         ).images
-    with latentc.load(bundle("flux-dev"), backend="onnxruntime") as pipe:
-        with pytest.warns(
-            UserWarning, match="height 71 is not a multiple of .*: the image is made"
-        ):
-            result = pipe("a red circle", seed=1, output_type="np", **call)
+    with (
+        latentc.load(bundle("flux-dev"), backend="onnxruntime") as pipe,
+        pytest.warns(UserWarning, match="height 71 is not a multiple of .*: the image is made"),
+    ):
+        result = pipe("a red circle", seed=1, output_type="np", **call)
     assert result.images.shape == expected.shape
     assert np.abs(result.images - expected).max() <= IMAGE / 255
     sides = tuple(result.settings[name] for name in ("height", "width"))

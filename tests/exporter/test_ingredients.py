@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import latentc
-from exporter import lora, source, textual_inversion
+from exporter import given_files, source, textual_inversion
 from exporter.compile import export
 from latentc.cli import run as command
 from runtimes.errors import SourceError
@@ -193,7 +193,7 @@ def test_another_vae(
     ],
 )
 def test_scales(asked: str, place: str, scale: float) -> None:
-    assert lora._scaled(asked) == (place, scale)
+    assert given_files.scaled(asked) == (place, scale)
 
 
 def test_a_lora_of_another_family_is_refused_with_its_layers(
@@ -219,7 +219,6 @@ def test_a_lora_of_another_family_is_refused_with_its_layers(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--lora", "{tmp}/none.safetensors"], "no such LoRA"),
         (["--lora", "{tmp}/cut.safetensors"], "is damaged or cut short"),
         (["--lora", "{tmp}/old.bin"], "is a pickle, which can run whatever code"),
         (["--lora", "{tmp}/empty"], "holds no .safetensors files"),
@@ -227,7 +226,6 @@ def test_a_lora_of_another_family_is_refused_with_its_layers(
             ["--lora", "{tmp}/other.safetensors"],
             "other.safetensors has no layers for any part of this model (unet, t",
         ),
-        (["--vae", "{tmp}/none"], "no such VAE"),
         (["--vae", "{tmp}/empty"], "is no VAE: expected a folder"),
         (["--vae", "{sd}/unet"], "is no VAE: it is a UNet2DConditionModel"),
         (["--vae", "{tmp}/small"], "does not fit: block out channels 3"),

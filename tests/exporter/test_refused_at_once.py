@@ -112,3 +112,31 @@ def test_options(name: str, dry: bool, tmp_path: Path, run: Run) -> None:
     code, _, errors = run("export", "source", "-o", nothing(tmp_path), *given)
     assert (code, message in errors) == (2, True), errors
     assert not list(tmp_path.iterdir())
+
+
+BESIDE: dict[str, tuple[list[str], str]] = {
+    "a LoRA's scale": (["--lora", "{file}:strong"], "expected a number after the colon"),
+    "a Hub LoRA's scale": (["--lora", "owner/name:strong"], "expected a number after the colon"),
+    "an endless scale": (["--lora", "{file}:1e999"], "expected a finite scale"),
+    "LoRA": (["--lora", "./none.safetensors:0.5"], "no such LoRA: ./none.safetensors"),
+    "LoRA in a folder": (["--lora", "none/style.safetensors"], "no such LoRA"),
+    "textual inversion": (["--textual-inversion", "none.pt:<cat>"], "no such textual inversion"),
+    "VAE": (["--vae", "./none"], "no such VAE: ./none"),
+    "ControlNet": (["--controlnet", "/none"], "no such ControlNet"),
+    "T2I-Adapter": (["--t2i-adapter", "none"], "no such T2I-Adapter"),
+    "IP-Adapter": (["--ip-adapter", "none.safetensors"], "no such IP-Adapter"),
+    "image encoder": (["--image-encoder", "~/none"], "no such image encoder"),
+    "configuration": (["--config", "a/b/c"], "no such folder of a configuration"),
+}
+
+
+@pytest.mark.fault("3.1", "files and folders beside the source that are not there")
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_the_source(name: str, tmp_path: Path, run: Run) -> None:
+    arguments, message = BESIDE[name]
+    style = tmp_path / "style.safetensors"
+    style.touch()
+    given = [each.format(file=style) for each in arguments]
+    code, _, errors = run("export", "source", "-o", tmp_path / "bundle", *given)
+    assert (code, message in errors) == (2, True), errors
+    assert list(tmp_path.iterdir()) == [style]
