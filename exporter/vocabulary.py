@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from runtimes.errors import SourceError
@@ -18,7 +19,8 @@ def check(pipe: Any) -> None:
     Without its files a tokenizer of transformers has a few special words and says nothing.
 
     Raises:
-        SourceError: a vocabulary is too small or too large for its encoder.
+        SourceError: a vocabulary is too small or too large for its encoder, has words that nothing
+            makes, or ids beyond the encoder's.
     """
     for tokenizer_name, encoder_name in _PAIRS:
         tokenizer, encoder = (getattr(pipe, name, None) for name in (tokenizer_name, encoder_name))
@@ -33,3 +35,36 @@ def check(pipe: Any) -> None:
                 f"{tokenizer_name} has a vocabulary of {words} words and {encoder_name} embeddings "
                 f"of {rows}: take {files} (or tokenizer.json) from where the text encoder is from"
             )
+        _check_words(tokenizer_name, tokenizer)
+
+
+def _check_words(name: str, tokenizer: Any) -> None:
+    """Raise SourceError if words share an id, ids have gaps, or no merge makes a word of several
+    letters: with a cut or empty merges.txt, texts fall into single letters without a word."""
+    ids = tokenizer.get_vocab()
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise SourceError(
+            f"{name} has {len(ids)} words with {len(set(ids.values()))} ids up to "
+            f"{max(ids.values(), default=0)}; expected one id for each, from 0 on"
+        )
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    described = json.loads(fast.to_str()) if fast is not None else {}
+    model = described.get("model", {})
+    if model.get("type") != "BPE":
+        return
+    made = {
+        "".join(pair) if isinstance(pair, list) else pair.replace(" ", "", 1)
+        for pair in model["merges"]
+    }
+    ending = model.get("end_of_word_suffix") or ""
+    special = {token["content"] for token in described["added_tokens"]}
+    lost = sorted(
+        word
+        for word in model["vocab"]
+        if word not in made and word not in special and len(word.removesuffix(ending)) > 1
+    )
+    if lost:
+        raise SourceError(
+            f"{name} has {len(lost)} words that no merge makes, such as {lost[0]!r}: merges.txt is "
+            "cut short or another vocabulary's; take it from where the text encoder is from"
+        )

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from runtimes import tasks
-from runtimes.errors import InputError
+from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
 from runtimes.tasks import Task
 from tests import tiny
 from tests.pictures import mask, picture
-from tests.uncaptured import uncaptured
+from tests.uncaptured import Mixing, uncaptured
 
 SIDE = 32
 PICTURES: Mapping[str, Any] = {
@@ -73,6 +73,7 @@ KINDS = (
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
     *("unconditional", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
+HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
 HAS_TASKS = ("sd", "sdxl", "lcm", "sd3", "flux-dev", "sd+controlnet", "sd+ip-adapter")
 
 
@@ -204,3 +205,24 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
     for name in left:
         with pytest.raises(InputError, match=REFUSED[name]):
             pipe.stream(**pair(pipe, pipe.manifest.tasks[0], name)[1])
+
+
+@pytest.mark.fault("2.1", "what a component gives is NaN or infinity in one number")
+@pytest.mark.parametrize("kind", HAS_PARTS)
+def test_no_component_hides_what_is_not_finite(
+    kind: str, opened: Callable[[str], Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders of texts and images, ControlNets, T2I-Adapters, depth estimators, denoisers and
+    decoders."""
+    pipe = opened(kind)
+    calls = [call_of(pipe, task) | {"output_type": "np"} for task in reversed(pipe.manifest.tasks)]
+    places = [(c.name, output) for c in pipe.manifest.components for output in c.outputs]
+    for index, (component, output) in enumerate(places):
+        monkeypatch.setattr(Mixing, "spoilt", (component, output, (np.nan, -np.inf)[index % 2]))
+        with pytest.raises(NumericalError, match=component):
+            _run_all(pipe, calls)
+
+
+def _run_all(pipe: Pipeline, calls: list[dict[str, Any]]) -> None:
+    for call in calls:
+        pipe(**call)

@@ -58,6 +58,33 @@ def test_a_vocabulary_of_another_size(folder: Path, words: str) -> None:
         source.load(source.resolve(folder))
 
 
+def _spoilt(tokens: Path, how: str) -> None:
+    (tokens / "tokenizer.json").unlink(missing_ok=True)
+    if how in ("empty", "cut"):
+        lines = (tokens / "merges.txt").read_text().splitlines()
+        (tokens / "merges.txt").write_text("\n".join(lines[: 1 if how == "empty" else 3]))
+        return
+    vocabulary = json.loads((tokens / "vocab.json").read_text())
+    vocabulary["a"] = 5000 if how == "beyond" else vocabulary["b"]
+    (tokens / "vocab.json").write_text(json.dumps(vocabulary))
+
+
+@pytest.mark.fault("2.10", "merges that are cut short, ids that are beyond the encoder's or shared")
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("empty", "words that no merge makes, such as .*merges.txt is cut short"),
+        ("cut", "words that no merge makes"),
+        ("beyond", "up to 5000; expected one id for each"),
+        ("shared", "expected one id for each"),
+    ],
+)
+def test_a_vocabulary_of_the_right_size(folder: Path, how: str, says: str) -> None:
+    _spoilt(folder / "tokenizer", how)
+    with pytest.raises(SourceError, match=f"tokenizer has .*{says}"):
+        source.load(source.resolve(folder))
+
+
 @pytest.mark.fault("2.10", "other parts without the files that they are read from")
 @pytest.mark.parametrize(
     ("part", "file"),
