@@ -52,7 +52,7 @@ def test_an_engine_gives_something_else(backend: str, request: Any) -> None:
     build = next(each for each in bundle.manifest.builds if engine.loads(each))
     (component,) = bundle.manifest.encoders()
     ids = {name: np.ones((1, spec.shape[1]), spec.dtype) for name, spec in component.inputs.items()}
-    entry = bundle.entry(build, component.name)
+    entry = bundle.entry(build, component.name, engine)
     with engine.open(entry, component) as session:
         expected = session.run(ids)
     for name, lie in LIES.items():
