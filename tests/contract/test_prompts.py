@@ -495,7 +495,7 @@ def test_the_command(
         (["(red", "--prompt-weighting"], "never closed"),
         (["red", "--prompt-embeds", str(tmp_path / "texts.npz")], "say the same thing"),
         (["--prompt-embeds", str(tmp_path / "none.npz")], "no such file"),
-        (["--prompt-embeds", str(tmp_path / "text.npz")], "damaged"),
+        (["--prompt-embeds", str(tmp_path / "text.npz")], "not a .npz file"),
         (
             ["--prompt-embeds", str(tmp_path / "other.npz")],
             "no argument 'something'; this bundle has: prompt_em",
