@@ -110,7 +110,6 @@ def test_a_bundle_is_there_at_every_moment(
     assert sorted(os.listdir(published.parent)) == ["bundle", "newer"]
 
 
-@pytest.mark.fault("1.8", "a reader finds no bundle while an export replaces it")
 @pytest.mark.parametrize("lacks", ["the disk", "the library"])
 def test_a_system_that_cannot_exchange_renames_twice(
     published: Path, lacks: str, monkeypatch: pytest.MonkeyPatch
