@@ -30,7 +30,7 @@ HEAD = """# Reliability
 What latentc promises about files from strangers, kills, full disks and long runs
 ([SECURITY.md](../SECURITY.md)) is tested in four ways. This page is made by
 `python -m tests.reliability` from the records that the commands below write to
-[docs/verified/reliability](verified/reliability).
+[docs/verified/reliability](verified/reliability/README.md).
 
 """
 
