@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, overload
 
 _LONGEST_VARINT = 70  # bits
+_LEAST_TAG = 1 << 3
 
 
 class Buffer(Protocol):
@@ -53,6 +54,8 @@ def walk(data: Buffer, size: int, kinds: Sequence[Kind]) -> Iterator[tuple[int, 
             at += 1
             if tag >= 0x80:
                 tag, at = _varint(data, at - 1)
+            if tag < _LEAST_TAG:  # no field has the number 0, and a hole in a file has nothing else
+                raise ValueError("a field without a number")
             if only is not None and tag >> 3 not in only:
                 raise ValueError(f"a field that is not known ({tag >> 3})")
             match tag & 7:

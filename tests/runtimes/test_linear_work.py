@@ -59,6 +59,9 @@ def document(tmp_path: Path) -> dict[str, Any]:
     names = {"encoder_hidden_states": {"input_ids": 2}}
     made["embeddings"] = [{"name": "prompt_embeds", "inputs": names, "frame": [1, 1]}]
     made["guidance"] |= {"least": {"guidance_scale": 1}, "rescale": "guidance_scale"}
+    made["left_out"] = [{"name": "watermark", "why": "it needs another package", "chosen": False}]
+    for task in made["tasks"]:
+        task["branch_arguments"] = {"negative_size": ["size"]}
     made["created_by"]["libraries"] = {"numpy": "2"}
     made["source"]["scheduler_config"] = {"beta": 1}
     made["source"] |= {"without": ["x"], "ingredients": [{"kind": "a", "id": "b", "sha256": "c"}]}
