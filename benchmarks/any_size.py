@@ -32,6 +32,7 @@ from runtimes import backend
 from runtimes.backend import SessionOptions
 from runtimes.manifest import Component, TensorSpec
 from runtimes.session import Array, Session
+from runtimes.terminal import say
 
 ENGINES: Mapping[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 _BUILTIN = Path(__file__).resolve().parent.parent / "latentc" / "models" / "shapes"
@@ -151,13 +152,11 @@ def unets() -> dict[str, tuple[Any, int]]:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write a file.")
 def main(runs: int, json_file: Path | None) -> None:
     """Measure a denoiser's graph for every size against that for even sizes."""
-    click.echo(f"{'':16}{'engine':14}{'shapes':10}{'even ms':>10}{'any ms':>10}{'ratio':>8}")
+    say(f"{'':16}{'engine':14}{'shapes':10}{'even ms':>10}{'any ms':>10}{'ratio':>8}")
     results = []
     for name, (unet, side) in unets().items():
         for engine, shapes, even, every in measure(unet, side, runs):
-            click.echo(
-                f"{name:16}{engine:14}{shapes:10}{even:10.2f}{every:10.2f}{every / even:8.3f}"
-            )
+            say(f"{name:16}{engine:14}{shapes:10}{even:10.2f}{every:10.2f}{every / even:8.3f}")
             results.append([name, side, engine, shapes, even, every])
     if json_file is not None:
         report = {"unit": "ms per call, median", "runs": runs, "results": results}

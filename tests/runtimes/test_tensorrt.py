@@ -72,7 +72,7 @@ def test_the_recipes_in_a_bundle(bundle: Path) -> None:
             "sequence": (77, 77, 154),
         }
         assert recipe.shapes(manifest.component("denoiser")) == {
-            "sample": ((1, 4, 2, 2), (2, 4, 16, 16), (8, 4, 24, 24)),
+            "sample": ((1, 4, 1, 1), (2, 4, 16, 16), (8, 4, 24, 24)),
             "encoder_hidden_states": ((1, 77, 32), (2, 77, 32), (8, 154, 32)),
         }
     decoder = Recipe.load(bundle / "tensorrt-fp32" / "vae_decoder" / "recipe.json")
