@@ -44,6 +44,7 @@ FIRST = (
     *("test_precision", "test_t2i_adapter", "test_downsampled_attention", "test_depth"),
     *("test_weights", "test_transformers", "test_bench_run", "test_refiner", "test_coreml"),
     *("test_bundle_format", "test_quantization", "test_few_steps", "test_single_file"),
+    *("test_sizes", "test_closing", "test_argument_subsets", "test_corpus", "test_two_writers"),
 )
 
 
