@@ -206,9 +206,8 @@ def generate(
     how = {name: options[name] for name in ("preset", "low_memory")}
     how["cache"] = not options["no_cache"] and (options["cache"] or True)
     refined = options["refiner"] is not None
-    _refuse_at_once(bundle, prompts, options)
+    arguments = _checked_arguments(bundle, prompts, options)
     with load_asked(bundle, _asked(options, count), **how) as pipe:
-        arguments = _arguments(pipe.signature, prompts, options)
         kind = "latent" if refined else "pil"
         result = _drawn(pipe, options, {**arguments, "output_type": kind}, paths)
     if refined:
@@ -373,8 +372,10 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     )
 
 
-def _refuse_at_once(bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any]) -> None:
-    """Refuse a call that this bundle cannot make, before anything is loaded for it.
+def _checked_arguments(
+    bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a call that this bundle can make, before anything is loaded for it.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -388,7 +389,8 @@ def _refuse_at_once(bundle: Path, prompts: tuple[str, ...], options: Mapping[str
         Manifest.load(options["refiner"])
     manifest = Manifest.load(bundle)
     signature = Signature.of(manifest)
-    request = parse(manifest, signature, _arguments(signature, prompts, options))
+    arguments = _arguments(signature, prompts, options)
+    request = parse(manifest, signature, arguments)
     asked, steps = options["scheduler"], options["steps"]
     known = [each for each in manifest.schedules if asked is None or each.name == request.scheduler]
     if steps is not None and not any(steps in each.steps for each in known):
@@ -397,6 +399,7 @@ def _refuse_at_once(bundle: Path, prompts: tuple[str, ...], options: Mapping[str
             f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
             f"latentc schedule {bundle} --scheduler {name} --steps {steps}"
         )
+    return arguments
 
 
 def _drawn(
