@@ -10,6 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from traceback import clear_frames
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,6 +45,8 @@ class Session(ABC):
             name: np.dtype(spec.dtype) for name, spec in (self.inputs | self.outputs).items()
         }
         self._calls = Calls("this session is closed")
+        self._places: dict[int, Any] = {}  # what `_place` returned, by a number of its own
+        self._numbers = count()
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run the graph once.
@@ -82,7 +86,31 @@ class Session(ABC):
         call of this session, as in a signal handler, this returns at once, and the resources are
         released when the call has ended.
         """
-        self._calls.close(self._close)
+        self._calls.close(self._close_all)
+
+    def _close_all(self) -> None:
+        """Release what was placed, then the engine."""
+        try:
+            for number in tuple(self._places):
+                self._give_back(number)
+        finally:
+            self._close()
+
+    def _hold(self, constants: Feeds) -> int:
+        """Place arrays and return the number that they have from then on.
+
+        The session alone refers to what was placed, so that closing it ends the engine's objects
+        whatever still waits to be freed in other threads: one of PyTorch's that a thread frees
+        while Python shuts down ends the process.
+        """
+        placed = self._place(constants)
+        number = next(self._numbers)
+        self._places[number] = placed
+        return number
+
+    def _give_back(self, number: int) -> None:
+        """Release what `_hold` placed."""
+        self._release(self._places.pop(number))
 
     def __enter__(self) -> Self:
         return self
@@ -115,12 +143,15 @@ class Session(ABC):
 
     @contextmanager
     def _reporting(self, call: Call | None = None) -> Iterator[None]:
-        """Turn the engine's exceptions into BackendError."""
+        """Turn the engine's exceptions into BackendError, and free what the failed call held: an
+        exception keeps every variable on its way, for as long as somebody keeps the exception."""
         try:
             yield
-        except LatentcError:
+        except LatentcError as error:
+            clear_frames(error.__traceback__)
             raise
         except Exception as error:
+            clear_frames(error.__traceback__)
             if call is not None and call.cancelled:
                 raise BackendError(f"{self.component}: cancelled while it ran") from error
             named = f"{self.component}: {type(self).__name__}"
@@ -199,7 +230,7 @@ class BoundSession(Session):
         self._symbols: dict[str, int] = {}
         session._check_each(arrays, self._symbols)
         with in_flight() as call, session._calls.including(call), session._reporting(call):
-            self._placed = session._place(arrays)
+            self._number = session._hold(arrays)
 
     def _check(self, feeds: Feeds) -> dict[str, int]:
         if feeds.keys() != self.inputs.keys():
@@ -211,14 +242,13 @@ class BoundSession(Session):
     def _run(self, feeds: Feeds) -> dict[str, Array]:
         call = current()
         with self._session._calls.including(call), self._session._reporting(call):
-            return self._session._run_placed(feeds, self._placed)
+            return self._session._run_placed(feeds, self._session._places[self._number])
 
     def _close(self) -> None:
-        calls, placed = self._session._calls, self._placed
-        self._placed = None
+        calls = self._session._calls
         try:
             with calls.including(current()):
-                self._session._release(placed)
+                self._session._give_back(self._number)
         except BackendError:
             if not calls.closed:  # which has released what was placed with everything else
                 raise

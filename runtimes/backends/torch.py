@@ -144,7 +144,8 @@ class TorchSession(Session):
         program.check({name: tensor.shape for name, tensor in tensors.items()})
         with self._torch.inference_mode(), self._computing():
             values = program.module(*(tensors[name] for name in program.inputs))
-        return self._named(value.float().contiguous().cpu().numpy() for value in values)
+        # Copies: an array that is PyTorch's memory would be freed by whoever gets it, whenever.
+        return self._named(np.array(value.float().cpu().numpy(), order="C") for value in values)
 
     def _tensor(self, value: Array) -> Any:
         # PyTorch warns of memory that it may not write to.
