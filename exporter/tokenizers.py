@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter import vocabulary
 from exporter.families import Description, TextInput
 from exporter.source import PipelineSource, digest
 from exporter.store import Store
@@ -64,15 +65,13 @@ def add_all(
     store: Store, source: PipelineSource, pipe: Any, description: Description
 ) -> tuple[Tokenizer, ...]:
     """Those of all texts that the pipeline takes, as the manifest describes them."""
-    return tuple(
-        _added(store, source, getattr(pipe, text.attribute), text)
-        for text in description.text_inputs
-    )
+    return tuple(_added(store, source, pipe, text) for text in description.text_inputs)
 
 
-def _added(store: Store, source: PipelineSource, tokenizer: Any, text: TextInput) -> Tokenizer:
+def _added(store: Store, source: PipelineSource, pipe: Any, text: TextInput) -> Tokenizer:
     from exporter.textual_inversion import expansions
 
+    tokenizer = getattr(pipe, text.attribute)
     length = text.length(tokenizer)
     key = digest(
         {
@@ -90,4 +89,11 @@ def _added(store: Store, source: PipelineSource, tokenizer: Any, text: TextInput
         return {}
 
     item = store.item(key, f"tokenizer/{text.input}", write)
-    return Tokenizer(item.files[0], text.input, length, text.texts, expansions(tokenizer))
+    return Tokenizer(
+        item.files[0],
+        text.input,
+        length,
+        text.texts,
+        expansions(tokenizer),
+        vocabulary.rows(pipe, text.attribute),
+    )

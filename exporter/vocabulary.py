@@ -38,6 +38,12 @@ def check(pipe: Any) -> None:
         _check_words(tokenizer_name, tokenizer)
 
 
+def rows(pipe: Any, tokenizer: str) -> int:
+    """Return how many ids the text encoder that belongs to a tokenizer has embeddings for."""
+    encoder = getattr(pipe, dict(_PAIRS)[tokenizer])
+    return int(encoder.get_input_embeddings().weight.shape[0])
+
+
 def _check_words(name: str, tokenizer: Any) -> None:
     """Raise SourceError if words share an id, ids have gaps, or no merge makes a word of several
     letters: with a cut or empty merges.txt, texts fall into single letters without a word."""

@@ -177,7 +177,8 @@ class Tokenizer(_Base, frozen=True):
 
     `texts` names the call arguments that hold the text: the first one given is used. Padding
     and truncation to `max_length` ids are settings of the file itself. `expansions`: words that
-    stand for several, which are written out before a text is tokenized.
+    stand for several, which are written out before a text is tokenized. `vocabulary`: how many
+    rows the encoder's table of embeddings has; ids are below it.
     """
 
     file: File
@@ -185,6 +186,7 @@ class Tokenizer(_Base, frozen=True):
     max_length: int
     texts: tuple[str, ...]
     expansions: dict[str, str] = msgspec.field(default_factory=dict)
+    vocabulary: int | None = None
 
 
 class Argument(_Base, frozen=True):

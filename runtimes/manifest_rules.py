@@ -13,6 +13,7 @@ from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 LONGEST_TEXT = 1 << 16  # ids
+_MOST_WORDS = 1 << 31  # graphs may take ids as int32
 _LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
 _LARGEST_FRAME = 1 << 26  # numbers
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -157,6 +158,8 @@ def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
                 f"tokenizer for {tokenizer.input!r}: needs texts and a length from 1 to "
                 f"{LONGEST_TEXT}"
             )
+        if tokenizer.vocabulary is not None and not 1 <= tokenizer.vocabulary <= _MOST_WORDS:
+            yield f"tokenizer for {tokenizer.input!r}: vocabulary must be from 1 to {_MOST_WORDS}"
 
 
 def _embedding_problems(manifest: Manifest) -> Iterator[str]:

@@ -607,7 +607,9 @@ def open_pipeline(
     sessions = Sessions(components, open_one, not low_memory, parallel, later)
     try:
         tokenizers = {
-            each.input: TextTokenizer.load(bundle.path(each.file), each.max_length, each.expansions)
+            each.input: TextTokenizer.load(
+                bundle.path(each.file), each.max_length, each.expansions, each.vocabulary
+            )
             for each in bundle.manifest.tokenizers
         }
     except BaseException:

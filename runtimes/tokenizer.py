@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _WHAT = "a usable tokenizer"
-_LARGEST_ID = (1 << 31) - 1  # graphs may take them as int32
+_MOST_IDS = 1 << 31  # graphs may take them as int32
 _MOST_WORDS = 1 << 12  # that stand for others
 
 
@@ -44,8 +44,8 @@ class Chunk:
 class TextTokenizer:
     """A tokenizer.json whose settings pad and truncate every text to `max_length` ids.
 
-    `expansions`: words that stand for several; see `runtimes.manifest.Tokenizer`.
-    Safe to use from several threads.
+    `expansions`: words that stand for several; `vocabulary`: what ids must be below; see
+    `runtimes.manifest.Tokenizer`. Safe to use from several threads.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class TextTokenizer:
         max_length: int,
         label: str,
         expansions: Mapping[str, str] = MappingProxyType({}),
+        vocabulary: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._label = label
@@ -64,23 +65,29 @@ class TextTokenizer:
             raise BundleError(f"{label}: {len(words)} words of expansions, at most {_MOST_WORDS}")
         self._words = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
         self.max_length = max_length
+        self._ids = _MOST_IDS if vocabulary is None else vocabulary
 
     @classmethod
     @parser(BundleError, "path", _WHAT)
     def load(
-        cls, path: Path, max_length: int, expansions: Mapping[str, str] = MappingProxyType({})
+        cls,
+        path: Path,
+        max_length: int,
+        expansions: Mapping[str, str] = MappingProxyType({}),
+        vocabulary: int | None = None,
     ) -> TextTokenizer:
         """Read a tokenizer.json.
 
         Raises:
-            BundleError: it is damaged or does not give `max_length` ids for a text.
+            BundleError: it is damaged, or does not give `max_length` ids below `vocabulary` for a
+                text.
         """
         from tokenizers import Tokenizer
 
         label = f"{path.parent.name}/{path.name}"
         data = read_regular(path, LARGEST_DOCUMENT)
         loaded = Tokenizer.from_buffer(checked(data, max_length))
-        made = cls(loaded, max_length, label, expansions)
+        made = cls(loaded, max_length, label, expansions, vocabulary)
         made.chunks(unweighted(""))
         return made
 
@@ -136,8 +143,11 @@ class TextTokenizer:
                 f"{self._label}: gives {len(ids)} ids for a text where the manifest says "
                 f"{self.max_length}"
             )
-        if max(ids) > _LARGEST_ID:
-            raise BundleError(f"{self._label}: gives the id {max(ids)}, beyond any vocabulary")
+        if max(ids) >= self._ids:  # engines read elsewhere, or take zeros without a word
+            raise BundleError(
+                f"{self._label}: gives the id {max(ids)}, and the text encoder has {self._ids} "
+                "embeddings; the tokenizer is another model's, export the bundle again"
+            )
         if text.plain:
             return Chunk(ids)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)

@@ -296,7 +296,8 @@ def _tokenizers(folder: Path) -> tuple[Tokenizer, ...]:
     (folder / "tokenizer").mkdir(exist_ok=True)
     word_tokenizer().save(str(folder / path))
     texts = ("prompt_2", "prompt")
-    return (Tokenizer(file_of(folder, path), "input_ids", MAX_LENGTH, texts),)
+    file = file_of(folder, path)
+    return (Tokenizer(file, "input_ids", MAX_LENGTH, texts, vocabulary=len(WORDS)),)
 
 
 def word_tokenizer() -> Any:

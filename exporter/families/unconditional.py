@@ -37,6 +37,22 @@ class Denormalise(torch.nn.Module):
         return (latents / 2 + 0.5,)
 
 
+def _check_timesteps(pipe: Any) -> None:
+    """Refuse a scheduler whose timesteps the UNet has learned no vector for.
+
+    Raises:
+        UnsupportedPipeline: it has more; PyTorch ends in an IndexError there, engines take zeros.
+    """
+    if pipe.unet.config.time_embedding_type != "learned":
+        return
+    rows, timesteps = pipe.unet.time_proj.num_embeddings, pipe.scheduler.config.num_train_timesteps
+    if timesteps > rows:
+        raise UnsupportedPipeline(
+            f"the scheduler counts {timesteps} timesteps and the UNet has learned {rows} of them: "
+            "diffusers cannot run it either; set num_train_timesteps to the model's"
+        )
+
+
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.unet.config
@@ -52,6 +68,7 @@ def describe(pipe: Any) -> Description:
             f"a UNet2DModel with {named} {config[named]!r} takes class labels, and "
             f"{type(pipe).__name__} has none to give: diffusers cannot run it either"
         )
+    _check_timesteps(pipe)
     sample = sample_spec(config.in_channels)
     denoiser = Component(
         name="denoiser",

@@ -523,6 +523,9 @@ class Bundle:
             made.append([each.ids for each in [found, *found.overflowing][:most]])
             lengths = {len(ids) for ids in made[-1]}
             expect(lengths == {tokenizer["max_length"]}, f"{lengths} ids")
+            largest = max(max(ids) for ids in made[-1])
+            most_ids = tokenizer.get("vocabulary") or 2**31
+            expect(largest < most_ids, f"the tokenizer for {name} gives the id {largest}")
         return made
 
     def _given(self, branch: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Array]:

@@ -228,6 +228,9 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{artifact['entry']} is not listed"
     for file in _files(document):
         yield from _file_problems(file)
+    for each in document["tokenizers"]:
+        if (words := each.get("vocabulary")) is not None and not 1 <= words <= 1 << 31:
+            yield f"a vocabulary of {words}"
     for component in document["components"]:
         for spec in (*component["inputs"].values(), *component["outputs"].values()):
             if not all(map(_is_dimension, spec["shape"])):

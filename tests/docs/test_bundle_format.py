@@ -162,6 +162,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("defaults.num_inference_steps", 0),
     ("tokenizers.0.max_length", 0),
     ("tokenizers.0.texts", []),
+    ("tokenizers.0.vocabulary", 0),
+    ("tokenizers.0.vocabulary", 2**31 + 1),
     ("tokenizers.0.input", "nobody"),
     ("tokenizers.0.file.path", "../tokenizer.json"),
     ("tokenizers.0.file.size", -1),

@@ -186,6 +186,13 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
         tiny.Configuration(unet={"out_channels": 6}, scheduler={"variance_type": "learned_range"}),
         "3 input and 6 output channels",
     ),
+    "timesteps without a vector": (
+        tiny.unconditional,
+        tiny.Configuration(
+            unet=tiny.UNCONDITIONAL["learned"].unet, scheduler={"num_train_timesteps": 2000}
+        ),
+        "counts 2000 timesteps and the UNet has learned 1000",
+    ),
     "odd pixels": (
         tiny.unconditional,
         tiny.Configuration(unet={"sample_size": (16, 15)}),
@@ -209,7 +216,18 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+FAULTS = {
+    "timesteps without a vector": ("1.5", "timesteps beyond the vectors that a UNet has learned")
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.fault(*FAULTS[case])] if case in FAULTS else [])
+        for case in REFUSED
+    ],
+)
 def test_what_its_pipeline_cannot_run_is_refused(case: str, tmp_path: Path) -> None:
     make, made_with, message = REFUSED[case]
     make(tmp_path / "pipeline", made_with)

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from exporter import model_files, source
 from exporter.families import family_of
 from runtimes.errors import SourceError, UnsupportedPipeline
+from tests.uncaptured import uncaptured
 
 
 @pytest.fixture
@@ -56,6 +57,19 @@ def test_a_vocabulary_of_another_size(folder: Path, words: str) -> None:
         SourceError, match=r"tokenizer has a vocabulary of \d+ words and text_encoder embeddings of"
     ):
         source.load(source.resolve(folder))
+
+
+@pytest.mark.fault("2.10", "the bundle does not say how many words its text encoder knows")
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_the_bundle_has_the_size_of_each_vocabulary(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    folder = pipeline_folder(name)
+    bundle = uncaptured(folder, tmp_path / "bundle", mixing=True).manifest
+    for tokenizer in bundle.tokenizers:
+        encoder = tokenizer.input.replace("input_ids", "text_encoder")
+        config = json.loads((folder / encoder / "config.json").read_bytes())
+        assert tokenizer.vocabulary == config["vocab_size"]
 
 
 def _spoilt(tokens: Path, how: str) -> None:

@@ -326,6 +326,8 @@ def test_a_new_word(
             text_encoder=pipe.text_encoder_2,
             tokenizer=pipe.tokenizer_2,
         )
+    words = made.manifest.tokenizers[0].vocabulary
+    assert words == pipe.text_encoder.get_input_embeddings().weight.shape[0]
     pipe.set_progress_bar_config(disable=True)
     for prompt in ("a red <cat> above <cat>, blue", "no such word"):
         generator = torch.Generator().manual_seed(5)

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtimes.errors import BundleError, InputError
+from runtimes.manifest import MANIFEST
+from runtimes.pipeline import load
 from runtimes.prompt_weights import unweighted
 from runtimes.regular_expressions import read_pattern
 from runtimes.tokenizer import TextTokenizer
 from runtimes.tokenizer_rules import LONGEST_TEXT
-from tests.fakes import MAX_LENGTH, word_tokenizer
+from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 Document = dict[str, Any]
 DEEP = 200_000
@@ -263,8 +265,25 @@ def test_ids_beyond_any_vocabulary(tmp_path: Path) -> None:
     document["model"]["vocab"]["red"] = (1 << 32) - 1
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(BundleError, match="beyond any vocabulary"):
+    with pytest.raises(BundleError, match="gives the id 4294967295, and the text encoder has"):
         TextTokenizer.load(path, MAX_LENGTH).encode(["a red circle"])
+
+
+@pytest.mark.fault("1.5", "ids beyond the text encoder's embeddings")
+@pytest.mark.parametrize("rows", [len(WORDS) - 1, len(WORDS)])
+def test_ids_beyond_the_embeddings(tmp_path: Path, rows: int) -> None:
+    """Engines take such an id for another row, or for zeros, without a word."""
+    bundle = make_bundle(tmp_path / "bundle")
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    document["tokenizers"][0]["vocabulary"] = rows
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    with load(bundle, FakeBackend()) as pipe:
+        pipe("a red circle", num_inference_steps=2)
+        if rows == len(WORDS):
+            pipe(WORDS[-1], num_inference_steps=2)
+            return
+        with pytest.raises(BundleError, match=f"gives the id {rows}, .* has {rows} embeddings"):
+            pipe(WORDS[-1], num_inference_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from runtimes.errors import LatentcError
 from tests.hostile.bad_bundle import BadBundle, case
 
 
@@ -94,11 +93,21 @@ def tokenizer_truncation_of_nothing(bad: BadBundle) -> None:
     _edit(bad, change)
 
 
-@case("onnx results", "", LatentcError)
+@case("tokenizer", "tokenizer")
 def tokenizer_ids_beyond_the_vocabulary(bad: BadBundle) -> None:
     """An id of the tokenizer is no row of the text encoder's table."""
 
-    def change(document: Any) -> None:
-        document["padding"]["pad_id"] = 10**6
+    _edit(bad, lambda document: document["padding"].update(pad_id=10**6))
 
-    _edit(bad, change)
+
+@case("tokenizer", "tokenizer")
+def tokenizer_id_just_beyond_the_vocabulary(bad: BadBundle) -> None:
+    """An id of the tokenizer is the number of rows of the text encoder's table."""
+    words = bad.document()["tokenizers"][0]["vocabulary"]
+    _edit(bad, lambda document: document["padding"].update(pad_id=words))
+
+
+@case("manifest", "vocabulary")
+def manifest_vocabulary_of_nothing(bad: BadBundle) -> None:
+    """The encoder has embeddings for no id."""
+    bad.set("tokenizers.0.vocabulary", 0)
