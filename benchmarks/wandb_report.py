@@ -14,7 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from runtimes import pictures
 from runtimes.errors import LatentcError
+from runtimes.files import LARGEST_DOCUMENT, open_regular
+from runtimes.parsing import reason
 
 PROJECT = "latentc-benchmarks"
 ROWS = "rows"
@@ -69,7 +72,8 @@ def log_report(report: Mapping[str, Any], folder: Path, project: str | None = No
         The run's address, or its folder where it has none (offline).
 
     Raises:
-        LatentcError: wandb is not installed, or cannot log.
+        LatentcError: wandb is not installed, or cannot log; a file of the report is no regular one,
+            or a link out of its folder.
     """
     wandb = library()
     found = mapped(report, folder)
@@ -83,14 +87,18 @@ def log_report(report: Mapping[str, Any], folder: Path, project: str | None = No
 
 
 def mapped(report: Mapping[str, Any], folder: Path) -> Mapped:
-    """What of the report goes where."""
+    """Return what of the report goes where.
+
+    Raises:
+        LatentcError: a file in `folder` is no regular one, too large, or a link out of it.
+    """
     lists = {name: value for name, value in report.items() if _is_table(value)}
     return Mapped(
         config={name: value for name, value in report.items() if name not in lists},
         metrics=dict(_metrics(lists.get(ROWS, []))),
         tables={name: _table(rows) for name, rows in lists.items()},
-        pictures=_pictures(folder),
-        files=[path for pattern in _FILES for path in sorted(folder.glob(pattern))],
+        pictures={path.stem: path for path in _inside(folder, _PICTURES)},
+        files=_inside(folder, _FILES),
     )
 
 
@@ -110,13 +118,12 @@ def _log(wandb: ModuleType, run: Any, found: Mapped) -> str:
         for name, (columns, rows) in found.tables.items()
     }
     if found.pictures:
-        pictures = wandb.Table(columns=["name", "picture"])
-        for name, path in found.pictures.items():
-            pictures.add_data(name, wandb.Image(str(path), caption=name))
-        logged["pictures"] = pictures
-        logged["picture"] = [
-            wandb.Image(str(path), caption=name) for name, path in found.pictures.items()
-        ]
+        table = wandb.Table(columns=["name", "picture"])
+        images = {name: pictures.read(path) for name, path in found.pictures.items()}
+        for name, image in images.items():
+            table.add_data(name, wandb.Image(image, caption=name))
+        logged["pictures"] = table
+        logged["picture"] = [wandb.Image(image, caption=name) for name, image in images.items()]
     run.log({**found.metrics, **logged})
     if found.files:
         artifact = wandb.Artifact(f"report-{run.id}", type="benchmark-report")
@@ -164,6 +171,17 @@ def _name(row: Mapping[str, Any], index: int) -> str:
     return re.sub(r"[^\w .:+=-]+", "-", given)  # a slash would make another group of panels
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    found = [path for pattern in _PICTURES for path in sorted(folder.glob(pattern))]
-    return {path.stem: path for path in found}
+def _inside(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files of a report, which may come from anybody: what is logged is published.
+
+    Raises:
+        LatentcError: one is no regular file, too large, or a link that leads out of the folder.
+    """
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    for path in found:
+        try:
+            with open_regular(path, LARGEST_DOCUMENT, root=folder):
+                pass
+        except OSError as error:
+            raise LatentcError(f"{path}: no file of a report: {reason(error)}") from error
+    return found

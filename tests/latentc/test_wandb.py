@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -367,6 +368,23 @@ def test_a_report(tmp_path: Path, the_run: Callable[[], Read]) -> None:
     assert "benchmark-report" in run.artifact_types.values()
     assert run.artifact_file("report.html").read_text() == "<p>report</p>"
     assert run.artifact_file("pictures/a.png").exists()
+
+
+@pytest.mark.fault("1.4", "a report's link out of its folder is published")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["notes.txt", "pictures/a.png", "b.png"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_report_has_its_own_files_only(tmp_path: Path, name: str, kind: str) -> None:
+    secret = tmp_path / "secret"
+    Image.new("RGB", (8, 8)).save(secret, "PNG")
+    folder = tmp_path / "report"
+    (folder / "pictures").mkdir(parents=True)
+    if kind == "link":
+        (folder / name).symlink_to(secret)
+    else:
+        os.mkfifo(folder / name)
+    with pytest.raises(latentc.LatentcError, match=f"{folder / name}: no file of a report"):
+        latentc.wandb.log_report(REPORT, folder)
 
 
 def test_a_report_joins_the_run_that_there_is(tmp_path: Path, the_run: Callable[[], Read]) -> None:
