@@ -7,9 +7,10 @@ and numbers outside of 0 to 1, which wrap where they become bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 
@@ -35,6 +36,14 @@ LARGEST_FILE = 1 << 30  # bytes
 _MOST_PIXELS = 178_956_970  # from here on Pillow refuses a file as a decompression bomb
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits a pixel
 _DEEPEST = 65535
+_BITS = 258  # the tag of TIFF for bits a sample
+# Netpbm's formats (PPM) are read byte by byte in their headers, and comments among numbers that are
+# written out are cut out one by one, each time with a copy of a mebibyte.
+_NETPBM = re.compile(rb"P[0-9A-Za-z]{1,5}\s")
+_NETPBM_HEADER = re.compile(rb"P[0-9A-Za-z]{1,5}(?:\s+[0-9.+-]+){2,3}\s")
+_NETPBM_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]")
+_WRITTEN_OUT = (b"P1", b"P2", b"P3")
+_LONGEST_HEADER = 1 << 16  # bytes
 # Pillow's modes that it converts to RGB and to grey, resizes and pastes.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
@@ -43,7 +52,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCb
 def read(path: Path) -> Image.Image:
     """Return the image in a file, upright and in RGB, as ``diffusers.utils.load_image`` does.
 
-    Greys of 16 bits are scaled to 8 bits.
+    Greys of 12 and 16 bits are scaled to 8 bits.
 
     Raises:
         InputError: the file is missing, damaged, cut short, too large or of an unknown format.
@@ -52,10 +61,29 @@ def read(path: Path) -> Image.Image:
 
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
-    with open_regular(path, LARGEST_FILE) as stream, Image.open(stream, formats=formats) as file:
-        file.load()
-        upright = ImageOps.exif_transpose(file)
-    return _checked_pillow(str(path), upright).convert("RGB")
+    with open_regular(path, LARGEST_FILE) as stream:
+        _refuse_slow_netpbm(path, stream)
+        with Image.open(stream, formats=formats) as file:
+            file.load()
+            upright, white = ImageOps.exif_transpose(file), _white(file)
+    return _checked_pillow(str(path), upright, white).convert("RGB")
+
+
+def _refuse_slow_netpbm(path: Path, stream: BinaryIO) -> None:
+    """Refuse a Netpbm file whose header is longer than `_LONGEST_HEADER`, or that has comments
+    after so many bytes."""
+    head = stream.read(_LONGEST_HEADER)
+    if _NETPBM.match(head):
+        plain = _NETPBM_COMMENT.sub(b"", head)
+        header = _NETPBM_HEADER.match(plain)
+        if header is None:
+            raise InputError(f"{path}: its header has no size in the first {_LONGEST_HEADER} bytes")
+        rest = plain[header.end() :]
+        while rest and head.startswith(_WRITTEN_OUT):
+            if b"#" in rest:
+                raise InputError(f"{path}: comments after {_LONGEST_HEADER} bytes; save it as PNG")
+            rest = stream.read(_LONGEST_HEADER)
+    stream.seek(0)
 
 
 def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
@@ -141,16 +169,23 @@ def _checked(name: str, image: Any, kind: Kind) -> Any:
         return _checked_array(name, image, kind)
     if not hasattr(image, "convert") or not hasattr(image, "resize"):
         raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {shown(image)}")
-    return _checked_pillow(repr(name), image)
+    return _checked_pillow(repr(name), image, _white(image))
 
 
-def _checked_pillow(label: str, image: Image.Image) -> Image.Image:
+def _white(image: Image.Image) -> int:
+    """Return the number that is white in an image of `_DEEP`: Pillow gives greys of 12 bits, which
+    TIFF files have, as they are."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return (1 << 12) - 1 if tags.get(_BITS) == (12,) else _DEEPEST
+
+
+def _checked_pillow(label: str, image: Image.Image, white: int = _DEEPEST) -> Image.Image:
     """The image, its pixels read, in one of `_MODES`."""
     _check_size(label, *image.size)
     with parsing(label, InputError, "an image that can be read"):
         image.load()  # files are read when they are first needed
     if image.mode in _DEEP:
-        return _shallow(label, image)
+        return _shallow(label, image, white)
     if image.mode in _MODES:
         return image
     if image.mode == "F":
@@ -162,16 +197,16 @@ def _checked_pillow(label: str, image: Image.Image) -> Image.Image:
         return image.convert("RGB")
 
 
-def _shallow(label: str, image: Image.Image) -> Image.Image:
-    """Greys of 16 bits scaled to 8; Pillow's own conversion makes all above 255 white."""
+def _shallow(label: str, image: Image.Image, white: int) -> Image.Image:
+    """Greys of more bits scaled to 8; Pillow's own conversion makes all above 255 white."""
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > _DEEPEST:
+    if levels.min() < 0 or levels.max() > white:
         raise InputError(
-            f"{label}: greys from {levels.min()} to {levels.max()}; expected 0 to {_DEEPEST}"
+            f"{label}: greys from {levels.min()} to {levels.max()}; expected 0 to {white}"
         )
-    return Image.fromarray((levels * 255 / _DEEPEST).round().astype(np.uint8))
+    return Image.fromarray((levels * 255 / white).round().astype(np.uint8))
 
 
 def _checked_array(name: str, array: np.ndarray, kind: Kind) -> Array:

@@ -4,6 +4,7 @@ is accepted; never numbers that wrapped or were clipped."""
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,54 @@ def test_deep_greys_are_scaled(mode: str, kind: Any) -> None:
         np.asarray(masks.resized(checked, 8, 8, crop=True)),
         np.asarray(masks.resized(shallow, 8, 8, crop=True)),
     )
+
+
+def tiff_of_12_bits() -> bytes:
+    """A TIFF of `GREYS` with 12 bits a pixel, two pixels in three bytes."""
+    levels = (GREYS.astype(np.uint32) * 4095 / 255).round().astype(np.uint32).reshape(-1, 2)
+    pairs = (levels[:, 0] << 12 | levels[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)
+    data = pairs[:, 1:].tobytes()
+    tags = {256: WIDTH, 257: HEIGHT, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: HEIGHT}
+    tags |= {279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    folder = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + folder
+
+
+@pytest.mark.fault("2.3", "greys of 12 bits are taken for 16, nearly black")
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_greys_of_12_bits_are_scaled(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    path.write_bytes(tiff_of_12_bits())
+    shallow = drawn(Image.fromarray(GREYS), kind)
+    np.testing.assert_array_equal(drawn(pictures.read(path), kind), shallow)
+    np.testing.assert_array_equal(drawn(Image.open(path), kind), shallow)
+
+
+@pytest.mark.fault("2.3", "comments of a PPM are read byte by byte, or copied without a bound")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("P3\n#" + "a" * 100_000 + "\n1 1\n255\n1 2 3\n", "no size in the first"),
+        ("P6" + " " * 100_000 + "1 1 255 abc", "no size in the first"),
+        ("P2 9 9 255 " + "0 " * 80_000 + "#\n" * 100, "comments after 65536 bytes"),
+    ],
+    ids=["a long comment", "a long space", "late comments"],
+)
+def test_slow_comments_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ppm"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says):
+        pictures.read(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["P3 1 1 255 1 #\n2 3\n", "P3\n# by GIMP\n1 1\n255\n1 2 3\n", "P6 1 1\n#a\n255\n\1\2\3"]
+)
+def test_usual_comments_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ppm"
+    path.write_text(text)
+    assert pictures.read(path).getpixel((0, 0)) == (1, 2, 3)
 
 
 @pytest.mark.fault("2.3", "blurring a mask of 1 bit is a traceback")
