@@ -66,9 +66,9 @@ def integer(name: str, value: Any) -> int:
     return whole
 
 
-def boolean(given: Mapping[str, Any], name: str) -> bool:
-    """True or False, the default."""
-    value = given.get(name, False)
+def boolean(given: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """True or False."""
+    value = given.get(name, default)
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name!r} must be True or False, not {shown(value)}")
     return bool(value)

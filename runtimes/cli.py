@@ -160,6 +160,11 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--height", type=int, metavar="PIXELS")
 @click.option("--width", type=int, metavar="PIXELS")
 @click.option(
+    "--no-resolution-binning",
+    is_flag=True,
+    help="Make the image in this very size, not in the nearest of the model's list.",
+)
+@click.option(
     "--arg",
     "extra",
     multiple=True,
@@ -356,6 +361,7 @@ def backends(as_json: bool) -> None:
 def _asked(options: Mapping[str, Any], images: int) -> Asked:
     """Command-line options → how to load."""
     from runtimes.presets import Asked
+    from runtimes.sizes import BINNING
 
     pairs = [assignment.partition("=") for assignment in options["option"]]
     for name, equals, value in pairs:
@@ -363,6 +369,8 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
             raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
     given = {name: options[name] for name in ("height", "width", "guidance_scale")}
     sizes = {"images": images} | {n: value for n, value in given.items() if value is not None}
+    if options["no_resolution_binning"]:
+        sizes[BINNING] = False
     same = ("backend", "device", "build", "precision", "threads", "compute", "compile")
     return Asked(
         **{name: options[name] for name in same},
@@ -441,6 +449,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
     from runtimes import pictures
+    from runtimes.sizes import BINNING
 
     seeds = list(options["seeds"])
     arguments: dict[str, Any] = {
@@ -467,6 +476,7 @@ def _arguments(
             raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
         arguments[name] = array
     arguments["prompt_weighting"] = options["prompt_weighting"] or None
+    arguments[BINNING] = False if options["no_resolution_binning"] else None
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:

@@ -62,6 +62,41 @@ def to_numpy(images: Pixels) -> npt.NDArray[np.float32]:
     return np.clip(pixels, 0, 1, out=pixels)
 
 
+def resized(images: Pixels, height: int, width: int) -> Pixels:
+    """Return images enlarged or made smaller until they cover a size, and its middle: diffusers'
+    ``VaeImageProcessor.resize_and_crop_tensor``. Where that has a side one pixel too short, for
+    which it returns a strip, this one is stretched by that pixel.
+
+    Args:
+        images: float32 (batch, channels, rows, columns).
+        height, width: in pixels.
+    """
+    rows, columns = images.shape[2:]
+    if (rows, columns) == (height, width):
+        return images
+    ratio = max(height / rows, width / columns)
+    sides = max(int(rows * ratio), height), max(int(columns * ratio), width)
+    upper, left = (sides[0] - height) // 2, (sides[1] - width) // 2
+    return _interpolated(
+        _interpolated(images, 2, sides[0], slice(upper, upper + height)),
+        *(3, sides[1], slice(left, left + width)),
+    )
+
+
+def _interpolated(images: Pixels, axis: int, count: int, part: slice) -> Pixels:
+    """Return an axis with `count` linearly interpolated places, of which `part` is kept: those of
+    ``torch.nn.functional.interpolate`` with ``align_corners=False``."""
+    length = images.shape[axis]
+    places = np.maximum((np.arange(count)[part] + 0.5) * (length / count) - 0.5, 0)
+    lower = np.minimum(places.astype(np.intp), length - 1)
+    upper = np.minimum(lower + 1, length - 1)
+    shape = [-1 if each == axis else 1 for each in range(images.ndim)]
+    share = (places - lower).astype(np.float32).reshape(shape)
+    first, second = np.take(images, lower, axis), np.take(images, upper, axis)
+    made: Pixels = first * (1 - share) + second * share
+    return made
+
+
 def to_pil(images: Pixels) -> list[Image.Image]:
     """What diffusers returns for ``output_type="pil"``.
 

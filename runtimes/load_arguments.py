@@ -12,6 +12,7 @@ from runtimes.argument_values import integer, number, shown
 from runtimes.backend import Backend
 from runtimes.errors import InputError
 from runtimes.presets import Asked
+from runtimes.sizes import BINNING
 
 _MOST_THREADS = 4096
 _TEXTS = ("device", "build", "precision", "compute")
@@ -35,6 +36,9 @@ def checked_asked(asked: Asked) -> Asked:
         raise InputError(f"'threads' must be from 0 (the engine's choice) to {_MOST_THREADS}")
     _check_mapping("static", asked.static, "sizes, such as {'height': 512}")
     for size, value in (asked.static or {}).items():
+        if size == BINNING:
+            flag(f"static[{size!r}]", value)
+            continue
         if number(f"static[{size!r}]", value) != int(value) and size in ("height", "width"):
             raise InputError(f"'static': {size} must be a whole number of pixels")
     _check_mapping("options", asked.options, "the engine's names and their values, as texts")

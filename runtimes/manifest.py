@@ -160,6 +160,9 @@ class Latents(_Base, frozen=True):
     `factor` is pixels per latent along a side; latent height and width must be multiples of
     `multiple`, at least `minimum`, and at most `maximum` where the model has a limit; default sizes
     are in pixels. `rounds`: other sizes are made smaller to a multiple, with a warning.
+    `bins`: (ratio of height to width, height, width) of the sizes that images are made in unless a
+    call says otherwise, in pixels; they are resized to the size that was asked for afterwards.
+    Empty: calls take the argument, and there are none for this model. None: they do not take it.
     """
 
     channels: int
@@ -170,6 +173,7 @@ class Latents(_Base, frozen=True):
     maximum: int | None = None
     minimum: int = 1
     rounds: bool = False
+    bins: tuple[tuple[float, int, int], ...] | None = None
 
 
 class Tokenizer(_Base, frozen=True):
@@ -306,7 +310,7 @@ class Defaults(_Base, frozen=True):
 class LoopProbe(_Base, frozen=True):
     """Settings of the reference run whose result is stored among the probes."""
 
-    arguments: dict[str, str | int | float]
+    arguments: dict[str, bool | str | int | float]
     scheduler: str
     num_inference_steps: int
     seed: int

@@ -41,6 +41,9 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from task_rules.problems(manifest)
     if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.schedules}:
         yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
+    sides = [pixels for _, *sides in manifest.latents.bins or () for pixels in sides]
+    if not all(1 <= pixels <= _LARGEST_NUMBER for pixels in sides):
+        yield f"latents.bins: heights and widths must be from 1 to {_LARGEST_NUMBER}"
     numbers = (manifest.latents.channels, manifest.latents.factor, manifest.latents.multiple)
     sizes = (manifest.latents.default_height, manifest.latents.default_width)
     if min(*numbers, *sizes, manifest.defaults.num_inference_steps) < 1:

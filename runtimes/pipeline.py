@@ -129,6 +129,7 @@ class Pipeline(Sealed):
         cache_interval: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        use_resolution_binning: bool | None = None,
         num_images_per_prompt: int = 1,
         batch_size: int | None = None,
         seed: int | Sequence[int] | None = None,
@@ -167,6 +168,9 @@ class Pipeline(Sealed):
             cache_interval: run the whole denoiser in one of so many steps and only its shallow part
                 in the others (DeepCache; bundles exported with the pass step-cache). 1 is off.
             height, width: of the picture, in pixels.
+            use_resolution_binning: make the image in the size of the model's list whose proportions
+                are nearest, and resize it to `height` and `width`; True by default, for bundles
+                that have such a list.
             num_images_per_prompt: pictures of one prompt are next to each other.
             batch_size: how many pictures, where the bundle takes no text.
             seed: one for the whole batch, or a list with one per picture. The picture is that
@@ -228,6 +232,7 @@ class Pipeline(Sealed):
             cache_interval=cache_interval,
             height=height,
             width=width,
+            use_resolution_binning=use_resolution_binning,
             num_images_per_prompt=num_images_per_prompt,
             batch_size=batch_size,
             seed=seed,
@@ -320,8 +325,14 @@ class Pipeline(Sealed):
         }
         return prompts.encode_prompt(self, given, do_classifier_free_guidance)
 
-    def decode(self, latents: Array, output_type: str = "pil") -> Images:
+    def decode(
+        self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
+    ) -> Images:
         """Latents float32 [batch, channels, height, width] → pictures.
+
+        Args:
+            size: height and width in pixels to resize and crop them to; None leaves them as the
+                decoder gives them.
 
         Raises:
             InputError: another shape, or no numbers.
@@ -341,6 +352,8 @@ class Pipeline(Sealed):
                 self._tiling,
             )
         check_finite(self._decoder_name, "image", decoded)
+        if size is not None:
+            decoded = image.resized(decoded, *size)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
 
     def enable_vae_slicing(self) -> None:

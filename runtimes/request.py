@@ -15,12 +15,13 @@ import numpy as np
 
 from runtimes import argument_values as checked
 from runtimes import embeddings, task_arguments, task_pictures, tasks
+from runtimes.call_sizes import CallSize, of_call
 from runtimes.errors import InputError
 from runtimes.manifest import Branch, Manifest, Tokenizer
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.sampler import Rescale
 from runtimes.session import Array
-from runtimes.sizes import check_side, rounded
+from runtimes.sizes import BINNING
 from runtimes.task_pictures import MASK_OPTIONS, MaskOptions, Pictures
 from runtimes.tasks import STEPS, Task
 
@@ -45,7 +46,8 @@ class Signature:
     `main_texts`: those that other texts fall back to, with each prefix, and which say whether a
     branch has texts; `caching`: whether steps can be cached; `pictures`: names of pictures,
     `strength` whether a call may start from one, `masks` whether any is a mask; `prefixes` of the
-    branches; `embeddings`: names of encoded texts, those of guidance branches included.
+    branches; `embeddings`: names of encoded texts, those of guidance branches included; `binning`:
+    whether images can be made in another size than they get.
     """
 
     texts: tuple[str, ...]
@@ -59,6 +61,7 @@ class Signature:
     masks: bool = False
     prefixes: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
+    binning: bool = False
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -80,6 +83,7 @@ class Signature:
             masks=any(task.masks() for task in manifest.tasks),
             prefixes=tuple(prefixes),
             embeddings=embeddings.names(manifest),
+            binning=manifest.latents.bins is not None,
         )
 
     @property
@@ -100,13 +104,15 @@ class Signature:
         caching = _CACHING if self.caching else ()
         strength = (*_STRENGTH, task_arguments.ENSEMBLE[0]) if self.strength else ()
         masks = MASK_OPTIONS if self.masks else ()
+        binning = (BINNING,) if self.binning else ()
         own = (*self.texts, *self.branch_texts, *self.scales, *window, *caching, *self.numbers)
-        return (*own, *self.pictures, *strength, *masks, *batch, *_COMMON)
+        return (*own, *self.pictures, *strength, *masks, *binning, *batch, *_COMMON)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked call. Texts hold one entry per prompt; sizes are in pixels.
+    """A checked call. Texts hold one entry per prompt; `height` and `width` are those that the
+    image is made in, in pixels (see `runtimes.call_sizes`).
 
     `guidance_start`, `guidance_stop`: the part of the steps that is guided, as fractions.
     `cache_interval`: every how many evaluations the whole denoiser runs.
@@ -132,8 +138,7 @@ class Request:
     images_per_prompt: int
     num_inference_steps: int
     scheduler: str
-    height: int
-    width: int
+    size: CallSize
     seeds: tuple[int, ...]
     latents: Array | None
     output_type: str
@@ -153,6 +158,16 @@ class Request:
     max_embeddings_multiples: int = 1
 
     @property
+    def height(self) -> int:
+        """The height in pixels that the image is made in."""
+        return self.size.height
+
+    @property
+    def width(self) -> int:
+        """The width in pixels that the image is made in."""
+        return self.size.width
+
+    @property
     def images(self) -> int:
         """How many pictures are made."""
         return self.prompts * self.images_per_prompt
@@ -162,7 +177,8 @@ class Request:
         overlay = self.pictures.overlay
         if overlay is not None:
             return {image.size for image in overlay.pictures}
-        return {(self.width, self.height)}
+        height, width = self.size.image
+        return {(width, height)}
 
     def branches(self, manifest: Manifest) -> tuple[tuple[Branch, float], ...]:
         """The guidance branches to run, in batch order, and their weights."""
@@ -257,8 +273,7 @@ class Request:
             **{n: v[0] if len(v) == 1 else [*v] for n, v in self.numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
-            "height": self.height,
-            "width": self.width,
+            **self.size.settings(),
             "num_images_per_prompt": self.images_per_prompt,
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
@@ -327,7 +342,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     start, given = task_arguments.start_latents(manifest, task, given, images)
     found = task_pictures.listed(task, given, images, start is not None)
     whole = task_arguments.sized_by(task, found) if start is None else None
-    height, width = _size(manifest, given, latents if start is None else start, whole)
+    size = of_call(manifest, given, latents if start is None else start, whole)
     ensemble = task_arguments.ensemble(task, given, start)
     output_type = given.get("output_type", "pil")
     check_output_type(output_type)
@@ -341,15 +356,14 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
             given, "num_inference_steps", _steps_of(manifest, task), _MOST_STEPS
         ),
         scheduler=scheduler_name(manifest, given.get("scheduler")),
-        height=height,
-        width=width,
+        size=size,
         seeds=checked.seeds(given.get("seed"), images),
         latents=latents,
         output_type=output_type,
         **_guidance_window(given),
         cache_interval=checked.count(given, "cache_interval", 1),
         task=task,
-        pictures=task_pictures.prepare(manifest, task, found, (height, width), masking),
+        pictures=task_pictures.prepare(manifest, task, found, (size.height, size.width), masking),
         strength=strength,
         masking=masking,
         start_latents=start,
@@ -505,34 +519,3 @@ def _not_a_name(manifest: Manifest, asked: Any) -> str:
         f"'scheduler' must be a name, not an object of the class {class_name}: a bundle holds "
         f"tables of what its schedulers do; take {' or '.join(map(repr, instead))}"
     )
-
-
-def _size(
-    manifest: Manifest,
-    given: Mapping[str, Any],
-    latents: Array | None,
-    whole: tuple[int, int] | None = None,
-) -> tuple[int, int]:
-    """Height and width in pixels: as given, else that of `latents`, else `whole`, that of the
-    pictures, made smaller to what the model can make, else the default."""
-    spec, factor = manifest.latents, manifest.latents.factor
-    defaults: tuple[int, ...] = (spec.default_height, spec.default_width)
-    if whole:
-        unit = factor * spec.multiple
-        defaults = tuple(max(side // unit, 1) * unit for side in whole)
-    from_latents = None if latents is None else [side * factor for side in latents.shape[2:]]
-    fixed = manifest.component("denoiser").inputs["sample"].shape[2:]
-    sizes = []
-    for index, name in enumerate(("height", "width")):
-        asked = checked.integer(name, given.get(name, (from_latents or defaults)[index]))
-        side = rounded(spec, name, asked)
-        only = fixed[index]
-        if isinstance(only, int) and side != only * factor:
-            raise InputError(f"{name} {side}: this bundle was exported for {only * factor} only")
-        check_side(spec, name, side)
-        if from_latents and side != from_latents[index]:
-            raise InputError(
-                f"{name} {side} does not fit 'latents', which are for {from_latents[index]}"
-            )
-        sizes.append(side)
-    return sizes[0], sizes[1]

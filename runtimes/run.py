@@ -90,7 +90,8 @@ class Progress:
 
     def preview(self, output_type: str = "pil") -> Images:
         """The latents of this step as pictures: one run of the decoder."""
-        return self._run.pipeline.decode(self.latents, output_type)
+        run = self._run
+        return run.pipeline.decode(self.latents, output_type, run.request.size.resized)
 
 
 # (run, step index, timestep, {"latents": …}) -> None or {"latents": …}
@@ -342,7 +343,8 @@ class Run(Sealed):
     def _finish(self, start: float) -> None:
         assert self._latents is not None
         with self.timings.stage("decode"):
-            images = self.pipeline.decode(self._latents, self.request.output_type)
+            size = self.request.size.resized
+            images = self.pipeline.decode(self._latents, self.request.output_type, size)
             overlay = self.request.pictures.overlay
             images = images if overlay is None else overlay.put(images)
         self.timings.total = perf_counter() - start

@@ -21,35 +21,38 @@ _LOOPED = ("denoiser", "shallow")  # run in the loop, on the same rows
 
 # What `static` may hold, beside the argument that turns the bundle's guidance on.
 STATIC = ("height", "width", "images", "guidance_scale")
+BINNING = "use_resolution_binning"  # of calls of a bundle that has bins, and of `static` then
 
 
 def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str, int]]:
     """For each component the values of its symbols, where every call will have the same size.
 
     Args:
-        static: any of `STATIC`; what is left out is the bundle's default, one picture.
+        static: any of `STATIC`, and `BINNING` where the bundle has bins; what is left out is the
+            bundle's default, one picture.
 
     Encoders get one text at a time: how many of them are distinct is known only in a call.
 
     Raises:
         InputError: an unknown name, or a size that the model cannot make.
     """
+    latents = manifest.latents
     scale = manifest.guidance.scale or STATIC[-1]
-    known = tuple(dict.fromkeys((*STATIC, scale)))
+    binning = () if latents.bins is None else (BINNING,)
+    known = tuple(dict.fromkeys((*STATIC, scale, *binning)))
     unknown = set(static) - set(known)
     if unknown:
         raise InputError(f"static sizes take {', '.join(known)}, not {', '.join(sorted(unknown))}")
-    latents = manifest.latents
     images = int(static.get("images", 1))
     if images < 1:
         raise InputError(f"images must be at least 1, not {images}")
-    sides = {
-        name: side(latents, name, int(static.get(name, default)))
-        for name, default in (
-            ("height", latents.default_height),
-            ("width", latents.default_width),
-        )
-    }
+    asked = (
+        int(static.get("height", latents.default_height)),
+        int(static.get("width", latents.default_width)),
+    )
+    if is_binned(latents, static):
+        asked = binned(latents, *asked)
+    sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
     rows = images * branches(manifest.guidance, static.get(scale))
     inner = {**conditioning_symbols(manifest.components), **sides}
     values = {
@@ -117,6 +120,37 @@ def rounded(latents: Latents, name: str, pixels: int) -> int:
         stacklevel=2,
     )
     return smaller
+
+
+def is_binned(latents: Latents, given: Mapping[str, Any]) -> bool:
+    """Return whether a call is made in one of the bundle's bins, which it is by default.
+
+    Raises:
+        InputError: it is to be, and the bundle has none.
+    """
+    asked = bool(given.get(BINNING, latents.bins))
+    if asked and not latents.bins:
+        raise InputError(
+            f"{BINNING!r}: there is no list of sizes for a model of {latents.default_height} by "
+            f"{latents.default_width} pixels, nor in diffusers; expected False, or leave it out"
+        )
+    return asked
+
+
+def binned(latents: Latents, height: int, width: int) -> tuple[int, int]:
+    """Return the size of the bin whose ratio is nearest to that of a size in pixels; of two alike
+    the first, as ``VaeImageProcessor.classify_height_width_bin`` of diffusers.
+
+    Raises:
+        InputError: a side that no image can have.
+    """
+    for name, pixels in (("height", height), ("width", width)):
+        if not 1 <= pixels <= _LARGEST_SIDE:
+            raise InputError(f"{name} {pixels}: expected 1 to {_LARGEST_SIDE} pixels")
+    ratio = height / width
+    bins = latents.bins or ((ratio, height, width),)
+    _, *nearest = min(bins, key=lambda each: abs(each[0] - ratio))
+    return nearest[0], nearest[1]
 
 
 def smallest_side(latents: Latents) -> int:

@@ -97,7 +97,7 @@ def _pixart_transformer(sample_size: int) -> PixArtTransformer2DModel:
     )
 
 
-def _pixart(folder: Path, cls: Any, sample_size: int, blocks: int) -> None:
+def pixart(folder: Path, cls: Any, sample_size: int, blocks: int) -> None:
     tokens = t5_tokenizer()
     cls(
         tokenizer=tokens,
@@ -110,11 +110,11 @@ def _pixart(folder: Path, cls: Any, sample_size: int, blocks: int) -> None:
 
 def pixart_alpha(folder: Path) -> None:
     """Conditioned on the picture's size, as the published model of 1024 pixels."""
-    _pixart(folder, PixArtAlphaPipeline, 128, 4)
+    pixart(folder, PixArtAlphaPipeline, 128, 4)
 
 
 def pixart_sigma(folder: Path) -> None:
-    _pixart(folder, PixArtSigmaPipeline, 16, 2)
+    pixart(folder, PixArtSigmaPipeline, 16, 2)
 
 
 def stable_diffusion_3(

@@ -3,9 +3,11 @@ cosine positions that scale with the picture, learned variance that is left out.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from exporter.families import Description, Graph, TextInput
 from exporter.families.defaults import longest_text
@@ -26,6 +28,7 @@ from exporter.families.transformer_parts import (
     with_module,
 )
 from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
+from runtimes.sizes import BINNING
 from runtimes.tasks import Task
 
 COMPONENTS = {
@@ -112,6 +115,14 @@ class Denoiser(torch.nn.Module):
         return (unpatched(patches, sample, self.patch)[:, : self.channels],)
 
 
+def bins_of(pipeline_class: type, side: int) -> tuple[tuple[float, int, int], ...]:
+    """Return the sizes that a pipeline makes images in (see `runtimes.manifest.Latents`): the list
+    that its class has for models of `side` latents, empty where it has none."""
+    # The class counts 8 pixels for a latent, whatever its VAE does.
+    table = getattr(sys.modules[pipeline_class.__module__], f"ASPECT_RATIO_{8 * side}_BIN", {})
+    return tuple((float(ratio), int(high), int(wide)) for ratio, (high, wide) in table.items())
+
+
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
@@ -146,8 +157,11 @@ def describe(pipe: Any) -> Description:
     return Description(
         task=Task("text-to-image"),
         graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of_transformer(
-            config.in_channels, config.sample_size, factor, config.patch_size
+        latents=structs.replace(
+            latents_of_transformer(
+                config.in_channels, config.sample_size, factor, config.patch_size
+            ),
+            bins=bins_of(type(pipe), config.sample_size),
         ),
         text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",), length, lowercase=True),),
         arguments=(Argument(_RESOLUTION, ("height", "width")),) if sized else (),
@@ -155,13 +169,10 @@ def describe(pipe: Any) -> Description:
         guidance=classifier_free_guidance("empty"),
         resizable=True,
         denoiser=pipe.transformer,
-        # The size as asked for, not the nearest one of a list; texts as the runtime reads them.
-        call=lambda **arguments: (
-            pipe(
-                output_type="np", use_resolution_binning=False, clean_caption=False, **arguments
-            ).images
-        ),
+        # Texts as the runtime reads them.
+        call=lambda **arguments: pipe(output_type="np", clean_caption=False, **arguments).images,
         probe_arguments={
+            BINNING: False,  # what is small and quick
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,
         },

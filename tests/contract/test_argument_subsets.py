@@ -48,7 +48,7 @@ REFINED = {
 }
 TEXTS = {"prompt_2": SOME, "negative_prompt": GIVEN[:2], "negative_prompt_2": SOME}
 # With one step it takes another of its scheduler's results.
-OF_PIXART = {"use_resolution_binning": False, "clean_caption": False}
+OF_PIXART = {"clean_caption": False}
 IMAGE: Mapping[str, Any] = {"image": picture(32, 32)}
 MASKED = {**IMAGE, "mask_image": mask(32, 32)}
 WITH = {"image-to-image": {**IMAGE, "strength": 1.0}, "inpainting": {**MASKED, "strength": 1.0}}
@@ -137,8 +137,8 @@ def call_of(name: str, task: str) -> dict[str, Any]:
     call = {"prompt": "a red circle", "num_inference_steps": 1, **WITH.get(task, {})}
     if name.startswith("flux"):
         return call
-    steps = {"num_inference_steps": 2} if name.startswith("pixart") else {}
-    return {**call, **steps, "guidance_scale": 3.0}
+    own = {"num_inference_steps": 2, "use_resolution_binning": False}
+    return {**call, **(own if name.startswith("pixart") else {}), "guidance_scale": 3.0}
 
 
 def of_diffusers(pipe: Any, call: Mapping[str, Any]) -> np.ndarray | None:

@@ -14,6 +14,7 @@ import pytest
 from runtimes import tasks
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
+from runtimes.sizes import BINNING
 from runtimes.tasks import Task
 from tests import tiny
 from tests.pictures import mask, picture
@@ -62,6 +63,7 @@ VALUES: Mapping[str, Any] = {
     "control_guidance_start": 0.5, "control_guidance_end": 0.5, "adapter_conditioning_factor": 0.5,
     "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
     "num_images_per_prompt": 2, "batch_size": 2, "output_type": "np", "prompt_weighting": True,
+    "use_resolution_binning": True,
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
@@ -121,6 +123,8 @@ def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
     call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
     if pipe.manifest.latents.default_height > 512:
         call |= {"height": 2 * SIDE, "width": 2 * SIDE}
+    if BINNING in pipe.signature.names:
+        call[BINNING] = False
     if pipe.signature.texts:
         call["prompt"] = "a red circle"
     if "guidance_scale" in pipe.signature.scales:

@@ -51,7 +51,7 @@ SIZES = {
     "sd3-masks": {"height": 24, "width": 40},
     "flux-dev": {"height": 48, "width": 80},
     "flux-fill": {"height": 48, "width": 80},
-    "pixart-alpha": {"height": 64, "width": 96},
+    "pixart-alpha": {"height": 64, "width": 96, "use_resolution_binning": False},
 }
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": STEPS}
 
@@ -362,7 +362,7 @@ def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
     }
     given = {argument: value.astype(np.float32) for argument, value in given.items()}
     call = {**SIZES[name], "num_inference_steps": STEPS}
-    own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
+    own = {"negative_prompt": None} if "pix" in name else {}
     tensors = {argument: torch.from_numpy(value) for argument, value in given.items()}
     # FLUX.1's pipeline does not repeat what is given encoded.
     twice = {argument: value.repeat_interleave(2, dim=0) for argument, value in tensors.items()}
@@ -428,7 +428,7 @@ def test_weights(name: str, backend: str, ours: Any, theirs: Any) -> None:
     expected = weighted(original, name)
     tensors = {n: torch.from_numpy(each) for n, each in expected.items()}
     call = {**SIZES[name], "num_inference_steps": STEPS}
-    own = {"use_resolution_binning": False, "negative_prompt": None} if "pix" in name else {}
+    own = {"negative_prompt": None} if "pix" in name else {}
     latents, images = reference(original, **tensors, **call, **own)
     call |= {"prompt_weighting": True, "seed": SEED, "output_type": "np"}
     pipe = ours(name, backend)

@@ -297,6 +297,22 @@ def rescaled(made: Array, like: Array, amount: float) -> Array:
     return made * np.array(factors, np.float32)[:, None, None, None]
 
 
+def resized(image: Array, sides: tuple[int, int]) -> Array:
+    """Images [N, C, rows, columns] in another size (section 11)."""
+    if image.shape[2:] == sides:
+        return image
+    factor = max(side / old for side, old in zip(sides, image.shape[2:], strict=True))
+    for axis, side in enumerate(sides, 2):
+        old = image.shape[axis]
+        count = max(side, int(old * factor))
+        places = (np.arange(count) + 0.5) * old / count - 0.5
+        first = (count - side) // 2
+        rows = [np.interp(places, np.arange(old), unit) for unit in np.eye(old)]
+        weights = np.stack(rows)[:, first : first + side].astype(np.float32)
+        image = np.moveaxis(np.tensordot(image, weights, (axis, 0)), -1, axis)
+    return image
+
+
 def onnx_engine(path: Path, component: dict[str, Any]) -> Graph:
     """ONNX Runtime on the CPU."""
     import onnxruntime
@@ -375,6 +391,15 @@ class Bundle:
         latents = self.manifest["latents"]
         unit = latents["factor"] * latents["multiple"]
         size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
+        bins, asked = latents.get("bins"), None
+        binning = call.get("use_resolution_binning", bool(bins))
+        expect(not binning or bins, "no bins")
+        if binning:
+            asked = size["height"], size["width"]
+            expect(min(asked) >= 1 and max(asked) <= 65536, "bad size")
+            ratio = asked[0] / asked[1]
+            nearest = min(bins, key=lambda each: abs(each[0] - ratio))
+            size = dict(zip(("height", "width"), map(int, nearest[1:]), strict=True))
         if latents.get("rounds"):
             size = {side: value // unit * unit for side, value in size.items()}
         least = latents["factor"] * latents.get("minimum", 1)
@@ -423,6 +448,7 @@ class Bundle:
         image = self.graphs[self.decoder["name"]](
             _cast(self.decoder["inputs"], {"latents": final})
         )["image"]
+        image = image if asked is None else resized(image, asked)
         levels = np.clip(image.astype(np.float32), 0, 1) * np.float32(255)
         return final, np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1)
 

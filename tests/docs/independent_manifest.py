@@ -212,6 +212,9 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         yield "latents must be positive"
     if document["latents"].get("minimum", 1) < 1:
         yield "latents.minimum must be positive"
+    for each in document["latents"].get("bins") or []:
+        if len(each) != 3 or not all(1 <= side <= 1 << 20 and side % 1 == 0 for side in each[1:]):
+            yield "an entry of latents.bins is no ratio, height and width"
     if max(sizes) > _LARGEST_SIDE:
         yield "a default size is too large"
     if document["defaults"]["scheduler"] not in [each["name"] for each in document["schedules"]]:

@@ -22,7 +22,7 @@ from exporter.targets import TARGETS
 from runtimes import noise
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
-from runtimes.manifest import FORMAT_VERSION, Manifest, schema
+from runtimes.manifest import FORMAT_VERSION, Latents, Manifest, schema
 from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
 from runtimes.plan import PlanTable, join
@@ -631,6 +631,33 @@ def test_texts_and_numbers(call: dict[str, Any], missing: str, tmp_path: Path) -
             result = pipe(**call, scheduler=scheduler, output_type="latent")
             latents, _ = other(**call, scheduler=scheduler)
             assert relative_l2(latents, result.latents) < 1e-5
+
+
+@pytest.mark.fault("3.8", "sizes that images are made in, by the other reader")
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"height": 20, "width": 30},
+        {"height": 7},
+        {},
+        {"height": 20, "use_resolution_binning": False},
+    ],
+)
+def test_sizes_of_a_list(call: dict[str, Any], tmp_path: Path) -> None:
+    bins = ((0.5, 8, 16), (0.7, 12, 16), (1.0, 12, 12))
+    spec = Latents(4, fakes.FACTOR, 2, 16, 16, bins=bins)
+    bundle = fakes.make_bundle(tmp_path / "bundle", latents=spec)
+    other = reader.Bundle(
+        bundle, "fake", lambda path, _: fakes.GRAPHS[json.loads(path.read_text())["graph"]]
+    )
+    opened = Bundle.open(bundle)
+    with open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend()) as pipe:
+        result = pipe("red", **call, seed=1, output_type="pil")
+    latents, images = other(prompt=["red"], **call, seed=1)
+    assert relative_l2(latents, result.latents) < 1e-5
+    (found,) = result.images
+    assert found.size == (call.get("width", 16), call.get("height", 16))
+    assert np.abs(np.asarray(found).astype(int) - images[0]).max() <= 1
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
