@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter import given_files
+from exporter import given_files, left_out
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
@@ -200,6 +200,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
     check_output(destination)
     others = tuple(Path(each) for each in _texts(given["share_with"]))
     check_shared(others, destination)
+    left_out.check(_texts(given["without"]))
     given_files.check(_beside(given))
     progress = Progress(given["report"])
     with progress.stage("source", "read and digest"):

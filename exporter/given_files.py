@@ -24,6 +24,7 @@ _KINDS: Mapping[str, tuple[str, bool]] = {
     "image-encoder": ("image encoder", True),
     "config": ("folder of a configuration", False),
 }
+_FOLDERS = frozenset({"vae", "controlnet", "t2i-adapter", "image-encoder", "config"})
 
 
 def scaled(asked: str) -> tuple[str, float]:
@@ -57,11 +58,18 @@ def check(asked: Mapping[str, Sequence[str]]) -> None:
     Raises:
         InputError: naming it.
     """
+    if asked.get("image-encoder") and not asked.get("ip-adapter"):
+        raise InputError("--image-encoder is that of IP-Adapters: give --ip-adapter too")
     for kind, places in asked.items():
         what, inside = _KINDS[kind]
         for each in places:
             place = _place(kind, each)
-            if Path(place).expanduser().exists():
+            here = Path(place).expanduser()
+            if here.is_file() and kind in _FOLDERS:
+                raise InputError(f"{what} {place}: is a file; give a folder")
+            if here.is_dir() and kind == "ip-adapter":
+                raise InputError(f"{what} {place}: is a folder; give its file of weights")
+            if here.exists():
                 continue
             path, colon, scale = place.rpartition(":")
             if kind == "lora" and colon and path[1:]:  # not the letter of a drive

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter.families import NEEDED, optional
+from exporter.families import FAMILIES, NEEDED, optional
+from runtimes.errors import InputError
 from runtimes.manifest import LeftOut
 
 WATERMARK = "watermark"
@@ -25,6 +26,23 @@ _ASKED = "the pipeline works without it"
 def unused(class_name: str) -> list[str]:
     """Return the parts that no graph of this pipeline class needs."""
     return [name for name in _UNUSED if name not in NEEDED.get(class_name, ())]
+
+
+def check(without: Collection[str]) -> None:
+    """Refuse what no pipeline can be exported without, whatever the source is.
+
+    Raises:
+        InputError: naming it, and what can be left out.
+    """
+    if not without:
+        return
+    known = [*_UNUSED, *dict.fromkeys(name for each in FAMILIES for name in optional(each))]
+    for name in without:
+        if name not in known:
+            raise InputError(
+                f"--without {name}: no pipeline can be exported without it; what may be left out: "
+                f"{', '.join(known)}"
+            )
 
 
 def present(class_name: str, index: Mapping[str, Any]) -> list[str]:

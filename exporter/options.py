@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from exporter import ingredients
 from exporter.calibration import Calibration
-from exporter.families import CLASS_TASKS, family_of
-from exporter.names import T2I_ADAPTER
+from exporter.families import CLASS_TASKS, FAMILIES, family_of
+from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER
 from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
 from exporter.scheduler_names import SCHEDULERS, unknown_scheduler
 from exporter.source import PipelineSource, digest
@@ -245,6 +246,9 @@ def check(options: ExportOptions) -> None:
     for target, precision in options.builds():
         for each in _own_precisions(precision):
             options.passes(target, each)
+        _check_components(precision)
+    for target in options.targets:
+        options.of(target).check_alone(options.height is not None)
     for scheduler in options.schedulers or ():
         _check_scheduler(scheduler)
     if options.fidelity_floor is not None:
@@ -277,6 +281,17 @@ def _check_scheduler(name: str) -> None:
     from exporter.schedule import resolve
 
     resolve(name)
+
+
+def _check_components(precision: str) -> None:
+    """Refuse a component that no pipeline has."""
+    if "=" not in precision:
+        return
+    named = [name for each in FAMILIES for name in family_of(each).COMPONENTS]
+    of_tasks = [name for each in TASKS.values() for name in each]
+    adapters = re.findall(rf"\b{T2I_ADAPTER}_[0-9]+", precision)  # those after the first
+    others = (SHALLOW, IP_IMAGE_ENCODER, T2I_ADAPTER, *adapters)
+    check_components(precision, dict.fromkeys([*named, *of_tasks, *others]))
 
 
 def _own_precisions(precision: str) -> list[str]:

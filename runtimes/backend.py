@@ -185,17 +185,18 @@ class Backend(ABC):
         """
         chosen = self.device(device)
         options = options or SessionOptions()
-        self._check(options, chosen)
+        self.check(options, chosen)
         try:
             session = self._open(entry, fix(component, options.sizes), chosen, options)
             session.component = component.name
             return session
-        except LatentcError:
+        except (LatentcError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # an exit of the process, and panics of Rust code, too
+            kind = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
             raise BackendError(
                 f"{self.name} could not load {entry.name} of {component.name!r} on {chosen}: "
-                f"{first_line(error)}"
+                f"{kind}{first_line(error)}"
             ) from error
 
     def build(
@@ -220,7 +221,12 @@ class Backend(ABC):
         engine does not say them and may get any."""
         return None
 
-    def _check(self, options: SessionOptions, device: str) -> None:
+    def check(self, options: SessionOptions, device: str) -> None:
+        """Refuse what no graph could be loaded with on a device, before any is looked at.
+
+        Raises:
+            InputError: an option that this backend does not have.
+        """
         if options.compute is not None and options.compute not in self.computes:
             known = ", ".join(self.computes) or "none: it computes as the build says"
             raise InputError(
@@ -312,9 +318,11 @@ def for_build(build: Build) -> list[str]:
     found = []
     for name in names():
         try:
-            if find(name).loads(build):
-                get(name)
-                found.append(name)
-        except BackendError:
+            with plugins.started(f"backend {name!r}"):
+                if not find(name).loads(build):
+                    continue
+            get(name)
+            found.append(name)
+        except (BackendError, plugins.BrokenPlugin, ImportError):
             continue
     return found

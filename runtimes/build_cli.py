@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtimes.errors import BackendError, InputError
+from runtimes.option_types import Finite
 from runtimes.terminal import say
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _SPANS = ("images", "height", "width")
 @click.option("--images", metavar="MIN:OPT:MAX", help="Pictures in one call, such as 1:1:4.")
 @click.option("--height", metavar="MIN:OPT:MAX", help="In pixels; one number is that size only.")
 @click.option("--width", metavar="MIN:OPT:MAX", help="Likewise.")
-@click.option("--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="Limit.")
+@click.option("--workspace", type=Finite(0, min_open=True), metavar="GIB", help="Limit.")
 @click.option("--tf32/--no-tf32", default=None, help="Allow TensorFloat-32 products.  [no]")
 @click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="For engines.")
 @click.option("--force", is_flag=True, help="Build also what is there and fits.")
@@ -57,14 +58,26 @@ def build(bundle: Path, target: str | None, name: str | None, **options: Any) ->
     """
     from runtimes.backend import SessionOptions
     from runtimes.bundle import Bundle
+    from runtimes.engine_store import engines_folder
+    from runtimes.outputs import check_folder
+    from runtimes.sizes import ranges
 
     spans = _spans(options)
     opened = Bundle.open(bundle)
     _refuse_fixed(opened.manifest, spans)
+    manifest = opened.manifest
+    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans)
+    if not spans:
+        profiles = {name: {} for name in profiles}
     session = SessionOptions(cache=options["cache"])
+    jobs = [
+        (chosen, engine, engine.device(options["device"]))
+        for chosen, engine in _to_build(manifest, target, name)
+    ]
+    check_folder(engines_folder(session.cache), "--cache")
     records = []
-    for chosen, engine in _to_build(opened.manifest, target, name):
-        for component, built in _build(opened, chosen, engine, session, spans, options):
+    for chosen, engine, device in jobs:
+        for component, built in _build(opened, chosen, engine, device, session, profiles, options):
             records.append({"build": chosen.name, "component": component, **asdict(built)})
             if not options["as_json"]:
                 say(_line(chosen.name, component, built))
@@ -76,21 +89,22 @@ def _build(
     bundle: Bundle,
     build: Build,
     engine: Backend,
+    device: str,
     session: SessionOptions,
-    spans: Mapping[str, Range],
+    profiles: Mapping[str, Mapping[str, Range]],
     options: Mapping[str, Any],
 ) -> Any:
-    """Each component with what was built for it."""
+    """Build each component on a device; yields its name and what was built.
+
+    `profiles`: by component the ranges of its symbols that the user asked for.
+    """
     from runtimes.backend import BuildRequest
     from runtimes.bundle import graph_digest
-    from runtimes.sizes import ranges
 
-    manifest, workspace = bundle.manifest, options["workspace"]
-    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans)
-    device = engine.device(options["device"])
-    for component in manifest.components:
+    workspace = options["workspace"]
+    for component in bundle.manifest.components:
         request = BuildRequest(
-            profile={n: s for n, s in profiles[component.name].items() if spans},
+            profile=profiles[component.name],
             workspace=None if workspace is None else int(workspace * _GIB),
             tf32=options["tf32"],
             force=options["force"],

@@ -9,20 +9,27 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from runtimes.errors import InputError, VerificationError
+from runtimes.errors import (
+    BackendError,
+    BundleError,
+    InputError,
+    LatentcError,
+    VerificationError,
+)
 from runtimes.terminal import say
 
 if TYPE_CHECKING:
     from runtimes.backend import Backend
     from runtimes.bundle import Bundle
+    from runtimes.loading import Loading
     from runtimes.manifest import Build, Manifest, Verification
     from runtimes.pipeline import Pipeline
     from runtimes.presets import Asked
-    from runtimes.request import Signature
+    from runtimes.request import Request, Signature
     from runtimes.run import Result, Run
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -200,24 +207,20 @@ def generate(
     bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
 ) -> None:
     """Make pictures with BUNDLE, one or more for each PROMPT."""
-    from runtimes.pipeline import load_asked
+    from runtimes.pipeline import opened
 
     options["encoded"] = _read_arrays(options["prompt_embeds"])
     rows = options["encoded"].get("prompt_embeds", ())
     count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
-    if options["cache"] and options["no_cache"]:
-        raise InputError("--cache names a folder to use, and --no-cache says to use none")
-    how = {name: options[name] for name in ("preset", "low_memory")}
-    how["cache"] = not options["no_cache"] and (options["cache"] or True)
-    refined = options["refiner"] is not None
-    arguments = _checked_arguments(bundle, prompts, options)
-    with load_asked(bundle, _asked(options, count), **how) as pipe:
-        kind = "latent" if refined else "pil"
-        result = _drawn(pipe, options, {**arguments, "output_type": kind}, paths)
-    if refined:
-        with load_asked(options["refiner"], _asked(options, count), **how) as pipe:
-            result = _drawn(pipe, options, _refining(pipe, arguments, result), paths)
+    calls = _planned(bundle, prompts, options, count)
+    _check_sizes(calls[0].request, paths)
+    with opened(calls[0].loading) as pipe:
+        result = _drawn(pipe, options, calls[0].request)
+    for call in calls[1:]:
+        request = call.loading.request({**call.arguments, "image": result.latents})
+        with opened(call.loading) as pipe:
+            result = _drawn(pipe, options, request)
     _save(result, paths)
     _print_generated(result, paths, as_json)
 
@@ -290,6 +293,8 @@ def verify(
     if json_file and json_file != "-":
         check_file(Path(json_file), "--json")
     opened = Bundle.open(bundle, hashing="always")
+    if device and not backend:
+        raise InputError("--device names a device of one engine: give --backend too")
     chosen_builds = [] if files_only else _to_verify(opened.manifest, backend, build, device)
     size = opened.check()
     say(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
@@ -299,16 +304,18 @@ def verify(
         raise VerificationError(
             f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
         )
-    measured = [
-        (chosen, _verified(opened, chosen, engine, device)) for chosen, engine in chosen_builds
-    ]
-    if json_file != "-":
+    measured, failures = _verified_all(opened, chosen_builds, device)
+    if measured and json_file != "-":
         print_measured(measured)
     if json_file:
-        _write_figures(json_file, bundle, measured)
+        _write_figures(json_file, bundle, measured, failures)
     misses = [f"{each.name} on {found.backend}" for each, found in measured if not found.passed]
+    words = [f"does not reproduce PyTorch: {', '.join(misses)}"] if misses else []
+    words += [f"{name} on {engine} failed: {error}" for name, engine, error in failures]
     if misses:
-        raise VerificationError(f"does not reproduce PyTorch: {', '.join(misses)}")
+        raise VerificationError("; ".join(words))
+    if failures:
+        raise BackendError("; ".join(words))
 
 
 @click.command(
@@ -380,68 +387,83 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     )
 
 
-def _checked_arguments(
-    bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of a call that this bundle can make, before anything is loaded for it.
+class _Call(NamedTuple):
+    """One bundle's part of the work: how it is loaded, and its call, as given and as checked."""
+
+    loading: Loading
+    arguments: Mapping[str, Any]
+    request: Request
+
+
+def _planned(
+    bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any], count: int
+) -> list[_Call]:
+    """Return the call of the bundle, then that of the refiner if there is one; nothing is loaded.
 
     Raises:
-        InputError: an argument that cannot be used.
-        PlanNotFound: no scheduler that may be meant has a plan for the step count.
+        InputError: an option that cannot be used.
+        PlanNotFound: no sampling plan for the step count.
+        BackendError: an engine or device that is not here.
     """
-    from runtimes.errors import PlanNotFound
-    from runtimes.manifest import Manifest
-    from runtimes.request import Signature, parse
+    from runtimes.loading import chosen
 
-    if options["refiner"] is not None:
-        Manifest.load(options["refiner"])
-    manifest = Manifest.load(bundle)
-    signature = Signature.of(manifest)
-    arguments = _arguments(signature, prompts, options)
-    request = parse(manifest, signature, arguments)
-    asked, steps = options["scheduler"], options["steps"]
-    known = [each for each in manifest.schedules if asked is None or each.name == request.scheduler]
-    if steps is not None and not any(steps in each.steps for each in known):
-        name = known[0].name
-        raise PlanNotFound(
-            f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
-            f"latentc schedule {bundle} --scheduler {name} --steps {steps}"
-        )
-    return arguments
+    if options["cache"] and options["no_cache"]:
+        raise InputError("--cache names a folder to use, and --no-cache says to use none")
+    how = {name: options[name] for name in ("preset", "low_memory")}
+    how["cache"] = not options["no_cache"] and (options["cache"] or True)
+    refiner = options["refiner"]
+    loading = chosen(bundle, _asked(options, count), **how)
+    arguments = _arguments(loading.signature, prompts, options)
+    arguments["output_type"] = "pil" if refiner is None else "latent"
+    calls = [_Call(loading, arguments, loading.request(arguments))]
+    if refiner is not None:
+        loading = chosen(refiner, _asked(options, count), **how)
+        arguments = _refining(loading.signature, calls[0])
+        calls.append(_Call(loading, arguments, loading.request(arguments)))
+    return calls
 
 
-def _drawn(
-    pipe: Pipeline, options: Mapping[str, Any], arguments: Mapping[str, Any], paths: list[Path]
-) -> Result:
-    """Run a call, with a progress bar, whose images fit into the formats of `paths`."""
+def _check_sizes(request: Request, paths: list[Path]) -> None:
+    """Refuse images that do not fit into the formats of their files."""
     from runtimes.image import check_size
+
+    for width, height in request.sizes():
+        for path in paths:
+            check_size(path, width, height)
+
+
+def _drawn(pipe: Pipeline, options: Mapping[str, Any], request: Request) -> Result:
+    """Run a call, with a progress bar."""
     from runtimes.interrupts import on_interrupt
 
     for name in ("vae_slicing", "vae_tiling"):
         if options[name]:
             getattr(pipe, f"enable_{name}")()
-    run = pipe.stream(**arguments)
-    for width, height in run.request.sizes():
-        for path in paths:
-            check_size(path, width, height)
+    run = pipe.start(request)
     with on_interrupt(run.close), _progress(run) as advance:
         for _ in run:
             advance()
     return run.finish()
 
 
-def _refining(pipe: Pipeline, arguments: Mapping[str, Any], result: Result) -> dict[str, Any]:
-    """The call of a refiner that goes on with the latents of another bundle's call."""
-    known = {name: arguments[name] for name in pipe.signature.names if name in arguments}
-    end = arguments.get("denoising_end")
+def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
+    """Return the call of a refiner that goes on with the latents of another bundle's call; zeros
+    stand for these, which are not there yet."""
+    import numpy as np
+
+    from runtimes.loading import latents_shape
+
+    known = {name: call.arguments[name] for name in signature.names if name in call.arguments}
+    end = call.arguments.get("denoising_end")
     start = {} if end is None else {"denoising_start": end}
-    sizes = ("height", "width", "latents", "denoising_end")
+    sizes = ("height", "width", "latents", "denoising_end", "output_type")
     pictures = ("image", "mask_image", "control_image")
     # Encoded texts were made by the other bundle's encoders.
-    left = {*sizes, *pictures, *pipe.signature.embeddings}
+    left = {*sizes, *pictures, *signature.embeddings}
     kept = {name: value for name, value in known.items() if name not in left}
-    seeds = result.seeds[0] if len(result.seeds) == 1 else list(result.seeds)
-    return {**kept, **start, "image": result.latents, "seed": seeds}
+    seeds = call.request.seeds
+    latents = np.zeros(latents_shape(call.loading.bundle.manifest, call.request), np.float32)
+    return {**kept, **start, "image": latents, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
 
 
 def _arguments(
@@ -597,20 +619,48 @@ def _to_verify(
     return [(each, get(name)) for each in builds for name in found[each.name]]
 
 
+def _verified_all(
+    bundle: Bundle, builds: list[tuple[Build, Backend]], device: str | None
+) -> tuple[list[tuple[Build, Verification]], list[tuple[str, str, str]]]:
+    """Check each build on its engine, whatever happens to the others.
+
+    Returns:
+        what was measured, and the build, the engine and the error of each one that failed.
+    """
+    measured, failures = [], []
+    for build, engine in builds:
+        try:
+            measured.append((build, _verified(bundle, build, engine, device)))
+        except BundleError:  # what is damaged is so for every engine
+            raise
+        except (LatentcError, ImportError) as error:
+            failures.append((build.name, engine.name, str(error)))
+            say(f"{build.name} on {engine.name}: failed: {error}", err=True)
+    return measured, failures
+
+
 def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:
+    """Check one build; whatever an engine of another package raises is a BrokenPlugin."""
+    from runtimes.plugins import started
     from runtimes.verify import check_build
 
-    return check_build(
-        bundle.root,
-        bundle.manifest,
-        build,
-        engine,
-        device,
-        report=lambda what: say(f"{build.name} on {engine.name}: {what}", err=True),
-    )
+    with started(f"backend {engine.name!r}"):
+        return check_build(
+            bundle.root,
+            bundle.manifest,
+            build,
+            engine,
+            device,
+            report=lambda what: say(f"{build.name} on {engine.name}: {what}", err=True),
+        )
 
 
-def _write_figures(target: str, bundle: Path, measured: list[tuple[Build, Verification]]) -> None:
+def _write_figures(
+    target: str,
+    bundle: Path,
+    measured: list[tuple[Build, Verification]],
+    failures: list[tuple[str, str, str]],
+) -> None:
     import msgspec
 
     from runtimes.report import build_size
@@ -620,7 +670,9 @@ def _write_figures(target: str, bundle: Path, measured: list[tuple[Build, Verifi
         | {"passed": found.passed}
         for build, found in measured
     ]
-    text = json.dumps({"bundle": str(bundle), "verified": records}, indent=2)
+    failed = [dict(zip(("build", "backend", "error"), each, strict=True)) for each in failures]
+    document = {"bundle": str(bundle), "verified": records, "failed": failed}
+    text = json.dumps(document, indent=2)
     if target == "-":
         say(text)
     else:

@@ -15,9 +15,12 @@ def check_folder(folder: Path, label: str = "output") -> None:
         InputError: it begins with `label`, the option that named the folder.
     """
     real = Path(os.path.realpath(folder))
-    if real.exists() and not real.is_dir():
-        raise InputError(f"{label} {folder}: is a file; give a folder")
-    above = next(each for each in (real, *real.parents) if each.exists())
+    try:
+        if real.exists() and not real.is_dir():
+            raise InputError(f"{label} {folder}: is a file; give a folder")
+        above = next(each for each in (real, *real.parents) if each.exists())
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+        raise InputError(f"{label} {folder}: {error.strerror}; choose another") from None
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"{label} {folder}: nothing can be written in {above}; choose another")
 

@@ -11,28 +11,25 @@ from types import TracebackType
 from typing import Any, Self
 
 from runtimes import argument_values as checked
-from runtimes import embeddings, load_arguments, prompt_tokens, prompts, tiling
+from runtimes import prompts, tiling
 from runtimes.attributes import SchedulerName, Sealed
 from runtimes.backend import Backend, SessionOptions
-from runtimes.bundle import Bundle, choose_build, graph_digest
+from runtimes.bundle import Bundle, graph_digest
 from runtimes.conditioning import Encoded, check_finite
 from runtimes.errors import InputError, PlanNotFound
-from runtimes.folders import cache_folder, expanded
+from runtimes.loading import Loading, chosen, latents_shape, misfit, requested
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
-from runtimes.presets import Asked, Preset, prepare
+from runtimes.presets import Asked, Preset
 from runtimes.request import (
     Request,
     Signature,
     check_output_type,
-    parse,
     scheduler_name,
-    usual_steps,
 )
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
-from runtimes.sizes import fix, fixed
 from runtimes.tokenizer import TextTokenizer
 from runtimes.version import __version__
 
@@ -266,18 +263,19 @@ class Pipeline(Sealed):
         Takes the arguments of a call, less the callback's. They are checked at once, the work
         begins with the first ``next()``. ``finish()`` runs the rest and returns the result.
         """
-        if self._closed:
-            raise InputError("this pipeline is closed")
         given = {"prompt": prompt, **arguments}
         if given.get("scheduler") is None and self._scheduler is not None:
             given["scheduler"] = self._scheduler
-        if self._preset is not None:
-            given = self._preset.complete(given, usual_steps(self.manifest, given))
-        request = parse(self.manifest, self.signature, given)
-        prompt_tokens.check(self.manifest, request)
-        misfit = self._misfit(request)
-        if misfit:
-            return self._of_other_sizes(misfit).stream(**given)
+        return self.start(requested(self.manifest, self.signature, self._preset, given))
+
+    def start(self, request: Request) -> Run:
+        """Start the run of a call of this bundle that was checked already, as by
+        `runtimes.loading.Loading.request` before anything was loaded."""
+        if self._closed:
+            raise InputError("this pipeline is closed")
+        unfit = misfit(self.manifest, self.sessions.components[self.denoiser_name], request)
+        if unfit:
+            return self._of_other_sizes(unfit).start(request)
         table = self._table(request.scheduler)
         shift = self._shift(request, table)
         try:
@@ -383,9 +381,7 @@ class Pipeline(Sealed):
 
     def latents_shape(self, request: Request) -> tuple[int, int, int, int]:
         """[images, channels, height, width] of what is denoised."""
-        spec = self.manifest.latents
-        sides = request.height // spec.factor, request.width // spec.factor
-        return request.images, spec.channels, *sides
+        return latents_shape(self.manifest, request)
 
     def settings(self) -> dict[str, Any]:
         """What is loaded, and where, as JSON-compatible values."""
@@ -426,27 +422,6 @@ class Pipeline(Sealed):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _misfit(self, request: Request) -> str:
-        """Why these graphs do not do for a call, where they were loaded for one size only."""
-        rows = len(request.branches(self.manifest)) * request.images
-        wanted = self.sessions.components[self.denoiser_name].inputs["sample"].shape
-        denoiser = self.sessions.components[self.denoiser_name]
-        longer = embeddings.misfit(
-            self.manifest, denoiser, request.embeddings, request.max_embeddings_multiples
-        )
-        if longer:
-            return longer
-        always = all(request.guided(request.num_inference_steps))
-        for count in (rows,) if always else (rows, request.images):
-            found = (count, *self.latents_shape(request)[1:])
-            if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
-                return (
-                    f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
-                    f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
-                    "for this size, or without static"
-                )
-        return ""
 
     def _of_other_sizes(self, misfit: str) -> Pipeline:
         """The same build for calls of any size, where it was a preset that fixed the size.
@@ -565,28 +540,7 @@ def load_asked(
     low_memory: bool = False,
 ) -> Pipeline:
     """`load` with its choices in one value."""
-    asked = load_arguments.checked_asked(asked)
-    for name, value in {"verify": verify, "low_memory": low_memory}.items():
-        load_arguments.flag(name, value)
-    load_arguments.optional_text("preset", preset)
-    if not isinstance(cache, bool | None):
-        cache = load_arguments.path("cache", cache)
-    bundle = load_arguments.path("bundle", bundle)
-    opened = Bundle.open(bundle, hashing="always" if verify else "once")
-    found = None
-    if preset is not None:
-        asked, found = prepare(opened, preset, asked)
-    build, engine = choose_build(opened.manifest, asked.backend, asked.build, asked.precision)
-    options = SessionOptions(
-        threads=asked.threads,
-        cache=cache_folder() if cache is True else expanded(cache) if cache else None,
-        compute=asked.compute,
-        compile=asked.compile,
-        extra=dict(asked.options or {}),
-    )
-    return open_pipeline(
-        opened, build, engine, asked.device, options, asked.static, low_memory, found
-    )
+    return opened(chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory))
 
 
 def open_pipeline(
@@ -599,25 +553,29 @@ def open_pipeline(
     low_memory: bool = False,
     preset: Preset | None = None,
 ) -> Pipeline:
-    """Load one build of an opened bundle; `load` with the choices made.
+    """Load one build of an opened bundle; `load` with the choices made."""
+    return opened(Loading.of(bundle, build, backend, device, options, static, low_memory, preset))
 
-    Where `static` is a `preset`'s, calls of other sizes load the build a second time, for all.
+
+def opened(loading: Loading) -> Pipeline:
+    """Load what was chosen.
+
+    Where the one size is a preset's, calls of other sizes load the build a second time, for all.
     """
-    where = backend.device(device)
-    sizes = {} if static is None else fixed(bundle.manifest, static)
-    components = {
-        each.name: fix(each, sizes.get(each.name) or {}) for each in bundle.manifest.components
-    }
+    bundle, build, backend = loading.bundle, loading.build, loading.backend
+    components, sizes = loading.components, loading.sizes
 
     def open_one(name: str) -> Session:
         weighs = sum(file.size for file in build.artifacts[name].files)
-        own = replace(options or SessionOptions(), lean=low_memory and weighs >= LEAN)
-        return open_component(bundle, build, components[name], backend, where, own, sizes.get(name))
+        own = replace(loading.options, lean=loading.low_memory and weighs >= LEAN)
+        return open_component(
+            bundle, build, components[name], backend, loading.device, own, sizes.get(name)
+        )
 
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL
     later = [each.name for each in bundle.manifest.components if each.role in _ON_DEMAND]
-    sessions = Sessions(components, open_one, not low_memory, parallel, later)
+    sessions = Sessions(components, open_one, not loading.low_memory, parallel, later)
     try:
         tokenizers = {
             each.input: TextTokenizer.load(
@@ -630,12 +588,14 @@ def open_pipeline(
         raise
     bundle.cache.save()
     general = None
-    if preset is not None and static is not None:
+    if loading.fixed_by_preset:
 
         def general() -> Pipeline:
-            return open_pipeline(bundle, build, backend, where, options, None, low_memory, preset)
+            return opened(loading.of_any_size())
 
-    return Pipeline(bundle, build, backend, where, sessions, tokenizers, preset, general)
+    return Pipeline(
+        bundle, build, backend, loading.device, sessions, tokenizers, loading.preset, general
+    )
 
 
 def open_component(

@@ -21,6 +21,7 @@ from runtimes.strict import readable
 RECIPE = "recipe.json"
 FORMAT = 1
 
+_MOST_DIGITS = 9
 Range = tuple[int, int, int]  # smallest, the one to optimise for, largest
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
@@ -99,7 +100,8 @@ def parse_range(name: str, text: str) -> Range:
         InputError: no such thing.
     """
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+    numbers = all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in parts)
+    if len(parts) not in (1, 3) or not numbers:
         raise InputError(f"{name} {text!r}: expected MIN:OPT:MAX, such as 1:2:8, or one number")
     low, usual, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
     check_range(name, (low, usual, high))

@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendError, InputError, PlanNotFound
+from runtimes.loading import requested
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import LIMITS, Arguments, Limits, content, points_lost
@@ -141,6 +142,8 @@ class Search:
             )
         self._plans = schedule.steps
         self._signature = Signature.of(bundle.manifest)
+        for index in range(len(self.prompts)):
+            requested(bundle.manifest, self._signature, None, self._call(index))
         self._evaluations = 0  # of the denoiser, with the default steps
         self._engines: dict[str, Backend] = {}
         self._threads: dict[str, int] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtimes.option_types import Finite
 from runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="NAME", help="See: latentc backends.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     default=600,
     show_default=True,
     metavar="N",
@@ -70,11 +71,14 @@ def tune(
     was found is kept in the cache folder, not in the bundle; latentc generate uses it.
     """
     from runtimes.bundle import Bundle
+    from runtimes.outputs import check_folder
+    from runtimes.presets import records_folder
     from runtimes.report import print_tuning
     from runtimes.tune import tune as search
     from runtimes.tuning_records import save
 
     opened = Bundle.open(bundle)
+    check_folder(records_folder(), "the cache folder (LATENTC_CACHE)")
     with _progress(seconds) as tell:
         found = search(
             opened, backend, device, seconds=seconds, steps=steps, prompts=prompts, tell=tell

@@ -223,7 +223,7 @@ def parse_size(text: str) -> tuple[int, int]:
         InputError: another form.
     """
     match = _SIZE.fullmatch(text.strip())
-    if not match:
+    if not match or not (int(match[1]) and int(match[2])):
         raise InputError(f"size {text!r}: expected WIDTHxHEIGHT, such as 768x512")
     return int(match[1]), int(match[2])
 

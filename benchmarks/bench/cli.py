@@ -16,6 +16,7 @@ import click
 
 from benchmarks.bench.cases import BASELINES
 from runtimes.errors import InputError, LatentcError, PerformanceRegression
+from runtimes.option_types import Finite
 from runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def bench() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--score", type=click.IntRange(0), metavar="N",
               help="Pictures for the judge of the built-in model.  [default: 10]")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(0), default=1800, show_default=True,
+@click.option("--timeout", type=Finite(0), default=1800, show_default=True,
               help="Seconds until a process is ended; 0 is never.")  # fmt: skip
-@click.option("--memory-limit", type=click.FloatRange(0), metavar="GIB",
+@click.option("--memory-limit", type=Finite(0), metavar="GIB",
               help="At which a process is ended.  [default: 90% of what is free]")  # fmt: skip
 @click.option("--short", is_flag=True, help="Two rounds of one call, no extra baselines.")
 @click.option("--wandb", is_flag=True, help="Log the report to Weights & Biases as well.")
@@ -127,7 +128,7 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
     from runtimes.outputs import check_folder
 
-    _require()
+    _require(options)
     check_folder(output)
     plan = _plan(bundle, options)
     output.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
 )
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-@click.option("--threshold", type=click.FloatRange(0), default=0.05, show_default=True,
+@click.option("--threshold", type=Finite(0), default=0.05, show_default=True,
               help="Share by which something must differ to count.")  # fmt: skip
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME",
               help="Only this one; may be repeated.")  # fmt: skip
@@ -216,9 +217,16 @@ def write(report: Report, output: Path) -> list[Path]:
     return [output / name for name in (*forms, model.REPORT)]
 
 
-def _require() -> None:
+def _require(options: dict[str, Any]) -> None:
     """Refuse now what would fail when everything is measured."""
     from importlib.util import find_spec
+
+    if options["wandb_project"] and not options["wandb"]:
+        raise InputError("--wandb-project names where --wandb logs to: give --wandb too")
+    if options["wandb"]:
+        from benchmarks.wandb_report import library
+
+        library()
 
     needed = ("psutil", "matplotlib", "jinja2", "skimage")
     missing = [name for name in needed if find_spec(name) is None]

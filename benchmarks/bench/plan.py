@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.bench import latentc_case
 from benchmarks.bench.cases import Case, Group, with_baselines
 from benchmarks.bench.model import Settings
 from benchmarks.bench.peers import python_of, script_of
 from runtimes import backend as engines
+from runtimes.backend import SessionOptions
 from runtimes.bundle import choose_build
 from runtimes.errors import InputError, PlanNotFound, SourceError
 from runtimes.manifest import Build, Manifest
+from runtimes.sizes import side
 
 DEFAULT_STEPS = 10
 
@@ -56,14 +59,16 @@ def make(
             found += [_with_backend(case, manifest) for case in group.cases()]
         else:  # of axes only: every build at them; what is named must be there, these need not
             found += _possible(group, manifest, notes)
+    if not found:
+        raise InputError(f"nothing to measure: {'; '.join(notes) or 'no case was given'}")
     chosen = [_complete(case, manifest) for case in found]
+    for case in chosen:
+        _check(case, bundle, settings)
     folder, builtin = _source(manifest, source, needed=_needs_source(chosen, baselines))
     baseline_of: dict[str, str] = {}
     if baselines and folder is not None:
         chosen, baseline_of = with_baselines(chosen, baselines)
     unique = list({case.id: case for case in chosen}.values())
-    if not unique:
-        raise InputError(f"nothing to measure: {'; '.join(notes) or 'no case was given'}")
     return Plan(
         bundle=bundle,
         manifest=manifest,
@@ -118,6 +123,8 @@ def _with_backend(case: Case, manifest: Manifest) -> Case:
         backend = fast[0]
     engine = engines.get(backend)
     device = engine.device(case.device or None)
+    options = SessionOptions(compute=case.compute, compile=case.compile, extra=case.options)
+    engine.check(options, device)
     return replace(case, backend=backend, device="" if device.lower() == "cpu" else device)
 
 
@@ -132,10 +139,9 @@ def _build(manifest: Manifest, name: str) -> Build:
 def _complete(case: Case, manifest: Manifest) -> Case:
     """Fill in what the case leaves to the bundle, and refuse what the bundle cannot do."""
     latents = manifest.latents
-    unit = latents.factor * latents.multiple
     height, width = case.height or latents.default_height, case.width or latents.default_width
-    if height % unit or width % unit:
-        raise InputError(f"size {width}x{height}: both sides must be multiples of {unit}")
+    for name, pixels in (("height", height), ("width", width)):
+        side(latents, name, pixels)
     plans = next(s for s in manifest.schedules if s.name == manifest.defaults.scheduler)
     steps = case.steps or min(plans.steps, key=lambda count: abs(count - DEFAULT_STEPS))
     if steps not in plans.steps:
@@ -144,6 +150,26 @@ def _complete(case: Case, manifest: Manifest) -> Case:
             f"the bundle has no plan of {plans.name!r} for {steps} steps; it has: {counts}"
         )
     return replace(case, height=height, width=width, steps=steps)
+
+
+def _check(case: Case, bundle: Path, settings: Settings) -> None:
+    """Refuse what the worker of a case could not load or call.
+
+    Raises:
+        InputError: an option of the engine, a size or an argument that cannot be used.
+    """
+    if case.engine != "latentc":
+        return
+    request = {
+        "case": asdict(case),
+        "negative_prompt": settings.negative_prompt,
+        "guidance_scale": settings.guidance_scale,
+    }
+    loading = latentc_case.loading(str(bundle), request)
+    known, guidance = loading.signature, settings.guidance_scale
+    loading.request(
+        latentc_case.arguments(request, known, settings.prompt, case.steps, settings.seed, guidance)
+    )
 
 
 def _needs_source(cases: Iterable[Case], baselines: Sequence[str]) -> bool:

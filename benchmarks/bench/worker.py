@@ -56,52 +56,25 @@ class Latentc:
     """A build of a bundle on one backend."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        from runtimes.pipeline import load
+        from benchmarks.bench import latentc_case
+        from runtimes.pipeline import opened
 
-        case = request["case"]
-        self.compiles = bool(case["compile"])
-        self._batch = case["batch"]
-        self._size = {"height": case["height"], "width": case["width"]}
-        self._negative = request["negative_prompt"]
-        self._given = case["call"]
-        static = None
-        if case["static"]:
-            static = {"images": self._batch, **self._size}
-            if request["guidance_scale"] is not None:
-                static["guidance_scale"] = request["guidance_scale"]
-        self.pipe = load(
-            request["bundle"],
-            case["backend"] or None,
-            case["device"] or None,
-            build=case["variant"],
-            threads=case["threads"],
-            options=case["options"],
-            compute=case["compute"],
-            compile=case["compile"],
-            static=static,
-            low_memory=case["low_memory"],
-            cache=not case["no_cache"],
-        )
+        self.compiles = bool(request["case"]["compile"])
+        self._request = request
+        self._arguments = latentc_case.arguments
+        self.pipe = opened(latentc_case.loading(request["bundle"], request))
 
     def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
-        many = isinstance(prompt, list)
-        arguments: dict[str, Any] = {**self._size, **self._given}
-        if self.pipe.signature.texts:
-            arguments |= {"prompt": prompt, "num_images_per_prompt": 1 if many else self._batch}
-            if self._negative is not None and not many:
-                arguments["negative_prompt"] = self._negative
-            if guidance is not None:
-                arguments["guidance_scale"] = guidance
-        else:
-            arguments["batch_size"] = self._batch
+        known = self.pipe.signature
+        arguments = self._arguments(self._request, known, prompt, steps, seed, guidance)
         self.pipe.encoded.clear()  # each call is timed as one with texts of its own
         begun = perf_counter()
-        result = self.pipe(num_inference_steps=steps, seed=seed, **arguments)
+        result = self.pipe(**arguments)
         total = perf_counter() - begun
         times = result.timings
         encode = times.tokenize + times.encode if self.pipe.signature.texts else None
         each = times.steps[1:] or times.steps
-        if self._given:  # steps differ by design
+        if self._request["case"]["call"]:  # steps differ by design
             each = [sum(times.steps) / len(times.steps)]
         return Call(total, encode, each, times.decode,
                     list(result.images), result.latents)  # fmt: skip

@@ -49,7 +49,7 @@ class CoreMLOptions(TargetOptions):
     def passes(self) -> tuple[str, ...]:
         return ATTENTION[self.coreml_attention]
 
-    def check(self, latents: Latents, fixed: bool) -> None:
+    def check_alone(self, fixed: bool) -> None:
         if self.coreml_batch < 1:
             raise InputError(f"--coreml-batch {self.coreml_batch}: must be at least 1")
         if fixed and self.coreml_sizes:
@@ -61,10 +61,15 @@ class CoreMLOptions(TargetOptions):
         for what, asked in needs_fixed.items():
             if asked and not fixed:
                 raise InputError(f"{what} needs a fixed size: give --height and --width")
+        self.enumerated()
+        low, high = _range(self.coreml_sizes) or (1, 1)
+        if low > high:
+            raise InputError(f"--coreml-sizes {self.coreml_sizes}: the range is empty")
+
+    def check(self, latents: Latents, fixed: bool) -> None:
+        self.check_alone(fixed)
         unit = latents.factor * latents.multiple
         sides = [side for size in self.enumerated() for side in size] or [*self.bounds(latents)]
-        if sides[0] > sides[-1] and not self.enumerated():
-            raise InputError(f"--coreml-sizes {self.coreml_sizes}: the range is empty")
         for side in sides:
             if side < smallest_side(latents) or side % unit:
                 raise InputError(

@@ -23,6 +23,9 @@ class TargetOptions:
         """Passes (of `exporter.passes`) to run after those of the precision."""
         return ()
 
+    def check_alone(self, fixed: bool) -> None:
+        """Raise InputError for what fits no pipeline; `fixed`: the size is fixed."""
+
     def check(self, latents: Latents, fixed: bool) -> None:
         """Raise InputError for what does not fit a pipeline; `fixed`: its size is fixed."""
 

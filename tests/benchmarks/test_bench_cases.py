@@ -165,7 +165,7 @@ def test_slow_engines_are_left_out_and_said_so(
     [
         (["--build", "coreml-fp16"], 2, "no build 'coreml-fp16'; it has: fake-fp32"),
         (["--steps", "77"], 2, "for 77 steps; it has: 1, 2, 4"),
-        (["--size", "17x16"], 2, "multiples of 4"),
+        (["--size", "17x16"], 2, "width 17 is not a multiple of 4"),
         (["--size", "big"], 2, "expected WIDTHxHEIGHT"),
         (["--scenario", "warm_start"], 2, "no scenario 'warm_start'; there are: cold_start"),
         (["--device", "npu"], 5, "no device 'npu'"),

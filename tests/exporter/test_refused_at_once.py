@@ -63,6 +63,20 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "task": (["--task", "coffee"], "coffee"),
     "steps": (["--steps", "0"], "0"),
     "size": (["--height", "64"], "both height and width"),
+    "width": (["--width", "0"], "--width"),
+    "component": (["--precision", "coffee=fp16"], "no component 'coffee'"),
+    "part": (["--without", "unet"], "no pipeline can be exported without it"),
+    "prompts": (["--calibration-prompts", "none.txt"], "No such file"),
+    "samples": (["--calibration-samples", "0"], "--calibration-samples"),
+    "Core ML's sizes": (["-t", "coreml", "--coreml-sizes", "coffee"], "expected up to 128 sizes"),
+    "Core ML's range": (["-t", "coreml", "--coreml-sizes", "512-256"], "the range is empty"),
+    "Core ML's batch": (["-t", "coreml", "--coreml-batch", "0"], "must be at least 1"),
+    "Core ML's chunks": (["-t", "coreml", "--chunk-denoiser"], "needs a fixed size"),
+    "Core ML's system": (["-t", "coreml", "--coreml-target", "iOS3"], "--coreml-target"),
+    "Core ML's attention": (["-t", "coreml", "--coreml-attention", "no"], "--coreml-attention"),
+    "another target's": (["--coreml-batch", "1"], "for target 'coreml', which is not asked for"),
+    "image encoder alone": (["--image-encoder", "."], "give --ip-adapter too"),
+    "a folder to share with": (["--share-with", "."], "is not a bundle"),
     "floor": (["--fidelity-floor", "-1"], "expected a PSNR in dB"),
 }
 
@@ -110,7 +124,7 @@ def test_options(name: str, dry: bool, tmp_path: Path, run: Run) -> None:
     arguments, message = OPTIONS[name]
     given = [*arguments, *(["--dry-run"] if dry else [])]
     code, _, errors = run("export", "source", "-o", nothing(tmp_path), *given)
-    assert (code, message in errors) == (2, True), errors
+    assert (code, message in errors) == (4 if "share" in name else 2, True), errors
     assert not list(tmp_path.iterdir())
 
 
@@ -125,8 +139,16 @@ BESIDE: dict[str, tuple[list[str], str]] = {
     "ControlNet": (["--controlnet", "/none"], "no such ControlNet"),
     "T2I-Adapter": (["--t2i-adapter", "none"], "no such T2I-Adapter"),
     "IP-Adapter": (["--ip-adapter", "none.safetensors"], "no such IP-Adapter"),
-    "image encoder": (["--image-encoder", "~/none"], "no such image encoder"),
+    "image encoder": (
+        ["--image-encoder", "~/none", "--ip-adapter", "{file}"],
+        "no such image encoder",
+    ),
     "configuration": (["--config", "a/b/c"], "no such folder of a configuration"),
+    "file of a configuration": (["--config", "{file}"], "is a file; give a folder"),
+    "file of a VAE": (["--vae", "{file}"], "is a file; give a folder"),
+    "file of a ControlNet": (["--controlnet", "{file}"], "is a file; give a folder"),
+    "file of a T2I-Adapter": (["--t2i-adapter", "{file}"], "is a file; give a folder"),
+    "folder of an IP-Adapter": (["--ip-adapter", "."], "give its file of weights"),
 }
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from latentc import cli
 from runtimes import backend as engines
+from runtimes import loading
 from runtimes.manifest import MANIFEST, Manifest
 from runtimes.pipeline import Pipeline
 from tests.conftest import Run
@@ -92,6 +93,17 @@ def test_every_option(bundle: Path, run: Run) -> None:
         "build": "fake-fp32", "device": "cpu",
     }  # fmt: skip
     assert expected.items() <= found["settings"].items()
+
+
+@pytest.mark.fault("3.1", "the call that is checked before the load is the one that is drawn")
+def test_a_call_is_read_once(bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    real = loading.parse
+    monkeypatch.setattr(loading, "parse", lambda *given: reads.append(given) or real(*given))
+    code, out, _ = run("generate", bundle, "a", "--steps", 2, "--json")
+    assert code == 0
+    assert len(reads) == 1
+    assert json.loads(out)["settings"]["num_inference_steps"] == 2
 
 
 def test_numbered_names(bundle: Path, run: Run, tmp_path: Path) -> None:

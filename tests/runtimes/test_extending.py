@@ -20,7 +20,7 @@ from runtimes import backend, judges, pipeline, plugins
 from runtimes.errors import InputError, LatentcError
 from runtimes.manifest import Manifest
 from tests.conftest import Run
-from tests.fakes import make_bundle
+from tests.fakes import add_probes, make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
@@ -170,6 +170,47 @@ BROKEN |= {
     "version": STARTS.format(init="pass", version="1 / 0", devices="return ['cpu']"),
     "devices": STARTS.format(init="pass", version="return '1'", devices="raise SystemExit(2)"),
 }
+OPENS = """
+from tests.fakes import FakeBackend
+class Backend(FakeBackend):
+    name = {name!r}
+    def _open(self, *given):
+        {body}
+        return super()._open(*given)
+    def version(self): {version}
+"""
+# Engines that fail when they are used, and what `latentc verify` says of each.
+FAILING = {
+    "raises": ("raise RuntimeError('no driver')", "return '1'", "could not load", "no driver"),
+    "leaves": ("raise SystemExit(3)", "return '1'", "could not load", "SystemExit"),
+    "imports": ("import there_is_none", "return '1'", "could not load", "there_is_none"),
+    "counts": ("pass", "raise KeyError('version')", "backend 'counts' fails", "version"),
+    "ends": ("pass", "raise SystemExit(4)", "backend 'ends' fails", "SystemExit"),
+    "works": ("pass", "return '1'", "", ""),
+}
+
+
+@pytest.mark.fault("3.2", "an engine that fails to open ends verify for all the others")
+def test_failing_engines_do_not_end_verify(packages: Path, run: Run, tmp_path: Path) -> None:
+    for name, (body, version, *_) in FAILING.items():
+        code = OPENS.format(name=name, body=body, version=version)
+        points = {"latentc.backends": {name: f"failing_{name}:Backend"}}
+        install(packages, f"failing_{name}", code, points)
+    bundle = make_bundle(tmp_path / "bundle")
+    add_probes(bundle)
+    figures = tmp_path / "figures.json"
+    status, out, err = run("verify", bundle, "--json", figures)
+    assert status == 5
+    assert "works 1, cpu" in out
+    found = json.loads(figures.read_bytes())
+    assert [each["backend"] for each in found["verified"]] == ["works"]
+    failed = {each["backend"]: each["error"] for each in found["failed"]}
+    assert set(failed) == set(FAILING) - {"works"}
+    for name, (_, _, *words) in FAILING.items():
+        for word in words if name in failed else ():
+            assert word in failed[name]
+            assert f"{name} failed: " in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 @pytest.mark.fault("3.2", "an engine whose import raises anything takes all others down")

@@ -1,0 +1,61 @@
+"""How a case of latentc's is loaded and called: the same when it is planned as when it is run.
+
+A request is what a worker is told: `case`, `negative_prompt`, `guidance_scale` and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtimes.loading import Loading, chosen
+from runtimes.presets import Asked
+from runtimes.request import Signature
+
+
+def loading(bundle: str, request: Mapping[str, Any]) -> Loading:
+    """Choose and check how a case is loaded; nothing is.
+
+    Raises:
+        InputError: an option that the bundle or the engine cannot be asked for.
+        BackendError: an engine or device that is not here.
+    """
+    case = request["case"]
+    static = None
+    if case["static"]:
+        static = {"images": case["batch"], "height": case["height"], "width": case["width"]}
+        if request["guidance_scale"] is not None:
+            static["guidance_scale"] = request["guidance_scale"]
+    asked = Asked(
+        backend=case["backend"] or None,
+        device=case["device"] or None,
+        build=case["variant"],
+        threads=case["threads"],
+        compute=case["compute"],
+        compile=case["compile"],
+        static=static,
+        options=case["options"],
+    )
+    return chosen(bundle, asked, cache=not case["no_cache"], low_memory=case["low_memory"])
+
+
+def arguments(
+    request: Mapping[str, Any],
+    signature: Signature,
+    prompt: Any,
+    steps: int,
+    seed: Any,
+    guidance: float | None,
+) -> dict[str, Any]:
+    """Return the arguments of a call: one prompt as often as the case's batch says, or several."""
+    case, many = request["case"], isinstance(prompt, list)
+    found: dict[str, Any] = {"height": case["height"], "width": case["width"], **case["call"]}
+    found |= {"num_inference_steps": steps, "seed": seed}
+    if not signature.texts:
+        return {**found, "batch_size": case["batch"]}
+    found |= {"prompt": prompt, "num_images_per_prompt": 1 if many else case["batch"]}
+    if request["negative_prompt"] is not None and not many:
+        found["negative_prompt"] = request["negative_prompt"]
+    if guidance is not None:
+        found["guidance_scale"] = guidance
+    return found

@@ -1,0 +1,196 @@
+"""How a bundle will be loaded, and what will be asked of it, settled before anything is loaded:
+whatever can be refused is refused here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtimes import embeddings, load_arguments, prompt_tokens
+from runtimes.backend import Backend, SessionOptions
+from runtimes.bundle import Bundle, choose_build
+from runtimes.errors import InputError, PlanNotFound
+from runtimes.folders import cache_folder, expanded
+from runtimes.manifest import Build, Component, Manifest
+from runtimes.presets import Asked, Preset, prepare
+from runtimes.request import Request, Signature, parse, usual_steps
+from runtimes.sizes import fix, fixed
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One build of an opened bundle, and how it will be loaded. Make one with `chosen` or `of`.
+
+    Attributes:
+        components: by name, with the sizes fixed that all calls have in common.
+        sizes: by component the values of its symbols that all calls have in common.
+        fixed_by_preset: whether it is a preset that fixed the sizes, and not the caller.
+    """
+
+    bundle: Bundle
+    build: Build
+    backend: Backend
+    device: str
+    options: SessionOptions
+    components: Mapping[str, Component]
+    sizes: Mapping[str, Mapping[str, int]]
+    low_memory: bool
+    preset: Preset | None
+    fixed_by_preset: bool
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        build: Build,
+        backend: Backend,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+        static: Mapping[str, float] | None = None,
+        low_memory: bool = False,
+        preset: Preset | None = None,
+    ) -> Loading:
+        """Check the choices that `runtimes.pipeline.load` takes.
+
+        Raises:
+            InputError: a size that the model cannot make, or an option that the backend lacks.
+            DeviceUnavailable: no such device here.
+        """
+        where = backend.device(device)
+        options = options or SessionOptions()
+        backend.check(options, where)
+        sizes = {} if static is None else fixed(bundle.manifest, static)
+        components = {
+            each.name: fix(each, sizes.get(each.name) or {}) for each in bundle.manifest.components
+        }
+        by_preset = preset is not None and static is not None
+        return cls(
+            *(bundle, build, backend, where, options, components, sizes),
+            *(low_memory, preset, by_preset),
+        )
+
+    @property
+    def signature(self) -> Signature:
+        """The arguments that calls take."""
+        return Signature.of(self.bundle.manifest)
+
+    def of_any_size(self) -> Loading:
+        """Return the same for calls of any size."""
+        components = {each.name: each for each in self.bundle.manifest.components}
+        return replace(self, components=components, sizes={}, fixed_by_preset=False)
+
+    def request(self, arguments: Mapping[str, Any]) -> Request:
+        """Check the arguments of a call.
+
+        Raises:
+            InputError: one that cannot be used, or a size that will not be loaded.
+            PlanNotFound: no sampling plan for the step count.
+        """
+        manifest = self.bundle.manifest
+        request = requested(manifest, self.signature, self.preset, arguments)
+        steps, name = request.num_inference_steps, request.scheduler
+        if steps not in manifest.schedule(name).steps:
+            raise PlanNotFound(
+                f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
+                f"latentc schedule {self.bundle.root} --scheduler {name} --steps {steps}"
+            )
+        request.first_step()
+        unfit = misfit(manifest, self.components[manifest.component("denoiser").name], request)
+        if unfit and not self.fixed_by_preset:
+            raise InputError(unfit)
+        return request
+
+
+def chosen(
+    bundle: str | os.PathLike[str],
+    asked: Asked,
+    preset: str | None = None,
+    *,
+    cache: str | os.PathLike[str] | bool | None = True,
+    verify: bool = False,
+    low_memory: bool = False,
+) -> Loading:
+    """Open a bundle and choose the build, the engine and how it is loaded; see
+    `runtimes.pipeline.load` for the arguments and the errors."""
+    asked = load_arguments.checked_asked(asked)
+    for name, value in {"verify": verify, "low_memory": low_memory}.items():
+        load_arguments.flag(name, value)
+    load_arguments.optional_text("preset", preset)
+    if not isinstance(cache, bool | None):
+        cache = load_arguments.path("cache", cache)
+    bundle = load_arguments.path("bundle", bundle)
+    opened = Bundle.open(bundle, hashing="always" if verify else "once")
+    found = None
+    if preset is not None:
+        asked, found = prepare(opened, preset, asked)
+    build, engine = choose_build(opened.manifest, asked.backend, asked.build, asked.precision)
+    options = SessionOptions(
+        threads=asked.threads,
+        cache=cache_folder() if cache is True else _folder(cache) if cache else None,
+        compute=asked.compute,
+        compile=asked.compile,
+        extra=dict(asked.options or {}),
+    )
+    return Loading.of(opened, build, engine, asked.device, options, asked.static, low_memory, found)
+
+
+def requested(
+    manifest: Manifest,
+    signature: Signature,
+    preset: Preset | None,
+    arguments: Mapping[str, Any],
+) -> Request:
+    """Check the arguments of a call, those of a preset added.
+
+    Raises:
+        InputError: one that cannot be used.
+    """
+    given = dict(arguments)
+    if preset is not None:
+        given = preset.complete(given, usual_steps(manifest, given))
+    request = parse(manifest, signature, given)
+    prompt_tokens.check(manifest, request)
+    return request
+
+
+def latents_shape(manifest: Manifest, request: Request) -> tuple[int, int, int, int]:
+    """Return [images, channels, height, width] of what is denoised."""
+    spec = manifest.latents
+    sides = request.height // spec.factor, request.width // spec.factor
+    return request.images, spec.channels, *sides
+
+
+def misfit(manifest: Manifest, denoiser: Component, request: Request) -> str:
+    """Return why a call does not fit a denoiser that is loaded for one size only; "" if it does."""
+    rows = len(request.branches(manifest)) * request.images
+    wanted = denoiser.inputs["sample"].shape
+    longer = embeddings.misfit(
+        manifest, denoiser, request.embeddings, request.max_embeddings_multiples
+    )
+    if longer:
+        return longer
+    always = all(request.guided(request.num_inference_steps))
+    for count in (rows,) if always else (rows, request.images):
+        found = (count, *latents_shape(manifest, request)[1:])
+        if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
+            return (
+                f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
+                f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
+                "for this size, or without static"
+            )
+    return ""
+
+
+def _folder(cache: str | os.PathLike[str]) -> Path:
+    """Return the folder for compiled graphs; one that cannot be written may still be read.
+
+    Raises:
+        InputError: it is a file.
+    """
+    folder = expanded(cache)
+    if os.path.isfile(folder):
+        raise InputError(f"'cache' {folder}: is a file; give a folder")
+    return folder
