@@ -17,6 +17,7 @@ from runtimes.noise import fresh_seed
 from runtimes.session import Array
 
 MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
+_LARGEST = float(np.finfo(np.float32).max)
 _INTEGERS = -(2**63), 2**64 - 1  # what PyTorch takes for a seed, and more than all else needs
 
 
@@ -85,7 +86,7 @@ def count(given: Mapping[str, Any], name: str, default: int, most: int = _INTEGE
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number."""
+    """Return a finite number that float32 has, which is what graphs calculate in."""
     try:
         if isinstance(value, str | bytes | bool):
             raise TypeError
@@ -94,6 +95,8 @@ def number(name: str, value: Any) -> float:
         raise InputError(f"{name!r} must be a number, not {shown(value)}") from None
     if not math.isfinite(number):
         raise InputError(f"{name!r} must be finite, not {number}")
+    if abs(number) > _LARGEST:
+        raise InputError(f"{name!r} must be at most {_LARGEST:g} either way, not {number:g}")
     return number
 
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from runtimes import task_rules
-from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec
+from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec, parted
 
 DTYPES = ("float32", "float16", "int64", "int32")
+_FLOATS = ("float32", "float16")
+_CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 LONGEST_TEXT = 1 << 16  # ids
 _MOST_WORDS = 1 << 31  # graphs may take ids as int32
@@ -73,10 +75,45 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
         yield "the denoiser's sample must have 4 dimensions"
     elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
         yield "the denoiser's timestep must be float32 of shape [1]"
+    else:
+        yield from _prediction_problems(manifest, denoiser)
     decoder = manifest.component("decoder")
     if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
         yield "the decoder needs the input 'latents' and the output 'image'"
+    else:
+        yield from _image_problems(decoder, manifest.latents.factor)
     yield from _shallow_problems(manifest, denoiser)
+
+
+def _prediction_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:
+    """A prediction of another size or type would be spread over the sample, or rounded."""
+    cached = manifest.cached()
+    (name,) = (name for name in denoiser.outputs if name not in cached)
+    made, sample = denoiser.outputs[name], denoiser.inputs["sample"]
+    if made.dtype not in _FLOATS or _parted(made.shape) != _parted(sample.shape):
+        yield (
+            f"the denoiser's {name} is {made.dtype} {list(made.shape)}; expected floats "
+            f"{list(sample.shape)}, as its sample"
+        )
+
+
+def _image_problems(decoder: Component, factor: int) -> Iterator[str]:
+    """An image of another size than the latents' is none that was asked for."""
+    made, latents = decoder.outputs["image"], decoder.inputs["latents"]
+    rows, sides = _parted(latents.shape[:1]), _parted(latents.shape[2:])
+    enlarged = [(multiple * factor, symbol) for multiple, symbol in sides]
+    expected = [[*rows, (channels, ""), *enlarged] for channels in _CHANNELS]
+    if made.dtype not in _FLOATS or len(sides) != 2 or _parted(made.shape) not in expected:
+        yield (
+            f"the decoder's image is {made.dtype} {list(made.shape)} of latents "
+            f"{list(latents.shape)}; expected floats of {_CHANNELS} channels, and {factor} times "
+            "the height and width"
+        )
+
+
+def _parted(shape: Sequence[int | str]) -> list[tuple[int, str]]:
+    """Return each dimension as a factor and a symbol, which is empty for a number."""
+    return [(each, "") if isinstance(each, int) else parted(each) for each in shape]
 
 
 def _shallow_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:

@@ -35,7 +35,7 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "
 LARGEST_FILE = 1 << 30  # bytes
 _MOST_PIXELS = 178_956_970  # from here on Pillow refuses a file as a decompression bomb
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits a pixel
-_DEEPEST = 65535
+_SHALLOW, _DEEPEST = 255, 65535  # white, of 8 and of 16 bits
 _BITS = 258  # the tag of TIFF for bits a sample
 # Netpbm's formats (PPM) are read byte by byte in their headers, and comments among numbers that are
 # written out are cut out one by one, each time with a copy of a mebibyte.
@@ -44,8 +44,9 @@ _NETPBM_HEADER = re.compile(rb"P[0-9A-Za-z]{1,5}(?:\s+[0-9.+-]+){2,3}\s")
 _NETPBM_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]")
 _WRITTEN_OUT = (b"P1", b"P2", b"P3")
 _LONGEST_HEADER = 1 << 16  # bytes
-# Pillow's modes that it converts to RGB and to grey, resizes and pastes.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+# Pillow's modes that it resizes, pastes, and converts to RGB, of masks to grey.
+_GREY = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+_MODES: Mapping[Kind, Sequence[str]] = {"mask": _GREY, "image": (*_GREY, "LAB")}
 
 
 @parser(InputError, "path", "an image that can be read")
@@ -66,7 +67,7 @@ def read(path: Path) -> Image.Image:
         with Image.open(stream, formats=formats) as file:
             file.load()
             upright, white = ImageOps.exif_transpose(file), _white(file)
-    return _checked_pillow(str(path), upright, white).convert("RGB")
+    return _checked_pillow(str(path), upright, "image", white).convert("RGB")
 
 
 def _refuse_slow_netpbm(path: Path, stream: BinaryIO) -> None:
@@ -169,7 +170,7 @@ def _checked(name: str, image: Any, kind: Kind) -> Any:
         return _checked_array(name, image, kind)
     if not hasattr(image, "convert") or not hasattr(image, "resize"):
         raise InputError(f"{name!r}: expected {_EXPECTED[kind]}, not {shown(image)}")
-    return _checked_pillow(repr(name), image, _white(image))
+    return _checked_pillow(repr(name), image, kind, _white(image))
 
 
 def _white(image: Image.Image) -> int:
@@ -179,14 +180,14 @@ def _white(image: Image.Image) -> int:
     return (1 << 12) - 1 if tags.get(_BITS) == (12,) else _DEEPEST
 
 
-def _checked_pillow(label: str, image: Image.Image, white: int = _DEEPEST) -> Image.Image:
-    """The image, its pixels read, in one of `_MODES`."""
+def _checked_pillow(label: str, image: Image.Image, kind: Kind, white: int) -> Image.Image:
+    """Return the image, its pixels read, in one of `_MODES`; `white` is what `_white` says."""
     _check_size(label, *image.size)
     with parsing(label, InputError, "an image that can be read"):
         image.load()  # files are read when they are first needed
     if image.mode in _DEEP:
         return _shallow(label, image, white)
-    if image.mode in _MODES:
+    if image.mode in _MODES[kind]:
         return image
     if image.mode == "F":
         raise InputError(
@@ -198,19 +199,32 @@ def _checked_pillow(label: str, image: Image.Image, white: int = _DEEPEST) -> Im
 
 
 def _shallow(label: str, image: Image.Image, white: int) -> Image.Image:
-    """Greys of more bits scaled to 8; Pillow's own conversion makes all above 255 white."""
+    """Return greys of 16 bits scaled to 8; Pillow's own conversion makes all above 255 white.
+
+    Raises:
+        InputError: greys beyond `white`, or none above 255: those are of 8 bits where a library
+            keeps them in wider numbers, as diffusers reads them, and almost black where it does
+            not.
+    """
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > white:
+    low, high = int(levels.min()), int(levels.max())
+    if low < 0 or high > white:
+        raise InputError(f"{label}: greys from {low} to {high}; expected 0 to {white}")
+    if 0 < high <= _SHALLOW:
         raise InputError(
-            f"{label}: greys from {levels.min()} to {levels.max()}; expected 0 to {white}"
+            f"{label}: greys of 8 bits ({low} to {high}) in an image of 16 (mode {image.mode}); "
+            "convert it to the mode L"
         )
-    return Image.fromarray((levels * 255 / white).round().astype(np.uint8))
+    return Image.fromarray((levels * _SHALLOW / white).round().astype(np.uint8))
 
 
 def _checked_array(name: str, array: np.ndarray, kind: Kind) -> Array:
     """float32, images [height, width, 3], masks [height, width]."""
+    # Subclasses have rules of their own: what is masked is left out of a minimum, and goes on.
+    array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
     coloured = array.ndim == 3 and array.shape[2] == 3
     if not (grey if kind == "mask" else coloured) or not array.size:

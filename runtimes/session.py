@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from runtimes.calls import Call, Calls, current, in_flight
-from runtimes.errors import BackendError, InputError, LatentcError
+from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
 from runtimes.errors import first_line as first_line  # for the many that look for it here
 
 if TYPE_CHECKING:
@@ -193,20 +193,23 @@ class Session(ABC):
             )
         return dict(zip(self.outputs, arrays, strict=True))
 
-    def _check_outputs(self, outputs: Mapping[str, Array], symbols: dict[str, int]) -> None:
-        """Check what the graph gives: names, dtypes and shapes, with the inputs' symbols.
+    def _check_outputs(self, outputs: Any, symbols: dict[str, int]) -> None:
+        """Check what the engine gives: arrays by name, dtypes and shapes, with the inputs' symbols.
 
         Raises:
             BackendError: it is not what the manifest says.
         """
-        if outputs.keys() != self.outputs.keys():
+        found = outputs.keys() if isinstance(outputs, Mapping) else type(outputs).__name__
+        if found != self.outputs.keys():
             raise BackendError(
                 f"{self.component}: expected the outputs {sorted(self.outputs)}, found "
-                f"{sorted(outputs)}"
+                f"{found if isinstance(found, str) else sorted(map(str, found))}"
             )
         for name, value in outputs.items():
             spec = self.outputs[name]
-            dtype, shape = getattr(value, "dtype", type(value).__name__), np.shape(value)
+            # Subclasses have rules of their own: what is masked hides NaN from every check.
+            plain = type(value) is np.ndarray
+            dtype, shape = value.dtype if plain else type(value).__name__, np.shape(value)
             if dtype != self._dtypes[name] or not spec.fits(shape, symbols):
                 raise BackendError(
                     f"{self.component}: its output {name!r} is {dtype} {list(shape)}, and the "
@@ -255,8 +258,21 @@ class BoundSession(Session):
 
 
 def cast(session: Session, feeds: Feeds) -> dict[str, Array]:
-    """The feeds in the dtypes that the session takes."""
-    return {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}
+    """Return the feeds in the dtypes that the session takes.
+
+    Raises:
+        NumericalError: a number is beyond its dtype, in which it would be infinite; a graph may
+            hide that.
+    """
+    with np.errstate(over="ignore"):
+        made = {n: v.astype(session.inputs[n].dtype, copy=False) for n, v in feeds.items()}
+    for name, value in made.items():
+        narrower = value.dtype.kind == "f" and value.dtype.itemsize < feeds[name].dtype.itemsize
+        if narrower and not np.isfinite(value).all():
+            raise NumericalError(
+                f"{session.component}: its input {name!r} holds numbers beyond {value.dtype}"
+            )
+    return made
 
 
 def _name_mismatch(feeds: Feeds, inputs: Mapping[str, TensorSpec]) -> str:

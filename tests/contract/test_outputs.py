@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from runtimes import backend as backends
 from runtimes.bundle import Bundle
-from runtimes.errors import BackendError
-from runtimes.manifest import TensorSpec
+from runtimes.errors import BackendError, BundleError
+from runtimes.manifest import MANIFEST, TensorSpec
 from runtimes.pipeline import load
 from runtimes.session import Array, Feeds
 from tests.fakes import GRAPHS, FakeBackend, make_bundle
@@ -87,9 +89,18 @@ CHANGES: Mapping[str, Callable[[Array], Any]] = {
     "texts": lambda value: value.astype(str),
     "list": lambda value: value.tolist(),
     "None": lambda value: None,
+    "complex": lambda value: value.astype(np.complex64),
+    "bytes swapped": lambda value: value.astype(">f4"),
+    "objects": lambda value: value.astype(object),
+    "NaN that is masked": lambda value: np.ma.masked_invalid(np.where(value > 0, value, np.nan)),
+    "no rows": lambda value: value[:0],
+    "one number": lambda value: np.float32(value.mean()),
+    "tensor": torch.from_numpy,
+    "memory": memoryview,
 }
 
 
+@pytest.mark.fault("2.2", "second look: types that look as declared, and hide what is in them")
 @pytest.mark.fault("2.2", "a wrong rank, dtype or size gives an image of one pixel or a raw error")
 @pytest.mark.parametrize("component", ["text_encoder", "denoiser", "decoder"])
 @pytest.mark.parametrize("change", CHANGES)
@@ -103,3 +114,60 @@ def test_a_call(
         pytest.raises(BackendError, match=rf"^{component}: .*the manifest says float32"),
     ):
         pipe("a red circle", seed=1, num_inference_steps=2)
+
+
+OTHERS: Mapping[str, Callable[[dict[str, Array]], Any]] = {
+    "None": lambda outputs: None,
+    "list": lambda outputs: list(outputs.values()),
+    "nothing": lambda outputs: {},
+    "one more": lambda outputs: {**outputs, "other": 1},
+    "twice": lambda outputs: {**outputs, **{name.upper(): v for name, v in outputs.items()}},
+    "places": lambda outputs: dict(enumerate(outputs.values())),
+}
+
+
+@pytest.mark.fault("2.2", "second look: an engine gives no mapping of names, or other names")
+@pytest.mark.parametrize("component", ["text_encoder", "denoiser", "decoder"])
+@pytest.mark.parametrize("change", OTHERS)
+def test_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str, change: str
+) -> None:
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(GRAPHS, "wrong", lambda feeds: OTHERS[change](GRAPHS[component](feeds)))  # type: ignore[arg-type]
+    with (
+        load(make_bundle(tmp_path / "b", graphs={component: "wrong"}), FakeBackend()) as pipe,
+        pytest.raises(BackendError, match=rf"^{component}: expected the outputs \['\w+'\], found "),
+    ):
+        pipe("a red circle", seed=1, num_inference_steps=2)
+
+
+DECLARED: list[tuple[str, dict[str, Any]]] = [
+    ("decoder", {"shape": ["batch", 3, 1, 1]}),
+    ("decoder", {"shape": ["batch", 3, "rows", "columns"]}),
+    ("decoder", {"shape": ["batch", 3, "2*width", "2*height"]}),
+    ("decoder", {"shape": ["batch", 3, "4*height", "4*width"]}),
+    ("decoder", {"shape": ["batch", 2, "2*height", "2*width"]}),
+    ("decoder", {"shape": ["2*batch", 3, "2*height", "2*width"]}),
+    ("decoder", {"shape": [3, "2*height", "2*width"]}),
+    ("decoder", {"dtype": "int64"}),
+    ("denoiser", {"shape": [1, 1, 1, 1]}),
+    ("denoiser", {"shape": ["rows", 4, "height", "width"]}),
+    ("denoiser", {"shape": ["batch", 4, "height", "width", 1]}),
+    ("denoiser", {"shape": ["batch", 8, "height", "width"]}),
+    ("denoiser", {"dtype": "int32"}),
+]
+
+
+@pytest.mark.fault("2.2", "second look: a manifest that declares the wrong rank, dtype or size")
+@pytest.mark.parametrize(("component", "changes"), DECLARED)
+def test_what_a_manifest_may_declare(
+    tmp_path: Path, component: str, changes: dict[str, Any]
+) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    (changed,) = (each for each in document["components"] if each["name"] == component)
+    for output in changed["outputs"].values():
+        output.update(changes)
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=rf"the {component}'s \w+ is .*; expected floats"):
+        Bundle.open(bundle)

@@ -201,6 +201,35 @@ def _is_simple(value: Any, kind: str) -> bool:
 # Rules beyond types
 
 
+def _result_problems(document: Mapping[str, Any]) -> Iterator[str]:
+    """The shapes of the prediction and of the image (section 5)."""
+    roles = {each["role"]: each for each in document["components"]}
+    if not {"denoiser", "decoder"} <= roles.keys():
+        yield "no denoiser, or no decoder"
+        return
+    taken = roles.get("shallow", {"inputs": {}})["inputs"]
+    denoiser, decoder = roles["denoiser"], roles["decoder"]
+    predictions = [spec for name, spec in denoiser["outputs"].items() if name not in taken]
+    latents, image = decoder["inputs"]["latents"], decoder["outputs"]["image"]
+    factor = document["latents"]["factor"]
+    sizes = [_times(each, factor) for each in latents["shape"][2:]]
+    wanted = [_times(each, 1) for each in latents["shape"][:1]], sizes
+    shape = [_times(each, 1) for each in image["shape"]]
+    if (shape[:1], shape[2:]) != wanted or image["shape"][1] not in (1, 3, 4):
+        yield "the image has not the size of the latents"
+    if any(spec["shape"] != denoiser["inputs"]["sample"]["shape"] for spec in predictions):
+        yield "the prediction has not the shape of the sample"
+    if any(not spec["dtype"].startswith("float") for spec in (image, *predictions)):
+        yield "the prediction or the image holds no floats"
+
+
+def _times(dimension: int | str, factor: int) -> tuple[int, str]:
+    if isinstance(dimension, int):
+        return dimension * factor, ""
+    own, _, symbol = dimension.rpartition("*")
+    return int(own or 1) * factor, symbol
+
+
 def _problems(document: Mapping[str, Any]) -> Iterator[str]:
     named = (("components", "name"), ("builds", "name"), ("schedules", "name"), ("tasks", "name"))
     for member, key in (*named, ("arguments", "name"), ("tokenizers", "input")):
@@ -219,6 +248,7 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         yield "a default size is too large"
     if document["defaults"]["scheduler"] not in [each["name"] for each in document["schedules"]]:
         yield "an unknown default scheduler"
+    yield from _result_problems(document)
     known = {each["name"] for each in document["arguments"]}
     if any(not set(vector["arguments"]) <= known for vector in document["vectors"]):
         yield "a vector of an unknown argument"

@@ -308,6 +308,19 @@ def vector_of_unknown_argument(bad: BadBundle) -> None:
     bad.edit(lambda document: document["vectors"].append({"input": "x", "arguments": ["nothing"]}))
 
 
+@case("manifest", "the decoder's image")
+def image_of_one_pixel_as_declared(bad: BadBundle) -> None:
+    """The manifest says that images have one pixel, whatever size is asked for."""
+    last = len(bad.document()["components"]) - 1
+    bad.set(f"components.{last}.outputs.image.shape", ["batch", 3, 1, 1])
+
+
+@case("manifest", "the denoiser's prediction")
+def prediction_of_integers_as_declared(bad: BadBundle) -> None:
+    """The manifest says that the denoiser gives integers."""
+    bad.set("components.1.outputs.prediction.dtype", "int64")
+
+
 def _many_arguments(document: Any, count: int) -> None:
     document["arguments"] += [{"name": f"a{i}", "default": [0.0]} for i in range(count)]
     document["defaults"]["scheduler"] = "nobody"
