@@ -17,6 +17,7 @@ _UNUSED: Mapping[str, str] = {
     "safety_checker": "images are not checked, and none is made black: bundles cannot run it yet",
     "feature_extractor": "it prepares images for the safety checker or an image encoder alone",
     "image_encoder": "it is for IP-Adapters alone, which come with one (--ip-adapter)",
+    "watermarker": "images have no watermark: bundles cannot put one into them",
     WATERMARK: "images have no invisible watermark; diffusers adds it where the package "
     "invisible-watermark is installed",
 }

@@ -199,9 +199,12 @@ def _load_folder(source: PipelineSource) -> Any:
             if cls is not None and issubclass(cls, torch.nn.Module):
                 models[name] = load_model(cls, source.folder / name, source.variants.get(name))
         absent = _absent(source)
+        # The class's own method: that of DiffusionPipeline loads parts with a default although
+        # None is passed for them.
+        cls = getattr(diffusers, source.pipeline_class)
         try:
             with _former_names(source):
-                return diffusers.DiffusionPipeline.from_pretrained(
+                return cls.from_pretrained(
                     source.folder, local_files_only=True, **{**absent, **models}
                 )
         except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from msgspec import structs
 
 from exporter.compilation import refuse_unreadable
-from exporter.families import FAMILIES
+from exporter.families import FAMILIES, NEEDED
 from exporter.left_out import present
 from exporter.options import ExportOptions, up_to_date
-from exporter.source import quiet_loading, resolve
+from exporter.source import load, quiet_loading, resolve
 from exporter.store import Store
 from exporter.versions import libraries
 from runtimes.errors import BundleError, ExportError, InputError
@@ -37,9 +37,9 @@ CHECKER = {
 }
 
 
-def with_parts(folder: Path, source: Path) -> Path:
-    """A pipeline's folder whose index names a safety checker and what comes with it."""
-    index = json.loads((source / "model_index.json").read_text()) | CHECKER
+def with_parts(folder: Path, source: Path, parts: Mapping[str, Any] = CHECKER) -> Path:
+    """A pipeline's folder whose index names other parts, such as a safety checker."""
+    index = json.loads((source / "model_index.json").read_text()) | parts
     folder.mkdir()
     for part in source.iterdir():
         if part.is_dir():
@@ -91,6 +91,54 @@ def test_the_watermark(name: str) -> None:
     """It is named for the classes that put one into images, and for no other."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     assert ("watermark" in present(name, {})) == ("add_watermarker" in parameters)
+
+
+# Of each class's constructor: what graphs are made of, or what changes how they are made.
+USED = {
+    *("vae", "unet", "transformer", "scheduler", "low_res_scheduler", "depth_estimator"),
+    *(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
+    *("controlnet", "adapter", "max_noise_level", "is_cosxl_edit"),
+    *("force_zeros_for_empty_prompt", "requires_aesthetics_score"),
+}
+# What says something of parts that are named by themselves.
+OF_OTHERS = {"requires_safety_checker", "add_watermarker"}
+
+
+@pytest.mark.fault("2.9", "second look: a part that no graph is made of, of any class")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_other_part_is_named(name: str) -> None:
+    """Whatever a pipeline's class takes is used, or said to be left out."""
+    taken = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+    others = taken - USED - OF_OTHERS
+    index = {part: ["transformers", "AnyModel"] for part in others}
+    said = set(present(name, index)) - {"watermark"}
+    assert said == others - set(NEEDED.get(name, ()))
+    assert not set(present(name, {key: [None, None] for key in others})) - {"watermark"}
+
+
+@pytest.mark.fault("2.9", "second look: the upscaler's own watermark, parts without the others")
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"watermarker": ["deepfloyd_if", "IFWatermarker"]},
+        {"feature_extractor": CHECKER["feature_extractor"], "safety_checker": [None, None]},
+        {**CHECKER, "watermarker": ["deepfloyd_if", "IFWatermarker"]},
+    ],
+    ids=lambda parts: "+".join(parts),
+)
+def test_parts_of_an_upscaler(
+    parts: dict[str, Any], pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """They are said to be left out, and are not loaded."""
+    folder = with_parts(tmp_path / "pipeline", pipeline_folder("upscaler"), parts)
+    source = resolve(folder)
+    named = [name for name, (_, class_name) in parts.items() if class_name]
+    assert sorted(each.name for each in source.left_out) == sorted(named)
+    assert not any(each.chosen for each in source.left_out)
+    chosen = resolve(folder, without=named).left_out
+    assert all(each.chosen for each in chosen)
+    pipe = load(source)
+    assert all(pipe.components[name] is None for name in parts)
 
 
 @pytest.mark.fault("2.9", "the export says what it leaves out, unless it was asked to")

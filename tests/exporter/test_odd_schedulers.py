@@ -93,6 +93,21 @@ CHANGES: list[dict[str, Any]] = [
     {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
     {"sigma_schedule": "exponential"},
 ]
+# Entries that only count together, or that published files have wrong.
+TOGETHER: list[dict[str, Any]] = [
+    {"prediction_type": "v_prediction", "clip_sample": True, "clip_sample_range": 0.5},
+    {"thresholding": True, "sample_max_value": 4.0, "dynamic_thresholding_ratio": 0.9},
+    {"timestep_spacing": "trailing", "steps_offset": 1, "use_karras_sigmas": True},
+    {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
+    {"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True},
+    {"num_train_timesteps": 200, "trained_betas": [0.001 * (1 + i % 7) for i in range(200)]},
+    {"num_train_timesteps": 50, "steps_offset": 1},
+    {"skip_prk_steps": False, "set_alpha_to_one": True},
+    {"disable_corrector": [0, 1], "solver_order": 3},
+    {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "use_karras_sigmas": True},
+    {"clip_sample": None},
+    {"time_shift_type": "linear", "shift": 2.0},
+]
 STEPS = 5
 CLASSES = sorted({named.class_name for named in SCHEDULERS.values()})
 # A thousand evaluations for whatever number of steps.
@@ -114,18 +129,19 @@ def runs_in_diffusers(scheduler: SchedulerMixin) -> bool:
     return bool(torch.isfinite(sample).all())
 
 
+@pytest.mark.fault("2.14", "second look: entries that only count together, null and unknown ones")
 @pytest.mark.fault("2.14", "odd configurations of a scheduler class")
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_odd_configurations(class_name: str) -> None:
     cls = getattr(diffusers, class_name)
     known = set(inspect.signature(cls.__init__).parameters)
     equal, refused = 0, []
-    for changes in CHANGES:
+    for changes in (*CHANGES, *TOGETHER):
         if not changes.keys() <= known or (class_name, *changes) in LEFT_OUT:
             continue
         with quiet_loading():
             try:
-                scheduler = cls.from_config({**OLD, **changes})
+                scheduler = cls.from_config({**OLD, "of_a_later_version": {}, **changes})
             except (ValueError, NotImplementedError):
                 continue  # diffusers has no such thing
             try:
