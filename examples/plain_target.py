@@ -11,6 +11,7 @@ from runtimes.verify import Tolerance
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from exporter.passes import Choices
     from exporter.targets import TargetInfo
     from runtimes.manifest import Component
 
@@ -34,9 +35,23 @@ def target() -> TargetInfo:
         module=__name__,
         backend="plain",
         packages=("onnx", "onnx-ir", "onnxscript"),
-        precisions={"fp32": (), "fp24": ()},
+        precisions={"fp32": (), "fp24": (__name__,)},
         size={"fp24": 3},
     )
+
+
+def run(program: ExportedProgram, choices: Choices) -> int:
+    """Round the weights to 24 bits, 15 of them mantissa: the pass of the precision "fp24"."""
+    import torch
+
+    from exporter.weights import actual
+
+    names = program.graph_signature.parameters
+    for name in names:
+        bits = actual(program.state_dict[name]).detach().view(torch.int32)
+        rounded = ((bits + 0x80) & ~0xFF).view(torch.float32)
+        program.state_dict[name] = torch.nn.Parameter(rounded, requires_grad=False)
+    return len(names)
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path, **settings: Any) -> str:

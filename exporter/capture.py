@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from exporter import weights
 from exporter.families import Description, Graph
 from exporter.passes import Choices
+from exporter.passes import load as load_pass
 from runtimes import sizes
 from runtimes.errors import ExportError
 from runtimes.manifest import parted
@@ -171,7 +171,7 @@ def variant(
     with quiet():
         made = copy.deepcopy(program, shared)
     for name in passes:
-        import_module(f"exporter.passes.{name}").run(made, choices or Choices())
+        load_pass(name).run(made, choices or Choices())
     return made
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
-from exporter.passes import CALIBRATED, Range, int8_activations
+from exporter.passes import CALIBRATED, Range, int8_activations, load
 from exporter.passes.quantization import Site, sites
 from exporter.watch import Inputs, Watched
 from runtimes.errors import VerificationError
@@ -63,7 +62,7 @@ class Rounding:
     rewritten for each layer."""
 
     def __init__(self, passes: Sequence[str], ranges: Mapping[str, Range]) -> None:
-        modules = [import_module(f"exporter.passes.{name}") for name in passes]
+        modules = [load(name) for name in passes]
         self._weights = [each for each in modules if each.__name__.endswith("_weights")]
         self._symmetric = "int8_activations_symmetric" in passes
         self._ranges = ranges if CALIBRATED & set(passes) else {}

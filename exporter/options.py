@@ -12,7 +12,15 @@ from exporter import ingredients
 from exporter.calibration import Calibration
 from exporter.families import CLASS_TASKS, FAMILIES, family_of
 from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER
-from exporter.passes import CALIBRATED, COMPUTES, QUANTIZED, STEP_CACHE, rewriting
+from exporter.passes import (
+    CALIBRATED,
+    COMPUTES,
+    QUANTIZED,
+    STEP_CACHE,
+    load,
+    module_of,
+    rewriting,
+)
 from exporter.scheduler_names import SCHEDULERS, unknown_scheduler
 from exporter.source import PipelineSource, digest
 from exporter.targets import TARGETS, passes, verifier
@@ -177,7 +185,7 @@ def _artifact_key(
                 family.__name__,
                 TARGETS[target].module,
                 *TARGETS[target].code,
-                *(f"exporter.passes.{each}" for each in (*passes, *_SHARED)),
+                *map(module_of, (*passes, *_SHARED)),
             ),
             **_split(options, component),
             **_looked_at(source, options, passes),
@@ -245,7 +253,9 @@ def check(options: ExportOptions) -> None:
             raise InputError(f"unknown task {task!r}; tasks: {', '.join(TASKS)}")
     for target, precision in options.builds():
         for each in _own_precisions(precision):
-            options.passes(target, each)
+            for name in options.passes(target, each):
+                if module_of(name) == name:  # of another package, which may be broken
+                    load(name)
         _check_components(precision)
     for target in options.targets:
         options.of(target).check_alone(options.height is not None)

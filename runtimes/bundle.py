@@ -49,9 +49,25 @@ class Bundle:
         """The checked path of one of the manifest's files.
 
         Raises:
-            BundleError: missing, altered, cut short, or outside the bundle.
+            BundleError: missing, altered, cut short, or outside the bundle; where the bundle has
+                another manifest by now, it says that.
         """
-        return check_file(self.root, file, self.hashing, self.cache)
+        try:
+            return check_file(self.root, file, self.hashing, self.cache)
+        except BundleError as error:
+            if self._was_replaced(file):
+                raise BundleError(
+                    f"{self.root}: the bundle was changed after it was opened, and has no longer "
+                    f"the same {file.path}: load it again"
+                ) from error
+            raise
+
+    def _was_replaced(self, file: File) -> bool:
+        """Whether the manifest that is there now has that file no longer."""
+        try:
+            return file not in Manifest.load(self.root).files()
+        except BundleError:
+            return False
 
     def entry(self, build: Build, component: str, backend: Backend | type[Backend]) -> Path:
         """Return the checked path of the file to load for one component.

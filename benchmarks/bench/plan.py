@@ -140,8 +140,9 @@ def _complete(case: Case, manifest: Manifest) -> Case:
     """Fill in what the case leaves to the bundle, and refuse what the bundle cannot do."""
     latents = manifest.latents
     height, width = case.height or latents.default_height, case.width or latents.default_width
-    for name, pixels in (("height", height), ("width", width)):
-        side(latents, name, pixels)
+    if latents.bins is None:
+        side(latents, "height", height)
+        side(latents, "width", width)
     plans = next(s for s in manifest.schedules if s.name == manifest.defaults.scheduler)
     steps = case.steps or min(plans.steps, key=lambda count: abs(count - DEFAULT_STEPS))
     if steps not in plans.steps:

@@ -1,15 +1,20 @@
 """Rewrites of a captured program, one per file, applied before any target lowers it.
 
 A pass is a function ``run(program, choices)``: it takes an ExportedProgram and `Choices`, changes
-the program in place and returns how many places changed.
+the program in place and returns how many places changed. It is named by its file here; one of
+another package by its module's whole name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
-from runtimes.errors import InputError
+from runtimes import plugins
+from runtimes.errors import InputError, first_line
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
@@ -57,6 +62,28 @@ CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
 def bytes_of(precision: str) -> float:
     """Bytes of one number of a large weight in a build of one component's precision."""
     return _BYTES.get(precision, _MOST_BYTES)
+
+
+def module_of(name: str) -> str:
+    """Return the name of a pass's module: one of this package, else one of another."""
+    own = f"{__name__}.{name}"
+    return name if "." in name or find_spec(own) is None else own
+
+
+def load(name: str) -> Any:
+    """Import a pass's module.
+
+    Raises:
+        InputError: a module of another package fails, or has no function `run`.
+    """
+    try:
+        with plugins.started(f"pass {name!r}"):
+            module = import_module(module_of(name))
+    except (plugins.BrokenPlugin, ImportError) as error:
+        raise InputError(f"pass {name!r}: {first_line(error)}") from error
+    if not callable(getattr(module, "run", None)):
+        raise InputError(f"pass {name!r}: the module {module.__name__} has no function run")
+    return module
 
 
 def rewriting(names: Iterable[str]) -> tuple[str, ...]:

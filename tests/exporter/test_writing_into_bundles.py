@@ -20,6 +20,7 @@ from exporter.store import Store
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError, LatentcError
 from runtimes.manifest import MANIFEST, Manifest, Source
+from runtimes.pipeline import load
 from runtimes.plan_json import write_plans
 from tests import fakes
 
@@ -248,3 +249,16 @@ def test_sharing_puts_no_file_outside_of_the_bundle(
         share(bundle, Manifest.load(bundle), [other])
 
     assert {path.name: path.stat().st_ino for path in outside.iterdir()} == before
+
+
+@pytest.mark.fault("1.8", "a reader finds a table gone that was replaced after it had opened")
+def test_readers_are_told_that_a_bundle_was_changed(bundle: Path) -> None:
+    call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 2, "seed": 0}
+    with load(bundle, fakes.FakeBackend()) as used, load(bundle, fakes.FakeBackend()) as opened:
+        before = used(**call).latents
+        add_to_bundle(bundle, ["ddpm"], [3], Progress())
+        assert (used(**call).latents == before).all()
+        with pytest.raises(BundleError, match=r"changed after it was opened.*load it again"):
+            opened(**call)
+    with load(bundle, fakes.FakeBackend()) as again:
+        assert (again(**call).latents == before).all()

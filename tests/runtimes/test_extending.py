@@ -13,6 +13,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from exporter import targets
@@ -127,6 +129,10 @@ def test_a_target_from_outside(packages: Path, run: Run, smallest: Path, tmp_pat
     assert "GiB of memory" in out + err
     code, out, err = run(*export, "--steps", 2)
     assert code == 0, err
+    rounded = onnx.load(bundle / Manifest.load(bundle).builds[0].artifacts["denoiser"].entry)
+    weights = [onnx.numpy_helper.to_array(each) for each in rounded.graph.initializer]
+    largest = max((each for each in weights if each.dtype == np.float32), key=np.size)
+    assert not (largest.view(np.uint32) & 0xFF).any()  # by the package's own pass
     code, out, err = run("verify", bundle, "--json", "-")
     assert code == 0, err
     assert [each["passed"] for each in json.loads(out)["verified"]] == [True]
@@ -243,6 +249,30 @@ def test_broken_packages_concern_nobody_else(packages: Path, run: Run, tmp_path:
     code, _, err = run("export", "nowhere", "-o", tmp_path / "b", "--target", "exits")
     assert code == 2
     assert "target 'exits': broken_exits:Backend fails: SystemExit" in err
+
+
+BROKEN_PASSES = {
+    "not_there": ("", "not_there"),
+    "no_run": ("x = 1", "has no function run"),
+    "quits": ("raise SystemExit(3)", "SystemExit"),
+}
+
+
+@pytest.mark.fault("3.2", "a precision from outside has passes of its own")
+@pytest.mark.parametrize("name", BROKEN_PASSES)
+def test_passes_of_a_broken_package(
+    name: str, packages: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, message = BROKEN_PASSES[name]
+    if code:
+        (packages / f"{name}.py").write_text(code)
+    plain = PLAIN.read_text("utf-8").replace("(__name__,)", repr((name,)))
+    project = tomllib.loads(blocks("toml")[1])["project"]
+    install(packages, "latentc_plain", plain, project["entry-points"])
+    monkeypatch.setattr("exporter.compile.resolve", lambda *_: pytest.fail("the source was read"))
+    given = ("source", "-o", tmp_path / "b", "--target", "plain", "--precision", "fp24")
+    status, _, err = run("export", *given)
+    assert (status, message in err) == (2, True), err
 
 
 @pytest.mark.fault("3.2", "a package with unreadable metadata takes all others down")
