@@ -101,7 +101,7 @@ _OWN: Mapping[str, TargetInfo] = {
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
         code=(
             *(_DECOMPOSED, "exporter.targets.openvino_int4"),
-            *("exporter.passes.plain_integers", "exporter.passes.open_relu"),
+            "exporter.passes.plain_integers",
         ),
         computes={"bf16": "bf16"},
         memory=0.0,

@@ -61,6 +61,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
     onnx_integers.pack(model)
     onnx_attention.fuse(model)
     onnx_masks.expand(model)
+    onnx_masks.unguard(model)
     made.save(folder / MODEL, external_data=True)
     onnx.checker.check_model(folder / MODEL, full_check=True)
     return MODEL

@@ -1,7 +1,8 @@
-"""Attention masks that are the same for all queries, written out for ONNX Runtime.
+"""Attention masks: what engines need of them, and what must not be done to results under them.
 
-ONNX lets a mask of the standard Attention be broadcast. ONNX Runtime's kernel for the CPU wants as
-many rows of it as there are queries, and fails on one (1.31).
+Masks that are the same for all queries are written out for ONNX Runtime. ONNX lets a mask of the
+standard Attention be broadcast. ONNX Runtime's kernel for the CPU wants as many rows of it as there
+are queries, and fails on one (1.31).
 """
 
 from __future__ import annotations
@@ -18,6 +19,34 @@ def expand(model: Any) -> int:
     for node in found:
         _expand(model.graph, node)
     return len(found)
+
+
+def unguard(model: Any) -> int:
+    """Take away the choices that put 0 in the place of NaN after each softmax with a mask of truth
+    values; returns how many there were.
+
+    PyTorch's exporter writes them for queries all of whose keys are masked. No model here has such
+    a query, and a NaN of another cause would no longer be seen.
+    """
+    from onnx_ir import convenience
+
+    found = [node for node in model.graph if _is_guard(node)]
+    for node in found:
+        convenience.replace_all_uses_with(node.outputs[0], node.inputs[2])
+        model.graph.remove(node, safe=True)
+    return len(found)
+
+
+def _is_guard(node: Any) -> bool:
+    if node.op_type != "Where":
+        return False
+    test, value = (node.inputs[place].producer() for place in (0, 2))
+    return (
+        test is not None
+        and value is not None
+        and (test.op_type, value.op_type) == ("IsNaN", "Softmax")
+        and test.inputs[0] is node.inputs[2]
+    )
 
 
 def _one_row(node: Any) -> bool:

@@ -27,7 +27,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     here (OpenVINO's own fp16 compression would round the time embedding's table too)."""
     import openvino
 
-    plain = variant(program, ("plain_integers", "open_relu"))
+    plain = variant(program, ("plain_integers",))
     with in_one_file(plain.state_dict, folder):
         return _lower(openvino, plain, component, folder)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
+from runtimes.backends.openvino_nan import VERSION, keep_nan
 from runtimes.errors import InputError
 from runtimes.manifest import Component
 from runtimes.mapped import MappedFile
@@ -111,17 +112,21 @@ class OpenVinoBackend(Backend):
         if graph.entry.suffix == ".xml" and _large(graph.weights):
             mapped = MappedFile(graph.weights)
         with mapped.releasing() if mapped else nullcontext():
-            model = self._read(graph, mapped)
+            model, _ = self._read(graph, mapped)
             compiled = self._core.compile_model(model, graph.device, config)
         return OpenVinoSession(compiled, graph.component, mapped)
 
-    def _read(self, graph: _Graph, mapped: MappedFile | None = None) -> Any:
+    def _read(self, graph: _Graph, mapped: MappedFile | None = None) -> tuple[Any, bool]:
+        """The model, and whether it is another than the file's."""
         if mapped is None:
             model = self._core.read_model(graph.entry)
         else:
             weights = self._ov.Tensor(mapped.array, shared_memory=True)
             model = self._core.read_model(graph.entry.read_bytes(), weights)
-        return self._fixed(model, graph.component) if graph.options.sizes else model
+        changed = keep_nan(self._ov, model) > 0
+        if not graph.options.sizes:
+            return model, changed
+        return self._fixed(model, graph.component), True
 
     def _compiled_and_kept(self, graph: _Graph, cache: ModelCache, facts: Facts) -> Session:
         """Compile the graph, and let OpenVINO write it as it does so: its other way, to export a
@@ -154,17 +159,19 @@ class OpenVinoBackend(Backend):
                 return self._compiled(graph)
         cache.trim()
         config = {**graph.config, _OWN_CACHE: str(cache.folder / graph.options.key[:32])}
+        model, changed = self._read(graph)
         # It finds its entries by the file's name, where nothing was done to the graph.
-        model = self._read(graph) if graph.options.sizes else str(graph.entry)
-        return OpenVinoSession(
-            self._core.compile_model(model, graph.device, config), graph.component
+        compiled = self._core.compile_model(
+            model if changed else str(graph.entry), graph.device, config
         )
+        return OpenVinoSession(compiled, graph.component)
 
     def _facts(self, graph: _Graph) -> Facts:
         """All that a compiled graph depends on."""
         device, inputs = graph.device, graph.component.inputs
         return {
             "graph": graph.options.key,
+            "rewrites": VERSION,
             "inputs": json.dumps({name: spec.shape for name, spec in inputs.items()}),
             "config": json.dumps(dict(sorted(graph.config.items()))),
             "OpenVINO": str(self._ov.__version__),
