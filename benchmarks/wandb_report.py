@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +159,10 @@ def _cell(value: Any) -> Any:
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
     names = [_name(row, index) for index, row in enumerate(rows)]
+    times = Counter(names)
     for index, row in enumerate(rows):
         # Rows of one name would overwrite each other.
-        name = names[index] if names.count(names[index]) == 1 else f"{names[index]}-{index}"
+        name = names[index] if times[names[index]] == 1 else f"{names[index]}-{index}"
         for key, value in flat(row):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield f"{name}/{key}", value

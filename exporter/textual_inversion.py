@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter import weight_files
+from exporter import unread_keys, weight_files
 from exporter.given_files import worded
 from exporter.ingredients import Ingredient, Reading
 from runtimes.errors import SourceError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PLAIN = Reading()
 _A1111 = "emb_params"  # how web interfaces call the only tensor
+_UNUSED = ("string_to_token.*",)  # the id of the word that the training began with
 # Of a pair, by the encoder that it is for; a single one is for the only encoder.
 _PAIR = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 
@@ -128,11 +129,19 @@ def _held(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """The word that a file names, and its tensors.
 
     Pickles of web interfaces have the vectors in a table under ``*``, and the word beside.
+
+    Raises:
+        SourceError: it has tensors that nothing reads, or that hold NaN or infinity.
     """
     held = weight_files.content(path)
     if "string_to_param" in held:
-        return str(held.get("name") or ""), {_A1111: held["string_to_param"]["*"]}
+        tensors = {_A1111: held["string_to_param"]["*"]}
+        others = weight_files.flattened(held).keys() - {"string_to_param.*", *_UNUSED}
+        unread_keys.refuse(path.name, "a textual inversion", others)
+        weight_files.check_finite(path, tensors)
+        return str(held.get("name") or ""), tensors
     tensors = weight_files.flattened(held)
+    weight_files.check_finite(path, tensors)
     names = list(tensors)
     return names[0] if len(names) == 1 and names[0] != _A1111 else "", tensors
 

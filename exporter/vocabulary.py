@@ -19,13 +19,18 @@ def check(pipe: Any) -> None:
     Without its files a tokenizer of transformers has a few special words and says nothing.
 
     Raises:
-        SourceError: a vocabulary is too small or too large for its encoder, has words that nothing
-            makes, or ids beyond the encoder's.
+        SourceError: a text encoder has no tokenizer; a vocabulary is too small or too large for its
+            encoder, has words that nothing makes, or ids beyond the encoder's.
     """
     for tokenizer_name, encoder_name in _PAIRS:
         tokenizer, encoder = (getattr(pipe, name, None) for name in (tokenizer_name, encoder_name))
-        if tokenizer is None or encoder is None:
+        if encoder is None:
             continue
+        if tokenizer is None:
+            raise SourceError(
+                f"{encoder_name} has no {tokenizer_name}, without which diffusers encodes no text "
+                f"either: take it from where the text encoder is from, or leave out {encoder_name}"
+            )
         words, rows = len(tokenizer), encoder.get_input_embeddings().weight.shape[0]
         if not rows - _PADDING < words <= rows:
             files = " and ".join(

@@ -68,9 +68,24 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file by their names; those of tables in a pickle are joined by dots.
 
     Raises:
-        SourceError: the file is damaged, or a pickle of something else than tensors.
+        SourceError: the file is damaged, a pickle of something else than tensors, or holds NaN or
+            infinity.
     """
-    return flattened(content(path))
+    found = flattened(content(path))
+    check_finite(path, found)
+    return found
+
+
+def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise SourceError, which names the first tensor that holds NaN or infinity, if one does."""
+    from exporter.weights import finite
+
+    for name, tensor in sorted(tensors.items()):
+        if not finite(tensor):
+            raise SourceError(
+                f"{path.name}: its tensor {name!r} holds NaN or infinity; the file is damaged, or "
+                "was made in a type that is too small"
+            )
 
 
 @parser(SourceError, "path", "a whole file of weights")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from runtimes.errors import InputError
 from runtimes.parsing import parser
@@ -39,7 +40,7 @@ class Weighted:
     text: str
     weights: tuple[float, ...]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether all weights are 1."""
         return all(weight == 1.0 for weight in self.weights)

@@ -162,14 +162,10 @@ def _lines(
         changes: dict[str, Change] = {"more": "slower", "less": "faster", "same": "no difference"}
         medians = statistics.summarise(a).p50, statistics.summarise(b).p50
         interval = ratio.value, ratio.low, ratio.high
-        change = "yardstick" if same and _is_baseline(before, old) else changes[word]
+        change = "yardstick" if same and old.id in before.baselines else changes[word]
         about = old.id, old.label, scenario, change
         found.append(Line(*about, *medians, *interval, max(noises), bases is not None))
     return found
-
-
-def _is_baseline(report: Report, case: CaseRecord) -> bool:
-    return any(other.baseline == case.id for other in report.cases)
 
 
 def _baselines(

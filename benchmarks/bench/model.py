@@ -6,6 +6,8 @@ Every figure of the HTML page and of the Markdown stands here once, and they poi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,8 +207,8 @@ class Settings(_Base, frozen=True, kw_only=True):
     short: bool = False
 
 
-class Report(_Base, frozen=True, kw_only=True):
-    """The whole document."""
+class Report(_Base, frozen=True, kw_only=True, dict=True):
+    """The whole document. (`dict`: what is looked up often is put in order once.)"""
 
     format: Literal["latentc-bench"] = "latentc-bench"
     format_version: int = FORMAT_VERSION
@@ -225,11 +227,31 @@ class Report(_Base, frozen=True, kw_only=True):
 
     def case(self, name: str) -> CaseRecord:
         """The case of an id."""
-        return next(case for case in self.cases if case.id == name)
+        return self._cases[name]
 
     def row(self, case: str, scenario: str) -> Row | None:
         """The row of a case and a scenario, if it was measured."""
-        return next((r for r in self.rows if (r.case, r.scenario) == (case, scenario)), None)
+        return next((row for row in self.rows_of(case) if row.scenario == scenario), None)
+
+    def rows_of(self, case: str) -> Sequence[Row]:
+        """Return the rows of a case, in their order."""
+        return self._rows.get(case, ())
+
+    @cached_property
+    def baselines(self) -> frozenset[str]:
+        """The ids of the cases that others are compared with."""
+        return frozenset(case.baseline for case in self.cases if case.baseline)
+
+    @cached_property
+    def _cases(self) -> Mapping[str, CaseRecord]:
+        return {case.id: case for case in self.cases}
+
+    @cached_property
+    def _rows(self) -> Mapping[str, Sequence[Row]]:
+        rows: dict[str, list[Row]] = {}
+        for row in self.rows:
+            rows.setdefault(row.case, []).append(row)
+        return rows
 
 
 def encode(report: Report) -> bytes:

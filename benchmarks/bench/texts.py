@@ -101,7 +101,7 @@ def table_csv(report: Report) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV)
     for case in report.cases:
-        rows: Sequence[Row | None] = [r for r in report.rows if r.case == case.id] or [None]
+        rows: Sequence[Row | None] = report.rows_of(case.id) or [None]
         for row in rows:
             writer.writerow(_csv_row(case, row))
     return out.getvalue()

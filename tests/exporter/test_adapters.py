@@ -132,6 +132,48 @@ def test_a_word_that_is_a_pickle(
     assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[rows], vectors)
 
 
+@pytest.mark.fault("2.13", "tensors of a textual inversion that nothing reads")
+def test_tensors_of_a_word_that_nothing_reads(
+    plain: Any, load: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What stands beside the vectors of a web interface's file; its word's old id is harmless."""
+    width = plain.text_encoder.get_input_embeddings().weight.shape[1]
+    vectors, old = torch.ones(1, width), {"*": torch.tensor(265)}
+    asked = {"textual-inversion": [str(tmp_path / "style.pt")]}
+    content = {"name": "<cat>", "string_to_token": old, "string_to_param": {"*": vectors}}
+    torch.save(content, tmp_path / "style.pt")
+    assert load(asked, allow_pickle=True) is not None
+    for more in ({"string_to_param": {"*": vectors, "+": vectors}}, {"layers": {"a": vectors}}):
+        torch.save({**content, **more}, tmp_path / "style.pt")
+        with pytest.raises(SourceError, match=r"but 1 of its tensors .(string_to_param.|layer)"):
+            load(asked, allow_pickle=True)
+    save_file({"<cat>": vectors, "other": vectors.clone()}, tmp_path / "style.safetensors")
+    with pytest.raises(SourceError, match="expected one tensor"):
+        load({"textual-inversion": [str(tmp_path / "style.safetensors")]})
+
+
+@pytest.mark.fault("2.1", "a tensor of an adapter that is NaN or infinity")
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["lora", "textual-inversion", "ip-adapter"])
+def test_tensors_that_are_not_finite(
+    plain: Any, load: Callable[..., Any], tmp_path: Path, kind: str, number: float
+) -> None:
+    file = tmp_path / "one.safetensors"
+    if kind == "ip-adapter":
+        file = tiny.ip_adapter(plain.unet, tmp_path)
+    elif kind == "lora":
+        lora_file(plain, file)
+    else:
+        save_file({"<cat>": torch.ones(1, 32)}, file)
+    state = load_file(file)
+    name = max(state)
+    state[name].view(-1)[1] = number
+    save_file(state, file)
+    with pytest.raises(SourceError, match="NaN or infinity") as caught:
+        load({kind: [str(file)]})
+    assert (name if kind != "lora" else "attn1.to_q") in str(caught.value)
+
+
 @pytest.mark.fault("3.5", "a textual inversion whose word exists is called unfitting")
 def test_a_word_that_exists(plain: Any, load: Callable[..., Any], tmp_path: Path) -> None:
     width = plain.text_encoder.get_input_embeddings().weight.shape[1]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import latentc
 from exporter import reference
@@ -34,7 +35,8 @@ from runtimes.errors import (
 )
 from runtimes.manifest import Manifest
 from tests import tiny_configurations as tiny
-from tests.conftest import Run
+from tests.conftest import KEPT, Run
+from tests.docs.markdown import ROOT
 
 WEIGHTS = (".data", ".bin")
 SMALL: dict[str, Any] = {"steps": (4,), "schedulers": ()}
@@ -95,6 +97,17 @@ def test_export_and_its_files(source: Path, tmp_path: Path) -> None:
     ended = [event for event in events if event.seconds is not None]
     assert {event.subject for event in ended} >= {"denoiser", "decoder", "onnx-fp32", "bundle"}
     assert any(event.size for event in ended)
+
+
+@pytest.mark.fault("1.9", "builds name the folders of the machine that exported them")
+@pytest.mark.parametrize("name", ["sd_bundle", "coreml_bundle", "tensorrt_bundle"])
+def test_no_file_names_a_folder_of_this_machine(name: str, request: pytest.FixtureRequest) -> None:
+    bundle: Path = request.getfixturevalue(name)
+    places = (ROOT, Path(torch.__file__).parents[1], Path.home(), KEPT)
+    for path in bundle.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        named = [place for place in places if f"{place}/".encode() in content]
+        assert not named, path
 
 
 def test_onnx_files(sd_bundle: Path, tmp_path: Path) -> None:

@@ -72,6 +72,23 @@ def test_the_bundle_has_the_size_of_each_vocabulary(
         assert tokenizer.vocabulary == config["vocab_size"]
 
 
+@pytest.mark.fault("2.13", "Stable Diffusion 3 with its third text encoder and no tokenizer for it")
+def test_a_text_encoder_without_a_tokenizer(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pipeline_folder("sd3"), tmp_path / "pipeline"))
+    shutil.rmtree(folder / "tokenizer_3")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer_3"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    theirs = DiffusionPipeline.from_pretrained(folder, tokenizer_3=None)
+    with pytest.raises(TypeError):
+        theirs("red", num_inference_steps=1)
+    with pytest.raises(SourceError, match="text_encoder_3 has no tokenizer_3, without which diff"):
+        source.load(source.resolve(folder))
+    assert source.load(source.resolve(folder, without=["text_encoder_3"])).tokenizer_3 is None
+
+
 def _spoilt(tokens: Path, how: str) -> None:
     (tokens / "tokenizer.json").unlink(missing_ok=True)
     if how in ("empty", "cut"):
