@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import click
@@ -30,6 +29,7 @@ from exporter.families.text_to_image import sample_spec
 from exporter.families.unet_pipelines import least_side
 from runtimes import backend
 from runtimes.backend import SessionOptions
+from runtimes.files import temporary_folder
 from runtimes.manifest import Component, TensorSpec
 from runtimes.session import Array, Session
 from runtimes.terminal import say
@@ -121,8 +121,8 @@ def measure(unet: Any, side: int, runs: int) -> Iterator[Timing]:
     fixed = {"batch": _ROWS, "height": side, "width": side}
     for target, name in ENGINES.items():
         engine = backend.get(name)
-        with TemporaryDirectory() as folder:
-            written = write(unet, target, side, Path(folder))
+        with temporary_folder() as folder:
+            written = write(unet, target, side, folder)
             for shapes, sizes in (("dynamic", {}), ("static", fixed)):
                 options = SessionOptions(threads=1, sizes=sizes)
                 opened = {

@@ -9,7 +9,6 @@ round is not counted.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from benchmarks.measure import (
     write_json,
 )
 from exporter.targets import TARGETS
+from runtimes.files import temporary_folder
 from runtimes.manifest import Build, Manifest
 from runtimes.terminal import say
 
@@ -255,8 +255,7 @@ def main(
     if not chosen:
         raise click.ClickException(f"{bundle} has none of these builds: {', '.join(builds)}")
     say(machine().line())
-    with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
-        out = Path(folder)
+    with temporary_folder() as out:
         try:
             compared = cases(settings, manifest, chosen, diffusers, out)
             take_turns(compared, 1)

@@ -14,7 +14,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtimes.files import temporary_folder
 from runtimes.machine import cores, processor
 
 T = TypeVar("T")
@@ -106,9 +106,9 @@ def run_child(
     Raises:
         ChildFailed: a non-zero exit code, or the bounds were passed.
     """
-    with tempfile.TemporaryDirectory(prefix="latentc-bench-") as folder:
-        answer = Path(folder) / "result.json"
-        output = output or Path(folder) / "output.txt"
+    with temporary_folder() as folder:
+        answer = folder / "result.json"
+        output = output or folder / "output.txt"
         settings = {**os.environ, **(environment or {}), _RESULT: str(answer)}
         with output.open("wb") as sink:
             stream = None if echo else sink

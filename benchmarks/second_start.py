@@ -10,7 +10,6 @@ cache: the first round is not counted.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.measure import (
     table,
     write_json,
 )
+from runtimes.files import temporary_folder
 from runtimes.manifest import Manifest
 from runtimes.terminal import say
 
@@ -65,10 +65,10 @@ def measure(arguments: Sequence[str], runs: int) -> dict[str, Start]:
     """
     made: dict[str, list[Child]] = {FIRST: [], SECOND: [], UNCACHED: []}
     for _ in range(runs + 1):
-        with tempfile.TemporaryDirectory(prefix="latentc-bench-") as kept:
+        with temporary_folder() as kept:
             for name, children in made.items():
                 cache = "false" if name == UNCACHED else "true"
-                place = {"LATENTC_CACHE": kept}
+                place = {"LATENTC_CACHE": str(kept)}
                 children.append(run_child(["-c", SCRIPT, *arguments, cache], place))
     return {name: _start(children[1:]) for name, children in made.items()}
 

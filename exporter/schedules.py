@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -262,7 +261,7 @@ def _add_locked(
             files.check_inside(root, place)
         except files.UnsafeTarget as error:
             raise BundleError(f"{error.filename}: {error.strerror}; {_UNLINK}") from None
-    with files.scratch_folder(Path(tempfile.gettempdir())) as folder:
+    with files.temporary_folder() as folder:
         for name in names:
             manifest = _extended(root, manifest, name, steps, folder, progress)
     with full_disk_reported():

@@ -19,7 +19,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -179,6 +179,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def temporary_folder() -> AbstractContextManager[Path]:
+    """Return what yields a new folder in the system's place for temporary files; see
+    `scratch_folder`, which also removes those of processes that were killed."""
+    import tempfile
+
+    return scratch_folder(Path(tempfile.gettempdir()))
 
 
 def move(source: PathLike, target: PathLike) -> None:

@@ -64,7 +64,13 @@ def _temporary() -> Path:
 
 @cache
 def _private() -> Path:
-    """A new folder, for this process only: somebody else has taken the usual one's name."""
-    import tempfile
+    """Return a new folder for this process alone, which is removed at its end: somebody else has
+    taken the usual one's name."""
+    import atexit
+    from contextlib import ExitStack
 
-    return Path(tempfile.mkdtemp(prefix="latentc-"))
+    from runtimes.files import temporary_folder
+
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder())

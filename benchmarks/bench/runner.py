@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +31,7 @@ from benchmarks.bench.plan import Plan
 from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
-from runtimes.files import scratch_folder
+from runtimes.files import temporary_folder
 from runtimes.machine import cores
 from runtimes.manifest import Artifact, Build, Role
 from runtimes.precision import split_passes
@@ -83,7 +82,7 @@ def run(
     """
     begun, before = time.perf_counter(), this_machine()
     # Compiled graphs of all cases: what a killed run left is removed by the next one.
-    with scratch_folder(Path(tempfile.gettempdir())) as folder:
+    with temporary_folder() as folder:
         bench = _Bench(plan, folder, progress)
         peaks = [bench.peaks()]
         bench.warm_up()

@@ -13,13 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtimes.errors import BackendError, InputError
+from runtimes.files import temporary_folder
 
 HERE = Path(__file__).parent
 HOME = "LATENTC_PEERS"  # environment variable: the folder that holds the environments
@@ -166,8 +166,8 @@ def run(
     interpreter = python(peer, into)
     result = result.absolute()
     result.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="latentc-peer-") as folder:
-        asked = Path(folder) / "request.json"
+    with temporary_folder() as folder:
+        asked = folder / "request.json"
         asked.write_text(json.dumps(dict(request)), encoding="utf-8")
         command = [str(interpreter), str(peer.script), str(asked), str(result)]
         said = _wait(command, timeout)

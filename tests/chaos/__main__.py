@@ -70,6 +70,7 @@ def _worker(plan: dict[str, object]) -> None:
         count, seed = int(str(plan["count"])), int(str(plan["seed"]))
         for killed in kill_often(operation, count, seed, good, source, base):
             print(json.dumps(asdict(killed)), flush=True)
+            click.echo(f"{killed.operation}: {killed.signal} {killed.fault or 'held'}", err=True)
 
 
 def _killed(names: Sequence[str], kills: int, jobs: int, seed: int, base: Path) -> list[Killed]:

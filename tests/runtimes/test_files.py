@@ -19,6 +19,7 @@ from runtimes.files import UnreadableFile, UnsafeTarget
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "latentc", "benchmarks")
+TEMPORARY = {"TemporaryDirectory", "NamedTemporaryFile", "mkdtemp", "mkstemp"}
 RENAMING = {"replace", "rename", "renames", "move"}
 LIMIT = 100
 
@@ -335,3 +336,29 @@ def test_files_are_renamed_in_one_module_only() -> None:
         if renames(ast.parse(path.read_text("utf-8")))
     }
     assert renaming == {"runtimes/files.py"}
+
+
+@pytest.mark.fault("1.9", "temporary folders of killed benchmarks are never removed")
+def test_temporary_files_are_made_by_one_module_only() -> None:
+    """Others would leave them behind when they are killed."""
+    modules = (path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    making = {
+        path.relative_to(ROOT).as_posix()
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Name | ast.Attribute | ast.alias)
+        if {getattr(node, name, None) for name in ("id", "attr", "name")} & TEMPORARY
+    }
+    assert making == set()
+
+
+def test_a_temporary_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    script = (
+        "import os, signal\nfrom runtimes.files import temporary_folder\n"
+        "with temporary_folder():\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for text, left in ((script, 1), (script.split("    os")[0] + "    pass", 0)):
+        subprocess.run(
+            [sys.executable, "-c", text], cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+        assert len(list(tmp_path.iterdir())) == left
