@@ -23,7 +23,7 @@ from exporter.store import Store, full_disk_reported
 from exporter.versions import code, versions
 from runtimes import files
 from runtimes.bundle import Bundle
-from runtimes.errors import BundleError, ExportError
+from runtimes.errors import BundleError, ExportError, InputError
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.outputs import check_folder
 from runtimes.plan import PlanTable
@@ -237,7 +237,8 @@ def add_to_bundle(
     step, so that the bundle is whole at every moment.
 
     Raises:
-        InputError: an unknown scheduler, or a bundle that cannot be written.
+        InputError: an unknown scheduler, one that is not for such a model, or a bundle that cannot
+            be written.
         BundleError: no bundle there, or links in it where something is to be written.
         ExportError: a scheduler that cannot be traced, or step counts that
             the scheduler refuses.
@@ -245,8 +246,13 @@ def add_to_bundle(
     for name in names:
         if name != OWN:
             tracing.resolve(name)
-    Manifest.load(bundle)  # before a lock is made beside what may be no bundle
+    source = Manifest.load(bundle).source  # before a lock is made beside what may be no bundle
     check_folder(bundle)
+    for name in names:
+        try:
+            _built(name, source.scheduler_class, source.scheduler_config)
+        except ExportError as error:
+            raise InputError(f"scheduler {name!r}: {error}") from error
     with writing(bundle, progress):
         return _add_locked(bundle, names, steps, progress)
 

@@ -92,22 +92,11 @@ def resolve(
         file = single_file.find(Path(source).expanduser(), config, allow_pickle)
     elif config is not None:
         raise SourceError(f"{source} has its own configuration; --config is for single files")
-    folder, revision = _locate(str(file.config if file else source), revision, variant)
-    index = _read_index(folder)
-    class_name = index["_class_name"]
-    family_of(class_name)
-    parts = {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list)
-        and len(value) == 2
-        and value[1]
-        and name not in unused(class_name)
-    }
-    _refuse_several(folder, parts)
-    others = present(class_name, index)
-    left = _left_out(class_name, parts, without, others)
-    parts = {name: value for name, value in parts.items() if name not in left}
+    place = str(file.config if file else source)
+    if not Path(place).expanduser().is_dir():
+        _look_ahead(place, revision, without)
+    folder, revision = _locate(place, revision, variant)
+    class_name, parts, others = _parts(folder, without)
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
@@ -150,6 +139,53 @@ def resolve(
         configurations,
         left_out(class_name, others, without),
     )
+
+
+def _look_ahead(source: str, revision: str | None, without: Sequence[str]) -> None:
+    """Refuse what the index of a pipeline on the Hub tells, before anything else is downloaded.
+
+    Raises:
+        InputError, SourceError: as `resolve`. Nothing where the index cannot be had: the download
+            says why.
+    """
+
+    def get() -> str:
+        import huggingface_hub
+
+        huggingface_hub.model_info(source, revision=revision)  # without a network fails at once
+        return str(huggingface_hub.hf_hub_download(source, INDEX, revision=revision))
+
+    try:
+        path = hub.fetch(source, "folder", "folder", get)
+    except SourceError:
+        return
+    _parts(path.parent, without)
+
+
+def _parts(
+    folder: Path, without: Sequence[str]
+) -> tuple[str, dict[str, tuple[str, str]], list[str]]:
+    """Read a pipeline's index.
+
+    Returns:
+        the pipeline's class; the library and class of each part that is exported; what it has
+        besides, which is left out.
+    """
+    index = _read_index(folder)
+    class_name = index["_class_name"]
+    family_of(class_name)
+    parts = {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if isinstance(value, list)
+        and len(value) == 2
+        and value[1]
+        and name not in unused(class_name)
+    }
+    _refuse_several(folder, parts)
+    others = present(class_name, index)
+    left = _left_out(class_name, parts, without, others)
+    return class_name, {n: value for n, value in parts.items() if n not in left}, others
 
 
 def _refuse_several(folder: Path, parts: Mapping[str, tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from exporter import compile as compiler
+from exporter import source
 from exporter.compile import export, preflight
-from runtimes.errors import InputError
+from runtimes.errors import InputError, SourceError
 from tests.conftest import Run
 
 
@@ -162,3 +164,41 @@ def test_files_beside_the_source(name: str, tmp_path: Path, run: Run) -> None:
     code, _, errors = run("export", "source", "-o", tmp_path / "bundle", *given)
     assert (code, message in errors) == (2, True), errors
     assert list(tmp_path.iterdir()) == [style]
+
+
+INDEXES: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "an unknown class": (
+        {"_class_name": "CoffeePipeline"},
+        [],
+        "'CoffeePipeline' is not supported",
+    ),
+    "code of its own": ({"_class_name": ["pipeline", "Coffee"]}, [], "code of its own"),
+    "a part that is needed": (
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+        },
+        ["text_encoder_3"],
+        "cannot be exported without 'text_encoder_3'",
+    ),
+}
+
+
+@pytest.mark.fault("3.1", "a pipeline on the Hub is downloaded before its class is looked at")
+@pytest.mark.parametrize("name", INDEXES)
+def test_pipelines_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+    import huggingface_hub
+
+    index, without, message = INDEXES[name]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+
+    def reached(*_: Any, **__: Any) -> None:
+        pytest.fail("the pipeline was downloaded")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", reached)
+    got = str(tmp_path / "model_index.json")
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: got)
+    with pytest.raises((InputError, SourceError), match=message):
+        source.resolve("owner/name", without=without)

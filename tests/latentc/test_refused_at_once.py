@@ -89,6 +89,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("plans", "-o {here}/plans --steps 0", "no plan for 0 steps"),
     ("schedule", "--scheduler coffee", "unknown scheduler 'coffee'"),
     ("schedule", "--scheduler CoffeeScheduler", "unknown scheduler 'CoffeeScheduler'"),
+    ("schedule", "--scheduler euler --scheduler flow_euler", "is not for models of diffusion"),
     ("schedule", "--scheduler euler --steps 0", "--steps"),
     ("bench run", "--output {here}/file", "is a file"),
     ("bench run", "-o {here}/file/in", "nothing can be written in"),
