@@ -21,19 +21,26 @@ class CallSize:
 
     Attributes:
         height, width: what the image is made in.
-        resized: height and width that it gets after decoding, None where it stays as it is.
+        asked: height and width as the call says them.
+        resizes: whether the image gets the size that was asked for after decoding.
         binning: what the call says of being made in another size, None where it says nothing.
     """
 
     height: int
     width: int
-    resized: tuple[int, int] | None = None
+    asked: tuple[int, int]
+    resizes: bool = False
     binning: bool | None = None
 
     @property
     def image(self) -> tuple[int, int]:
         """Height and width of the image in the end."""
-        return self.resized or (self.height, self.width)
+        return self.asked if self.resizes else (self.height, self.width)
+
+    @property
+    def resized(self) -> tuple[int, int] | None:
+        """Height and width to resize what is decoded to; None where it stays as it is."""
+        return self.asked if self.resizes else None
 
     def settings(self) -> dict[str, int | bool]:
         """Return what makes an image of this size again, by the call's argument names."""
@@ -63,14 +70,14 @@ def of_call(
         made = binned(spec, *asked)
         note = f"; images of {asked[0]} by {asked[1]} are made so unless {BINNING}=False is given"
         _check(manifest, made, from_latents, note)
-        return CallSize(*made, None if asked == made else asked, binning)
+        return CallSize(*made, asked, asked != made, binning)
     if whole:
         unit = factor * spec.multiple
         usual = [max(side // unit, 1) * unit for side in whole]
     asked = _asked(given, from_latents or usual)
     made = rounded(spec, "height", asked[0]), rounded(spec, "width", asked[1])
     _check(manifest, made, from_latents)
-    return CallSize(*made, binning=binning)
+    return CallSize(*made, asked, binning=binning)
 
 
 def _asked(given: Mapping[str, Any], usual: Sequence[int]) -> tuple[int, int]:

@@ -363,7 +363,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
         **_guidance_window(given),
         cache_interval=checked.count(given, "cache_interval", 1),
         task=task,
-        pictures=task_pictures.prepare(manifest, task, found, (size.height, size.width), masking),
+        pictures=task_pictures.prepare(manifest, task, found, size, masking),
         strength=strength,
         masking=masking,
         start_latents=start,

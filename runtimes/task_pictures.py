@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from runtimes import masks, pictures
+from runtimes.call_sizes import CallSize
 from runtimes.errors import InputError
 from runtimes.manifest import Manifest, TensorSpec
 from runtimes.session import Array
@@ -79,22 +80,22 @@ def prepare(
     manifest: Manifest,
     task: Task,
     found: Mapping[str, list[Any]],
-    size: tuple[int, int],
+    size: CallSize,
     options: MaskOptions,
 ) -> Pictures:
     """Resize, crop and convert.
 
     Args:
         found: see `listed`.
-        size: height and width of the call, in pixels.
 
     Raises:
         InputError: pictures that cannot be used.
     """
+    sides = size.height, size.width
     softened = _softened(task, found, options)
     ready, overlay = _cropped(task, softened, size, options.padding)
     whole = {
-        name: pictures.arrays(name, ready[name], *size, "mask")
+        name: pictures.arrays(name, ready[name], *sides, "mask")
         for name, kind in task.pictures.items()
         if kind == "mask"
     }
@@ -111,7 +112,7 @@ def prepare(
     denoiser = manifest.component("denoiser")
     wanted |= {(DIRECT, n): (feed, denoiser.inputs[n]) for n, feed in task.inputs.items()}
     factor = manifest.latents.factor
-    symbols = {"height": size[0] // factor, "width": size[1] // factor}
+    symbols = {"height": size.height // factor, "width": size.width // factor}
     feeds = {place: fed(*each, ready, whole, symbols) for place, each in wanted.items()}
     blend = None if task.blend is None else _thinned(whole[task.blend], factor)
     return Pictures(feeds, blend, overlay)
@@ -130,13 +131,14 @@ def _softened(
 
 
 def _cropped(
-    task: Task, found: dict[str, list[Any]], size: tuple[int, int], padding: int | None
+    task: Task, found: dict[str, list[Any]], size: CallSize, padding: int | None
 ) -> tuple[dict[str, list[Any]], masks.Overlay | None]:
-    """The parts of the pictures around the mask, each in the middle of `size`."""
+    """Return the parts of the images around the mask, each in the middle of what is made. They
+    have the proportions of the size that was asked for, as in diffusers, where that is another."""
     if padding is None:
         return found, None
     (mask_name,) = task.masks()
-    height, width = size
+    height, width = size.asked
     every = {name: [masks.pillow(each) for each in values] for name, values in found.items()}
     sizes = {each.size for values in every.values() for each in values}
     if len(sizes) > 1:
@@ -144,7 +146,7 @@ def _cropped(
     boxes = [masks.crop_box(each, width, height, padding) for each in every[mask_name]]
     ready = {
         name: [
-            masks.filled(each.crop(boxes[index % len(boxes)]), width, height)
+            masks.filled(each.crop(boxes[index % len(boxes)]), size.width, size.height)
             for index, each in enumerate(_as_many(values, len(boxes)))
         ]
         for name, values in every.items()
