@@ -22,6 +22,7 @@ class CallSize:
     Attributes:
         height, width: what the image is made in.
         asked: height and width as the call says them.
+        told: height and width that a model is told which takes them as numbers.
         resizes: whether the image gets the size that was asked for after decoding.
         binning: what the call says of being made in another size, None where it says nothing.
     """
@@ -29,6 +30,7 @@ class CallSize:
     height: int
     width: int
     asked: tuple[int, int]
+    told: tuple[int, int]
     resizes: bool = False
     binning: bool | None = None
 
@@ -52,17 +54,20 @@ def of_call(
     manifest: Manifest,
     given: Mapping[str, Any],
     latents: Array | None,
+    start: Array | None,
     whole: tuple[int, int] | None = None,
 ) -> CallSize:
-    """Return the size of a call: as given, else that of `latents`, else `whole`, the height and
-    width of its images, made smaller to what the model can make, else the default.
+    """Return the size of a call: as given, else that of the latents `start` or `latents`, else
+    `whole`, the height and width of its images, made smaller to what the model can make, else the
+    default. What the model is told does not follow `latents`, as in diffusers.
 
     Raises:
         InputError: a size that the model cannot make, or that does not fit `latents`.
     """
     spec, factor = manifest.latents, manifest.latents.factor
     binning = checked.boolean(given, BINNING) if BINNING in given else None
-    from_latents = None if latents is None else [side * factor for side in latents.shape[2:]]
+    own = latents if start is None else start
+    from_latents = None if own is None else [side * factor for side in own.shape[2:]]
     usual: Sequence[int] = (spec.default_height, spec.default_width)
     if is_binned(spec, given):
         # diffusers takes its default size here, whatever the size of latents that are given.
@@ -70,14 +75,15 @@ def of_call(
         made = binned(spec, *asked)
         note = f"; images of {asked[0]} by {asked[1]} are made so unless {BINNING}=False is given"
         _check(manifest, made, from_latents, note)
-        return CallSize(*made, asked, asked != made, binning)
+        return CallSize(*made, asked, made, asked != made, binning)
     if whole:
         unit = factor * spec.multiple
         usual = [max(side // unit, 1) * unit for side in whole]
     asked = _asked(given, from_latents or usual)
     made = rounded(spec, "height", asked[0]), rounded(spec, "width", asked[1])
     _check(manifest, made, from_latents)
-    return CallSize(*made, asked, binning=binning)
+    told = made if latents is None else _asked(given, usual)
+    return CallSize(*made, asked, told, binning=binning)
 
 
 def _asked(given: Mapping[str, Any], usual: Sequence[int]) -> tuple[int, int]:

@@ -159,7 +159,7 @@ def check_finite(component: str, name: str, value: Array, side: str = "output") 
 
 def _vector(manifest: Manifest, request: Request, vector: VectorInput, prefix: str) -> list[float]:
     """A branch's own value of each argument, else that of the call, else the default."""
-    sizes = {"height": float(request.height), "width": float(request.width)}
+    sizes = dict(zip(("height", "width"), map(float, request.size.told), strict=True))
     arguments = {argument.name: argument for argument in manifest.arguments}
     values: list[float] = []
     for name in vector.arguments:

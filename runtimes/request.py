@@ -342,7 +342,7 @@ def parse(manifest: Manifest, signature: Signature, arguments: Mapping[str, Any]
     start, given = task_arguments.start_latents(manifest, task, given, images)
     found = task_pictures.listed(task, given, images, start is not None)
     whole = task_arguments.sized_by(task, found) if start is None else None
-    size = of_call(manifest, given, latents if start is None else start, whole)
+    size = of_call(manifest, given, latents, start, whole)
     ensemble = task_arguments.ensemble(task, given, start)
     output_type = given.get("output_type", "pil")
     check_output_type(output_type)

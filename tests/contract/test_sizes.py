@@ -107,7 +107,7 @@ ROWS = (
     Row("sd3", INPAINT, unit=4, more=HALF, like="latent"),
     Row("sd3-masks", INPAINT, unit=4, more=HALF, like="latent"),
     Row("flux-dev", TEXT, unit=16),
-    Row("flux-schnell", TEXT, unit=16),
+    Row("flux-schnell", TEXT, unit=16, more={"guidance_scale": None}),
     Row("flux-dev", IMAGE, unit=16, more=HALF),
     Row("flux-dev", INPAINT, unit=16, more=HALF),
     Row("flux-fill", INPAINT, unit=16),
@@ -175,6 +175,7 @@ def expected(pipeline_folder: Callable[[str], Path]) -> Callable[..., np.ndarray
     return get
 
 
+@pytest.mark.fault("3.8", "SDXL is told its default size where latents alone say another")
 @pytest.mark.fault("3.8", "every size that diffusers takes: all families, tasks and two engines")
 @pytest.mark.parametrize(("place", "size", "backend"), parameters())
 def test_the_same_image_at_any_size(
