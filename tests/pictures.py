@@ -30,6 +30,8 @@ def mask(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def assert_same(result: Any, latents: np.ndarray, images: np.ndarray) -> None:
-    assert relative_l2(result.latents, latents) <= 1e-4
+def assert_same(
+    result: Any, latents: np.ndarray, images: np.ndarray, tolerance: float = 1e-4
+) -> None:
+    assert relative_l2(result.latents, latents) <= tolerance
     assert np.abs(result.images - images).max() <= 2 / 255

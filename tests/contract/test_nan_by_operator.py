@@ -17,6 +17,9 @@ import torch
 from torch.nn import functional
 
 from exporter import targets
+from exporter.capture import variant
+from exporter.passes import Choices, Range
+from exporter.passes.quantization import sites
 from runtimes.backend import SessionOptions, find
 from runtimes.manifest import Component, TensorSpec
 
@@ -166,3 +169,38 @@ def test_operators(
                     elif not wanted.isfinite().all() and np.isfinite(found[operator]).all():
                         hidden.setdefault(operator, set()).add(name)
     assert hidden == HIDDEN[backend]
+
+
+class Rounded(torch.nn.Module):
+    """Image → four convolutions of it; passes round what the ones in the middle take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((CHANNELS, 64), (64, 64), (64, 64), (64, CHANNELS))
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Conv2d(taken, given, 3, padding=1) for taken, given in widths
+        )
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        for layer in self.layers:
+            image = functional.silu(layer(image))
+        return (image,)
+
+
+def test_rounded_activations_hide(tmp_path: Path) -> None:
+    """A limit that docs/precisions.md tells of: it can go when this fails."""
+    torch.manual_seed(0)
+    (image, *_), module = images(0.5), Rounded().eval()
+    spec = TensorSpec("float32", tuple(image.shape))
+    component = Component("denoiser", "denoiser", {"image": spec}, {"made": spec})
+    program = torch.export.export(module, (image,))
+    ranges = {node.name: Range(-3.0, 3.0) for site in sites(program) for node in site.layers}
+    choices = Choices(ranges=ranges)
+    rounded = variant(program, ("int8_activations", "int8_weights"), choices)
+    entry = tmp_path / targets.get("openvino").lower(rounded, component, tmp_path)
+    with find("openvino")().open(entry, component) as session:
+        made = session.run({"image": image.numpy()})["made"]
+        np.testing.assert_allclose(made, module(image)[0].detach(), atol=0.05)
+        for value in VALUES.values():
+            made = session.run({"image": images(value)[0].numpy()})["made"]
+            assert np.isfinite(made).all()

@@ -119,6 +119,35 @@ def _replace_in(path: Path, old: bytes, new: bytes) -> bool:
     return old in data
 
 
+# Fixture of a bundle, backend, precision and compute of what calculates in float16 here.
+HALVES = (
+    ("sd_bundle", "openvino", "fp32", "fp16"),
+    ("tensorrt_bundle", "onnxruntime", "fp16", None),
+    ("tensorrt_bundle", "openvino", "fp16", "fp16"),
+    ("coreml_bundle", "coreml-reference", "fp16", None),
+)
+# Of latents: float16 has room for it, and not for the first layers' results. float32 has, and the
+# decoder's first normalisation makes an image of it.
+MUCH = 2e4
+
+
+@pytest.mark.fault("2.1", "a decoder that overflows in float16 gives an image")
+@pytest.mark.parametrize(("bundle", "backend", "precision", "compute"), HALVES)
+def test_a_decoder_that_overflows(
+    bundle: str, backend: str, precision: str, compute: str | None, request: Any
+) -> None:
+    folder = request.getfixturevalue(bundle)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).clip(-1, 1)
+    latents = latents.astype(np.float32) * np.float32(MUCH)
+    options: dict[str, Any] = {"cache": None, "low_memory": True}
+    with load(folder, backend, precision="fp32", **options) as pipe:
+        assert 0.05 < pipe.decode(latents, "np").std() < 0.5
+    with load(folder, backend, precision=precision, compute=compute, **options) as pipe:
+        assert 0.05 < pipe.decode(latents / np.float32(MUCH), "np").std() < 0.5
+        with pytest.raises(NumericalError, match=r"^vae_decoder: its output .image. holds"):
+            pipe.decode(latents, "np")
+
+
 class Rectified(torch.nn.Module):
     """Ends as a depth estimator does, and begins like the tiny autoencoder's decoder."""
 
