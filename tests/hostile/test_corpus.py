@@ -13,6 +13,7 @@ import pytest
 from runtimes.errors import VerificationError
 from tests.conftest import KEPT, one_at_a_time
 from tests.hostile.bad_bundle import CASES, SECRET, BadBundle, Case, import_cases
+from tests.hostile.corpus_lines import clauses, line_of
 from tests.hostile.readers import READERS, Reader
 from tests.hostile.worker import Answer, Worker
 
@@ -20,8 +21,14 @@ TIMEOUT = 60.0  # seconds, for one reader of one bundle
 
 import_cases()
 
+CLAUSES = clauses(CASES)
 PAIRS = [
-    pytest.param(case, reader, id=f"{case.name}-{reader.name}")
+    pytest.param(
+        case,
+        reader,
+        id=f"{case.name}-{reader.name}",
+        marks=pytest.mark.fault(line_of(case.name), CLAUSES[line_of(case.name)]),
+    )
     for case in CASES.values()
     for reader in READERS
     if case.part in reader.parts and reader.is_there
