@@ -80,7 +80,8 @@ def read_regular(path: PathLike, limit: int, *, root: PathLike | None = None) ->
     """
     with open_regular(path, limit, root=root) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(size + 1)  # at once: engines have gigabytes
+        # At once: engines have gigabytes. None of what would wait, as some files under /proc do.
+        data = file.read(size + 1) or b""
         if len(data) <= size:
             return data
         # It grows, or its size is not known before, as under /proc.

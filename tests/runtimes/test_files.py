@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,32 @@ def test_a_file_beyond_its_bound_is_refused_unread(tmp_path: Path) -> None:
 
     with pytest.raises(UnreadableFile, match=r"at most 100 bytes, found 1,099,511,627,776"):
         files.read_regular(path, LIMIT)
+
+
+@pytest.mark.fault("1.4", "second look: a regular file that would wait, as some under /proc do")
+def test_a_file_that_has_nothing_to_read_yet_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as /proc/kmsg, which is called regular; a FIFO that somebody writes to stands for it."""
+    path = tmp_path / "waiting"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    monkeypatch.setattr(files, "_check_regular", lambda *_: None)
+    assert files.read_regular(path, 10) == b""
+    os.close(writer)
+
+
+@pytest.mark.fault("1.4", "second look: sockets, memory of a process, files without a largest size")
+def test_special_files_are_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket"))
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    (tmp_path / "pages").symlink_to("/proc/self/pagemap")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(100 << 30)
+    for name in os.listdir(tmp_path):
+        with pytest.raises(OSError, match=r"found a socket|output error|at most 1,000"):
+            files.read_regular(tmp_path / name, 1000)
 
 
 def test_a_file_whose_size_is_not_known_before_is_bounded_too() -> None:
@@ -228,6 +256,7 @@ def killed_while_writing(folder: Path) -> None:
     script = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from runtimes import files
 with files.replacing(Path(sys.argv[1]) / "file") as file:
     file.write(b"half")
@@ -292,6 +321,52 @@ def test_other_hidden_files_and_links_are_not_swept(tmp_path: Path) -> None:
 
     assert sorted(os.listdir(tmp_path)) == before
     assert (kept / "file").exists()
+
+
+@pytest.mark.fault(
+    "1.9", "second look: what only looks like a killed run's folder, and links in one"
+)
+def test_what_looks_like_scratch_is_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    left = tmp_path / ".latentc-0123456789abcdef.tmp"
+    (left / "deep").mkdir(parents=True)
+    (left / "link").symlink_to(kept)
+    (left / "deep" / "link").symlink_to("/dev/zero")
+    os.mkfifo(left / "fifo")
+    os.mkfifo(tmp_path / ".latentc-1123456789abcdef.tmp")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / ".latentc-2123456789abcdef.tmp"))
+
+        files.sweep(tmp_path)
+
+    assert not left.exists()
+    assert (kept / "file").exists()
+    assert len(os.listdir(tmp_path)) == 3  # a FIFO and a socket are none of ours
+
+
+@pytest.mark.fault("1.9", "second look: a killed run's folder that may not be removed")
+def test_what_cannot_be_removed_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, in a shared cache: the next run goes on."""
+    killed_while_writing(tmp_path)
+    left = set(os.listdir(tmp_path))
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    for name in ("_open_to_lock", "_remove_if_left"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, name, refuse)
+            files.sweep(tmp_path)
+            files._swept.clear()
+            files.write(tmp_path / "file", b"whole")
+        assert set(os.listdir(tmp_path)) == left | {"file"}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        patch.setattr(os, "unlink", refuse)
+        files.sweep(tmp_path)
+    assert set(os.listdir(tmp_path)) == left | {"file"}
 
 
 def test_a_hard_link_takes_a_files_place(tmp_path: Path) -> None:

@@ -44,11 +44,14 @@ HOSTILE = {
     "tag": "a\U000e0041b",
     "newline": "a\nerror: the disk is on fire",
     "return": "a\rb",
+    "hyperlink": "a\x1b]8;;https://example.com\x1b\\b\x1b]8;;\x1b\\",
+    "device control": "a\x1bPq#0;2;0;0;0\x1b\\\x1b_G\x1b\\b",
+    "no width": "a\u200b\ufeff\u2060\U0001d173b",
     "markup": "[red]a[/red] [link=https://example.com]b[/link]",
 }
 # What no output may hold: control characters but newlines, and what turns the order of a line.
 STEERING = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\U0001d173\U000e0000-\U000e007f]"
 )
 
 
@@ -91,8 +94,8 @@ def with_name(folder: Path, name: str) -> Path:
         return value + name if of in free and isinstance(value, str) else value
 
     document = renamed(document, "")
-    document["builds"][0]["name"] = "b" + name.replace("/", "").replace(":", "")
-    document["schedules"][1]["name"] = "s" + name.replace("/", "").replace(":", "")
+    document["builds"][0]["name"] = "b" + re.sub(r"[/:\\]", "", name)
+    document["schedules"][1]["name"] = "s" + re.sub(r"[/:\\]", "", name)
     (component,) = [each for each in document["components"] if each["role"] == "encoder"]
     component["name"] += name
     artifacts = document["builds"][0]["artifacts"]
@@ -155,6 +158,33 @@ def test_errors_and_warnings_show_what_they_quote(
     finally:
         warnings.showwarning = before
     assert not STEERING.search(capsys.readouterr().err)
+
+
+@pytest.mark.fault("1.9", "second look: prompts, options and the messages of engines")
+@pytest.mark.parametrize("text", HOSTILE.values())
+def test_prompts_and_engines_are_shown(
+    text: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call quotes of its prompt, and an engine of the graph that it refuses."""
+    monkeypatch.setattr("runtimes.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
+
+    def fail(feeds: Any) -> Any:
+        raise RuntimeError(f"{text} is no operator")
+
+    monkeypatch.setitem(fakes.GRAPHS, "failing", fail)  # type: ignore[arg-type]
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    failing = fakes.make_bundle(tmp_path / "failing", graphs={"denoiser": "failing"})
+    image = tmp_path / "a.png"
+    for call, expected in (
+        (("generate", bundle, text, "--json", "-o", image), 0),
+        (("generate", bundle, f"({text}:1000)", "--prompt-weighting", "-o", image), 2),
+        (("generate", bundle, "a", "--scheduler", text, "-o", image), 2),
+        (("generate", bundle, "a", "--image", text.replace("/", ""), "-o", image), 2),
+        (("generate", failing, text, "-o", image), 5),
+    ):
+        code, printed, errors = run(*call)
+        assert code == expected, (call, errors)
+        assert not STEERING.search(printed + errors), (call, printed, errors)
 
 
 @pytest.mark.fault("1.9", "names in a bundle are printed raw, with their escape sequences")
