@@ -52,7 +52,7 @@ OF_PIXART = {"clean_caption": False}
 IMAGE: Mapping[str, Any] = {"image": picture(32, 32)}
 MASKED = {**IMAGE, "mask_image": mask(32, 32)}
 WITH = {"image-to-image": {**IMAGE, "strength": 1.0}, "inpainting": {**MASKED, "strength": 1.0}}
-WITH |= {"instruct-pix2pix": IMAGE}
+WITH |= {"instruct-pix2pix": IMAGE, "depth-to-image": WITH["image-to-image"]}
 WITH |= {"upscaling": {"image": picture(16, 16)}}
 
 # Pipeline, task, arguments with the values that each is tried with besides being left out.
@@ -78,7 +78,17 @@ TABLE: list[tuple[str, str, Mapping[str, Sequence[Any]]]] = [
     ),
     ("pixart-alpha", "text-to-image", {"negative_prompt": GIVEN, **SIDES}),
 ]
-NAMED = [f"{name}, {task}: {', '.join(group)}" for name, task, group in TABLE]
+# The same of other tasks and kinds.
+OTHERS: list[tuple[str, str, Mapping[str, Sequence[Any]]]] = [
+    ("sd", "image-to-image", {"negative_prompt": GIVEN, "guidance_scale": [1.0, 7.5]}),
+    ("depth", "depth-to-image", {"negative_prompt": GIVEN, "guidance_scale": [1.0]}),
+    ("sdxl", "inpainting", {"negative_prompt": SOME, "negative_prompt_2": SOME, **SIDES}),
+    ("refiner", "image-to-image", {"negative_prompt": GIVEN, "aesthetic_score": [2.0]}),
+    ("pix2pix", "instruct-pix2pix", {"guidance_scale": [1.0], "image_guidance_scale": [1.0, 0.5]}),
+    ("sd3", "image-to-image", dict.fromkeys(("negative_prompt", "prompt_3"), ("flat", ""))),
+    ("flux-dev", "image-to-image", {"prompt_2": SOME, "negative_prompt": ("", "flat")}),
+]
+NAMED = [f"{name}, {task}: {', '.join(group)}" for name, task, group in TABLE + OTHERS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +108,8 @@ def ours(
 
     @cache
     def get(name: str) -> Pipeline:
-        tasks = ("image-to-image", "inpainting") if name in ("sd", "sdxl") else ()
+        tasks = ("image-to-image", "inpainting") if name in ("sd", "sdxl", "sd3") else ()
+        tasks = ("image-to-image",) if name == "flux-dev" else tasks
         folder = tmp_path_factory.mktemp(name) / "bundle"
         return uncaptured(pipeline_folder(name), folder, tasks, steps=(1, 2, 4))
 
@@ -171,7 +182,7 @@ def check(ours: Callable[..., Any], theirs: Any, call: Mapping[str, Any], asked:
     whole = asked_of(theirs, call)
     expected, refused = of_diffusers(theirs, {**whole, **asked}), ""
     try:
-        found = ours(**call, **asked, seed=5, output_type="latent").latents
+        found = ours(**{**call, **asked}, seed=5, output_type="latent").latents
     except InputError as error:
         refused = str(error)
     if expected is None:
@@ -189,7 +200,10 @@ def check(ours: Callable[..., Any], theirs: Any, call: Mapping[str, Any], asked:
 
 
 @pytest.mark.fault("2.5", "given or not given: texts, sizes, crops and scales, every subset")
-@pytest.mark.parametrize(("name", "task", "group"), TABLE, ids=NAMED)
+@pytest.mark.fault(
+    "2.5", "second look: the same of other tasks, and with scales that turn guidance off"
+)
+@pytest.mark.parametrize(("name", "task", "group"), TABLE + OTHERS, ids=NAMED)
 def test_every_subset(
     name: str,
     task: str,
@@ -248,6 +262,32 @@ def test_encoded_images_are_refused_by_name(image: bool, ours: Callable[[str], P
         ours("sd").stream("red", **given, ip_adapter_image_embeds=[torch.zeros(2, 1, 1, 8)])
 
 
+TALL: Mapping[str, Any] = {"image": picture(48, 32), "mask_image": mask(48, 32)}
+
+
+@pytest.mark.fault("2.4", "second look: the size of an image that is not of the usual one")
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        *(
+            (name, task)
+            for name in ("sd", "sdxl", "sd3")
+            for task in ("image-to-image", "inpainting")
+        ),
+        *(("inpaint", "inpainting"), ("depth", "depth-to-image"), ("refiner", "image-to-image")),
+        *(("pix2pix", "instruct-pix2pix"), ("pix2pix-xl", "instruct-pix2pix")),
+    ],
+)
+def test_sizes_of_a_plain_call(
+    name: str, task: str, ours: Callable[[str], Pipeline], theirs: Callable[[str, str], Any]
+) -> None:
+    """The image's own size, or the usual one, as the class of the task has it; and its strength."""
+    call = call_of(name, task)
+    call.pop("strength", None)
+    call |= {key: TALL[key] for key in TALL if key in call} | {"num_inference_steps": 4}
+    assert check(ours(name), theirs(name, task), call, {})
+
+
 @pytest.mark.fault("2.5", "given or not given, on engines")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sample_on_engines(
@@ -272,3 +312,38 @@ def test_blending_that_ends_early(
 ) -> None:
     call = {**call_of("sdxl", "inpainting"), "num_inference_steps": 4}
     assert check(ours("sdxl"), theirs("sdxl", "inpainting"), call, {"denoising_end": end})
+
+
+@pytest.mark.fault("2.6", "second look: blending that ends early, with other arguments")
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"strength": 0.9},
+        {"num_images_per_prompt": 2},
+        {"guidance_scale": 1.0},
+        {"num_inference_steps": 2},
+        {"negative_prompt": "flat", "denoising_end": 0.99},
+    ],
+    ids=lambda more: ", ".join(more),
+)
+def test_blending_that_ends_early_otherwise(
+    more: dict[str, Any], ours: Callable[[str], Pipeline], theirs: Callable[[str, str], Any]
+) -> None:
+    call = {**call_of("sdxl", "inpainting"), "num_inference_steps": 4, "denoising_end": 0.6}
+    pipe, reference = ours("sdxl"), theirs("sdxl", "inpainting")
+    assert check(pipe, reference, {**call, **more}, {})
+
+
+@pytest.mark.fault("2.6", "second look: blending that ends early, cropped to the mask")
+@pytest.mark.parametrize("end", [0.4, 0.8])
+def test_blending_that_ends_early_in_a_crop(
+    end: float, ours: Callable[[str], Pipeline], theirs: Callable[[str, str], Any]
+) -> None:
+    call = {**call_of("sdxl", "inpainting"), "num_inference_steps": 4, "denoising_end": end}
+    call |= {"padding_mask_crop": 2, "output_type": "pil"}
+    with torch.no_grad(), quiet_loading():
+        generator = torch.Generator().manual_seed(5)
+        expected = theirs("sdxl", "inpainting")(generator=generator, **call).images[0]
+    found = ours("sdxl")(**call, seed=5).images[0]
+    difference = np.asarray(found).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 1

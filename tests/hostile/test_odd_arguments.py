@@ -200,3 +200,37 @@ def test_options_of_engines(backend: str, option: str, says: str) -> None:
 def test_options_that_engines_have(backend: str, option: str) -> None:
     engine = get(backend)
     assert option in (engine.option_names(engine.devices()[0]) or ())
+
+
+# Arguments of diffusers' calls that the plain bundle of `tests.fakes` has no use for.
+IGNORED: dict[str, Any] = {
+    "eta": 0.5,
+    "clip_skip": 1,
+    "guess_mode": True,
+    "cross_attention_kwargs": {"scale": 0.5},
+    "timesteps": [500, 1],
+    "sigmas": [1.0, 0.0],
+    "generator": torch.Generator(),
+    "strength": 0.5,
+    "image": np.zeros((16, 16, 3), np.uint8),
+    "guidance_rescale": 0.5,
+    "control_guidance_start": 0.1,
+    "ip_adapter_scale": 0.5,
+    "max_sequence_length": 7,
+    "original_inference_steps": 9,
+    "padding_mask_crop": 3,
+    "denoising_start": 0.5,
+    "cache_interval": 2,
+    "callback": print,
+    "return_dict": False,
+}
+
+
+@pytest.mark.fault("2.7", "second look: what diffusers knows and the bundle has no use for")
+@pytest.mark.parametrize("name", IGNORED)
+def test_arguments_that_would_change_nothing(name: str, tmp_path: Path) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    call = {"num_inference_steps": 2, name: IGNORED[name]}
+    refused = pytest.raises(InputError, match=rf"unknown argument '{name}'|has no|use for {name}")
+    with latentc.load(bundle, fakes.FakeBackend()) as pipe, refused:
+        pipe("a red circle", **call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -170,6 +171,42 @@ def test_what_a_call_names_is_a_bounded_regular_file(
 
     assert code == 2
     assert str(tmp_path / "odd") in errors or "prompt-embeds" in errors
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+def memory(path: Path) -> None:
+    path.symlink_to("/proc/self/mem")
+
+
+@pytest.mark.fault("1.4", "second look: each file that a command may name, sockets, /proc")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("make", [fifo, endless, huge, listening, memory])
+def test_every_file_that_a_command_names(
+    make: Callable[[Path], None], tmp_path: Path, run: Run, smallest: Path
+) -> None:
+    odd = tmp_path / "odd.safetensors"
+    make(odd)
+    new = tmp_path / "new"
+    options = ("--lora", "--textual-inversion", "--vae", "--controlnet", "--ip-adapter")
+    options += ("--t2i-adapter", "--calibration-prompts", "--share-with")
+    calls: list[tuple[Any, ...]] = [
+        *(("export", smallest, "-o", new, "--dry-run", option, odd) for option in options),
+        ("export", odd, "-o", new, "--dry-run"),
+        ("export", smallest, "-o", odd, "--dry-run"),
+        ("bench", "compare", odd, odd),
+        ("schedule", odd, "--scheduler", "ddim"),
+        *((command, odd) for command in ("inspect", "verify", "generate")),
+    ]
+    for call in calls:
+        code, _, errors = run(*call)
+        assert code in (2, 3, 4), (call, code, errors)
+        assert "odd.safetensors" in errors, (call, errors)
+        assert "Traceback" not in errors
+    assert not new.exists()
 
 
 @pytest.mark.fault("1.4", "a configuration that a library reads whole is endless")

@@ -174,6 +174,39 @@ def test_every_list_of_the_manifest(whole: dict[str, Any], unique: bool) -> None
     assert seen > 60
 
 
+# Lists that a rule may look through one for the other.
+PAIRS: list[tuple[Way, Way]] = [
+    (("arguments",), ("vectors",)),
+    (("arguments",), ("tasks",)),
+    (("components",), ("tasks",)),
+    (("components",), ("tokenizers",)),
+    (("tokenizers",), ("embeddings",)),
+    (("schedules",), ("builds",)),
+    (("guidance", "branches"), ("tasks", 1, "branch_arguments")),
+    (("guidance", "branches"), ("arguments",)),
+    (("tasks", 1, "pictures"), ("tasks", 1, "preparations")),
+    (("tasks", 1, "inputs"), ("components", 1, "inputs")),
+]
+
+
+@pytest.mark.fault("1.6", "second look: work that grows with the product of two lists")
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_two_lists_of_the_manifest(whole: dict[str, Any], pair: tuple[Way, Way]) -> None:
+    """Twice the entries in both take at most 2.2 times the steps."""
+
+    def both(count: int) -> bytes:
+        data = grown(whole, pair[0], count, unique=True)
+        assert data is not None
+        more = grown(json.loads(data), pair[1], count, unique=True)
+        assert more is not None
+        return more
+
+    once, twice = both(100), both(200)
+    for steps in (steps_to_decode, steps_of_all_rules):
+        least, most = steps(once), steps(twice)
+        assert most <= 2.2 * least + 20, (steps.__name__, least, most)
+
+
 def lists_of(kind: Any, name: str, found: set[str], seen: set[Any]) -> None:
     """Add the fields of a structure that are lists or maps, and those of structures in it."""
     inner = msgspec.inspect.type_info(kind) if not isinstance(kind, msgspec.inspect.Type) else kind
