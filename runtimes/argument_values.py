@@ -18,6 +18,7 @@ from runtimes.session import Array
 
 MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_SIDE = 1 << 16  # pixels
 _INTEGERS = -(2**63), 2**64 - 1  # what PyTorch takes for a seed, and more than all else needs
 
 
@@ -108,6 +109,16 @@ def numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...
     if len(numbers) != count:
         raise InputError(f"{name!r} takes {count} numbers, not {len(numbers)}")
     return numbers
+
+
+def image_size(name: str, value: Any) -> tuple[int, int]:
+    """Return height and width in pixels."""
+    numbers = [integer(name, each) for each in _several(value, 2)]
+    if len(numbers) != 2 or not all(1 <= each <= _LARGEST_SIDE for each in numbers):
+        raise InputError(
+            f"{name!r} must be a height and a width from 1 to {_LARGEST_SIDE}, not {shown(value)}"
+        )
+    return numbers[0], numbers[1]
 
 
 def _several(value: Any, count: int) -> Sequence[Any]:

@@ -333,11 +333,12 @@ class Pipeline(Sealed):
                 decoder gives them.
 
         Raises:
-            InputError: another shape, or no numbers.
+            InputError: another shape, no numbers, or a size that is none.
             NumericalError: the latents hold NaN or infinity, or the decoder returned some.
         """
         check_output_type(output_type)
         latents = checked.decodable(latents, self.manifest)
+        size = None if size is None else checked.image_size("size", size)
         if output_type == "latent":
             return latents
         from runtimes import image
