@@ -1,0 +1,219 @@
+"""What a call needs: demand decides whether a statement runs, the program's order decides when.
+
+Demand is followed backwards from what a call wants, stopping at values that are given, and only
+into branches whose tests hold. Tests read arguments alone, so that all of this is known before
+anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from runtimes.programs import statements as form
+from runtimes.programs.statements import (
+    During,
+    Feed,
+    Loop,
+    Numbers,
+    Program,
+    Statement,
+    Test,
+    Text,
+    names_given,
+    value_of,
+)
+from runtimes.programs.uses import arguments_used
+
+# Whether a test holds; None where it is not known, so that both ways must be followed.
+Truth: TypeAlias = Callable[[Test], bool | None]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a call needs.
+
+    `live`: places of the statements that run, in order. `values`: names that something needs,
+    those that are given among them. `arguments`: those that live statements read.
+    """
+
+    live: tuple[int, ...]
+    values: frozenset[str]
+    arguments: frozenset[str]
+
+    def needs(self, name: str) -> bool:
+        """Return whether a value or an argument is needed."""
+        return name in self.values or name in self.arguments
+
+
+def of_call(
+    program: Program,
+    given: Collection[str],
+    numbers: Mapping[str, float] | None,
+    wanted: Sequence[str] = (),
+) -> Demand:
+    """Return what a call needs.
+
+    Args:
+        given: names of arguments and values that it gives.
+        numbers: the values of arguments of one number, defaults included; with None every test of
+            a number counts as open, which finds what any call of these names could need.
+        wanted: names of values; where there are none, what the program emits.
+    """
+    return _Walk(program, given, truth_of(given, numbers)).demand(wanted)
+
+
+def truth_of(given: Collection[str], numbers: Mapping[str, float] | None) -> Truth:
+    """Return what tests a call passes, see `of_call`."""
+
+    def truth(test: Test) -> bool | None:
+        if test.given:
+            return any(name in given for name in test.given)
+        return None if numbers is None else compares(test, numbers[test.argument or ""])
+
+    return truth
+
+
+def compares(test: Test, number: float) -> bool:
+    """Return whether the test of an argument holds for this number."""
+    return (
+        (test.above is None or number > test.above)
+        and (test.at_least is None or number >= test.at_least)
+        and (test.below is None or number < test.below)
+        and (test.at_most is None or number <= test.at_most)
+    )
+
+
+def holds(tests: Sequence[Test], truth: Truth) -> bool | None:
+    """Return whether all tests hold; None where that is open."""
+    found = [truth(test) for test in tests]
+    if False in found:
+        return False
+    return None if None in found else True
+
+
+class _Walk:
+    def __init__(self, program: Program, given: Collection[str], truth: Truth) -> None:
+        self._program = program
+        self._given = given
+        self._truth = truth
+        self._maker = {
+            name: place for place, step in enumerate(program.steps) for name in names_given(step)
+        }
+
+    def demand(self, wanted: Sequence[str]) -> Demand:
+        steps = self._program.steps
+        values: set[str] = set()
+        live = {
+            place
+            for place, step in enumerate(steps)
+            if isinstance(step, form.Emit) or (isinstance(step, form.Noise) and step.always)
+        }
+        if wanted:
+            live = {place for place in live if not isinstance(steps[place], form.Emit)}
+        todo = [*wanted, *(name for place in live for name in self._values(steps[place]))]
+        while todo:
+            name = todo.pop()
+            if name in values:
+                continue
+            values.add(name)
+            if name not in self._given:
+                live.add(self._maker[name])
+                todo += self._values(steps[self._maker[name]])
+        arguments = {name for place in live for name in self._arguments(steps[place])}
+        return Demand(tuple(sorted(live)), frozenset(values), frozenset(self._whole(arguments)))
+
+    def _whole(self, arguments: set[str]) -> set[str]:
+        """Add the sizes, and what arguments that are not given fall back to."""
+        known = {argument.name: argument for argument in self._program.arguments}
+        todo = [*arguments]
+        while todo:
+            argument = known.get(todo.pop())
+            if not isinstance(argument, Text | Numbers) or argument.name in self._given:
+                continue
+            if argument.fallback is not None and argument.fallback not in arguments:
+                arguments.add(argument.fallback)
+                todo.append(argument.fallback)
+        return arguments | {each.argument for each in self._program.symbols.values()}
+
+    def _values(self, statement: Statement) -> Iterator[str]:
+        """Yield the values that a statement needs in this call."""
+        match statement:
+            case form.Zeros():
+                if statement.like is not None:
+                    yield statement.like
+            case form.Run():
+                yield from statement.feeds.values()
+            case form.Join():
+                yield from statement.of
+            case form.Cut() | form.Emit():
+                yield statement.of
+            case form.Choose():
+                chosen = holds(statement.when, self._truth)
+                if chosen is not False:
+                    yield statement.then
+                if chosen is not True:
+                    yield statement.otherwise
+            case Loop():
+                yield from self._values_of_loop(statement)
+            case _:
+                return
+
+    def _values_of_loop(self, loop: Loop) -> Iterator[str]:
+        state = loop.state
+        if not self._continues(loop):
+            yield state.noise
+        if state.clean is not None and self._starts_clean(loop) is not False:
+            yield state.clean
+        if state.keep is not None:
+            yield from (state.keep.value, state.keep.where, state.keep.noise)
+        yield from map(value_of, loop.feeds.values())
+        for branch in loop.branches:
+            if holds(branch.when, self._truth) is not False:
+                yield from map(value_of, branch.feeds.values())
+
+    def _continues(self, loop: Loop) -> bool:
+        """Return whether the loop goes on from another one's latents."""
+        return loop.part.start is not None and loop.part.start in self._given
+
+    def _starts_clean(self, loop: Loop) -> bool | None:
+        return self._continues(loop) or holds(loop.state.clean_when, self._truth)
+
+    def _arguments(self, statement: Statement) -> Iterator[str]:
+        """Yield the arguments that a statement reads in this call."""
+        if not isinstance(statement, Loop):
+            yield from arguments_used(statement)
+            if isinstance(statement, form.Choose):
+                yield from _tested(statement.when)
+            return
+        part = statement.part
+        names = (statement.plan.scheduler, statement.plan.steps, part.start, part.stop)
+        yield from (name for name in (*names, statement.rescale) if name is not None)
+        if part.strength is not None and self._starts_clean(statement) is not False:
+            yield part.strength
+        yield from _tested(statement.state.clean_when)
+        if statement.cache is not None:
+            yield statement.cache.every
+        yield from _windows(statement.feeds)
+        for branch in statement.branches:
+            yield from _tested(branch.when)
+            if holds(branch.when, self._truth) is not False:
+                yield from _windows(branch.feeds)
+                yield from (push.by for push in branch.push)
+                if branch.during is not None:
+                    bounds = (branch.during.start, branch.during.stop)
+                    yield from (each for each in bounds if isinstance(each, str))
+
+
+def _tested(tests: Sequence[Test]) -> Iterator[str]:
+    """Yield the arguments whose numbers are tested."""
+    yield from (test.argument for test in tests if test.argument is not None)
+
+
+def _windows(feeds: Mapping[str, Feed]) -> Iterator[str]:
+    for feed in feeds.values():
+        if isinstance(feed, During):
+            yield from (
+                each for each in (feed.during.start, feed.during.stop) if isinstance(each, str)
+            )

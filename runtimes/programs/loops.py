@@ -1,0 +1,167 @@
+"""What a loop of a program must keep to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from runtimes.programs import statements as form
+from runtimes.programs.dimensions import Dimension
+from runtimes.programs.graphs import TIMESTEP, Form, Graph
+from runtimes.programs.statements import Branch, During, Feed, Loop, Numbers, Window, value_of
+from runtimes.programs.values import Rows, Type, fits, type_of
+
+MOST_BRANCHES = 16
+
+
+def loop_type(loop: Loop, types: Mapping[str, Type]) -> Type:
+    """Return the type of what a loop gives."""
+    noise = types[loop.state.noise]
+    return Type(False, noise.shape, Rows.IMAGES)
+
+
+def loop_problems(
+    loop: Loop,
+    graphs: Mapping[str, Graph],
+    types: Mapping[str, Type],
+    arguments: Mapping[str, form.Argument],
+) -> Iterator[str]:
+    """Yield what is wrong with a loop whose names are all known.
+
+    Args:
+        types: of the values before it.
+    """
+    denoiser = graphs.get(loop.denoiser)
+    if denoiser is None:
+        yield f"no component {loop.denoiser!r}"
+        return
+    yield from _argument_problems(loop, arguments)
+    yield from _state_problems(loop, types)
+    yield from _branch_problems(loop, arguments)
+    yield from _prediction_problems(loop, denoiser, types)
+    for branch in loop.branches:
+        yield from _feed_problems(loop, branch, denoiser, types, arguments)
+    if loop.cache is not None:
+        yield from _cache_problems(loop, loop.cache, denoiser, graphs)
+
+
+def _argument_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iterator[str]:
+    part = loop.part
+    every = None if loop.cache is None else loop.cache.every
+    names = (loop.plan.steps, part.strength, part.start, part.stop, loop.rescale, every)
+    pushes = (push.by for branch in loop.branches for push in branch.push)
+    for name in (*names, *pushes):
+        if name is not None and _count(arguments.get(name)) != 1:
+            yield f"{name!r} is no number"
+    if loop.plan.scheduler in arguments:
+        yield f"{loop.plan.scheduler!r} is no scheduler"
+
+
+def _count(argument: form.Argument | None) -> int:
+    return argument.count if isinstance(argument, Numbers) else 0
+
+
+def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
+    state = loop.state
+    noise = types[state.noise]
+    if noise.integers or noise.rows != Rows.IMAGES:
+        yield f"{state.noise!r} is {noise} with rows {noise.rows}: no noise of images"
+    if state.clean is None and (state.clean_when or loop.part.strength):
+        yield "a strength, or tests of a clean value, and none to start from"
+    if state.clean is not None and not types[state.clean].same_form(noise):
+        yield f"{state.clean!r} is {types[state.clean]}, and {state.noise!r} {noise}"
+    if state.keep is None:
+        return
+    for name in (state.keep.value, state.keep.noise):
+        if not types[name].same_form(noise):
+            yield f"{name!r} is {types[name]}, and {state.noise!r} {noise}"
+    where = types[state.keep.where]
+    if where.integers or where.shape != (Dimension(1), *noise.shape[1:]):
+        yield f"{state.keep.where!r} is {where}: expected one channel of {noise}"
+
+
+def _branch_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iterator[str]:
+    names = [branch.name for branch in loop.branches]
+    if not 1 <= len(names) <= MOST_BRANCHES or len({*names}) < len(names):
+        yield f"the branches {names}: expected 1 to {MOST_BRANCHES}, of different names"
+    bases = [branch for branch in loop.branches if not branch.push]
+    if len(bases) != 1 or bases[0].when or bases[0].during:
+        yield "expected one branch that always runs and pushes nothing"
+    for branch in loop.branches:
+        for push in branch.push:
+            if push.branch not in names or push.branch == branch.name:
+                yield f"branch {branch.name!r} pushes {push.branch!r}"
+        if branch.during is not None:
+            yield from _window_problems(branch.during, arguments, 1)
+
+
+def _window_problems(
+    window: Window, arguments: Mapping[str, form.Argument], columns: int
+) -> Iterator[str]:
+    for bound in (window.start, window.stop):
+        if isinstance(bound, str):
+            if _count(arguments.get(bound)) not in (1, columns):
+                yield f"a window by {bound!r}, which has not 1 or {columns} numbers"
+        elif not 0 <= bound <= 1:
+            yield f"a window with {bound:g}: expected fractions"
+
+
+def _feed_problems(
+    loop: Loop,
+    branch: Branch,
+    denoiser: Graph,
+    types: Mapping[str, Type],
+    arguments: Mapping[str, form.Argument],
+) -> Iterator[str]:
+    fed: dict[str, Feed] = {**loop.feeds, **branch.feeds}
+    if loop.feeds.keys() & branch.feeds.keys():
+        yield f"branch {branch.name!r} feeds what the loop feeds"
+    wanted = denoiser.inputs.keys() - {loop.state.input, TIMESTEP}
+    if fed.keys() != wanted:
+        yield f"branch {branch.name!r} feeds {sorted(fed)}: expected {sorted(wanted)}"
+        return
+    symbols: dict[str, Dimension] = {}
+    fits(types[loop.state.noise], denoiser.inputs[loop.state.input], symbols)
+    for name, feed in fed.items():
+        value = types[value_of(feed)]
+        if not fits(value, denoiser.inputs[name], symbols):
+            spec: Form = denoiser.inputs[name]
+            yield (
+                f"branch {branch.name!r}: the denoiser takes {spec.dtype} {list(spec.shape)} as "
+                f"{name!r}, not {value} ({value_of(feed)})"
+            )
+        if isinstance(feed, During):
+            columns = value.shape[0].offset if len(value.shape) == 1 else 1
+            yield from _window_problems(feed.during, arguments, columns)
+
+
+def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type]) -> Iterator[str]:
+    noise, state = types[loop.state.noise], loop.state
+    if state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
+        yield f"{loop.denoiser!r} has no input {state.input!r}, or none for the timestep"
+        return
+    symbols: dict[str, Dimension] = {}
+    if not fits(noise, denoiser.inputs[state.input], symbols):
+        yield f"{loop.denoiser!r} does not take {noise} ({state.noise}) as {state.input!r}"
+        return
+    output = denoiser.outputs.get(state.prediction)
+    prediction = None if output is None else type_of(output, symbols, noise.rows)
+    if prediction is None or not prediction.same_form(noise):
+        yield f"{loop.denoiser!r} gives no {state.prediction!r} of the form {noise}"
+
+
+def _cache_problems(
+    loop: Loop, cache: form.Cache, denoiser: Graph, graphs: Mapping[str, Graph]
+) -> Iterator[str]:
+    shallow = graphs.get(cache.component)
+    if shallow is None:
+        yield f"no component {cache.component!r}"
+        return
+    known = {**denoiser.inputs, **{name: denoiser.outputs.get(name) for name in cache.keeps}}
+    for name, spec in shallow.inputs.items():
+        if known.get(name) != spec:
+            yield f"{cache.component!r} takes {name!r}, which the denoiser neither takes nor gives"
+    if not cache.keeps or not set(cache.keeps) <= shallow.inputs.keys():
+        yield f"{cache.component!r} does not take all of {list(cache.keeps)}"
+    prediction = loop.state.prediction
+    if shallow.outputs.get(prediction) != denoiser.outputs.get(prediction):
+        yield f"{cache.component!r} does not give {prediction!r} as the denoiser does"

@@ -1,0 +1,390 @@
+"""The statements of programs, as they stand in a manifest.
+
+A program turns the arguments of a call into images: symbols, arguments and statements in
+single-assignment form. Names that begin with ``_`` are private; all others are those of diffusers,
+and a call can give their values or ask for them. docs/programs.md says what each statement means;
+`runtimes.programs.checker` has the rules.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from runtimes.strict import Strict
+
+Shape: TypeAlias = tuple[int | str, ...]
+
+
+class Member(Strict, frozen=True, omit_defaults=True, kw_only=True):
+    """What all parts of a program have in common: members at their defaults are not written."""
+
+
+class SizeOf(Member, frozen=True):
+    """The size of an image of the call, `times` enlarged: the default of a size."""
+
+    image: str
+    times: int = 1
+
+
+class Symbol(Member, frozen=True):
+    """A size in latents: what the call's argument says, divided by `unit`.
+
+    A size is a multiple of `multiple`, at least `least`, at most `most` (in latents). `rounds`: any
+    other is made smaller, with a warning, instead of refused. `of` is where the default comes from
+    in a call that has the image; `default` (in latents) is for the others. A call gives all the
+    sizes that are `together`, or none of them.
+    """
+
+    argument: str
+    unit: int
+    default: int
+    multiple: int = 1
+    least: int = 1
+    most: int | None = None
+    rounds: bool = False
+    of: SizeOf | None = None
+    together: tuple[str, ...] = ()
+
+
+class Text(Member, frozen=True, tag="text", tag_field="kind"):
+    """A text, or one for each prompt.
+
+    `default` is what it is in a call without it, `fallback` names the text that it is then (an
+    empty string counts as none there). Without either it must be given, unless it is `optional`.
+    """
+
+    name: str
+    default: str | None = None
+    fallback: str | None = None
+    optional: bool = False
+
+
+class Numbers(Member, frozen=True, tag="numbers", tag_field="kind"):
+    """`count` numbers; one alone is no list in a call.
+
+    A default is a number, or the name of a size, which stands for its pixels; `fallback` names the
+    numbers that it is in a call without it. `least` and `most` may be given, `above` may not.
+    `spread`: one number stands for all. `whole`: it is an integer.
+    """
+
+    name: str
+    count: int = 1
+    default: tuple[float | str, ...] = ()
+    fallback: str | None = None
+    optional: bool = False
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    spread: bool = False
+    whole: bool = False
+
+
+class Image(Member, frozen=True, tag="image", tag_field="kind"):
+    """An image, or several; with `count` a list of that many, each of which is one or several.
+
+    `latents` names the value that an array [images, channels, height, width] stands for.
+    """
+
+    name: str
+    count: int | None = None
+    latents: str | None = None
+
+
+class Mask(Member, frozen=True, tag="mask", tag_field="kind"):
+    """A mask, or several: white is what is made anew."""
+
+    name: str
+
+
+Argument: TypeAlias = Text | Numbers | Image | Mask
+
+
+class Test(Member, frozen=True):
+    """Whether something holds in a call: any of the names in `given` is given; or the number
+    `argument` is `above`, `at_least`, `below` or `at_most` a number."""
+
+    given: tuple[str, ...] = ()
+    argument: str | None = None
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+
+class Window(Member, frozen=True):
+    """Evaluations of a loop: numbers, or names of arguments that hold them.
+
+    Of n evaluations, number i (from 0) is in the window where, by `count`,
+
+    - ``within``: start <= i / n and (i + 1) / n <= stop,
+    - ``floor``: int(start * n) <= i < int(stop * n),
+    - ``steps``: int(start * steps) <= i < int(stop * steps), of the call's step count.
+
+    An argument of several numbers has a window for each column of a value.
+    """
+
+    count: Literal["within", "floor", "steps"]
+    start: float | str = 0.0
+    stop: float | str = 1.0
+
+
+class During(Member, frozen=True):
+    """A value that is 0 outside of a window."""
+
+    value: str
+    during: Window
+
+
+Feed: TypeAlias = str | During
+
+
+class Tokens(Member, frozen=True, tag="tokens", tag_field="do"):
+    """Token ids of a text: int64 [rows, length of the tokenizer]. `text` is an argument."""
+
+    gives: str
+    tokenizer: str
+    text: str
+
+
+class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
+    """An image or a mask of the call in a size, float32 [images, channels, height, width], 0 to 1.
+
+    `item` is the place in an argument that is a list. Images are resized by `resample`, to both
+    sides (``stretch``), or cut at both ends of the longer one (``crop``). A mask is 0 or 1: resized
+    to the call's image and taken at every so many pixels. Where `fill_where` (a mask of the call)
+    is white, an image is `fill`.
+    """
+
+    gives: str
+    of: str
+    shape: Shape
+    item: int | None = None
+    resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
+    fit: Literal["stretch", "crop"] = "stretch"
+    fill: float = 0.5
+    fill_where: str | None = None
+
+
+class NumberRow(Member, frozen=True, tag="numbers", tag_field="do"):
+    """Numbers of the call, one after the other: float32 [1, n]."""
+
+    gives: str
+    of: tuple[str, ...]
+
+
+class Noise(Member, frozen=True, tag="noise", tag_field="do"):
+    """A draw from the call's generators, float32 standard normal, of `shape` for each row.
+
+    There is a row for each image that is made, or for each that the call gives as one of the
+    arguments `rows`. `each_made`: where every image that is made has a generator of its own, there
+    is a row for each of those. `always`: it is drawn although nothing uses it, as diffusers does.
+    """
+
+    gives: str
+    shape: Shape
+    rows: tuple[str, ...] = ()
+    each_made: bool = False
+    always: bool = False
+
+
+class Zeros(Member, frozen=True, tag="zeros", tag_field="do"):
+    """Zeros in the form of another value, or one row of them of a shape."""
+
+    gives: str
+    like: str | None = None
+    shape: tuple[int, ...] = ()
+
+
+class Run(Member, frozen=True, tag="run", tag_field="do"):
+    """A component on named values. `gives`: output → name; `group`: of values that are given
+    together. `tiles`: the caller may have it run in tiles."""
+
+    component: str
+    feeds: dict[str, str]
+    gives: dict[str, str]
+    group: str | None = None
+    tiles: bool = False
+
+
+class Join(Member, frozen=True, tag="join", tag_field="do"):
+    """Values one after the other along an axis; axis 0 has the rows, and is none of these."""
+
+    gives: str
+    of: tuple[str, ...]
+    axis: int
+    group: str | None = None
+
+
+class Cut(Member, frozen=True, tag="cut", tag_field="do"):
+    """Parts of a value along an axis, of these sizes from its beginning; the reverse of `Join`."""
+
+    gives: tuple[str, ...]
+    of: str
+    axis: int
+    sizes: tuple[int, ...]
+
+
+class Choose(Member, frozen=True, tag="choose", tag_field="do"):
+    """One value where all tests hold, else another one of the same form."""
+
+    gives: str
+    when: tuple[Test, ...]
+    then: str
+    otherwise: str
+    group: str | None = None
+
+
+class Plan(Member, frozen=True):
+    """Which sampling plan a loop follows: the arguments that name the scheduler and the step
+    count."""
+
+    scheduler: str = "scheduler"
+    steps: str = "num_inference_steps"
+
+
+class Part(Member, frozen=True):
+    """The part of a plan that is run; all members name arguments.
+
+    `strength`: the last steps, that share of the step count, which is rounded down or up. `start`
+    and `stop`: fractions of the schedule in training timesteps; where `start` is given, it counts
+    in the place of the strength, and the clean value is taken as noisy as it is.
+    """
+
+    strength: str | None = None
+    rounds: Literal["down", "up"] = "down"
+    start: str | None = None
+    stop: str | None = None
+
+
+class Keep(Member, frozen=True):
+    """What is put back after each evaluation, as noisy as the state is: where `where` is 0, `value`
+    with `noise`; after the last evaluation without."""
+
+    value: str
+    where: str
+    noise: str
+
+
+class State(Member, frozen=True):
+    """What a loop changes: it begins with `noise`, or with `clean` and the noise of the start where
+    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out."""
+
+    name: str
+    noise: str
+    clean: str | None = None
+    clean_when: tuple[Test, ...] = ()
+    input: str = "sample"
+    prediction: str = "prediction"
+    keep: Keep | None = None
+
+
+class Push(Member, frozen=True):
+    """Guidance away from the branch that this belongs to, own: the prediction gets
+    ``(by - less) * (branch - own)`` more. `by` names an argument."""
+
+    branch: str
+    by: str
+    less: float = 0.0
+
+
+class Branch(Member, frozen=True):
+    """One evaluation of the denoiser for each image, where `when` holds in the call and `during` in
+    the step. The one branch that pushes nothing is the base, and always runs."""
+
+    name: str
+    feeds: dict[str, Feed]
+    when: tuple[Test, ...] = ()
+    during: Window | None = None
+    push: tuple[Push, ...] = ()
+
+
+class Cache(Member, frozen=True):
+    """Step caching: all but one of `every` evaluations run `component` in the denoiser's place,
+    with the outputs that it `keeps` of the last whole evaluation."""
+
+    component: str
+    keeps: tuple[str, ...]
+    every: str
+
+
+class Loop(Member, frozen=True, tag="loop", tag_field="do"):
+    """A sampling plan over a state: gives the state's name.
+
+    Branches are evaluated in one batch, in their order. The prediction used is that of the base and
+    what the others push it by. `rescale` names the argument that says how much of the prediction's
+    standard deviation becomes the base's.
+    """
+
+    denoiser: str
+    plan: Plan
+    state: State
+    branches: tuple[Branch, ...]
+    feeds: dict[str, Feed] = msgspec.field(default_factory=dict)
+    part: Part = Part()
+    rescale: str | None = None
+    cache: Cache | None = None
+
+
+class Emit(Member, frozen=True, tag="emit", tag_field="do"):
+    """What the caller gets."""
+
+    kind: Literal["images"]
+    of: str
+
+
+Statement: TypeAlias = (
+    Tokens | Pixels | NumberRow | Noise | Zeros | Run | Join | Cut | Choose | Loop | Emit
+)
+
+
+class Bins(Member, frozen=True):
+    """The sizes that images are made in: of a call's height and width the one whose ratio of height
+    to width is nearest, the first of two alike. Images are resized and cropped to what the call
+    asked for afterwards.
+
+    `sizes`: ratio, height and width in pixels; without any there is no such list, and calls may
+    only say so. A call turns it off by `argument`.
+    """
+
+    argument: str
+    sizes: tuple[tuple[float, int, int], ...]
+
+
+class Program(Member, frozen=True):
+    """One kind of call. `stands_for` is the diffusers class that it does the same as.
+
+    The first two symbols are the height and the width of images.
+    """
+
+    name: str
+    stands_for: str
+    symbols: dict[str, Symbol]
+    arguments: tuple[Argument, ...]
+    steps: tuple[Statement, ...]
+    bins: Bins | None = None
+
+
+def names_given(statement: Statement) -> tuple[str, ...]:
+    """Return the names of the values that a statement makes."""
+    if isinstance(statement, Loop):
+        return (statement.state.name,)
+    if isinstance(statement, Emit):
+        return ()
+    if isinstance(statement, Run):
+        return tuple(statement.gives.values())
+    return statement.gives if isinstance(statement, Cut) else (statement.gives,)
+
+
+def value_of(feed: Feed) -> str:
+    """Return the name of the value that feeds an input."""
+    return feed if isinstance(feed, str) else feed.value
+
+
+_DECODER = msgspec.json.Decoder(Program)
+
+
+def decode(data: bytes | msgspec.Raw) -> Program:
+    """Return a program from JSON. Raises msgspec's errors; the checker knows what types cannot."""
+    return _DECODER.decode(data)

@@ -1,0 +1,92 @@
+"""What a statement looks at: values, arguments of the call, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from runtimes.programs import statements as form
+from runtimes.programs.statements import During, Feed, Statement, Test, Window, value_of
+
+
+def values_used(statement: Statement) -> Iterator[str]:
+    """Yield the names of all values that a statement may use, whatever its tests say."""
+    match statement:
+        case form.Zeros():
+            if statement.like is not None:
+                yield statement.like
+        case form.Run():
+            yield from statement.feeds.values()
+        case form.Join():
+            yield from statement.of
+        case form.Cut() | form.Emit():
+            yield statement.of
+        case form.Choose():
+            yield from (statement.then, statement.otherwise)
+        case form.Loop():
+            state = statement.state
+            yield state.noise
+            if state.clean is not None:
+                yield state.clean
+            if state.keep is not None:
+                yield from (state.keep.value, state.keep.where, state.keep.noise)
+            yield from map(value_of, statement.feeds.values())
+            for branch in statement.branches:
+                yield from map(value_of, branch.feeds.values())
+        case _:
+            return
+
+
+def arguments_used(statement: Statement) -> Iterator[str]:
+    """Yield the names of the arguments that a statement reads, those of its tests aside."""
+    match statement:
+        case form.Tokens():
+            yield statement.text
+        case form.Pixels():
+            yield statement.of
+            if statement.fill_where is not None:
+                yield statement.fill_where
+        case form.NumberRow():
+            yield from statement.of
+        case form.Noise():
+            yield from statement.rows
+        case form.Loop():
+            yield from _of_loop(statement)
+        case _:
+            return
+
+
+def tests_of(statement: Statement) -> Iterator[Test]:
+    """Yield the tests of a statement."""
+    if isinstance(statement, form.Choose):
+        yield from statement.when
+    if isinstance(statement, form.Loop):
+        yield from statement.state.clean_when
+        for branch in statement.branches:
+            yield from branch.when
+
+
+def _of_loop(loop: form.Loop) -> Iterator[str]:
+    part = loop.part
+    names = (loop.plan.scheduler, loop.plan.steps, part.strength, part.start, part.stop)
+    yield from (name for name in (*names, loop.rescale) if name is not None)
+    if loop.cache is not None:
+        yield loop.cache.every
+    yield from _of_feeds(loop.feeds)
+    for branch in loop.branches:
+        yield from _of_feeds(branch.feeds)
+        yield from (push.by for push in branch.push)
+        if branch.during is not None:
+            yield from _of_window(branch.during)
+    for tested in tests_of(loop):
+        if tested.argument is not None:
+            yield tested.argument
+
+
+def _of_feeds(feeds: dict[str, Feed]) -> Iterator[str]:
+    for feed in feeds.values():
+        if isinstance(feed, During):
+            yield from _of_window(feed.during)
+
+
+def _of_window(window: Window) -> Iterator[str]:
+    yield from (each for each in (window.start, window.stop) if isinstance(each, str))

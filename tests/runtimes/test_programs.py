@@ -1,0 +1,321 @@
+"""The rules of programs, and what a call needs of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtimes.errors import BundleError
+from runtimes.manifest import TensorSpec
+from runtimes.programs.checker import MOST_STATEMENTS, problems, types_of
+from runtimes.programs.demand import of_call
+from runtimes.programs.dimensions import Dimension, parse
+from runtimes.programs.listing import listing
+from runtimes.programs.statements import Program, decode
+from tests.steps import steps_of
+
+DEFAULTS = {"strength": 1.0, "guidance_scale": 7.5, "num_inference_steps": 50}
+
+
+@dataclass(frozen=True)
+class FakeGraph:
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec] = field(default_factory=dict)
+
+
+def floats(*shape: int | str) -> TensorSpec:
+    return TensorSpec("float32", ("batch", *shape))
+
+
+LATENTS = floats(4, "height", "width")
+GRAPHS = {
+    "text_encoder": FakeGraph(
+        {"input_ids": TensorSpec("int64", ("batch", 77))}, {"states": floats(77, 32)}
+    ),
+    "vae_encoder": FakeGraph(
+        {"image": floats(3, "8*height", "8*width"), "noise": LATENTS}, {"latents": LATENTS}
+    ),
+    "denoiser": FakeGraph(
+        {
+            "sample": LATENTS,
+            "timestep": TensorSpec("float32", (1,)),
+            "encoder_hidden_states": floats("sequence", 32),
+        },
+        {"prediction": LATENTS},
+    ),
+    "vae_decoder": FakeGraph({"latents": LATENTS}, {"image": floats(3, "8*height", "8*width")}),
+}
+# Inpainting by blending, as Stable Diffusion does it.
+DOCUMENT: dict[str, Any] = {
+    "name": "inpainting",
+    "stands_for": "StableDiffusionInpaintPipeline",
+    "symbols": {
+        "height": {"argument": "height", "unit": 8, "multiple": 8, "default": 64},
+        "width": {"argument": "width", "unit": 8, "multiple": 8, "default": 64},
+    },
+    "arguments": [
+        {"kind": "text", "name": "prompt"},
+        {"kind": "text", "name": "negative_prompt", "default": ""},
+        {"kind": "image", "name": "image", "latents": "image_latents"},
+        {"kind": "mask", "name": "mask_image"},
+        {"kind": "numbers", "name": "strength", "default": [1.0], "above": 0, "most": 1},
+        {"kind": "numbers", "name": "guidance_scale", "default": [7.5]},
+        {"kind": "numbers", "name": "num_inference_steps", "default": [50], "whole": True},
+    ],
+    "steps": [
+        {"do": "tokens", "gives": "_ids", "tokenizer": "tokenizer", "text": "prompt"},
+        {"do": "run", "component": "text_encoder", "feeds": {"input_ids": "_ids"},
+         "gives": {"states": "prompt_embeds"}, "group": "prompt"},
+        {"do": "tokens", "gives": "_no_ids", "tokenizer": "tokenizer", "text": "negative_prompt"},
+        {"do": "run", "component": "text_encoder", "feeds": {"input_ids": "_no_ids"},
+         "gives": {"states": "negative_prompt_embeds"}, "group": "negative"},
+        {"do": "pixels", "gives": "_pixels", "of": "image", "shape": [3, "8*height", "8*width"]},
+        {"do": "pixels", "gives": "_mask", "of": "mask_image", "shape": [1, "height", "width"]},
+        {"do": "noise", "gives": "_image_noise", "shape": [4, "height", "width"],
+         "rows": ["image"]},
+        {"do": "run", "component": "vae_encoder",
+         "feeds": {"image": "_pixels", "noise": "_image_noise"},
+         "gives": {"latents": "image_latents"}},
+        {"do": "noise", "gives": "latents", "shape": [4, "height", "width"]},
+        {"do": "noise", "gives": "_masked_noise", "shape": [4, "height", "width"],
+         "rows": ["image"], "always": True},
+        {"do": "loop", "denoiser": "denoiser", "plan": {}, "part": {"strength": "strength"},
+         "state": {"name": "denoised", "noise": "latents", "clean": "image_latents",
+                   "clean_when": [{"argument": "strength", "below": 1}],
+                   "keep": {"value": "image_latents", "where": "_mask", "noise": "latents"}},
+         "branches": [
+             {"name": "negative", "feeds": {"encoder_hidden_states": "negative_prompt_embeds"},
+              "when": [{"argument": "guidance_scale", "above": 1}],
+              "during": {"count": "floor", "stop": 0.5},
+              "push": [{"branch": "positive", "by": "guidance_scale", "less": 1}]},
+             {"name": "positive", "feeds": {"encoder_hidden_states": "prompt_embeds"}}]},
+        {"do": "run", "component": "vae_decoder", "feeds": {"latents": "denoised"},
+         "gives": {"image": "_image"}, "tiles": True},
+        {"do": "emit", "kind": "images", "of": "_image"},
+    ],
+}  # fmt: skip
+LOOP, PIXELS, EMIT = 10, 4, 12
+
+
+def made(change: Callable[[dict[str, Any]], object] | None = None) -> Program:
+    """Return the program, changed."""
+    document = json.loads(json.dumps(DOCUMENT))
+    if change is not None:
+        change(document)
+    return decode(msgspec.json.encode(document))
+
+
+def put(value: Any, *path: str | int) -> Callable[[dict[str, Any]], None]:
+    """Return what puts a value into a place of the document."""
+
+    def change(document: dict[str, Any]) -> None:
+        place: Any = document
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    return change
+
+
+def again(document: dict[str, Any], place: int) -> None:
+    document["steps"].insert(place, dict(document["steps"][place]))
+
+
+def swap(document: dict[str, Any], one: int, other: int) -> None:
+    steps = document["steps"]
+    steps[one], steps[other] = steps[other], steps[one]
+
+
+BRANCH = ("steps", LOOP, "branches", 0)
+STATE = ("steps", LOOP, "state")
+WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "used before it is made": (lambda d: swap(d, 0, 1), "no value '_ids' before it"),
+    "a cycle": (put("denoised", "steps", 7, "feeds", "noise"), "no value 'denoised' before it"),
+    "a shadowed name": (lambda d: again(d, 8), "two things are named 'latents'"),
+    "an argument's name": (put("prompt", "steps", 8, "gives"), "two things are named 'prompt'"),
+    "a bad name": (put("Latents", "steps", 8, "gives"), "bad name 'Latents'"),
+    "a private argument": (put("_mine", "arguments", 2, "name"), "'_mine' is private"),
+    "no argument": (put("text", "steps", 0, "text"), "no argument 'text'"),
+    "no text": (put("image", "steps", 0, "text"), "'image' is no text"),
+    "no image": (put("prompt", "steps", PIXELS, "of"), "'prompt' is no image"),
+    "no component": (put("unet", "steps", LOOP, "denoiser"), "no component 'unet'"),
+    "an input too few": (put({}, "steps", 11, "feeds"), "'vae_decoder' takes"),
+    "another shape": (put("_pixels", "steps", 11, "feeds", "latents"), "takes float32"),
+    "rows of no image": (put(["prompt"], "steps", 6, "rows"), "'prompt', which is no image"),
+    "channels": (put([4, "height", "width"], "steps", 5, "shape"), r"shape \[1, height, width\]"),
+    "an unknown symbol": (put([4, "h", "width"], "steps", 8, "shape"), "bad shape"),
+    "a size of zero": (put([0, "height", "width"], "steps", 8, "shape"), "bad shape"),
+    "nothing emitted": (lambda d: d["steps"].pop(), "emits nothing"),
+    "latents emitted as images": (put("_ids", "steps", EMIT, "of"), "no images"),
+    "an unused value": (lambda d: d["steps"][9].pop("always"), "nothing uses '_masked_noise'"),
+    "an unused argument": (
+        lambda d: d["arguments"].append({"kind": "text", "name": "more", "optional": True}),
+        "nothing uses the argument 'more'",
+    ),
+    "a test of nothing": (put([{}], *BRANCH, "when"), "a test must say"),
+    "a test of a text": (put([{"argument": "prompt", "above": 1}], *BRANCH, "when"), "no number"),
+    "a test of a private value": (put([{"given": ["_mask"]}], *BRANCH, "when"), "is private"),
+    "no base": (put([], "steps", LOOP, "branches"), "expected 1 to 16"),
+    "two bases": (put([], *BRANCH, "push"), "one branch that always runs"),
+    "a push of itself": (put("negative", *BRANCH, "push", 0, "branch"), "pushes 'negative'"),
+    "a push by a text": (put("prompt", *BRANCH, "push", 0, "by"), "'prompt' is no number"),
+    "a branch without its feed": (put({}, *BRANCH, "feeds"), "'negative' feeds"),
+    "a window beyond the loop": (put(2, *BRANCH, "during", "stop"), "a window with 2"),
+    "seventeen branches": (
+        lambda d: d["steps"][LOOP]["branches"].extend(
+            {**d["steps"][LOOP]["branches"][0], "name": f"b{i}"} for i in range(16)
+        ),
+        "expected 1 to 16",
+    ),
+    "no clean value": (lambda d: d["steps"][LOOP]["state"].pop("clean"), "none to start from"),
+    "a clean value of another form": (put("_pixels", *STATE, "clean"), "'_pixels' is floats"),
+    "a mask of another form": (put("_pixels", *STATE, "keep", "where"), "expected one channel"),
+    "no prediction": (put("noise", *STATE, "prediction"), "gives no 'noise'"),
+    "no input for the sample": (put("x", *STATE, "input"), "has no input 'x'"),
+    "a symbol with a bad default": (put(63, "symbols", "height", "default"), "multiples of 8"),
+    "a unit of zero": (put(0, "symbols", "height", "unit"), "bad unit"),
+    "a fallback that comes later": (
+        put({"kind": "text", "name": "prompt", "fallback": "negative_prompt"}, "arguments", 0),
+        "is no text before it",
+    ),
+    "two ways to be left out": (put(True, "arguments", 1, "optional"), "not several of them"),
+    "defaults too few": (put(2, "arguments", 4, "count"), "1 defaults for 2"),
+    "a thousand statements": (
+        lambda d: d["steps"].extend([d["steps"][8]] * MOST_STATEMENTS),
+        "269 statements",
+    ),
+}
+
+
+def test_a_program_keeps_the_rules() -> None:
+    assert list(problems(made(), GRAPHS)) == []
+    types = types_of(made(), GRAPHS)
+    assert str(types["_pixels"]) == "floats [3, 8*height, 8*width]"
+    assert str(types["_image"].rows) == "images"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_breaks_a_rule(name: str) -> None:
+    change, message = WRONG[name]
+    with pytest.raises(BundleError, match=f"program 'inpainting': .*{message}"):
+        types_of(made(change), GRAPHS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("fly", "steps", 0, "do"), "Invalid value 'fly'"),
+        (put(1, "steps", 0, "tokens"), "unknown field `tokens`"),
+        (put("colour", "arguments", 0, "kind"), "Invalid value 'colour'"),
+        (put("sometimes", *BRANCH, "during", "count"), "Invalid enum value 'sometimes'"),
+        (put(None, "steps"), "Expected `array`"),
+    ],
+)
+def test_documents_that_are_no_programs(
+    change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    with pytest.raises(msgspec.ValidationError, match=message):
+        made(change)
+
+
+def test_a_program_is_the_same_as_its_document() -> None:
+    program = made()
+    assert decode(msgspec.json.encode(program)) == program
+    assert "push positive away by guidance_scale - 1" in listing(program)
+    assert "keep image_latents where _mask = 0, as noisy as the step" in listing(program)
+
+
+GIVEN = ("prompt", "image", "mask_image")
+CALLS: Mapping[str, tuple[tuple[str, ...], dict[str, float], list[str], list[str]]] = {
+    # What is given, numbers, which noise is drawn, which components run before the loop.
+    "usual": (GIVEN, {}, ["_image_noise", "latents", "_masked_noise"],
+              ["text_encoder", "text_encoder", "vae_encoder"]),
+    "no guidance": (GIVEN, {"guidance_scale": 1.0},
+                    ["_image_noise", "latents", "_masked_noise"], ["text_encoder", "vae_encoder"]),
+    "latents": ((*GIVEN, "latents"), {}, ["_image_noise", "_masked_noise"],
+                ["text_encoder", "text_encoder", "vae_encoder"]),
+    "image latents": (("prompt", "image_latents", "mask_image"), {"strength": 0.5},
+                      ["latents", "_masked_noise"], ["text_encoder", "text_encoder"]),
+    "encoded": ((*GIVEN[1:], "prompt_embeds"), {}, ["_image_noise", "latents", "_masked_noise"],
+                ["text_encoder", "vae_encoder"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_call_needs(name: str) -> None:
+    given, numbers, draws, runs = CALLS[name]
+    program = made()
+    demand = of_call(program, given, {**DEFAULTS, **numbers})
+    steps = [msgspec.to_builtins(program.steps[place]) for place in demand.live]
+    found = [s["gives"] for s in steps if s["do"] == "noise" and s["gives"] not in given]
+    assert found == draws
+    assert [s["component"] for s in steps if s["do"] == "run"][:-1] == runs
+
+
+def test_what_no_call_could_need() -> None:
+    """With the numbers open: a negative prompt may be given where guidance is off."""
+    program = made()
+    assert of_call(program, (*GIVEN, "negative_prompt"), None).needs("negative_prompt")
+    assert not of_call(program, (*GIVEN, "prompt_embeds"), None).needs("prompt")
+    alone = of_call(program, GIVEN, DEFAULTS, ["prompt_embeds"])
+    assert [program.steps[place] for place in alone.live] == [
+        *program.steps[:2],
+        program.steps[9],  # which is drawn always
+    ]
+
+
+def test_the_work_grows_as_the_program_does() -> None:
+    def chain(length: int) -> Program:
+        def change(document: dict[str, Any]) -> None:
+            zeros = [{"do": "zeros", "gives": "z0", "like": "latents"}]
+            zeros += [
+                {"do": "zeros", "gives": f"z{i}", "like": f"z{i - 1}"} for i in range(1, length)
+            ]
+            document["steps"][9:9] = zeros
+
+        return made(change)
+
+    small, large = chain(60), chain(120)
+    once, twice = (steps_of(lambda p=p: list(problems(p, GRAPHS))) for p in (small, large))
+    assert twice < 2.2 * once
+    once, twice = (
+        steps_of(lambda p=p, last=last: of_call(p, GIVEN, DEFAULTS, [last]))
+        for p, last in ((small, "z59"), (large, "z119"))
+    )
+    assert twice < 2.2 * once
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "value"),
+    [
+        (3, "3", 3),
+        ("height", "height", 5),
+        ("8*height", "8*height", 40),
+        ("4*height-3", "4*height-3", 17),
+        ("height+1", "height+1", 6),
+    ],
+)
+def test_dimensions(text: int | str, shown: str, value: int) -> None:
+    dimension = parse(text)
+    assert dimension is not None
+    assert str(dimension) == shown
+    assert dimension.value({"height": 5}) == value
+
+
+@pytest.mark.parametrize("text", [0, -1, 1 << 27, "", "8*", "*height", "0*height", "Height", "a-0"])
+def test_what_is_no_dimension(text: int | str) -> None:
+    assert parse(text) is None
+
+
+def test_a_graphs_symbol_from_a_programs() -> None:
+    whole, eight = Dimension(0, 16, "height"), Dimension(0, 8, "h")
+    assert whole.divided(eight) == Dimension(0, 2, "height")
+    assert eight.substituted({"h": Dimension(0, 2, "height")}) == whole
+    assert Dimension(17, 0).divided(Dimension(-3, 4, "frames")) == Dimension(5)
+    assert Dimension(16, 0).divided(Dimension(-3, 4, "frames")) is None
+    assert Dimension(0, 12, "height").divided(eight) is None
