@@ -231,16 +231,25 @@ def generate(
     Examples:
       latentc inspect shapes
       latentc inspect shapes --json | jq .builds
+      latentc inspect shapes --program text-to-image
     """
 )
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and sizes as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+@click.option(
+    "--program",
+    metavar="TASK",
+    help="Print what a call of this task does with the components, step by step.",
+)
+def inspect(bundle: Path, as_json: bool, program: str | None) -> None:
     """Show what BUNDLE holds: components, builds, schedulers, sizes, verification figures."""
     from runtimes.manifest import Manifest
     from runtimes.report import build_size, print_manifest
 
     manifest = Manifest.load(bundle)
+    if program is not None:
+        _print_program(manifest, program, as_json)
+        return
     if not as_json:
         print_manifest(manifest)
         return
@@ -250,6 +259,26 @@ def inspect(bundle: Path, as_json: bool) -> None:
         "builds": {build.name: build_size(build) for build in manifest.builds},
     }
     say(json.dumps(document, indent=2))
+
+
+def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
+    """Print one of a bundle's programs.
+
+    Raises:
+        InputError: it has none of this name.
+    """
+    import msgspec
+
+    from runtimes.programs.listing import listing
+    from runtimes.programs.version_1 import programs
+
+    by_name = {program.name: program for program in programs(manifest)}
+    if name not in by_name:
+        raise InputError(f"no program {name!r} in this bundle; it has: {', '.join(by_name)}")
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(by_name[name]), indent=2).decode())
+    else:
+        say(listing(by_name[name]).rstrip())
 
 
 @click.command(

@@ -8,11 +8,31 @@ are in pixels outside, in latents inside.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from runtimes.errors import InputError
 from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec, parted
+
+
+class Sides(Protocol):
+    """What sides an image may have: `factor` pixels are one latent, the rest counts latents."""
+
+    @property
+    def factor(self) -> int: ...
+
+    @property
+    def multiple(self) -> int: ...
+
+    @property
+    def minimum(self) -> int: ...
+
+    @property
+    def maximum(self) -> int | None: ...
+
+    @property
+    def rounds(self) -> bool: ...
+
 
 Span = tuple[int, int, int]  # smallest, usual, largest
 
@@ -106,7 +126,7 @@ def side(latents: Latents, name: str, pixels: int) -> int:
     return pixels // latents.factor
 
 
-def rounded(latents: Latents, name: str, pixels: int) -> int:
+def rounded(latents: Sides, name: str, pixels: int) -> int:
     """Return a side in pixels as the pipeline makes it: some make it smaller to a multiple of what
     the model needs, with a warning, where others refuse it."""
     unit = latents.factor * latents.multiple
@@ -144,21 +164,25 @@ def binned(latents: Latents, height: int, width: int) -> tuple[int, int]:
     Raises:
         InputError: a side that no image can have.
     """
+    return nearest_bin(latents.bins or (), height, width)
+
+
+def nearest_bin(bins: Sequence[tuple[float, int, int]], height: int, width: int) -> tuple[int, int]:
+    """Do what `binned` does, with (ratio of height to width, height, width) of each bin."""
     for name, pixels in (("height", height), ("width", width)):
         if not 1 <= pixels <= _LARGEST_SIDE:
             raise InputError(f"{name} {pixels}: expected 1 to {_LARGEST_SIDE} pixels")
     ratio = height / width
-    bins = latents.bins or ((ratio, height, width),)
-    _, *nearest = min(bins, key=lambda each: abs(each[0] - ratio))
+    _, *nearest = min(bins or ((ratio, height, width),), key=lambda each: abs(each[0] - ratio))
     return nearest[0], nearest[1]
 
 
-def smallest_side(latents: Latents) -> int:
+def smallest_side(latents: Sides) -> int:
     """Return the smallest side that the model can make, in pixels."""
     return -(-latents.minimum // latents.multiple) * latents.multiple * latents.factor
 
 
-def check_side(latents: Latents, name: str, pixels: int) -> None:
+def check_side(latents: Sides, name: str, pixels: int) -> None:
     """Refuse a side, in pixels, that the model cannot make.
 
     Raises:
