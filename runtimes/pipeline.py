@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -276,8 +275,8 @@ class Pipeline(Sealed):
         unfit = misfit(self.manifest, self.sessions.components[self.denoiser_name], request)
         if unfit:
             return self._of_other_sizes(unfit).start(request)
-        table = self._table(request.scheduler)
-        shift = self._shift(request, table)
+        table = self.plans(request.scheduler)
+        shift = self.shift(request.scheduler, *self.latents_shape(request)[2:])
         try:
             plan = request.plan(table, self._train_timesteps(request), shift)
             return Run(self, request, plan)
@@ -396,6 +395,11 @@ class Pipeline(Sealed):
         }
 
     @property
+    def tiles(self) -> tiling.Tiling:
+        """How the decoder runs: in tiles, or image by image."""
+        return self._tiling
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -444,7 +448,8 @@ class Pipeline(Sealed):
         schedules = {each.name: each for each in self.manifest.schedules}
         return schedules[request.scheduler].num_train_timesteps
 
-    def _table(self, scheduler: str) -> PlanTable:
+    def plans(self, scheduler: str) -> PlanTable:
+        """Return the sampling plans of a scheduler. Raises BundleError where they are damaged."""
         with self._lock:
             if scheduler not in self._plans:
                 listed = self.manifest.schedule(scheduler)
@@ -452,23 +457,24 @@ class Pipeline(Sealed):
                 self._plans[scheduler] = PlanTable.load(path, listed.steps)
             return self._plans[scheduler]
 
-    def _shift(self, request: Request, table: PlanTable) -> float | None:
-        """Return what the plans' dependence on the size is at this call's.
+    def shift(self, scheduler: str, height: int, width: int) -> float | None:
+        """Return the shift of a scheduler's plans for latents of a size; None where they have none.
 
         Raises:
             InputError: the image is larger than those that there are plans for.
         """
-        shift = self.manifest.schedule(request.scheduler).shift
+        shift, table = self.manifest.schedule(scheduler).shift, self.plans(scheduler)
         if shift is None:
             return None
-        of_size = shift.of(1, math.prod(self.latents_shape(request)[2:]))
+        of_size = shift.of(height, width)
         smallest, *_, largest = (*table.shifts, table.shifts[-1])
         if smallest == largest or of_size <= largest * (1 + _ROUNDING):
             return min(max(of_size, smallest), largest)
-        pixels = self.manifest.latents.factor**2 * (largest - shift.intercept) / shift.slope
+        factor = self.manifest.latents.factor
+        pixels = factor**2 * (largest - shift.intercept) / shift.slope
         raise InputError(
-            f"height {request.height} and width {request.width}: the plans of scheduler "
-            f"{request.scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"
+            f"height {height * factor} and width {width * factor}: the plans of scheduler "
+            f"{scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"
         )
 
 

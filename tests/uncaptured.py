@@ -89,8 +89,8 @@ class Mixing(Session):
 
     def _made(self, feeds: Feeds, rows: int, symbols: Mapping[str, int]) -> dict[str, Array]:
         mixed = sum(
-            self._mixed(value.reshape(len(value), -1)) * (1 + 0.1 * place)
-            for place, value in enumerate(feeds.values())
+            self._mixed(feeds[name].reshape(len(feeds[name]), -1)) * (1 + 0.1 * place)
+            for place, name in enumerate(name for name in self.inputs if name in feeds)
         )
         return {
             name: self._spread(np.broadcast_to(mixed, rows), spec.shape, symbols).astype(spec.dtype)

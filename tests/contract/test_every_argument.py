@@ -1,9 +1,11 @@
 """Every argument matters: for each task of each kind of pipeline, each argument that it takes, with
-two values in calls that are else the same. An argument that changes nothing must be refused."""
+two values in calls that are else the same. An argument that changes nothing must be refused. And
+with each of them the program of a bundle gives what its run gives, to the bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ import numpy as np
 import pytest
 
 from runtimes import tasks
-from runtimes.errors import InputError, NumericalError
+from runtimes.errors import InputError, LatentcError, NumericalError
+from runtimes.interpreter.loaded import Programs
 from runtimes.pipeline import Pipeline
 from runtimes.sizes import BINNING
 from runtimes.tasks import Task
-from tests import tiny
+from tests import programs_page, tiny
+from tests.interpreted import by_program, by_run
 from tests.pictures import mask, picture
 from tests.uncaptured import Mixing, uncaptured
 
 SIDE = 32
+PROMPTS = ["a red circle", "a blue square"]
 PICTURES: Mapping[str, Any] = {
     "image": picture(SIDE, SIDE),
     "mask_image": mask(SIDE, SIDE),
@@ -87,20 +92,25 @@ def opened(
 
     @cache
     def get(kind: str) -> Pipeline:
-        name, _, added = kind.partition("+")
-        folder = tmp_path_factory.mktemp("kind")
-        source = pipeline_folder(name)
-        has = ["image-to-image", *(["inpainting"] if name != "lcm" else [])]
-        return uncaptured(
-            source,
-            folder / "bundle",
-            has if kind in HAS_TASKS else (),
-            steps=(1, 2, 3, 4),
-            asked=_added(added, source, folder),
-            mixing=True,
-        )
+        source = pipeline_folder(kind.partition("+")[0])
+        return bundle_of(kind, source, tmp_path_factory.mktemp("kind"))
 
     return get
+
+
+def bundle_of(kind: str, source: Path, folder: Path) -> Pipeline:
+    """Return one of `KINDS` by way of a bundle below `folder`, for all its tasks."""
+    name, _, added = kind.partition("+")
+    folder.mkdir(exist_ok=True)
+    has = ["image-to-image", *(["inpainting"] if name != "lcm" else [])]
+    return uncaptured(
+        source,
+        folder / "bundle",
+        has if kind in HAS_TASKS else (),
+        steps=(1, 2, 3, 4),
+        asked=_added(added, source, folder),
+        mixing=True,
+    )
 
 
 def _added(kind: str, source: Path, folder: Path) -> dict[str, list[str]]:
@@ -231,3 +241,110 @@ def _run_all(pipe: Pipeline, calls: list[dict[str, Any]]) -> None:
     pipe.encoded.clear()  # what earlier calls encoded is finite
     for call in calls:
         pipe(**call)
+
+
+def outcome(make: Callable[..., Any], pipe: Pipeline, call: Mapping[str, Any]) -> Any:
+    """Return what a call gives, or that it is refused."""
+    try:
+        return make(pipe, call)
+    except LatentcError as error:
+        return type(error)
+
+
+def calls_of(pipe: Pipeline, task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield calls of a task that differ from its usual one in an argument, and more of them."""
+    every = tasks.pictures(pipe.manifest.tasks)
+    own = tasks.arguments(task.pictures)
+    for name in pipe.signature.names:
+        if name not in ELSEWHERE and (name not in every or name in own):
+            yield name, pair(pipe, task, name)[1]
+    usual = call_of(pipe, task)
+    many = {"num_images_per_prompt": 2} if pipe.signature.texts else {"batch_size": 2}
+    yield "several seeds", {**usual, **many, "seed": [4, 5]}
+    if pipe.signature.texts:
+        yield "several prompts", {**usual, "prompt": PROMPTS, **many, "seed": [1, 2, 3, 4]}
+        weighted = {"prompt_weighting": True, "prompt": "a (red:1.4) circle [small]"}
+        yield "weights", {**usual, **weighted}
+        long = {"prompt": "a red circle " * 60, "max_embeddings_multiples": 3}
+        yield "chunks", {**usual, **long, **({} if pipe.signature.pictures else weighted)}
+    if "guidance_scale" in pipe.signature.scales:
+        yield "no guidance", {**usual, "guidance_scale": 1.0}
+    yield from _starts(pipe, task, usual)
+
+
+def _starts(
+    pipe: Pipeline, task: Task, usual: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield calls that begin elsewhere."""
+    latents = pipe(**{**usual, "output_type": "latent"}).latents
+    yield "latents", {**usual, "latents": latents}
+    for strength in (0.3, 0.6, 1.0) if task.strength is not None else ():
+        yield f"strength {strength}", {**usual, "strength": strength}
+    if (name := task.start_picture()) is not None:
+        whole = {key: value for key, value in usual.items() if key != "strength"}
+        yield "latents as image", {**usual, name: latents}
+        ensemble = {name: latents, "denoising_start": 0.25, "denoising_end": 0.8}
+        yield "a part of the schedule", {**whole, **ensemble}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_do_what_runs_do(kind: str, opened: Callable[[str], Pipeline]) -> None:
+    """Whatever the arguments; what a run refuses a program refuses."""
+    pipe = opened(kind)
+    equal = 0
+    for task in pipe.manifest.tasks:
+        for name, call in calls_of(pipe, task):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wanted, found = (outcome(each, pipe, call) for each in (by_run, by_program))
+            if isinstance(wanted, type):
+                assert wanted is found, f"{task.name}, {name}: {found}"
+                continue
+            assert not isinstance(found, type), f"{task.name}, {name}: {found}"
+            for ours, theirs in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(ours, theirs, f"{task.name}, {name}")
+            equal += 1
+    assert equal > 5
+
+
+def test_the_page_of_programs(opened: Callable[[str], Pipeline]) -> None:
+    page = programs_page.PAGE.read_text("utf-8")
+    assert page.endswith(programs_page.generated(lambda kind: opened(kind).manifest)), (
+        "python -m tests.programs_page writes it"
+    )
+
+
+def test_values_can_be_asked_for(opened: Callable[[str], Pipeline]) -> None:
+    pipe = opened("sdxl")
+    names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds")
+    call = {"prompt": PROMPTS, "negative_prompt": "a green star"}
+    execution = Programs.of(pipe).execution(call, names)
+    execution.finish()
+    encoded = pipe.encode_prompt(**call)
+    for name in names:
+        np.testing.assert_array_equal(execution.values[name].array, encoded[name])
+    assert "denoised" not in execution.values
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"prompt": "a", "colour": 3}, "unknown argument 'colour'"),
+        ({}, "'prompt' is missing"),
+        ({"prompt": "a", "negative_prompt_2": "b"}, "'negative_prompt_2' changes nothing"),
+        ({"prompt": "a", "negative_target_size": (8, 8)}, "'negative_target_size' changes"),
+        ({"prompt": "a", "strength": 0.5, "image": "x"}, "'image': expected a Pillow image"),
+        ({"prompt": ["a", "b"], "negative_prompt": ["c"] * 3}, "3 texts for 2 prompts"),
+        ({"prompt": "a", "num_inference_steps": 2.5}, "'num_inference_steps' must be an integer"),
+        ({"prompt": "a", "height": 33}, "height 33 is not a multiple of 2"),
+        ({"prompt": "a", "_time_ids": np.zeros((1, 6))}, "unknown argument '_time_ids'"),
+        ({"prompt": "a", "guidance_rescale": 2}, "'guidance_rescale' must be at least 0"),
+        ({"prompt_embeds": np.zeros((1, 77, 56))}, "without 'pooled_prompt_embeds'"),
+        ({"prompt": "a", "latents": np.zeros((1, 3, 4, 4))}, r"must have the shape \[rows, 4"),
+    ],
+)
+def test_calls_that_a_program_refuses(
+    call: dict[str, Any], message: str, opened: Callable[[str], Pipeline]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Programs.of(opened("sdxl")).execution(call)

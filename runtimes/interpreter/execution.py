@@ -1,0 +1,219 @@
+"""A program's statements, run in their order as far as a call needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+
+from runtimes import image, noise
+from runtimes.conditioning import Encoded, check_finite
+from runtimes.interpreter import images, texts
+from runtimes.interpreter.call import Call
+from runtimes.interpreter.loop import LoopRun, Schedule, sampling_plan
+from runtimes.interpreter.texts import Tokenizers
+from runtimes.interpreter.values import Value, together
+from runtimes.plan import SamplingPlan
+from runtimes.programs import statements as form
+from runtimes.programs.dimensions import parse
+from runtimes.programs.statements import Run, Statement, Tokens
+from runtimes.programs.values import Rows
+from runtimes.sampler import Step
+from runtimes.session import Array, Session, cast
+from runtimes.sessions import Sessions
+from runtimes.tiling import Tiling, decode
+
+
+class Execution:
+    """One call of a program.
+
+    Args:
+        schedule: the plans that the loop follows.
+        known: what encoders made of earlier calls' texts.
+        tiles: how components run that may run in tiles.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        sessions: Sessions,
+        tokenizers: Tokenizers,
+        schedule: Schedule,
+        known: Encoded | None = None,
+        tiles: Tiling | None = None,
+    ) -> None:
+        self.call = call
+        self._schedule = schedule
+        self._tiles = tiles or Tiling()
+        self.values = {
+            name: Value(array, call.facts.types[name].rows) for name, array in call.values.items()
+        }
+        self.emitted: dict[str, Array] = {}
+        self._sessions = sessions
+        self._tokenizers = tokenizers
+        self._known = known
+        self._generators = noise.seeded(call.seeds if len(call.seeds) > 1 else call.seeds[0])
+
+    def steps(self) -> Generator[Step, Array | None, None]:
+        """Run the statements; yield the steps of loops, whose sample `send` replaces. The values
+        that were made stand in `values`, what is emitted in `emitted`."""
+        for place in self.call.demand.live:
+            statement = self.call.facts.program.steps[place]
+            if isinstance(statement, form.Loop):
+                yield from self._loop(statement)
+            else:
+                self._run(statement)
+
+    def plan(self, loop: form.Loop) -> SamplingPlan:
+        """Return the plan that a loop follows in this call. Raises InputError, PlanNotFound."""
+        return sampling_plan(self.call, loop, self._schedule)
+
+    def finish(self) -> Mapping[str, Array]:
+        """Run all statements, and return what is emitted or was asked for."""
+        for _ in self.steps():
+            pass
+        return self.emitted
+
+    def images(self, name: str) -> Array:
+        """Return a value with a row for each image that is made."""
+        call = self.call
+        return self.values[name].as_rows(Rows.IMAGES, call.made, call.images_per_prompt)
+
+    def _run(self, statement: Statement) -> None:
+        if isinstance(statement, form.Emit):
+            array = self.values[statement.of].array
+            resized = self.call.sizes.resized
+            self.emitted[statement.of] = (
+                array if resized is None else image.resized(array, *resized)
+            )
+            return
+        if all(name in self.values for name in form.names_given(statement)):
+            return  # the call gives them, or they were made together with others
+        match statement:
+            case form.Tokens():
+                self._encode_texts()
+            case form.Pixels():
+                array = images.pixels(statement, self.call.images, self.call.symbols)
+                self._put(statement.gives, array, Rows.GIVEN)
+            case form.NumberRow():
+                numbers = [n for name in statement.of for n in self.call.numbers[name]]
+                self._put(statement.gives, np.array([numbers], np.float32), Rows.CALL)
+            case form.Noise():
+                self._draw(statement)
+            case form.Zeros():
+                self._zeros(statement)
+            case form.Run():
+                self._run_component(statement)
+            case form.Join():
+                self._join(statement)
+            case form.Cut():
+                self._cut(statement)
+            case form.Choose():
+                chosen = statement.then if self.call.holds(statement.when) else statement.otherwise
+                self.values[statement.gives] = self.values[chosen]
+            case _:
+                raise AssertionError(statement)
+
+    def _put(self, name: str, array: Array, rows: Rows) -> None:
+        self.values[name] = Value(array, rows)
+
+    def _encode_texts(self) -> None:
+        """Run all encoders of texts at once: each runs on the distinct texts of the whole call."""
+        steps = [self.call.facts.program.steps[place] for place in self.call.demand.live]
+        tokens = {step.gives for step in steps if isinstance(step, Tokens)}
+        runs = [step for step in self.call.facts.encoders if step in steps]
+        made = texts.encode(self.call, runs, self._tokenizers, self._sessions, self._known)
+        for name, array in made.items():
+            self._put(name, array, Rows.PROMPTS)
+        for name in tokens:
+            self.values.setdefault(name, Value(np.empty((0, 0), np.int64), Rows.PROMPTS))
+
+    def _draw(self, statement: form.Noise) -> None:
+        dimensions = [parse(each) for each in statement.shape]
+        shape = [each.value(self.call.symbols) for each in dimensions if each is not None]
+        rows, kind = self.call.made, Rows.IMAGES
+        several = not isinstance(self._generators, noise.Generator)
+        if statement.rows and not (several and statement.each_made):
+            lists = self.call.images.lists
+            rows = max(len(item) for name in statement.rows for item in lists[name])
+            kind = Rows.GIVEN
+        generators = self._generators
+        if not isinstance(generators, noise.Generator):
+            generators = generators[:rows]
+        self._put(statement.gives, noise.draw(generators, (rows, *shape)), kind)
+
+    def _zeros(self, statement: form.Zeros) -> None:
+        if statement.like is not None:
+            other = self.values[statement.like]
+            self._put(statement.gives, np.zeros_like(other.array), other.rows)
+        else:
+            self._put(statement.gives, np.zeros((1, *statement.shape), np.float32), Rows.CALL)
+
+    def _run_component(self, statement: Run) -> None:
+        """Run a component; one that looks at images of the call gets one row at a time, since the
+        images of a call may be many, and large."""
+        call, name = self.call, statement.component
+        values = [self.values[each] for each in statement.feeds.values()]
+        arrays, kind = together(values, call.made, call.images_per_prompt)
+        feeds = dict(zip(statement.feeds, arrays, strict=True))
+        types = call.facts.types
+        looks = any(types[each].rows == Rows.GIVEN for each in statement.feeds.values())
+        for value in statement.feeds.values() if statement.tiles else ():
+            check_finite(name, value, self.values[value].array, "input")
+        with self._sessions.using(name) as session:
+            if statement.tiles:
+                outputs = self._in_tiles(session, statement, feeds)
+            elif looks:
+                outputs = _row_by_row(session, feeds)
+            else:
+                outputs = session.run(cast(session, feeds))
+        for output, gives in statement.gives.items():
+            check_finite(name, output, outputs[output])
+            self._put(gives, outputs[output], kind)
+
+    def _in_tiles(
+        self, session: Session, statement: Run, feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Run a component of one input and one output in the tiles that the caller asks for."""
+        ((input, array),), (output,) = feeds.items(), statement.gives
+        made = decode(
+            lambda part: session.run(cast(session, {input: part}))[output], array, self._tiles
+        )
+        return {output: made}
+
+    def _join(self, statement: form.Join) -> None:
+        values = [self.values[name] for name in statement.of]
+        arrays, kind = together(values, self.call.made, self.call.images_per_prompt)
+        self._put(statement.gives, np.concatenate(arrays, axis=statement.axis), kind)
+
+    def _cut(self, statement: form.Cut) -> None:
+        whole = self.values[statement.of]
+        start = 0
+        for name, size in zip(statement.gives, statement.sizes, strict=True):
+            place = [slice(None)] * statement.axis + [slice(start, start + size)]
+            self._put(name, np.ascontiguousarray(whole.array[tuple(place)]), whole.rows)
+            start += size
+
+    def _loop(self, loop: form.Loop) -> Generator[Step, Array | None, None]:
+        with ExitStack() as held:
+            run = LoopRun(self.call, loop, self.plan(loop), self.images, self._sessions, held)
+            latents, steps = run.steps(self._generators)
+            self._put(loop.state.name, latents, Rows.IMAGES)
+            edited: Array | None = None
+            while True:
+                try:
+                    step = steps.send(edited)
+                except StopIteration:
+                    return
+                self._put(loop.state.name, step.latents, Rows.IMAGES)
+                edited = yield step
+                if edited is not None:
+                    self._put(loop.state.name, edited, Rows.IMAGES)
+
+
+def _row_by_row(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    every = cast(session, feeds)
+    count = len(next(iter(every.values())))
+    parts = [session.run({n: v[i : i + 1] for n, v in every.items()}) for i in range(count)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in session.outputs}

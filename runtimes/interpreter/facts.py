@@ -1,0 +1,136 @@
+"""A program with all that is known of it before any call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from runtimes.programs import statements as form
+from runtimes.programs.checker import types_of
+from runtimes.programs.graphs import Graph
+from runtimes.programs.lengths import stretchable
+from runtimes.programs.statements import Image, Loop, Mask, Numbers, Program, Text
+from runtimes.programs.values import Type
+
+# Of a component's output: which of its last axis' numbers say something of which input's ids.
+Positions = Mapping[str, Mapping[str, Mapping[str, int]]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A checked program.
+
+    Attributes:
+        types: of its values, by name.
+        graphs: the bundle's components.
+        positions: component → output → ids input → how many of the numbers at each position are
+            made of that input, one after the other.
+    """
+
+    program: Program
+    types: Mapping[str, Type]
+    graphs: Mapping[str, Graph]
+    positions: Positions
+
+    @classmethod
+    def of(cls, program: Program, graphs: Mapping[str, Graph], positions: Positions) -> Facts:
+        """Check a program and return what follows from it. Raises BundleError."""
+        return cls(program, types_of(program, graphs), graphs, positions)
+
+    @cached_property
+    def loop(self) -> Loop:
+        """The program's loop."""
+        return next(step for step in self.program.steps if isinstance(step, Loop))
+
+    @cached_property
+    def texts(self) -> Mapping[str, Text]:
+        """The arguments that are texts, by name."""
+        return {each.name: each for each in self.program.arguments if isinstance(each, Text)}
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Numbers]:
+        """The arguments that are numbers, by name."""
+        return {each.name: each for each in self.program.arguments if isinstance(each, Numbers)}
+
+    @cached_property
+    def images(self) -> Mapping[str, Image | Mask]:
+        """The arguments that are images or masks, by name."""
+        arguments = self.program.arguments
+        return {each.name: each for each in arguments if isinstance(each, Image | Mask)}
+
+    @cached_property
+    def masks(self) -> tuple[str, ...]:
+        """The names of the masks."""
+        return tuple(name for name, each in self.images.items() if isinstance(each, Mask))
+
+    @cached_property
+    def symbols(self) -> Mapping[str, str]:
+        """The symbol of each size, by the name of the argument."""
+        return {each.argument: name for name, each in self.program.symbols.items()}
+
+    @cached_property
+    def public(self) -> frozenset[str]:
+        """The values that a call can give."""
+        return frozenset(name for name in self.types if not name.startswith("_"))
+
+    @cached_property
+    def stretchable(self) -> frozenset[str]:
+        """The encoded texts that may be of several chunks."""
+        return stretchable(self.program, self.graphs)
+
+    @cached_property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of values that a call gives together or not at all, by group."""
+        found: dict[str, tuple[str, ...]] = {}
+        for step in self.program.steps:
+            group = getattr(step, "group", None)
+            if group is not None:
+                public = tuple(n for n in form.names_given(step) if n in self.public)
+                found[group] = (*found.get(group, ()), *public)
+        return found
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The texts that a call must give, unless it gives what is made of them."""
+        texts = self.texts.values()
+        return tuple(
+            each.name
+            for each in texts
+            if each.default is None and each.fallback is None and not each.optional
+        )
+
+    @cached_property
+    def tokens(self) -> Mapping[str, form.Tokens]:
+        """The statements that make token ids, by the name of what they give."""
+        steps = self.program.steps
+        return {step.gives: step for step in steps if isinstance(step, form.Tokens)}
+
+    @cached_property
+    def encoders(self) -> tuple[form.Run, ...]:
+        """The runs on token ids alone."""
+        return tuple(
+            step
+            for step in self.program.steps
+            if isinstance(step, form.Run)
+            and step.feeds
+            and self.tokens.keys() >= {*step.feeds.values()}
+        )
+
+    @cached_property
+    def chunked(self) -> frozenset[str]:
+        """The encoders that may read a text in chunks."""
+        return frozenset(run.component for run in self.encoders if self.sequences(run))
+
+    def sequences(self, run: form.Run) -> tuple[str, ...]:
+        """Return the outputs of a run on token ids that can be joined of several chunks: what has
+        a position for each id, where what takes it takes any number of them."""
+        graph = self.graphs[run.component]
+        lengths = {graph.inputs[name].shape[1] for name in run.feeds}
+        outputs = tuple(name for name, value in run.gives.items() if value in self.stretchable)
+        return outputs if {graph.outputs[name].shape[1] for name in outputs} == lengths else ()
+
+    def root(self, text: str) -> str:
+        """Return the text that one falls back to in the end."""
+        fallback = self.texts[text].fallback
+        return text if fallback is None else self.root(fallback)

@@ -1,0 +1,201 @@
+"""Texts of a call → encoded texts: token ids in chunks, the encoders' runs on them, weights.
+
+An encoder takes a certain number of tokens. A longer text is cut there, or, if the call allows more
+(`max_embeddings_multiples`), read in chunks, each framed as a text of its own; what the encoder
+makes of them is joined along the sequence, where the denoiser takes sequences of any length. What
+has no sequence, such as a pooled vector, is that of the first chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtimes import prompt_weights
+from runtimes.conditioning import Encoded, check_finite, run_encoder
+from runtimes.errors import InputError
+from runtimes.interpreter.call import Call
+from runtimes.interpreter.facts import Facts
+from runtimes.programs.statements import Run, Tokens
+from runtimes.session import Array
+from runtimes.sessions import Sessions
+from runtimes.tokenizer import Chunk, TextTokenizer
+
+Tokenizers = Mapping[str, TextTokenizer]
+_Row = tuple[str, ...]  # a text for each input of an encoder
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """The chunks of the distinct rows of an encoder: `ids` and `weights` [chunks, length] by input;
+    `places`: the chunks of each row; `empty`: that of the empty text, -1 where there is none."""
+
+    ids: Mapping[str, Array]
+    weights: Mapping[str, Array]
+    places: Mapping[_Row, tuple[int, ...]]
+    empty: int
+
+
+def encode(
+    call: Call,
+    runs: Sequence[Run],
+    tokenizers: Tokenizers,
+    sessions: Sessions,
+    known: Encoded | None,
+) -> dict[str, Array]:
+    """Run the encoders on the texts of a call; return the values that `runs` give, a row for each
+    prompt.
+
+    Every encoder runs once, on the distinct texts of all its runs.
+
+    Raises:
+        InputError: encoded texts were given, and texts do not get to their length.
+        NumericalError: an encoder returned NaN or infinity.
+    """
+    reader = _Reader(call, tokenizers, runs)
+    values: dict[str, Array] = {}
+    for component in dict.fromkeys(run.component for run in runs):
+        own = [run for run in runs if run.component == component]
+        tokenized = reader.of_encoder(own)
+        outputs = run_encoder(sessions, component, tokenized.ids, known)
+        for run in own:
+            values |= reader.taken(run, tokenized, outputs)
+    return values
+
+
+class _Reader:
+    """Reads the texts of one call for the encoders that run on them."""
+
+    def __init__(self, call: Call, tokenizers: Tokenizers, runs: Sequence[Run]) -> None:
+        self._call = call
+        self._facts = call.facts
+        self._tokenizers = tokenizers
+        self._statements = self._facts.tokens
+        self._chunkable = self._facts.chunked
+        self._chunks: dict[tuple[str, str], list[Chunk]] = {}
+        for run in runs:
+            for name in run.feeds.values():
+                self._read(run.component, self._statements[name])
+        self._count = max(map(len, self._chunks.values()), default=1)
+        self._count = _as_given(call, self._facts, runs, self._count, self._chunkable)
+
+    def _read(self, component: str, tokens: Tokens) -> None:
+        """Read the texts of a statement in chunks."""
+        most, hint = 1, ""
+        if component in self._chunkable:
+            most = self._call.max_embeddings_multiples
+            hint = f" (max_embeddings_multiples={most + 1} would read on)"
+        parse = prompt_weights.parse if self._call.prompt_weighting else prompt_weights.unweighted
+        tokenizer = self._tokenizers[tokens.tokenizer]
+        for text in self._call.texts[tokens.text]:
+            key = (tokens.tokenizer, text)
+            if key not in self._chunks:
+                self._chunks[key] = tokenizer.chunks(parse(text), most, hint)
+
+    def _rows(self, run: Run) -> list[_Row]:
+        texts = [self._call.texts[self._statements[name].text] for name in run.feeds.values()]
+        return [*zip(*texts, strict=True)]
+
+    def of_encoder(self, runs: Sequence[Run]) -> _Tokenized:
+        """Return the chunks that one encoder is run on."""
+        inputs = [*runs[0].feeds]
+        tokenizers = [self._statements[runs[0].feeds[name]].tokenizer for name in inputs]
+        columns: list[tuple[Chunk, ...]] = []
+        places: dict[_Row, list[int]] = {}
+
+        def add(row: _Row) -> list[int]:
+            if row not in places:
+                read = [*self._chunked(tokenizers, row)]
+                places[row] = [*range(len(columns), len(columns) + len(read))]
+                columns.extend(read)
+            return places[row]
+
+        rows = [row for run in runs for row in self._rows(run)]
+        for row in rows:
+            add(row)
+        count = self._count if runs[0].component in self._chunkable else 1
+        weighted = any(chunk.weights for column in columns for chunk in column)
+        empty = -1
+        if weighted or any(len(places[row]) < count for row in rows):
+            empty = add(("",) * len(inputs))[0]
+        filled = {row: (*own, *[empty] * (count - len(own))) for row, own in places.items()}
+        by_input = dict(zip(inputs, zip(*columns, strict=True), strict=True))
+        return _Tokenized(
+            ids={n: np.array([c.ids for c in own], np.int64) for n, own in by_input.items()},
+            weights={
+                name: np.array([c.weights or (1.0,) * len(c.ids) for c in own], np.float32)
+                for name, own in by_input.items()
+                if any(chunk.weights for chunk in own)
+            },
+            places=filled,
+            empty=empty,
+        )
+
+    def _chunked(self, names: Sequence[str], row: _Row) -> Iterator[tuple[Chunk, ...]]:
+        """Yield the chunks of a row; a text with fewer than another goes on with the empty one."""
+        parts = []
+        for name, text in zip(names, row, strict=True):
+            read = self._chunks.get((name, text))
+            parts.append(
+                [*(read or self._tokenizers[name].chunks(prompt_weights.unweighted(text)))]
+            )
+        longest = max(map(len, parts))
+        for part, name in zip(parts, names, strict=True):
+            if len(part) < longest:
+                empty = self._tokenizers[name].chunks(prompt_weights.unweighted(""))
+                part += [*empty] * (longest - len(part))
+        yield from zip(*parts, strict=True)
+
+    def taken(
+        self, run: Run, tokenized: _Tokenized, outputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Return the values of one run: its rows of what the encoder made of all."""
+        columns = self._facts.positions.get(run.component, {})
+        sequences = self._facts.sequences(run)
+        which = np.array([tokenized.places[row] for row in self._rows(run)], np.intp)
+        values = {}
+        for output, name in run.gives.items():
+            value = outputs[output]
+            if tokenized.weights and columns.get(output):
+                value = _weighted(value, tokenized, columns[output])
+                check_finite(run.component, output, value)
+            chunks = which if output in sequences else which[:, :1]
+            parts = [value[column] for column in chunks.T]
+            values[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return values
+
+
+def _as_given(
+    call: Call, facts: Facts, runs: Sequence[Run], count: int, chunkable: frozenset[str]
+) -> int:
+    """Return how many chunks the texts need to be as long as the encoded texts that were given."""
+    asked = set()
+    for name in facts.stretchable & call.values.keys():
+        chunk, length = facts.types[name].shape[0].offset, call.values[name].shape[1]
+        times, rest = divmod(length, chunk)
+        if runs and (rest or times < count or (times > 1 and not chunkable)):
+            raise InputError(
+                f"{name!r} has {length} positions, and the texts of this call make "
+                f"{chunk * count}: give encoded texts for all"
+            )
+        asked.add(times)
+    if len(asked) > 1:
+        raise InputError(f"the encoded texts are of different lengths: {sorted(asked)} chunks")
+    return max(asked, default=count)
+
+
+def _weighted(value: Array, tokenized: _Tokenized, columns: Mapping[str, int]) -> Array:
+    """Return [chunks, length, width] in which the tokens' numbers are moved away from those of the
+    empty text at the same place (weights above 1), or towards them: docs/decisions/0035."""
+    made, start = value.copy(), 0
+    for name, width in columns.items():
+        if name in tokenized.weights:
+            chunk, at = np.nonzero(tokenized.weights[name] != 1)
+            weight = tokenized.weights[name][chunk, at][:, np.newaxis]
+            part = made[:, :, start : start + width]
+            empty = value[tokenized.empty, at, start : start + width].astype(np.float32)
+            part[chunk, at] = empty + weight * (part[chunk, at] - empty)
+        start += width
+    return made
