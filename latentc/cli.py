@@ -16,6 +16,7 @@ from typing import TextIO
 import click
 
 from runtimes.errors import LatentcError
+from runtimes.interrupts import noticed
 
 # name → where it is, one line about it
 from runtimes.terminal import say
@@ -80,27 +81,38 @@ def run(arguments: list[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         _never_fails(stream)
-    try:
-        code = cli.main(arguments, prog_name="latentc", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # Whoever read our output has gone: nothing is left to say, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
-        return _INTERRUPTED
-    except click.ClickException as error:
+    with noticed() as interrupted:
+        try:
+            code = cli.main(arguments, prog_name="latentc", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except BrokenPipeError:
+            # Whoever read our output has gone: nothing is left to say, also not at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _BROKEN_PIPE
+        except (KeyboardInterrupt, click.Abort):
+            _say("interrupted")
+            return _INTERRUPTED
+        except Exception as error:
+            if not interrupted():
+                return _code_of(error)
+            _say("interrupted")
+            return _INTERRUPTED
+
+
+def _code_of(error: Exception) -> int:
+    """Say what went wrong in one line, and return the exit code; raise what is no error of ours."""
+    if isinstance(error, click.ClickException):
         _say(_usage(error))
         return error.exit_code
-    except LatentcError as error:
+    if isinstance(error, LatentcError):
         return _fail(error, error.exit_code, str(error))
-    except ImportError as error:
+    if isinstance(error, ImportError):
         hint = "; the compiler needs: pip install 'latentc[export]'"
         return _fail(error, LatentcError.exit_code, f"{error}{hint}")
-    except OSError as error:
+    if isinstance(error, OSError):
         return _fail(error, LatentcError.exit_code, str(error))
+    raise error
 
 
 def _fail(error: BaseException, code: int, message: str) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a step.
+"""Ctrl-C: in the middle of a step, and where a library swallows it.
 
 Python runs signal handlers between its own instructions, so while an engine works the main thread
 hears of nothing: a step of minutes would go on for minutes. Python's wake-up descriptor is written
@@ -12,6 +12,32 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
+
+
+@contextmanager
+def noticed() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether SIGINT has come since: a library that it comes to may make another
+    exception of the KeyboardInterrupt, or none.
+
+    Where this is not the main thread, or signals are handled otherwise, the answer is no.
+    """
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -196,6 +196,29 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.glob("*.png"))
 
 
+SWALLOWING = """
+import signal, sys
+from latentc.cli import run
+from runtimes.manifest import Manifest
+
+def load(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise TypeError("unsupported operand type(s) for +") from None
+
+Manifest.load = load
+sys.exit(run(["inspect", "bundle"]))
+"""
+
+
+@pytest.mark.fault("1.9", "an interruption that a library swallows is told as an error of its own")
+def test_an_interruption_that_a_library_swallows() -> None:
+    """PyTorch makes a TypeError of it where it comes within an operator."""
+    result = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
 # --- inspect, verify, backends -----------------------------------------------------------
 
 
