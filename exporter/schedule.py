@@ -30,6 +30,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "LEFT_OPEN",
     "SCHEDULERS",
+    "AllRefused",
     "NamedScheduler",
     "TracedSchedule",
     "build",
@@ -48,6 +49,10 @@ _PATIENCE = 3
 _CHECK_ALL = 8
 
 StepOptions = Callable[[int], Mapping[str, Any]]
+
+
+class AllRefused(ExportError):
+    """The scheduler itself runs with none of the step counts."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ def trace(
     eta: float = 0.0,
     step_options: StepOptions | None = None,
     skip_refused: bool = False,
+    check: bool = True,
 ) -> TracedSchedule:
     """Trace `scheduler` (left untouched) for each step count and check every plan.
 
@@ -128,6 +134,7 @@ def trace(
         count that was asked for is an `ExportError`.
     eta: passed to schedulers whose step takes it; 0 is what diffusers' pipelines pass.
     skip_refused: leave out refused counts also where they were asked for.
+    check: False where the caller compares the plans with checked ones.
     step_options: for a step count, more arguments for `set_timesteps` (`sigmas`, `mu`).
     Raises `ExportError` when the scheduler is not linear, or the plan differs from the
     original by more than 1e-6.
@@ -139,7 +146,7 @@ def trace(
     for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts)):
         more = dict(step_options(count)) if step_options else {}
         try:
-            table, error = _trace_count(scheduler, count, {"eta": eta}, more)
+            table, error = _trace_count(scheduler, count, {"eta": eta}, more, check)
         except _Refused as reason:
             if step_counts is not None and not skip_refused:
                 raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
@@ -148,7 +155,7 @@ def trace(
         tables.append(table)
         worst = max(worst, error)
     if not tables:
-        raise ExportError(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
+        raise AllRefused(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
     return TracedSchedule(join(tables), refused, worst)
 
 
@@ -169,7 +176,11 @@ class _Refused(Exception):
 
 
 def _trace_count(
-    original: SchedulerMixin, count: int, options: Mapping[str, Any], more: Mapping[str, Any]
+    original: SchedulerMixin,
+    count: int,
+    options: Mapping[str, Any],
+    more: Mapping[str, Any],
+    check: bool,
 ) -> tuple[PlanTable, float]:
     scheduler = copy.deepcopy(original)
     try:
@@ -190,7 +201,7 @@ def _trace_count(
         raise ExportError(
             f"{_name(scheduler)} cannot be traced: {type(error).__name__}: {_one_line(error)}"
         ) from error
-    return table, _check(tracer, table, count, options)
+    return table, _check(tracer, table, count, options) if check else 0.0
 
 
 def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:

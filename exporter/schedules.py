@@ -17,7 +17,7 @@ from exporter import schedule as tracing
 from exporter.locks import writing
 from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
-from exporter.shifting import Told, told_by, trace_told
+from exporter.shifting import Told, told_by, trace_more, trace_told
 from exporter.source import digest, quiet_loading
 from exporter.store import Store, full_disk_reported
 from exporter.versions import code, versions
@@ -79,15 +79,20 @@ def make(
     path: Path,
     told: Told,
     skip_refused: bool = False,
+    there: PlanTable | None = None,
 ) -> tuple[str, tuple[int, ...]]:
-    """Trace scheduler `name` into `path`; returns its class name and the step counts.
+    """Trace scheduler `name` into `path`, beside the plans that are `there`; returns its class name
+    and all step counts.
 
     `class_name` and `config` are the pipeline's own scheduler's, `told` what the pipeline tells
     it. Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
     refuses.
     """
     scheduler = _built(name, class_name, config)
-    table = trace_told(scheduler, steps, told, skip_refused)
+    if there is None:
+        table = trace_told(scheduler, steps, told, skip_refused)
+    else:
+        table = trace_more(there, scheduler, steps, told)
     table.save(path)
     return type(scheduler).__name__, table.step_counts
 
@@ -137,7 +142,7 @@ def key_of(
             "class": class_name,
             "config": dict(config),
             "steps": list(steps) if steps is not None else None,
-            "told": [told.even_sigmas, told.low, told.high],
+            "told": [told.even_sigmas, told.ranges],
             "versions": versions(("diffusers", "torch", "numpy")),
             "code": code(*_TRACING_CODE),
         }
@@ -299,12 +304,12 @@ def _extended(
         path = folder / "table.npz"
         config = source.scheduler_config
         told = _told(manifest)
-        class_name, counts = make(name, source.scheduler_class, config, steps, path, told)
+        there = None
         if old is not None:
             there = PlanTable.load(checked(root, old.file, "always"), old.steps)
-            table = there.merge(PlanTable.load(path))
-            table.save(path)
-            counts = table.step_counts
+        class_name, counts = make(
+            name, source.scheduler_class, config, steps, path, told, there=there
+        )
         data = path.read_bytes()
         wrote(len(data))
     sha256 = hashlib.sha256(data).hexdigest()

@@ -10,29 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from diffusers import SchedulerMixin
 
 from exporter.families import EVEN_SIGMAS, Shifted
-from exporter.schedule import DEFAULT_STEPS, trace
-from runtimes.errors import ExportError
+from exporter.schedule import DEFAULT_STEPS, AllRefused, trace
+from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import Latents, Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 
 _NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
 # Latents of an image, height times width, up to which there are plans where the model has no limit
-# of its own: with 8 pixels to a latent 2048 by 2048 pixels, 4096 by 1024, or any others of 4.2
-# megapixels. The last noise levels come so close to each other beyond that their differences, in
-# the schedulers' float32, are less exact than `TOLERANCE`; from four times that on they are 0, and
-# diffusers' own schedulers fail.
-LARGEST_AREA = 256 * 256
+# of its own: with 8 pixels to a latent 4096 by 4096 pixels, or any others of 16.8 megapixels. The
+# larger the image is, the closer the first noise levels come to each other; a little beyond they
+# are equal in float32, and diffusers' FlowMatchEulerDiscreteScheduler fails. Some schedulers fail
+# before, or have no exact plans so far: theirs are for images of a quarter of it.
+LARGEST_AREAS = (512 * 512, 256 * 256)
 TOLERANCE = 1e-6  # of a number of a plan, by the largest of its kind
-_COUNTS = (6, 9, 13, 19, 27, 38, 54)
+# How many mus are tried. Chebyshev's points of n are among those of m where n - 1 divides m - 1, so
+# next to nothing is traced in vain.
+_COUNTS = (6, 11, 16, 31, 61)
 _CHECKED = (0.02, 0.37, 0.81)  # where between the ends all plans are checked
 
 
@@ -41,13 +43,13 @@ class Told:
     """What a pipeline tells its scheduler besides the number of steps.
 
     `even_sigmas`: evenly spaced noise levels; `shift`: the line that mu is on, None where it tells
-    none; `low` and `high`: mu at the smallest and largest size, equal where the size is fixed.
+    none; `ranges`: the smallest and the largest mu that there are to be plans for, equal where the
+    size is fixed; where there are several ranges, the first that the scheduler can have.
     """
 
     even_sigmas: bool = False
     shift: Shift | None = None
-    low: float = 0.0
-    high: float = 0.0
+    ranges: tuple[tuple[float, float], ...] = ()
 
     def options(self, mu: float | None = None) -> Callable[[int], Mapping[str, Any]]:
         """The arguments of `set_timesteps` for a number of steps."""
@@ -82,10 +84,11 @@ def told_by(pipeline_class: str, shift: Shift | None, latents: Latents, sample: 
         return Told(even)
     fixed = [side for side in sample.shape[2:] if isinstance(side, int)]
     if len(fixed) == 2:
-        return Told(even, shift, shift.of(*fixed), shift.of(*fixed))
-    area = latents.maximum**2 if latents.maximum else LARGEST_AREA
-    low, high = sorted(shift.of(1, each) for each in (latents.multiple**2, area))
-    return Told(even, shift, low, high)
+        return Told(even, shift, ((shift.of(*fixed), shift.of(*fixed)),))
+    smallest = shift.of(1, latents.multiple**2)
+    areas = (latents.maximum**2,) if latents.maximum else LARGEST_AREAS
+    ends = [shift.of(1, area) for area in areas]
+    return Told(even, shift, tuple((min(smallest, end), max(smallest, end)) for end in ends))
 
 
 def trace_told(
@@ -94,67 +97,172 @@ def trace_told(
     told: Told,
     skip_refused: bool = False,
 ) -> PlanTable:
-    """The plans of a scheduler that is told so, for every mu where it depends on it.
+    """Return the plans of a scheduler that is told so, for every mu where it depends on it.
 
     Raises:
         ExportError: as `exporter.schedule.trace` does, or no polynomial comes close enough.
     """
-
-    def at(mu: float | None, counts: Iterable[int] | None) -> PlanTable:
-        options = told.options(mu)
-        made = trace(scheduler, counts, step_options=options, skip_refused=skip_refused).table
-        return made if mu is None else replace(made, shift=np.full(len(made.steps), mu))
-
+    skip_refused = skip_refused or steps is None
     if not scheduler.config.get("use_dynamic_shifting"):
-        return at(None, steps)
+        options = told.options()
+        return trace(scheduler, steps, step_options=options, skip_refused=skip_refused).table
     if told.shift is None:
         raise ExportError(
             f"{type(scheduler).__name__} shifts its noise by the picture's size, which this kind "
             "of pipeline does not tell it"
         )
-    if told.low == told.high:
-        return at(told.low, steps)
-    mus = _points(told, at, max(steps or DEFAULT_STEPS))
-    table = join(at(mu, steps) for mu in mus)
-    for part in _CHECKED:
-        mu = told.low + part * (told.high - told.low)
-        _check(table, at(mu, table.step_counts), mu, TOLERANCE)
-    return table
+    traced = _Traced(scheduler, steps, told, skip_refused)
+    *better, last = told.ranges
+    for low, high in better:
+        with suppress(ExportError):
+            return traced.table(_points(traced, low, high))
+    return traced.table(_points(traced, *last))
 
 
-def _points(told: Told, at: Callable[[float, Iterable[int]], PlanTable], steps: int) -> list[float]:
-    """As few mus as the polynomial through the plan of `steps` at them needs."""
+def trace_more(
+    there: PlanTable, scheduler: SchedulerMixin, steps: Sequence[int] | None, told: Told
+) -> PlanTable:
+    """Return a table with the plans of more steps: at its own mus if those are enough for them,
+    else with all its plans anew, as all are for the same mus.
+
+    Raises:
+        ExportError: as `trace_told` does.
+    """
+    if len(there.shifts) == 1:
+        return there.merge(trace_told(scheduler, steps, told))
+    traced = _Traced(scheduler, steps, told, skip_refused=steps is None)
+    with suppress(ExportError):
+        traced.check(there.shifts)
+        return there.merge(traced.table(there.shifts))
+    whole = sorted({*there.step_counts, *(DEFAULT_STEPS if steps is None else steps)})
+    return trace_told(scheduler, whole, told, skip_refused=steps is None)
+
+
+class _NotClose(ExportError):
+    """A polynomial through plans is not close to a plan between them."""
+
+
+class _Traced:
+    """The plans of a scheduler at some mus: those of most steps, by which the mus are chosen, are
+    traced first, and nothing twice."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        steps: Sequence[int] | None,
+        told: Told,
+        skip_refused: bool,
+    ) -> None:
+        counts = set(DEFAULT_STEPS if steps is None else steps)
+        self._scheduler, self._told, self._skip_refused = scheduler, told, skip_refused
+        self._longest, self._others = max(counts), counts - {max(counts)}
+        self._known: dict[float, PlanTable] = {}
+
+    def longest(self, mu: float) -> PlanTable:
+        """Return the plan of most steps at `mu`."""
+        if mu not in self._known:
+            self._known[mu] = self._trace(mu, [self._longest])
+        return self._known[mu]
+
+    def all(self, mu: float) -> PlanTable:
+        """Return the plans of all step counts at `mu`."""
+        tables = [self.longest(mu)]
+        if self._others:
+            with suppress(AllRefused):
+                tables.append(self._trace(mu, self._others))
+        return join(tables)
+
+    def checked(self, mu: float) -> PlanTable:
+        """Return them when each was run beside the scheduler."""
+        return self._trace(mu, {self._longest, *self._others}, check=True)
+
+    def check(self, mus: Sequence[float]) -> None:
+        """Raise `_NotClose` where the polynomial through the plans of most steps at these points of
+        Chebyshev is not close to such plans between them."""
+        table = _joined(self.longest(mu) for mu in mus)
+        between = _chebyshev(mus[0], mus[-1], 2 * len(mus) - 1)[1::2]
+        for mu in (*between[:2], between[len(between) // 2], *between[-2:]):
+            _check(table, self.longest(mu), mu, TOLERANCE / 2)
+
+    def table(self, mus: Sequence[float]) -> PlanTable:
+        """Return the plans of all step counts at these mus.
+
+        Raises:
+            ExportError: the scheduler refuses a step count at some of them only, or the polynomial
+                through the plans is not close to those at others.
+        """
+        if len(mus) == 1:
+            return self.checked(mus[0])
+        table = _joined(self.all(mu) for mu in mus)
+        for part in _CHECKED:
+            mu = mus[0] + part * (mus[-1] - mus[0])
+            _check(table, self.checked(mu), mu, TOLERANCE)
+        return table
+
+    def _trace(self, mu: float, counts: Iterable[int], check: bool = False) -> PlanTable:
+        options, skip_refused = self._told.options(mu), self._skip_refused
+        traced = trace(
+            self._scheduler,
+            counts,
+            step_options=options,
+            skip_refused=skip_refused,
+            check=check,
+        )
+        return replace(traced.table, shift=np.full(len(traced.table.steps), mu))
+
+
+def _points(traced: _Traced, low: float, high: float) -> Sequence[float]:
+    """Return as few mus as the polynomial through the plan of most steps at them needs.
+
+    Raises:
+        ExportError: no polynomial comes close enough, or the scheduler refuses so many steps.
+    """
+    if low == high:
+        return [low]
+    traced.longest(high)  # schedulers that refuse some sizes refuse large images
     reason = ""
     for count in _COUNTS:
-        mus = _chebyshev(told.low, told.high, count)
-        table = join(at(mu, [steps]) for mu in mus)
-        between = [(a + b) / 2 for a, b in pairwise(mus)]
+        mus = _chebyshev(low, high, count)
         try:
-            for mu in (*between[:2], between[len(between) // 2], *between[-2:]):
-                _check(table, at(mu, [steps]), mu, TOLERANCE / 2)
-        except ExportError as error:
+            traced.check(mus)
+        except _NotClose as error:
             reason = str(error)
             continue
         return mus
     raise ExportError(f"no polynomial of mu comes close to this scheduler: {reason}")
 
 
+def _joined(parts: Iterable[PlanTable]) -> PlanTable:
+    """Return plans at several mus as one table; `ExportError` where one is of another kind."""
+    try:
+        return join(parts)
+    except BundleError as error:
+        raise ExportError(f"plans depend on the image's size in no even way: {error}") from error
+
+
 def _chebyshev(low: float, high: float, count: int) -> list[float]:
-    """Ascending, the ends included to the last bit."""
+    """Return Chebyshev's points of the second kind, ascending, the ends to the last bit. Points of
+    two counts that are equal are so to the last bit."""
     inner = [
-        (low + high) / 2 - (high - low) / 2 * math.cos(math.pi * index / (count - 1))
+        (low + high) / 2 - (high - low) / 2 * math.cos(math.pi * (index / (count - 1)))
         for index in range(1, count - 1)
     ]
     return [low, *inner, high]
 
 
 def _check(table: PlanTable, traced: PlanTable, mu: float, limit: float) -> None:
-    """Raises ExportError where a plan of `table` at `mu` is not as it was traced there."""
+    """Raise `_NotClose` where a plan of `table` at `mu` is not as it was traced there."""
     for steps in traced.step_counts:
-        found, expected = table.plan(steps, 0, mu), traced.plan(steps)
-        worst = max(_difference(found, expected, name) for name in (*_NUMBERS, *ROW_FIELDS))
+        starts = traced.starts(steps)
+        pairs = [
+            (table.plan(steps, start, mu), traced.plan(steps, start))
+            for start in {0, starts[len(starts) // 2], starts[-1]}
+        ]
+        # Other numbers of a plan that starts late are those of the whole one.
+        names = {True: (*_NUMBERS, *ROW_FIELDS), False: ("add_noise", *ROW_FIELDS)}
+        worst = max(_difference(*p, name) for p in pairs for name in names[p[1].start == 0])
         if not worst <= limit:
-            raise ExportError(
+            raise _NotClose(
                 f"the plan of {steps} steps at mu {mu:g} is {worst:.1e} off, allowed is {limit:.0e}"
             )
 

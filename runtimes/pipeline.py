@@ -467,11 +467,13 @@ class Pipeline(Sealed):
         if shift is None:
             return None
         of_size = shift.of(height, width)
-        smallest, *_, largest = (*table.shifts, table.shifts[-1])
-        if smallest == largest or of_size <= largest * (1 + _ROUNDING):
+        smallest, largest = table.shifts[0], table.shifts[-1]
+        slack = _ROUNDING * max(abs(smallest), abs(largest), 1.0)
+        if smallest == largest or smallest - slack <= of_size <= largest + slack:
             return min(max(of_size, smallest), largest)
         factor = self.manifest.latents.factor
-        pixels = factor**2 * (largest - shift.intercept) / shift.slope
+        end = largest if of_size > largest else smallest
+        pixels = factor**2 * (end - shift.intercept) / shift.slope
         raise InputError(
             f"height {height * factor} and width {width * factor}: the plans of scheduler "
             f"{scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"

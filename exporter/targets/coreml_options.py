@@ -70,6 +70,12 @@ class CoreMLOptions(TargetOptions):
         self.check_alone(fixed)
         unit = latents.factor * latents.multiple
         sides = [side for size in self.enumerated() for side in size] or [*self.bounds(latents)]
+        largest = latents.factor * (latents.maximum or max(sides))
+        if max(sides) > largest:
+            raise InputError(
+                f"--coreml-sizes: {max(sides)} is too large, this pipeline makes images of up to "
+                f"{largest} pixels"
+            )
         for side in sides:
             if side < smallest_side(latents) or side % unit:
                 raise InputError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -281,6 +282,15 @@ def test_the_pass(chunk: int, free: bool) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], fixed_size: bool, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CoreMLOptions(**options).check(LATENTS, fixed_size)
+
+
+@pytest.mark.fault("3.8", "Core ML: sizes that packages are made for are those of the model")
+def test_sizes_beyond_the_model() -> None:
+    latents = msgspec.structs.replace(LATENTS, maximum=16)
+    CoreMLOptions(coreml_sizes="32x32").check(latents, False)
+    for sizes in ("32x64", "16-64"):
+        with pytest.raises(InputError, match=r"64 is too large, this pipeline .* of up to 32"):
+            CoreMLOptions(coreml_sizes=sizes).check(latents, False)
 
 
 @pytest.mark.parametrize(

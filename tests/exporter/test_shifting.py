@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,14 +15,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from exporter.families import Shifted
+from exporter.progress import Progress
+from exporter.schedules import add_to_bundle, plain_config
 from exporter.shifting import Told, line, told_by, trace_told
 from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.manifest import Latents, Shift, TensorSpec
+from runtimes.manifest import MANIFEST, Latents, Manifest, Shift, Source, TensorSpec
 from runtimes.plan import PlanTable, join
 from runtimes.sampler import denoise
+from tests import fakes
 
 FREE = TensorSpec("float32", ("batch", 16, "height", "width"))
-LATENTS = Latents(16, 8, 2, 1024, 1024)
+LATENTS = Latents(16, 8, 2, 1024, 1024, maximum=256)  # few points, which take less time
+_PATCHES = Shifted(2, 1.15)
+FREE_LATENTS = Latents(16, 8, 2, 1024, 1024)
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "exponential": {},
     "linear": {"time_shift_type": "linear"},
@@ -35,7 +41,7 @@ def scheduler_of(**settings: Any) -> FlowMatchEulerDiscreteScheduler:
 
 
 def told_of(scheduler: Any, latents: Latents = LATENTS, sample: TensorSpec = FREE) -> Told:
-    shift = line(scheduler.config, Shifted(2, 1.15))
+    shift = line(scheduler.config, _PATCHES)
     return told_by("FluxPipeline", shift, latents, sample)
 
 
@@ -68,6 +74,62 @@ def test_every_size_has_its_plan(kind: str, tokens: int) -> None:
     assert np.abs(last - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
+@pytest.mark.fault("3.8", "FLUX: images of more than 4.2 megapixels, as far as diffusers goes")
+@pytest.mark.parametrize("steps", [4, 28])
+def test_large_images(steps: int) -> None:
+    """Up to 4096 by 4096 pixels; a little beyond diffusers' scheduler fails."""
+    scheduler = scheduler_of()
+    table = trace_told(scheduler, [steps], told_of(scheduler, FREE_LATENTS))
+    assert len(table.shifts) <= 31
+    for tokens in (64, 16_384, 36_864, 50_000, 65_536):
+        mu = calculate_shift(tokens)
+        plan = table.plan(steps, 0, min(mu, table.shifts[-1]))
+        timesteps, _ = run(scheduler, steps, mu)
+        assert table.shifts[0] < mu <= table.shifts[-1] + 1e-9
+        assert np.abs(plan.timesteps - timesteps).max() <= 1e-3
+        assert np.abs(plan.prediction[:, 0] - np.diff(scheduler.sigmas.double())).max() <= 1e-6
+    with pytest.raises(IndexError):
+        run(scheduler, 28, calculate_shift(81_920))
+
+
+@pytest.mark.fault("3.8", "FLUX: a scheduler that fails at the largest images has plans for others")
+def test_fewer_sizes_where_a_scheduler_fails() -> None:
+    told = told_of(scheduler_of(), FREE_LATENTS)
+    stretched = scheduler_of(**SETTINGS["terminal"])
+    assert trace_told(stretched, [4], told).shifts[-1] == pytest.approx(calculate_shift(16_384))
+    too_large = replace(told, ranges=((0.5, calculate_shift(81_920)), (0.5, 1.0)))
+    for skip_refused in (False, True):
+        found = trace_told(scheduler_of(), [4, 28], too_large, skip_refused)
+        assert (found.step_counts, found.shifts[-1]) == ((4, 28), 1.0)
+
+
+@pytest.mark.fault("3.8", "steps that need plans at other sizes are added to those that are there")
+def test_added_steps_may_need_other_points(tmp_path: Path) -> None:
+    config = plain_config(scheduler_of())
+    name = "FlowMatchEulerDiscreteScheduler"
+    folder = fakes.make_bundle(
+        tmp_path / "bundle", source=Source("fake", "FluxPipeline", "0" * 64, name, config)
+    )
+    manifest = Manifest.load(folder)
+    shifted = msgspec.structs.replace(manifest.schedules[0], shift=line(config, _PATCHES))
+    latents = msgspec.structs.replace(manifest.latents, maximum=256)
+    manifest = msgspec.structs.replace(manifest, latents=latents, schedules=(shifted,))
+    (folder / MANIFEST).write_bytes(manifest.encode())
+
+    tables = []
+    for steps in (1, 20, 2):
+        added = add_to_bundle(folder, ["flow_euler"], [steps], Progress()).schedule("flow_euler")
+        tables.append(PlanTable.load(folder / added.file.path, added.steps))
+
+    assert len(tables[0].shifts) < len(tables[1].shifts)
+    assert tables[1].shifts == tables[2].shifts
+    assert [table.step_counts for table in tables] == [(1,), (1, 20), (1, 2, 20)]
+    mu = calculate_shift(391)
+    for steps in (1, 2, 20):
+        timesteps, _ = run(scheduler_of(), steps, mu)
+        assert np.abs(tables[2].plan(steps, 0, mu).timesteps - timesteps).max() <= 1e-3
+
+
 _KNOWN: dict[str, PlanTable] = {}
 
 
@@ -89,21 +151,22 @@ def test_the_line_is_that_of_the_pipelines() -> None:
 def test_one_table_serves_few_sizes_and_many() -> None:
     scheduler = scheduler_of()
     fixed = told_of(scheduler, sample=TensorSpec("float32", (1, 16, 64, 48)))
-    assert fixed.low == fixed.high == pytest.approx(calculate_shift(64 * 48 // 4))
+    ((low, high),) = fixed.ranges
+    assert low == high == pytest.approx(calculate_shift(64 * 48 // 4))
     table = trace_told(scheduler, [4], fixed)
-    assert table.shifts == (fixed.low,)
-    timesteps, _ = run(scheduler, 4, fixed.low)
-    assert np.abs(table.plan(4, 0, fixed.low).timesteps - timesteps).max() <= 1e-3
+    assert table.shifts == (low,)
+    timesteps, _ = run(scheduler, 4, low)
+    assert np.abs(table.plan(4, 0, low).timesteps - timesteps).max() <= 1e-3
     assert len(_tables("exponential").shifts) < 20
 
 
 def test_steps_can_be_added(tmp_path: Path) -> None:
     scheduler = scheduler_of()
     told = told_of(scheduler)
-    whole = trace_told(scheduler, [4, 8], told)
-    merged = trace_told(scheduler, [4], told).merge(_tables("exponential"))
-    assert merged.step_counts == whole.step_counts == (4, 8)
-    assert np.allclose(merged.plan(4, 0, 1.0).prediction, whole.plan(4, 0, 1.0).prediction)
+    whole = trace_told(scheduler, [8, 9], told)
+    merged = trace_told(scheduler, [9], told).merge(_tables("exponential"))
+    assert merged.step_counts == whole.step_counts == (8, 9)
+    assert np.allclose(merged.plan(9, 0, 1.0).prediction, whole.plan(9, 0, 1.0).prediction)
     whole.save(tmp_path / "table.npz")
     read = PlanTable.load(tmp_path / "table.npz")
     assert np.array_equal(read.plan(8, 2, 1.0).prediction, whole.plan(8, 2, 1.0).prediction)
@@ -122,7 +185,7 @@ def test_what_cannot_be_told() -> None:
         trace_told(scheduler, [4], Told(even_sigmas=True))
     pair = UniPCMultistepScheduler(use_dynamic_shifting=False)
     assert trace_told(pair, [4], Told()).shifts == (0.0,)
-    jagged = Told(True, Shift(0.0, 1.0), 0.0, 700.0)
+    jagged = Told(True, Shift(0.0, 1.0), ((0.0, 100.0),))
     with pytest.raises(ExportError, match=r"no polynomial|refuses"):
         trace_told(scheduler, [4], jagged)
 
