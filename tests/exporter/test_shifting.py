@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from exporter.schedules import add_to_bundle, plain_config
 from exporter.shifting import Told, line, told_by, trace_told
 from runtimes.errors import BundleError, ExportError, InputError
 from runtimes.manifest import MANIFEST, Latents, Manifest, Shift, Source, TensorSpec
+from runtimes.pipeline import Pipeline
 from runtimes.plan import PlanTable, join
 from runtimes.sampler import denoise
 from tests import fakes
@@ -204,3 +206,20 @@ def test_tables_that_are_not_whole_are_refused() -> None:
         replace(table, shift=table.shift[::-1].copy())
     with pytest.raises(BundleError, match="shift: NaN"):
         replace(table, shift=np.full(len(table.shift), np.nan))
+
+
+@pytest.mark.fault("3.8", "a shift that falls with the size: images that are too large are refused")
+def test_a_line_that_falls_has_an_end() -> None:
+    """Where a configuration's `max_shift` is below its `base_shift`."""
+    shift = line({"use_dynamic_shifting": True, "base_shift": 1.15, "max_shift": 0.5}, _PATCHES)
+    assert shift is not None
+    assert shift.slope < 0
+    table = trace_told(scheduler_of(), [1], told_of(scheduler_of(base_shift=1.15, max_shift=0.5)))
+    schedule = SimpleNamespace(shift=shift)
+    pipe: Any = SimpleNamespace(
+        manifest=SimpleNamespace(schedule=lambda _: schedule, latents=LATENTS),
+        plans=lambda _: table,
+    )
+    assert Pipeline.shift(pipe, "flow_euler", 256, 256) == table.shifts[0]
+    with pytest.raises(InputError, match=r"up to 4\.2 megapixels"):
+        Pipeline.shift(pipe, "flow_euler", 256, 258)
