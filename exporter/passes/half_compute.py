@@ -41,7 +41,8 @@ _HALF = {
 _FULL = {
     "sin cos tan exp exp2 expm1 log log2 log10 log1p pow rsqrt sqrt reciprocal erf cumsum cumprod "
     "group_norm layer_norm rms_norm instance_norm batch_norm native_layer_norm native_group_norm "
-    "sum mean var std norm linalg_vector_norm softmax log_softmax _softmax prod logsumexp"
+    "sum mean var std norm linalg_vector_norm softmax log_softmax _softmax prod logsumexp "
+    "square var_mean std_mean linalg_norm"
 }
 _FULL_NAMES = {f"aten::{name}" for line in _FULL for name in line.split()}
 _CASTS = {_aten.to.dtype, _aten.to.dtype_layout, _aten._to_copy.default, _aten.to.device}
@@ -118,6 +119,8 @@ def _kind(node: Node, kinds: dict[Node, Kind], half: torch.dtype) -> Kind:
         return Kind.HALF
     if schema is not None and schema.name in _FULL_NAMES:
         return Kind.FULL
+    if node.target is _aten.mul.Tensor and node.args[0] is node.args[1]:
+        return Kind.FULL  # a square, as of a variance
     if node.kwargs.get("dtype") is torch.float32 or _huge_scalar(node, half):
         return Kind.FULL
     given = {kinds[each] for each in node.all_input_nodes if each in kinds}

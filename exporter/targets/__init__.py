@@ -137,7 +137,8 @@ _OWN: Mapping[str, TargetInfo] = {
         code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
             *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
-            *(_DECOMPOSED, "exporter.passes.split_einsum_attention"),
+            *("exporter.targets.coreml_overflow", _DECOMPOSED),
+            "exporter.passes.split_einsum_attention",
         ),
         memory=2.5,
         seconds=130.0,

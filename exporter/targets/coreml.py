@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from exporter.capture import quiet
 from exporter.decompose import decomposed
-from exporter.targets import coreml_operations
+from exporter.targets import coreml_operations, coreml_overflow
 from exporter.targets.coreml_options import DEPLOYMENT_TARGETS
 from exporter.targets.coreml_shapes import input_types
 from exporter.targets.coreml_weights import compress
@@ -66,6 +66,8 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
         # every scale is then 5e-6 too small. In float16 that is nothing.
         pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
     else:
+        coreml_overflow.register()
+        pipeline.append_pass(coreml_overflow.NAME)
         precision = coremltools.transform.FP16ComputePrecision(op_selector=half_selector())
     return coremltools.convert(
         _plain(program),

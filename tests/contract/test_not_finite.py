@@ -148,6 +148,25 @@ def test_a_decoder_that_overflows(
             pipe.decode(latents, "np")
 
 
+@pytest.mark.fault("2.1", "a variance beyond float16 gives a plain grey image")
+@pytest.mark.parametrize(("bundle", "backend", "precision", "compute"), HALVES)
+def test_a_variance_that_overflows(
+    bundle: str, backend: str, precision: str, compute: str | None, request: Any
+) -> None:
+    """float16 has room for all the layers' results, and not for the squares of these."""
+    folder = request.getfixturevalue(bundle)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32) * 5e3
+    options: dict[str, Any] = {"cache": None, "low_memory": True}
+    with load(folder, backend, precision="fp32", **options) as pipe:
+        wanted = pipe.decode(latents, "np")
+    with load(folder, backend, precision=precision, compute=compute, **options) as pipe:
+        if bundle == "coreml_bundle":
+            with pytest.raises(NumericalError, match=r"^vae_decoder: its output .image. holds"):
+                pipe.decode(latents, "np")
+        else:
+            np.testing.assert_allclose(pipe.decode(latents, "np"), wanted, atol=0.05)
+
+
 class Rectified(torch.nn.Module):
     """Ends as a depth estimator does, and begins like the tiny autoencoder's decoder."""
 
