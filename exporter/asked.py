@@ -9,14 +9,18 @@ from msgspec.structs import replace
 
 from exporter.families import Description
 from exporter.options import ExportOptions
-from runtimes.errors import UnsupportedPipeline
+from runtimes.errors import InputError
 from runtimes.tasks import Task
 
 
 def with_tasks(
     description: Description, asked: Sequence[str], pipeline_class: str
 ) -> tuple[Description, tuple[Task, ...]]:
-    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first."""
+    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first.
+
+    Raises:
+        InputError: the pipeline's class has no such task.
+    """
     offers = {each.task.name: each for each in description.offers}
     graphs = {graph.component.name: graph for graph in description.graphs}
     tasks = [description.task]
@@ -25,7 +29,7 @@ def with_tasks(
             continue
         if name not in offers:
             has = ", ".join([description.task.name, *offers])
-            raise UnsupportedPipeline(f"{pipeline_class} has no task {name}; it has: {has}")
+            raise InputError(f"{pipeline_class} has no task {name}; it has: {has}")
         tasks.append(offers[name].task)
         graphs |= {
             each.component.name: graphs.get(each.component.name, each)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter import given_files, left_out
+from exporter import early, given_files, left_out
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
@@ -215,6 +215,8 @@ def _planned(asked: _Asked) -> _Job:
         refuse_loss(destination, previous, source, options)
     keys = artifact_keys(source, options)
     done = previous is not None and up_to_date(previous, source, destination, keys, options)
+    if not done:
+        early.check(source, options)
     missing = {} if done else missing_artifacts(keys, destination, previous, asked.others)
     wanted = need(weights_of(source, options), missing, options.verify and not done)
     exported = Exported(destination, previous) if done and previous else None

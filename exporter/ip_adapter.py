@@ -159,13 +159,11 @@ def _halves(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Te
 
 def _download(asked: str) -> Path:
     def get() -> str:
-        import huggingface_hub
-
         owner, name, *path = asked.split("/")
         file = "/".join(path)
         beside = "/".join([*path[:-1], _ENCODER])
         wanted = [file, f"{beside}/*.json", f"{beside}/*{SAFE}"]
-        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=wanted)
+        folder = hub.snapshot(f"{owner}/{name}", allow_patterns=wanted)
         return str(Path(folder) / file)
 
     return hub.fetch(asked, "IP-Adapter", "file", get, inside=True)
@@ -173,12 +171,10 @@ def _download(asked: str) -> Path:
 
 def _download_encoder(asked: str) -> Path:
     def get() -> str:
-        import huggingface_hub
-
         owner, name, *inside = asked.split("/")
         beside = "/".join(["", *inside]).lstrip("/")
         wanted = [f"{beside}/{each}".lstrip("/") for each in ("*.json", f"*{SAFE}")]
-        folder = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=wanted)
+        folder = hub.snapshot(f"{owner}/{name}", allow_patterns=wanted)
         return str(Path(folder) / beside)
 
     return hub.fetch(asked, "image encoder", "folder", get, inside=True)

@@ -68,6 +68,16 @@ def configuration(folder: Path) -> list[Path]:
     return found
 
 
+@parser(SourceError, "path", "the configuration of a model or a scheduler")
+def read_configuration(path: Path) -> Mapping[str, Any]:
+    """Return what a JSON file that configures one part of a pipeline says.
+
+    Raises:
+        SourceError: it is missing, damaged or no table.
+    """
+    return dict(json.loads(read_regular(path, LARGEST_DOCUMENT)))
+
+
 def variants(folder: Path, parts: Iterable[str], variant: str | None) -> dict[str, str]:
     """Return the variant that each part of a pipeline is loaded in, for those that have it.
 
@@ -197,14 +207,9 @@ def _inside(folder: Path, name: str, told_by: str) -> Path:
 
 def _configured(folder: Path) -> Mapping[str, Any]:
     try:
-        return _read_config(folder / CONFIG)
+        return read_configuration(folder / CONFIG)
     except SourceError:
         return {}  # loading it says more
-
-
-@parser(SourceError, "path", "the configuration of a model")
-def _read_config(path: Path) -> Mapping[str, Any]:
-    return dict(json.loads(read_regular(path, LARGEST_DOCUMENT)))
 
 
 def _files(folder: Path) -> Iterable[Path]:

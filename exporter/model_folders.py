@@ -56,10 +56,6 @@ def configured_class(path: Path) -> str:
 
 def _download(asked: str, what: str) -> Path:
     def get() -> str:
-        import huggingface_hub
-
-        return str(
-            huggingface_hub.snapshot_download(asked, allow_patterns=["*.json", "*.safetensors"])
-        )
+        return str(hub.snapshot(asked, allow_patterns=["*.json", "*.safetensors"]))
 
     return hub.fetch(asked, what, "folder", get)

@@ -75,10 +75,8 @@ def _class_of(folder: Path, asked: str) -> Any:
 
 def _download(asked: str) -> Path:
     def get() -> str:
-        import huggingface_hub
-
         wanted = ["*.json", "*.safetensors"]
         own = [*wanted, *(f"{_PART}/{each}" for each in wanted)]
-        return str(huggingface_hub.snapshot_download(asked, allow_patterns=own))
+        return str(hub.snapshot(asked, allow_patterns=own))
 
     return hub.fetch(asked, "VAE", "folder", get)

@@ -115,6 +115,19 @@ def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
     return scheduler
 
 
+def check_kinds(names: Sequence[str], class_name: str, config: Mapping[str, Any]) -> None:
+    """Refuse schedulers that cannot stand in the place of a pipeline's own one.
+
+    Raises:
+        InputError: one is for another kind of model, or cannot be made from that configuration.
+    """
+    for name in names:
+        try:
+            _built(name, class_name, config)
+        except ExportError as error:
+            raise InputError(f"scheduler {name!r}: {error}") from error
+
+
 def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The default set, less what is for other kinds of models."""
     if not flow_matching(class_name, config):
@@ -253,11 +266,7 @@ def add_to_bundle(
             tracing.resolve(name)
     source = Manifest.load(bundle).source  # before a lock is made beside what may be no bundle
     check_folder(bundle)
-    for name in names:
-        try:
-            _built(name, source.scheduler_class, source.scheduler_config)
-        except ExportError as error:
-            raise InputError(f"scheduler {name!r}: {error}") from error
+    check_kinds(names, source.scheduler_class, source.scheduler_config)
     with writing(bundle, progress):
         return _add_locked(bundle, names, steps, progress)
 

@@ -47,7 +47,7 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
         given: parts that are not to be loaded, each None.
 
     Raises:
-        SourceError: the file is for another kind of model, or weights are missing.
+        SourceError: the file is for another kind of model, or weights are missing or not finite.
     """
     import diffusers
     import torch
@@ -78,7 +78,7 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
             raise SourceError(
                 f"{file.path.name} lacks {len(missing)} weights of {name} (such as {missing[0]})"
             )
-        weights.as_float32(part, dtype)
+        weights.taken_over(part, dtype, f"{file.path.name} ({name})")
         part.eval()
     unread_keys.refuse(file.path.name, pipeline_class, watch.unread(pipe))
     return pipe

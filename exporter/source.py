@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -208,7 +208,7 @@ def load(source: PipelineSource) -> Any:
         SourceError: a file is damaged, or a model's weights or an ingredient are missing or do not
             fit.
     """
-    pipe = _load_file(source) if source.file else _load_folder(source)
+    pipe = _load_file(source) if source.file else assembled(source, load_model)
     pipe.set_progress_bar_config(disable=True)
     vocabulary.check(pipe)
     return ingredients.apply(pipe, source.ingredients)
@@ -224,7 +224,13 @@ def _load_file(source: PipelineSource) -> Any:
         return single_file.load(source.file, source.pipeline_class, absent)
 
 
-def _load_folder(source: PipelineSource) -> Any:
+def assembled(source: PipelineSource, model: Callable[[Any, Path, str | None], Any]) -> Any:
+    """The diffusers pipeline with what `model` makes of its models: of the class, folder and
+    variant of each.
+
+    Raises:
+        SourceError: it cannot be put together.
+    """
     import diffusers
     import torch
 
@@ -233,7 +239,7 @@ def _load_folder(source: PipelineSource) -> Any:
         for name, (library, class_name) in source.parts.items():
             cls = _find_class(library, class_name)
             if cls is not None and issubclass(cls, torch.nn.Module):
-                models[name] = load_model(cls, source.folder / name, source.variants.get(name))
+                models[name] = model(cls, source.folder / name, source.variants.get(name))
         absent = _absent(source)
         # The class's own method: that of DiffusionPipeline loads parts with a default although
         # None is passed for them.
@@ -303,7 +309,9 @@ def _download(source: str, revision: str | None, variant: str | None) -> tuple[P
     def get() -> str:
         import diffusers
 
-        return str(diffusers.DiffusionPipeline.download(source, revision=revision, variant=variant))
+        download = diffusers.DiffusionPipeline.download
+        with hub.with_room():
+            return str(download(source, revision=revision, variant=variant))
 
     folder = hub.fetch(source, "folder", "folder", get)
     # The cache's layout is …/snapshots/<commit>/.
@@ -364,7 +372,7 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     (`exporter.weights`).
 
     Raises:
-        SourceError: a file is damaged, or weights are missing or do not fit.
+        SourceError: a file is damaged, or weights are missing, do not fit or are not finite.
     """
     from exporter import weights
 
@@ -382,7 +390,7 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     except Exception as error:
         raise SourceError(f"{folder}: {first_line(error)}") from error
     _check_keys(folder, cls.__name__, info)
-    weights.as_float32(model, dtype)
+    weights.taken_over(model, dtype, str(folder))
     return model.eval()
 
 

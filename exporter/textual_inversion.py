@@ -138,10 +138,10 @@ def _held(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         tensors = {_A1111: held["string_to_param"]["*"]}
         others = weight_files.flattened(held).keys() - {"string_to_param.*", *_UNUSED}
         unread_keys.refuse(path.name, "a textual inversion", others)
-        weight_files.check_finite(path, tensors)
+        weight_files.check_finite(path.name, tensors)
         return str(held.get("name") or ""), tensors
     tensors = weight_files.flattened(held)
-    weight_files.check_finite(path, tensors)
+    weight_files.check_finite(path.name, tensors)
     names = list(tensors)
     return names[0] if len(names) == 1 and names[0] != _A1111 else "", tensors
 

@@ -72,18 +72,22 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
             infinity.
     """
     found = flattened(content(path))
-    check_finite(path, found)
+    check_finite(path.name, found)
     return found
 
 
-def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise SourceError, which names the first tensor that holds NaN or infinity, if one does."""
+def check_finite(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise SourceError, which names the first tensor that holds NaN or infinity, if one does.
+
+    Args:
+        place: the file or folder that has them, for the error.
+    """
     from exporter.weights import finite
 
     for name, tensor in sorted(tensors.items()):
         if not finite(tensor):
             raise SourceError(
-                f"{path.name}: its tensor {name!r} holds NaN or infinity; the file is damaged, or "
+                f"{place}: its tensor {name!r} holds NaN or infinity; the file is damaged, or "
                 "was made in a type that is too small"
             )
 
@@ -142,7 +146,7 @@ def _download(place: str, what: str, usual: str) -> Path:
 
         owner, inside = "/".join(pieces[:2]), "/".join(pieces[2:])
         inside = inside or _only(place, huggingface_hub.list_repo_files(owner), usual)
-        return str(huggingface_hub.hf_hub_download(owner, inside))
+        return str(hub.file(owner, inside))
 
     pieces = place.split("/")
     return hub.fetch(place, what, "file", get, inside=True)

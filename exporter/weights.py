@@ -97,6 +97,10 @@ def finite(tensor: torch.Tensor) -> bool:
     """Whether it has no NaN and no infinity. `torch.isfinite` makes copies of it to tell."""
     if not tensor.numel():
         return True
+    if isinstance(tensor, Stored) and _widened(tensor.stored.dtype, tensor.dtype):
+        tensor = tensor.stored  # has the same numbers
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # PyTorch compares no numbers of 8 bits
     least, most = torch.aminmax(actual(tensor))  # NaN, if there is one
     return bool(torch.isfinite(least) and torch.isfinite(most))
 
@@ -167,6 +171,19 @@ def as_stored(*classes: type) -> Iterator[None]:
         for owner in owners:
             stack.enter_context(mock.patch.object(owner, name, None))
         yield
+
+
+def taken_over(module: torch.nn.Module, loaded: torch.dtype, place: str) -> None:
+    """Make a module that was loaded from `place` in the type `loaded` one of float32, and look at
+    all of its weights: every model that is exported passes here, before anything is made of it.
+
+    Raises:
+        SourceError: a weight holds NaN or infinity; says which.
+    """
+    from exporter.weight_files import check_finite
+
+    as_float32(module, loaded)
+    check_finite(place, module.state_dict())
 
 
 def as_float32(module: torch.nn.Module, loaded: torch.dtype) -> None:

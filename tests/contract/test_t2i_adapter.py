@@ -308,7 +308,7 @@ def test_bad_sources(
     ):
         with pytest.raises(SourceError, match=says):
             export(pipeline_folder(pipeline), tmp_path / "b", t2i_adapter=given)
-    with pytest.raises(UnsupportedPipeline, match="has no task image-to-image"):
+    with pytest.raises(InputError, match="has no task image-to-image"):
         export(
             pipeline_folder("sd-blocks"),
             tmp_path / "b",

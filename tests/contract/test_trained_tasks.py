@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from exporter.compile import export
-from runtimes.errors import InputError, UnsupportedPipeline
+from runtimes.errors import InputError
 from runtimes.manifest import Manifest
 from tests.pictures import BACKENDS, STEPS, assert_same, picture
 
@@ -104,5 +104,5 @@ def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: 
             ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), noise_level=level)
     with pytest.raises(InputError, match="no use for strength"):
         ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), strength=0.5)
-    with pytest.raises(UnsupportedPipeline, match="has no task inpainting; it has: upscaling"):
+    with pytest.raises(InputError, match="has no task inpainting; it has: upscaling"):
         export(pipeline_folder("upscaler"), tmp_path / "b", tasks=["inpainting"])

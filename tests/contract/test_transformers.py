@@ -268,9 +268,9 @@ def test_schedulers_of_another_kind(
     """The default set is for diffusion: none of it is there, and asking for one is an error."""
     manifest = Manifest.load(bundle("sd3"))
     assert [each.name for each in manifest.schedules] == ["flow_euler"]
-    with pytest.raises(ExportError, match="EulerDiscreteScheduler is not for models of flow"):
+    with pytest.raises(InputError, match="EulerDiscreteScheduler is not for models of flow"):
         export(pipeline_folder("sd3"), tmp_path / "b", schedulers=["euler"], steps=(4,))
-    with pytest.raises(ExportError, match=r"FlowMatchHeun.* is not for models of diffusion"):
+    with pytest.raises(InputError, match=r"FlowMatchHeun.* is not for models of diffusion"):
         export(pipeline_folder("sd"), tmp_path / "b", schedulers=["flow_heun"], steps=(4,))
 
 

@@ -69,6 +69,17 @@ def test_weights_that_are_missing(file: Path, config: Path) -> None:
         source.load(source.resolve(file, config=str(config)))
 
 
+@pytest.mark.fault("2.1", "a checkpoint's weight that is NaN")
+def test_weights_that_are_not_finite(file: Path, config: Path) -> None:
+    state = load_file(file)
+    bad = next(key for key in state if key.endswith(".input_blocks.0.0.weight"))
+    state[bad].view(-1)[-1] = torch.nan
+    save_file(state, file)
+    says = r"^model.safetensors \(unet\): its tensor 'conv_in.weight' holds NaN or infinity"
+    with pytest.raises(SourceError, match=says):
+        source.load(source.resolve(file, config=str(config)))
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -292,7 +292,9 @@ SEEDS: Mapping[str, Seeds] = {
     ),
     "exporter.lora:_parsed": _json({"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": 2.0}}),
     "exporter.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
-    "exporter.model_files:_read_config": _json({"_class_name": "UNet2DModel", "sample_size": 8}),
+    "exporter.model_files:read_configuration": _json(
+        {"_class_name": "UNet2DModel", "sample_size": 8}
+    ),
     "runtimes.tokenizer:TextTokenizer.load": _bundle_files("tokenizer/tokenizer.json"),
     "runtimes.prompt_weights:parse": _texts(
         "a (red:1.3) circle, [blue] sky++ and (a (b:0.5)++ c)--", "\\(a\\) ((((b))))"

@@ -218,7 +218,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _json(lambda count: {"weight_map": _map(count, "b.safetensors")}),
         _json(lambda count: {"weight_map": {f"a{n}": f"{n}.safetensors" for n in range(count)}}),
     ),
-    "exporter.model_files:_read_config": (_json(_map),),
+    "exporter.model_files:read_configuration": (_json(_map),),
     "runtimes.tokenizer:TextTokenizer.load": (
         _tokenizer("vocab", lambda count: {f"word{n}": 100 + n for n in range(count)}),
         _tokenizer("added_tokens", _added),

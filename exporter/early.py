@@ -1,0 +1,64 @@
+"""What the configuration of a pipeline tells, before any of its weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.asked import with_size, with_tasks
+from exporter.families import Description
+from exporter.families.defaults import described
+from exporter.model_files import CONFIG, read_configuration
+from exporter.options import ExportOptions
+from exporter.source import PipelineSource, assembled
+from runtimes.errors import LatentcError
+
+_SCHEDULER = "scheduler"
+
+
+def check(source: PipelineSource, options: ExportOptions) -> None:
+    """Refuse what this pipeline cannot have, whatever its weights are.
+
+    Ingredients are not looked at: what a pipeline cannot have, it cannot have with them either. But
+    for another VAE, which decides what sides are multiples of.
+
+    Raises:
+        InputError: schedulers for another kind of model, tasks that its class does not have, a size
+            that its model cannot make.
+    """
+    if options.schedulers and _SCHEDULER in source.parts:
+        from exporter.schedules import check_kinds
+
+        config = read_configuration(source.folder / _SCHEDULER / "scheduler_config.json")
+        check_kinds(options.schedulers, source.parts[_SCHEDULER][1], config)
+    replaced = any(each.kind == "vae" for each in source.ingredients)
+    sized = options.height is not None and not replaced
+    if not options.tasks and not sized:
+        return
+    description = _described(source)
+    if description is None:
+        return
+    description, _ = with_tasks(description, options.tasks_of(source), source.pipeline_class)
+    if sized:
+        with_size(description, options)
+
+
+def _described(source: PipelineSource) -> Description | None:
+    """The description of the pipeline with models that have no weights; None where a family looks
+    at them, or it is not to be described: loading it says more."""
+    try:
+        return described(assembled(source, _empty), source.pipeline_class)
+    except LatentcError:
+        return None
+    except (NotImplementedError, RuntimeError):  # PyTorch's, of numbers that there are not
+        return None
+
+
+def _empty(cls: Any, folder: Path, _: str | None) -> Any:
+    """A model as its folder configures it, without weights."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        if hasattr(cls, "load_config"):  # diffusers'
+            return cls.from_config(cls.load_config(folder, local_files_only=True))
+        return cls(cls.config_class.from_pretrained(folder / CONFIG, local_files_only=True))
