@@ -80,7 +80,7 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
     decoder = manifest.component("decoder")
     if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
         yield "the decoder needs the input 'latents' and the output 'image'"
-    else:
+    elif manifest.latents.factor > 0:  # else that is what is wrong
         yield from _image_problems(decoder, manifest.latents.factor)
     yield from _shallow_problems(manifest, denoiser)
 

@@ -30,10 +30,11 @@ WORK = (
 )
 # Arguments after the bundle ({here} is a folder with `file` and `folder` in it), and the message.
 REFUSED: tuple[tuple[str, str, str], ...] = (
+    ("inspect", "--program coffee", "no program 'coffee' in this bundle"),
     ("generate", "a --output {here}/none/a.png", "does not exist"),
     ("generate", "a -o {here}/a.bmp", "the extension '.bmp'"),
     ("generate", "a --num-images 0", "num_images_per_prompt"),
-    ("generate", "a --num-images 1000000000", "pictures in one call"),
+    ("generate", "a --num-images 1000000000", "images in one call"),
     ("generate", "a --scheduler coffee", "no scheduler 'coffee' in this bundle"),
     ("generate", "a --steps 0", "num_inference_steps"),
     ("generate", "a --steps 999", "no sampling plan for 999 steps"),

@@ -160,8 +160,8 @@ def test_a_cache_that_cannot_be_written(
     from runtimes.model_cache import CacheWarning
 
     (tmp_path / "file").write_text("in the way")
-    with pytest.warns(CacheWarning, match="cannot be written"):
-        latentc.load(bundle, "openvino", cache=tmp_path / "file").close()
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        latentc.load(bundle, "openvino", cache=tmp_path / "file")
     monkeypatch.setattr("runtimes.model_cache._SPARE", 1 << 60)
     with pytest.warns(CacheWarning, match="no room"):
         latentc.load(bundle, "openvino", cache=tmp_path / "full").close()

@@ -60,6 +60,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
     made["embeddings"] = [{"name": "prompt_embeds", "inputs": names, "frame": [1, 1]}]
     made["guidance"] |= {"least": {"guidance_scale": 1}, "rescale": "guidance_scale"}
     made["left_out"] = [{"name": "watermark", "why": "it needs another package", "chosen": False}]
+    made["latents"]["bins"] = [[1.0, 16, 16]]
     for task in made["tasks"]:
         task["branch_arguments"] = {"negative_size": ["size"]}
     made["created_by"]["libraries"] = {"numpy": "2"}
