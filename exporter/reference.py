@@ -22,10 +22,11 @@ from exporter.families import Description, Graph, plain
 from exporter.source import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError
+from runtimes.interpreter.images import Images, pixels
 from runtimes.manifest import LoopProbe, Schedule, TensorSpec
 from runtimes.pictures import listed
+from runtimes.programs.statements import Pixels
 from runtimes.session import first_line
-from runtimes.task_pictures import fed
 from runtimes.tasks import NOISE, START, Feed, argument
 
 STEPS = 6
@@ -204,7 +205,7 @@ def _pictured(description: Description, height: int, width: int) -> dict[str, to
     found = {name: listed(name, _picked(name, pictures)) for name in own}
 
     def tensor(feed: Feed, spec: TensorSpec) -> torch.Tensor:
-        return torch.from_numpy(fed(feed, spec, found, {}, symbols))
+        return torch.from_numpy(_pixels(feed, spec, found, symbols))
 
     graphs = {graph.component.name: graph for graph in description.graphs}
     denoiser = next(g.component for g in graphs.values() if g.component.role == "denoiser")
@@ -229,6 +230,20 @@ def _pictured(description: Description, height: int, width: int) -> dict[str, to
             other = next((outputs[o] for o, t in run.others.items() if t == target), row * 0)
             made[target] = torch.cat([row if whole else other, row])
     return made
+
+
+def _pixels(
+    feed: Feed, spec: TensorSpec, images: Mapping[str, Any], symbols: Mapping[str, int]
+) -> np.ndarray[Any, Any]:
+    """What an input is fed with: float32 [n, channels, height, width]."""
+    statement = Pixels(
+        gives="",
+        of=feed.picture,
+        shape=spec.shape[1:],
+        resample=feed.resample,
+        fit=feed.fit,
+    )
+    return pixels(statement, Images({feed.picture: [images[feed.picture]]}), symbols)
 
 
 def _picked(name: str, pictures: Mapping[str, Any]) -> Any:

@@ -89,7 +89,7 @@ class Chains:
 
     def _found(self, run: Run) -> Link | None:
         """After the stage whose output this call was given, if it was."""
-        for value in vars(run.request).values():
+        for value in _given(run):
             for digest in _digests(value):
                 if digest in self._made:
                     before = self._made[digest]
@@ -266,7 +266,7 @@ def _rows(call: int, link: Link, run: Run, result: Result) -> Iterator[dict[str,
         "Scheduler": request.scheduler,
         "Steps": request.num_inference_steps,
         "Guidance-Scale": request.scales.get(scale) if scale else None,
-        **dict(zip(("Height", "Width"), request.size.image, strict=True)),
+        **dict(zip(("Height", "Width"), request.sizes.image, strict=True)),
         "Backend": f"{pipeline.backend.name} {pipeline.backend.version()}",
         "Device": pipeline.device,
         "Build": pipeline.build.name,
@@ -275,9 +275,10 @@ def _rows(call: int, link: Link, run: Run, result: Result) -> Iterator[dict[str,
         "Chain": link.chain,
         "Stage": link.stage,
     }
-    for index in range(request.images):
+    for index in range(request.made):
         texts = {
-            name: each[index // request.images_per_prompt] for name, each in request.texts.items()
+            name: each[index // request.images_per_prompt]
+            for name, each in request.given_texts().items()
         }
         yield {
             **same,
@@ -301,7 +302,7 @@ def _arguments(run: Run, result: Result) -> dict[str, Any]:
     """What has no column of its own, such as a second scale or an original size."""
     request = run.request
     first = run.pipeline.manifest.guidance.scale
-    found: dict[str, Any] = {name: [*values] for name, values in request.numbers.items()}
+    found: dict[str, Any] = {name: [*values] for name, values in request.given_numbers().items()}
     found |= {name: value for name, value in request.scales.items() if name != first}
     return found | ({"interrupted": True} if result.interrupted else {})
 
@@ -317,7 +318,15 @@ def _pictures(active: _Active, run: Run, result: Result) -> Sequence[Any]:
         return to_pil(result.images.transpose(0, 3, 1, 2))
     if active.decode:
         return [*run.pipeline.decode(result.latents)]
-    return [None] * run.request.images
+    return [None] * run.request.made
+
+
+def _given(run: Run) -> Iterator[Any]:
+    """Yield the latents and images that a call was given."""
+    request = run.request
+    yield from request.values.values()
+    for items in request.images.lists.values():
+        yield from items
 
 
 def _digests(value: Any) -> Iterator[bytes]:

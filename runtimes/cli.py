@@ -25,11 +25,12 @@ from runtimes.terminal import say
 if TYPE_CHECKING:
     from runtimes.backend import Backend
     from runtimes.bundle import Bundle
+    from runtimes.interpreter.request import Request
+    from runtimes.interpreter.signature import Signature
     from runtimes.loading import Loading
     from runtimes.manifest import Build, Manifest, Verification
     from runtimes.pipeline import Pipeline
     from runtimes.presets import Asked
-    from runtimes.request import Request, Signature
     from runtimes.run import Result, Run
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -456,7 +457,7 @@ def _check_sizes(request: Request, paths: list[Path]) -> None:
     """Refuse images that do not fit into the formats of their files."""
     from runtimes.image import check_size
 
-    for width, height in request.sizes():
+    for width, height in request.image_sizes():
         for path in paths:
             check_size(path, width, height)
 
@@ -480,8 +481,6 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
     stand for these, which are not there yet."""
     import numpy as np
 
-    from runtimes.loading import latents_shape
-
     known = {name: call.arguments[name] for name in signature.names if name in call.arguments}
     end = call.arguments.get("denoising_end")
     start = {} if end is None else {"denoising_start": end}
@@ -491,7 +490,7 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
     left = {*sizes, *pictures, *signature.embeddings}
     kept = {name: value for name, value in known.items() if name not in left}
     seeds = call.request.seeds
-    latents = np.zeros(latents_shape(call.loading.bundle.manifest, call.request), np.float32)
+    latents = np.zeros(call.request.latents_shape(), np.float32)
     return {**kept, **start, "image": latents, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
 
 
@@ -566,7 +565,7 @@ def _output_paths(output: str, count: int) -> list[Path]:
     from runtimes.image import check_path
 
     if count > MOST_IMAGES:
-        raise InputError(f"{count} pictures in one call: at most {MOST_IMAGES}")
+        raise InputError(f"{count} images in one call: at most {MOST_IMAGES}")
     if count > 1 and "{index}" not in output:
         path = Path(output)
         output = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}"))

@@ -6,17 +6,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runtimes import embeddings, load_arguments, prompt_tokens
+from runtimes import load_arguments
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, choose_build
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.folders import cache_folder, expanded
-from runtimes.manifest import Build, Component, Manifest
+from runtimes.interpreter.calls import Calls
+from runtimes.interpreter.loop import batches, first_step
+from runtimes.interpreter.request import Request
+from runtimes.interpreter.signature import Signature
+from runtimes.manifest import Build, Component
 from runtimes.presets import Asked, Preset, prepare
-from runtimes.request import Request, Signature, parse, usual_steps
+from runtimes.programs.statements import value_of
 from runtimes.sizes import fix, fixed
 
 
@@ -72,10 +77,15 @@ class Loading:
             *(low_memory, preset, by_preset),
         )
 
+    @cached_property
+    def calls(self) -> Calls:
+        """The calls that the bundle takes."""
+        return Calls.of(self.bundle.manifest)
+
     @property
     def signature(self) -> Signature:
         """The arguments that calls take."""
-        return Signature.of(self.bundle.manifest)
+        return self.calls.signature
 
     def of_any_size(self) -> Loading:
         """Return the same for calls of any size."""
@@ -90,15 +100,15 @@ class Loading:
             PlanNotFound: no sampling plan for the step count.
         """
         manifest = self.bundle.manifest
-        request = requested(manifest, self.signature, self.preset, arguments)
+        request = requested(self.calls, self.preset, arguments)
         steps, name = request.num_inference_steps, request.scheduler
         if steps not in manifest.schedule(name).steps:
             raise PlanNotFound(
                 f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
                 f"latentc schedule {self.bundle.root} --scheduler {name} --steps {steps}"
             )
-        request.first_step()
-        unfit = misfit(manifest, self.components[manifest.component("denoiser").name], request)
+        first_step(request, request.facts.loop, steps)
+        unfit = misfit(self.components, request)
         if unfit and not self.fixed_by_preset:
             raise InputError(unfit)
         return request
@@ -137,12 +147,7 @@ def chosen(
     return Loading.of(opened, build, engine, asked.device, options, asked.static, low_memory, found)
 
 
-def requested(
-    manifest: Manifest,
-    signature: Signature,
-    preset: Preset | None,
-    arguments: Mapping[str, Any],
-) -> Request:
+def requested(calls: Calls, preset: Preset | None, arguments: Mapping[str, Any]) -> Request:
     """Check the arguments of a call, those of a preset added.
 
     Raises:
@@ -150,38 +155,42 @@ def requested(
     """
     given = dict(arguments)
     if preset is not None:
-        given = preset.complete(given, usual_steps(manifest, given))
-    request = parse(manifest, signature, given)
-    prompt_tokens.check(manifest, request)
-    return request
+        given = preset.complete(given, calls.usual_steps(given))
+    return calls.request(given)
 
 
-def latents_shape(manifest: Manifest, request: Request) -> tuple[int, int, int, int]:
-    """Return [images, channels, height, width] of what is denoised."""
-    spec = manifest.latents
-    sides = request.height // spec.factor, request.width // spec.factor
-    return request.images, spec.channels, *sides
-
-
-def misfit(manifest: Manifest, denoiser: Component, request: Request) -> str:
+def misfit(components: Mapping[str, Component], request: Request) -> str:
     """Return why a call does not fit a denoiser that is loaded for one size only; "" if it does."""
-    rows = len(request.branches(manifest)) * request.images
-    wanted = denoiser.inputs["sample"].shape
-    longer = embeddings.misfit(
-        manifest, denoiser, request.embeddings, request.max_embeddings_multiples
-    )
-    if longer:
-        return longer
-    always = all(request.guided(request.num_inference_steps))
-    for count in (rows,) if always else (rows, request.images):
-        found = (count, *latents_shape(manifest, request)[1:])
+    loop, facts = request.facts.loop, request.facts
+    own, free = components[loop.denoiser].inputs, facts.graphs[loop.denoiser].inputs
+    for name, spec in own.items():
+        fixed_length = len(spec.shape) > 2 and spec.shape[1] != free[name].shape[1]
+        if fixed_length and _stretches(request, name, spec.shape[1]):
+            return (
+                "this call may give the denoiser encoded texts of another length than "
+                f"{spec.shape[1]}, which it was loaded for: load it without static"
+            )
+    wanted = own[loop.state.input].shape
+    for rows in batches(request, request.num_inference_steps):
+        found = (rows, *request.latents_shape()[1:])
         if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
             return (
-                f"this call gives the denoiser {list(found)} (rows of guidance and pictures, "
+                f"this call gives the denoiser {list(found)} (rows of guidance and images, "
                 f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
                 "for this size, or without static"
             )
     return ""
+
+
+def _stretches(request: Request, input: str, length: int | str) -> bool:
+    """Return whether what feeds a denoiser input may be longer than it was loaded for."""
+    facts = request.facts
+    fed = {value_of(b.feeds[input]) for b in facts.loop.branches if input in b.feeds}
+    if not fed & facts.stretchable:
+        return False
+    given = facts.stretchable & request.values.keys()
+    lengths = {request.values[name].shape[1] for name in given}
+    return request.max_embeddings_multiples > 1 or any(each != length for each in lengths)
 
 
 def _folder(cache: str | os.PathLike[str]) -> Path:

@@ -10,22 +10,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from runtimes import argument_values as checked
-from runtimes import prompts, tiling
+from runtimes import tiling
 from runtimes.attributes import SchedulerName, Sealed
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, graph_digest
-from runtimes.conditioning import Encoded, check_finite
+from runtimes.encoded import Encoded, check_finite
 from runtimes.errors import InputError, PlanNotFound
-from runtimes.loading import Loading, chosen, latents_shape, misfit, requested
+from runtimes.interpreter.calls import Calls
+from runtimes.interpreter.choices import check_output_type, scheduler_name
+from runtimes.interpreter.encoding import encode_prompt
+from runtimes.interpreter.execution import Execution
+from runtimes.interpreter.loop import Schedule
+from runtimes.interpreter.request import Request
+from runtimes.interpreter.signature import Signature
+from runtimes.loading import Loading, chosen, misfit, requested
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset
-from runtimes.request import (
-    Request,
-    Signature,
-    check_output_type,
-    scheduler_name,
-)
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -60,13 +61,14 @@ class Pipeline(Sealed):
         tokenizers: Mapping[str, TextTokenizer],
         preset: Preset | None = None,
         other_sizes: Callable[[], Pipeline] | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.bundle = bundle
         self.build = build
         self.backend = backend
         self.device = device
         self.tokenizers = tokenizers
-        self.signature = Signature.of(bundle.manifest)
+        self.calls = calls or Calls.of(bundle.manifest)
         self.encoders = tuple(component.name for component in bundle.manifest.encoders())
         self.denoiser_name = bundle.manifest.component("denoiser").name
         shallow = bundle.manifest.shallow()
@@ -88,6 +90,11 @@ class Pipeline(Sealed):
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self.bundle.manifest
+
+    @property
+    def signature(self) -> Signature:
+        """The arguments that calls take."""
+        return self.calls.signature
 
     @property
     def schedulers(self) -> tuple[str, ...]:
@@ -265,26 +272,30 @@ class Pipeline(Sealed):
         given = {"prompt": prompt, **arguments}
         if given.get("scheduler") is None and self._scheduler is not None:
             given["scheduler"] = self._scheduler
-        return self.start(requested(self.manifest, self.signature, self._preset, given))
+        return self.start(requested(self.calls, self._preset, given))
 
     def start(self, request: Request) -> Run:
         """Start the run of a call of this bundle that was checked already, as by
         `runtimes.loading.Loading.request` before anything was loaded."""
         if self._closed:
             raise InputError("this pipeline is closed")
-        unfit = misfit(self.manifest, self.sessions.components[self.denoiser_name], request)
+        unfit = misfit(self.sessions.components, request)
         if unfit:
             return self._of_other_sizes(unfit).start(request)
-        table = self.plans(request.scheduler)
-        shift = self.shift(request.scheduler, *self.latents_shape(request)[2:])
         try:
-            plan = request.plan(table, self._train_timesteps(request), shift)
-            return Run(self, request, plan)
+            return Run(self, self.execution(request))
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
             raise PlanNotFound(
                 f"scheduler {request.scheduler!r}: {hint.replace('NAME', request.scheduler)}"
             ) from None
+
+    def execution(self, request: Request) -> Execution:
+        """Return the execution of a call that was checked; nothing of it has run yet."""
+        schedule = self.manifest.schedule(request.scheduler)
+        shift = self.shift(request.scheduler, *[*request.symbols.values()][:2])
+        plans = Schedule(self.plans(request.scheduler), schedule.num_train_timesteps, shift)
+        return Execution(request, self.sessions, self.tokenizers, plans, self.encoded, self._tiling)
 
     def encode_prompt(
         self,
@@ -320,7 +331,7 @@ class Pipeline(Sealed):
             "prompt_weighting": prompt_weighting,
             "max_embeddings_multiples": max_embeddings_multiples,
         }
-        return prompts.encode_prompt(self, given, do_classifier_free_guidance)
+        return encode_prompt(self, given, do_classifier_free_guidance)
 
     def decode(
         self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
@@ -379,10 +390,6 @@ class Pipeline(Sealed):
         """Decode pictures in one go, as by default."""
         self._tiling = replace(self._tiling, tile=0)
 
-    def latents_shape(self, request: Request) -> tuple[int, int, int, int]:
-        """[images, channels, height, width] of what is denoised."""
-        return latents_shape(self.manifest, request)
-
     def settings(self) -> dict[str, Any]:
         """What is loaded, and where, as JSON-compatible values."""
         return {
@@ -393,11 +400,6 @@ class Pipeline(Sealed):
             "latentc": __version__,
             **(self._preset.settings(self._open_other_sizes is not None) if self._preset else {}),
         }
-
-    @property
-    def tiles(self) -> tiling.Tiling:
-        """How the decoder runs: in tiles, or image by image."""
-        return self._tiling
 
     @property
     def closed(self) -> bool:
@@ -443,10 +445,6 @@ class Pipeline(Sealed):
                 self._other_sizes.close()
         self._other_sizes._tiling = self._tiling
         return self._other_sizes
-
-    def _train_timesteps(self, request: Request) -> int:
-        schedules = {each.name: each for each in self.manifest.schedules}
-        return schedules[request.scheduler].num_train_timesteps
 
     def plans(self, scheduler: str) -> PlanTable:
         """Return the sampling plans of a scheduler. Raises BundleError where they are damaged."""

@@ -64,7 +64,7 @@ def measure(
     timings = run.timings
     found: dict[Kind, list[float]] = {}
     interval = int(given.get("cache_interval", 1))
-    seen = kinds(run.request.guided(total), interval)
+    seen = kinds(run.guided(), interval)
     for kind, spent in zip(seen, timings.steps, strict=False):
         found.setdefault(kind, []).append(spent)
     run.close()

@@ -33,12 +33,13 @@ from typing import Any, TypeAlias
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendError, InputError, PlanNotFound
+from runtimes.interpreter.calls import Calls
+from runtimes.interpreter.loop import guided, live_branches
 from runtimes.loading import requested
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import LIMITS, Arguments, Limits, content, points_lost
 from runtimes.report import ranges
-from runtimes.request import Signature, parse
 from runtimes.session import Array, first_line
 from runtimes.setups import Setup, exactness, label, setups, thread_counts
 from runtimes.step_cache import kinds
@@ -141,9 +142,9 @@ class Search:
                 f"there are: {ranges(schedule.steps)}"
             )
         self._plans = schedule.steps
-        self._signature = Signature.of(bundle.manifest)
+        self._calls = Calls.of(bundle.manifest)
         for index in range(len(self.prompts)):
-            requested(bundle.manifest, self._signature, None, self._call(index))
+            requested(self._calls, None, self._call(index))
         self._evaluations = 0  # of the denoiser, with the default steps
         self._engines: dict[str, Backend] = {}
         self._threads: dict[str, int] = {}
@@ -364,7 +365,7 @@ class Search:
         base = self._winner(limits, plain=True)
         candidates = [
             (seconds, setup, arguments)
-            for setup, arguments in self._combinations(base.setup, self._signature.names)
+            for setup, arguments in self._combinations(base.setup, self._calls.signature.names)
             if (seconds := self._predict(setup, arguments)) is not None
         ]
         candidates.sort(key=lambda each: each[0])
@@ -394,9 +395,10 @@ class Search:
     def _combinations(self, base: Setup, names: Sequence[str]) -> Iterator[tuple[Setup, Arguments]]:
         """Each setup with arguments that could be faster, their kinds of step measured."""
         caching = "cache_interval" in names
-        call = parse(self.bundle.manifest, self._signature, self._call(0))
-        guided = "guidance_stop" in names and len(call.branches(self.bundle.manifest)) > 1
-        windows = [(a, b) for a in STARTS for b in STOPS] if guided else []
+        call = self._calls.request(self._call(0))
+        several = len(live_branches(call, call.facts.loop)) > 1
+        windowed = "guidance_stop" in names and several
+        windows = [(a, b) for a in STARTS for b in STOPS] if windowed else []
         setups_of = {False: base, True: replace(base, static=False)}
         for fixed in (False, True) if windows else (False,):
             self._complete_kinds(setups_of[fixed], window=fixed, caching=caching)
@@ -434,9 +436,10 @@ class Search:
         """Seconds of a picture with the default steps; None where a kind was not measured."""
         if setup not in self._times:
             return None
-        request = parse(self.bundle.manifest, self._signature, {**self._call(0), **arguments})
+        request = self._calls.request({**self._call(0), **arguments})
         interval = int(arguments.get("cache_interval", 1))
-        return self._times[setup].picture(kinds(request.guided(self._evaluations), interval))
+        all_run = guided(request, request.facts.loop, self._evaluations)
+        return self._times[setup].picture(kinds(all_run, interval))
 
     # --- what all of it needs ------------------------------------------------------------
 

@@ -14,10 +14,10 @@ import msgspec
 
 from runtimes.errors import BundleError, LatentcError
 from runtimes.files import read_regular, write
+from runtimes.interpreter.calls import Calls
 from runtimes.machine import cores, processor
 from runtimes.parsing import parser
 from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
-from runtimes.request import Signature, parse
 from runtimes.strict import readable
 from runtimes.version import __version__
 
@@ -106,9 +106,9 @@ def _check(choice: Choice, manifest: Manifest) -> None:
         raise ValueError(choice.build)
     if choice.threads < 0:
         raise ValueError(choice.threads)
-    signature = Signature.of(manifest)
-    text = dict.fromkeys(signature.texts[:1], "")
-    parse(manifest, signature, {**text, **choice.arguments})  # an InputError is a ValueError
+    calls = Calls.of(manifest)
+    text = dict.fromkeys(calls.signature.texts[:1], "")
+    calls.request({**text, **choice.arguments})  # an InputError is a ValueError
 
 
 def _fit(record: Record, choice: Choice, asked: Asked) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runtimes.interpreter.signature import Signature
 from runtimes.loading import Loading, chosen
 from runtimes.presets import Asked
-from runtimes.request import Signature
 
 
 def loading(bundle: str, request: Mapping[str, Any]) -> Loading:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
+from time import perf_counter
 
 import numpy as np
 
 from runtimes import image, noise
-from runtimes.conditioning import Encoded, check_finite
-from runtimes.interpreter import images, texts
-from runtimes.interpreter.call import Call
+from runtimes.encoded import Encoded, check_finite
+from runtimes.errors import NumericalError
+from runtimes.interpreter import texts
 from runtimes.interpreter.loop import LoopRun, Schedule, sampling_plan
+from runtimes.interpreter.request import Request
 from runtimes.interpreter.texts import Tokenizers
+from runtimes.interpreter.timings import Timings
 from runtimes.interpreter.values import Value, together
 from runtimes.plan import SamplingPlan
 from runtimes.programs import statements as form
@@ -36,7 +39,7 @@ class Execution:
 
     def __init__(
         self,
-        call: Call,
+        call: Request,
         sessions: Sessions,
         tokenizers: Tokenizers,
         schedule: Schedule,
@@ -50,6 +53,8 @@ class Execution:
             name: Value(array, call.facts.types[name].rows) for name, array in call.values.items()
         }
         self.emitted: dict[str, Array] = {}
+        self.timings = Timings()
+        self.interrupted = False  # the loop ends before its next step, where it is True
         self._sessions = sessions
         self._tokenizers = tokenizers
         self._known = known
@@ -58,12 +63,17 @@ class Execution:
     def steps(self) -> Generator[Step, Array | None, None]:
         """Run the statements; yield the steps of loops, whose sample `send` replaces. The values
         that were made stand in `values`, what is emitted in `emitted`."""
+        stage = "encode"
         for place in self.call.demand.live:
             statement = self.call.facts.program.steps[place]
             if isinstance(statement, form.Loop):
                 yield from self._loop(statement)
+                stage = "decode"
+            elif isinstance(statement, form.Tokens):
+                self._run(statement)  # which tells tokens and encoding apart
             else:
-                self._run(statement)
+                with self.timings.stage(stage):
+                    self._run(statement)
 
     def plan(self, loop: form.Loop) -> SamplingPlan:
         """Return the plan that a loop follows in this call. Raises InputError, PlanNotFound."""
@@ -94,8 +104,7 @@ class Execution:
             case form.Tokens():
                 self._encode_texts()
             case form.Pixels():
-                array = images.pixels(statement, self.call.images, self.call.symbols)
-                self._put(statement.gives, array, Rows.GIVEN)
+                self._put(statement.gives, self.call.images.pixels[statement.gives], Rows.GIVEN)
             case form.NumberRow():
                 numbers = [n for name in statement.of for n in self.call.numbers[name]]
                 self._put(statement.gives, np.array([numbers], np.float32), Rows.CALL)
@@ -123,7 +132,10 @@ class Execution:
         steps = [self.call.facts.program.steps[place] for place in self.call.demand.live]
         tokens = {step.gives for step in steps if isinstance(step, Tokens)}
         runs = [step for step in self.call.facts.encoders if step in steps]
-        made = texts.encode(self.call, runs, self._tokenizers, self._sessions, self._known)
+        with self.timings.stage("tokenize"):
+            reader = texts.Reader(self.call, self._tokenizers, runs)
+        with self.timings.stage("encode"):
+            made = texts.encode(reader, runs, self._sessions, self._known)
         for name, array in made.items():
             self._put(name, array, Rows.PROMPTS)
         for name in tokens:
@@ -196,20 +208,29 @@ class Execution:
             start += size
 
     def _loop(self, loop: form.Loop) -> Generator[Step, Array | None, None]:
+        name, timings = loop.state.name, self.timings
         with ExitStack() as held:
             run = LoopRun(self.call, loop, self.plan(loop), self.images, self._sessions, held)
-            latents, steps = run.steps(self._generators)
-            self._put(loop.state.name, latents, Rows.IMAGES)
+            with timings.stage("denoise"):
+                latents, steps = run.steps(self._generators)
+            self._put(name, latents, Rows.IMAGES)
             edited: Array | None = None
-            while True:
+            while not self.interrupted:
+                begun = perf_counter()
                 try:
                     step = steps.send(edited)
                 except StopIteration:
                     return
-                self._put(loop.state.name, step.latents, Rows.IMAGES)
+                except NumericalError as error:
+                    raise NumericalError(f"{loop.denoiser}: {error}") from error
+                finally:
+                    spent = perf_counter() - begun
+                    timings.denoise += spent
+                timings.steps.append(spent)
+                self._put(name, step.latents, Rows.IMAGES)
                 edited = yield step
                 if edited is not None:
-                    self._put(loop.state.name, edited, Rows.IMAGES)
+                    self._put(name, edited, Rows.IMAGES)
 
 
 def _row_by_row(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from runtimes.programs import statements as form
 from runtimes.programs.checker import types_of
+from runtimes.programs.demand import of_call
 from runtimes.programs.graphs import Graph
 from runtimes.programs.lengths import stretchable
 from runtimes.programs.statements import Image, Loop, Mask, Numbers, Program, Text
@@ -91,6 +92,12 @@ class Facts:
         return found
 
     @cached_property
+    def of_base(self) -> frozenset[str]:
+        """The values that the base branch needs, whatever else runs."""
+        off = dict.fromkeys(self.numbers, float("-inf"))
+        return of_call(self.program, (), off).values
+
+    @cached_property
     def required(self) -> tuple[str, ...]:
         """The texts that a call must give, unless it gives what is made of them."""
         texts = self.texts.values()
@@ -130,7 +137,33 @@ class Facts:
         outputs = tuple(name for name, value in run.gives.items() if value in self.stretchable)
         return outputs if {graph.outputs[name].shape[1] for name in outputs} == lengths else ()
 
+    @cached_property
+    def scales(self) -> tuple[str, ...]:
+        """The arguments that branches push by, and the one that rescales what comes of it."""
+        pushes = [push.by for branch in self.loop.branches for push in branch.push]
+        rescale = [] if self.loop.rescale is None else [self.loop.rescale]
+        tests = [test.argument for branch in self.loop.branches for test in branch.when]
+        declared = [n for n in self.numbers if n in (*pushes, *rescale, *tests)]
+        return tuple(dict.fromkeys(declared))
+
+    @cached_property
+    def told_numbers(self) -> tuple[str, ...]:
+        """The arguments whose numbers graphs are told, and those of windows of such numbers."""
+        found: list[str] = []
+        for step in self.program.steps:
+            if isinstance(step, form.NumberRow):
+                found += step.of
+            for feed in _feeds(step) if isinstance(step, Loop) else ():
+                if isinstance(feed, form.During):
+                    bounds = (feed.during.start, feed.during.stop)
+                    found += [bound for bound in bounds if isinstance(bound, str)]
+        return tuple(dict.fromkeys(found))
+
     def root(self, text: str) -> str:
         """Return the text that one falls back to in the end."""
         fallback = self.texts[text].fallback
         return text if fallback is None else self.root(fallback)
+
+
+def _feeds(loop: Loop) -> list[form.Feed]:
+    return [*loop.feeds.values(), *(v for branch in loop.branches for v in branch.feeds.values())]

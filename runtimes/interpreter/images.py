@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,12 @@ class Sizes:
     resizes: bool = False
 
     @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of the images in the end."""
+        height, width = [*(self.asked if self.resizes else self.made).values()][:2]
+        return height, width
+
+    @property
     def resized(self) -> tuple[int, int] | None:
         """Height and width that images are resized to in the end; None where they stay."""
         height, width = [*self.asked.values()][:2]
@@ -57,11 +63,13 @@ class Images:
         lists: by argument the single images of each item of its list; of others there is one item.
         masks: float32 [n, 1, height, width] of 0 and 1, in the call's size.
         overlay: what the results are put into, or None.
+        pixels: by name, what the statements of a call make of the images.
     """
 
     lists: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
     masks: Mapping[str, Array] = field(default_factory=dict)
     overlay: masking.Overlay | None = None
+    pixels: Mapping[str, Array] = field(default_factory=dict)
 
 
 def listed(facts: Facts, given: Mapping[str, Any], made: int) -> dict[str, list[list[Any]]]:
@@ -152,6 +160,16 @@ def _cropped(
     ready = {name: [cut(item) for item in items] for name, items in every.items()}
     own = next(name for name in facts.images if name not in facts.masks)
     return ready, masking.Overlay(every[own][0], every[mask][0], boxes)
+
+
+def with_pixels(images: Images, statements: Iterable[Pixels], symbols: Mapping[str, int]) -> Images:
+    """Return the images with what statements make of them.
+
+    Raises:
+        InputError: an array of another size than a statement needs.
+    """
+    made = {each.gives: pixels(each, images, symbols) for each in statements}
+    return replace(images, pixels=made)
 
 
 def pixels(statement: Pixels, images: Images, symbols: Mapping[str, int]) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from runtimes import noise
 from runtimes.blending import blended
 from runtimes.errors import InputError
-from runtimes.interpreter.call import Call
+from runtimes.interpreter.request import Request
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.programs.statements import Branch, During, Feed, Loop, Window, value_of
 from runtimes.sampler import Rescale, Step, denoise
@@ -29,7 +29,7 @@ class Schedule:
     shift: float | None = None
 
 
-def sampling_plan(call: Call, loop: Loop, schedule: Schedule) -> SamplingPlan:
+def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan:
     """Return what of a schedule is run, counted as diffusers' pipelines count it.
 
     Raises:
@@ -42,7 +42,7 @@ def sampling_plan(call: Call, loop: Loop, schedule: Schedule) -> SamplingPlan:
         cutoff = round(schedule.num_train_timesteps * (1 - call.number(part.start)))
         plan = table.plan_from_timestep(steps, cutoff, shift)
     else:
-        plan = table.plan_from_step(steps, _first_step(call, loop, steps), shift)
+        plan = table.plan_from_step(steps, first_step(call, loop, steps), shift)
     stop = 1.0 if part.stop is None else call.number(part.stop)
     if stop == 1:
         return plan
@@ -53,8 +53,12 @@ def sampling_plan(call: Call, loop: Loop, schedule: Schedule) -> SamplingPlan:
     return plan.until(kept)
 
 
-def _first_step(call: Call, loop: Loop, steps: int) -> int:
-    """Return the step to start with, as diffusers' image-to-image pipelines choose it."""
+def first_step(call: Request, loop: Loop, steps: int) -> int:
+    """Return the step to start with, as diffusers' image-to-image pipelines choose it.
+
+    Raises:
+        InputError: the strength leaves no step.
+    """
     if loop.part.strength is None:
         return 0
     strength = call.number(loop.part.strength)
@@ -68,6 +72,41 @@ def _first_step(call: Call, loop: Loop, steps: int) -> int:
     return steps - kept
 
 
+def live_branches(call: Request, loop: Loop) -> list[Branch]:
+    """Return the branches that run in a call."""
+    return [branch for branch in loop.branches if call.holds(branch.when)]
+
+
+def guided(call: Request, loop: Loop, evaluations: int) -> list[bool]:
+    """Return for each evaluation whether all branches of the call run, not the base alone."""
+    windows = [b.during for b in live_branches(call, loop) if b.during is not None]
+    within = [in_window(call, loop, window, evaluations)[:, 0] for window in windows]
+    return [all(bool(each[index]) for each in within) for index in range(evaluations)]
+
+
+def batches(call: Request, evaluations: int) -> list[int]:
+    """Return how many rows the denoiser gets in the evaluations of a call."""
+    loop = call.facts.loop
+    whole = len(live_branches(call, loop)) * call.made
+    return [whole] if all(guided(call, loop, evaluations)) else [whole, call.made]
+
+
+def in_window(call: Request, loop: Loop, window: Window, evaluations: int) -> Array:
+    """Return whether each evaluation is in a window: bool [evaluations, columns], one column where
+    the window is the same for all."""
+    places = np.arange(evaluations).reshape(-1, 1)
+    bounds = (window.start, window.stop)
+    start, stop = (
+        np.array(call.numbers[bound] if isinstance(bound, str) else (bound,)) for bound in bounds
+    )
+    if window.count == "within":
+        return (places / evaluations >= start) & ((places + 1) / evaluations <= stop)
+    # Of the step count, though some schedulers evaluate more often: so does diffusers.
+    whole = evaluations if window.count == "floor" else int(call.number(loop.plan.steps))
+    first, end = ((whole * each).astype(np.int64) for each in (start, stop))
+    return (first <= places) & (places < end)
+
+
 class LoopRun:
     """One loop of one call.
 
@@ -78,7 +117,7 @@ class LoopRun:
 
     def __init__(
         self,
-        call: Call,
+        call: Request,
         loop: Loop,
         plan: SamplingPlan,
         images: Callable[[str], Array],
@@ -91,7 +130,7 @@ class LoopRun:
         self._images = images
         self._sessions = sessions
         self._held = held
-        self.branches = [each for each in loop.branches if call.holds(each.when)]
+        self.branches = live_branches(call, loop)
         self._base = next(each for each in self.branches if not each.push)
 
     def steps(
@@ -100,14 +139,14 @@ class LoopRun:
         """Return the first sample and the steps from there."""
         loop, call = self._loop, self._call
         first = self._first()
-        guided = self._guided()
+        all_run = guided(call, loop, self._plan.num_evaluations)
         steps = denoise(
             self._plan,
             first,
-            self._predict(guided),
+            self._predict(all_run),
             lambda: noise.draw(generators, first.shape),
             weights=self._weights(),
-            guided=guided,
+            guided=all_run,
             rescale=self._rescale(),
         )
         keep = loop.state.keep
@@ -153,17 +192,10 @@ class LoopRun:
             return None
         return Rescale(amount, self.branches.index(self._base))
 
-    def _guided(self) -> list[bool]:
-        """Return for each evaluation whether all branches run."""
-        count = self._plan.num_evaluations
-        windows = {each.during for each in self.branches if each.during is not None}
-        within = [self._within(window, 1)[:, 0] for window in windows]
-        return [all(bool(each[index]) for each in within) for index in range(count)]
-
-    def _predict(self, guided: list[bool]) -> StepCache:
+    def _predict(self, all_run: list[bool]) -> StepCache:
         made = self._call.made
         by_rows = {len(self.branches) * made: self._constants(self.branches)}
-        if len(self.branches) > 1 and not all(guided):
+        if len(self.branches) > 1 and not all(all_run):
             by_rows[made] = self._constants([self._base])
         varying = {rows: self._varying(own) for rows, own in by_rows.items()}
         changing = {name for steps in varying.values() for name in steps[0]}
@@ -177,7 +209,7 @@ class LoopRun:
             self._bind(self._loop.denoiser, fixed),
             self._bind(cache.component, fixed) if cache is not None and interval > 1 else {},
             () if cache is None else cache.keeps,
-            kinds(guided, interval),
+            kinds(all_run, interval),
             varying if changing else None,
         )
 
@@ -196,7 +228,7 @@ class LoopRun:
         """Return for each evaluation the feeds that are not the same in all of them."""
         count = self._plan.num_evaluations
         windows = {
-            name: self._within(feed.during, constants[name].shape[1])
+            name: in_window(self._call, self._loop, feed.during, count)
             for name, feed in self._feeds(self._base).items()
             if isinstance(feed, During)
         }
@@ -209,22 +241,6 @@ class LoopRun:
             }
             for index in range(count)
         ]
-
-    def _within(self, window: Window, columns: int) -> Array:
-        """Return whether each evaluation is in a window: bool [evaluations, columns], or one column
-        for all alike."""
-        count = self._plan.num_evaluations
-        places = np.arange(count).reshape(-1, 1)
-        start, stop = (np.array(self._bound(each)) for each in (window.start, window.stop))
-        if window.count == "within":
-            return (places / count >= start) & ((places + 1) / count <= stop)
-        # Of the step count, though some schedulers evaluate more often: so does diffusers.
-        whole = count if window.count == "floor" else int(self._call.number(self._loop.plan.steps))
-        first, end = ((whole * each).astype(np.int64) for each in (start, stop))
-        return (first <= places) & (places < end)
-
-    def _bound(self, bound: float | str) -> tuple[float, ...]:
-        return self._call.numbers[bound] if isinstance(bound, str) else (bound,)
 
     def _bind(
         self, component: str, by_rows: Mapping[int, Mapping[str, Array]]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtimes import prompt_weights
-from runtimes.conditioning import Encoded, check_finite, run_encoder
+from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
-from runtimes.interpreter.call import Call
 from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.request import Request
 from runtimes.programs.statements import Run, Tokens
 from runtimes.session import Array
 from runtimes.sessions import Sessions
@@ -39,11 +39,7 @@ class _Tokenized:
 
 
 def encode(
-    call: Call,
-    runs: Sequence[Run],
-    tokenizers: Tokenizers,
-    sessions: Sessions,
-    known: Encoded | None,
+    reader: Reader, runs: Sequence[Run], sessions: Sessions, known: Encoded | None
 ) -> dict[str, Array]:
     """Run the encoders on the texts of a call; return the values that `runs` give, a row for each
     prompt.
@@ -54,21 +50,19 @@ def encode(
         InputError: encoded texts were given, and texts do not get to their length.
         NumericalError: an encoder returned NaN or infinity.
     """
-    reader = _Reader(call, tokenizers, runs)
     values: dict[str, Array] = {}
-    for component in dict.fromkeys(run.component for run in runs):
-        own = [run for run in runs if run.component == component]
-        tokenized = reader.of_encoder(own)
+    for component, tokenized in reader.tokenized.items():
         outputs = run_encoder(sessions, component, tokenized.ids, known)
-        for run in own:
-            values |= reader.taken(run, tokenized, outputs)
+        for run in runs:
+            if run.component == component:
+                values |= reader.taken(run, tokenized, outputs)
     return values
 
 
-class _Reader:
+class Reader:
     """Reads the texts of one call for the encoders that run on them."""
 
-    def __init__(self, call: Call, tokenizers: Tokenizers, runs: Sequence[Run]) -> None:
+    def __init__(self, call: Request, tokenizers: Tokenizers, runs: Sequence[Run]) -> None:
         self._call = call
         self._facts = call.facts
         self._tokenizers = tokenizers
@@ -80,6 +74,10 @@ class _Reader:
                 self._read(run.component, self._statements[name])
         self._count = max(map(len, self._chunks.values()), default=1)
         self._count = _as_given(call, self._facts, runs, self._count, self._chunkable)
+        self.tokenized = {
+            component: self.of_encoder([run for run in runs if run.component == component])
+            for component in dict.fromkeys(run.component for run in runs)
+        }
 
     def _read(self, component: str, tokens: Tokens) -> None:
         """Read the texts of a statement in chunks."""
@@ -168,7 +166,7 @@ class _Reader:
 
 
 def _as_given(
-    call: Call, facts: Facts, runs: Sequence[Run], count: int, chunkable: frozenset[str]
+    call: Request, facts: Facts, runs: Sequence[Run], count: int, chunkable: frozenset[str]
 ) -> int:
     """Return how many chunks the texts need to be as long as the encoded texts that were given."""
     asked = set()
@@ -178,7 +176,8 @@ def _as_given(
         if runs and (rest or times < count or (times > 1 and not chunkable)):
             raise InputError(
                 f"{name!r} has {length} positions, and the texts of this call make "
-                f"{chunk * count}: give encoded texts for all"
+                f"{chunk * count}{', or a multiple of that' if chunkable else ''}: give encoded "
+                "texts for all"
             )
         asked.add(times)
     if len(asked) > 1:

@@ -130,7 +130,10 @@ class _Walk:
         todo = [*arguments]
         while todo:
             argument = known.get(todo.pop())
-            if not isinstance(argument, Text | Numbers) or argument.name in self._given:
+            if not isinstance(argument, Text | Numbers):
+                continue
+            # A text that others fall back to counts beside them: it says that there is one.
+            if isinstance(argument, Numbers) and argument.name in self._given:
                 continue
             if argument.fallback is not None and argument.fallback not in arguments:
                 arguments.add(argument.fallback)

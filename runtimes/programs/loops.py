@@ -11,6 +11,7 @@ from runtimes.programs.statements import Branch, During, Feed, Loop, Numbers, Wi
 from runtimes.programs.values import Rows, Type, fits, type_of
 
 MOST_BRANCHES = 16
+MOST_STEPS = 10_000  # plans have fewer, and what is counted beforehand stays short
 
 
 def loop_type(loop: Loop, types: Mapping[str, Type]) -> Type:
@@ -52,6 +53,9 @@ def _argument_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> It
     for name in (*names, *pushes):
         if name is not None and _count(arguments.get(name)) != 1:
             yield f"{name!r} is no number"
+    steps = arguments.get(loop.plan.steps)
+    if isinstance(steps, Numbers) and not 1 <= (steps.most or 0) <= MOST_STEPS:
+        yield f"{loop.plan.steps!r} must have a largest number of at most {MOST_STEPS}"
     if loop.plan.scheduler in arguments:
         yield f"{loop.plan.scheduler!r} is no scheduler"
 

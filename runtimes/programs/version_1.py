@@ -12,9 +12,11 @@ from itertools import count, pairwise
 
 from msgspec import structs
 
+from runtimes.errors import BundleError
 from runtimes.manifest import Branch as OldBranch
 from runtimes.manifest import Component, Embedding, Manifest, Tokenizer, VectorInput
 from runtimes.programs import statements as form
+from runtimes.programs.loops import MOST_STEPS
 from runtimes.programs.statements import Feed, Program, Statement, Test
 from runtimes.sizes import BINNING
 from runtimes.tasks import NOISE, START, STEPS, Preparation, Task, argument
@@ -23,7 +25,7 @@ from runtimes.tasks import Feed as OldFeed
 _LATENTS, _IMAGE_LATENTS = "latents", "image_latents"
 
 
-class Untranslatable(Exception):
+class Untranslatable(BundleError):
     """What a manifest says cannot be said in statements."""
 
 
@@ -159,7 +161,7 @@ class _Translation:
         if manifest.shallow() is not None:
             self._declare(form.Numbers(name="cache_interval", default=(1,), least=1, whole=True))
         steps = task.defaults.get(STEPS, (manifest.defaults.num_inference_steps,))
-        self._declare(form.Numbers(name=STEPS, default=steps, least=1, whole=True))
+        self._declare(form.Numbers(name=STEPS, default=steps, least=1, most=MOST_STEPS, whole=True))
         if task.strength is not None:
             self._declare(form.Numbers(name="strength", default=(task.strength,), above=0, most=1))
         if task.start_picture() is not None:

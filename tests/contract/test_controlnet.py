@@ -229,7 +229,7 @@ def test_what_went_in(controlled: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({}, "gives no picture; this bundle takes 'control_image'"),
+        ({}, "gives no image; this bundle takes 'control_image'"),
         ({"control_image": outline(48, 32)}, "expected a list of 2"),
         ({"control_image": [outline(48, 32)] * 3}, "expected a list of 2"),
         ({"control_image": [outline(48, 32), "x.png"]}, "expected a Pillow image"),

@@ -79,7 +79,7 @@ def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
 
 def test_bad_input(ours: Any) -> None:
     pipe = ours("depth", "onnxruntime")
-    with pytest.raises(InputError, match="gives no picture; this bundle takes 'image'"):
+    with pytest.raises(InputError, match="gives no image; this bundle takes 'image'"):
         pipe.stream("red")
     with pytest.raises(InputError, match="'strength' must be above 0"):
         pipe.stream("red", image=picture(48, 32), strength=0)

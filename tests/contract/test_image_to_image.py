@@ -180,7 +180,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({"strength": 0.5}, "none to start from was given"),
+        ({"strength": 0.5}, "changes nothing in text-to-image"),
         ({"image": "cat.png"}, "expected a Pillow image"),
         ({"image": []}, "expected a Pillow image"),
         ({"image": np.zeros((32, 32))}, "not an array"),
@@ -192,7 +192,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
         ({"image": picture(32, 32), "strength": 0}, "above 0 and at most 1"),
         ({"image": picture(32, 32), "strength": 1.5}, "above 0 and at most 1"),
         ({"image": picture(32, 32), "strength": 0.1}, "leaves none"),
-        ({"image": [picture(32, 32)] * 2}, "2 pictures in 'image' for 1"),
+        ({"image": [picture(32, 32)] * 2}, "2 images in 'image' for 1"),
         ({"image": [picture(32, 32), picture(16, 32)], "num_images_per_prompt": 2}, "2 sizes"),
         (
             {"image": picture(32, 32), "latents": np.zeros((1, 4, 16, 16), np.float32)},

@@ -192,7 +192,7 @@ def test_a_bundle_of_its_class(bundles: Callable[[str], Path]) -> None:
     assert [task.name for task in manifest.tasks] == ["inpainting"]
     assert manifest.latents.channels == 4
     assert all(build.verification and build.verification.passed for build in manifest.builds)
-    with latentc.load(bundles("inpaint")) as pipe, pytest.raises(InputError, match="no picture"):
+    with latentc.load(bundles("inpaint")) as pipe, pytest.raises(InputError, match="no image"):
         pipe("red")
 
 
@@ -203,7 +203,7 @@ def test_a_bundle_of_its_class(bundles: Callable[[str], Path]) -> None:
         ({"mask_image": np.zeros((32, 48), np.uint8)}, "all black"),
         ({"mask_image": Image.new("L", (48, 32)), "padding_mask_crop": 2}, "all black"),
         ({"mask_image": np.zeros((32, 48, 3))}, "not an array"),
-        ({"mask_image": [mask(48, 32)] * 2}, "2 pictures in 'mask_image' for 1"),
+        ({"mask_image": [mask(48, 32)] * 2}, "2 images in 'mask_image' for 1"),
         ({"strength": 1.5}, "above 0 and at most 1"),
         ({"mask_blur": -1}, "at least 0 pixels"),
         ({"padding_mask_crop": -1}, "at least 0 pixels"),
@@ -222,7 +222,7 @@ def test_other_bundles(sd_bundle: Path, ours: Any) -> None:
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--task inpainting"):
         pipe("red", image=picture(48, 32), mask_image=where)
     pipe = ours("sd", "onnxruntime")
-    with pytest.raises(InputError, match="this bundle takes no picture"):
+    with pytest.raises(InputError, match="this bundle takes no image"):
         pipe.stream("red", mask_image=where)
     with pytest.raises(InputError, match="no mask was given"):
         pipe.stream("red", image=picture(48, 32), mask_blur=3)

@@ -200,7 +200,7 @@ def test_bad_input(
     assert not (tmp_path / "b").exists()
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--ip-adapter"):
         pipe("red", ip_adapter_image=picture(32, 32))
-    with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no picture"):
+    with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no image"):
         pipe("red")
     with latentc.load(adapted("sd-plus"), backend="onnxruntime") as pipe:
         for call, says in (

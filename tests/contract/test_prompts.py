@@ -411,7 +411,7 @@ def array(*shape: int) -> np.ndarray:
             {"prompt_embeds": array(1, 77, 32), "negative_prompt_embeds": array(1, 154, 32)},
             "encoded texts of different lengths",
         ),
-        ("sd", {"prompt_embeds": array(1, 80, 32)}, "have 80 positions.* make 77, or a multiple"),
+        ("sd", {"prompt_embeds": array(1, 80, 32)}, "has 80 positions.* make 77, or a multiple"),
         (
             "sd",
             {
@@ -419,7 +419,7 @@ def array(*shape: int) -> np.ndarray:
                 "max_embeddings_multiples": 3,
                 "negative_prompt_embeds": array(1, 77, 32),
             },
-            "have 77 positions.* make 231",
+            "has 77 positions.* make 231",
         ),
         ("sd", {"prompt": "a", "pooled_prompt_embeds": array(1, 20)}, "unknown argument"),
         ("sdxl", {"prompt_embeds": array(1, 77, 56)}, "without 'pooled_prompt_embeds'"),
@@ -435,7 +435,7 @@ def array(*shape: int) -> np.ndarray:
                 "prompt_embeds": array(1, 77, 56),
                 "pooled_prompt_embeds": array(1, 20),
             },
-            "'prompt_2' and 'prompt_embeds' say",
+            "'prompt_2' and '(pooled_)?prompt_embeds' say",
         ),
         (
             "sdxl",

@@ -100,7 +100,7 @@ def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     ("call", "says"),
     [
         ({"denoising_start": 0.5, "image": picture(32, 32)}, "another run's latents"),
-        ({"denoising_end": 1.5}, "a fraction between 0 and 1"),
+        ({"denoising_end": 1.5}, "above 0 and at most 1"),
         ({"denoising_end": 0.01}, "leaves no step"),
         ({"denoising_start": 0.999, "image": np.zeros((1, 4, 16, 16))}, "cannot begin there"),
         (

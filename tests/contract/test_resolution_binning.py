@@ -98,8 +98,8 @@ def test_binned_sizes(side: int, height: int, width: int, pair: Any) -> None:
 def test_the_default_size_and_the_size_itself(pair: Any) -> None:
     ours, theirs = pair(PixArtSigmaPipeline, 64)
     size = {"height": 512, "width": 512}
-    assert ours.stream(**CALL).request.size == ours.stream(**CALL, **size).request.size
-    assert ours.stream(**CALL).request.size.image == (512, 512)
+    assert ours.stream(**CALL).request.sizes == ours.stream(**CALL, **size).request.sizes
+    assert ours.stream(**CALL).request.sizes.image == (512, 512)
     call = {"height": 80, "width": 48, "use_resolution_binning": False}
     result = ours(**CALL, **call, seed=7, output_type="np")
     assert_same(result, *reference(theirs, **call))
@@ -107,7 +107,7 @@ def test_the_default_size_and_the_size_itself(pair: Any) -> None:
     assert np.asarray(ours(**CALL, height=100, width=60, seed=7).images[0]).shape == (100, 60, 3)
     run = ours.stream(**CALL, height=100, width=60, seed=7)
     assert next(run).preview()[0].size == (60, 100)
-    assert run.request.sizes() == {(60, 100)}
+    assert run.request.image_sizes() == {(60, 100)}
 
 
 @pytest.mark.fault("3.8", "PixArt: the size that a model is told is the one of the list")
@@ -153,9 +153,9 @@ def test_what_is_refused(pair: Any) -> None:
     for pipe, call, says in cases:
         with pytest.raises(InputError, match=says):
             pipe.stream(**CALL, **call)
-    assert without.stream(**CALL).request.size.image == (128, 128)
+    assert without.stream(**CALL).request.sizes.image == (128, 128)
     given = {"latents": latents, "use_resolution_binning": False}
-    assert ours.stream(**CALL, **given).request.size.image == (48, 80)
+    assert ours.stream(**CALL, **given).request.sizes.image == (48, 80)
 
 
 @pytest.mark.fault("3.8", "PixArt: sizes that it makes in another one, and resizes")

@@ -274,7 +274,7 @@ def test_what_went_in(adapted: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "call", "says"),
     [
-        ("sdxl", {}, "gives no picture; this bundle takes 'image'"),
+        ("sdxl", {}, "gives no image; this bundle takes 'image'"),
         ("sdxl", {"image": "x.png"}, "expected a Pillow image"),
         ("sdxl", {"image": picture(48, 32), "strength": 0.5}, "no use for strength"),
         (

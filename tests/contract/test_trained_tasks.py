@@ -97,7 +97,7 @@ def test_what_the_bundles_say(bundles: Callable[[str], Path]) -> None:
 
 
 def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="gives no picture; this bundle takes 'image'"):
+    with pytest.raises(InputError, match="gives no image; this bundle takes 'image'"):
         ours("pix2pix", "onnxruntime").stream("red")
     for level in (-1, 51):
         with pytest.raises(InputError, match="'noise_level' must be from 0 to 50"):

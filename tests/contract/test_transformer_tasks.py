@@ -320,7 +320,7 @@ def test_true_guidance_in_a_graph_of_one_size(
         with latentc.load(folder, backend="openvino", static={**size, **scale}) as pipe:
             found = pipe(**call, **more).latents
             assert relative_l2(found, ours("flux-dev", "openvino")(**call, **more).latents) < 1e-5
-            with pytest.raises(InputError, match="rows of guidance and pictures"):
+            with pytest.raises(InputError, match="rows of guidance and images"):
                 pipe(**call, **({} if more else guided))
     with pytest.raises(InputError, match="guidance_scale, true_cfg_scale, not batch"):
         latentc.load(folder, backend="openvino", static={"batch": 1})
@@ -480,7 +480,7 @@ def test_weights(name: str, backend: str, ours: Any, theirs: Any) -> None:
         ),
         (
             "sd3",
-            {"prompt_embeds": np.ones((1, 333, 24)), "pooled_prompt_embeds": np.ones((1, 20))},
+            {"prompt_embeds": np.ones((1, 333, 24)), "pooled_prompt_embeds": np.ones((1, 18))},
             "numbers where this bundle's encoders have none",
         ),
         (
@@ -599,5 +599,5 @@ def test_defaults_of_filling(ours: Any, theirs: Any) -> None:
     assert found.settings["strength"] == 1.0
     description = described(theirs("flux-fill", "inpainting"), "FluxFillPipeline")
     assert description.num_inference_steps == 50
-    with pytest.raises(InputError, match="this call gives no picture; this bundle takes 'image'"):
+    with pytest.raises(InputError, match="this call gives no image; this bundle takes 'image'"):
         pipe(**CALL, **SIZES["flux-fill"])

@@ -165,5 +165,6 @@ def test_a_plain_call_uses_them(pipeline_folder: Callable[[str], Path], tmp_path
         pipe = uncaptured(pipeline_folder(name), tmp_path / name, (IMAGE, MASK), steps=(28, 50))
         for task, pictures in {TEXT: (), IMAGE: ("image",), MASK: tuple(given)}.items():
             request = pipe.stream("red", **{each: given[each] for each in pictures}).request
-            found = request.num_inference_steps, request.scales["guidance_scale"], request.strength
-            assert (request.task.name, found) == (task, expected[task])
+            strength = request.numbers.get("strength", (1.0,))[0]
+            found = request.num_inference_steps, request.scales["guidance_scale"], strength
+            assert (request.facts.program.name, found) == (task, expected[task])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from latentc import cli
 from runtimes import backend as engines
-from runtimes import loading
+from runtimes.interpreter import calls
 from runtimes.manifest import MANIFEST, Manifest
 from runtimes.pipeline import Pipeline
 from tests.conftest import Run
@@ -98,8 +98,8 @@ def test_every_option(bundle: Path, run: Run) -> None:
 @pytest.mark.fault("3.1", "the call that is checked before the load is the one that is drawn")
 def test_a_call_is_read_once(bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    real = loading.parse
-    monkeypatch.setattr(loading, "parse", lambda *given: reads.append(given) or real(*given))
+    real = calls.parse
+    monkeypatch.setattr(calls, "parse", lambda *given: reads.append(given) or real(*given))
     code, out, _ = run("generate", bundle, "a", "--steps", 2, "--json")
     assert code == 0
     assert len(reads) == 1
@@ -132,7 +132,7 @@ def test_a_long_prompt_warns_in_one_line(bundle: Path, run: Run) -> None:
         (["generate", "nowhere", "a"], 4, "error: no bundle at nowhere: no such folder"),
         (["generate", "BUNDLE"], 2, "error: no text given: this bundle needs 'prompt'"),
         (["generate", "BUNDLE", "a", "--steps", "3"], 2, "error: scheduler 'plain': no sampling"),
-        (["generate", "BUNDLE", "a", "--steps", "0"], 2, "'num_inference_steps' must be at least"),
+        (["generate", "BUNDLE", "a", "--steps", "0"], 2, "'num_inference_steps' must be from 1 to"),
         (["generate", "BUNDLE", "a", "--steps", "x"], 2, "Invalid value for '--steps'"),
         (["generate", "BUNDLE", "a", "--height", "15"], 2, "height 15 is not a multiple of 4"),
         (["generate", "BUNDLE", "a", "--scheduler", "x"], 2, "it has: plain, noisy"),
@@ -190,7 +190,7 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runtimes.run.denoise", interrupted)
+    monkeypatch.setattr("runtimes.interpreter.loop.denoise", interrupted)
     code, _, err = run("generate", bundle, "a")
     assert (code, err.split()) == (130, ["interrupted"])
     assert not list(tmp_path.glob("*.png"))

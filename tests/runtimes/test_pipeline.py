@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.conditioning import Encoded
+from runtimes.encoded import Encoded
 from runtimes.errors import (
     BackendError,
     BundleError,
@@ -487,12 +487,15 @@ def test_closing(bundle: Path) -> None:
         ({"prompt": ["a", "b"], "prompt_2": ["a"] * 3}, "'prompt' has 2 texts for 3 prompts"),
         ({"prompt": "a", "nonsense": 1}, "unknown argument 'nonsense'; this bundle takes: prompt,"),
         ({"prompt": "a", "batch_size": 2}, "unknown argument 'batch_size'"),
-        ({"prompt": "a", "num_inference_steps": 0}, "'num_inference_steps' must be at least 1"),
+        (
+            {"prompt": "a", "num_inference_steps": 0},
+            "'num_inference_steps' must be from 1 to 10000",
+        ),
         ({"prompt": "a", "num_inference_steps": 2.5}, "'num_inference_steps' must be an integer"),
         ({"prompt": "a", "num_inference_steps": True}, "must be an integer, not True"),
         ({"prompt": "a", "num_images_per_prompt": 0}, "'num_images_per_prompt' must be at least 1"),
         ({"prompt": "a", "guidance_scale": float("nan")}, "'guidance_scale' must be finite"),
-        ({"prompt": "a", "guidance_stop": 1.5}, "expected fractions of the steps, 0 <="),
+        ({"prompt": "a", "guidance_stop": 1.5}, "'guidance_stop' must be from 0 to 1"),
         ({"prompt": "a", "guidance_start": 0.5, "guidance_stop": 0.5}, "guidance_start' 0.5 and"),
         ({"prompt": "a", "guidance_scale": "7"}, "'guidance_scale' must be a number, not '7'"),
         ({"prompt": "a", "height": 18}, "height 18 is not a multiple of 4; nearest: 16 or 20"),

@@ -127,7 +127,7 @@ def test_arguments_of_the_call_win(bundle: Path) -> None:
 
         def window(**arguments: Any) -> tuple[float, float]:
             request = pipe.stream("a", **arguments).request
-            return request.guidance_start, request.guidance_stop
+            return request.number("guidance_start"), request.number("guidance_stop")
 
         assert window() == (0.25, 0.5)
         assert window(guidance_stop=0.75) == (0.0, 0.75)
@@ -284,7 +284,7 @@ def test_without_a_record_the_manifest_chooses(
         pipe = load(folder, preset=preset)
     assert pipe.build.name == build
     assert pipe.settings()["preset"] == preset
-    assert pipe.stream("a").request.guidance_stop == 1.0
+    assert pipe.stream("a").request.number("guidance_stop") == 1.0
     with pytest.warns(UserWarning, match="fake-bf16"):
         load(folder, preset=preset, precision="bf16").close()
 

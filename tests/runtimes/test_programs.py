@@ -65,7 +65,8 @@ DOCUMENT: dict[str, Any] = {
         {"kind": "mask", "name": "mask_image"},
         {"kind": "numbers", "name": "strength", "default": [1.0], "above": 0, "most": 1},
         {"kind": "numbers", "name": "guidance_scale", "default": [7.5]},
-        {"kind": "numbers", "name": "num_inference_steps", "default": [50], "whole": True},
+        {"kind": "numbers", "name": "num_inference_steps", "default": [50], "whole": True,
+         "most": 1000},
     ],
     "steps": [
         {"do": "tokens", "gives": "_ids", "tokenizer": "tokenizer", "text": "prompt"},
@@ -171,6 +172,10 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
             {**d["steps"][LOOP]["branches"][0], "name": f"b{i}"} for i in range(16)
         ),
         "expected 1 to 16",
+    ),
+    "steps without end": (
+        lambda d: d["arguments"][6].pop("most"),
+        "must have a largest number of at most 10000",
     ),
     "no clean value": (lambda d: d["steps"][LOOP]["state"].pop("clean"), "none to start from"),
     "a clean value of another form": (put("_pixels", *STATE, "clean"), "'_pixels' is floats"),

@@ -1,4 +1,4 @@
-"""Tasks that a manifest may not have, and what their branches and vectors become."""
+"""Tasks that a manifest may not have, and windows of a loop."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 from msgspec import structs
 
 from runtimes import task_rules
-from runtimes.conditioning import windowed
-from runtimes.manifest import Argument, Branch, Component, Manifest, TensorSpec, VectorInput
-from runtimes.preparation import Pictured, Prepared
-from runtimes.request import Request
+from runtimes.interpreter.loop import in_window
+from runtimes.interpreter.request import Request
+from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.programs.statements import Loop, Plan, Window
 from runtimes.tasks import Feed, Preparation, Task
 from tests import fakes
 
@@ -68,35 +67,16 @@ def test_others(change: dict[str, Any], says: str, manifest: Manifest) -> None:
     assert any(says in each for each in said(manifest, structs.replace(whole, **change)))
 
 
-def test_rows_of_branches() -> None:
-    values, others = np.full((2, 3), 5.0), np.full((2, 3), 7.0)
-    branches = [Branch("negative", "negative_", "empty", 1.0), Branch("positive", "", "empty", 0.0)]
-    prepared = Prepared(
-        conditioning={
-            "all": Pictured(values),
-            "zeros": Pictured(values, ("positive",)),
-            "others": Pictured(values, ("positive",), others),
-        }
-    )
-    rows = {name: each[:, 0].tolist() for name, each in prepared.rows(branches).items()}
-    assert rows == {"all": [5] * 4, "zeros": [0, 0, 5, 5], "others": [7, 7, 5, 5]}
-
-
 @pytest.mark.parametrize(
     ("steps", "share"), [(100, 0.29), (100, 0.57), (10, 0.7), (4, 0.0), (4, 1.0), (7, 0.5)]
 )
 def test_a_share_of_the_steps_is_rounded_down(steps: int, share: float) -> None:
     """As ``int(num_inference_steps * adapter_conditioning_factor)``, rounding errors included,
     whatever number of evaluations there is."""
-    vector = VectorInput("scale", ("scale",), until="share")
-    arguments = (Argument("scale", (1.0, 1.0)), Argument("share", (1.0,)))
-    manifest = cast(Manifest, SimpleNamespace(vectors=(vector,), arguments=arguments))
     request = cast(
-        Request,
-        SimpleNamespace(task=Task("any"), numbers={"share": (share,)}, num_inference_steps=steps),
+        Request, SimpleNamespace(numbers={"share": (share,)}, number=lambda name: float(steps))
     )
+    loop = cast(Loop, SimpleNamespace(plan=Plan()))
     evaluations = 2 * steps - 1
-    made = windowed(manifest, request, {"scale": np.array([[2.0, 3.0]])}, evaluations)
-    kept = [index for index, each in enumerate(made) if each["scale"].tolist() == [[2.0, 3.0]]]
-    assert kept == [index for index in range(evaluations) if index < int(steps * share)]
-    assert all(not each["scale"].any() for index, each in enumerate(made) if index not in kept)
+    kept = in_window(request, loop, Window(count="steps", stop="share"), evaluations)
+    assert kept[:, 0].tolist() == [index < int(steps * share) for index in range(evaluations)]

@@ -18,7 +18,7 @@ from latentc import cli
 from runtimes import backend as engines
 from runtimes import judges, plugins, report, setups, tune
 from runtimes.bundle import Bundle
-from runtimes.conditioning import Encoded
+from runtimes.encoded import Encoded
 from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
 from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
 from runtimes.pipeline import Pipeline, load
@@ -308,7 +308,6 @@ class Stub:
         stop = int(call.get("guidance_stop", 1) * total)
         guided = [index < stop for index in range(total)]
         timings = Timings(tokenize=0.5, encode=0.25)
-        request = SimpleNamespace(guided=lambda count: guided)
 
         class Stepping:
             num_timesteps = total
@@ -323,7 +322,7 @@ class Stub:
                 pass
 
         made: Any = Stepping()
-        made.timings, made.request = timings, request
+        made.timings, made.guided = timings, lambda: guided
         return made
 
     def decode(self, latents: Any) -> None:

@@ -1,0 +1,223 @@
+"""Texts, numbers and arrays of a call, checked against the arguments of its program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtimes import argument_values as checked
+from runtimes.errors import InputError, first_line
+from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.images import MaskOptions
+from runtimes.programs.statements import Cut, Image, Numbers
+from runtimes.programs.values import Rows
+from runtimes.session import Array
+
+_MOST_BLUR = 1 << 16  # pixels, as long as the longest side
+
+
+def taken_as_values(
+    facts: Facts, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part what is given into arguments and values; latents in the place of an image are a value,
+    told apart by their channels as in diffusers."""
+    values = {name: given[name] for name in given if name in facts.public}
+    arguments = {name: value for name, value in given.items() if name not in values}
+    for name, argument in facts.images.items():
+        if not isinstance(argument, Image) or argument.latents is None or name not in arguments:
+            continue
+        shape = tuple(getattr(arguments[name], "shape", ()))
+        channels = facts.types[argument.latents].shape[0].offset
+        if len(shape) == 4 and shape[1] == channels:
+            values[argument.latents] = arguments.pop(name)
+    return arguments, values
+
+
+def encoded_rows(facts: Facts, values: Mapping[str, Array]) -> int:
+    """Return how many prompts the given encoded texts are for; 0 where there are none."""
+    for names in facts.groups.values():
+        here = [name for name in names if name in values]
+        missing = [name for name in names if name not in values]
+        if here and missing:
+            raise InputError(
+                f"{' and '.join(map(repr, here))} without {' and '.join(map(repr, missing))}: this "
+                "bundle needs all of them (encode_prompt gives them), or a text"
+            )
+    of_prompts = [n for n in values if facts.types[n].rows == Rows.PROMPTS and n in facts.of_base]
+    return max((len(values[name]) for name in of_prompts), default=0)
+
+
+def texts_of(
+    facts: Facts, given: Mapping[str, Any], encoded: int
+) -> tuple[dict[str, tuple[str, ...]], int]:
+    """Return the texts, one for each prompt, and how many prompts there are."""
+    if not facts.texts:
+        return {}, checked.count(given, "batch_size", 1, checked.MOST_IMAGES)
+    lists = {n: checked.strings(n, given[n]) for n in facts.texts if n in given}
+    # An empty string beside a text that it falls back to is none, as in diffusers.
+    lists = {n: v for n, v in lists.items() if given[n] or facts.texts[n].fallback is None}
+    own = [len(v) for n, v in lists.items() if facts.root(n) in facts.required]
+    if lists and not own and not encoded:
+        raise InputError(missing(facts, facts.required[0]))
+    prompts = max(own, default=encoded or 1)
+    for name, values in lists.items():
+        if len(values) != prompts and not isinstance(given[name], str):
+            raise InputError(f"{name!r} has {len(values)} texts for {prompts} prompts")
+    texts = {name: values * (prompts // len(values)) for name, values in lists.items()}
+    for name, text in facts.texts.items():
+        if name not in texts and text.default is not None:
+            texts[name] = (text.default,) * prompts
+        elif name not in texts and text.fallback in texts:
+            texts[name] = texts[text.fallback]
+    return texts, prompts
+
+
+def array_of(facts: Facts, name: str, value: Any) -> Array:
+    """Return what a call gives for a value as numbers with as many axes as it has, and a row."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"of {array.dtype}")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name!r} must be an array of numbers: {first_line(error)}") from None
+    kind = facts.types[name]
+    if array.ndim != len(kind.shape) + 1 or not array.size:
+        shape = ", ".join(map(str, ("rows", *kind.shape)))
+        raise InputError(f"{name!r} must have the shape [{shape}], not {[*array.shape]}")
+    return array
+
+
+def shaped(facts: Facts, name: str, array: Array, prompts: int, made: int) -> Array:
+    """Return a given value in its dtype, with a row for what its type says."""
+    kind = facts.types[name]
+    dtype = np.dtype(np.int64 if kind.integers else np.float32)
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(array, dtype)
+    wanted: list[int | str] = [str(e) if e.symbol else e.offset for e in kind.shape]
+    if name in facts.stretchable:
+        wanted[0] = "sequence"
+    rows: Any = {Rows.PROMPTS: "prompts", Rows.GIVEN: "images"}.get(kind.rows, made)
+    if any(
+        isinstance(size, int) and size != found
+        for size, found in zip((rows, *wanted), numbers.shape, strict=True)
+    ):
+        shape = ", ".join(map(str, (rows, *wanted)))
+        raise InputError(f"{name!r} must have the shape [{shape}], not {[*numbers.shape]}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name!r} holds NaN or infinity")
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{name!r} holds numbers beyond {dtype}")
+    return _with_rows(facts, name, numbers, kind.rows, prompts, made)
+
+
+def _label(facts: Facts, value: str) -> str:
+    """Return what a call names a value: latents may be given as an image."""
+    for name, argument in facts.images.items():
+        if isinstance(argument, Image) and argument.latents == value:
+            return name
+    return value
+
+
+def _with_rows(facts: Facts, name: str, array: Array, rows: Rows, prompts: int, made: int) -> Array:
+    if rows == Rows.PROMPTS and len(array) not in (1, prompts):
+        raise InputError(f"{name!r} has {len(array)} rows for {prompts} prompts")
+    if rows == Rows.GIVEN and made % len(array):
+        raise InputError(
+            f"{len(array)} latents in {_label(facts, name)!r} for {made} images to be made"
+        )
+    if rows == Rows.PROMPTS and len(array) < prompts:
+        return np.repeat(array, prompts, axis=0)
+    return array
+
+
+def check_encoded(facts: Facts, arrays: Mapping[str, Array]) -> None:
+    """Refuse encoded texts of different lengths, and numbers that no graph would see: what an
+    array is cut into leaves zeros.
+
+    Raises:
+        InputError: says which array it is.
+    """
+    lengths = {name: arrays[name].shape[1] for name in arrays if name in facts.stretchable}
+    if len({*lengths.values()}) > 1:
+        raise InputError(f"encoded texts of different lengths: {lengths}")
+    parts, origins = dict(arrays), {name: name for name in arrays}
+    for step in facts.program.steps:
+        if not isinstance(step, Cut) or step.of not in parts:
+            continue
+        whole, start = np.moveaxis(parts[step.of], step.axis, 0), 0
+        for name, size in zip(step.gives, step.sizes, strict=True):
+            parts[name] = np.moveaxis(whole[start : start + size], 0, step.axis)
+            origins[name] = origins[step.of]
+            start += size
+        if whole[start:].any():
+            raise InputError(
+                f"{origins[step.of]!r} has numbers where this bundle's encoders have none and the "
+                "array is zero: was it made for another model?"
+            )
+
+
+def numbers_of(facts: Facts, given: Mapping[str, Any]) -> dict[str, tuple[float | str, ...]]:
+    """Return all numbers of the program; defaults may be names of sizes."""
+    found: dict[str, tuple[float | str, ...]] = {}
+    for name, argument in facts.numbers.items():
+        if name in given:
+            found[name] = _given_numbers(argument, given[name])
+        elif argument.fallback is not None:
+            found[name] = found[argument.fallback]
+        elif argument.default:
+            found[name] = argument.default
+    return found
+
+
+def _given_numbers(argument: Numbers, value: Any) -> tuple[float, ...]:
+    name = argument.name
+    if argument.whole and argument.count == 1:
+        values: tuple[float, ...] = (checked.integer(name, value),)
+    elif argument.count == 1 and not argument.spread and not isinstance(value, Sequence):
+        values = (checked.number(name, value),)
+    else:
+        values = checked.numbers(name, value, argument.count, argument.spread)
+    low = -math.inf if argument.least is None else argument.least
+    high = math.inf if argument.most is None else argument.most
+    if argument.above is not None and not all(argument.above < v <= high for v in values):
+        most = "" if argument.most is None else f" and at most {high:g}"
+        raise InputError(f"{name!r} must be above {argument.above:g}{most}, not {_shown(values)}")
+    if not all(low <= number <= high for number in values):
+        if argument.most is None:
+            raise InputError(f"{name!r} must be at least {low:g}, not {_shown(values)}")
+        raise InputError(f"{name!r} must be from {low:g} to {high:g}, not {_shown(values)}")
+    return values
+
+
+def _shown(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def in_pixels(values: Sequence[float | str], sizes: Mapping[str, int]) -> tuple[float, ...]:
+    return tuple(float(sizes[v]) if isinstance(v, str) else float(v) for v in values)
+
+
+def masking_of(facts: Facts, given: Mapping[str, Any]) -> MaskOptions:
+    asked = [name for name in ("mask_blur", "padding_mask_crop") if name in given]
+    if asked and not facts.masks:
+        raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
+    blur = checked.number("mask_blur", given.get("mask_blur", 0))
+    if not 0 <= blur <= _MOST_BLUR:
+        raise InputError(f"'mask_blur' must be at least 0 pixels, and at most {_MOST_BLUR}")
+    if "padding_mask_crop" not in given:
+        return MaskOptions(blur)
+    padding = checked.integer("padding_mask_crop", given["padding_mask_crop"])
+    if padding < 0:
+        raise InputError(f"'padding_mask_crop' must be at least 0 pixels, not {padding}")
+    if given.get("output_type", "pil") != "pil":
+        raise InputError("'padding_mask_crop' puts images into others: output_type must be 'pil'")
+    return MaskOptions(blur, padding)
+
+
+def missing(facts: Facts, name: str) -> str:
+    if name in facts.texts:
+        return f"no text given: this bundle needs {name!r}"
+    return f"{name!r} is missing: this call needs it"

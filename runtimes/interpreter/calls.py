@@ -1,0 +1,119 @@
+"""The calls that a bundle takes: which of its programs one is, and its arguments checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from runtimes.errors import InputError
+from runtimes.interpreter.choices import scheduler_name
+from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.parse import parse
+from runtimes.interpreter.request import Request
+from runtimes.interpreter.signature import Signature
+from runtimes.manifest import Manifest
+from runtimes.programs.version_1 import positions, programs
+
+_CACHING = "cache_interval"
+_WAYS = {
+    "image": "--task image-to-image",
+    "strength": "--task image-to-image",
+    "mask_image": "--task inpainting",
+    "control_image": "--controlnet",
+    "ip_adapter_image": "--ip-adapter",
+}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The programs of a bundle, checked. Make them with `of`."""
+
+    manifest: Manifest
+    facts: tuple[Facts, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Calls:
+        """Return those of a bundle.
+
+        Raises:
+            BundleError: a program does not keep to the rules.
+        """
+        graphs = {component.name: component for component in manifest.components}
+        where = positions(manifest)
+        every = (Facts.of(program, graphs, where) for program in programs(manifest))
+        return cls(manifest, tuple(every))
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The arguments that calls take."""
+        return Signature(self.facts)
+
+    def request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
+        """Check the arguments of a call; those that are None count as not given.
+
+        Args:
+            wanted: names of values that are asked for in the place of images.
+
+        Raises:
+            InputError: one that cannot be used, has no effect or is missing.
+        """
+        given = {name: value for name, value in arguments.items() if value is not None}
+        self._refuse_unknown([name for name in given if name not in self.signature.names])
+        scheduler = scheduler_name(self.manifest, given.get("scheduler"))
+        return parse(self.choose(given), given, scheduler, wanted)
+
+    def choose(self, arguments: Mapping[str, Any]) -> Facts:
+        """Return the program whose images a call gives.
+
+        Raises:
+            InputError: there is none.
+        """
+        given = {name for name, value in arguments.items() if value is not None}
+        every = {name for facts in self.facts for name in facts.images}
+        for facts in self.facts:
+            if facts.images.keys() == given & every:
+                return facts
+        known = " or ".join(_spoken(facts) for facts in self.facts)
+        raise InputError(
+            f"this call gives {_joined(sorted(given & every)) or 'no image'}; this bundle takes "
+            f"{known}"
+        )
+
+    def usual_steps(self, arguments: Mapping[str, Any]) -> int:
+        """Return the step count of a call that asks for none.
+
+        Raises:
+            InputError: the call fits no program.
+        """
+        facts = self.choose(arguments)
+        return int(facts.numbers[facts.loop.plan.steps].default[0])
+
+    def _refuse_unknown(self, unknown: Sequence[str]) -> None:
+        """Refuse names that no program knows, and say how a bundle comes to take them."""
+        if not unknown:
+            return
+        if unknown == [_CACHING]:
+            raise InputError(
+                "this bundle has no shallow part of its denoiser to cache steps with; export it "
+                f"with --pass step-cache, or leave {_CACHING} out"
+            )
+        way = next((_WAYS[name] for name in reversed(_WAYS) if name in unknown), None)
+        if way is not None:
+            raise InputError(
+                f"this bundle has no use for {' and '.join(unknown)}; export it with {way}, or "
+                "leave it out"
+            )
+        raise InputError(
+            f"unknown argument {', '.join(map(repr, unknown))}; "
+            f"this bundle takes: {', '.join(self.signature.names)}"
+        )
+
+
+def _spoken(facts: Facts) -> str:
+    return f"{_joined(facts.images) or 'no image'} ({facts.program.name})"
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))

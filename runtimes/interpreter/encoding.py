@@ -1,0 +1,45 @@
+"""Encoded texts as results: what a call makes of its texts, asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from runtimes.argument_values import boolean
+from runtimes.errors import InputError
+from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.parse import parse
+from runtimes.interpreter.signature import READING
+from runtimes.programs.demand import Demand, of_call
+from runtimes.session import Array
+
+if TYPE_CHECKING:
+    from runtimes.pipeline import Pipeline
+
+
+def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) -> dict[str, Array]:
+    """See `runtimes.pipeline.Pipeline.encode_prompt`."""
+    signature = pipeline.signature
+    guided = boolean({"do_classifier_free_guidance": guided}, "do_classifier_free_guidance")
+    if not signature.embeddings:
+        raise InputError("this bundle has no arguments for encoded texts; export it again")
+    own = (*signature.texts, *signature.branch_texts, *READING)
+    unknown = [name for name, value in given.items() if value is not None and name not in own]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is no text of this bundle; it takes {', '.join(own)}")
+    facts = pipeline.calls.facts[0]  # texts are encoded for all programs alike
+    names = [name for name, value in given.items() if value is not None]
+    demand = _demand(facts, names, guided)
+    groups = [name for group in facts.groups.values() for name in group]
+    wanted = [name for name in groups if name in demand.values]
+    texts = {name: given[name] for name in names if name in (*demand.arguments, *READING)}
+    request = parse(facts, texts, pipeline.manifest.defaults.scheduler, wanted)
+    execution = pipeline.execution(request)
+    execution.finish()
+    return {name: execution.values[name].array.copy() for name in wanted}
+
+
+def _demand(facts: Facts, given: list[str], guided: bool) -> Demand:
+    """Return what a call with these texts would need; where it is not guided, for the base."""
+    off = dict.fromkeys(facts.numbers, float("-inf"))
+    return of_call(facts.program, given, None if guided else off)

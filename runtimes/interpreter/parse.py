@@ -1,0 +1,212 @@
+"""The arguments of a call become a request, or are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtimes import argument_values as checked
+from runtimes.errors import InputError
+from runtimes.interpreter.arguments import (
+    array_of,
+    check_encoded,
+    encoded_rows,
+    in_pixels,
+    masking_of,
+    missing,
+    numbers_of,
+    shaped,
+    taken_as_values,
+    texts_of,
+)
+from runtimes.interpreter.call_sizes import binning_of, sizes_of
+from runtimes.interpreter.choices import check_output_type
+from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.images import listed, prepared, with_pixels
+from runtimes.interpreter.reading import check_reading
+from runtimes.interpreter.request import Request, singles
+from runtimes.programs.demand import Demand, holds, of_call, truth_of
+from runtimes.programs.statements import Pixels
+
+CALL_WIDE = (
+    *("seed", "scheduler", "num_images_per_prompt", "batch_size", "output_type"),
+    *("prompt_weighting", "max_embeddings_multiples", "mask_blur", "padding_mask_crop"),
+)
+
+
+def parse(
+    facts: Facts, arguments: Mapping[str, Any], scheduler: str, wanted: Sequence[str] = ()
+) -> Request:
+    """Check a call's arguments; those that are None count as not given.
+
+    Args:
+        scheduler: the name of the one that is used.
+        wanted: names of values that are asked for, in the place of images.
+
+    Raises:
+        InputError: an unknown name, a value that cannot be used or has no effect, or one that is
+            missing.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    _refuse_others(facts, given)
+    given, values = taken_as_values(facts, given)
+    arrays = {name: array_of(facts, name, value) for name, value in values.items()}
+    rows = encoded_rows(facts, arrays)
+    texts, prompts = texts_of(facts, given, rows)
+    each = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
+    made = prompts * each
+    if made > checked.MOST_IMAGES:
+        raise InputError(f"{made} images in one call: at most {checked.MOST_IMAGES}")
+    values = {name: shaped(facts, name, each, prompts, made) for name, each in arrays.items()}
+    check_encoded(facts, values)
+    named_numbers = numbers_of(facts, given)
+    pictures = listed(facts, given, made)
+    sizes = sizes_of(facts, given, values, pictures)
+    numbers = {name: in_pixels(value, sizes.told) for name, value in named_numbers.items()}
+    flags = set() if facts.program.bins is None else {facts.program.bins.argument}
+    named = frozenset({*given, *values} - {*CALL_WIDE, *flags})
+    single_numbers = singles(numbers)
+    output_type = given.get("output_type", "pil")
+    check_output_type(output_type)
+    if output_type == "latent":
+        wanted = wanted or (facts.loop.state.name,)
+    demand = of_call(facts.program, named, single_numbers, wanted)
+    _refuse_unused(facts, named, texts, wanted)
+    _refuse_missing(facts, demand, named, texts)
+    _refuse_two_starts(facts, named, single_numbers)
+    _refuse_empty_windows(facts, single_numbers)
+    masking = masking_of(facts, given)
+    weighting = checked.boolean(given, "prompt_weighting")
+    chunks = checked.count(given, "max_embeddings_multiples", 1)
+    check_reading(facts, demand, texts, weighting, chunks)
+    symbols = {
+        facts.symbols[name]: side // facts.program.symbols[facts.symbols[name]].unit
+        for name, side in sizes.made.items()
+    }
+    live = (facts.program.steps[place] for place in demand.live)
+    images = with_pixels(
+        prepared(facts, pictures, sizes, masking),
+        [step for step in live if isinstance(step, Pixels) and step.gives not in values],
+        symbols,
+    )
+    return Request(
+        facts=facts,
+        texts=texts,
+        numbers=numbers,
+        images=images,
+        values=values,
+        given=named,
+        prompts=prompts,
+        images_per_prompt=each,
+        seeds=checked.seeds(given.get("seed"), made),
+        sizes=sizes,
+        symbols=symbols,
+        scheduler=scheduler,
+        output_type=output_type,
+        demand=demand,
+        prompt_weighting=weighting,
+        max_embeddings_multiples=chunks,
+        masking=masking,
+        binning=binning_of(facts, given),
+    )
+
+
+def _refuse_others(facts: Facts, given: Mapping[str, Any]) -> None:
+    """Refuse what other programs of the bundle take."""
+    bins = facts.program.bins
+    flags = () if bins is None else (bins.argument,)
+    values = sorted(facts.public)
+    known = (*facts.texts, *facts.images, *facts.numbers, *facts.symbols, *flags, *values)
+    unknown = [name for name in given if name not in known and name not in CALL_WIDE]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} changes nothing in {facts.program.name}: leave it out, or give what "
+            "it is for"
+        )
+
+
+def _refuse_unused(
+    facts: Facts,
+    given: frozenset[str],
+    texts: Mapping[str, tuple[str, ...]],
+    wanted: Sequence[str],
+) -> None:
+    """Refuse what no call of these names could need, whatever its numbers are."""
+    named = {name for name in given if name not in facts.texts or name in texts}
+    could = of_call(facts.program, named, None, wanted)
+    for name in sorted(named):
+        if could.needs(name) or name in facts.symbols:
+            continue
+        instead = _what_stands_for_it(facts, name, named, wanted)
+        if instead is not None:
+            raise InputError(f"{name!r} and {instead!r} say the same thing: give one of them")
+        other = _what_it_needs(facts, name, named, wanted)
+        if other is not None:
+            raise InputError(
+                f"{name!r} changes nothing without {other!r}: give {other!r} too, or leave it out"
+            )
+        raise InputError(f"{name!r} changes nothing in this call: leave it out")
+
+
+def _what_stands_for_it(
+    facts: Facts, name: str, given: set[str], wanted: Sequence[str]
+) -> str | None:
+    """Return a value that is given in the place of what this argument would count for."""
+    for value in sorted(given & facts.public):
+        if of_call(facts.program, given - {value}, None, wanted).needs(name):
+            return value
+    return None
+
+
+def _what_it_needs(facts: Facts, name: str, given: set[str], wanted: Sequence[str]) -> str | None:
+    """Return another argument with which this one would count; None where there is none."""
+    for other in (*facts.texts, *facts.numbers):
+        demand = of_call(facts.program, {*given, other}, None, wanted)
+        if other not in given and demand.needs(name):
+            return other
+    return None
+
+
+def _refuse_missing(
+    facts: Facts,
+    demand: Demand,
+    given: frozenset[str],
+    texts: Mapping[str, tuple[str, ...]],
+) -> None:
+    for name in sorted(demand.arguments):
+        needed = name in facts.images or (name in facts.texts and name not in texts)
+        if needed and name not in given:
+            raise InputError(missing(facts, name))
+
+
+def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:
+    """Refuse windows of branches that hold nothing, and parts of a schedule."""
+    for window in {each.during for each in facts.loop.branches if each.during is not None}:
+        bounds = (window.start, window.stop)
+        names = [each for each in bounds if isinstance(each, str)]
+        start, stop = (numbers[each] if isinstance(each, str) else each for each in bounds)
+        if len(names) == 2 and not start < stop:
+            raise InputError(
+                f"{names[0]!r} {start:g} and {names[1]!r} {stop:g}: expected fractions of the "
+                f"steps, 0 <= {names[0]} < {names[1]} <= 1"
+            )
+    part = facts.loop.part
+    ends = (numbers.get(part.start or "", 0.0), numbers.get(part.stop or "", 1.0))
+    if part.start is not None and part.start in numbers and ends[0] >= ends[1]:
+        raise InputError(f"{part.start!r} must be below {part.stop!r}")
+
+
+def _refuse_two_starts(facts: Facts, given: frozenset[str], numbers: Mapping[str, float]) -> None:
+    """Refuse noise beside a clean value that the loop starts from: diffusers' classes mean three
+    different things by it. Refuse to go on from latents that are not given."""
+    part, state = facts.loop.part, facts.loop.state
+    clean = state.clean is not None and holds(state.clean_when, truth_of(given, numbers)) is True
+    if clean and state.noise in given:
+        raise InputError(
+            f"{state.noise!r} and 'image' are both what to start from: give one of them"
+        )
+    if part.start in given and state.clean not in given:
+        raise InputError(
+            f"{part.start!r} goes on from another run's latents: give them, float32 [images, "
+            "channels, height, width] of a call with output_type='latent'"
+        )

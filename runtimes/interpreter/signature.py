@@ -1,0 +1,93 @@
+"""The names of arguments that calls of a bundle take, over all its programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from runtimes.interpreter.facts import Facts
+from runtimes.programs.values import Rows
+
+READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
+MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What calls take; made from the programs of a bundle."""
+
+    facts: tuple[Facts, ...]
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that a call must give, and those that fall back to them."""
+        return self._texts(required=True)
+
+    @cached_property
+    def branch_texts(self) -> tuple[str, ...]:
+        """The texts that a call may leave out, such as the negative prompt."""
+        return self._texts(required=False)
+
+    def _texts(self, required: bool) -> tuple[str, ...]:
+        return _distinct(
+            name
+            for facts in self.facts
+            for name in facts.texts
+            if (facts.root(name) in facts.required) == required
+        )
+
+    @cached_property
+    def embeddings(self) -> tuple[str, ...]:
+        """The encoded texts that a call may give in the place of texts."""
+        names = [
+            (name not in facts.of_base, name)
+            for facts in self.facts
+            for group in facts.groups.values()
+            for name in group
+            if facts.types[name].rows == Rows.PROMPTS
+        ]
+        return _distinct(name for _, name in sorted(names, key=lambda each: each[0]))
+
+    @cached_property
+    def scales(self) -> Mapping[str, float]:
+        """The guidance scales, and what they are in a call that gives none."""
+        found: dict[str, float] = {}
+        for facts in self.facts:
+            for name in facts.scales:
+                default = facts.numbers[name].default
+                found.setdefault(name, float(default[0]))
+        return found
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """How many numbers each argument takes that graphs are told of, or that say when."""
+        return {
+            name: facts.numbers[name].count for facts in self.facts for name in facts.told_numbers
+        }
+
+    @cached_property
+    def pictures(self) -> tuple[str, ...]:
+        """The images and masks."""
+        return _distinct(name for facts in self.facts for name in facts.images)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a call may use."""
+        texts = (*self.texts, *self.branch_texts)
+        reading = (*READING, *self.embeddings) if self.texts else ("batch_size",)
+        masks = MASK_OPTIONS if any(facts.masks for facts in self.facts) else ()
+        numbers = _distinct(name for facts in self.facts for name in facts.numbers)
+        sizes = _distinct(name for facts in self.facts for name in facts.symbols)
+        bins = _distinct(f.program.bins.argument for f in self.facts if f.program.bins is not None)
+        starts = _distinct(facts.loop.state.noise for facts in self.facts)
+        steps = _distinct(facts.loop.plan.steps for facts in self.facts)
+        stops = _distinct(f.loop.part.stop for f in self.facts if f.loop.part.stop is not None)
+        common = (*steps, "scheduler", "seed", *sizes, *bins, "num_images_per_prompt", *starts)
+        last = (*common, "output_type", *stops)
+        own = (*texts, *numbers, *self.pictures, *masks, *reading)
+        return _distinct((*(name for name in own if name not in last), *last))
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
