@@ -16,7 +16,8 @@ from runtimes.tasks import Task
 def with_tasks(
     description: Description, asked: Sequence[str], pipeline_class: str
 ) -> tuple[Description, tuple[Task, ...]]:
-    """The same with the graphs that the asked tasks need; all tasks, the pipeline's own first.
+    """Return the description with the graphs that the asked tasks need, and all tasks, the
+    pipeline's own first.
 
     Raises:
         InputError: the pipeline's class has no such task.

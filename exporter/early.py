@@ -1,4 +1,4 @@
-"""What the configuration of a pipeline tells, before any of its weights are read."""
+"""A pipeline is described by its configuration, before any of its weights are read."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check(source: PipelineSource, options: ExportOptions) -> None:
 
 
 def _described(source: PipelineSource) -> Description | None:
-    """The description of the pipeline with models that have no weights; None where a family looks
-    at them, or it is not to be described: loading it says more."""
+    """Return the description of the pipeline with models that have no weights; None where a
+    family looks at them, or it is not to be described: loading it says more."""
     try:
         return described(assembled(source, _empty), source.pipeline_class)
     except LatentcError:
@@ -55,7 +55,7 @@ def _described(source: PipelineSource) -> Description | None:
 
 
 def _empty(cls: Any, folder: Path, _: str | None) -> Any:
-    """A model as its folder configures it, without weights."""
+    """Return a model as its folder configures it, without weights."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):

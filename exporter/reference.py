@@ -235,7 +235,7 @@ def _pictured(description: Description, height: int, width: int) -> dict[str, to
 def _pixels(
     feed: Feed, spec: TensorSpec, images: Mapping[str, Any], symbols: Mapping[str, int]
 ) -> np.ndarray[Any, Any]:
-    """What an input is fed with: float32 [n, channels, height, width]."""
+    """Return what an input is fed with: float32 [n, channels, height, width]."""
     statement = Pixels(
         gives="",
         of=feed.picture,

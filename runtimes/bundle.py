@@ -63,7 +63,7 @@ class Bundle:
             raise
 
     def _was_replaced(self, file: File) -> bool:
-        """Whether the manifest that is there now has that file no longer."""
+        """Return whether the manifest that is there now lists that file no longer."""
         try:
             return file not in Manifest.load(self.root).files()
         except BundleError:

@@ -1,4 +1,4 @@
-"""How a case of latentc's is loaded and called: the same when it is planned as when it is run.
+"""This loads and calls a case of latentc's, in the same way when it is planned and when it is run.
 
 A request is what a worker is told: `case`, `negative_prompt`, `guidance_scale` and more.
 """

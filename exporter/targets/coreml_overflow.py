@@ -59,7 +59,7 @@ def _guard(block: Any) -> None:
 
 
 def _divisor(operation: Any) -> Any:
-    """What an operation divides by, or None."""
+    """Return what an operation divides by, or None."""
     if operation.op_type == "pow":
         power = operation.inputs["y"].val
         return operation.inputs["x"] if power is not None and np.all(power < 0) else None
@@ -67,7 +67,7 @@ def _divisor(operation: Any) -> Any:
 
 
 def _is_reduced(value: Any) -> bool:
-    """Whether many values were made one to have this."""
+    """Return whether a value comes of an operation that makes many values one."""
     waiting = [value]
     while waiting:
         operation = waiting.pop().op

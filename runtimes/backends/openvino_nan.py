@@ -94,13 +94,13 @@ def _at_most(ops: Any, value: Any, limit: Any) -> Any:
 
 
 def _is_beyond(limit: Any, sign: int) -> bool:
-    """Whether a constant limits infinity only."""
+    """Return whether a constant limits infinity only."""
     node = limit.get_node()
     return _is_constant(limit) and bool((sign * np.asarray(node.data) >= _LARGEST).all())
 
 
 def _standing_in(ops: Any, node: Any) -> Any:
-    """The first input of an operator, with infinity in the place of NaN."""
+    """Return the first input of an operator, with infinity in the place of NaN."""
     value = node.input_value(0)
     infinity = ops.constant(_STAND_INS[node.get_type_name()], value.get_element_type())
     return ops.select(ops.is_nan(value), infinity, value).output(0)
@@ -111,8 +111,8 @@ def _is_constant(value: Any) -> bool:
 
 
 def _unguarded(ops: Any, node: Any) -> Any:
-    """What attention or a softmax returns, without the choice that puts 0 in the place of NaN. It
-    is there for queries all of whose keys are masked, of which these graphs have none."""
+    """Return what attention or a softmax gives, without the choice that puts 0 in the place of
+    NaN. It is there for queries all of whose keys are masked, of which these graphs have none."""
     condition, _, value = node.input_values()
     test = condition.get_node()
     if test.get_type_name() != "IsNaN" or value.get_node().get_type_name() not in _GUARDED:

@@ -1,1 +1,1 @@
-"""What runs programs: the arguments of a call become values, statement by statement."""
+"""The interpreter runs programs: the arguments of a call become values, statement by statement."""

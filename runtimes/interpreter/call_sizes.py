@@ -116,7 +116,7 @@ def _checked_side(
 
 @dataclass(frozen=True)
 class _Limits:
-    """What sides a program's symbol allows."""
+    """Limits say which sides a program's symbol allows."""
 
     factor: int
     multiple: int

@@ -57,7 +57,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Images:
-    """What a call's images became.
+    """The images of a call, made ready.
 
     Attributes:
         lists: by argument the single images of each item of its list; of others there is one item.
