@@ -16,7 +16,6 @@ import torch
 # (part of the pipeline, module in it)
 Place = tuple[str, str]
 
-_DENOISERS = ("unet", "transformer")
 # Beginnings of the second kind of names, by the part that they mean.
 _BEGINNINGS: Mapping[str, tuple[str, ...]] = {
     "unet": ("lora_unet_", "lycoris_"),

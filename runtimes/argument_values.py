@@ -165,19 +165,3 @@ def decodable(latents: Any, manifest: Manifest) -> Array:
             f"not {list(array.shape)}"
         )
     return array
-
-
-def latents(latents: Any, images: int, manifest: Manifest, name: str = "latents") -> Array | None:
-    """float32 [images, channels, height, width], or None."""
-    if latents is None:
-        return None
-    array = _floats(name, latents)
-    channels = manifest.latents.channels
-    if array.ndim != 4 or array.shape[:2] != (images, channels) or 0 in array.shape:
-        raise InputError(
-            f"{name!r} must have the shape [{images}, {channels}, height, width], "
-            f"not {list(array.shape)}"
-        )
-    if not np.isfinite(array).all():
-        raise InputError(f"{name!r} holds NaN or infinity")
-    return array

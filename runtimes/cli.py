@@ -208,7 +208,7 @@ def generate(
     bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
 ) -> None:
     """Make pictures with BUNDLE, one or more for each PROMPT."""
-    from runtimes.pipeline import opened
+    from runtimes.pipeline import open_pipeline
 
     options["encoded"] = _read_arrays(options["prompt_embeds"])
     rows = options["encoded"].get("prompt_embeds", ())
@@ -216,11 +216,11 @@ def generate(
     paths = _output_paths(output, count)
     calls = _planned(bundle, prompts, options, count)
     _check_sizes(calls[0].request, paths)
-    with opened(calls[0].loading) as pipe:
+    with open_pipeline(calls[0].loading) as pipe:
         result = _drawn(pipe, options, calls[0].request)
     for call in calls[1:]:
         request = call.loading.request({**call.arguments, "image": result.latents})
-        with opened(call.loading) as pipe:
+        with open_pipeline(call.loading) as pipe:
             result = _drawn(pipe, options, request)
     _save(result, paths)
     _print_generated(result, paths, as_json)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ class Loading:
     Attributes:
         components: by name, with the sizes fixed that all calls have in common.
         sizes: by component the values of its symbols that all calls have in common.
+        calls: those that the bundle takes.
         fixed_by_preset: whether it is a preset that fixed the sizes, and not the caller.
     """
 
@@ -42,6 +42,7 @@ class Loading:
     options: SessionOptions
     components: Mapping[str, Component]
     sizes: Mapping[str, Mapping[str, int]]
+    calls: Calls
     low_memory: bool
     preset: Preset | None
     fixed_by_preset: bool
@@ -61,6 +62,7 @@ class Loading:
         """Check the choices that `runtimes.pipeline.load` takes.
 
         Raises:
+            BundleError: a program of the bundle does not keep to the rules.
             InputError: a size that the model cannot make, or an option that the backend lacks.
             DeviceUnavailable: no such device here.
         """
@@ -74,13 +76,8 @@ class Loading:
         by_preset = preset is not None and static is not None
         return cls(
             *(bundle, build, backend, where, options, components, sizes),
-            *(low_memory, preset, by_preset),
+            *(Calls.of(bundle.manifest), low_memory, preset, by_preset),
         )
-
-    @cached_property
-    def calls(self) -> Calls:
-        """The calls that the bundle takes."""
-        return Calls.of(self.bundle.manifest)
 
     @property
     def signature(self) -> Signature:

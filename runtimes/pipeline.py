@@ -59,20 +59,16 @@ class Pipeline(Sealed):
         device: str,
         sessions: Sessions,
         tokenizers: Mapping[str, TextTokenizer],
+        calls: Calls,
         preset: Preset | None = None,
         other_sizes: Callable[[], Pipeline] | None = None,
-        calls: Calls | None = None,
     ) -> None:
         self.bundle = bundle
         self.build = build
         self.backend = backend
         self.device = device
         self.tokenizers = tokenizers
-        self.calls = calls or Calls.of(bundle.manifest)
-        self.encoders = tuple(component.name for component in bundle.manifest.encoders())
-        self.denoiser_name = bundle.manifest.component("denoiser").name
-        shallow = bundle.manifest.shallow()
-        self.shallow_name = shallow.name if shallow else None
+        self.calls = calls
         self._decoder_name = bundle.manifest.component("decoder").name
         self.sessions = sessions
         self.encoded = Encoded()
@@ -547,24 +543,12 @@ def load_asked(
     low_memory: bool = False,
 ) -> Pipeline:
     """`load` with its choices in one value."""
-    return opened(chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory))
+    return open_pipeline(
+        chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
+    )
 
 
-def open_pipeline(
-    bundle: Bundle,
-    build: Build,
-    backend: Backend,
-    device: str | None = None,
-    options: SessionOptions | None = None,
-    static: Mapping[str, float] | None = None,
-    low_memory: bool = False,
-    preset: Preset | None = None,
-) -> Pipeline:
-    """Load one build of an opened bundle; `load` with the choices made."""
-    return opened(Loading.of(bundle, build, backend, device, options, static, low_memory, preset))
-
-
-def opened(loading: Loading) -> Pipeline:
+def open_pipeline(loading: Loading) -> Pipeline:
     """Load what was chosen.
 
     Where the one size is a preset's, calls of other sizes load the build a second time, for all.
@@ -598,10 +582,11 @@ def opened(loading: Loading) -> Pipeline:
     if loading.fixed_by_preset:
 
         def general() -> Pipeline:
-            return opened(loading.of_any_size())
+            return open_pipeline(loading.of_any_size())
 
     return Pipeline(
-        bundle, build, backend, loading.device, sessions, tokenizers, loading.preset, general
+        *(bundle, build, backend, loading.device, sessions, tokenizers),
+        *(loading.calls, loading.preset, general),
     )
 
 

@@ -6,12 +6,10 @@ A call is the task whose pictures it gives: a prompt alone, a picture, a picture
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
-from runtimes.errors import InputError
 from runtimes.strict import Strict
 
 START = "start"  # what a preparation's output becomes: the clean latents that a call starts from
@@ -88,22 +86,6 @@ class Task(Strict, frozen=True):
     branch_arguments: dict[str, tuple[str, ...]] | None = None
     sides_together: bool = False
 
-    def counts(self, name: str, given: Container[str]) -> bool:
-        """Whether an argument of a guidance branch alone counts beside what is `given`."""
-        if self.branch_arguments is None:
-            return True
-        others = self.branch_arguments.get(name)
-        return others is not None and all(other in given for other in others)
-
-    def starts(self, strength: float) -> bool:
-        """Whether a call starts from a picture."""
-        return self.strength is not None and not (strength == 1 and self.noise_at_full_strength)
-
-    def kept(self, steps: int, strength: float) -> int:
-        """How many of the steps are run, as diffusers' pipelines count them: 0 may come out."""
-        part = min(steps * strength, steps)
-        return int(part) if self.rounds == "down" else steps - int(steps - part)
-
     def start_picture(self) -> str | None:
         """The picture that nothing but the start is made of, which latents may stand for."""
         if self.masks():
@@ -119,15 +101,6 @@ class Task(Strict, frozen=True):
         every = [feed for run in self.preparations for feed in run.feeds.values()]
         return sum(feed.picture == picture for feed in (*every, *self.inputs.values()))
 
-    def runs(self, strength: float, late: bool) -> list[Preparation]:
-        """The preparations before or after the initial noise is drawn."""
-        whole = strength == 1
-        return [
-            each
-            for each in self.preparations
-            if each.late == late and not (whole and each.below_full_strength)
-        ]
-
     def masks(self) -> list[str]:
         """Those of its pictures that are masks."""
         return [name for name, kind in self.pictures.items() if kind == "mask"]
@@ -136,37 +109,3 @@ class Task(Strict, frozen=True):
 def argument(picture: str) -> str:
     """The call's argument that holds a picture: ``"control_image[1]"`` → ``"control_image"``."""
     return picture.partition("[")[0]
-
-
-def arguments(pictures: Iterable[str]) -> tuple[str, ...]:
-    """The call's arguments that hold these pictures."""
-    return tuple(dict.fromkeys(argument(name) for name in pictures))
-
-
-def pictures(tasks: Iterable[Task]) -> tuple[str, ...]:
-    """The arguments of all tasks that are pictures."""
-    return arguments(name for task in tasks for name in task.pictures)
-
-
-def choose(tasks: Sequence[Task], given: Container[str]) -> Task:
-    """The task whose pictures are given.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = {name for name in pictures(tasks) if name in given}
-    for task in tasks:
-        if set(arguments(task.pictures)) == found:
-            return task
-    known = " or ".join(_spoken(task) for task in tasks)
-    raise InputError(
-        f"this call gives {_joined(sorted(found)) or 'no picture'}; this bundle takes {known}"
-    )
-
-
-def _spoken(task: Task) -> str:
-    return f"{_joined(arguments(task.pictures)) or 'no picture'} ({task.name})"
-
-
-def _joined(names: Iterable[str]) -> str:
-    return " and ".join(map(repr, names))

@@ -35,7 +35,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BackendError, InputError, PlanNotFound
 from runtimes.interpreter.calls import Calls
 from runtimes.interpreter.loop import guided, live_branches
-from runtimes.loading import requested
+from runtimes.loading import Loading, requested
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import LIMITS, Arguments, Limits, content, points_lost
@@ -465,15 +465,10 @@ class Search:
             self.close()
             build = next(b for b in self.bundle.manifest.builds if b.name == setup.build)
             options = SessionOptions(threads=setup.threads, compute=setup.compute)
-            pipe = open_pipeline(
-                self.bundle,
-                build,
-                self._engines[setup.backend],
-                setup.device,
-                options,
-                {} if setup.static else None,
-            )
-            self._opened = setup, pipe
+            engine = self._engines[setup.backend]
+            static: dict[str, float] | None = {} if setup.static else None
+            loading = Loading.of(self.bundle, build, engine, setup.device, options, static)
+            self._opened = setup, open_pipeline(loading)
         return self._opened[1]
 
     def _call(self, index: int) -> dict[str, Any]:

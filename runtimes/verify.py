@@ -21,6 +21,7 @@ from runtimes import judges, plugins
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
+from runtimes.loading import Loading
 from runtimes.manifest import (
     Build,
     Check,
@@ -124,7 +125,8 @@ def check_build(
     where = backend.device(device)
     checks: list[Check] = []
     loop = None
-    with open_pipeline(bundle, build, backend, where, options, low_memory=low_memory) as pipe:
+    loading = Loading.of(bundle, build, backend, where, options, low_memory=low_memory)
+    with open_pipeline(loading) as pipe:
         for component in manifest.components:
             file = manifest.probes.files.get(component.name)
             if file is None:
@@ -160,7 +162,7 @@ def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -
     if manifest.probes is None or manifest.probes.loop is None:
         raise VerificationError("the bundle holds no picture to verify against; export it again")
     bundle = Bundle(path.resolve(), manifest, "never")
-    with open_pipeline(bundle, build, backend) as pipe:
+    with open_pipeline(Loading.of(bundle, build, backend)) as pipe:
         return _check_loop(
             bundle, pipe, manifest.probes.loop, _loosest(_tolerances(build).values())
         )

@@ -57,12 +57,12 @@ class Latentc:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         from benchmarks.bench import latentc_case
-        from runtimes.pipeline import opened
+        from runtimes.pipeline import open_pipeline
 
         self.compiles = bool(request["case"]["compile"])
         self._request = request
         self._arguments = latentc_case.arguments
-        self.pipe = opened(latentc_case.loading(request["bundle"], request))
+        self.pipe = open_pipeline(latentc_case.loading(request["bundle"], request))
 
     def call(self, prompt: Any, steps: int, seed: Any, guidance: float | None) -> Call:
         known = self.pipe.signature

@@ -10,6 +10,7 @@ import numpy as np
 
 from runtimes import argument_values as checked
 from runtimes.errors import InputError, first_line
+from runtimes.interpreter.choices import MASK_OPTIONS
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.images import MaskOptions
 from runtimes.programs.statements import Cut, Image, Numbers
@@ -173,6 +174,8 @@ def numbers_of(facts: Facts, given: Mapping[str, Any]) -> dict[str, tuple[float 
 
 
 def _given_numbers(argument: Numbers, value: Any) -> tuple[float, ...]:
+    """Return the numbers that a call gives for an argument. Raises InputError for what is not in
+    its range, not whole or not as many."""
     name = argument.name
     if argument.whole and argument.count == 1:
         values: tuple[float, ...] = (checked.integer(name, value),)
@@ -197,11 +200,17 @@ def _shown(numbers: Sequence[float]) -> str:
 
 
 def in_pixels(values: Sequence[float | str], sizes: Mapping[str, int]) -> tuple[float, ...]:
+    """Return numbers with the call's own size in pixels in the place of the name of a side."""
     return tuple(float(sizes[v]) if isinstance(v, str) else float(v) for v in values)
 
 
 def masking_of(facts: Facts, given: Mapping[str, Any]) -> MaskOptions:
-    asked = [name for name in ("mask_blur", "padding_mask_crop") if name in given]
+    """Return what becomes of the call's masks.
+
+    Raises:
+        InputError: an option without a mask, out of its range, or for other images than "pil".
+    """
+    asked = [name for name in MASK_OPTIONS if name in given]
     if asked and not facts.masks:
         raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
     blur = checked.number("mask_blur", given.get("mask_blur", 0))
@@ -218,6 +227,7 @@ def masking_of(facts: Facts, given: Mapping[str, Any]) -> MaskOptions:
 
 
 def missing(facts: Facts, name: str) -> str:
+    """Return what to say of a text or an image that a call needs and does not give."""
     if name in facts.texts:
         return f"no text given: this bundle needs {name!r}"
     return f"{name!r} is missing: this call needs it"

@@ -1,4 +1,5 @@
-"""Choices of a call by name: the scheduler, and what kind of images it gives."""
+"""Options of a call that no program declares: the scheduler, the kind of images, how texts are
+read and how masks are used."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from runtimes.errors import InputError
 from runtimes.manifest import Manifest
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+# Options that no program declares: how texts are read, and what becomes of masks.
+READING = ("prompt_weighting", "max_embeddings_multiples")
+MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
 
 
 def check_output_type(asked: Any) -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from runtimes.argument_values import boolean
 from runtimes.errors import InputError
-from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.choices import READING
 from runtimes.interpreter.parse import parse
-from runtimes.interpreter.signature import READING
-from runtimes.programs.demand import Demand, of_call
+from runtimes.programs.demand import of_call
 from runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
         raise InputError(f"{unknown[0]!r} is no text of this bundle; it takes {', '.join(own)}")
     facts = pipeline.calls.facts[0]  # texts are encoded for all programs alike
     names = [name for name, value in given.items() if value is not None]
-    demand = _demand(facts, names, guided)
+    demand = of_call(facts.program, names, None) if guided else facts.demand_of_base(names)
     groups = [name for group in facts.groups.values() for name in group]
     wanted = [name for name in groups if name in demand.values]
     texts = {name: given[name] for name in names if name in (*demand.arguments, *READING)}
@@ -37,9 +36,3 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     execution = pipeline.execution(request)
     execution.finish()
     return {name: execution.values[name].array.copy() for name in wanted}
-
-
-def _demand(facts: Facts, given: list[str], guided: bool) -> Demand:
-    """Return what a call with these texts would need; where it is not guided, for the base."""
-    off = dict.fromkeys(facts.numbers, float("-inf"))
-    return of_call(facts.program, given, None if guided else off)

@@ -53,6 +53,7 @@ class Execution:
             name: Value(array, call.facts.types[name].rows) for name, array in call.values.items()
         }
         self.emitted: dict[str, Array] = {}
+        self._plans: dict[str, SamplingPlan] = {}  # by the name of what the loop makes
         self.timings = Timings()
         self.interrupted = False  # the loop ends before its next step, where it is True
         self._sessions = sessions
@@ -77,7 +78,10 @@ class Execution:
 
     def plan(self, loop: form.Loop) -> SamplingPlan:
         """Return the plan that a loop follows in this call. Raises InputError, PlanNotFound."""
-        return sampling_plan(self.call, loop, self._schedule)
+        name = loop.state.name
+        if name not in self._plans:
+            self._plans[name] = sampling_plan(self.call, loop, self._schedule)
+        return self._plans[name]
 
     def finish(self) -> Mapping[str, Array]:
         """Run all statements, and return what is emitted or was asked for."""

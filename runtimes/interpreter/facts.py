@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from runtimes.programs import statements as form
 from runtimes.programs.checker import types_of
-from runtimes.programs.demand import of_call
+from runtimes.programs.demand import Demand, of_call
 from runtimes.programs.graphs import Graph
 from runtimes.programs.lengths import stretchable
 from runtimes.programs.statements import Image, Loop, Mask, Numbers, Program, Text
+from runtimes.programs.uses import feeds_of, windows_of_feeds
 from runtimes.programs.values import Type
 
 # Of a component's output: which of its last axis' numbers say something of which input's ids.
@@ -94,8 +95,12 @@ class Facts:
     @cached_property
     def of_base(self) -> frozenset[str]:
         """The values that the base branch needs, whatever else runs."""
-        off = dict.fromkeys(self.numbers, float("-inf"))
-        return of_call(self.program, (), off).values
+        return self.demand_of_base(()).values
+
+    def demand_of_base(self, given: Collection[str]) -> Demand:
+        """Return what the base branch needs of a call that gives these arguments. Every number
+        counts as minus infinity, for which no guidance scale turns another branch on."""
+        return of_call(self.program, given, dict.fromkeys(self.numbers, float("-inf")))
 
     @cached_property
     def required(self) -> tuple[str, ...]:
@@ -153,17 +158,11 @@ class Facts:
         for step in self.program.steps:
             if isinstance(step, form.NumberRow):
                 found += step.of
-            for feed in _feeds(step) if isinstance(step, Loop) else ():
-                if isinstance(feed, form.During):
-                    bounds = (feed.during.start, feed.during.stop)
-                    found += [bound for bound in bounds if isinstance(bound, str)]
+            if isinstance(step, Loop):
+                found += windows_of_feeds(feed for _, feed in feeds_of(step))
         return tuple(dict.fromkeys(found))
 
     def root(self, text: str) -> str:
         """Return the text that one falls back to in the end."""
         fallback = self.texts[text].fallback
         return text if fallback is None else self.root(fallback)
-
-
-def _feeds(loop: Loop) -> list[form.Feed]:
-    return [*loop.feeds.values(), *(v for branch in loop.branches for v in branch.feeds.values())]

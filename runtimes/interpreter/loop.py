@@ -38,7 +38,7 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     """
     part, table, shift = loop.part, schedule.table, schedule.shift
     steps = int(call.number(loop.plan.steps))
-    if part.start is not None and part.start in call.given:
+    if part.start is not None and call.continues(loop):
         cutoff = round(schedule.num_train_timesteps * (1 - call.number(part.start)))
         plan = table.plan_from_timestep(steps, cutoff, shift)
     else:
@@ -150,14 +150,14 @@ class LoopRun:
             rescale=self._rescale(),
         )
         keep = loop.state.keep
-        if keep is None or (loop.part.start is not None and loop.part.start in call.given):
+        if keep is None or call.continues(loop):
             return first, steps
         where, value, drawn = map(self._images, (keep.where, keep.value, keep.noise))
         return first, blended(steps, self._plan, where, value, drawn)
 
     def _first(self) -> Array:
-        state, part = self._loop.state, self._loop.part
-        if part.start is not None and part.start in self._call.given:
+        state = self._loop.state
+        if self._call.continues(self._loop):
             assert state.clean is not None
             sample = self._images(state.clean)
         else:

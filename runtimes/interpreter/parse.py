@@ -20,17 +20,18 @@ from runtimes.interpreter.arguments import (
     texts_of,
 )
 from runtimes.interpreter.call_sizes import binning_of, sizes_of
-from runtimes.interpreter.choices import check_output_type
+from runtimes.interpreter.choices import MASK_OPTIONS, READING, check_output_type
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.images import listed, prepared, with_pixels
 from runtimes.interpreter.reading import check_reading
 from runtimes.interpreter.request import Request, singles
 from runtimes.programs.demand import Demand, holds, of_call, truth_of
 from runtimes.programs.statements import Pixels
+from runtimes.programs.uses import bounds_of_window
 
-CALL_WIDE = (
+_CALL_WIDE = (
     *("seed", "scheduler", "num_images_per_prompt", "batch_size", "output_type"),
-    *("prompt_weighting", "max_embeddings_multiples", "mask_blur", "padding_mask_crop"),
+    *(*READING, *MASK_OPTIONS),
 )
 
 
@@ -64,7 +65,7 @@ def parse(
     sizes = sizes_of(facts, given, values, pictures)
     numbers = {name: in_pixels(value, sizes.told) for name, value in named_numbers.items()}
     flags = set() if facts.program.bins is None else {facts.program.bins.argument}
-    named = frozenset({*given, *values} - {*CALL_WIDE, *flags})
+    named = frozenset({*given, *values} - {*_CALL_WIDE, *flags})
     single_numbers = singles(numbers)
     output_type = given.get("output_type", "pil")
     check_output_type(output_type)
@@ -117,7 +118,7 @@ def _refuse_others(facts: Facts, given: Mapping[str, Any]) -> None:
     flags = () if bins is None else (bins.argument,)
     values = sorted(facts.public)
     known = (*facts.texts, *facts.images, *facts.numbers, *facts.symbols, *flags, *values)
-    unknown = [name for name in given if name not in known and name not in CALL_WIDE]
+    unknown = [name for name in given if name not in known and name not in _CALL_WIDE]
     if unknown:
         raise InputError(
             f"{unknown[0]!r} changes nothing in {facts.program.name}: leave it out, or give what "
@@ -173,6 +174,7 @@ def _refuse_missing(
     given: frozenset[str],
     texts: Mapping[str, tuple[str, ...]],
 ) -> None:
+    """Refuse a call without a text or an image that it needs."""
     for name in sorted(demand.arguments):
         needed = name in facts.images or (name in facts.texts and name not in texts)
         if needed and name not in given:
@@ -182,10 +184,11 @@ def _refuse_missing(
 def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:
     """Refuse windows of branches that hold nothing, and parts of a schedule."""
     for window in {each.during for each in facts.loop.branches if each.during is not None}:
-        bounds = (window.start, window.stop)
-        names = [each for each in bounds if isinstance(each, str)]
-        start, stop = (numbers[each] if isinstance(each, str) else each for each in bounds)
-        if len(names) == 2 and not start < stop:
+        names = [*bounds_of_window(window)]
+        if len(names) < 2:
+            continue
+        start, stop = (numbers[name] for name in names)
+        if not start < stop:
             raise InputError(
                 f"{names[0]!r} {start:g} and {names[1]!r} {stop:g}: expected fractions of the "
                 f"steps, 0 <= {names[0]} < {names[1]} <= 1"

@@ -8,8 +8,9 @@ from typing import Any
 
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.images import Images, MaskOptions, Sizes
-from runtimes.programs.demand import Demand, holds, truth_of
-from runtimes.programs.statements import Test
+from runtimes.programs.demand import Demand, continues, holds, truth_of
+from runtimes.programs.statements import Loop, Test
+from runtimes.programs.uses import bounds_of_window
 from runtimes.session import Array
 
 
@@ -113,12 +114,12 @@ class Request:
     def _parts(self) -> dict[str, float]:
         """Return what says which evaluations run, and how, where it is not the usual."""
         loop, found = self.facts.loop, dict[str, float]()
-        windows = [b.during for b in loop.branches if b.during is not None]
-        bounds = [each for w in windows for each in (w.start, w.stop) if isinstance(each, str)]
+        windows = [branch.during for branch in loop.branches if branch.during is not None]
+        bounds = [name for window in windows for name in bounds_of_window(window)]
         if any((self.number(name),) != self.facts.numbers[name].default for name in bounds):
             found |= {name: self.number(name) for name in bounds}
         part = loop.part
-        if part.start is not None and part.start in self.given:
+        if part.start is not None and self.continues(loop):
             found[part.start] = self.number(part.start)
         if part.stop is not None and self.number(part.stop) < 1:
             found[part.stop] = self.number(part.stop)
@@ -149,6 +150,10 @@ class Request:
     def number(self, name: str) -> float:
         """Return the value of an argument that is one number."""
         return self.numbers[name][0]
+
+    def continues(self, loop: Loop) -> bool:
+        """Return whether a loop goes on from another one's latents in this call."""
+        return continues(loop, self.given)
 
     def holds(self, tests: Sequence[Test]) -> bool:
         """Return whether all tests hold in this call."""

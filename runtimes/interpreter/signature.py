@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from runtimes.interpreter.choices import MASK_OPTIONS, READING
 from runtimes.interpreter.facts import Facts
 from runtimes.programs.values import Rows
-
-READING = ("prompt_weighting", "max_embeddings_multiples")  # of a bundle that takes texts
-MASK_OPTIONS = ("mask_blur", "padding_mask_crop")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import TypeAlias
 
 from runtimes.programs import statements as form
 from runtimes.programs.statements import (
-    During,
-    Feed,
     Loop,
     Numbers,
     Program,
@@ -24,7 +22,7 @@ from runtimes.programs.statements import (
     names_given,
     value_of,
 )
-from runtimes.programs.uses import arguments_used
+from runtimes.programs.uses import arguments_used, bounds_of_window, values_used, windows_of_feeds
 
 # Whether a test holds; None where it is not known, so that both ways must be followed.
 Truth: TypeAlias = Callable[[Test], bool | None]
@@ -93,6 +91,11 @@ def holds(tests: Sequence[Test], truth: Truth) -> bool | None:
     return None if None in found else True
 
 
+def continues(loop: Loop, given: Collection[str]) -> bool:
+    """Return whether a loop goes on from another one's latents in a call that gives this."""
+    return loop.part.start is not None and loop.part.start in given
+
+
 class _Walk:
     def __init__(self, program: Program, given: Collection[str], truth: Truth) -> None:
         self._program = program
@@ -143,15 +146,6 @@ class _Walk:
     def _values(self, statement: Statement) -> Iterator[str]:
         """Yield the values that a statement needs in this call."""
         match statement:
-            case form.Zeros():
-                if statement.like is not None:
-                    yield statement.like
-            case form.Run():
-                yield from statement.feeds.values()
-            case form.Join():
-                yield from statement.of
-            case form.Cut() | form.Emit():
-                yield statement.of
             case form.Choose():
                 chosen = holds(statement.when, self._truth)
                 if chosen is not False:
@@ -161,11 +155,11 @@ class _Walk:
             case Loop():
                 yield from self._values_of_loop(statement)
             case _:
-                return
+                yield from values_used(statement)
 
     def _values_of_loop(self, loop: Loop) -> Iterator[str]:
         state = loop.state
-        if not self._continues(loop):
+        if not continues(loop, self._given):
             yield state.noise
         if state.clean is not None and self._starts_clean(loop) is not False:
             yield state.clean
@@ -176,12 +170,8 @@ class _Walk:
             if holds(branch.when, self._truth) is not False:
                 yield from map(value_of, branch.feeds.values())
 
-    def _continues(self, loop: Loop) -> bool:
-        """Return whether the loop goes on from another one's latents."""
-        return loop.part.start is not None and loop.part.start in self._given
-
     def _starts_clean(self, loop: Loop) -> bool | None:
-        return self._continues(loop) or holds(loop.state.clean_when, self._truth)
+        return continues(loop, self._given) or holds(loop.state.clean_when, self._truth)
 
     def _arguments(self, statement: Statement) -> Iterator[str]:
         """Yield the arguments that a statement reads in this call."""
@@ -198,25 +188,16 @@ class _Walk:
         yield from _tested(statement.state.clean_when)
         if statement.cache is not None:
             yield statement.cache.every
-        yield from _windows(statement.feeds)
+        yield from windows_of_feeds(statement.feeds.values())
         for branch in statement.branches:
             yield from _tested(branch.when)
             if holds(branch.when, self._truth) is not False:
-                yield from _windows(branch.feeds)
+                yield from windows_of_feeds(branch.feeds.values())
                 yield from (push.by for push in branch.push)
                 if branch.during is not None:
-                    bounds = (branch.during.start, branch.during.stop)
-                    yield from (each for each in bounds if isinstance(each, str))
+                    yield from bounds_of_window(branch.during)
 
 
 def _tested(tests: Sequence[Test]) -> Iterator[str]:
     """Yield the arguments whose numbers are tested."""
     yield from (test.argument for test in tests if test.argument is not None)
-
-
-def _windows(feeds: Mapping[str, Feed]) -> Iterator[str]:
-    for feed in feeds.values():
-        if isinstance(feed, During):
-            yield from (
-                each for each in (feed.during.start, feed.during.stop) if isinstance(each, str)
-            )

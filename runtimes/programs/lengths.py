@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from runtimes.programs import statements as form
 from runtimes.programs.graphs import Graph
 from runtimes.programs.statements import Program, Statement, names_given, value_of
+from runtimes.programs.uses import feeds_of
 
 
 def stretchable(program: Program, graphs: Mapping[str, Graph]) -> frozenset[str]:
@@ -30,9 +31,7 @@ def _uses(
     match statement:
         case form.Loop():
             inputs = graphs[statement.denoiser].inputs
-            feeds = [*statement.feeds.items()]
-            feeds += [item for branch in statement.branches for item in branch.feeds.items()]
-            for name, feed in feeds:
+            for name, feed in feeds_of(statement):
                 shape = inputs[name].shape
                 yield value_of(feed), len(shape) > 2 and isinstance(shape[1], str)
         case form.Run():

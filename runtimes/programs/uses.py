@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from runtimes.programs import statements as form
 from runtimes.programs.statements import During, Feed, Statement, Test, Window, value_of
@@ -29,9 +29,7 @@ def values_used(statement: Statement) -> Iterator[str]:
                 yield state.clean
             if state.keep is not None:
                 yield from (state.keep.value, state.keep.where, state.keep.noise)
-            yield from map(value_of, statement.feeds.values())
-            for branch in statement.branches:
-                yield from map(value_of, branch.feeds.values())
+            yield from (value_of(feed) for _, feed in feeds_of(statement))
         case _:
             return
 
@@ -71,22 +69,31 @@ def _of_loop(loop: form.Loop) -> Iterator[str]:
     yield from (name for name in (*names, loop.rescale) if name is not None)
     if loop.cache is not None:
         yield loop.cache.every
-    yield from _of_feeds(loop.feeds)
+    yield from windows_of_feeds(loop.feeds.values())
     for branch in loop.branches:
-        yield from _of_feeds(branch.feeds)
+        yield from windows_of_feeds(branch.feeds.values())
         yield from (push.by for push in branch.push)
         if branch.during is not None:
-            yield from _of_window(branch.during)
+            yield from bounds_of_window(branch.during)
     for tested in tests_of(loop):
         if tested.argument is not None:
             yield tested.argument
 
 
-def _of_feeds(feeds: dict[str, Feed]) -> Iterator[str]:
-    for feed in feeds.values():
+def feeds_of(loop: form.Loop) -> list[tuple[str, Feed]]:
+    """Return what feeds each input of the denoiser, in the loop and in each of its branches."""
+    by_branch = (item for branch in loop.branches for item in branch.feeds.items())
+    return [*loop.feeds.items(), *by_branch]
+
+
+def windows_of_feeds(feeds: Iterable[Feed]) -> Iterator[str]:
+    """Yield the names of the arguments that bound the windows of these feeds."""
+    for feed in feeds:
         if isinstance(feed, During):
-            yield from _of_window(feed.during)
+            yield from bounds_of_window(feed.during)
 
 
-def _of_window(window: Window) -> Iterator[str]:
+def bounds_of_window(window: Window) -> Iterator[str]:
+    """Yield the names of the arguments that bound a window, its start first; numbers that the
+    program itself gives have no name."""
     yield from (each for each in (window.start, window.stop) if isinstance(each, str))

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes import tasks
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
 from runtimes.sizes import BINNING
-from runtimes.tasks import Task
+from runtimes.tasks import Task, argument
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import Mixing, uncaptured
@@ -124,6 +123,11 @@ def _added(kind: str, source: Path, folder: Path) -> dict[str, list[str]]:
     return {kind: [str(folder / kind)]}
 
 
+def images_of(*tasks: Task) -> tuple[str, ...]:
+    """Return the arguments of these tasks that are images or masks."""
+    return tuple(dict.fromkeys(argument(name) for task in tasks for name in task.pictures))
+
+
 def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
     """A call of the task with all texts and images that it needs."""
     call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
@@ -138,7 +142,7 @@ def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
     if task.strength is not None:
         call["strength"] = 1.0 if task.masks() else 0.75
         call["num_inference_steps"] = 4
-    return call | {name: PICTURES[name] for name in tasks.arguments(task.pictures)}
+    return call | {name: PICTURES[name] for name in images_of(task)}
 
 
 def another(pipe: Pipeline, name: str) -> Any:
@@ -194,8 +198,7 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
     for task in pipe.manifest.tasks:
         for name in pipe.signature.names:
             if name in ELSEWHERE or (
-                name in tasks.pictures(pipe.manifest.tasks)
-                and (name not in tasks.arguments(task.pictures))
+                name in images_of(*pipe.manifest.tasks) and name not in images_of(task)
             ):
                 continue
             one, other = pair(pipe, task, name)
@@ -241,8 +244,7 @@ def _run_all(pipe: Pipeline, calls: list[dict[str, Any]]) -> None:
 
 def calls_of(pipe: Pipeline, task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield calls of a task that differ from its usual one in an argument, and more of them."""
-    every = tasks.pictures(pipe.manifest.tasks)
-    own = tasks.arguments(task.pictures)
+    every, own = images_of(*pipe.manifest.tasks), images_of(task)
     for name in pipe.signature.names:
         if name not in ELSEWHERE and (name not in every or name in own):
             yield name, pair(pipe, task, name)[1]

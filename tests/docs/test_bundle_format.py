@@ -22,6 +22,7 @@ from exporter.targets import TARGETS
 from runtimes import noise
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
+from runtimes.loading import Loading
 from runtimes.manifest import FORMAT_VERSION, Latents, Manifest, schema
 from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
@@ -626,7 +627,8 @@ def test_texts_and_numbers(call: dict[str, Any], missing: str, tmp_path: Path) -
 
     other = reader.Bundle(bundle, "fake", engine)
     opened = Bundle.open(bundle)
-    with open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend()) as pipe:
+    loading = Loading.of(opened, opened.manifest.builds[0], fakes.FakeBackend())
+    with open_pipeline(loading) as pipe:
         for scheduler in pipe.schedulers:
             result = pipe(**call, scheduler=scheduler, output_type="latent")
             latents, _ = other(**call, scheduler=scheduler)
@@ -651,7 +653,8 @@ def test_sizes_of_a_list(call: dict[str, Any], tmp_path: Path) -> None:
         bundle, "fake", lambda path, _: fakes.GRAPHS[json.loads(path.read_text())["graph"]]
     )
     opened = Bundle.open(bundle)
-    with open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend()) as pipe:
+    loading = Loading.of(opened, opened.manifest.builds[0], fakes.FakeBackend())
+    with open_pipeline(loading) as pipe:
         result = pipe("red", **call, seed=1, output_type="pil")
     latents, images = other(prompt=["red"], **call, seed=1)
     assert relative_l2(latents, result.latents) < 1e-5
@@ -679,5 +682,6 @@ def test_both_refuse_a_damaged_file(damage: str, tmp_path: Path) -> None:
     with pytest.raises(reader.Refused):
         reader.Bundle(bundle, "fake", lambda path, component: lambda feeds: {})
     opened = Bundle.open(bundle)
+    loading = Loading.of(opened, opened.manifest.builds[0], fakes.FakeBackend())
     with pytest.raises(BundleError):
-        open_pipeline(opened, opened.manifest.builds[0], fakes.FakeBackend())
+        open_pipeline(loading)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtimes.errors import BundleError, InputError
+from runtimes.loading import Loading
 from runtimes.manifest import Component, Embedding, Manifest, TensorSpec, Tokenizer
 from runtimes.pipeline import Pipeline, load, open_pipeline
 from runtimes.presets import Preset
@@ -175,9 +176,8 @@ def test_a_preset_for_one_size_makes_way(pipe: Pipeline) -> None:
     """Its graphs are for texts of one chunk: the build is loaded again for longer ones."""
     preset = Preset("faithful", {}, 1, {})
     bundle, build, backend = pipe.bundle, pipe.build, pipe.backend
-    with open_pipeline(
-        bundle, build, backend, static={"guidance_scale": 3.0}, preset=preset
-    ) as own:
+    static = {"guidance_scale": 3.0}
+    with open_pipeline(Loading.of(bundle, build, backend, static=static, preset=preset)) as own:
         size = own.sessions.components["denoiser"].inputs["encoder_hidden_states"].shape
         assert size == (2, LENGTH, 2)
         short = own("a (red:2) circle", prompt_weighting=True, **CALL).latents
@@ -188,7 +188,7 @@ def test_a_preset_for_one_size_makes_way(pipe: Pipeline) -> None:
         found = own(LONG, max_embeddings_multiples=2, **CALL).latents
         assert own._other_sizes is not None
         assert np.array_equal(found, pipe(LONG, max_embeddings_multiples=2, **CALL).latents)
-    with open_pipeline(bundle, build, backend, static={"guidance_scale": 3.0}) as fixed:
+    with open_pipeline(Loading.of(bundle, build, backend, static=static)) as fixed:
         for call in (
             {"prompt": LONG, "max_embeddings_multiples": 2},
             pipe.encode_prompt(LONG, max_embeddings_multiples=2),
