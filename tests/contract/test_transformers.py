@@ -172,8 +172,8 @@ def test_a_part_that_is_left_out(
 @pytest.mark.parametrize(
     ("pipeline", "without", "message"),
     [
-        ("sd3", "vae", "without 'vae'; it works without: text_encoder_3"),
-        ("flux-dev", "text_encoder_2", "without 'text_encoder_2'; it works without: nothing"),
+        ("sd3", "vae", "--without vae: no pipeline can be exported without it"),
+        ("flux-dev", "text_encoder_3", "without 'text_encoder_3'; it works without: nothing"),
     ],
 )
 def test_parts_that_are_needed(
