@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from exporter.families import Description
 from exporter.options import ExportOptions
 from runtimes.errors import InputError
-from runtimes.tasks import Task
+from runtimes.version_1.tasks import Task
 
 
 def with_tasks(

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from exporter.asked import with_size, with_tasks
 from exporter.calibration import Trajectories
+from exporter.call_programs import positioned, programs_of
 from exporter.families import Description, Graph
 from exporter.families.defaults import described
 from exporter.kept_builds import entry, refuse_other_graphs, with_kept
@@ -48,8 +49,8 @@ from runtimes.manifest import (
     Tokenizer,
 )
 from runtimes.precision import build_name, of_component
-from runtimes.tasks import STEPS, Task
 from runtimes.version import __version__
+from runtimes.version_1.tasks import STEPS, Task
 
 if TYPE_CHECKING:
     from exporter.shifting import Told
@@ -105,7 +106,7 @@ class Compilation:
         description, tasks = with_tasks(
             description, self.options.tasks_of(self.source), self.source.pipeline_class
         )
-        description = with_size(description, self.options)
+        description = positioned(with_size(description, self.options))
         if previous is not None and not self.options.overwrite:
             components = tuple(graph.component for graph in description.graphs)
             refuse_other_graphs(self.store.output, previous, components, self.options)
@@ -164,9 +165,11 @@ class Compilation:
         probes: Probes | None,
     ) -> Manifest:
         """All but the builds."""
+        steps = _nearest(plans[0], description.num_inference_steps)
+        own = [_with_plan(plans[0], each) for each in tasks]
         return Manifest(
             format_version=FORMAT_VERSION,
-            tasks=tuple(_with_plan(plans[0], each) for each in tasks),
+            programs=programs_of(description, own, self.source.pipeline_class, steps),
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -180,17 +183,12 @@ class Compilation:
                 self.source.without,
             ),
             created_by=created_by(),
-            latents=description.latents,
-            tokenizers=tokenizers,
-            arguments=description.arguments,
-            vectors=description.vectors,
-            guidance=description.guidance,
             components=tuple(graph.component for graph in description.graphs),
+            tokenizers=tokenizers,
             builds=(),
             schedules=plans,
-            defaults=Defaults(plans[0].name, _nearest(plans[0], description.num_inference_steps)),
+            defaults=Defaults(plans[0].name, steps),
             probes=probes,
-            embeddings=description.embeddings,
             left_out=self.source.left_out,
         )
 

@@ -27,7 +27,7 @@ from runtimes.manifest import LoopProbe, Schedule, TensorSpec
 from runtimes.pictures import listed
 from runtimes.programs.statements import Pixels
 from runtimes.session import first_line
-from runtimes.tasks import NOISE, START, Feed, argument
+from runtimes.version_1.tasks import NOISE, START, Feed, argument
 
 STEPS = 6
 SEED = 20

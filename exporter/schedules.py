@@ -336,5 +336,4 @@ def _told(manifest: Manifest) -> Told:
     """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
     size."""
     shift = manifest.schedule(manifest.defaults.scheduler).shift
-    sample = manifest.component("denoiser").inputs["sample"]
-    return told_by(manifest.source.pipeline_class, shift, manifest.latents, sample)
+    return told_by(manifest.source.pipeline_class, shift, manifest.latents, manifest.sample())

@@ -20,9 +20,10 @@ from diffusers import SchedulerMixin
 from exporter.families import EVEN_SIGMAS, Shifted
 from exporter.schedule import DEFAULT_STEPS, AllRefused, trace
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import Latents, Shift, TensorSpec
+from runtimes.manifest import Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
+from runtimes.programs.latents import Latents
 
 _NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
 # Latents of an image, height times width, up to which there are plans where the model has no limit

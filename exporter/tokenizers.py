@@ -13,6 +13,8 @@ from exporter.store import Store
 from exporter.versions import code, versions
 from runtimes.errors import ExportError
 from runtimes.manifest import Tokenizer
+from runtimes.tokenizer import frame_of
+from runtimes.version_1.translation import tokenizer_of
 
 _PROBES = (
     "",
@@ -69,6 +71,8 @@ def add_all(
 
 
 def _added(store: Store, source: PipelineSource, pipe: Any, text: TextInput) -> Tokenizer:
+    from tokenizers import Tokenizer as Words
+
     from exporter.textual_inversion import expansions
 
     tokenizer = getattr(pipe, text.attribute)
@@ -89,11 +93,14 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: TextInput) -> 
         return {}
 
     item = store.item(key, f"tokenizer/{text.input}", write)
+    frame = frame_of(Words.from_file(str(store.staging / item.files[0].path)))
     return Tokenizer(
+        tokenizer_of(text.input),
         item.files[0],
-        text.input,
         length,
-        text.texts,
+        frame.before,
+        frame.after,
+        frame.pad,
         expansions(tokenizer),
         vocabulary.rows(pipe, text.attribute),
     )

@@ -158,7 +158,7 @@ def _builders() -> dict[str, str]:
 
 def _refuse_fixed(manifest: Manifest, spans: Mapping[str, Range]) -> None:
     """Raises InputError for a range of what the graphs have fixed."""
-    shape = manifest.component("denoiser").inputs["sample"].shape
+    shape = manifest.sample().shape
     for name in ("height", "width"):
         if name in spans and name not in shape:
             raise InputError(f"this bundle was exported for one {name}; leave --{name} out")

@@ -271,9 +271,8 @@ def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
     import msgspec
 
     from runtimes.programs.listing import listing
-    from runtimes.programs.version_1 import programs
 
-    by_name = {program.name: program for program in programs(manifest)}
+    by_name = {program.name: program for program in manifest.programs}
     if name not in by_name:
         raise InputError(f"no program {name!r} in this bundle; it has: {', '.join(by_name)}")
     if as_json:

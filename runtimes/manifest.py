@@ -3,12 +3,16 @@
 `manifest.json` is decoded into the frozen structures below; msgspec checks every type and
 refuses unknown fields, `Manifest.load` checks what types cannot say. The document is
 specified for other languages in docs/bundle-format.md.
+
+What may be left out by readers that do not know it stands in `Manifest.optional`, under names of
+its own; what they must know to make the right images is listed in `Manifest.needs`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +21,13 @@ import msgspec
 from runtimes.errors import BundleError, InputError
 from runtimes.files import UnreadableFile, read_regular
 from runtimes.parsing import parser
+from runtimes.programs import statements as form
+from runtimes.programs.guidance import Guidance, guidance_of
+from runtimes.programs.latents import Latents, latents_of
 from runtimes.strict import Strict as _Base
-from runtimes.tasks import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDS: tuple[str, ...] = ()  # what this reader knows of what documents may need
 MANIFEST = "manifest.json"
 LARGEST = 16 << 20  # bytes of a manifest; that of a large bundle has some 100,000
 
@@ -64,12 +71,18 @@ class TensorSpec(_Base, frozen=True):
 
 
 class Component(_Base, frozen=True):
-    """One graph, the same in every build: its role and its named tensors."""
+    """One graph, the same in every build: its named tensors, and the `role` by which precisions,
+    budgets and reports name it; what is run on what, the programs say.
+
+    `positions`: of an output that has a position for each token id of an input, how many of the
+    numbers at each position are made of that input, one after the other; by output and input.
+    """
 
     name: str
     role: Role
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    positions: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
 
 
 class Check(_Base, frozen=True):
@@ -154,125 +167,23 @@ class Build(_Base, frozen=True):
     verification: Verification | None = None
 
 
-class Latents(_Base, frozen=True):
-    """The tensor that is denoised.
-
-    `factor` is pixels per latent along a side; latent height and width must be multiples of
-    `multiple`, at least `minimum`, and at most `maximum` where the model has a limit; default sizes
-    are in pixels. `rounds`: other sizes are made smaller to a multiple, with a warning.
-    `bins`: (ratio of height to width, height, width) of the sizes that images are made in unless a
-    call says otherwise, in pixels; they are resized to the size that was asked for afterwards.
-    Empty: calls take the argument, and there are none for this model. None: they do not take it.
-    """
-
-    channels: int
-    factor: int
-    multiple: int
-    default_height: int
-    default_width: int
-    maximum: int | None = None
-    minimum: int = 1
-    rounds: bool = False
-    bins: tuple[tuple[float, int, int], ...] | None = None
-
-
 class Tokenizer(_Base, frozen=True):
-    """A tokenizer.json and the encoder input that it feeds.
+    """A tokenizer.json, and how its texts become rows of `max_length` ids.
 
-    `texts` names the call arguments that hold the text: the first one given is used. Padding
-    and truncation to `max_length` ids are settings of the file itself. `expansions`: words that
-    stand for several, which are written out before a text is tokenized. `vocabulary`: how many
-    rows the encoder's table of embeddings has; ids are below it.
+    A row is the ids `before`, those of the text, the ids `after`, and `pad` up to its length; of a
+    text that is too long the first ids are taken. `expansions`: words that stand for several, which
+    are written out before a text is tokenized. `vocabulary`: how many rows the encoder's table of
+    embeddings has; ids are below it.
     """
 
+    name: str
     file: File
-    input: str
     max_length: int
-    texts: tuple[str, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    pad: int
     expansions: dict[str, str] = msgspec.field(default_factory=dict)
     vocabulary: int | None = None
-
-
-class Argument(_Base, frozen=True):
-    """A call argument made of numbers; a default is a number, ``"height"`` or ``"width"``.
-    `limits`: the smallest and the largest that may be given. `spread`: one number stands for all
-    values."""
-
-    name: str
-    default: tuple[float | str, ...]
-    limits: tuple[float, float] | None = None
-    spread: bool = False
-
-
-class VectorInput(_Base, frozen=True):
-    """An input [batch, n] float32 of the denoiser, or of image encoders that have one of its name:
-    the listed arguments, one after the other.
-
-    `window`: two arguments of as many values, fractions of the evaluations: in those that are not
-    wholly between them the vector's value is 0. `until`: an argument of one value, which makes
-    the vector 0 from that fraction of the step count on, rounded down.
-    """
-
-    input: str
-    arguments: tuple[str, ...]
-    window: tuple[str, str] | None = None
-    until: str | None = None
-
-
-class Embedding(_Base, frozen=True):
-    """A call argument that takes what encoders make of a text, in the text's place.
-
-    `name` is the argument's, with a branch's prefix before it; `inputs` the encoder outputs, and
-    denoiser inputs, that it stands for. With each stand its columns, where position i of it says
-    something of token i: the encoder inputs that the tokens are of, and how many numbers each has,
-    one after the other.
-
-    The argument's array is its inputs joined along the last axis; with `frame`, an array of so many
-    positions and columns that has them one below the other, in its first columns, and zeros
-    elsewhere.
-    """
-
-    name: str
-    inputs: dict[str, dict[str, int]]
-    frame: tuple[int, int] | None = None
-
-
-class Branch(_Base, frozen=True):
-    """One pass through the denoiser.
-
-    Its texts and arguments are looked up with `prefix` before their names; where no text is
-    given, `missing` says whether the empty string is encoded, all conditioning is zero, or guidance
-    is off. Its weight is ``constant + sum(scales[name] * value of the argument name)``.
-    """
-
-    name: str
-    prefix: str
-    missing: Literal["empty", "zeros", "off"]
-    constant: float
-    scales: dict[str, float] = msgspec.field(default_factory=dict)
-
-
-class Guidance(_Base, frozen=True):
-    """Prediction = sum of branch weights times branch predictions.
-
-    With `scale` set, guidance is on where that argument is above 1, each of `least` at least the
-    number given there, and all branches have texts that need them; otherwise the branch `single`
-    runs alone with weight 1. `defaults` holds the scale arguments. `rescale` names the one among
-    them that says how much of the standard deviation is taken from the branch `single`.
-    """
-
-    branches: tuple[Branch, ...]
-    single: str
-    scale: str | None = None
-    defaults: dict[str, float] = msgspec.field(default_factory=dict)
-    rescale: str | None = None
-    least: dict[str, float] = msgspec.field(default_factory=dict)
-
-    def is_on(self, scales: Mapping[str, float]) -> bool:
-        """Whether all branches run, for these values of the scale arguments."""
-        if self.scale is None or scales[self.scale] <= 1:
-            return False
-        return all(scales[name] >= least for name, least in self.least.items())
 
 
 class Shift(_Base, frozen=True):
@@ -385,25 +296,27 @@ class CreatedBy(_Base, frozen=True):
     libraries: dict[str, str]
 
 
-class Manifest(_Base, frozen=True):
-    """The whole document."""
+class Manifest(_Base, frozen=True, dict=True):
+    """The whole document.
+
+    `needs` names what a reader must know beyond format 2 of the first day to make the right images
+    from it; one that does not know all of them refuses the bundle. `optional` holds sections that
+    readers may leave alone, by name; whoever writes the document again keeps them.
+    """
 
     format_version: int
-    tasks: tuple[Task, ...]
+    programs: tuple[form.Program, ...]
     source: Source
     created_by: CreatedBy
-    latents: Latents
-    tokenizers: tuple[Tokenizer, ...]
-    arguments: tuple[Argument, ...]
-    vectors: tuple[VectorInput, ...]
-    guidance: Guidance
     components: tuple[Component, ...]
+    tokenizers: tuple[Tokenizer, ...]
     builds: tuple[Build, ...]
     schedules: tuple[Schedule, ...]
     defaults: Defaults
     probes: Probes | None = None
-    embeddings: tuple[Embedding, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    needs: tuple[str, ...] = ()
+    optional: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @classmethod
     def load(cls, bundle: Path) -> Manifest:
@@ -425,12 +338,8 @@ class Manifest(_Base, frozen=True):
         """Decode and check the document. Raises BundleError."""
         from runtimes.manifest_rules import problems  # it knows these structures
 
-        version = msgspec.json.decode(data, type=_Version).format_version
-        if version != FORMAT_VERSION:
-            raise BundleError(
-                f"{origin}: format_version {version}, but this latentc reads "
-                f"{FORMAT_VERSION}; upgrade latentc or export the bundle again"
-            )
+        head = msgspec.json.decode(data, type=_Head)
+        _check_readable(head, origin)
         manifest = msgspec.json.decode(data, type=cls)
         problem = next(problems(manifest), None)
         if problem:
@@ -469,26 +378,56 @@ class Manifest(_Base, frozen=True):
         """The sampling plans of this name."""
         return next(each for each in self.schedules if each.name == name)
 
-    def shallow(self) -> Component | None:
-        """The denoiser's shallow part, where the bundle has one."""
-        return next((each for each in self.components if each.role == "shallow"), None)
+    @cached_property
+    def latents(self) -> Latents:
+        """The latents and sizes of the first program."""
+        return latents_of(self.programs[0])
 
-    def image_encoders(self) -> list[Component]:
-        """What is run on pictures before the first step."""
-        return [component for component in self.components if component.role == "image_encoder"]
+    @cached_property
+    def guidance(self) -> Guidance:
+        """The branches of the first program, and the scales that they are pushed by."""
+        return guidance_of(self.programs[0])
 
-    def cached(self) -> tuple[str, ...]:
-        """The outputs of the denoiser that its shallow part takes in later steps."""
-        shallow = self.shallow()
-        own = self.component("denoiser").outputs
-        return tuple(name for name in own if shallow is not None and name in shallow.inputs)
+    @property
+    def decoding(self) -> form.Run:
+        """The run of the first program that makes images of what its loop gives."""
+        steps = self.programs[0].steps
+        (emitted,) = (step.of for step in steps if isinstance(step, form.Emit))
+        runs = (step for step in steps if isinstance(step, form.Run))
+        return next(run for run in runs if emitted in run.gives.values())
 
-    def encoders(self) -> list[Component]:
-        return [component for component in self.components if component.role == "encoder"]
+    def sample(self) -> TensorSpec:
+        """Return the form of what the denoiser of the first program is given."""
+        loop = next(step for step in self.programs[0].steps if isinstance(step, form.Loop))
+        (denoiser,) = (each for each in self.components if each.name == loop.denoiser)
+        return denoiser.inputs[loop.state.input]
 
 
-class _Version(msgspec.Struct):
+class _Head(msgspec.Struct):
+    """What is looked at first: a document of another version has other members."""
+
     format_version: int
+    needs: tuple[str, ...] = ()
+
+
+def _check_readable(head: _Head, origin: str) -> None:
+    """Raise BundleError for a document of another version, or one that needs a later reader."""
+    if head.format_version == 1:
+        raise BundleError(
+            f"{origin}: format_version 1, but this latentc reads {FORMAT_VERSION}; bring the "
+            "bundle up to date with: latentc upgrade BUNDLE"
+        )
+    if head.format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"{origin}: format_version {head.format_version}, but this latentc reads "
+            f"{FORMAT_VERSION}; upgrade latentc or export the bundle again"
+        )
+    unknown = [name for name in head.needs if name not in NEEDS]
+    if unknown:
+        raise BundleError(
+            f"{origin}: the bundle needs {', '.join(map(repr, unknown))}, which this latentc does "
+            "not know; upgrade latentc"
+        )
 
 
 def schema() -> dict[str, Any]:

@@ -1,23 +1,27 @@
-"""What a manifest must keep to beyond its types; see docs/bundle-format.md for each rule."""
+"""What a manifest must keep to beyond its types; see docs/bundle-format.md for each rule.
+
+What programs must keep to, `runtimes.programs.checker` says.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 
-from runtimes import task_rules
-from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec, parted
+from runtimes.manifest import Component, File, Manifest, TensorSpec, Tokenizer
+from runtimes.programs import checker
+from runtimes.programs import statements as form
 
 DTYPES = ("float32", "float16", "int64", "int32")
-_FLOATS = ("float32", "float16")
-_CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 LONGEST_TEXT = 1 << 16  # ids
 _MOST_WORDS = 1 << 31  # graphs may take ids as int32
 _LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
-_LARGEST_FRAME = 1 << 26  # numbers
+_MOST_PROGRAMS = 16
+_MOST_NEEDS = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _DEVICE = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while it is written
@@ -29,37 +33,22 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield from _file_problems(file)
     yield from _component_problems(manifest)
     yield from _build_problems(manifest)
-    yield from _guidance_problems(manifest)
-    yield from _conditioning_problems(manifest)
-    yield from _embedding_problems(manifest)
+    yield from _tokenizer_problems(manifest)
+    yield from _program_problems(manifest)
     yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
     for schedule in manifest.schedules:
         yield from _name_problems("schedule", schedule.name)
         yield from _key_problems(schedule.key)
     if manifest.probes is not None:
         yield from _key_problems(manifest.probes.key)
-    yield from _size_problems(manifest)
-    yield from _duplicates("task", [task.name for task in manifest.tasks])
-    yield from task_rules.problems(manifest)
     if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.schedules}:
         yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
-    sides = [pixels for _, *sides in manifest.latents.bins or () for pixels in sides]
-    if not all(1 <= pixels <= _LARGEST_NUMBER for pixels in sides):
-        yield f"latents.bins: heights and widths must be from 1 to {_LARGEST_NUMBER}"
-    numbers = (manifest.latents.channels, manifest.latents.factor, manifest.latents.multiple)
-    sizes = (manifest.latents.default_height, manifest.latents.default_width)
-    if min(*numbers, *sizes, manifest.defaults.num_inference_steps) < 1:
-        yield "latents and defaults.num_inference_steps must be positive"
-    if max(*numbers, *sizes, manifest.defaults.num_inference_steps) > _LARGEST_NUMBER:
-        yield f"latents and defaults.num_inference_steps must be at most {_LARGEST_NUMBER}"
+    if not 1 <= manifest.defaults.num_inference_steps <= _LARGEST_NUMBER:
+        yield f"defaults.num_inference_steps must be from 1 to {_LARGEST_NUMBER}"
 
 
 def _component_problems(manifest: Manifest) -> Iterator[str]:
     yield from _duplicates("component", [component.name for component in manifest.components])
-    for role in ("denoiser", "decoder"):
-        if sum(component.role == role for component in manifest.components) != 1:
-            yield f"expected exactly one component with role {role!r}"
-            return
     for component in manifest.components:
         for name, spec in [*component.inputs.items(), *component.outputs.items()]:
             if spec.dtype not in DTYPES:
@@ -67,71 +56,101 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
             for dimension in spec.shape:
                 if not is_dimension(dimension):
                     yield f"{component.name}.{name}: bad dimension {dimension!r}"
-    denoiser = manifest.component("denoiser")
-    predictions = len(denoiser.outputs) - len(manifest.cached())
-    if not {"sample", "timestep"} <= denoiser.inputs.keys() or predictions != 1:
-        yield "the denoiser needs inputs 'sample' and 'timestep' and one output of its own"
-    elif len(denoiser.inputs["sample"].shape) != 4:
-        yield "the denoiser's sample must have 4 dimensions"
-    elif denoiser.inputs["timestep"] != TensorSpec("float32", (1,)):
-        yield "the denoiser's timestep must be float32 of shape [1]"
-    else:
-        yield from _prediction_problems(manifest, denoiser)
-    decoder = manifest.component("decoder")
-    if set(decoder.inputs) != {"latents"} or set(decoder.outputs) != {"image"}:
-        yield "the decoder needs the input 'latents' and the output 'image'"
-    elif manifest.latents.factor > 0:  # else that is what is wrong
-        yield from _image_problems(decoder, manifest.latents.factor)
-    yield from _shallow_problems(manifest, denoiser)
+        for output, columns in component.positions.items():
+            yield from _position_problems(component, output, columns)
 
 
-def _prediction_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:
-    """A prediction of another size or type would be spread over the sample, or rounded."""
-    cached = manifest.cached()
-    (name,) = (name for name in denoiser.outputs if name not in cached)
-    made, sample = denoiser.outputs[name], denoiser.inputs["sample"]
-    if made.dtype not in _FLOATS or _parted(made.shape) != _parted(sample.shape):
-        yield (
-            f"the denoiser's {name} is {made.dtype} {list(made.shape)}; expected floats "
-            f"{list(sample.shape)}, as its sample"
+def _position_problems(
+    component: Component, output: str, columns: Mapping[str, int]
+) -> Iterator[str]:
+    """Check that an output has, for each id of an input, the numbers that are said to be of it."""
+    made = component.outputs.get(output)
+    inputs = [component.inputs.get(name) for name in columns]
+    if made is None or not columns or min(columns.values()) < 1 or None in inputs:
+        yield f"{component.name}: bad positions of {output!r}"
+    elif {(*each.shape[1:], sum(columns.values())) for each in inputs if each} != {made.shape[1:]}:
+        yield f"{component.name}: the positions of {output!r} do not make {list(made.shape)}"
+
+
+def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
+    yield from _duplicates("tokenizer", [each.name for each in manifest.tokenizers])
+    for each in manifest.tokenizers:
+        most = _MOST_WORDS if each.vocabulary is None else each.vocabulary
+        ids = (*each.before, *each.after, each.pad)
+        if not 1 <= each.max_length <= LONGEST_TEXT:
+            yield f"tokenizer {each.name!r}: expected a length from 1 to {LONGEST_TEXT}"
+        elif not 1 <= most <= _MOST_WORDS:
+            yield f"tokenizer {each.name!r}: vocabulary must be from 1 to {_MOST_WORDS}"
+        elif len(ids) - 1 > each.max_length or not all(0 <= number < most for number in ids):
+            yield (
+                f"tokenizer {each.name!r}: expected at most {each.max_length} ids before and "
+                f"after, and all below {most}"
+            )
+
+
+def _program_problems(manifest: Manifest) -> Iterator[str]:
+    programs = manifest.programs
+    if not 1 <= len(programs) <= _MOST_PROGRAMS or len(manifest.needs) > _MOST_NEEDS:
+        yield f"{len(programs)} programs and {len(manifest.needs)} needs: expected 1 to " + (
+            f"{_MOST_PROGRAMS} programs, and at most {_MOST_NEEDS} needs"
         )
-
-
-def _image_problems(decoder: Component, factor: int) -> Iterator[str]:
-    """An image of another size than the latents' is none that was asked for."""
-    made, latents = decoder.outputs["image"], decoder.inputs["latents"]
-    rows, sides = _parted(latents.shape[:1]), _parted(latents.shape[2:])
-    enlarged = [(multiple * factor, symbol) for multiple, symbol in sides]
-    expected = [[*rows, (channels, ""), *enlarged] for channels in _CHANNELS]
-    if made.dtype not in _FLOATS or len(sides) != 2 or _parted(made.shape) not in expected:
-        yield (
-            f"the decoder's image is {made.dtype} {list(made.shape)} of latents "
-            f"{list(latents.shape)}; expected floats of {_CHANNELS} channels, and {factor} times "
-            "the height and width"
-        )
-
-
-def _parted(shape: Sequence[int | str]) -> list[tuple[int, str]]:
-    """Return each dimension as a factor and a symbol, which is empty for a number."""
-    return [(each, "") if isinstance(each, int) else parted(each) for each in shape]
-
-
-def _shallow_problems(manifest: Manifest, denoiser: Component) -> Iterator[str]:
-    shallow = manifest.shallow()
-    if shallow is None:
         return
-    if sum(component.role == "shallow" for component in manifest.components) > 1:
-        yield "expected at most one component with role 'shallow'"
-    cached = manifest.cached()
-    if not cached or set(cached) & set(denoiser.inputs):
-        yield f"{shallow.name!r} takes no output of the denoiser that is none of its inputs"
-    known = {**denoiser.outputs, **denoiser.inputs}
-    if any(known.get(name) != spec for name, spec in shallow.inputs.items()):
-        yield f"{shallow.name!r} takes what the denoiser neither takes nor gives"
-    if not {"sample", "timestep"} <= shallow.inputs.keys():
-        yield f"{shallow.name!r} needs the inputs 'sample' and 'timestep'"
-    if shallow.outputs != {n: s for n, s in denoiser.outputs.items() if n not in cached}:
-        yield f"{shallow.name!r} must give the denoiser's prediction"
+    yield from _duplicates("program", [program.name for program in programs])
+    graphs = {component.name: component for component in manifest.components}
+    tokenizers = {each.name: each for each in manifest.tokenizers}
+    for program in programs:
+        own = chain(
+            checker.problems(program, graphs), _id_problems(program, graphs, tokenizers)
+        )
+        for problem in own:
+            yield f"program {program.name!r}: {problem}"
+            return  # what follows may only follow from it
+    images = Counter(frozenset(_images(program)) for program in programs)
+    if max(images.values()) > 1:
+        yield "two programs take the same images"
+    used = {name for program in programs for name in _components_used(program)}
+    for name in graphs:
+        if name not in used:
+            yield f"no program uses {name!r}"
+
+
+def _images(program: form.Program) -> Iterator[str]:
+    for argument in program.arguments:
+        if isinstance(argument, form.Image | form.Mask):
+            yield argument.name
+
+
+def _components_used(program: form.Program) -> Iterator[str]:
+    for step in program.steps:
+        if isinstance(step, form.Run):
+            yield step.component
+        elif isinstance(step, form.Loop):
+            yield step.denoiser
+            if step.cache is not None:
+                yield step.cache.component
+
+
+def _id_problems(
+    program: form.Program,
+    graphs: Mapping[str, Component],
+    tokenizers: Mapping[str, Tokenizer],
+) -> Iterator[str]:
+    """Check that what takes token ids takes as many as its tokenizer gives."""
+    lengths: dict[str, int] = {}
+    for step in program.steps:
+        if isinstance(step, form.Tokens):
+            if step.tokenizer not in tokenizers:
+                yield f"no tokenizer {step.tokenizer!r}"
+                return
+            lengths[step.gives] = tokenizers[step.tokenizer].max_length
+        elif isinstance(step, form.Run):
+            for input, value in step.feeds.items():
+                spec: TensorSpec = graphs[step.component].inputs[input]
+                if value in lengths and spec.shape[1:] != (lengths[value],):
+                    yield (
+                        f"{step.component}.{input} is {list(spec.shape)}, and its tokenizer gives "
+                        f"{lengths[value]} ids"
+                    )
 
 
 def _build_problems(manifest: Manifest) -> Iterator[str]:
@@ -145,176 +164,6 @@ def _build_problems(manifest: Manifest) -> Iterator[str]:
             yield from _key_problems(artifact.key)
             if artifact.entry not in {file.path for file in artifact.files}:
                 yield f"build {build.name!r}, {name}: entry {artifact.entry!r} is not listed"
-
-
-def _guidance_problems(manifest: Manifest) -> Iterator[str]:
-    branches = manifest.guidance.branches
-    yield from _duplicates("guidance branch", [branch.name for branch in branches])
-    if manifest.guidance.single not in {branch.name for branch in branches}:
-        yield f"guidance.single {manifest.guidance.single!r} is not a branch"
-    if any(each.missing == "off" and not each.prefix for each in branches):
-        yield "a branch without a prefix cannot be off where its texts are missing"
-    scales = set(manifest.guidance.defaults)
-    for branch in branches:
-        if not set(branch.scales) <= scales:
-            yield f"branch {branch.name!r} uses a scale without a default"
-    for field in ("scale", "rescale"):
-        name = getattr(manifest.guidance, field)
-        if name is not None and name not in scales:
-            yield f"guidance.{field} {name!r} has no default"
-    if not set(manifest.guidance.least) <= scales:
-        yield f"guidance.least: {sorted(set(manifest.guidance.least) - scales)} has no default"
-
-
-def _conditioning_problems(manifest: Manifest) -> Iterator[str]:
-    fed = {"sample", "timestep"} | {vector.input for vector in manifest.vectors}
-    yield from _duplicates("tokenizer input", [each.input for each in manifest.tokenizers])
-    tokens = {tokenizer.input for tokenizer in manifest.tokenizers}
-    yield from _duplicates("argument", [argument.name for argument in manifest.arguments])
-    yield from _duplicates("vector input", [vector.input for vector in manifest.vectors])
-    outputs = [name for encoder in manifest.encoders() for name in encoder.outputs]
-    yield from _duplicates("encoder output", outputs)
-    yield from _vector_problems(manifest)
-    for encoder in manifest.encoders():
-        fed |= set(encoder.outputs)
-        yield from _encoder_problems(encoder, tokens)
-    wanted = set(manifest.component("denoiser").inputs) - fed
-    for task in manifest.tasks:
-        # Looks at no more than the task has: a subset cannot be larger.
-        if not wanted <= task_rules.fed(task):
-            missing = wanted - task_rules.fed(task)
-            yield f"nothing feeds the denoiser's {sorted(missing)} in the task {task.name!r}"
-    known = {argument.name for argument in manifest.arguments}
-    for vector in manifest.vectors:
-        if not set(vector.arguments) <= known:
-            yield f"vector {vector.input!r} uses an unknown argument"
-    for argument in manifest.arguments:
-        for value in argument.default:
-            if isinstance(value, str) and value not in ("height", "width"):
-                yield f"argument {argument.name!r}: bad default {value!r}"
-    for tokenizer in manifest.tokenizers:
-        if not 1 <= tokenizer.max_length <= LONGEST_TEXT or not tokenizer.texts:
-            yield (
-                f"tokenizer for {tokenizer.input!r}: needs texts and a length from 1 to "
-                f"{LONGEST_TEXT}"
-            )
-        if tokenizer.vocabulary is not None and not 1 <= tokenizer.vocabulary <= _MOST_WORDS:
-            yield f"tokenizer for {tokenizer.input!r}: vocabulary must be from 1 to {_MOST_WORDS}"
-
-
-def _embedding_problems(manifest: Manifest) -> Iterator[str]:
-    taken, tokenizers = manifest.component("denoiser").inputs, manifest.tokenizers
-    lengths = {each.input: each.max_length for each in tokenizers}
-    made = {name: each for each in manifest.encoders() for name in each.outputs if name in taken}
-    names = [each.name for each in manifest.embeddings]
-    others = [name for each in tokenizers for name in each.texts]
-    others += [each.name for each in manifest.arguments]
-    inputs = [name for each in manifest.embeddings for name in each.inputs]
-    yield from _duplicates("encoded text input", inputs)
-    yield from _duplicates("encoded text", [*names, *{*names}.intersection(others)])
-    if names and (set(inputs) != made.keys() or not all(e.inputs for e in manifest.embeddings)):
-        yield f"the encoded texts must be what encoders give the denoiser: {sorted(made)}"
-        return
-    for each in manifest.embeddings:
-        given = [made[name].outputs[name] for name in each.inputs]
-        wanted = [taken[name] for name in each.inputs]
-        problem = _frame_problem if each.frame else _join_problem
-        if said := problem(each, given, wanted):
-            yield f"encoded text {each.name!r}: {said}"
-        for name, columns in each.inputs.items():
-            yield from _column_problems(each.name, made[name], name, columns, lengths)
-
-
-def _join_problem(
-    _: Embedding, given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]
-) -> str | None:
-    ranks = {len(spec.shape) for spec in (*given, *wanted)}
-    if len(ranks) > 1 or min(ranks) < 2:
-        return "needs the same two dimensions or more on both sides"
-    if not all(isinstance(own.shape[-1], int) for own in wanted):
-        return "its last dimension must be a number"
-    if any(len({(s.dtype, s.shape[:-1]) for s in side}) > 1 for side in (given, wanted)):
-        return "what it joins has different dimensions"
-    return None
-
-
-def _frame_problem(
-    of: Embedding, given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]
-) -> str | None:
-    sizes = [spec.shape[1:] for spec in wanted]
-    if sizes != [spec.shape[1:] for spec in given] or len({spec.dtype for spec in given}) > 1:
-        return "what its frame holds must be the same on both sides, and of one type"
-    numbers = [[n for n in size if isinstance(n, int)] for size in sizes]
-    if any(len(size) != 2 or len(own) != 2 for size, own in zip(sizes, numbers, strict=True)):
-        return "what its frame holds must have numbers of positions and columns"
-    positions, columns = of.frame or (0, 0)
-    if sum(own[0] for own in numbers) > positions or max(own[1] for own in numbers) > columns:
-        return f"its frame of {positions} by {columns} is too small"
-    if positions * columns > _LARGEST_FRAME:
-        return f"its frame of {positions} by {columns} is too large"
-    return None
-
-
-def _column_problems(
-    argument: str,
-    encoder: Component,
-    output: str,
-    columns: Mapping[str, int],
-    lengths: Mapping[str, int],
-) -> Iterator[str]:
-    if not columns:
-        return
-    shape = encoder.outputs[output].shape
-    if not columns.keys() <= encoder.inputs.keys() or min(columns.values()) < 1:
-        yield f"encoded text {argument!r}: bad columns"
-    elif {(lengths[name], sum(columns.values())) for name in columns} != {shape[1:]}:
-        yield f"encoded text {argument!r}: the columns do not make {list(shape)}"
-
-
-def _encoder_problems(encoder: Component, tokens: set[str]) -> Iterator[str]:
-    if not encoder.inputs:
-        yield f"encoder {encoder.name!r} has no input"
-    if not set(encoder.inputs) <= tokens:
-        yield f"encoder {encoder.name!r} has an input that no tokenizer feeds"
-    for name, spec in encoder.inputs.items():
-        if len(spec.shape) != 2:
-            yield f"{encoder.name}.{name}: token ids must have 2 dimensions"
-
-
-def _size_problems(manifest: Manifest) -> Iterator[str]:
-    sample, latents = manifest.component("denoiser").inputs["sample"], manifest.latents
-    if sample.dtype != "float32" or sample.shape[1] != latents.channels:
-        yield f"the denoiser's sample must be float32 with {latents.channels} channels"
-    unit = latents.factor * latents.multiple
-    if unit > 0 and (latents.default_height % unit or latents.default_width % unit):
-        yield f"the default height and width must be multiples of {unit}"
-    if latents.minimum < 1:
-        yield "latents.minimum must be positive"
-    if min(latents.default_height, latents.default_width) < latents.minimum * latents.factor:
-        yield "the default height and width are below latents.minimum"
-    if latents.maximum is not None:
-        largest = latents.maximum * latents.factor
-        if max(latents.default_height, latents.default_width) > largest:
-            yield f"the default height and width are above the maximum, {largest}"
-        if latents.multiple > 0 and (latents.maximum < 1 or latents.maximum % latents.multiple):
-            yield "latents.maximum must be a positive multiple of latents.multiple"
-
-
-def _vector_problems(manifest: Manifest) -> Iterator[str]:
-    sizes = {argument.name: len(argument.default) for argument in manifest.arguments}
-    takers: dict[str, list[TensorSpec]] = {}
-    for component in (manifest.component("denoiser"), *manifest.image_encoders()):
-        for name, spec in component.inputs.items():
-            takers.setdefault(name, []).append(spec)
-    for vector in manifest.vectors:
-        values = sum(sizes.get(name, 0) for name in vector.arguments)
-        if any(sizes.get(name) != values for name in vector.window or ()):
-            yield f"vector {vector.input!r}: its window needs two arguments of {values} values"
-        if vector.until is not None and sizes.get(vector.until) != 1:
-            yield f"vector {vector.input!r}: it needs one argument of 1 value for `until`"
-        for spec in takers.get(vector.input, ()):
-            if len(spec.shape) != 2 or spec.shape[1] != values:
-                yield f"vector {vector.input!r} has {values} values, its input {list(spec.shape)}"
 
 
 def is_inside(path: str) -> bool:

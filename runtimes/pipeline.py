@@ -30,7 +30,7 @@ from runtimes.presets import Asked, Preset
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
-from runtimes.tokenizer import TextTokenizer
+from runtimes.tokenizer import Frame, TextTokenizer
 from runtimes.version import __version__
 
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
@@ -69,7 +69,7 @@ class Pipeline(Sealed):
         self.device = device
         self.tokenizers = tokenizers
         self.calls = calls
-        self._decoder_name = bundle.manifest.component("decoder").name
+        self._decoding = bundle.manifest.decoding
         self.sessions = sessions
         self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
@@ -349,14 +349,16 @@ class Pipeline(Sealed):
             return latents
         from runtimes import image
 
-        check_finite(self._decoder_name, "latents", latents, "input")
-        with self.sessions.using(self._decoder_name) as session:
+        component = self._decoding.component
+        ((input, _),), ((output, _),) = self._decoding.feeds.items(), self._decoding.gives.items()
+        check_finite(component, input, latents, "input")
+        with self.sessions.using(component) as session:
             decoded = tiling.decode(
-                lambda part: session.run(cast(session, {"latents": part}))["image"],
+                lambda part: session.run(cast(session, {input: part}))[output],
                 latents,
                 self._tiling,
             )
-        check_finite(self._decoder_name, "image", decoded)
+        check_finite(component, output, decoded)
         if size is not None:
             decoded = image.resized(decoded, *size)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
@@ -569,8 +571,12 @@ def open_pipeline(loading: Loading) -> Pipeline:
     sessions = Sessions(components, open_one, not loading.low_memory, parallel, later)
     try:
         tokenizers = {
-            each.input: TextTokenizer.load(
-                bundle.path(each.file), each.max_length, each.expansions, each.vocabulary
+            each.name: TextTokenizer.load(
+                bundle.path(each.file),
+                each.max_length,
+                each.expansions,
+                each.vocabulary,
+                Frame(each.before, each.after, each.pad),
             )
             for each in bundle.manifest.tokenizers
         }

@@ -221,7 +221,7 @@ def _print_facts(manifest: Manifest) -> None:
         "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
         **_ingredients(manifest),
         **_left_out(manifest),
-        "Tasks": ", ".join(task.name for task in manifest.tasks),
+        "Tasks": ", ".join(program.name for program in manifest.programs),
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
         "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
         f"steps of {latents.factor * latents.multiple}",

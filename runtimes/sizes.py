@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from runtimes.errors import InputError
-from runtimes.manifest import Component, Guidance, Latents, Manifest, TensorSpec, parted
+from runtimes.manifest import Component, Manifest, TensorSpec, parted
+from runtimes.programs.latents import Latents
 
 
 class Sides(Protocol):
@@ -32,6 +35,15 @@ class Sides(Protocol):
 
     @property
     def rounds(self) -> bool: ...
+
+
+class Evaluations(Protocol):
+    """How often the denoiser looks at each image in a step: usually, and at most."""
+
+    @property
+    def most(self) -> int: ...
+
+    def evaluations(self, scale: float | None = None) -> int: ...
 
 
 Span = tuple[int, int, int]  # smallest, usual, largest
@@ -73,7 +85,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     if is_binned(latents, static):
         asked = binned(latents, *asked)
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
-    rows = images * branches(manifest.guidance, static.get(scale))
+    rows = images * manifest.guidance.evaluations(static.get(scale))
     inner = {**conditioning_symbols(manifest.components), **sides}
     values = {
         "encoder": {"batch": 1},
@@ -86,7 +98,10 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
 
 
 def ranges(
-    components: Iterable[Component], latents: Latents, guidance: Guidance, spans: Mapping[str, Span]
+    components: Iterable[Component],
+    latents: Latents,
+    guidance: Evaluations,
+    spans: Mapping[str, Span],
 ) -> dict[str, dict[str, Span]]:
     """For each component the range of each of its symbols: smallest, usual, largest.
 
@@ -103,7 +118,7 @@ def ranges(
         if name in spans
     }
     conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
-    usually, most = branches(guidance), len(guidance.branches)
+    usually, most = guidance.evaluations(), guidance.most
     made = {}
     for each in everything:
         known = dict(inner)
@@ -204,14 +219,6 @@ def check_side(latents: Sides, name: str, pixels: int) -> None:
     )
 
 
-def branches(guidance: Guidance, scale: float | None = None) -> int:
-    """How many times the denoiser looks at each picture; `scale` None is the default one."""
-    if guidance.scale is None:
-        return len(guidance.branches)
-    chosen = {} if scale is None else {guidance.scale: scale}
-    return len(guidance.branches) if guidance.is_on({**guidance.defaults, **chosen}) else 1
-
-
 def _triple(values: Iterable[int]) -> Span:
     low, usual, high = values
     return low, usual, high
@@ -240,9 +247,8 @@ def fix(component: Component, symbols: Mapping[str, int]) -> Component:
     def fixed_spec(spec: TensorSpec) -> TensorSpec:
         return TensorSpec(spec.dtype, tuple(dimension(dim, symbols) for dim in spec.shape))
 
-    return Component(
-        name=component.name,
-        role=component.role,
+    return replace(
+        component,
         inputs={name: fixed_spec(spec) for name, spec in component.inputs.items()},
         outputs={name: fixed_spec(spec) for name, spec in component.outputs.items()},
     )

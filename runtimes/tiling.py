@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtimes.errors import InputError
-from runtimes.manifest import Latents
+from runtimes.programs.latents import Latents
 from runtimes.session import Array
 
 OVERLAP = 0.25  # of a tile's side, as in diffusers

@@ -41,11 +41,31 @@ class Chunk:
     weights: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The ids `before` and `after` those of a text, and the one that fills a row up."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    pad: int
+
+    def holds(self, ids: Sequence[int], used: int) -> bool:
+        """Return whether a row is a text in this frame; `used` counts what is no filling."""
+        count, end = len(self.before), used - len(self.after)
+        return (
+            end >= count
+            and tuple(ids[:count]) == self.before
+            and tuple(ids[end:used]) == self.after
+            and all(number == self.pad for number in ids[used:])
+        )
+
+
 class TextTokenizer:
     """A tokenizer.json whose settings pad and truncate every text to `max_length` ids.
 
-    `expansions`: words that stand for several; `vocabulary`: what ids must be below; see
-    `runtimes.manifest.Tokenizer`. Safe to use from several threads.
+    `expansions`: words that stand for several; `vocabulary`: what ids must be below; `frame`: what
+    every row must have around its text; see `runtimes.manifest.Tokenizer`. Safe to use from several
+    threads.
     """
 
     def __init__(
@@ -55,6 +75,7 @@ class TextTokenizer:
         label: str,
         expansions: Mapping[str, str] = MappingProxyType({}),
         vocabulary: int | None = None,
+        frame: Frame | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._label = label
@@ -66,6 +87,7 @@ class TextTokenizer:
         self._words = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
         self.max_length = max_length
         self._ids = _MOST_IDS if vocabulary is None else vocabulary
+        self._frame = frame
 
     @classmethod
     @parser(BundleError, "path", _WHAT)
@@ -75,6 +97,7 @@ class TextTokenizer:
         max_length: int,
         expansions: Mapping[str, str] = MappingProxyType({}),
         vocabulary: int | None = None,
+        frame: Frame | None = None,
     ) -> TextTokenizer:
         """Read a tokenizer.json.
 
@@ -87,7 +110,7 @@ class TextTokenizer:
         label = f"{path.parent.name}/{path.name}"
         data = read_regular(path, LARGEST_DOCUMENT)
         loaded = Tokenizer.from_buffer(checked(data, max_length))
-        made = cls(loaded, max_length, label, expansions, vocabulary)
+        made = cls(loaded, max_length, label, expansions, vocabulary, frame)
         made.chunks(unweighted(""))
         return made
 
@@ -148,6 +171,11 @@ class TextTokenizer:
                 f"{self._label}: gives the id {max(ids)}, and the text encoder has {self._ids} "
                 "embeddings; the tokenizer is another model's, export the bundle again"
             )
+        if self._frame is not None and not self._frame.holds(ids, sum(piece.attention_mask)):
+            raise BundleError(
+                f"{self._label}: frames or fills a text otherwise than the manifest says; export "
+                "the bundle again"
+            )
         if text.plain:
             return Chunk(ids)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
@@ -167,6 +195,16 @@ class TextTokenizer:
             PromptTruncatedWarning,
             stacklevel=2,
         )
+
+
+def frame_of(tokenizer: Tokenizer) -> Frame:
+    """Return what a tokenizer that pads puts around a text."""
+    piece = tokenizer.encode("a")
+    used = sum(piece.attention_mask)
+    words = [at for at in range(used) if not piece.special_tokens_mask[at]] or [used]
+    padding = tokenizer.padding or {}
+    before, after = piece.ids[: words[0]], piece.ids[words[-1] + 1 : used]
+    return Frame(tuple(before), tuple(after), int(padding.get("pad_id", 0)))
 
 
 def _check_length(characters: int) -> None:

@@ -114,6 +114,8 @@ def _check_lengths(document: _Document, max_length: int) -> None:
         raise ValueError(f"its padding must be to {max_length} ids, as the manifest says")
     if truncation.get("max_length") != max_length or truncation.get("stride"):
         raise ValueError(f"its truncation must be to {max_length} ids, without a stride")
+    if any(each.get("direction", "Right") != "Right" for each in (padding, truncation)):
+        raise ValueError("it must pad and cut texts at their end")
 
 
 def _check_normalizers(normalizer: dict[str, Any] | None) -> float:

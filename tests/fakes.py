@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,17 +19,12 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    Argument,
     Artifact,
-    Branch,
     Build,
     Component,
     CreatedBy,
     Defaults,
-    Embedding,
     File,
-    Guidance,
-    Latents,
     Loop,
     LoopProbe,
     Manifest,
@@ -38,13 +34,15 @@ from runtimes.manifest import (
     Source,
     TensorSpec,
     Tokenizer,
-    VectorInput,
     Verification,
 )
 from runtimes.pipeline import load
 from runtimes.plan import PlanTable
+from runtimes.programs.latents import Latents
 from runtimes.session import Array, Feeds, Session
-from runtimes.tasks import Task
+from runtimes.version_1.fields import Argument, Branch, CallFields, Embedding, Guidance, VectorInput
+from runtimes.version_1.tasks import Task
+from runtimes.version_1.translation import program_of, with_positions
 
 FACTOR = 2
 MAX_LENGTH = 6
@@ -126,16 +124,23 @@ class FakeSession(Session):
 def make_bundle(
     folder: Path, *, graphs: Mapping[str, str] | None = None, text: bool = True, **changes: Any
 ) -> Path:
-    """Write a bundle; `graphs` replaces a component's graph, `changes` parts of the manifest."""
+    """Write a bundle; `graphs` replaces a component's graph, `changes` parts of the manifest, or of
+    `CallFields` and `tasks`, which its programs are made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    components = _components(text)
+    components = changes.get("components", _components(text))
+    tasks = changes.pop("tasks", (Task("text-to-image" if text else "unconditional"),))
+    own = {name: changes.pop(name) for name in _CALL_FIELDS if name in changes}
+    fields = replace(_fields(components, text), **own)
+    components = tuple(with_positions(each, fields.embeddings) for each in components)
+    if "components" in changes:
+        changes["components"] = components
     chosen = {"text_encoder": "text_encoder", "denoiser": "denoiser", "decoder": "decoder"}
     if not text:
         chosen["denoiser"] = "plain_denoiser"
     chosen |= graphs or {}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        tasks=(Task("text-to-image" if text else "unconditional"),),
+        programs=tuple(program_of(task, fields) for task in tasks),
         source=Source(
             id="fake",
             pipeline_class="FakePipeline",
@@ -144,24 +149,35 @@ def make_bundle(
             scheduler_config={},
         ),
         created_by=CreatedBy(latentc="0", python="3", platform="any", libraries={}),
-        latents=Latents(channels=4, factor=FACTOR, multiple=2, default_height=16, default_width=16),
         tokenizers=_tokenizers(folder) if text else (),
-        arguments=(Argument("original_size", ("height", "width")), Argument("crop", (0.0,)))
-        if text
-        else (),
-        vectors=(VectorInput("time_ids", ("original_size", "crop")),) if text else (),
-        guidance=_guidance() if text else Guidance((Branch("image", "", "empty", 1.0),), "image"),
         components=components,
         builds=(_build(folder, components, chosen),),
         schedules=tuple(_schedule(folder, name) for name in ("plain", "noisy")),
         defaults=Defaults(scheduler="plain", num_inference_steps=4),
-        embeddings=(Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}}),)
-        if text
-        else (),
     )
     manifest = msgspec.structs.replace(manifest, **changes)
     (folder / MANIFEST).write_bytes(manifest.encode())
     return folder
+
+
+_CALL_FIELDS = ("latents", "texts", "arguments", "vectors", "guidance", "embeddings")
+
+
+def _fields(components: tuple[Component, ...], text: bool) -> CallFields:
+    """What the calls of the bundle are made of."""
+    encoded = Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}})
+    numbers = (Argument("original_size", ("height", "width")), Argument("crop", (0.0,)))
+    return CallFields(
+        pipeline_class="FakePipeline",
+        num_inference_steps=4,
+        latents=Latents(channels=4, factor=FACTOR, multiple=2, default_height=16, default_width=16),
+        texts={"input_ids": ("prompt_2", "prompt")} if text else {},
+        arguments=numbers if text else (),
+        vectors=(VectorInput("time_ids", ("original_size", "crop")),) if text else (),
+        guidance=_guidance() if text else Guidance((Branch("image", "", "empty", 1.0),), "image"),
+        components=components,
+        embeddings=(encoded,) if text else (),
+    )
 
 
 def add_probes(folder: Path, error: float = 0.0) -> Manifest:
@@ -295,9 +311,8 @@ def _tokenizers(folder: Path) -> tuple[Tokenizer, ...]:
     path = "tokenizer/tokenizer.json"
     (folder / "tokenizer").mkdir(exist_ok=True)
     word_tokenizer().save(str(folder / path))
-    texts = ("prompt_2", "prompt")
     file = file_of(folder, path)
-    return (Tokenizer(file, "input_ids", MAX_LENGTH, texts, vocabulary=len(WORDS)),)
+    return (Tokenizer("tokenizer", file, MAX_LENGTH, (1,), (2,), pad=0, vocabulary=len(WORDS)),)
 
 
 def word_tokenizer() -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from runtimes.manifest import Manifest
 from runtimes.programs.listing import listing
-from runtimes.programs.version_1 import programs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "programs.md"
 # The kinds of bundle (test_every_argument.KINDS) and the tasks of each that are shown.
@@ -35,7 +34,7 @@ def generated(manifest_of: Callable[[str], Manifest]) -> str:
     """
     parts = []
     for kind, task, title in SHOWN:
-        by_name = {program.name: program for program in programs(manifest_of(kind))}
+        by_name = {program.name: program for program in manifest_of(kind).programs}
         parts.append(f"### {title}\n\n```text\n{listing(by_name[task])}```\n")
     return "\n".join(parts)
 

@@ -12,8 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, Embedding, Guidance, Latents, VectorInput
-from runtimes.tasks import Task
+from runtimes.manifest import Component
+from runtimes.programs.latents import Latents
+from runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
+from runtimes.version_1.tasks import Task
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from exporter.families.extended import Extended, extended
 from exporter.families.text_to_image import vae_factor
 from exporter.names import numbered, pictures
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, TensorSpec, VectorInput
-from runtimes.tasks import Feed, Task
+from runtimes.manifest import TensorSpec
+from runtimes.version_1.fields import Argument, VectorInput
+from runtimes.version_1.tasks import Feed, Task
 
 IMAGE = "control_image"  # as diffusers' pipelines call it that take other pictures as well
 SCALE = "controlnet_conditioning_scale"

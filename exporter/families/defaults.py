@@ -13,8 +13,8 @@ from msgspec import structs
 
 from exporter.families import CLASS_TASKS, Description, Offer, family_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Guidance
-from runtimes.tasks import STEPS, Task
+from runtimes.version_1.fields import Argument, Guidance
+from runtimes.version_1.tasks import STEPS, Task
 
 _TABLES: Mapping[str, str] = {
     "text-to-image": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",

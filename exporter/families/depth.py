@@ -14,7 +14,7 @@ from exporter.families.text_to_image import vae_factor
 from exporter.families.trained_tasks import IMAGE, Trained
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.tasks import START, Feed, Preparation, Task
+from runtimes.version_1.tasks import START, Feed, Preparation, Task
 
 _NAME, _INPUT = "depth_estimator", "depth"
 _CANVAS = "canvas"

@@ -28,16 +28,9 @@ from exporter.families.transformer_parts import (
     with_module,
 )
 from exporter.families.unet_pipelines import text_length
-from runtimes.manifest import (
-    Argument,
-    Branch,
-    Component,
-    Embedding,
-    Guidance,
-    TensorSpec,
-    VectorInput,
-)
-from runtimes.tasks import Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Argument, Branch, Embedding, Guidance, VectorInput
+from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),

@@ -16,8 +16,9 @@ from exporter.families.extended import Extended, extended
 from exporter.families.processors import Normalised
 from exporter.names import IP_IMAGE_ENCODER, numbered, pictures
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, TensorSpec, VectorInput
-from runtimes.tasks import Feed, Preparation, Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Argument, VectorInput
+from runtimes.version_1.tasks import Feed, Preparation, Task
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"

@@ -20,7 +20,7 @@ from exporter.families.text_to_image import Scaling, encoder_graph
 from exporter.families.trained_tasks import IMAGE, MASK, Trained
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.tasks import NOISE, START, Feed, Preparation, Task
+from runtimes.version_1.tasks import NOISE, START, Feed, Preparation, Task
 
 # Names of tasks, as diffusers calls its pipelines.
 TEXT_TO_IMAGE = "text-to-image"

@@ -27,9 +27,10 @@ from exporter.families.transformer_parts import (
     unpatched,
     with_module,
 )
-from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
+from runtimes.manifest import Component, TensorSpec
 from runtimes.sizes import BINNING
-from runtimes.tasks import Task
+from runtimes.version_1.fields import Argument, Embedding, VectorInput
+from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),

@@ -33,8 +33,9 @@ from exporter.families.unet_pipelines import (
     sequence,
     text_length,
 )
-from runtimes.manifest import Component, Embedding, TensorSpec
-from runtimes.tasks import Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Embedding
+from runtimes.version_1.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # What diffusers has classes for; of latent consistency models there is none for inpainting.

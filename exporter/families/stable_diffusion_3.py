@@ -28,8 +28,9 @@ from exporter.families.transformer_parts import (
     unpatched,
 )
 from exporter.families.unet_pipelines import text_length
-from runtimes.manifest import Component, Embedding, TensorSpec
-from runtimes.tasks import Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Embedding
+from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder", "text_encoder_2"),

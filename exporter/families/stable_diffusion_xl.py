@@ -35,8 +35,9 @@ from exporter.families.unet_pipelines import (
 )
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, Embedding, TensorSpec, VectorInput
-from runtimes.tasks import Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Argument, Embedding, VectorInput
+from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),

@@ -24,8 +24,10 @@ from exporter.families.extended import Extended, extended
 from exporter.families.text_to_image import vae_factor
 from exporter.names import T2I_ADAPTER, numbered, pictures
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Component, Latents, TensorSpec, VectorInput
-from runtimes.tasks import Feed, Preparation, Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.latents import Latents
+from runtimes.version_1.fields import Argument, VectorInput
+from runtimes.version_1.tasks import Feed, Preparation, Task
 
 IMAGE = "image"  # as diffusers' pipelines call the picture
 SCALE, SHARE = "adapter_conditioning_scale", "adapter_conditioning_factor"

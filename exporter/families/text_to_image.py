@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from exporter.families import Graph
-from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Argument, Branch, Guidance, VectorInput
 
 # Of the whole-loop check. Strong guidance in a few steps multiplies rounding: int8 weights, 2e-2
 # off in one call of the built-in model, are 2e-1 off at the end at 7.5, as much as 7.0 would be.

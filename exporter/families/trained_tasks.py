@@ -13,9 +13,10 @@ import torch
 from exporter.families import Graph, Offer
 from exporter.families.text_to_image import Scaling, encoder_graph
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Argument, Branch, Component, Guidance, TensorSpec, VectorInput
+from runtimes.manifest import Component, TensorSpec
 from runtimes.sizes import dimension
-from runtimes.tasks import START, Feed, Preparation, Task
+from runtimes.version_1.fields import Argument, Branch, Guidance, VectorInput
+from runtimes.version_1.tasks import START, Feed, Preparation, Task
 
 IMAGE, MASK = "image", "mask_image"  # arguments of diffusers' calls
 _OUTSIDE = Feed(IMAGE, MASK, 0.5)  # diffusers makes what is masked 0 on its scale of -1 to 1

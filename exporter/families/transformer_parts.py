@@ -10,7 +10,8 @@ import torch
 from exporter.families import Graph
 from exporter.families.text_to_image import ids_spec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, Latents, TensorSpec
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.latents import Latents
 
 
 class MaskedT5Encoder(torch.nn.Module):

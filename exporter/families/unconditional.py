@@ -9,8 +9,9 @@ import torch
 from exporter.families import Description, Graph, latents_of, size_multiple
 from exporter.families.text_to_image import sample_spec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Branch, Component, Guidance, TensorSpec
-from runtimes.tasks import Task
+from runtimes.manifest import Component, TensorSpec
+from runtimes.version_1.fields import Branch, Guidance
+from runtimes.version_1.tasks import Task
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 

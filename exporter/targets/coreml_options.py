@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from exporter.targets.options import TargetOptions, flag, option
 from runtimes.errors import InputError
-from runtimes.manifest import Latents
+from runtimes.programs.latents import Latents
 from runtimes.sizes import smallest_side
 
 # Deployment targets by either system's name → coremltools' name for them.

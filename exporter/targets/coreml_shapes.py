@@ -9,7 +9,8 @@ from torch.export import ExportedProgram
 
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import Settings
-from runtimes.manifest import Component, Latents, TensorSpec, parted
+from runtimes.manifest import Component, TensorSpec, parted
+from runtimes.programs.latents import Latents
 
 
 def input_types(program: ExportedProgram, component: Component, settings: Settings) -> list[Any]:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from runtimes.errors import InputError
-from runtimes.manifest import Latents
+from runtimes.programs.latents import Latents
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from runtimes.interpreter.parse import parse
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.manifest import Manifest
-from runtimes.programs.version_1 import positions, programs
 
 _CACHING = "cache_interval"
 _WAYS = {
@@ -41,8 +40,8 @@ class Calls:
             BundleError: a program does not keep to the rules.
         """
         graphs = {component.name: component for component in manifest.components}
-        where = positions(manifest)
-        every = (Facts.of(program, graphs, where) for program in programs(manifest))
+        positions = {component.name: component.positions for component in manifest.components}
+        every = (Facts.of(program, graphs, positions) for program in manifest.programs)
         return cls(manifest, tuple(every))
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from runtimes.errors import BundleError
 from runtimes.programs import statements as form
-from runtimes.programs.dimensions import LARGEST, Dimension, parse, shown
+from runtimes.programs.dimensions import LARGEST, Dimension, parse
 from runtimes.programs.graphs import Graph
 from runtimes.programs.loops import loop_problems, loop_type
 from runtimes.programs.statements import Image, Mask, Numbers, Program, Statement, Text
@@ -26,6 +26,7 @@ MOST_SYMBOLS = 16
 MOST_BINS = 1024
 _LARGEST = 1 << 20
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
+_CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
 
 Graphs: TypeAlias = Mapping[str, Graph]
@@ -76,9 +77,11 @@ class _Checker:
         self.sizes = {each.argument: name for name, each in program.symbols.items()}
         self.types: dict[str, Type] = {}
         self.used: set[str] = set()
+        self.drawn: set[str] = set()
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong."""
+        yield from self._whole_problems()
         yield from self._name_problems()
         yield from self._symbol_problems()
         yield from self._argument_problems()
@@ -209,12 +212,12 @@ class _Checker:
             case form.Choose():
                 yield from self._choose(statement)
             case form.Loop():
+                if statement.state.noise not in self.drawn:
+                    yield f"{statement.state.noise!r} is not drawn: no noise to begin with"
                 yield from loop_problems(statement, self.graphs, self.types, self.arguments)
                 self.types[statement.state.name] = loop_type(statement, self.types)
             case form.Emit():
-                shape = self.types[statement.of].shape
-                if len(shape) != 3 or self.types[statement.of].rows != Rows.IMAGES:
-                    yield f"{statement.of!r} is {shown(shape)}: no images"
+                yield from self._emit(statement)
 
     def _test_problems(self, test: form.Test) -> Iterator[str]:
         limits = (test.above, test.at_least, test.below, test.at_most)
@@ -289,6 +292,7 @@ class _Checker:
                 yield f"rows of {name!r}, which is no image of the call"
         if noise.always:
             self.used.add(noise.gives)
+        self.drawn.add(noise.gives)
         rows = Rows.GIVEN if noise.rows else Rows.IMAGES
         self.types[noise.gives] = Type(False, shape, rows)
 
@@ -382,10 +386,46 @@ class _Checker:
             yield f"{choose.then!r} is {then}, and {choose.otherwise!r} {otherwise}"
         self.types[choose.gives] = Type(then.integers, then.shape, met((then.rows, otherwise.rows)))
 
+    def _emit(self, emit: form.Emit) -> Iterator[str]:
+        """Check that what is emitted are images of the size that the call asks for: those of
+        another size would be none that were asked for."""
+        value = self.types[emit.of]
+        sides = [*self.program.symbols.items()][:2]
+        wanted = [f"{symbol.unit}*{name}" for name, symbol in sides]
+        right = (
+            value.rows == Rows.IMAGES
+            and not value.integers
+            and len(value.shape) == 3
+            and value.shape[0] in map(Dimension, _CHANNELS)
+            and all(
+                _is_side(own, name, symbol)
+                for own, (name, symbol) in zip(value.shape[1:], sides, strict=True)
+            )
+        )
+        if not any(
+            isinstance(step, form.Run)
+            and emit.of in step.gives.values()
+            and (len(step.feeds), len(step.gives)) == (1, 1)
+            for step in self.program.steps
+        ):
+            yield f"{emit.of!r} is not what a component of one input and one output gives"
+        if not right:
+            yield (
+                f"{emit.of!r} is {value} for {value.rows}: no images; expected floats of "
+                f"{_CHANNELS} channels, and {' by '.join(wanted)}"
+            )
+
+    def _whole_problems(self) -> Iterator[str]:
+        """Check what a program must have, whatever it does."""
+        if len(self.program.symbols) < 2:
+            yield "expected two symbols or more, first those of the height and the width"
+        kinds = [type(step) for step in self.program.steps]
+        for kind, what in ((form.Loop, "loop"), (form.Emit, "emit")):
+            if kinds.count(kind) != 1:
+                yield f"{kinds.count(kind)} statements {what!r}: expected one"
+
     def _unused(self) -> Iterator[str]:
-        """Yield values and arguments that nothing uses, and programs that give nothing."""
-        if not any(isinstance(step, form.Emit) for step in self.program.steps):
-            yield "it emits nothing"
+        """Yield values and arguments that nothing uses."""
         falls_back = {
             each.fallback
             for each in self.program.arguments
@@ -401,3 +441,12 @@ class _Checker:
         for name in self.arguments:
             if name not in used:
                 yield f"nothing uses the argument {name!r}"
+
+
+def _is_side(own: Dimension, name: str, symbol: form.Symbol) -> bool:
+    """Return whether a dimension is a side in pixels: in symbols, or a number where there is only
+    one size."""
+    only = symbol.default if symbol.least == symbol.most else None
+    return own == Dimension(0, symbol.unit, name) or (
+        own.symbol is None and only is not None and own.offset == symbol.unit * only
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import Dimension
-from runtimes.programs.graphs import TIMESTEP, Form, Graph
+from runtimes.programs.graphs import ROWS, TIMESTEP, Form, Graph
 from runtimes.programs.statements import Branch, During, Feed, Loop, Numbers, Window, value_of
 from runtimes.programs.values import Rows, Type, fits, type_of
 
@@ -67,8 +67,10 @@ def _count(argument: form.Argument | None) -> int:
 def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
     state = loop.state
     noise = types[state.noise]
-    if noise.integers or noise.rows != Rows.IMAGES:
+    if noise.integers or noise.rows != Rows.IMAGES or len(noise.shape) < 3:
         yield f"{state.noise!r} is {noise} with rows {noise.rows}: no noise of images"
+    elif noise.shape[0].symbol is not None:
+        yield f"{state.noise!r} is {noise}: its channels must be a number"
     if state.clean is None and (state.clean_when or loop.part.strength):
         yield "a strength, or tests of a clean value, and none to start from"
     if state.clean is not None and not types[state.clean].same_form(noise):
@@ -143,6 +145,14 @@ def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type])
     if state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
         yield f"{loop.denoiser!r} has no input {state.input!r}, or none for the timestep"
         return
+    if denoiser.inputs[state.input].dtype != "float32":
+        yield f"{loop.denoiser!r} takes {denoiser.inputs[state.input].dtype} as {state.input!r}"
+    timestep = denoiser.inputs[TIMESTEP]
+    if timestep.dtype != "float32" or timestep.shape not in ((1,), (ROWS,)):
+        yield (
+            f"{loop.denoiser!r} takes the timestep as {timestep.dtype} {list(timestep.shape)}; "
+            f"expected float32 [1] or [{ROWS}]"
+        )
     symbols: dict[str, Dimension] = {}
     if not fits(noise, denoiser.inputs[state.input], symbols):
         yield f"{loop.denoiser!r} does not take {noise} ({state.noise}) as {state.input!r}"

@@ -14,7 +14,7 @@ import pytest
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
 from runtimes.sizes import BINNING
-from runtimes.tasks import Task, argument
+from runtimes.version_1.tasks import Task, argument
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import Mixing, uncaptured

@@ -356,7 +356,7 @@ def test_words_that_stand_for_several(
 ) -> None:
     """What is written out has the weight of the word."""
     pipe = ours("sd")
-    known = pipe.tokenizers["input_ids"]
+    known = pipe.tokenizers["tokenizer"]
     words = TextTokenizer(known._tokenizer, 77, "words", {"<cat>": "red red blue"})
     expected = latents(pipe, prompt="a (red red blue:1.5), red", prompt_weighting=True)
     monkeypatch.setitem(vars(pipe), "tokenizers", {"input_ids": words})

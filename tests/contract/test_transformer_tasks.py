@@ -22,8 +22,8 @@ from exporter.families.defaults import described
 from exporter.source import quiet_loading
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
-from runtimes.tasks import Task
 from runtimes.verify import relative_l2
+from runtimes.version_1.tasks import Task
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture

@@ -257,7 +257,7 @@ def test_texts_of_t5(bundle: Callable[[str], Path], pipeline_folder: Callable[[s
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
-        found = pipe.tokenizers["input_ids"].encode(texts)
+        found = pipe.tokenizers["tokenizer"].encode(texts)
     assert found.tolist() == wanted
     assert [each.category for each in caught] == [PromptTruncatedWarning]
 

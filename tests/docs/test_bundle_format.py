@@ -23,12 +23,13 @@ from runtimes import noise
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.loading import Loading
-from runtimes.manifest import FORMAT_VERSION, Latents, Manifest, schema
+from runtimes.manifest import FORMAT_VERSION, Manifest, schema
 from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
 from runtimes.plan import PlanTable, join
 from runtimes.plan_schema import DTYPES as ARRAYS
 from runtimes.plan_schema import MAX_SLOTS, MAX_STEPS, ClipKind, check_table
+from runtimes.programs.latents import Latents
 from runtimes.sampler import Rescale, denoise
 from runtimes.verify import TOLERANCES, relative_l2
 from tests import fakes

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from exporter.families import FAMILIES, Description
 from exporter.families.defaults import described
 from exporter.source import quiet_loading
-from runtimes.tasks import Task
+from runtimes.version_1.tasks import Task
 from tests import tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import uncaptured

@@ -20,9 +20,11 @@ from exporter.passes import COMPUTED, COMPUTES
 from exporter.progress import Progress
 from exporter.source import load, resolve
 from runtimes.errors import ExportError, InputError
-from runtimes.manifest import Component, Guidance, Latents, TensorSpec
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.latents import Latents
 from runtimes.recipe import Recipe
 from runtimes.verify import relative_l2
+from runtimes.version_1.fields import Guidance
 
 LIMITS = {"fp16_compute": 2e-3, "bf16_compute": 2e-2}
 IMAGE = TensorSpec("float32", ("batch", 4, "height", "width"))

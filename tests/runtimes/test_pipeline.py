@@ -58,7 +58,7 @@ def run(pipe: Pipeline, *prompt: Any, **arguments: Any) -> Any:
 
 
 def condition(pipe: Pipeline, text: str, sizes: tuple[float, ...] = (16, 16, 0)) -> np.ndarray:
-    ids = pipe.tokenizers["input_ids"].encode([text])
+    ids = pipe.tokenizers["tokenizer"].encode([text])
     states = fakes.text_encoder({"input_ids": ids})["encoder_hidden_states"]
     return states.mean() + np.float32(np.mean(sizes) / 100)
 

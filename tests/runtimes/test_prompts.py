@@ -12,11 +12,12 @@ import pytest
 
 from runtimes.errors import BundleError, InputError
 from runtimes.loading import Loading
-from runtimes.manifest import Component, Embedding, Manifest, TensorSpec, Tokenizer
+from runtimes.manifest import Component, Manifest, TensorSpec, Tokenizer
 from runtimes.pipeline import Pipeline, load, open_pipeline
 from runtimes.presets import Preset
 from runtimes.session import Array, Feeds
 from runtimes.tokenizer import PromptTruncatedWarning
+from runtimes.version_1.fields import Embedding
 from tests import fakes
 
 LENGTH = fakes.MAX_LENGTH

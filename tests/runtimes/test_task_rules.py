@@ -14,7 +14,7 @@ from runtimes.interpreter.loop import in_window
 from runtimes.interpreter.request import Request
 from runtimes.manifest import Component, Manifest, TensorSpec
 from runtimes.programs.statements import Loop, Plan, Window
-from runtimes.tasks import Feed, Preparation, Task
+from runtimes.version_1.tasks import Feed, Preparation, Task
 from tests import fakes
 
 TOKENS = TensorSpec("float32", ("batch", 1, 4, 8))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtimes.errors import InputError
-from runtimes.manifest import Latents
 from runtimes.pipeline import load
+from runtimes.programs.latents import Latents
 from runtimes.session import Array
 from runtimes.tiling import Tiling, decode, tile_of
 from tests.fakes import FakeBackend, make_bundle

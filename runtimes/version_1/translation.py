@@ -13,14 +13,15 @@ from itertools import count, pairwise
 from msgspec import structs
 
 from runtimes.errors import BundleError
-from runtimes.manifest import Branch as OldBranch
-from runtimes.manifest import Component, Embedding, Manifest, Tokenizer, VectorInput
+from runtimes.manifest import Component
 from runtimes.programs import statements as form
 from runtimes.programs.loops import MOST_STEPS
 from runtimes.programs.statements import Feed, Program, Statement, Test
 from runtimes.sizes import BINNING
-from runtimes.tasks import NOISE, START, STEPS, Preparation, Task, argument
-from runtimes.tasks import Feed as OldFeed
+from runtimes.version_1.fields import Branch as OldBranch
+from runtimes.version_1.fields import CallFields, Embedding, VectorInput
+from runtimes.version_1.tasks import NOISE, START, STEPS, Preparation, Task, argument
+from runtimes.version_1.tasks import Feed as OldFeed
 
 _LATENTS, _IMAGE_LATENTS = "latents", "image_latents"
 
@@ -29,32 +30,34 @@ class Untranslatable(BundleError):
     """What a manifest says cannot be said in statements."""
 
 
-def programs(manifest: Manifest) -> tuple[Program, ...]:
-    """Return a program for each task, in the manifest's order.
+def program_of(task: Task, fields: CallFields) -> Program:
+    """Return the program that does what a task says.
 
     Raises:
         Untranslatable: it says what no exporter has written.
     """
-    return tuple(_Translation(manifest, task).program() for task in manifest.tasks)
+    return _Translation(fields, task).program()
 
 
-def positions(manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
-    """Return which numbers of an encoder's outputs say something of which input's token ids, by
-    component, output and input."""
-    makers = {name: each.name for each in manifest.encoders() for name in each.outputs}
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for embedding in manifest.embeddings:
-        for output, columns in embedding.inputs.items():
-            if columns:
-                found.setdefault(makers[output], {})[output] = columns
-    return found
+def with_positions(component: Component, embeddings: Sequence[Embedding]) -> Component:
+    """Return an encoder that says which numbers of its outputs say something of which input's token
+    ids."""
+    columns = {name: each for embedding in embeddings for name, each in embedding.inputs.items()}
+    positions = {name: columns[name] for name in component.outputs if columns.get(name)}
+    return structs.replace(component, positions=positions if component.role == "encoder" else {})
+
+
+def tokenizer_of(input: str) -> str:
+    """Return the name of the tokenizer of an encoder's input: ``tokenizer_2`` of
+    ``input_ids_2``."""
+    return input.replace("input_ids", "tokenizer")
 
 
 @dataclass
 class _Translation:
     """One task becoming a program."""
 
-    manifest: Manifest
+    fields: CallFields
     task: Task
     arguments: dict[str, form.Argument] = field(default_factory=dict)
     steps: list[Statement] = field(default_factory=list)
@@ -66,7 +69,7 @@ class _Translation:
 
     def program(self) -> Program:
         """Return the whole."""
-        self.feeds = {each.name: {} for each in self.manifest.guidance.branches}
+        self.feeds = {each.name: {} for each in self.fields.guidance.branches}
         self._declare_texts()
         self._declare_images()
         self._declare_numbers()
@@ -82,10 +85,10 @@ class _Translation:
                 self._prepare(preparation)
         self._loop()
         self._decode()
-        bins = self.manifest.latents.bins
+        bins = self.fields.latents.bins
         return Program(
             name=self.task.name,
-            stands_for=self.manifest.source.pipeline_class,
+            stands_for=self.fields.pipeline_class,
             symbols=self._symbols(),
             arguments=tuple(self.arguments.values()),
             steps=tuple(self.steps),
@@ -95,11 +98,11 @@ class _Translation:
     # What the call gives.
 
     def _prefixes(self) -> tuple[str, ...]:
-        branches = self.manifest.guidance.branches
+        branches = self.fields.guidance.branches
         return tuple(dict.fromkeys(branch.prefix for branch in branches))
 
     def _of_prefix(self, prefix: str) -> list[OldBranch]:
-        return [each for each in self.manifest.guidance.branches if each.prefix == prefix]
+        return [each for each in self.fields.guidance.branches if each.prefix == prefix]
 
     def _missing(self, prefix: str) -> str:
         """Return what a prefix's texts are where there are none."""
@@ -110,17 +113,16 @@ class _Translation:
 
     def _mains(self, prefix: str) -> tuple[str, ...]:
         """Return the texts that say whether a branch has any."""
-        tokenizers = self.manifest.tokenizers
-        return tuple(dict.fromkeys(prefix + each.texts[-1] for each in tokenizers))
+        return tuple(dict.fromkeys(prefix + texts[-1] for texts in self.fields.texts.values()))
 
     def _declare_texts(self) -> None:
         for prefix in ("", *(each for each in self._prefixes() if each)):
-            for tokenizer in self.manifest.tokenizers:
-                self._declare_chain(prefix, tokenizer)
+            for texts in self.fields.texts.values():
+                self._declare_chain(prefix, texts)
 
-    def _declare_chain(self, prefix: str, tokenizer: Tokenizer) -> None:
-        """Declare a tokenizer's texts, each of which falls back to the next."""
-        *others, main = tokenizer.texts
+    def _declare_chain(self, prefix: str, texts: Sequence[str]) -> None:
+        """Declare the texts of an encoder's input, each of which falls back to the next."""
+        *others, main = texts
         missing = self._missing(prefix) if prefix else None
         default = "" if missing == "empty" else None
         optional = missing in ("zeros", "off")
@@ -149,18 +151,18 @@ class _Translation:
             )
 
     def _declare_numbers(self) -> None:
-        manifest, task = self.manifest, self.task
-        for name, scale in manifest.guidance.defaults.items():
-            rescale = name == manifest.guidance.rescale
+        fields, task = self.fields, self.task
+        for name, scale in fields.guidance.defaults.items():
+            rescale = name == fields.guidance.rescale
             least, most = (0.0, 1.0) if rescale else (None, None)
             default = task.defaults.get(name, (scale,))
             self._declare(form.Numbers(name=name, default=default, least=least, most=most))
-        if manifest.guidance.defaults:
+        if fields.guidance.defaults:
             self._declare(form.Numbers(name="guidance_start", default=(0.0,), least=0, most=1))
             self._declare(form.Numbers(name="guidance_stop", default=(1.0,), least=0, most=1))
-        if manifest.shallow() is not None:
+        if fields.of_role("shallow"):
             self._declare(form.Numbers(name="cache_interval", default=(1,), least=1, whole=True))
-        steps = task.defaults.get(STEPS, (manifest.defaults.num_inference_steps,))
+        steps = task.defaults.get(STEPS, (fields.num_inference_steps,))
         self._declare(form.Numbers(name=STEPS, default=steps, least=1, most=MOST_STEPS, whole=True))
         if task.strength is not None:
             self._declare(form.Numbers(name="strength", default=(task.strength,), above=0, most=1))
@@ -169,8 +171,8 @@ class _Translation:
         self._declare(form.Numbers(name="denoising_end", default=(1.0,), above=0, most=1))
 
     def _number(self, name: str, fallback: str | None = None) -> str:
-        """Declare an argument of the manifest, or one of a branch that falls back to another."""
-        listed = {each.name: each for each in self.manifest.arguments}
+        """Declare an argument, or one of a branch that falls back to another."""
+        listed = {each.name: each for each in self.fields.arguments}
         own = listed.get(name) or listed[fallback or name]
         least, most = own.limits or (None, None)
         default = self.task.defaults.get(name, own.default)
@@ -189,7 +191,7 @@ class _Translation:
         return name
 
     def _symbols(self) -> dict[str, form.Symbol]:
-        latents, sample = self.manifest.latents, self._denoiser().inputs["sample"]
+        latents, sample = self.fields.latents, self._denoiser().inputs["sample"]
         of = None
         if self.task.size_of is not None:
             of = form.SizeOf(image=argument(self.task.size_of), times=self.task.enlarges)
@@ -214,7 +216,7 @@ class _Translation:
     # What is made of it.
 
     def _denoiser(self) -> Component:
-        return self.manifest.component("denoiser")
+        return self.fields.component("denoiser")
 
     def _named(self, name: str) -> str:
         """Return a name that nothing has yet."""
@@ -230,7 +232,7 @@ class _Translation:
     def _texts(self) -> None:
         values: dict[str, dict[str, str]] = {}
         for prefix in self._prefixes():
-            if self.manifest.tokenizers:
+            if self.fields.texts:
                 values[prefix] = self._encoded(prefix)
         for prefix in sorted(values):  # that of the call itself first: others may be zeros like it
             self._embeddings(prefix, values)
@@ -238,12 +240,12 @@ class _Translation:
     def _encoded(self, prefix: str) -> dict[str, str]:
         """Add tokens and runs of the encoders; return the values by output."""
         ids: dict[str, str] = {}
-        for tokenizer in self.manifest.tokenizers:
-            name = ids[tokenizer.input] = self._named(f"_{prefix}{tokenizer.input}")
-            text = prefix + tokenizer.texts[0]
-            self.steps.append(form.Tokens(gives=name, tokenizer=tokenizer.input, text=text))
+        for input, texts in self.fields.texts.items():
+            name = ids[input] = self._named(f"_{prefix}{input}")
+            tokens = form.Tokens(gives=name, tokenizer=tokenizer_of(input), text=prefix + texts[0])
+            self.steps.append(tokens)
         values: dict[str, str] = {}
-        for encoder in self.manifest.encoders():
+        for encoder in self.fields.of_role("encoder"):
             gives = {
                 output: self._named(self._output_name(prefix, output))
                 for output in encoder.outputs
@@ -264,7 +266,7 @@ class _Translation:
 
     def _output_name(self, prefix: str, output: str) -> str:
         """Return the public name of an output where it has one of its own."""
-        for embedding in self.manifest.embeddings:
+        for embedding in self.fields.embeddings:
             alone = tuple(embedding.inputs) == (output,) and embedding.frame is None
             if alone and not self._missing_zeros(prefix):
                 return prefix + embedding.name
@@ -273,8 +275,8 @@ class _Translation:
     def _embeddings(self, prefix: str, values: Mapping[str, dict[str, str]]) -> None:
         """Give the encoded texts their public names, and feed them to the branches."""
         own = dict(values[prefix])
-        grouped = {name for each in self.manifest.embeddings for name in each.inputs}
-        for embedding in self.manifest.embeddings:
+        grouped = {name for each in self.fields.embeddings for name in each.inputs}
+        for embedding in self.fields.embeddings:
             parts = [own[name] for name in embedding.inputs]
             whole = self._whole(prefix, embedding, parts)
             if self._missing_zeros(prefix):
@@ -383,7 +385,7 @@ class _Translation:
 
     def _vectors(self) -> None:
         denoiser = self._denoiser().inputs
-        for vector in self.manifest.vectors:
+        for vector in self.fields.vectors:
             for prefix in self._prefixes() if vector.input in denoiser else ():
                 value = self._vector(vector, prefix)
                 for branch in self._of_prefix(prefix):
@@ -418,7 +420,7 @@ class _Translation:
 
     def _listed(self, name: str) -> bool:
         """Return whether an argument has a default of its own."""
-        return any(each.name == name for each in self.manifest.arguments)
+        return any(each.name == name for each in self.fields.arguments)
 
     def _others(self, name: str, prefix: str) -> tuple[str, ...] | None:
         """Return what a branch's own argument must be given with; None where it has none."""
@@ -477,7 +479,7 @@ class _Translation:
 
     def _prepare(self, preparation: Preparation) -> None:
         component = next(
-            each for each in self.manifest.components if each.name == preparation.component
+            each for each in self.fields.components if each.name == preparation.component
         )
         shapes = {name: spec.shape for name, spec in component.inputs.items()}
         feeds = {
@@ -488,7 +490,7 @@ class _Translation:
             feeds[NOISE] = self._noise(preparation, shapes[NOISE])
         if not preparation.gives:
             return
-        for vector in self.manifest.vectors:
+        for vector in self.fields.vectors:
             if vector.input in shapes:
                 feeds[vector.input] = self._vector(vector, "")
         outputs = [*preparation.gives, *preparation.others]
@@ -528,7 +530,7 @@ class _Translation:
     ) -> None:
         """Feed a denoiser input, with something else or zeros in the branches that get none."""
         others = {fed: names[output] for output, fed in preparation.others.items()}
-        for branch in self.manifest.guidance.branches:
+        for branch in self.fields.guidance.branches:
             if not preparation.branches or branch.name in preparation.branches:
                 self.feeds[branch.name][target] = value
             else:
@@ -536,14 +538,14 @@ class _Translation:
 
     def _latents(self) -> None:
         sample = self._denoiser().inputs["sample"]
-        latents = self.manifest.latents
+        latents = self.fields.latents
         shape = (latents.channels, *sample.shape[2:])
         self.steps.append(form.Noise(gives=self._named(_LATENTS), shape=shape))
 
     # The loop, and what follows.
 
     def _loop(self) -> None:
-        manifest, task = self.manifest, self.task
+        fields, task = self.fields, self.task
         state = form.State(
             name=self._named("denoised"),
             noise=_LATENTS,
@@ -571,7 +573,7 @@ class _Translation:
                 branches=tuple(self._branches(shared)),
                 feeds=shared,
                 part=part,
-                rescale=manifest.guidance.rescale,
+                rescale=fields.guidance.rescale,
                 cache=self._cache(),
             )
         )
@@ -582,7 +584,7 @@ class _Translation:
         return _IMAGE_LATENTS if self.task.start_picture() else f"_{_IMAGE_LATENTS}"
 
     def _prediction(self) -> str:
-        (name,) = self._denoiser().outputs.keys() - {*self.manifest.cached()}
+        (name,) = self._denoiser().outputs.keys() - {*self.fields.cached()}
         return name
 
     def _keep(self) -> form.Keep | None:
@@ -594,12 +596,11 @@ class _Translation:
         return form.Keep(value=f"_{_IMAGE_LATENTS}", where=where, noise=_LATENTS)
 
     def _cache(self) -> form.Cache | None:
-        shallow = self.manifest.shallow()
-        if shallow is None:
-            return None
-        return form.Cache(
-            component=shallow.name, keeps=self.manifest.cached(), every="cache_interval"
-        )
+        for shallow in self.fields.of_role("shallow"):
+            return form.Cache(
+                component=shallow.name, keeps=self.fields.cached(), every="cache_interval"
+            )
+        return None
 
     def _shared(self) -> dict[str, Feed]:
         """Return the feeds that are the same in all branches."""
@@ -611,7 +612,7 @@ class _Translation:
         }
 
     def _branches(self, shared: Mapping[str, Feed]) -> Iterator[form.Branch]:
-        guidance = self.manifest.guidance
+        guidance = self.fields.guidance
         pushes = _pushes(guidance.branches, guidance.single)
         when = tuple(self._when())
         during = form.Window(count="floor", start="guidance_start", stop="guidance_stop")
@@ -631,18 +632,18 @@ class _Translation:
 
     def _when(self) -> Iterator[Test]:
         """Yield the tests that all branches but one run where they hold."""
-        guidance = self.manifest.guidance
+        guidance = self.fields.guidance
         if guidance.scale is not None:
             yield Test(argument=guidance.scale, above=1.0)
         for name, least in guidance.least.items():
             yield Test(argument=name, at_least=least)
         for prefix in self._prefixes():
             if prefix and self._missing(prefix) == "off":
-                encoded = tuple(prefix + each.name for each in self.manifest.embeddings)
+                encoded = tuple(prefix + each.name for each in self.fields.embeddings)
                 yield Test(given=(*self._mains(prefix), *encoded))
 
     def _decode(self) -> None:
-        decoder = self.manifest.component("decoder")
+        decoder = self.fields.component("decoder")
         image = self._named("_image")
         run = form.Run(
             component=decoder.name,

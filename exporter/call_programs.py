@@ -1,0 +1,45 @@
+"""The programs of a bundle, made of what a family says of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from exporter.families import Description
+from runtimes.programs.statements import Program
+from runtimes.version_1.fields import CallFields
+from runtimes.version_1.tasks import Task
+from runtimes.version_1.translation import program_of, with_positions
+
+
+def positioned(description: Description) -> Description:
+    """Return the description whose encoders say what the numbers of their outputs say something
+    of."""
+    graphs = tuple(
+        replace(graph, component=with_positions(graph.component, description.embeddings))
+        for graph in description.graphs
+    )
+    return replace(description, graphs=graphs)
+
+
+def programs_of(
+    description: Description, tasks: Sequence[Task], pipeline_class: str, num_inference_steps: int
+) -> tuple[Program, ...]:
+    """Return a program for each task, in their order.
+
+    Args:
+        num_inference_steps: the step count of a call that asks for none, where its task has none
+            of its own.
+    """
+    fields = CallFields(
+        pipeline_class=pipeline_class,
+        num_inference_steps=num_inference_steps,
+        latents=description.latents,
+        texts={text.input: text.texts for text in description.text_inputs},
+        arguments=description.arguments,
+        vectors=description.vectors,
+        guidance=description.guidance,
+        components=tuple(graph.component for graph in description.graphs),
+        embeddings=description.embeddings,
+    )
+    return tuple(program_of(task, fields) for task in tasks)

@@ -1,0 +1,51 @@
+"""The sizes that the images of a program may have, and the latents that stand for them."""
+
+from __future__ import annotations
+
+from runtimes.programs.statements import Loop, Noise, Program
+from runtimes.strict import Strict
+
+
+class Latents(Strict, frozen=True):
+    """The tensor that is denoised.
+
+    `factor` is pixels per latent along a side; latent height and width must be multiples of
+    `multiple`, at least `minimum`, and at most `maximum` where the model has a limit; default sizes
+    are in pixels. `rounds`: other sizes are made smaller to a multiple, with a warning.
+    `bins`: (ratio of height to width, height, width) of the sizes that images are made in unless a
+    call says otherwise, in pixels; they are resized to the size that was asked for afterwards.
+    Empty: calls take the argument, and there are none for this model. None: they do not take it.
+    """
+
+    channels: int
+    factor: int
+    multiple: int
+    default_height: int
+    default_width: int
+    maximum: int | None = None
+    minimum: int = 1
+    rounds: bool = False
+    bins: tuple[tuple[float, int, int], ...] | None = None
+
+
+def latents_of(program: Program) -> Latents:
+    """Return the latents of a checked program, whose first two symbols are height and width."""
+    height, width, *_ = program.symbols.values()
+    return Latents(
+        channels=_channels(program),
+        factor=height.unit,
+        multiple=height.multiple,
+        default_height=height.default * height.unit,
+        default_width=width.default * width.unit,
+        maximum=height.most,
+        minimum=height.least,
+        rounds=height.rounds,
+        bins=None if program.bins is None else program.bins.sizes,
+    )
+
+
+def _channels(program: Program) -> int:
+    """Return the channels of the noise that the first loop begins with."""
+    loop = next(step for step in program.steps if isinstance(step, Loop))
+    noises = (step for step in program.steps if isinstance(step, Noise))
+    return next(int(each.shape[0]) for each in noises if each.gives == loop.state.noise)
