@@ -26,9 +26,9 @@ _REFUSED = "refused"
 
 def results(pipe: Pipeline) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the latents and images of each call by a name; of one that is refused the error's."""
-    for task in pipe.manifest.tasks:
-        for name, call in calls_of(pipe, task):
-            where = f"{task.name}: {name}"
+    for program in pipe.manifest.programs:
+        for name, call in calls_of(pipe, program):
+            where = f"{program.name}: {name}"
             try:
                 result = pipe(**call)
             except LatentcError as error:

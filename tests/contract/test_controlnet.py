@@ -25,6 +25,7 @@ from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
+from runtimes.programs.statements import Image as ImageArgument
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
@@ -222,7 +223,8 @@ def test_a_pipeline_that_has_one(
 def test_what_went_in(controlled: Callable[[str], Path]) -> None:
     manifest = Manifest.load(controlled("sd-two"))
     assert [each.kind for each in manifest.source.ingredients] == ["controlnet"] * 2
-    assert list(manifest.tasks[0].pictures) == ["control_image[0]", "control_image[1]"]
+    images = [each for each in manifest.programs[0].arguments if isinstance(each, ImageArgument)]
+    assert [(each.name, each.count) for each in images] == [("control_image", 2)]
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 

@@ -71,7 +71,7 @@ def test_the_depth_counts(ours: Any) -> None:
 
 def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     manifest = Manifest.load(bundles("depth"))
-    assert [task.name for task in manifest.tasks] == ["depth-to-image"]
+    assert [program.name for program in manifest.programs] == ["depth-to-image"]
     assert {each.name for each in manifest.image_encoders()} == {"vae_encoder", "depth_estimator"}
     assert manifest.component("denoiser").inputs["depth"].shape[1] == 1
     assert all(build.verification and build.verification.passed for build in manifest.builds)

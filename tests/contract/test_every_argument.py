@@ -13,8 +13,8 @@ import pytest
 
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
+from runtimes.programs.statements import Image, Mask, Numbers, Program
 from runtimes.sizes import BINNING
-from runtimes.version_1.tasks import Task, argument
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import Mixing, uncaptured
@@ -123,12 +123,19 @@ def _added(kind: str, source: Path, folder: Path) -> dict[str, list[str]]:
     return {kind: [str(folder / kind)]}
 
 
-def images_of(*tasks: Task) -> tuple[str, ...]:
-    """Return the arguments of these tasks that are images or masks."""
-    return tuple(dict.fromkeys(argument(name) for task in tasks for name in task.pictures))
+def images_of(*programs: Program) -> tuple[str, ...]:
+    """Return the arguments of these programs that are images or masks."""
+    arguments = (each for program in programs for each in program.arguments)
+    return tuple(dict.fromkeys(each.name for each in arguments if isinstance(each, Image | Mask)))
 
 
-def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
+def numbers_of(*programs: Program) -> dict[str, Numbers]:
+    """Return the arguments of these programs that are numbers, by name."""
+    arguments = (each for program in programs for each in program.arguments)
+    return {each.name: each for each in arguments if isinstance(each, Numbers)}
+
+
+def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
     """A call of the task with all texts and images that it needs."""
     call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
     if pipe.manifest.latents.default_height > 512:
@@ -139,10 +146,11 @@ def call_of(pipe: Pipeline, task: Task) -> dict[str, Any]:
         call["prompt"] = "a red circle"
     if "guidance_scale" in pipe.signature.scales:
         call["guidance_scale"] = 3.0
-    if task.strength is not None:
-        call["strength"] = 1.0 if task.masks() else 0.75
+    if "strength" in numbers_of(program):
+        masks = any(isinstance(each, Mask) for each in program.arguments)
+        call["strength"] = 1.0 if masks else 0.75
         call["num_inference_steps"] = 4
-    return call | {name: PICTURES[name] for name in images_of(task)}
+    return call | {name: PICTURES[name] for name in images_of(program)}
 
 
 def another(pipe: Pipeline, name: str) -> Any:
@@ -152,9 +160,9 @@ def another(pipe: Pipeline, name: str) -> Any:
     if name in OTHERS:
         return OTHERS[name]
     if name in pipe.signature.numbers:
-        argument = next((a for a in pipe.manifest.arguments if a.name == name), None)
-        if argument is not None and argument.limits:
-            return [sum(argument.limits) / 4] * len(argument.default)
+        numbers = numbers_of(*pipe.manifest.programs)[name]
+        if numbers.least is not None and numbers.most is not None:
+            return [(numbers.least + numbers.most) / 4] * numbers.count
         return [9.0] * pipe.signature.numbers[name]
     return 4.5 if name in pipe.signature.scales else "a blue square"
 
@@ -173,11 +181,11 @@ def result_of(pipe: Pipeline, call: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(images) if isinstance(images, np.ndarray) else np.stack(images)
 
 
-def pair(pipe: Pipeline, task: Task, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def pair(pipe: Pipeline, program: Program, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two calls that differ in one argument."""
     others = BESIDE.get("negative_prompt" if "negative_" in name else "", {})
     beside = {n: v for n, v in BESIDE.get(name, others).items() if n in pipe.signature.names}
-    call = {**call_of(pipe, task), **beside}
+    call = {**call_of(pipe, program), **beside}
     if name in pipe.signature.embeddings:
         own = {n: v for n, v in call.items() if n != "prompt" or name.startswith("negative_")}
         if not name.startswith("negative_"):
@@ -195,13 +203,13 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
     pipe = opened(kind)
     useful: set[str] = set()
     known: dict[str, np.ndarray] = {}
-    for task in pipe.manifest.tasks:
+    for program in pipe.manifest.programs:
         for name in pipe.signature.names:
             if name in ELSEWHERE or (
-                name in images_of(*pipe.manifest.tasks) and name not in images_of(task)
+                name in images_of(*pipe.manifest.programs) and name not in images_of(program)
             ):
                 continue
-            one, other = pair(pipe, task, name)
+            one, other = pair(pipe, program, name)
             try:
                 pipe.stream(**other)
             except InputError:
@@ -210,14 +218,14 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
                 known[repr(one)] = result_of(pipe, one)
             before, after = known[repr(one)], result_of(pipe, other)
             assert before.shape != after.shape or not np.array_equal(before, after), (
-                f"{task.name}: {name} changes nothing"
+                f"{program.name}: {name} changes nothing"
             )
             useful.add(name)
     left = set(pipe.signature.names) - useful - set(ELSEWHERE)
     assert left <= set(REFUSED), f"taken by no task: {sorted(left)}"
     for name in left:
         with pytest.raises(InputError, match=REFUSED[name]):
-            pipe.stream(**pair(pipe, pipe.manifest.tasks[0], name)[1])
+            pipe.stream(**pair(pipe, pipe.manifest.programs[0], name)[1])
 
 
 @pytest.mark.fault("2.1", "what a component gives is NaN or infinity in one number")
@@ -228,7 +236,10 @@ def test_no_component_hides_what_is_not_finite(
     """Encoders of texts and images, ControlNets, T2I-Adapters, depth estimators, denoisers and
     decoders."""
     pipe = opened(kind)
-    calls = [call_of(pipe, task) | {"output_type": "np"} for task in reversed(pipe.manifest.tasks)]
+    calls = [
+        call_of(pipe, program) | {"output_type": "np"}
+        for program in reversed(pipe.manifest.programs)
+    ]
     places = [(c.name, output) for c in pipe.manifest.components for output in c.outputs]
     for index, (component, output) in enumerate(places):
         monkeypatch.setattr(Mixing, "spoilt", (component, output, (np.nan, -np.inf)[index % 2]))
@@ -242,13 +253,13 @@ def _run_all(pipe: Pipeline, calls: list[dict[str, Any]]) -> None:
         pipe(**call)
 
 
-def calls_of(pipe: Pipeline, task: Task) -> Iterator[tuple[str, dict[str, Any]]]:
+def calls_of(pipe: Pipeline, program: Program) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield calls of a task that differ from its usual one in an argument, and more of them."""
-    every, own = images_of(*pipe.manifest.tasks), images_of(task)
+    every, own = images_of(*pipe.manifest.programs), images_of(program)
     for name in pipe.signature.names:
         if name not in ELSEWHERE and (name not in every or name in own):
-            yield name, pair(pipe, task, name)[1]
-    usual = call_of(pipe, task)
+            yield name, pair(pipe, program, name)[1]
+    usual = call_of(pipe, program)
     many = {"num_images_per_prompt": 2} if pipe.signature.texts else {"batch_size": 2}
     yield "several seeds", {**usual, **many, "seed": [4, 5]}
     if pipe.signature.texts:
@@ -259,18 +270,19 @@ def calls_of(pipe: Pipeline, task: Task) -> Iterator[tuple[str, dict[str, Any]]]
         yield "chunks", {**usual, **long, **({} if pipe.signature.pictures else weighted)}
     if "guidance_scale" in pipe.signature.scales:
         yield "no guidance", {**usual, "guidance_scale": 1.0}
-    yield from _starts(pipe, task, usual)
+    yield from _starts(pipe, program, usual)
 
 
 def _starts(
-    pipe: Pipeline, task: Task, usual: Mapping[str, Any]
+    pipe: Pipeline, program: Program, usual: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield calls that begin elsewhere."""
     latents = pipe(**{**usual, "output_type": "latent"}).latents
     yield "latents", {**usual, "latents": latents}
-    for strength in (0.3, 0.6, 1.0) if task.strength is not None else ():
+    for strength in (0.3, 0.6, 1.0) if "strength" in numbers_of(program) else ():
         yield f"strength {strength}", {**usual, "strength": strength}
-    if (name := task.start_picture()) is not None:
+    images = (each for each in program.arguments if isinstance(each, Image))
+    for name in (each.name for each in images if each.latents is not None):
         whole = {key: value for key, value in usual.items() if key != "strength"}
         yield "latents as image", {**usual, name: latents}
         ensemble = {name: latents, "denoising_start": 0.25, "denoising_end": 0.8}

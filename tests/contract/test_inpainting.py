@@ -189,7 +189,7 @@ def test_latents_and_a_callback(ours: Any, original: Callable[..., Any]) -> None
 def test_a_bundle_of_its_class(bundles: Callable[[str], Path]) -> None:
     """One of a denoiser trained for it does nothing else, and is verified with a picture."""
     manifest = Manifest.load(bundles("inpaint"))
-    assert [task.name for task in manifest.tasks] == ["inpainting"]
+    assert [program.name for program in manifest.programs] == ["inpainting"]
     assert manifest.latents.channels == 4
     assert all(build.verification and build.verification.passed for build in manifest.builds)
     with latentc.load(bundles("inpaint")) as pipe, pytest.raises(InputError, match="no image"):

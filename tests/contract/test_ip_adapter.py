@@ -18,6 +18,7 @@ from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError
 from runtimes.manifest import Manifest
+from runtimes.programs.statements import Loop, Run
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import BACKENDS, CALL, assert_same, picture
@@ -136,12 +137,14 @@ def test_a_picture_to_look_at(
 def test_no_picture_is_not_nothing(adapted: Callable[[str], Path]) -> None:
     """What is guided away from: tokens of no picture, which are not zeros."""
     manifest = Manifest.load(adapted("sd-plus"))
-    runs = manifest.tasks[0].preparations
-    assert [run.component for run in runs] == ["ip_image_encoder"] * 2
-    assert [run.others for run in runs] == [
-        {"negative": "ip_adapter_tokens"},
-        {"negative_2": "ip_adapter_tokens_2"},
-    ]
+    (loop,) = (step for step in manifest.programs[0].steps if isinstance(step, Loop))
+    encoders = (step for step in manifest.programs[0].steps if isinstance(step, Run))
+    runs = [run for run in encoders if run.component == "ip_image_encoder"]
+    fed = {branch.name: branch.feeds for branch in loop.branches}
+    for suffix, run in zip(("", "_2"), runs, strict=True):
+        name = f"ip_adapter_tokens{suffix}"
+        assert fed["positive"][name] == run.gives[f"tokens{suffix}"]
+        assert fed["negative"][name] == run.gives[f"negative{suffix}"]
     shapes = [manifest.component("denoiser").inputs[f"ip_adapter_tokens{n}"] for n in ("", "_2")]
     assert [each.shape[2] for each in shapes] == [4, 6]
     with (

@@ -359,7 +359,7 @@ def test_words_that_stand_for_several(
     known = pipe.tokenizers["tokenizer"]
     words = TextTokenizer(known._tokenizer, 77, "words", {"<cat>": "red red blue"})
     expected = latents(pipe, prompt="a (red red blue:1.5), red", prompt_weighting=True)
-    monkeypatch.setitem(vars(pipe), "tokenizers", {"input_ids": words})
+    monkeypatch.setitem(vars(pipe), "tokenizers", {"tokenizer": words})
     found = latents(pipe, prompt="a (<cat>:1.5), red", prompt_weighting=True)
     assert np.array_equal(found, expected)
 

@@ -91,8 +91,8 @@ def test_latents_as_a_picture(ours: Any, original: Callable[..., Any]) -> None:
 
 def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     manifest = Manifest.load(bundles("refiner"))
-    assert [task.name for task in manifest.tasks] == ["image-to-image"]
-    assert [each.input for each in manifest.tokenizers] == ["input_ids_2"]
+    assert [program.name for program in manifest.programs] == ["image-to-image"]
+    assert [each.name for each in manifest.tokenizers] == ["tokenizer_2"]
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 

@@ -30,6 +30,7 @@ from exporter.step_cache import split
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
+from runtimes.programs.statements import Image as ImageArgument
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
@@ -266,7 +267,8 @@ def test_a_pipeline_that_has_one(
 def test_what_went_in(adapted: Callable[[str], Path]) -> None:
     manifest = Manifest.load(adapted("sd-blocks-two"))
     assert [each.kind for each in manifest.source.ingredients] == ["t2i-adapter"] * 2
-    assert list(manifest.tasks[0].pictures) == ["image[0]", "image[1]"]
+    images = [each for each in manifest.programs[0].arguments if isinstance(each, ImageArgument)]
+    assert [(each.name, each.count) for each in images] == [("image", 2)]
     assert [e.name for e in manifest.image_encoders()] == ["t2i_adapter", "t2i_adapter_2"]
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 

@@ -518,7 +518,7 @@ def test_an_export_of_the_class_itself(
     with one_at_a_time(f"bundle-transformers-{class_name}"):
         export(folder, bundle, targets=("onnx",), steps=(STEPS,), overwrite=True)
     manifest = Manifest.load(bundle)
-    assert [task.name for task in manifest.tasks] == ["text-to-image", "image-to-image"]
+    assert [program.name for program in manifest.programs] == ["text-to-image", "image-to-image"]
     call = given("sd3")
     latents, images = reference(theirs("sd3", "image-to-image"), **call)
     with latentc.load(bundle) as pipe:

@@ -67,7 +67,7 @@ def test_the_bundle_has_the_size_of_each_vocabulary(
     folder = pipeline_folder(name)
     bundle = uncaptured(folder, tmp_path / "bundle", mixing=True).manifest
     for tokenizer in bundle.tokenizers:
-        encoder = tokenizer.input.replace("input_ids", "text_encoder")
+        encoder = tokenizer.name.replace("tokenizer", "text_encoder")
         config = json.loads((folder / encoder / "config.json").read_bytes())
         assert tokenizer.vocabulary == config["vocab_size"]
 

@@ -24,6 +24,7 @@ from exporter.store import Store
 from exporter.versions import libraries
 from runtimes.errors import BundleError, ExportError, InputError
 from runtimes.manifest import LeftOut, Manifest
+from runtimes.programs.statements import Numbers
 from runtimes.strict import readable
 from runtimes.tuning_records import Choice, Record
 from tests import fakes
@@ -175,7 +176,7 @@ def test_inpainting_with_an_aesthetic_score(
         theirs.save_pretrained(tmp_path / "pipeline")
     theirs.set_progress_bar_config(disable=True)
     ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
-    assert [task.name for task in ours.manifest.tasks] == ["image-to-image", "inpainting"]
+    assert [program.name for program in ours.manifest.programs] == ["image-to-image", "inpainting"]
     call = {"image": picture(32, 32), "mask_image": mask(32, 32), "num_inference_steps": 2}
     call |= {"prompt": "red", "aesthetic_score": 9.0, "strength": 1.0}
     with torch.no_grad():
@@ -195,8 +196,9 @@ def test_an_upscaler_with_few_classes(
     pipe.unet.class_embedding = torch.nn.Embedding(8, pipe.unet.class_embedding.embedding_dim)
     pipe.save_pretrained(tmp_path / "pipeline")
     ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
-    (level,) = (a for a in ours.manifest.arguments if a.name == "noise_level")
-    assert (level.limits, level.default) == ((0.0, 7.0), (7.0,))
+    (level,) = (a for a in ours.manifest.programs[0].arguments if a.name == "noise_level")
+    assert isinstance(level, Numbers)
+    assert (level.least, level.most, level.default) == (0.0, 7.0, (7.0,))
     call = {"image": picture(16, 16), "num_inference_steps": 1, "output_type": "latent"}
     assert ours("red", noise_level=7, **call).latents.shape == (1, 4, 16, 16)
     with pytest.raises(InputError, match="must be from 0 to 7"):
@@ -207,11 +209,13 @@ def test_an_upscaler_with_few_classes(
 def test_a_writer_runs_its_reader(tmp_path: Path) -> None:
     """Of manifests wherever they are written, of records, reports and recipes."""
     manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
-    bad = structs.replace(manifest, latents=structs.replace(manifest.latents, multiple=0))
-    with pytest.raises(ExportError, match="must be positive"):
+    (program,) = manifest.programs
+    symbols = {**program.symbols, "width": structs.replace(program.symbols["width"], multiple=0)}
+    bad = structs.replace(manifest, programs=(structs.replace(program, symbols=symbols),))
+    with pytest.raises(ExportError, match="expected default, multiple and least from 1"):
         refuse_unreadable(bad)
     store = Store(tmp_path / "other", None)
-    with pytest.raises(BundleError, match="must be positive"):
+    with pytest.raises(BundleError, match="expected default, multiple and least from 1"):
         store.publish(bad)
     assert not (tmp_path / "other").exists()
     choice = Choice("b", "k", "1", "cpu", None, 0, False, {}, float("nan"), 1.0, None)

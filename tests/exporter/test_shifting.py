@@ -111,12 +111,13 @@ def test_added_steps_may_need_other_points(tmp_path: Path) -> None:
     config = plain_config(scheduler_of())
     name = "FlowMatchEulerDiscreteScheduler"
     folder = fakes.make_bundle(
-        tmp_path / "bundle", source=Source("fake", "FluxPipeline", "0" * 64, name, config)
+        tmp_path / "bundle",
+        source=Source("fake", "FluxPipeline", "0" * 64, name, config),
+        latents=Latents(4, fakes.FACTOR, 2, 16, 16, maximum=256),
     )
     manifest = Manifest.load(folder)
     shifted = msgspec.structs.replace(manifest.schedules[0], shift=line(config, _PATCHES))
-    latents = msgspec.structs.replace(manifest.latents, maximum=256)
-    manifest = msgspec.structs.replace(manifest, latents=latents, schedules=(shifted,))
+    manifest = msgspec.structs.replace(manifest, schedules=(shifted,))
     (folder / MANIFEST).write_bytes(manifest.encode())
 
     tables = []
