@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from runtimes.manifest import Component, File, Manifest, TensorSpec, Tokenizer
 from runtimes.programs import checker
 from runtimes.programs import statements as form
+from runtimes.programs.checker import MOST_AXES
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
@@ -53,6 +54,8 @@ def _component_problems(manifest: Manifest) -> Iterator[str]:
         for name, spec in [*component.inputs.items(), *component.outputs.items()]:
             if spec.dtype not in DTYPES:
                 yield f"{component.name}.{name}: dtype {spec.dtype!r} is not one of {DTYPES}"
+            if len(spec.shape) > MOST_AXES:
+                yield f"{component.name}.{name}: {len(spec.shape)} axes, at most {MOST_AXES}"
             for dimension in spec.shape:
                 if not is_dimension(dimension):
                     yield f"{component.name}.{name}: bad dimension {dimension!r}"
@@ -66,9 +69,10 @@ def _position_problems(
     """Check that an output has, for each id of an input, the numbers that are said to be of it."""
     made = component.outputs.get(output)
     inputs = [component.inputs.get(name) for name in columns]
+    total = sum(columns.values())
     if made is None or not columns or min(columns.values()) < 1 or None in inputs:
         yield f"{component.name}: bad positions of {output!r}"
-    elif {(*each.shape[1:], sum(columns.values())) for each in inputs if each} != {made.shape[1:]}:
+    elif {(*each.shape[1:], total) for each in inputs if each} != {made.shape[1:]}:
         yield f"{component.name}: the positions of {output!r} do not make {list(made.shape)}"
 
 
@@ -99,9 +103,7 @@ def _program_problems(manifest: Manifest) -> Iterator[str]:
     graphs = {component.name: component for component in manifest.components}
     tokenizers = {each.name: each for each in manifest.tokenizers}
     for program in programs:
-        own = chain(
-            checker.problems(program, graphs), _id_problems(program, graphs, tokenizers)
-        )
+        own = chain(checker.problems(program, graphs), _id_problems(program, graphs, tokenizers))
         for problem in own:
             yield f"program {program.name!r}: {problem}"
             return  # what follows may only follow from it

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from math import prod
 from typing import TypeAlias
 
 from runtimes.errors import BundleError
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import LARGEST, Dimension, parse
 from runtimes.programs.graphs import Graph
-from runtimes.programs.loops import loop_problems, loop_type
+from runtimes.programs.loops import is_number, loop_problems, loop_type
 from runtimes.programs.statements import Image, Mask, Numbers, Program, Statement, Text
 from runtimes.programs.uses import arguments_used, tests_of, values_used
 from runtimes.programs.values import Rows, Type, fits, met, type_of
@@ -24,7 +25,9 @@ MOST_STATEMENTS = 256
 MOST_ARGUMENTS = 64
 MOST_SYMBOLS = 16
 MOST_BINS = 1024
+MOST_AXES = 8  # of a tensor
 _LARGEST = 1 << 20
+_MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
@@ -86,7 +89,7 @@ class _Checker:
         yield from self._symbol_problems()
         yield from self._argument_problems()
         for place, statement in enumerate(self.program.steps):
-            found = list(self._statement_problems(statement))
+            found = list(chain(self._statement_problems(statement), self._size_problems(statement)))
             for problem in found:
                 yield f"statement {place + 1} ({statement.__struct_config__.tag}): {problem}"
             if found:
@@ -120,8 +123,7 @@ class _Checker:
 
     def _symbol_problems(self) -> Iterator[str]:
         for name, symbol in self.program.symbols.items():
-            dimension = parse(name)
-            if dimension is None or str(dimension) != name or dimension.symbol is None:
+            if parse(name) != Dimension(0, 1, name):
                 yield f"bad symbol {name!r}"
             numbers = (symbol.unit, symbol.default, symbol.multiple, symbol.least)
             most = _LARGEST if symbol.most is None else symbol.most
@@ -146,7 +148,7 @@ class _Checker:
                 yield from self._text_problems(argument, earlier)
             elif isinstance(argument, Numbers):
                 yield from self._number_problems(argument, earlier)
-            elif isinstance(argument, Image) and not 1 <= (argument.count or 1) <= MOST_ARGUMENTS:
+            elif isinstance(argument, Image) and not _is_list(argument.count):
                 yield f"image {argument.name!r}: a list of {argument.count}"
             earlier[argument.name] = argument
 
@@ -172,7 +174,9 @@ class _Checker:
                 yield f"numbers {numbers.name!r}: the default {value!r} is no size"
         fallback = earlier.get(numbers.fallback or "")
         if numbers.fallback is not None and (
-            not isinstance(fallback, Numbers) or fallback.count != numbers.count
+            not isinstance(fallback, Numbers)
+            or fallback.count != numbers.count
+            or fallback.optional
         ):
             yield f"numbers {numbers.name!r}: its fallback {numbers.fallback!r} is none before it"
 
@@ -189,6 +193,20 @@ class _Checker:
             yield from self._test_problems(test)
         self.used.update(arguments_used(statement), values_used(statement))
         yield from self._own_problems(statement)
+
+    def _size_problems(self, statement: Statement) -> Iterator[str]:
+        """Check that what a statement gives has a size in every call, and fits into a memory in one
+        that asks for none."""
+        least = {name: each.least for name, each in self.program.symbols.items()}
+        usual = {name: each.default for name, each in self.program.symbols.items()}
+        for name in form.names_given(statement):
+            if name not in self.types:
+                return  # what is wrong with it has been said
+            shape = self.types[name].shape
+            if any(each.value(least) < 1 for each in shape):
+                yield f"{name!r} is {self.types[name]}: nothing at the least size"
+            elif prod(each.value(usual) for each in shape) > _MOST_NUMBERS:
+                yield f"{name!r} is {self.types[name]}: more than {_MOST_NUMBERS} numbers"
 
     def _own_problems(self, statement: Statement) -> Iterator[str]:
         """Check what a statement does, and note the types of what it gives."""
@@ -233,10 +251,12 @@ class _Checker:
         self.used.update(test.given)
         if test.argument is not None:
             argument = self.arguments.get(test.argument)
-            if not isinstance(argument, Numbers) or argument.count != 1:
-                yield f"a test of {test.argument!r}, which is no number"
+            if not is_number(argument) or not isinstance(argument, Numbers) or not argument.default:
+                yield f"a test of {test.argument!r}, which is no number, or has no default"
 
     def _shape(self, shape: form.Shape) -> tuple[Dimension, ...] | None:
+        if len(shape) >= MOST_AXES:
+            return None
         parsed = [parse(each) for each in shape]
         known = [
             each
@@ -297,10 +317,9 @@ class _Checker:
         self.types[noise.gives] = Type(False, shape, rows)
 
     def _zeros(self, zeros: form.Zeros) -> Iterator[str]:
-        if (zeros.like is None) != bool(zeros.shape) or not all(
-            1 <= each <= LARGEST for each in zeros.shape
-        ):
-            yield "expected another value or a shape"
+        right = len(zeros.shape) < MOST_AXES and all(1 <= each <= LARGEST for each in zeros.shape)
+        if (zeros.like is None) != bool(zeros.shape) or not right:
+            yield f"expected another value, or a shape of up to {MOST_AXES - 1} axes"
             return
         if zeros.like is not None:
             self.types[zeros.gives] = self.types[zeros.like]
@@ -402,6 +421,11 @@ class _Checker:
                 for own, (name, symbol) in zip(value.shape[1:], sides, strict=True)
             )
         )
+        if not right:
+            yield (
+                f"{emit.of!r} is {value} for {value.rows}: no images; expected floats of "
+                f"{_CHANNELS} channels, and {' by '.join(wanted)}"
+            )
         if not any(
             isinstance(step, form.Run)
             and emit.of in step.gives.values()
@@ -409,11 +433,6 @@ class _Checker:
             for step in self.program.steps
         ):
             yield f"{emit.of!r} is not what a component of one input and one output gives"
-        if not right:
-            yield (
-                f"{emit.of!r} is {value} for {value.rows}: no images; expected floats of "
-                f"{_CHANNELS} channels, and {' by '.join(wanted)}"
-            )
 
     def _whole_problems(self) -> Iterator[str]:
         """Check what a program must have, whatever it does."""
@@ -450,3 +469,8 @@ def _is_side(own: Dimension, name: str, symbol: form.Symbol) -> bool:
     return own == Dimension(0, symbol.unit, name) or (
         own.symbol is None and only is not None and own.offset == symbol.unit * only
     )
+
+
+def _is_list(count: int | None) -> bool:
+    """Return whether an image may be a list of so many; None is no list, and may be."""
+    return count is None or 1 <= count <= MOST_ARGUMENTS

@@ -35,6 +35,9 @@ def loop_problems(
     if denoiser is None:
         yield f"no component {loop.denoiser!r}"
         return
+    if not 1 <= len(loop.branches) <= MOST_BRANCHES:
+        yield f"{len(loop.branches)} branches: expected 1 to {MOST_BRANCHES}"
+        return  # what follows looks at all of them for each
     yield from _argument_problems(loop, arguments)
     yield from _state_problems(loop, types)
     yield from _branch_problems(loop, arguments)
@@ -48,16 +51,28 @@ def loop_problems(
 def _argument_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iterator[str]:
     part = loop.part
     every = None if loop.cache is None else loop.cache.every
-    names = (loop.plan.steps, part.strength, part.start, part.stop, loop.rescale, every)
+    names = (loop.plan.steps, part.strength, part.stop, loop.rescale, every)
     pushes = (push.by for branch in loop.branches for push in branch.push)
     for name in (*names, *pushes):
-        if name is not None and _count(arguments.get(name)) != 1:
-            yield f"{name!r} is no number"
+        if name is not None and not is_number(arguments.get(name)):
+            yield f"{name!r} is no number, or none in calls without it"
+    if part.start is not None and _count(arguments.get(part.start)) != 1:
+        yield f"{part.start!r} is no number"
     steps = arguments.get(loop.plan.steps)
     if isinstance(steps, Numbers) and not 1 <= (steps.most or 0) <= MOST_STEPS:
         yield f"{loop.plan.steps!r} must have a largest number of at most {MOST_STEPS}"
     if loop.plan.scheduler in arguments:
         yield f"{loop.plan.scheduler!r} is no scheduler"
+
+
+def is_number(argument: form.Argument | None) -> bool:
+    """Return whether an argument is one number in every call, whatever its size."""
+    return (
+        isinstance(argument, Numbers)
+        and argument.count == 1
+        and not argument.optional
+        and not any(isinstance(each, str) for each in argument.default)
+    )
 
 
 def _count(argument: form.Argument | None) -> int:
@@ -71,8 +86,8 @@ def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
         yield f"{state.noise!r} is {noise} with rows {noise.rows}: no noise of images"
     elif noise.shape[0].symbol is not None:
         yield f"{state.noise!r} is {noise}: its channels must be a number"
-    if state.clean is None and (state.clean_when or loop.part.strength):
-        yield "a strength, or tests of a clean value, and none to start from"
+    if state.clean is None and (state.clean_when or loop.part.strength or loop.part.start):
+        yield "a strength, a start, or tests of a clean value, and none to start from"
     if state.clean is not None and not types[state.clean].same_form(noise):
         yield f"{state.clean!r} is {types[state.clean]}, and {state.noise!r} {noise}"
     if state.keep is None:
@@ -87,8 +102,8 @@ def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
 
 def _branch_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iterator[str]:
     names = [branch.name for branch in loop.branches]
-    if not 1 <= len(names) <= MOST_BRANCHES or len({*names}) < len(names):
-        yield f"the branches {names}: expected 1 to {MOST_BRANCHES}, of different names"
+    if len({*names}) < len(names):
+        yield f"the branches {names}: expected different names"
     bases = [branch for branch in loop.branches if not branch.push]
     if len(bases) != 1 or bases[0].when or bases[0].during:
         yield "expected one branch that always runs and pushes nothing"
@@ -105,10 +120,15 @@ def _window_problems(
 ) -> Iterator[str]:
     for bound in (window.start, window.stop):
         if isinstance(bound, str):
-            if _count(arguments.get(bound)) not in (1, columns):
-                yield f"a window by {bound!r}, which has not 1 or {columns} numbers"
+            argument = arguments.get(bound)
+            missing = isinstance(argument, Numbers) and argument.optional
+            if _count(argument) not in (1, columns) or missing:
+                yield f"a window by {bound!r}, which has not 1 or {columns} numbers in every call"
         elif not 0 <= bound <= 1:
             yield f"a window with {bound:g}: expected fractions"
+    start, stop = window.start, window.stop
+    if not isinstance(start, str) and not isinstance(stop, str) and start >= stop:
+        yield f"a window from {start:g} to {stop:g}, which holds nothing"
 
 
 def _feed_problems(

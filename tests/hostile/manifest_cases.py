@@ -9,6 +9,21 @@ from typing import Any
 from tests.hostile.bad_bundle import MANIFEST, BadBundle, case
 
 
+def _symbol(bad: BadBundle, name: str, **members: Any) -> None:
+    """Change a symbol of the first program."""
+    bad.edit(lambda document: document["programs"][0]["symbols"][name].update(members))
+
+
+def _argument(bad: BadBundle, name: str, **members: Any) -> None:
+    """Change an argument of the first program."""
+
+    def change(document: Any) -> None:
+        arguments = document["programs"][0]["arguments"]
+        next(each for each in arguments if each["name"] == name).update(members)
+
+    bad.edit(change)
+
+
 @case("manifest", "has no manifest.json")
 def manifest_missing(bad: BadBundle) -> None:
     """The folder has no manifest."""
@@ -78,7 +93,9 @@ def manifest_cut_short(bad: BadBundle) -> None:
 @case("manifest", "manifest.json")
 def manifest_deep(bad: BadBundle) -> None:
     """The manifest holds 100,000 arrays, each in the one before."""
-    bad.put(MANIFEST, b'{"format_version": 1, "tasks": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    bad.put(
+        MANIFEST, b'{"format_version": 2, "programs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    )
 
 
 @case("manifest", "manifest.json")
@@ -93,14 +110,14 @@ def manifest_deep_in_free_object(bad: BadBundle) -> None:
 @case("manifest", "manifest.json")
 def manifest_nan(bad: BadBundle) -> None:
     """A number of the manifest is NaN, which JSON does not have."""
-    bad.set("guidance.defaults.guidance_scale", float("nan"))
+    _argument(bad, "guidance_scale", default=[float("nan")])
 
 
 @case("manifest", "manifest.json")
 def manifest_infinity(bad: BadBundle) -> None:
     """A number of the manifest is too large for a float."""
-    text = json.dumps(bad.document())
-    bad.put(MANIFEST, text.replace('"guidance_scale": 7.5', '"guidance_scale": 1e999').encode())
+    _argument(bad, "guidance_scale", default=[12345.0])
+    bad.put(MANIFEST, bad.read(MANIFEST).replace(b"12345.0", b"1e999"))
 
 
 @case("manifest", "manifest.json")
@@ -128,10 +145,34 @@ def manifest_list(bad: BadBundle) -> None:
     bad.put(MANIFEST, b"[1, 2, 3]")
 
 
-@case("manifest", "format_version 2")
+@case("manifest", "format_version 3")
 def manifest_newer_version(bad: BadBundle) -> None:
     """The manifest has a version that no reader knows, and a field of the future."""
-    bad.edit(lambda document: document.update(format_version=2, future={}))
+    bad.edit(lambda document: document.update(format_version=3, future={}))
+
+
+@case("manifest", "latentc upgrade")
+def manifest_older_version(bad: BadBundle) -> None:
+    """The manifest is one of format 1, which the upgrade alone reads."""
+
+    def change(document: Any) -> None:
+        for name in ("programs", "needs", "optional"):
+            del document[name]
+        document.update(format_version=1, tasks=[{"name": "text-to-image"}])
+
+    bad.edit(change)
+
+
+@case("manifest", "which this latentc does not know")
+def manifest_unknown_need(bad: BadBundle) -> None:
+    """The manifest needs what no reader knows, as that of a later writer would."""
+    bad.edit(lambda document: document.update(needs=["video"], future={}))
+
+
+@case("manifest", "needs")
+def manifest_need_of_no_name(bad: BadBundle) -> None:
+    """The manifest needs a number."""
+    bad.set("needs", [1])
 
 
 @case("manifest", "format_version")
@@ -146,10 +187,10 @@ def manifest_version_missing(bad: BadBundle) -> None:
     bad.edit(lambda document: document.pop("format_version"))
 
 
-@case("manifest", "tasks")
+@case("manifest", "programs")
 def manifest_field_missing(bad: BadBundle) -> None:
     """A required field is missing."""
-    bad.edit(lambda document: document.pop("tasks"))
+    bad.edit(lambda document: document.pop("programs"))
 
 
 @case("manifest", "surprise")
@@ -164,36 +205,36 @@ def manifest_wrong_type(bad: BadBundle) -> None:
     bad.set("components", {"denoiser": {}})
 
 
-@case("manifest", "default_height")
+@case("manifest", "symbols")
 def manifest_fraction(bad: BadBundle) -> None:
     """A size is a fraction."""
-    bad.set("latents.default_height", 16.5)
+    _symbol(bad, "height", default=16.5)
 
 
 @case("manifest", "manifest.json")
 def manifest_huge_integer(bad: BadBundle) -> None:
     """A size is an integer of 5,000 digits."""
-    text = json.dumps(bad.document())
-    huge = "9" * 5000
-    bad.put(MANIFEST, text.replace('"default_height": 16', f'"default_height": {huge}').encode())
+    _symbol(bad, "height", default=987654321)
+    bad.put(MANIFEST, bad.read(MANIFEST).replace(b"987654321", b"9" * 5000))
 
 
-@case("manifest", "at most")
+@case("manifest", "symbol 'height'")
 def manifest_integer_beyond_64_bits(bad: BadBundle) -> None:
     """A size is 2^70."""
-    bad.set("latents.default_height", 2**70)
+    _symbol(bad, "height", default=2**70)
 
 
-@case("manifest", "at most")
+@case("manifest", "symbol 'height'")
 def manifest_sizes_overflow(bad: BadBundle) -> None:
     """The default sizes make latents of more than any memory's bytes."""
-    bad.edit(lambda document: document["latents"].update(default_height=2**52, default_width=2**52))
+    _symbol(bad, "width", default=2**52)
+    _symbol(bad, "height", default=2**52)
 
 
-@case("manifest", "positive")
-def manifest_factor_zero(bad: BadBundle) -> None:
+@case("manifest", "bad unit")
+def manifest_unit_zero(bad: BadBundle) -> None:
     """A latent stands for no pixels, which readers divide by."""
-    bad.set("latents.factor", 0)
+    _symbol(bad, "height", unit=0)
 
 
 @case("manifest", "two components are named")
@@ -302,31 +343,33 @@ def dimension_not_a_symbol(bad: BadBundle) -> None:
     bad.set("components.1.inputs.sample.shape", ["batch", 4, "__import__('os')", "width"])
 
 
-@case("manifest", "unknown argument")
-def vector_of_unknown_argument(bad: BadBundle) -> None:
-    """An input is made of an argument that there is not."""
-    bad.edit(lambda document: document["vectors"].append({"input": "x", "arguments": ["nothing"]}))
+@case("manifest", "axes")
+def dimensions_without_end(bad: BadBundle) -> None:
+    """A tensor has a thousand axes."""
+    bad.set("components.1.inputs.sample.shape", ["batch", *[1] * 999])
 
 
-@case("manifest", "the decoder's image")
+@case("manifest", "no images")
 def image_of_one_pixel_as_declared(bad: BadBundle) -> None:
     """The manifest says that images have one pixel, whatever size is asked for."""
     last = len(bad.document()["components"]) - 1
     bad.set(f"components.{last}.outputs.image.shape", ["batch", 3, 1, 1])
 
 
-@case("manifest", "the denoiser's prediction")
+@case("manifest", "gives no 'prediction'")
 def prediction_of_integers_as_declared(bad: BadBundle) -> None:
     """The manifest says that the denoiser gives integers."""
     bad.set("components.1.outputs.prediction.dtype", "int64")
 
 
-def _many_arguments(document: Any, count: int) -> None:
-    document["arguments"] += [{"name": f"a{i}", "default": [0.0]} for i in range(count)]
-    document["defaults"]["scheduler"] = "nobody"
-
-
-@case("manifest", "defaults.scheduler")
+@case("manifest", "20008 arguments: expected at most")
 def manifest_20000_arguments(bad: BadBundle) -> None:
-    """The manifest has 20,000 arguments, and a fault that is found last."""
-    bad.edit(lambda document: _many_arguments(document, 20_000))
+    """A program has 20,000 arguments, and another fault that would be found last."""
+
+    def change(document: Any) -> None:
+        document["programs"][0]["arguments"] += [
+            {"kind": "numbers", "name": f"a{i}", "default": [0.0]} for i in range(20_000)
+        ]
+        document["defaults"]["scheduler"] = "nobody"
+
+    bad.edit(change)

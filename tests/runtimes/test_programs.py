@@ -12,7 +12,7 @@ import pytest
 
 from runtimes.errors import BundleError
 from runtimes.manifest import TensorSpec
-from runtimes.programs.checker import MOST_STATEMENTS, problems, types_of
+from runtimes.programs.checker import MOST_BINS, MOST_STATEMENTS, problems, types_of
 from runtimes.programs.demand import of_call
 from runtimes.programs.dimensions import Dimension, parse
 from runtimes.programs.listing import listing
@@ -132,7 +132,17 @@ def swap(document: dict[str, Any], one: int, other: int) -> None:
     steps[one], steps[other] = steps[other], steps[one]
 
 
+def insert(*statements: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Return what puts statements before the loop."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["steps"][LOOP:LOOP] = statements
+
+    return change
+
+
 BRANCH = ("steps", LOOP, "branches", 0)
+BASE = ("steps", LOOP, "branches", 1)
 STATE = ("steps", LOOP, "state")
 WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "used before it is made": (lambda d: swap(d, 0, 1), "no value '_ids' before it"),
@@ -151,8 +161,15 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "channels": (put([4, "height", "width"], "steps", 5, "shape"), r"shape \[1, height, width\]"),
     "an unknown symbol": (put([4, "h", "width"], "steps", 8, "shape"), "bad shape"),
     "a size of zero": (put([0, "height", "width"], "steps", 8, "shape"), "bad shape"),
-    "nothing emitted": (lambda d: d["steps"].pop(), "emits nothing"),
-    "latents emitted as images": (put("_ids", "steps", EMIT, "of"), "no images"),
+    "nothing emitted": (lambda d: d["steps"].pop(), "0 statements 'emit': expected one"),
+    "two loops": (lambda d: again(d, LOOP), "2 statements 'loop': expected one"),
+    "token ids emitted as images": (put("_ids", "steps", EMIT, "of"), "no images"),
+    "latents emitted as images": (put("denoised", "steps", EMIT, "of"), "no images"),
+    "what a call gives emitted as images": (put("_pixels", "steps", EMIT, "of"), "no images"),
+    "images of half the size": (
+        lambda d: [each.update(unit=16) for each in d["symbols"].values()],
+        r"no images; expected .*16\*height by 16\*width",
+    ),
     "an unused value": (lambda d: d["steps"][9].pop("always"), "nothing uses '_masked_noise'"),
     "an unused argument": (
         lambda d: d["arguments"].append({"kind": "text", "name": "more", "optional": True}),
@@ -161,12 +178,64 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a test of nothing": (put([{}], *BRANCH, "when"), "a test must say"),
     "a test of a text": (put([{"argument": "prompt", "above": 1}], *BRANCH, "when"), "no number"),
     "a test of a private value": (put([{"given": ["_mask"]}], *BRANCH, "when"), "is private"),
-    "no base": (put([], "steps", LOOP, "branches"), "expected 1 to 16"),
+    "a test of numbers": (
+        lambda d: d["arguments"][5].update(count=2, default=[1, 2]),
+        "a test of 'guidance_scale', which is no number",
+    ),
+    "a test of a number that may be missing": (
+        put({"kind": "numbers", "name": "guidance_scale", "optional": True}, "arguments", 5),
+        "a test of 'guidance_scale', which is no number, or has no default",
+    ),
+    "a test of a size": (
+        put(["height"], "arguments", 5, "default"),
+        "a test of 'guidance_scale', which is no number",
+    ),
+    "a test of two limits": (
+        put([{"argument": "guidance_scale", "above": 1, "at_most": 2}], *BRANCH, "when"),
+        "a test must say",
+    ),
+    "a test of what nothing is named": (put([{"given": ["x"]}], *BRANCH, "when"), "a test of 'x'"),
+    "no base": (put([], "steps", LOOP, "branches"), "0 branches: expected 1 to 16"),
+    "a loop whose branches all push": (
+        put([{"branch": "negative", "by": "guidance_scale"}], *BASE, "push"),
+        "expected one branch that always runs and pushes nothing",
+    ),
+    "a base that does not always run": (
+        put([{"argument": "guidance_scale", "above": 1}], *BASE, "when"),
+        "expected one branch that always runs and pushes nothing",
+    ),
+    "a base that runs for a while": (
+        put({"count": "floor", "stop": 0.5}, *BASE, "during"),
+        "expected one branch that always runs and pushes nothing",
+    ),
+    "two branches of one name": (put("negative", *BASE, "name"), "expected different names"),
     "two bases": (put([], *BRANCH, "push"), "one branch that always runs"),
     "a push of itself": (put("negative", *BRANCH, "push", 0, "branch"), "pushes 'negative'"),
     "a push by a text": (put("prompt", *BRANCH, "push", 0, "by"), "'prompt' is no number"),
+    "a push by what may be missing": (
+        lambda d: (
+            d["arguments"].append({"kind": "numbers", "name": "more", "optional": True}),
+            d["steps"][LOOP]["branches"][0]["push"][0].update(by="more"),
+        ),
+        "'more' is no number, or none in calls without it",
+    ),
     "a branch without its feed": (put({}, *BRANCH, "feeds"), "'negative' feeds"),
+    "a branch that feeds what there is not": (
+        put("prompt_embeds", *BRANCH, "feeds", "elsewhere"),
+        r"'negative' feeds \['elsewhere', 'encoder_hidden_states'\]: expected",
+    ),
+    "an input fed twice": (
+        put({"encoder_hidden_states": "prompt_embeds"}, "steps", LOOP, "feeds"),
+        "branch 'negative' feeds what the loop feeds",
+    ),
     "a window beyond the loop": (put(2, *BRANCH, "during", "stop"), "a window with 2"),
+    "a window before the loop": (put(-0.5, *BRANCH, "during", "start"), "a window with -0.5"),
+    "a window of nothing": (put(0, *BRANCH, "during", "stop"), "from 0 to 0, which holds nothing"),
+    "a window that ends before it begins": (
+        put(0.75, *BRANCH, "during", "start"),
+        "from 0.75 to 0.5, which holds nothing",
+    ),
+    "a window by a text": (put("prompt", *BRANCH, "during", "stop"), "a window by 'prompt'"),
     "seventeen branches": (
         lambda d: d["steps"][LOOP]["branches"].extend(
             {**d["steps"][LOOP]["branches"][0], "name": f"b{i}"} for i in range(16)
@@ -177,6 +246,117 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda d: d["arguments"][6].pop("most"),
         "must have a largest number of at most 10000",
     ),
+    "more steps than plans have": (
+        put(10_001, "arguments", 6, "most"),
+        "must have a largest number of at most 10000",
+    ),
+    "a start from what there is not": (
+        lambda d: (
+            d["steps"][LOOP].update(part={"start": "strength"}),
+            [d["steps"][LOOP]["state"].pop(name) for name in ("clean", "clean_when")],
+        ),
+        "a strength, a start, .* none to start from",
+    ),
+    "noise that is not drawn": (put("image_latents", *STATE, "noise"), "is not drawn"),
+    "noise of two axes": (put([4, "height"], "steps", 8, "shape"), "no noise of images"),
+    "noise of many axes": (put([4] * 9, "steps", 8, "shape"), "bad shape"),
+    "an output that there is not": (
+        put({"unknown": "_image"}, "steps", 11, "gives"),
+        r"'vae_decoder' gives \['image'\], not \['unknown'\]",
+    ),
+    "outputs that nobody takes": (put({}, "steps", 11, "gives"), "'vae_decoder' gives"),
+    "tiles of two inputs": (put(True, "steps", 7, "tiles"), "expected one input and one output"),
+    "zeros like nothing": (insert({"do": "zeros", "gives": "z"}), "expected another value"),
+    "zeros of nothing": (insert({"do": "zeros", "gives": "z", "shape": [0]}), "expected another"),
+    "zeros of many axes": (
+        insert({"do": "zeros", "gives": "z", "shape": [1] * 9}),
+        "a shape of up to 7 axes",
+    ),
+    "zeros without end": (
+        insert({"do": "zeros", "gives": "z", "shape": [1 << 25, 1 << 25]}),
+        "'z' is floats .*: more than 268435456 numbers",
+    ),
+    "noise of less than nothing": (
+        insert({"do": "noise", "gives": "z", "shape": [4, "height-100", "width"]}),
+        r"'z' is floats \[4, height-100, width\]: nothing at the least size",
+    ),
+    "a join of different forms": (
+        insert({"do": "join", "gives": "z", "of": ["prompt_embeds", "_pixels"], "axis": 1}),
+        r"values of \[2, 3\] axes",
+    ),
+    "a join of different widths": (
+        insert(
+            {"do": "zeros", "gives": "_narrow", "shape": [77, 31]},
+            {"do": "join", "gives": "z", "of": ["prompt_embeds", "_narrow"], "axis": 1},
+        ),
+        "differ in more than axis 1",
+    ),
+    "a join of rows": (
+        insert({"do": "join", "gives": "z", "of": ["prompt_embeds"], "axis": 0}),
+        "along axis 0",
+    ),
+    "a join along a symbol": (
+        insert({"do": "join", "gives": "z", "of": ["latents", "latents"], "axis": 2}),
+        "must be numbers",
+    ),
+    "a cut beyond the size": (
+        insert({"do": "cut", "gives": ["z"], "of": "prompt_embeds", "axis": 1, "sizes": [78]}),
+        r"the sizes \[78\] of 77",
+    ),
+    "a cut of nothing": (
+        insert({"do": "cut", "gives": ["z"], "of": "prompt_embeds", "axis": 1, "sizes": [0]}),
+        r"the sizes \[0\] of 77",
+    ),
+    "a cut of fewer parts": (
+        insert({"do": "cut", "gives": ["z"], "of": "prompt_embeds", "axis": 1, "sizes": [1, 2]}),
+        "2 sizes for 1 values",
+    ),
+    "a cut along an axis that there is not": (
+        insert({"do": "cut", "gives": ["z"], "of": "prompt_embeds", "axis": 3, "sizes": [1]}),
+        "cannot be cut along axis 3",
+    ),
+    "a choice without a test": (
+        insert(
+            {"do": "choose", "gives": "z", "when": [], "then": "latents", "otherwise": "latents"}
+        ),
+        "no test",
+    ),
+    "a choice between different forms": (
+        insert(
+            {
+                "do": "choose",
+                "gives": "z",
+                "when": [{"given": ["prompt"]}],
+                "then": "latents",
+                "otherwise": "_pixels",
+            }
+        ),
+        "'latents' is floats",
+    ),
+    "numbers of a text": (
+        insert({"do": "numbers", "gives": "z", "of": ["prompt"]}),
+        "'prompt' holds no numbers",
+    ),
+    "a row of no numbers": (insert({"do": "numbers", "gives": "z", "of": []}), "no numbers"),
+    "an item of no list": (put(0, "steps", PIXELS, "item"), "item 0 of 'image', which holds no"),
+    "a list of no images": (put(0, "arguments", 2, "count"), "a list of 0"),
+    "a fill by an image": (put("image", "steps", PIXELS, "fill_where"), "'image' is no mask"),
+    "a fill that is no colour": (
+        lambda d: d["steps"][PIXELS].update(fill_where="mask_image", fill=2),
+        "a fill from 0 to 1",
+    ),
+    "bins of one argument's name": (
+        put({"argument": "prompt", "sizes": []}, "bins"),
+        "bins: bad name 'prompt'",
+    ),
+    "bins too many": (
+        put({"argument": "binning", "sizes": [[1.0, 8, 8]] * (MOST_BINS + 1)}, "bins"),
+        "1025 bins for 2 sizes",
+    ),
+    "bins of no size": (
+        put({"argument": "binning", "sizes": [[1.0, 0, 8]]}, "bins"),
+        "bins: expected sides from 1",
+    ),
     "no clean value": (lambda d: d["steps"][LOOP]["state"].pop("clean"), "none to start from"),
     "a clean value of another form": (put("_pixels", *STATE, "clean"), "'_pixels' is floats"),
     "a mask of another form": (put("_pixels", *STATE, "keep", "where"), "expected one channel"),
@@ -184,6 +364,42 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no input for the sample": (put("x", *STATE, "input"), "has no input 'x'"),
     "a symbol with a bad default": (put(63, "symbols", "height", "default"), "multiples of 8"),
     "a unit of zero": (put(0, "symbols", "height", "unit"), "bad unit"),
+    "a default below the least": (put(65, "symbols", "height", "least"), "a default below"),
+    "a default above the most": (put(56, "symbols", "height", "most"), "from 1 to 56"),
+    "a most that is no multiple": (put(65, "symbols", "height", "most"), "multiples of 8"),
+    "a size of what is no image": (
+        put({"image": "prompt"}, "symbols", "height", "of"),
+        "'prompt' is no image of the call",
+    ),
+    "a size of a hundred images": (
+        put({"image": "image", "times": 100}, "symbols", "height", "of"),
+        "100 times an image",
+    ),
+    "sizes together with none": (put(["x"], "symbols", "height", "together"), "no sizes"),
+    "a bad symbol": (
+        lambda d: d["symbols"].update({"2*height": {**d["symbols"]["height"], "argument": "h"}}),
+        "bad symbol '2\\*height'",
+    ),
+    "one size": (lambda d: d["symbols"].pop("width"), "expected two symbols or more"),
+    "a size of one argument's name": (
+        put("prompt", "symbols", "height", "argument"),
+        "two things are named 'prompt'",
+    ),
+    "an argument of every call": (
+        put("scheduler", "arguments", 0, "name"),
+        "two things are named 'scheduler'",
+    ),
+    "a default that is no size": (put(["x"], "arguments", 4, "default"), "'x' is no size"),
+    "a number without a default": (put([], "arguments", 4, "default"), "expected a default, a fa"),
+    "a fallback to what may be missing": (
+        lambda d: d["arguments"].extend(
+            [
+                {"kind": "numbers", "name": "one", "optional": True},
+                {"kind": "numbers", "name": "two", "fallback": "one"},
+            ]
+        ),
+        "its fallback 'one' is none before it",
+    ),
     "a fallback that comes later": (
         put({"kind": "text", "name": "prompt", "fallback": "negative_prompt"}, "arguments", 0),
         "is no text before it",
