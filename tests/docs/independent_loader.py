@@ -1,183 +1,188 @@
 """A reader of bundles written from docs/bundle-format.md alone; it imports nothing of latentc.
 
-It is here to prove the document: if its pictures are those of latentc's own runtime, then the
-document says all that a stranger needs. Section numbers in the comments are the document's.
+It proves the document: if its images are latentc's own, the document says all that a stranger
+needs. Section numbers are the document's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.docs.independent_manifest import (
-    Refused,
-    check_tokenizer,
-    expect,
-    read_inside,
-    read_manifest,
-    refusing,
-)
+from tests.docs.independent_manifest import DOCUMENT, Refused, checked, expect, read_inside
+from tests.docs.independent_manifest import read_json, read_manifest, refusing
 
-__all__ = ["Bundle", "Refused"]
+__all__ = ["Bundle", "Refused", "checked"]
 
 Array = np.ndarray[Any, Any]
 Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
-# (path of the entry, component of the manifest) -> something to call with named inputs
-Engine = Callable[[Path, dict[str, Any]], Graph]
-
-
-# Section 4: files and paths
-
-
-def checked(root: Path, file: Mapping[str, Any]) -> Path:
-    """The file's path, after all four checks."""
-    text = file["path"]
-    parts = text.split("/")
-    expect(not any(part in ("", ".", "..") for part in parts), f"bad path {text!r}")
-    expect(not any(sign in text for sign in "\\:\0"), f"bad path {text!r}")
-    path = Path(os.path.realpath(root / text))
-    data = read_inside(root, root / text, file["size"])
-    expect(len(data) == file["size"], f"{text}: size {len(data)}")
-    expect(hashlib.sha256(data).hexdigest() == file["sha256"], f"{text}: another hash")
-    return path
-
-
-# Section 9.2: the table of sampling plans
-
-DTYPES = {
-    **dict.fromkeys(("steps", "offsets", "rows"), "<i4"),
-    **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), "<f8"),
-    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "clip"), "<f8"),
-    **dict.fromkeys(("add_noise", "known", "shift"), "<f8"),
-    "noise_draws": "|u1",
-}
+Node = Mapping[str, Any]  # a part of the manifest
+Tests = Callable[[Sequence[Node]], set[bool]]  # whether tests hold: what may be
+CALL, PROMPT, GIVEN, MADE = range(4)  # kinds of rows (section 8.1)
+ROWS = ("state", "prediction", "clean", "noise", "clean_from")
+EVALUATIONS = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
+ELEMENTS = {"integer": {int}, "number": {int, float}, "number or null": {int, float, type(None)}}
+_MEMBER = re.compile(r"^\| `(\w+)` \| ([a-z ]+) \| `\[(.*)\]` \|", re.MULTILINE)
+MEMBERS = {n: (kind, form.split(", ")) for n, kind, form in _MEMBER.findall(DOCUMENT.read_text())}
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """All members of an archive of .npy files."""
-    expect(zipfile.is_zipfile(path), "no archive")
+    """Return the arrays of an archive of .npy files (section 12)."""
     with zipfile.ZipFile(path) as archive:
-        expect(sum(i.file_size for i in archive.infolist()) < 64 << 20, "unpacks to too much")
-        found = {}
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                found[name.removesuffix(".npy")] = np.lib.format.read_array(
-                    member, allow_pickle=False
-                )
-        return found
+        expect(sum(each.file_size for each in archive.infolist()) < 64 << 20, "unpacks to too much")
+    with np.load(path, allow_pickle=False) as arrays:
+        return {**arrays}
 
 
+# Section 9: sampling plans
+
+
+@refusing
 def read_table(path: Path) -> dict[str, Array]:
-    """A table of sampling plans that keeps the rules."""
-    t = read_npz(path)
-    expect(t.keys() == DTYPES.keys(), f"arrays {sorted(t)}")
-    for name, dtype in DTYPES.items():
-        expect(t[name].dtype.str == dtype, f"{name}: dtype {t[name].dtype.str}")
-        expect(t[name].size and (t[name].flags.c_contiguous), f"{name}: empty or another order")
-    p, e, r, k = len(t["steps"]), len(t["timesteps"]), *t["state"].shape[:2]
-    window = t["rows"].shape[1] - 1
-    shapes = {
-        "steps": (p,), "offsets": (p + 1,), "timesteps": (e,), "input_scale": (e,),
-        "noise_draws": (e,), "rows": (e, window + 1), "state": (r, k, k), "prediction": (r, k),
-        "clean": (r, k), "noise": (r, k), "clean_from": (r, 2), "init_noise_scale": (p,),
-        "add_noise": (e, 2), "known": (e, 2), "clip": (3,), "shift": (p,),
-    }  # fmt: skip
-    expect({name: t[name].shape for name in t} == shapes, "shapes do not fit")
-    expect(k <= 64, "more than 64 slots")
-    shifts = np.unique(t["shift"])
-    expect(len(shifts) <= 64 and p % len(shifts) == 0, "shifts without plans")
-    each = p // len(shifts)
-    expect(np.array_equal(np.repeat(shifts, each), t["shift"]), "shifts do not increase")
-    expect(np.all(np.diff(t["steps"][:each].astype(int)) > 0), "steps do not increase")
-    expect(t["steps"].min() >= 1 and t["steps"].max() <= 10000, "steps out of range")
-    lengths = np.diff(t["offsets"])
-    for values in (t["steps"], lengths, t["noise_draws"], np.isnan(t["add_noise"])):
-        sheets = values.reshape(len(shifts), -1)
-        expect(np.all(sheets == sheets[0]), "plans of another form for another shift")
-    expect(np.all(np.diff(t["offsets"].astype(int)) > 0), "offsets do not increase")
-    expect(t["offsets"][0] == 0 and t["offsets"][-1] == e, "offsets out of range")
-    expect(t["rows"].min() >= 0 and t["rows"].max() < r, "rows out of range")
-    expect(t["noise_draws"].max() <= 1, "noise_draws out of range")
-    for name in set(t) - {"add_noise", "known"}:
-        expect(np.isfinite(t[name]).all(), f"{name} is not finite")
-    for name in ("add_noise", "known"):
-        nan = np.isnan(t[name])
-        expect(np.all(nan | np.isfinite(t[name])), f"{name} is not finite")
-        expect(np.all(nan[:, 0] == nan[:, 1]), f"{name} has half a pair")
-    kind, limit, ratio = t["clip"]
-    expect(kind in (0, 1, 2), "unknown kind of clip")
-    expect(kind != 0 or not t["clean"].any(), "clips without a kind")
-    expect(kind != 1 or limit > 0, "clip limit")
-    expect(kind != 2 or (limit >= 1 and 0 <= ratio <= 1), "clip limit or ratio")
-    uses = (t["noise"] != 0).any(axis=1)[t["rows"]].any(axis=1)
-    expect(np.all(t["noise_draws"][uses] == 1), "noise without a draw")
+    """Return a table of plans that keeps the rules (section 9.2)."""
+    document = read_json(read_inside(path.parent, path, 64 << 20))
+    expect(document.keys() == MEMBERS.keys(), f"members {sorted(document)}")
+    t: dict[str, Array] = {}
+    sizes = {"2": 2, "3": 3}
+    for name, (elements, shape) in MEMBERS.items():
+        array = np.array(document[name], object)
+        right = array.size and {*map(type, array.flat)} <= ELEMENTS[elements]
+        expect(right and array.ndim == len(shape), f"{name}: bad elements or shape")
+        t[name] = array.astype(np.int64 if elements == "integer" else np.float64)
+        for symbol, found in zip(shape, array.shape, strict=True):
+            size, more = symbol.removesuffix("+1"), int(symbol.endswith("+1"))
+            expect(found == sizes.setdefault(size, found - more) + more, f"{name}: {array.shape}")
+    for name, kept in _rules(t, sizes["P"], sizes["R"], sizes["K"]).items():
+        expect(kept, f"{name} breaks a rule")
     return t
+
+
+def _rules(t: Mapping[str, Array], plans: int, rows: int, slots: int) -> dict[str, Any]:
+    shifts, lengths, missing = np.unique(t["shift"]), np.diff(t["offsets"]), np.isnan
+    each, (kind, limit, ratio), draws = plans // len(shifts), t["clip"], t["noise_draws"]
+    expect(0 <= t["rows"].min() and t["rows"].max() < rows, "rows beyond the table")
+    uses = (t["noise"] != 0).any(axis=1)[t["rows"]].any(axis=1)
+    forms = (t["steps"], lengths, draws, *(missing(t[name]) for name in ("add_noise", "known")))
+    sheets = [values.reshape(len(shifts), -1) for values in forms]
+    return {
+        "shift": len(shifts) <= 64 and np.array_equal(np.repeat(shifts, each), t["shift"]),
+        "another shift": all((sheet == sheet[0]).all() for sheet in sheets),
+        "steps": 1 <= t["steps"].min() and t["steps"].max() <= 10000,
+        "order of steps": (np.diff(t["steps"][:each]) > 0).all(),
+        "offsets": not t["offsets"][0] and t["offsets"][-1] == len(draws) and lengths.min() > 0,
+        "state": slots <= 64 and slots**2 * lengths.max() <= 2**24,
+        "noise_draws": {*draws.tolist()} <= {0, 1} and draws[uses].all(),
+        "add_noise": not (missing(t["add_noise"]).sum(axis=1) == 1).any(),
+        "known": not (missing(t["known"]).sum(axis=1) == 1).any(),
+        "clip": kind in (0, 1, 2) and (kind != 1 or limit > 0) and (kind or not t["clean"].any()),
+        "clip, dynamic": kind != 2 or (limit >= 1 and 0 <= ratio <= 1),
+    }
+
+
+def plan_of(t: Mapping[str, Array], steps: int, start: int = 0, shift: float = 0) -> dict[str, Any]:
+    """Return what a run takes, by evaluation; of several shifts the polynomial (section 9.3)."""
+    nodes, sheets = np.unique(t["shift"]), []
+    expect(len(nodes) == 1 or nodes[0] <= shift <= nodes[-1], "no plans for this size")
+    for node in nodes:
+        found = np.flatnonzero((t["steps"] == steps) & (t["shift"] == node))
+        expect(len(found), f"no plan for {steps} steps")
+        at = np.arange(t["offsets"][found[0]] + start, t["offsets"][found[0] + 1])
+        row = t["rows"][at, np.minimum(np.arange(len(at)), t["rows"].shape[1] - 1)]
+        sheet = {name: t[name][row] for name in ROWS} | {name: t[name][at] for name in EVALUATIONS}
+        sheets.append(sheet | {"init_noise_scale": t["init_noise_scale"][found[0]]})
+    weights = [math.prod((shift - o) / (n - o) for o in nodes if o != n) for n in nodes]
+    mixed = {n: np.tensordot(weights, [sheet[n] for sheet in sheets], 1) for n in sheets[0]}
+    return {**mixed, "clip": t["clip"], "start": start}
+
+
+def starts(plan: Node) -> list[int]:
+    """Return the evaluations of a whole plan that a run may start at."""
+    return [0, *(int(i) for i in np.flatnonzero(~np.isnan(plan["add_noise"][:, 0])) if i)]
+
+
+def first_sample(plan: Node, noise: Array, clean: Array | None = None) -> Array:
+    """Return S[0] at the start of a run."""
+    if clean is None:
+        return np.float32(plan["init_noise_scale"]) * noise
+    a, b = plan["add_noise"][0].astype(np.float32)
+    expect(not np.isnan(a), "no start from a clean sample")
+    return a * clean + b * noise
+
+
+def run_plan(
+    plan: Node,
+    sample: Array,
+    predict: Callable[[Array, Any, int], Array],
+    draw: Callable[[], Array],
+    after: Callable[[Array, int], Array] = lambda sample, index: sample,
+) -> Array:
+    """Return the final sample (section 9.1); `predict` gets sample, timestep and evaluation."""
+    slots = [sample, *[np.zeros_like(sample)] * (plan["state"].shape[1] - 1)]
+    for i, timestep in enumerate(plan["timesteps"].astype(np.float32)):
+        state, prediction, clean, noise, (a, b) = (plan[n][i].astype(np.float32) for n in ROWS)
+        e = predict(np.float32(plan["input_scale"][i]) * slots[0], timestep, i)
+        v = clip(a * slots[0] + b * e, *plan["clip"]) if clean.any() else 0
+        z = draw() if plan["noise_draws"][i] > 0.5 else 0
+        made = [prediction[k] * e + clean[k] * v + noise[k] * z for k in range(len(slots))]
+        old = [sum(c * s for c, s in zip(row, slots, strict=True) if c) for row in state]
+        slots = [np.asarray(m + o) for m, o in zip(made, old, strict=True)]
+        slots[0] = after(slots[0], i)
+    return slots[0]
+
+
+def clip(c: Array, kind: float, limit: float, ratio: float) -> Array:
+    """Return the predicted clean sample within its limits (section 9.4)."""
+    if kind == 1:
+        return np.clip(c, np.float32(-limit), np.float32(limit))
+    q = np.quantile(np.abs(c.reshape(len(c), -1)), ratio, axis=1).clip(1, limit)
+    q = q.astype(np.float32).reshape(-1, *[1] * (c.ndim - 1))
+    return np.clip(c, -q, q) / q
 
 
 # Section 10: noise
 
 
 class Generator:
-    """MT19937 and the two recipes for normal values."""
+    """MT19937, which numpy seeds in the same way, and the two recipes for normal values."""
 
     def __init__(self, seed: int) -> None:
         expect(-(2**63) <= seed < 2**64, "seed out of range")
-        self.state = [seed & 0xFFFFFFFF]
-        for i in range(1, 624):
-            previous = self.state[-1]
-            self.state.append((1812433253 * (previous ^ (previous >> 30)) + i) & 0xFFFFFFFF)
-        self.index = 624
-        self.cached: float | None = None
+        self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._cached: list[float] = []
 
-    def word(self) -> int:
-        if self.index == 624:
-            s = self.state
-            for i in range(624):
-                y = (s[i] & 0x80000000) | (s[(i + 1) % 624] & 0x7FFFFFFF)
-                s[i] = s[(i + 397) % 624] ^ (y >> 1) ^ (0x9908B0DF if y & 1 else 0)
-            self.index = 0
-        y = self.state[self.index]
-        self.index += 1
-        y ^= y >> 11
-        y ^= (y << 7) & 0x9D2C5680
-        y ^= (y << 15) & 0xEFC60000
-        return y ^ (y >> 18)
+    def words(self, count: int) -> Any:
+        """Return the next words."""
+        return self._state.randint(0, 2**32, count, np.uint32)
 
     def draw(self, shape: Sequence[int]) -> Array:
+        """Return normal values."""
         size = math.prod(shape)
         if size < 16:
-            values = np.array([self._small() for _ in range(size)], np.float32)
-            return values.reshape(shape)
+            return np.array([self._small() for _ in range(size)], np.float32).reshape(shape)
         uniform = self._uniform(size)
-        values = np.empty(size, np.float32)
-        for start in range(0, size - 15, 16):
-            values[start : start + 16] = _block(uniform[start : start + 16])
+        blocks = [_block(uniform[at : at + 16]) for at in range(0, size - 15, 16)]
+        values = np.concatenate([*blocks, uniform[size - size % 16 :]])
         if size % 16:
             values[-16:] = _block(self._uniform(16))
         return values.reshape(shape)
 
     def _uniform(self, size: int) -> Array:
-        words = np.array([self.word() % 2**24 for _ in range(size)], np.float32)
-        return words * np.float32(2.0**-24)
+        return (self.words(size) % 2**24).astype(np.float32) * np.float32(2.0**-24)
 
     def _small(self) -> float:
-        if self.cached is not None:
-            value, self.cached = self.cached, None
-            return value
-        h1, l1, h2, l2 = (self.word() for _ in range(4))
-        u1 = ((h1 * 2**32 + l1) % 2**53) * 2.0**-53
-        u2 = ((h2 * 2**32 + l2) % 2**53) * 2.0**-53
-        theta, r = 2 * math.pi * u1, math.sqrt(-2 * math.log(1 - u2))
-        self.cached = r * math.sin(theta)
-        return r * math.cos(theta)
+        if not self._cached:
+            h1, l1, h2, l2 = map(int, self.words(4))
+            u1, u2 = (((h << 32) + low) % 2**53 * 2.0**-53 for h, low in ((h1, l1), (h2, l2)))
+            r = math.sqrt(-2 * math.log(1 - u2))
+            self._cached = [r * math.sin(2 * math.pi * u1), r * math.cos(2 * math.pi * u1)]
+        return self._cached.pop()
 
 
 def _block(u: Array) -> Array:
@@ -186,489 +191,561 @@ def _block(u: Array) -> Array:
     return np.concatenate([r * np.cos(theta), r * np.sin(theta)])
 
 
-def noise_source(seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Array]:
-    """Draws for the whole batch: one generator, or one per picture."""
-    generators = [Generator(seed) for seed in seeds]
-    if len(generators) == 1:
-        return lambda: generators[0].draw(shape)
-    return lambda: np.concatenate([g.draw((1, *shape[1:])) for g in generators])
+# Sections 5 and 6: graphs
 
 
-# Section 9.3: plans that depend on the size
+def onnx_engine(path: Path, component: Node) -> Graph:
+    """Open a graph with ONNX Runtime on the CPU, which opens the files that it refers to."""
+    import onnxruntime
+    from onnx import external_data_helper, load
+
+    tensors = external_data_helper._get_all_tensors(load(path, load_external_data=False))
+    for each in (entry for tensor in tensors for entry in tensor.external_data):
+        expect(each.key != "location" or path.parent / each.value in component["files"], "unlisted")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = list(component["outputs"])
+    expect({i.name for i in session.get_inputs()} == component["inputs"].keys(), "other inputs")
+    return lambda feeds: dict(zip(names, session.run(names, {**feeds}), strict=True))
 
 
-def at_shift(t: Mapping[str, Array], shift: float) -> dict[str, Array]:
-    """The table of one shift: the polynomial through those that there are."""
-    nodes = np.unique(t["shift"])
-    if len(nodes) == 1:
-        return dict(t)
-    expect(nodes[0] <= shift <= nodes[-1], "the plans are not for this size")
-    weights = [
-        np.prod([(shift - other) / (node - other) for other in nodes if other != node])
-        for node in nodes
-    ]
-
-    def mixed(values: Array) -> Array:
-        return np.tensordot(weights, values.reshape(len(nodes), -1, *values.shape[1:]), 1)
-
-    rows = t["rows"]
-    named = ("state", "prediction", "clean", "noise", "clean_from")
-    count = rows.size // len(nodes)
-    single = {name: mixed(t[name][rows]) for name in named}
-    plans, first = len(t["steps"]) // len(nodes), len(rows) // len(nodes)
-    return {
-        **{name: mixed(t[name]) for name in ("timesteps", "input_scale", "init_noise_scale")},
-        **{name: each.reshape(count, *each.shape[2:]) for name, each in single.items()},
-        "rows": np.arange(count).reshape(first, -1),
-        "add_noise": mixed(t["add_noise"]),
-        "noise_draws": t["noise_draws"][:first],
-        "steps": t["steps"][:plans],
-        "offsets": t["offsets"][: plans + 1],
-        "clip": t["clip"],
-        "shift": np.full(plans, shift),
-    }
+def holding(graph: Graph, component: Node, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph whose inputs and outputs are held against the manifest (section 5)."""
+    symbols: dict[str, int] = {}
+    specs = component["inputs"]
+    cast = {name: feeds[name].astype(spec["dtype"]) for name, spec in specs.items()}
+    made = {}
+    for values, specs in ((cast, component["inputs"]), (made, component["outputs"])):
+        if values is made:
+            made |= graph(cast)
+        for name, value in values.items():
+            expect(value.dtype == specs[name]["dtype"], f"{name}: dtype {value.dtype}")
+            expect(np.isfinite(value).all(), f"{name}: NaN or infinity")
+            for size, found in zip(specs[name]["shape"], value.shape, strict=True):
+                factor, _, symbol = str(size).rpartition("*")
+                if isinstance(size, str):
+                    size = symbols.setdefault(symbol, found // int(factor or 1)) * int(factor or 1)
+                expect(found == size > 0, f"{name}: shape {value.shape}")
+    return made
 
 
-# Sections 9.1, 9.3 and 9.4: the recurrence
-
-
-def run_plan(
-    t: Mapping[str, Array],
-    steps: int,
-    predict: Callable[[Array, Array], Array],
-    draw: Callable[[], Array],
-    start: int = 0,
-    clean_sample: Array | None = None,
-    initial_noise: Array | None = None,
-) -> Array:
-    """The final sample; `predict` gives the guided prediction."""
-    expect(steps in t["steps"], f"no plan for {steps} steps")
-    p = t["steps"].tolist().index(steps)
-    offset, end = int(t["offsets"][p]), int(t["offsets"][p + 1])
-    window = t["rows"].shape[1] - 1
-    noise = draw() if initial_noise is None else initial_noise
-    if clean_sample is None:
-        expect(start == 0, "a late start needs a clean sample")
-        first = np.float32(t["init_noise_scale"][p]) * noise
-    else:
-        a, b = t["add_noise"][offset + start]
-        expect(not np.isnan(a), f"no start at {start}")
-        first = np.float32(a) * clean_sample + np.float32(b) * noise
-    slots = [first, *[np.zeros_like(first) for _ in range(t["state"].shape[1] - 1)]]
-    for i in range(end - offset - start):
-        at = offset + start + i
-        row = t["rows"][at, min(i, window)]
-        state, prediction, clean, on_noise, (from_sample, from_e) = (
-            t[name][row].astype(np.float32)
-            for name in ("state", "prediction", "clean", "noise", "clean_from")
-        )
-        timestep = t["timesteps"][at : at + 1].astype(np.float32)
-        e = predict(np.float32(t["input_scale"][at]) * slots[0], timestep)
-        v = clip(from_sample * slots[0] + from_e * e, t["clip"]) if clean.any() else 0
-        n = draw() if t["noise_draws"][at] else 0
-        slots = [
-            sum(c * slot for c, slot in zip(state[k], slots, strict=True) if c)
-            + (prediction[k] * e + clean[k] * v + on_noise[k] * n)
-            for k in range(len(slots))
-        ]
-    return slots[0]
-
-
-def clip(c: Array, setting: Array) -> Array:
-    kind, limit, ratio = setting
-    if kind == 1:
-        return np.clip(c, np.float32(-limit), np.float32(limit))
-    rows = []
-    for picture in c:
-        a = np.sort(np.abs(picture).ravel())
-        h = ratio * (a.size - 1)
-        low, high = a[math.floor(h)], a[math.ceil(h)]
-        q = np.float32(min(max(low + (h - math.floor(h)) * (high - low), 1.0), limit))
-        rows.append(np.clip(picture, -q, q) / q)
-    return np.stack(rows)
-
-
-# Sections 3, 7, 8 and 11: the bundle and a call
-
-
-def rescaled(made: Array, like: Array, amount: float) -> Array:
-    """The guided prediction with the deviation of a branch, picture by picture."""
-    factors = [1 + amount * (np.std(b) / np.std(a) - 1) for a, b in zip(made, like, strict=True)]
-    return made * np.array(factors, np.float32)[:, None, None, None]
-
-
-def resized(image: Array, sides: tuple[int, int]) -> Array:
-    """Images [N, C, rows, columns] in another size (section 11)."""
-    if image.shape[2:] == sides:
-        return image
+def resized(image: Array, sides: Sequence[int]) -> Array:
+    """Return images [N, C, rows, columns] in another size (section 11)."""
     factor = max(side / old for side, old in zip(sides, image.shape[2:], strict=True))
     for axis, side in enumerate(sides, 2):
         old = image.shape[axis]
         count = max(side, int(old * factor))
         places = (np.arange(count) + 0.5) * old / count - 0.5
+        weights = np.stack([np.interp(places, np.arange(old), unit) for unit in np.eye(old)])
         first = (count - side) // 2
-        rows = [np.interp(places, np.arange(old), unit) for unit in np.eye(old)]
-        weights = np.stack(rows)[:, first : first + side].astype(np.float32)
-        image = np.moveaxis(np.tensordot(image, weights, (axis, 0)), -1, axis)
+        part = weights[:, first : first + side].astype(np.float32)
+        image = np.moveaxis(np.tensordot(image, part, (axis, 0)), -1, axis)
     return image
 
 
-def onnx_engine(path: Path, component: dict[str, Any]) -> Graph:
-    """ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = list(component["outputs"])
-    taken = {given.name for given in session.get_inputs()}
-    expect(taken == component["inputs"].keys(), f"{component['name']} takes {sorted(taken)}")
-    return lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True))
+# Sections 7 and 8: calls and programs
 
 
-def referred(entry: Path) -> list[Path]:
-    """The files that an engine opens because of an ONNX graph."""
-    from onnx import external_data_helper, load
-
-    if entry.suffix != ".onnx":
-        return []
-    tensors = external_data_helper._get_all_tensors(load(entry, load_external_data=False))
-    places = [each for tensor in tensors for each in tensor.external_data]
-    return [entry.parent / each.value for each in places if each.key == "location"]
+def gives(step: Node) -> list[str]:
+    """Return the names of what a statement makes."""
+    if step["do"] in ("loop", "emit"):
+        return [step["state"]["name"]] if step["do"] == "loop" else []
+    made = step["gives"]
+    return [made] if isinstance(made, str) else [*(made.values() if step["do"] == "run" else made)]
 
 
-def holding(graph: Graph, component: dict[str, Any]) -> Graph:
-    """A graph whose results are held against the manifest (section 5)."""
+def fed(feeds: Any) -> dict[str, str]:
+    """Return the values that feed inputs."""
+    feeds = feeds if isinstance(feeds, dict) else {}
+    return {n: f if isinstance(f, str) else f["value"] for n, f in feeds.items()}
 
-    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        symbols: dict[str, int] = {}
-        _cast(component["inputs"], feeds, symbols)
-        found = graph(feeds)
-        for name, value in found.items():
-            wanted = component["outputs"][name]["dtype"]
-            expect(value.dtype == wanted, f"{name}: dtype {value.dtype}, not {wanted}")
-            expect(np.isfinite(value).all(), f"{name}: NaN or infinity")
-        _cast(component["outputs"], found, symbols)
-        return found
 
-    return run
+def needs(step: Node, holds: Tests = lambda tests: {True, False}) -> list[str]:
+    """Return the values that a statement needs (section 8.2)."""
+    if step["do"] == "choose":
+        ways = holds(step["when"])
+        return [step[name] for name in ("then", "otherwise") if (name == "then") in ways]
+    if step["do"] != "loop":
+        found = step.get("like", step.get("feeds", step.get("of"))) or []
+        found = [] if step["do"] in ("pixels", "numbers") else found
+        return [found] if isinstance(found, str) else [*(fed(found).values() or found)]
+    state, start = step["state"], step["part"]["start"]
+    goes_on = holds([{"given": [start]}]) if start else {False}
+    begins = [state["noise"]] if False in goes_on else []
+    if state["clean"] and True in goes_on | holds(state["clean_when"]):
+        begins.append(state["clean"])
+    live = [branch["feeds"] for branch in step["branches"] if True in holds(branch["when"])]
+    every = [value for feeds in (step["feeds"], *live) for value in fed(feeds).values()]
+    return [*begins, *(state["keep"] or {}).values(), *every]
 
 
 class Bundle:
     """A bundle with one of its builds loaded."""
 
     @refusing
-    def __init__(self, root: Path, target: str = "onnx", engine: Engine = onnx_engine) -> None:
-        from tokenizers import Tokenizer
-
-        self.root = root
-        self.manifest = read_manifest(root)
+    def __init__(self, root: Path, target: str = "onnx", engine: Any = onnx_engine) -> None:
+        self.root, self.manifest = root, read_manifest(root)
         build = next(b for b in self.manifest["builds"] if b["target"] == target)
+        self.tokenizers = {t["name"]: Tokenizer(root, t) for t in self.manifest["tokenizers"]}
         self.components = {c["name"]: c for c in self.manifest["components"]}
         self.graphs: dict[str, Graph] = {}
         for name, component in self.components.items():
             artifact = build["artifacts"][name]
             paths = {file["path"]: checked(root, file) for file in artifact["files"]}
-            entry = paths[artifact["entry"]]
-            expect(set(referred(entry)) <= {*paths.values()}, f"{name}: a file is not listed")
-            self.graphs[name] = holding(engine(entry, component), component)
-        self.tokenizers = {}
-        for each in self.manifest["tokenizers"]:
-            path = checked(root, each["file"])
-            check_tokenizer(path, each["max_length"])
-            self.tokenizers[each["input"]] = Tokenizer.from_file(str(path))
-        self.encoders = [c for c in self.components.values() if c["role"] == "encoder"]
-        self.denoiser = next(c for c in self.components.values() if c["role"] == "denoiser")
-        self.decoder = next(c for c in self.components.values() if c["role"] == "decoder")
-        shallow = [c for c in self.components.values() if c["role"] == "shallow"]
-        self.cached = {name for c in shallow for name in c["inputs"]}
+            graph = engine(paths[artifact["entry"]], {**component, "files": [*paths.values()]})
+            self.graphs[name] = partial(holding, graph, component)
+        for program in self.manifest["programs"]:
+            made = ["scheduler", *(argument["name"] for argument in program["arguments"])]
+            for step in program["steps"]:
+                expect({*needs(step)} <= {*made}, f"{program['name']}: a value that is not there")
+                made += gives(step)
+            fits = len(program["arguments"]) <= 64 and len(program["steps"]) <= 256
+            expect(fits and len({*made}) == len(made), f"{program['name']}: too much, or twice")
 
     @refusing
     def __call__(self, **call: Any) -> tuple[Array, Array]:
-        """Latents and 8-bit pictures [N, height, width, C].
+        """Return latents and 8-bit images [N, rows, columns, C].
 
-        call: the arguments of section 7; texts are lists of one text per picture. Of section 7.1,
-        `pieces` is how many pieces a text may have at most, and encoded texts are arrays.
+        call: arguments of section 7; texts are lists, images arrays. `pieces` is how many rows of
+            ids a text may have at most.
         """
-        latents = self.manifest["latents"]
-        unit = latents["factor"] * latents["multiple"]
-        size = {side: call.get(side) or latents[f"default_{side}"] for side in ("height", "width")}
-        bins, asked = latents.get("bins"), None
-        binning = call.get("use_resolution_binning", bool(bins))
-        expect(not binning or bins, "no bins")
-        if binning:
-            asked = size["height"], size["width"]
-            expect(min(asked) >= 1 and max(asked) <= 65536, "bad size")
-            ratio = asked[0] / asked[1]
-            nearest = min(bins, key=lambda each: abs(each[0] - ratio))
-            size = dict(zip(("height", "width"), map(int, nearest[1:]), strict=True))
-        if latents.get("rounds"):
-            size = {side: value // unit * unit for side, value in size.items()}
-        least = latents["factor"] * latents.get("minimum", 1)
-        fits = (value >= least and value % unit == 0 for value in size.values())
-        expect(all(fits) and min(size.values()) > 0, "bad size")
-        self._check_task(call)
-        texts = [t["texts"] for t in self.manifest["tokenizers"]]
-        texts += [[each["name"] for each in self.manifest.get("embeddings", [])]]
-        given = [call[name] for names in texts for name in names if name in call]
-        expect(given or not self.tokenizers, "no text")
-        self._check_texts(call)
-        count = len(given[0]) if given else call.get("batch_size", 1)
-        branches, weights = self._branches(call)
-        guidance = self.manifest["guidance"]
-        name = guidance.get("rescale")
-        amount = call.get(name, self._default(name, guidance["defaults"])) if name else 0.0
-        expect(0 <= amount <= 1, "bad rescale")
-        conditioning = self._conditioning(branches, call, size, count)
-        seeds = call["seed"] if isinstance(call["seed"], list) else [call["seed"]]
-        sides = [size[side] // latents["factor"] for side in ("height", "width")]
-        shape = (count, latents["channels"], *sides)
-        (output,) = set(self.denoiser["outputs"]) - self.cached
-
-        def predict(sample: Array, timestep: Array) -> Array:
-            feeds = {
-                "sample": np.concatenate([sample] * len(branches)),
-                "timestep": timestep,
-                **conditioning,
-            }
-            parts = np.split(self.graphs[self.denoiser["name"]](feeds)[output], len(branches))
-            made = sum(np.float32(w) * part for w, part in zip(weights, parts, strict=True))
-            like = [branch["name"] for branch in branches].index(guidance["single"])
-            return rescaled(made, parts[like], amount) if amount and len(parts) > 1 else made
-
-        defaults = self.manifest["defaults"]
-        wanted = call.get("scheduler") or defaults["scheduler"]
-        schedule = next(s for s in self.manifest["schedules"] if s["name"] == wanted)
-        table = read_table(checked(self.root, schedule["file"]))
-        line = schedule.get("shift") or {"intercept": 0.0, "slope": 0.0}
-        table = at_shift(table, line["intercept"] + line["slope"] * sides[0] * sides[1])
-        expect(table["steps"].tolist() == schedule["steps"], "steps differ from the manifest's")
-        steps = int(
-            call.get("num_inference_steps") or self._default("num_inference_steps", defaults)
+        made = Call(self, {name: value for name, value in call.items() if value is not None})
+        (emit,) = (step for step in made.program["steps"] if step["do"] == "emit")
+        made.run([emit["of"]])
+        image = made.rows(emit["of"], MADE)
+        right = image.ndim == 4 and [*image.shape[2:]] == [*made.sizes.values()][:2]
+        expect(right and image.shape[1] in (1, 3, 4), f"images {image.shape}")
+        image = resized(image, made.asked) if made.asked else image
+        levels = np.rint(np.clip(image.astype(np.float32), 0, 1) * np.float32(255))
+        return made.values[made.loop["state"]["name"]], levels.astype(np.uint8).transpose(
+            0, 2, 3, 1
         )
-        final = run_plan(table, steps, predict, noise_source(seeds, shape))
-        image = self.graphs[self.decoder["name"]](
-            _cast(self.decoder["inputs"], {"latents": final})
-        )["image"]
-        image = image if asked is None else resized(image, asked)
-        levels = np.clip(image.astype(np.float32), 0, 1) * np.float32(255)
-        return final, np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1)
 
-    def _branches(self, call: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[float]]:
-        guidance = self.manifest["guidance"]
-        scales = guidance.get("defaults", {})
-        scales = {name: call.get(name, self._default(name, scales)) for name in scales}
-        switch = guidance.get("scale")
-        texts = [t["texts"][-1] for t in self.manifest["tokenizers"]]
-        texts += [each["name"] for each in self.manifest.get("embeddings", [])]
-        needy = [b["prefix"] for b in guidance["branches"] if b["missing"] == "off"]
-        lacking = any(not any(p + name in call for name in texts) for p in needy)
-        if switch is not None and scales[switch] > 1 and not lacking:
-            weights = [
-                b["constant"] + sum(f * scales[name] for name, f in b.get("scales", {}).items())
-                for b in guidance["branches"]
-            ]
-            return guidance["branches"], weights
-        return [b for b in guidance["branches"] if b["name"] == guidance["single"]], [1.0]
 
-    @property
-    def _task(self) -> dict[str, Any]:
-        """The task of calls without images."""
-        task: dict[str, Any] = next(t for t in self.manifest["tasks"] if not t.get("pictures"))
-        return task
+class Tokenizer:
+    """A tokenizer.json, and what its texts become (section 7)."""
 
-    def _default(self, name: str, others: Mapping[str, Any]) -> Any:
-        """The task's default of a scale or of the step count, else the one in `others`."""
-        return self._task.get("defaults", {}).get(name, [others[name]])[0]
+    def __init__(self, root: Path, spec: Node) -> None:
+        import tokenizers
 
-    def _counts(self, name: str, call: Mapping[str, Any]) -> bool:
-        """Whether a branch's own argument counts (section 7, Vectors)."""
-        known = self._task.get("branch_arguments")
-        return known is None or (name in known and all(other in call for other in known[name]))
-
-    def _check_task(self, call: Mapping[str, Any]) -> None:
-        sides = [side for side in ("height", "width") if call.get(side)]
-        expect(len(sides) != 1 or not self._task.get("sides_together"), "one side")
-        prefixes = {b["prefix"] for b in self.manifest["guidance"]["branches"] if b["prefix"]}
-        used = {name for v in self.manifest["vectors"] for name in v["arguments"]}
-        for name in {prefix + name for prefix in prefixes for name in used} & call.keys():
-            expect(self._counts(name, call), f"{name} would change nothing")
-
-    def _check_texts(self, call: Mapping[str, Any]) -> None:
-        main = {t["texts"][-1] for t in self.manifest["tokenizers"]}
-        others = {name for t in self.manifest["tokenizers"] for name in t["texts"]} - main
-        for branch in self.manifest["guidance"]["branches"]:
-            p = branch["prefix"]
-            alone = not any(p + name in call for name in main)
-            given = any(p + name in call for name in others)
-            wants = not p or branch["missing"] != "empty"
-            expect(not (given and alone and wants), "texts without the main one")
-
-    def _conditioning(
-        self,
-        branches: Sequence[dict[str, Any]],
-        call: Mapping[str, Any],
-        size: Mapping[str, int],
-        count: int,
-    ) -> dict[str, Array]:
-        rows: dict[str, list[Array]] = {}
-        pieces = max(
-            (len(own) for b in branches for p in range(count) for own in self._ids(b, call, p)),
-            default=1,
+        path = checked(root, spec["file"])
+        document, self.spec = read_json(path.read_bytes()), spec
+        padding, cutting, normalizer = (
+            document[n] for n in ("padding", "truncation", "normalizer")
         )
-        for branch in branches:
-            for picture in range(count):
-                for name, value in self._encoded(branch, call, picture, pieces).items():
-                    rows.setdefault(name, []).append(value)
-                for vector in self.manifest["vectors"]:
-                    value = self._vector(vector, branch["prefix"], call, size)
-                    rows.setdefault(vector["input"], []).append(value)
-        joined = {name: np.concatenate(values) for name, values in rows.items()}
-        return _cast(self.denoiser["inputs"], joined)
+        wanted = {"strategy": {"Fixed": spec["max_length"]}, "pad_id": spec["pad"]}
+        expect({**padding, **wanted} == padding, "it pads otherwise")
+        expect(
+            not padding["pad_to_multiple_of"] and not cutting["stride"], "it pads or cuts otherwise"
+        )
+        expect(cutting["max_length"] == spec["max_length"], "it cuts otherwise")
+        parts = (normalizer or {}).get("normalizers", [normalizer or {}])
+        rules = [part for part in parts if part.get("type") == "Replace"]
+        lengths = [(len(r["content"]), len(r["pattern"].get("String", "")) or 1) for r in rules]
+        expect(math.prod(max(1.0, new / old) for new, old in lengths) <= 64, "it lets a text grow")
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        known = {w for word, text in spec["expansions"].items() for w in (word, *text.split(" "))}
+        self._words = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
 
-    def _written_out(self, name: str, text: str) -> str:
-        """Words that stand for several, from left to right, the longest that fits."""
-        (given,) = (t for t in self.manifest["tokenizers"] if t["input"] == name)
-        stands_for = given.get("expansions", {})
-        known = {*stands_for, *(word for each in stands_for.values() for word in each.split(" "))}
-        made, at = "", 0
-        while at < len(text):
-            here = max((w for w in known if text.startswith(w, at)), key=len, default=text[at])
-            made += stands_for.get(here, here)
-            at += len(here)
-        return made
-
-    def _ids(
-        self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int
-    ) -> list[list[list[int]]]:
-        """For each tokenizer the pieces of a branch's text; nothing where it is given encoded."""
-        made: list[list[list[int]]] = []
-        for tokenizer in self.manifest["tokenizers"] if not self._given(branch, call) else []:
-            name = tokenizer["input"]
-            text = self._text(tokenizer["texts"], branch["prefix"], call, picture)
-            found = self.tokenizers[name].encode(self._written_out(name, text or ""))
-            most = call.get("pieces", 1) if name in self._long() else 1
-            made.append([each.ids for each in [found, *found.overflowing][:most]])
-            lengths = {len(ids) for ids in made[-1]}
-            expect(lengths == {tokenizer["max_length"]}, f"{lengths} ids")
-            largest = max(max(ids) for ids in made[-1])
-            most_ids = tokenizer.get("vocabulary") or 2**31
-            expect(largest < most_ids, f"the tokenizer for {name} gives the id {largest}")
-        return made
-
-    def _given(self, branch: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Array]:
-        """A branch's encoded texts, by denoiser input (section 7.1)."""
-        found: dict[str, Array] = {}
-        given = []
-        for each in self.manifest.get("embeddings", []):
-            value = call.get(branch["prefix"] + each["name"])
-            given.append(value is not None)
-            if value is None:
-                continue
-            if each.get("frame"):
-                found |= self._framed(each, value)
-                continue
-            start = 0
-            for name in each["inputs"]:
-                width = self.denoiser["inputs"][name]["shape"][-1]
-                found[name] = value[..., start : start + width]
-                start += width
-            expect(start == value.shape[-1], "encoded texts of another width")
-        expect(all(given) or not any(given), "only a part of the encoded texts")
-        return found
-
-    def _framed(self, embedding: Mapping[str, Any], value: Array) -> dict[str, Array]:
-        expect(list(value.shape[1:]) == embedding["frame"], "encoded texts of another frame")
-        rest, found, start = value.copy(), {}, 0
-        for name in embedding["inputs"]:
-            length, width = self.denoiser["inputs"][name]["shape"][1:]
-            found[name] = value[:, start : start + length, :width]
-            rest[:, start : start + length, :width] = 0
-            start += length
-        expect(not rest.any(), "numbers beside encoded texts")
-        return found
-
-    def _long(self) -> set[str]:
-        """Encoder inputs that may have several pieces, and outputs that are sequences."""
-        lengths = {t["input"]: t["max_length"] for t in self.manifest["tokenizers"]}
-        made: set[str] = set()
-        for encoder in self.encoders:
-            sequences = {
-                name: spec["shape"][1]
-                for name, spec in encoder["outputs"].items()
-                if name in self.denoiser["inputs"] and isinstance(spec["shape"][1], int)
-                if isinstance(self.denoiser["inputs"][name]["shape"][1], str)
-            }
-            if sequences and set(sequences.values()) == {lengths[n] for n in encoder["inputs"]}:
-                made |= {*encoder["inputs"], *sequences}
-        return made
-
-    def _encoded(
-        self, branch: Mapping[str, Any], call: Mapping[str, Any], picture: int, pieces: int
-    ) -> dict[str, Array]:
-        given = self._given(branch, call)
-        if given:
-            return {name: value[picture : picture + 1] for name, value in given.items()}
-        main = [branch["prefix"] + t["texts"][-1] for t in self.manifest["tokenizers"]]
-        zero = branch["missing"] == "zeros" and not any(name in call for name in main)
-        own = dict(zip(self.tokenizers, self._ids(branch, call, picture), strict=True))
-        joined: dict[str, list[Array]] = {}
-        for piece in range(pieces):
-            ids = {
-                name: np.array([own[name][piece] if piece < len(own[name]) else tokens])
-                for name, tokens in ((n, t.encode("").ids) for n, t in self.tokenizers.items())
-            }
-            for encoder in self.encoders:
-                for name, value in self.graphs[encoder["name"]](
-                    _cast(encoder["inputs"], ids)
-                ).items():
-                    joined.setdefault(name, []).append(value)
-        outputs = {
-            name: np.concatenate(values, axis=1) if name in self._long() else values[0]
-            for name, values in joined.items()
-        }
-        return {name: np.zeros_like(x) if zero else x for name, x in outputs.items()}
-
-    @staticmethod
-    def _text(
-        names: Sequence[str], prefix: str, call: Mapping[str, Any], picture: int
-    ) -> str | None:
-        given = [call[prefix + name] for name in names if prefix + name in call]
-        return str(given[0][picture]) if given else None
-
-    def _vector(
-        self,
-        vector: Mapping[str, Any],
-        prefix: str,
-        call: Mapping[str, Any],
-        size: Mapping[str, int],
-    ) -> Array:
-        defaults = {a["name"]: a["default"] for a in self.manifest["arguments"]}
-        row: list[float] = []
-        for name in vector["arguments"]:
-            own = prefix + name in defaults and self._counts(prefix + name, call)
-            named = prefix + name if own else name
-            usual = self._task.get("defaults", {}).get(named, defaults[named])
-            values = call.get(prefix + name, call.get(named, usual))
-            row += [size[v] if isinstance(v, str) else v for v in values]
-        return np.array([row], np.float32)
+    def rows(self, text: str, most: int) -> list[list[int]]:
+        """Return the rows of ids of a text."""
+        stands_for, spec = self.spec["expansions"], self.spec
+        text = self._words.sub(lambda word: stands_for.get(word[0], word[0]), text)
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        expect(max(ids, default=0) < (spec["vocabulary"] or 2**31), "an id beyond the vocabulary")
+        room = spec["max_length"] - len(spec["before"]) - len(spec["after"])
+        parts = [ids[at : at + room] for at in range(0, max(len(ids), 1), room)][:most]
+        framed = [[*spec["before"], *part, *spec["after"]] for part in parts]
+        return [[*row, *[spec["pad"]] * (spec["max_length"] - len(row))] for row in framed]
 
 
-def _cast(
-    specs: Mapping[str, Any], values: Mapping[str, Array], symbols: dict[str, int] | None = None
-) -> dict[str, Array]:
-    """What of `values` the specifications name, in their dtypes and shapes (section 5)."""
-    symbols = {} if symbols is None else symbols
-    made = {}
-    for name, spec in specs.items():
-        if name not in values:
-            continue
-        value = made[name] = values[name].astype(spec["dtype"])
-        expect(value.ndim == len(spec["shape"]), f"{name}: shape {value.shape}")
-        for dimension, found in zip(spec["shape"], value.shape, strict=True):
-            if isinstance(dimension, str):
-                match = re.fullmatch(r"(?:([1-9][0-9]{0,3})\*)?([a-z][a-z_]{0,31})", dimension)
-                expect(match, f"{name}: dimension {dimension!r}")
-                factor, symbol = int(match[1] or 1), match[2]
-                fits = found % factor == 0
-                dimension = symbols.setdefault(symbol, found // factor) * factor if fits else 0
-            expect(dimension == found, f"{name}: shape {value.shape}")
-    return made
+class Call:
+    """One call of a bundle: its arguments, and the values that its program makes."""
+
+    def __init__(self, bundle: Bundle, given: dict[str, Any]) -> None:
+        self.bundle, self.given = bundle, given
+        programs = bundle.manifest["programs"]
+        kinds = [
+            {a["name"] for a in p["arguments"] if a["kind"] in ("image", "mask")} for p in programs
+        ]
+        fitting = [
+            p for p, own in zip(programs, kinds) if own == given.keys() & set().union(*kinds)
+        ]
+        expect(fitting, "no program takes these images")
+        self.program = fitting[0]
+        self.steps = self.program["steps"]
+        (self.loop,) = (step for step in self.steps if step["do"] == "loop")
+        self.makers = {name: step for step in self.steps for name in gives(step)}
+        arguments = {a["name"]: a for a in self.program["arguments"]}
+        for name, argument in arguments.items():
+            array = given.get(name)
+            if argument["kind"] == "image" and argument["latents"] and array.shape[1] != 3:
+                given[argument["latents"]] = array
+        public = {name for name in self.makers if name[0] != "_"}
+        self.values = {n: np.asarray(v, np.float32) for n, v in given.items() if n in public}
+        self._kinds_and_lengths()
+        self._texts([a for a in arguments.values() if a["kind"] == "text"])
+        self._sizes()
+        self._numbers([a for a in arguments.values() if a["kind"] == "numbers"])
+        sizes = {symbol["argument"] for symbol in self.program["symbols"].values()}
+        bins = {(self.program["bins"] or {}).get("argument")}
+        common = {"scheduler", "seed", "num_images_per_prompt", "batch_size", "pieces"}
+        unknown = given.keys() - {*arguments, *sizes, *bins, *common, *public}
+        expect(not unknown, f"unknown arguments {unknown}")
+        seeds = given.get("seed", 0)
+        self.generators = [
+            Generator(seed) for seed in (seeds if isinstance(seeds, list) else [seeds])
+        ]
+
+    def _kinds_and_lengths(self) -> None:
+        """Find what values have rows for, and which of them cannot be of several rows of ids."""
+        self.kinds: dict[str, int] = {}
+        self.fixed: set[str] = set()
+        for step in self.steps:
+            own = {"tokens": PROMPT, "pixels": GIVEN, "loop": MADE, "numbers": CALL}.get(step["do"])
+            if step["do"] == "noise":
+                own = GIVEN if step["rows"] else MADE
+            met = {self.kinds[name] for name in needs(step)}
+            kind = MADE if {PROMPT, GIVEN} <= met else max(met, default=CALL)
+            self.kinds |= dict.fromkeys(gives(step), kind if own is None else own)
+        for step in reversed(self.steps):
+            if step["do"] in ("run", "loop"):
+                inputs = self.bundle.components[step.get("component", step.get("denoiser"))][
+                    "inputs"
+                ]
+                every = [step["feeds"], *(branch["feeds"] for branch in step.get("branches", []))]
+                pairs = [pair for feeds in every for pair in fed(feeds).items()]
+                shapes = [(inputs[name]["shape"], value) for name, value in pairs]
+                self.fixed |= {v for s, v in shapes if len(s) < 3 or isinstance(s[1], int)}
+            elif step.get("axis") == 1 or self.fixed & {*gives(step)}:
+                self.fixed |= {*needs(step)}
+
+    def _texts(self, arguments: Sequence[Node]) -> None:
+        self.texts: dict[str, list[str]] = {}
+        for each in arguments:
+            text = self.given.get(each["name"])
+            if text is not None and (text or each["fallback"] is None):
+                self.texts[each["name"]] = [text] if isinstance(text, str) else text
+            elif each["default"] is not None:
+                self.texts[each["name"]] = [each["default"]]
+            elif each["fallback"] in self.texts:
+                self.texts[each["name"]] = self.texts[each["fallback"]]
+        counts = [len(value) for n, value in self.values.items() if self.kinds[n] == PROMPT]
+        counts += [len(text) for text in self.texts.values()]
+        self.prompts = max([*counts, self.given.get("batch_size", 1)])
+        self.made = self.prompts * self.given.get("num_images_per_prompt", 1)
+
+    def _sizes(self) -> None:
+        state, bins = self.loop["state"], self.program["bins"]
+        binned = bool(bins and self.given.get(bins["argument"], bool(bins["sizes"])))
+        shapes = [
+            self.values[n].shape[1:] for n in (state["noise"], state["clean"]) if n in self.values
+        ]
+        known = (
+            dict(zip(self.makers[state["noise"]]["shape"], shapes[0]))
+            if shapes and not binned
+            else {}
+        )
+        self.sizes, self.asked, usual = {}, None, {}
+        for place, (name, symbol) in enumerate(self.program["symbols"].items()):
+            argument, unit, of = symbol["argument"], symbol["unit"], symbol["of"]
+            step = unit * symbol["multiple"]
+            usual[argument] = symbol["default"] * unit
+            if of and of["image"] in self.given:
+                image = self.given[of["image"]]
+                image = image[0] if isinstance(image, list) else image
+                usual[argument] = max(image.shape[2 + place] * of["times"] // step, 1) * step
+            of_array = known[name] * unit if name in known else usual[argument]
+            self.sizes[argument] = int(self.given.get(argument, of_array))
+            alone = argument in self.given and not {*symbol["together"]} <= self.given.keys()
+            expect(not alone, f"{argument} without {symbol['together']}")
+        self.told = (
+            {n: self.given.get(n, usual[n]) for n in usual}
+            if state["noise"] in self.values
+            else self.sizes
+        )
+        if binned:
+            height, width = self.asked = [*self.sizes.values()][:2]
+            expect(bins["sizes"] and min(self.asked) > 0 and max(self.asked) <= 65536, "bad bins")
+            nearest = min(bins["sizes"], key=lambda each: abs(each[0] - height / width))
+            self.sizes |= zip(self.sizes, nearest[1:])
+        self.symbols = {}
+        for (name, symbol), pixels in zip(self.program["symbols"].items(), self.sizes.values()):
+            step = symbol["unit"] * symbol["multiple"]
+            pixels = pixels // step * step if symbol["rounds"] else pixels
+            self.sizes[symbol["argument"]], self.symbols[name] = pixels, pixels // symbol["unit"]
+            fits = symbol["least"] <= self.symbols[name] <= (symbol["most"] or 2**20)
+            expect(fits and pixels % step == 0, f"{name}: bad size {pixels}")
+            expect(
+                known.get(name, self.symbols[name]) == self.symbols[name], f"{name}: another size"
+            )
+
+    def _numbers(self, arguments: Sequence[Node]) -> None:
+        self.numbers: dict[str, list[float]] = {}
+        for each in arguments:
+            value = self.given.get(each["name"])
+            if value is None and not each["optional"]:
+                value = self.numbers[each["fallback"]] if each["fallback"] else each["default"]
+            numbers = value if isinstance(value, list) else [] if value is None else [value]
+            numbers = numbers * each["count"] if each["spread"] and len(numbers) == 1 else numbers
+            found = [self.told[n] if isinstance(n, str) else n for n in numbers]
+            least, above, most = (each[name] for name in ("least", "above", "most"))
+            for n in found:
+                expect(least is None or n >= least, f"{each['name']} {n}: at least {least}")
+                expect(above is None or n > above, f"{each['name']} {n}: above {above}")
+                expect(most is None or n <= most, f"{each['name']} {n}: at most {most}")
+            expect(
+                len(found) in (each["count"], each["count"] * (not each["optional"])), each["name"]
+            )
+            self.numbers[each["name"]] = found
+
+    def holds(self, tests: Sequence[Node]) -> set[bool]:
+        """Return whether all tests hold."""
+        return {all(map(self._test, tests))}
+
+    def _test(self, test: Node) -> bool:
+        if test["given"]:
+            return any(name in self.given for name in test["given"])
+        (n,) = self.numbers[test["argument"]]
+        signs = {"above": n.__gt__, "at_least": n.__ge__, "below": n.__lt__, "at_most": n.__le__}
+        return all(test[name] is None or sign(test[name]) for name, sign in signs.items())
+
+    def rows(self, name: str, kind: int, given: int = 1) -> Array:
+        """Return a value with as many rows as a kind has (section 8.1)."""
+        array, count = self.values[name], (1, self.prompts, given, self.made)[kind]
+        expect(len(array) and count % len(array) == 0, f"{name}: {len(array)} rows for {count}")
+        if self.kinds[name] == PROMPT:
+            return np.repeat(array, count // len(array), axis=0)
+        return np.tile(array, (count // len(array), *[1] * (array.ndim - 1)))
+
+    def run(self, wanted: Sequence[str]) -> None:
+        """Run what is needed, in the order of the program (section 8.2)."""
+        todo = [*wanted, *(step["gives"] for step in self.steps if step.get("always"))]
+        needed: set[str] = set()
+        while todo:
+            name = todo.pop()
+            if name not in needed and name not in self.values:
+                todo += needs(self.makers[name], self.holds)
+            needed.add(name)
+        live = [step for step in self.steps if {*gives(step)} & needed - self.values.keys()]
+        most = self.given.get("pieces", 1)
+        texts = [
+            (s["tokenizer"], t) for s in live if s["do"] == "tokens" for t in self.texts[s["text"]]
+        ]
+        self.pieces = max(
+            (len(self.bundle.tokenizers[n].rows(t, most)) for n, t in texts), default=1
+        )
+        for step in live:
+            getattr(self, f"_do_{step['do']}")(step)
+
+    def _do_tokens(self, step: Node) -> None:
+        texts, read = self.texts[step["text"]], self.bundle.tokenizers[step["tokenizer"]].rows
+        rows = [
+            [*read(text, self.pieces), *read("", 1) * self.pieces][: self.pieces] for text in texts
+        ]
+        self.values[step["gives"]] = np.array(rows).repeat(self.prompts // len(rows), axis=0)
+
+    def _do_pixels(self, step: Node) -> None:
+        size = [self._dimension(each) for each in step["shape"][1:]]
+        image = self.given[step["of"]]
+        image = self._sized(image if step["item"] is None else image[step["item"]], size)
+        if step["fill_where"] is not None:
+            where = self._sized(self.given[step["fill_where"]], size) > 0.5
+            image = np.where(where, np.float32(step["fill"]), image)
+        self.values[step["gives"]] = image
+
+    def _sized(self, image: Array, size: Sequence[int]) -> Array:
+        if (
+            image.shape[1] == 1
+        ):  # a mask: taken in the call's size, and every so many-th pixel of it
+            whole = [*self.sizes.values()][:2]
+            factor = whole[0] // size[0]
+            return (
+                self._sized(image.repeat(3, 1), whole)[:, :1, ::factor, ::factor] >= 0.5
+            ).astype(np.float32)
+        return image if [*image.shape[2:]] == [*size] else resized(image, size)
+
+    def _dimension(self, text: int | str) -> int:
+        match = re.fullmatch(r"(?:(\d{1,4})\*)?([a-z][a-z0-9_]*)([+-]\d+)?", str(text))
+        return (
+            int(text)
+            if match is None
+            else int(match[1] or 1) * self.symbols[match[2]] + int(match[3] or 0)
+        )
+
+    def _do_numbers(self, step: Node) -> None:
+        row = [number for name in step["of"] for number in self.numbers[name]]
+        self.values[step["gives"]] = np.array([row], np.float32)
+
+    def _do_noise(self, step: Node) -> None:
+        images = [self.given[name] for name in step["rows"]]
+        counts = [len(i) for each in images for i in (each if isinstance(each, list) else [each])]
+        several = step["each_made"] and len(self.generators) > 1
+        count = self.made if several else max(counts, default=self.made)
+        self.values[step["gives"]] = self.draw([count, *map(self._dimension, step["shape"])])
+
+    def draw(self, shape: Sequence[int]) -> Array:
+        """Return one draw of rows from the call's generators (section 10)."""
+        if len(self.generators) == 1:
+            return self.generators[0].draw(shape)
+        return np.concatenate([each.draw((1, *shape[1:])) for each in self.generators[: shape[0]]])
+
+    def _do_zeros(self, step: Node) -> None:
+        like = self.values.get(step["like"])
+        self.values[step["gives"]] = np.zeros(
+            (1, *step["shape"]) if like is None else like.shape, np.float32
+        )
+
+    def _do_run(self, step: Node) -> None:
+        component, names = self.bundle.components[step["component"]], step["feeds"]
+        kind = self.kinds[next(iter(step["gives"].values()))]
+        given = max(
+            (len(self.values[v]) for v in names.values() if self.kinds[v] == GIVEN), default=1
+        )
+        feeds = {name: self.rows(value, kind, given) for name, value in names.items()}
+        ids = {n for n, v in names.items() if self.makers[v]["do"] == "tokens"}
+        lengths = {component["inputs"][name]["shape"][1] for name in ids}
+        forms = {v: component["outputs"][n]["shape"] for n, v in step["gives"].items()}
+        long = {v for v, form in forms.items() if v not in self.fixed and lengths == {form[1]}}
+        graph = self.bundle.graphs[step["component"]]
+        pieces = range(self.pieces if long else 1)
+        made = [graph({n: v[:, i] if n in ids else v for n, v in feeds.items()}) for i in pieces]
+        for output, name in step["gives"].items():
+            parts = [each[output] for each in made]
+            self.values[name] = np.concatenate(parts, axis=1) if name in long else parts[0]
+
+    def _do_join(self, step: Node) -> None:
+        arrays = [self.rows(name, self.kinds[step["gives"]]) for name in step["of"]]
+        self.values[step["gives"]] = np.concatenate(arrays, axis=step["axis"])
+
+    def _do_cut(self, step: Node) -> None:
+        parts = np.split(self.values[step["of"]], np.cumsum(step["sizes"]), axis=step["axis"])
+        expect(not parts.pop().any(), f"{step['of']}: numbers in what nothing takes")
+        self.values |= zip(step["gives"], parts, strict=True)
+
+    def _do_choose(self, step: Node) -> None:
+        way = "then" if True in self.holds(step["when"]) else "otherwise"
+        self.values[step["gives"]] = self.values[step[way]]
+        self.kinds[step["gives"]] = self.kinds[step[way]]
+
+    def _do_loop(self, loop: Node) -> None:
+        state, name = loop["state"], loop["plan"]["scheduler"]
+        plan, goes_on = self._plan(loop, self.given.get(name))
+        clean = state["clean"]
+        if goes_on:
+            sample = self.rows(clean, MADE)
+        else:
+            starts_clean = clean and True in self.holds(state["clean_when"])
+            noise = self.rows(state["noise"], MADE)
+            sample = first_sample(plan, noise, self.rows(clean, MADE) if starts_clean else None)
+        keep = {n: self.rows(v, MADE) for n, v in (state["keep"] or {}).items() if not goes_on}
+
+        def after(made: Array, i: int) -> Array:
+            if not keep:
+                return made
+            a, b = plan["known"][i].astype(np.float32)
+            known = a * keep["value"] + b * keep["noise"]
+            return keep["where"] * made + (1 - keep["where"]) * known
+
+        predict = Denoiser(self, loop, len(plan["timesteps"]))
+        self.values[state["name"]] = run_plan(
+            plan, sample, predict, partial(self.draw, sample.shape), after
+        )
+
+    def _plan(self, loop: Node, scheduler: str | None) -> tuple[dict[str, Any], bool]:
+        """Return the part of the plan that is run, and whether it goes on from another run."""
+        manifest, part, number = (
+            self.bundle.manifest,
+            loop["part"],
+            lambda name: self.numbers[name][0],
+        )
+        wanted = scheduler or manifest["defaults"]["scheduler"]
+        (schedule,) = (each for each in manifest["schedules"] if each["name"] == wanted)
+        table = read_table(checked(self.bundle.root, schedule["file"]))
+        expect({*table["steps"]} == {*schedule["steps"]}, "steps differ from the manifest's")
+        line, (height, width) = schedule["shift"], [*self.symbols.values()][:2]
+        shift = line["intercept"] + line["slope"] * height * width if line else 0.0
+        n, train = int(number(loop["plan"]["steps"])), schedule["num_train_timesteps"]
+        whole = plan_of(table, n, 0, shift)
+        may, begin, goes_on = starts(whole), 0, part["start"] in self.given
+        if goes_on:
+            below = whole["timesteps"] < round(train * (1 - number(part["start"])))
+            begin = max(each for each in may if each <= len(below) - below.sum())
+        elif part["strength"]:
+            share = min(n * number(part["strength"]), n)
+            kept = int(share) if part["rounds"] == "down" else n - int(n - share)
+            expect(kept, "the strength leaves no step")
+            begin = (n - kept) * (min(np.diff(may)) if kept < n else 0)
+        expect(begin in may, "no start there")
+        plan = plan_of(table, n, begin, shift)
+        if part["stop"] and number(part["stop"]) < 1:
+            end = (plan["timesteps"] >= round(train * (1 - number(part["stop"])))).sum()
+            expect(end, "no step is left")
+            plan |= {name: plan[name][:end] for name in (*ROWS, *EVALUATIONS)}
+            plan["known"][-1] = 1, 0
+        return plan, goes_on
+
+
+class Denoiser:
+    """The prediction of a loop's branches (section 8.4), for one evaluation after the other."""
+
+    def __init__(self, call: Call, loop: Node, evaluations: int) -> None:
+        self.call, self.loop, self.count = call, loop, evaluations
+        self.branches = [b for b in loop["branches"] if True in call.holds(b["when"])]
+        self.base = next(b for b in self.branches if not b["push"])
+        self.features: dict[str, Array] = {}
+        self.age, self.rows = 0, 0
+
+    def within(self, window: Node, i: int) -> Array:
+        """Return 1 for each column whose window an evaluation is in, else 0."""
+        numbers, m = self.call.numbers, self.count
+        ends = (window[name] for name in ("start", "stop"))
+        a, b = (np.array(numbers[end] if isinstance(end, str) else [end]) for end in ends)
+        if window["count"] == "within":
+            return ((a <= i / m) & ((i + 1) / m <= b)).astype(np.float32)
+        whole = m if window["count"] == "floor" else numbers[self.loop["plan"]["steps"]][0]
+        return ((np.floor(a * whole) <= i) & (i < np.floor(b * whole))).astype(np.float32)
+
+    def __call__(self, sample: Array, timestep: Any, i: int) -> Array:
+        windows = [b["during"] for b in self.branches if b["during"]]
+        live = self.branches if all(self.within(w, i).all() for w in windows) else [self.base]
+        state = self.loop["state"]
+        feeds = {state["input"]: np.concatenate([sample] * len(live))}
+        for name in self.loop["feeds"] | live[0]["feeds"]:
+            parts = [(self.loop["feeds"] | branch["feeds"])[name] for branch in live]
+            feeds[name] = np.concatenate([self._fed(part, i) for part in parts])
+        made = np.split(self._run(feeds, timestep), len(live))
+        by_name = {branch["name"]: part for branch, part in zip(live, made, strict=True)}
+        found = base = by_name[self.base["name"]]
+        for branch in live:
+            for push in branch["push"]:
+                scale = np.float32(self.call.numbers[push["by"]][0] - push["less"])
+                found = found + scale * (by_name[push["branch"]] - by_name[branch["name"]])
+        amount = self.call.numbers[self.loop["rescale"]][0] if self.loop["rescale"] else 0
+        return rescaled(found, base, amount) if amount and len(live) > 1 else found
+
+    def _fed(self, feed: Any, i: int) -> Array:
+        if isinstance(feed, str):
+            return self.call.rows(feed, MADE)
+        return self.call.rows(feed["value"], MADE) * self.within(feed["during"], i)
+
+    def _run(self, feeds: dict[str, Array], timestep: Any) -> Array:
+        cache, bundle, name = self.loop["cache"], self.call.bundle, self.loop["denoiser"]
+        rows = len(next(iter(feeds.values())))
+        every = self.call.numbers[cache["every"]][0] if cache else 1
+        whole = rows != self.rows or self.age >= every
+        self.age, self.rows = 1 if whole else self.age + 1, rows
+        component = bundle.components[name if whole else cache["component"]]
+        count = rows if component["inputs"]["timestep"]["shape"] != [1] else 1
+        feeds = feeds | {"timestep": np.full(count, timestep, np.float32)}
+        made = bundle.graphs[component["name"]](feeds | (self.features if not whole else {}))
+        if whole and cache:
+            self.features = {each: made[each] for each in cache["keeps"]}
+        return made[self.loop["state"]["prediction"]]
+
+
+def rescaled(made: Array, like: Array, amount: float) -> Array:
+    """Return the prediction with the deviation of the base's, image by image."""
+    factors = [1 + amount * (np.std(b) / np.std(a) - 1) for a, b in zip(made, like, strict=True)]
+    return made * np.array(factors, np.float32).reshape(-1, *[1] * (made.ndim - 1))
