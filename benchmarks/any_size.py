@@ -60,7 +60,7 @@ def graphs(unet: Any) -> dict[str, tuple[Graph, int]]:
     states = ("batch", _LENGTH, unet.config.cross_attention_dim)
     inputs = {
         "sample": sample,
-        "timestep": TensorSpec("float32", (1,)),
+        "timestep": TensorSpec("float32", ("batch",)),
         "encoder_hidden_states": TensorSpec("float32", states),
     }
     component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
@@ -89,7 +89,7 @@ def feeds(unet: Any, side: int) -> dict[str, Array]:
     states = _ROWS, _LENGTH, unet.config.cross_attention_dim
     return {
         "sample": random.standard_normal(shape, np.float32),
-        "timestep": np.array([601.0], np.float32),
+        "timestep": np.full(_ROWS, 601.0, np.float32),
         "encoder_hidden_states": random.standard_normal(states, np.float32),
     }
 

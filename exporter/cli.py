@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.passes import PASSES
-from exporter.progress import WAITING
 from exporter.targets import options as options_of_targets
 from exporter.targets.options import flag
+from runtimes.locks import WAITING
 from runtimes.terminal import markup, say, visible
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from exporter import early, given_files, left_out
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
-from exporter.locks import writing
 from exporter.memory import looking_at_what_is_new
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
 from exporter.output import check_output
@@ -28,6 +27,7 @@ from exporter.store import Store, missing_artifacts, previous_manifest, recover
 from exporter.targets import TARGETS
 from exporter.targets import options as options_of_targets
 from exporter.targets.options import gather
+from runtimes.locks import writing
 from runtimes.manifest import Manifest
 from runtimes.precision import canonical
 

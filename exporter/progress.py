@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-WAITING = "wait for another export into it"  # a stage that may take long and does nothing
-
 
 @dataclass(frozen=True)
 class Event:

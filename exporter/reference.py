@@ -351,7 +351,7 @@ def _denoiser_input(
     """A shallow graph gets the features of the call before. Where a call has one row, as without
     guidance, it is that of the prompt, which comes last in `conditioning`, after the empty one."""
     sample, timestep = seen.calls[place]
-    inputs = {**seen.observed(sample), "timestep": timestep}
+    inputs = {**seen.observed(sample), "timestep": timestep.expand(len(sample)).clone()}
     names = [n for n in graph.component.inputs if n in conditioning and n not in inputs]
     rows = [int(each) for each in seen.guided] if len(sample) == len(seen.guided) else [1]
     inputs |= {name: conditioning[name][rows] for name in names}

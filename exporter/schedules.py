@@ -14,7 +14,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from exporter import schedule as tracing
-from exporter.locks import writing
 from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from exporter.shifting import Told, told_by, trace_more, trace_told
@@ -24,6 +23,7 @@ from exporter.versions import code, versions
 from runtimes import files
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError, InputError
+from runtimes.locks import writing
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.outputs import check_folder
 from runtimes.plan import PlanTable

@@ -27,6 +27,7 @@ COMMANDS = {
     "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
     "generate": ("runtimes.cli:generate", "Make pictures."),
     "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
+    "upgrade": ("runtimes.upgrade_cli:upgrade", "Bring an older bundle up to date."),
     "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
     "tune": ("runtimes.tune_cli:tune", "Find the fastest settings on this machine."),
     "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),

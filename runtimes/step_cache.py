@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
+
+from runtimes.programs.graphs import TIMESTEP
 from runtimes.sampler import Array
 from runtimes.session import Session
 
@@ -42,6 +45,7 @@ class StepCache:
         cached: the denoiser's outputs that the shallow part takes.
         evaluations: the kinds of what will be called for, in order.
         varying: conditioning that the sessions are not bound to, by number of rows, and in order.
+        sample, prediction: the denoiser's input and output of the latents.
     """
 
     def __init__(
@@ -51,10 +55,15 @@ class StepCache:
         cached: Sequence[str],
         evaluations: Iterable[Kind],
         varying: Mapping[int, Sequence[Mapping[str, Array]]] | None = None,
+        *,
+        sample: str,
+        prediction: str,
     ) -> None:
         self._whole = whole
         self._shallow = shallow
-        (self._prediction,) = set(next(iter(whole.values())).outputs) - set(cached)
+        self._sample, self._prediction = sample, prediction
+        # One timestep for each row, or one for all of them: as the denoiser takes it.
+        self._per_row = next(iter(whole.values())).inputs[TIMESTEP].shape != (1,)
         self._cached = cached if shallow else ()
         self._features: dict[str, Array] = {}
         self._evaluations = enumerate(evaluations)
@@ -62,7 +71,9 @@ class StepCache:
 
     def __call__(self, sample: Array, timestep: Array) -> Array:
         """sample [rows, C, H, W], timestep float32 [1] → prediction [rows, C, H, W]."""
-        feeds, rows = {"sample": sample, "timestep": timestep}, len(sample)
+        rows = len(sample)
+        times = np.repeat(timestep, rows) if self._per_row else timestep
+        feeds = {self._sample: sample, TIMESTEP: times}
         index, (_, whole) = next(self._evaluations)
         if self._varying:
             feeds |= self._varying[rows][index]

@@ -114,6 +114,10 @@ class TextTokenizer:
         made.chunks(unweighted(""))
         return made
 
+    def frame(self) -> Frame:
+        """Return what the file puts around a text."""
+        return frame_of(self._tokenizer)
+
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Token ids, int64 [number of texts, max_length].
 

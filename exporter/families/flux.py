@@ -18,6 +18,7 @@ from exporter.families.text_to_image import (
     decoder_graph,
     ids_spec,
     sample_spec,
+    timestep_spec,
     vae_factor,
 )
 from exporter.families.trained_tasks import filling
@@ -194,7 +195,7 @@ def describe(pipe: Any) -> Description:
             role="denoiser",
             inputs={
                 "sample": sample,
-                "timestep": TensorSpec("float32", (1,)),
+                "timestep": timestep_spec(),
                 **text_encoder_2.component.outputs,
                 "pooled_projections": pooled,
                 **told,

@@ -17,6 +17,7 @@ from exporter.families.text_to_image import (
     decoder_graph,
     ids_spec,
     sample_spec,
+    timestep_spec,
     vae_factor,
 )
 from exporter.families.transformer_parts import (
@@ -110,7 +111,7 @@ class Denoiser(torch.nn.Module):
             hidden_states=sample,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
-            timestep=timestep.expand(sample.shape[0]),
+            timestep=timestep,
             added_cond_kwargs=added,
         )
         return (unpatched(patches, sample, self.patch)[:, : self.channels],)
@@ -146,7 +147,7 @@ def describe(pipe: Any) -> Description:
             role="denoiser",
             inputs={
                 "sample": sample,
-                "timestep": TensorSpec("float32", (1,)),
+                "timestep": timestep_spec(),
                 **states,
                 **({_RESOLUTION: TensorSpec("float32", ("batch", 2))} if sized else {}),
             },

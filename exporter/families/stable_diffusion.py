@@ -20,6 +20,7 @@ from exporter.families.text_to_image import (
     guided_by,
     ids_spec,
     sample_spec,
+    timestep_spec,
     vae_factor,
 )
 from exporter.families.unet_pipelines import (
@@ -114,7 +115,7 @@ def describe(pipe: Any) -> Description:
             role="denoiser",
             inputs={
                 "sample": sample,
-                "timestep": TensorSpec("float32", (1,)),
+                "timestep": timestep_spec(),
                 "encoder_hidden_states": TensorSpec(
                     "float32", ("batch", sequence(pipe.unet, length), width)
                 ),

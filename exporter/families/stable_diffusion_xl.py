@@ -22,6 +22,7 @@ from exporter.families.text_to_image import (
     guided_by,
     ids_spec,
     sample_spec,
+    timestep_spec,
     vae_factor,
 )
 from exporter.families.unet_pipelines import (
@@ -129,7 +130,7 @@ def describe(pipe: Any) -> Description:
     scaling = Scaling.normalised(pipe.vae)
     inputs = {
         "sample": sample,
-        "timestep": TensorSpec("float32", (1,)),
+        "timestep": timestep_spec(),
         **{
             name: TensorSpec("float32", ("batch", "sequence", spec.shape[-1]))
             for name, spec in states.items()

@@ -162,6 +162,12 @@ def sample_spec(channels: int) -> TensorSpec:
     return TensorSpec("float32", ("batch", channels, "height", "width"))
 
 
+def timestep_spec() -> TensorSpec:
+    """Return the form of the denoiser's timesteps: one for each row, so that calls that are at
+    other steps can share a batch."""
+    return TensorSpec("float32", ("batch",))
+
+
 def ids_spec(max_length: int) -> TensorSpec:
     return TensorSpec("int64", ("batch", max_length))
 

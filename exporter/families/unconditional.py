@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from exporter.families import Description, Graph, latents_of, size_multiple
-from exporter.families.text_to_image import sample_spec
+from exporter.families.text_to_image import sample_spec, timestep_spec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest import Component
 from runtimes.version_1.fields import Branch, Guidance
 from runtimes.version_1.tasks import Task
 
@@ -74,7 +74,7 @@ def describe(pipe: Any) -> Description:
     denoiser = Component(
         name="denoiser",
         role="denoiser",
-        inputs={"sample": sample, "timestep": TensorSpec("float32", (1,))},
+        inputs={"sample": sample, "timestep": timestep_spec()},
         outputs={"prediction": sample},
     )
     decoder = Component(

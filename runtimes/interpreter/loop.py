@@ -211,6 +211,8 @@ class LoopRun:
             () if cache is None else cache.keeps,
             kinds(all_run, interval),
             varying if changing else None,
+            sample=self._loop.state.input,
+            prediction=self._loop.state.prediction,
         )
 
     def _feeds(self, branch: Branch) -> dict[str, Feed]:

@@ -128,7 +128,7 @@ def test_onnx_files(sd_bundle: Path, tmp_path: Path) -> None:
     }
     assert shapes == {
         "sample": ["batch", 4, "height", "width"],
-        "timestep": [1],
+        "timestep": ["batch"],
         "encoder_hidden_states": ["batch", "sequence", 32],
         "prediction": ["batch", 4, "height", "width"],
     }

@@ -76,7 +76,7 @@ with cache.scratch(10) as made:
     cache.keep({"graph": "a"}, made / "blob")
 assert cache.find({"graph": "a"}).read_bytes() == b"x" * 10
 
-from exporter.locks import writing
+from runtimes.locks import writing
 from exporter.progress import Progress
 from exporter.sharing import share
 from exporter.store import Store

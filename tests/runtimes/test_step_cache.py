@@ -41,7 +41,9 @@ def run(interval: int, rows: list[int]) -> tuple[list[Any], list[Any]]:
     whole, shallow = Recording(True), Recording(False)
     each = dict.fromkeys(rows, whole), dict.fromkeys(rows, shallow)
     evaluations = kinds([count == 2 for count in rows], interval)
-    predict = StepCache(*each, cached=["deep"], evaluations=evaluations)
+    predict = StepCache(
+        *each, cached=["deep"], evaluations=evaluations, sample="sample", prediction="prediction"
+    )
     for index, count in enumerate(rows):
         made = predict(np.zeros((count, 1, 2, 2), np.float32), np.array([index], np.float32))
         assert made.shape == (count, 1, 2, 2)

@@ -5,20 +5,29 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from exporter.progress import WAITING, Progress
 from runtimes.errors import ExportError
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _POLL = 0.2  # seconds
+WAITING = "wait for another export into it"  # a stage that may take long and does nothing
+
+
+class Stages(Protocol):
+    """What is told of work that takes long."""
+
+    def stage(self, subject: str, stage: str) -> AbstractContextManager[object]:
+        """Return a context in which `stage` is done with `subject`."""
+        ...
 
 
 @contextmanager
-def writing(bundle: Path, progress: Progress) -> Iterator[None]:
+def writing(bundle: Path, progress: Stages) -> Iterator[None]:
     """Hold the lock of a bundle's folder, which need not exist yet.
 
     The lock is a file ``.NAME.lock`` beside the folder, where every process that writes there
@@ -50,7 +59,7 @@ def writing(bundle: Path, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(path: Path, bundle: Path, progress: Progress) -> FileLock:
+def _acquired(path: Path, bundle: Path, progress: Stages) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, poll_interval=_POLL)
     try:

@@ -1,0 +1,81 @@
+"""The manifest of format 1, as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from runtimes.errors import BundleError
+from runtimes.manifest import (
+    Build,
+    Component,
+    CreatedBy,
+    Defaults,
+    File,
+    LeftOut,
+    Probes,
+    Schedule,
+    Source,
+)
+from runtimes.parsing import parser
+from runtimes.programs.latents import Latents
+from runtimes.strict import Strict
+from runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
+from runtimes.version_1.tasks import Task
+
+FORMAT_VERSION = 1
+
+
+class Tokenizer(Strict, frozen=True):
+    """A tokenizer.json and the encoder input that it feeds.
+
+    `texts` names the call arguments that hold the text: the first one given is used. Padding
+    and truncation to `max_length` ids are settings of the file itself. `expansions`: words that
+    stand for several. `vocabulary`: how many rows the encoder's table of embeddings has.
+    """
+
+    file: File
+    input: str
+    max_length: int
+    texts: tuple[str, ...]
+    expansions: dict[str, str] = msgspec.field(default_factory=dict)
+    vocabulary: int | None = None
+
+
+class Manifest(Strict, frozen=True):
+    """The whole document."""
+
+    format_version: int
+    tasks: tuple[Task, ...]
+    source: Source
+    created_by: CreatedBy
+    latents: Latents
+    tokenizers: tuple[Tokenizer, ...]
+    arguments: tuple[Argument, ...]
+    vectors: tuple[VectorInput, ...]
+    guidance: Guidance
+    components: tuple[Component, ...]
+    builds: tuple[Build, ...]
+    schedules: tuple[Schedule, ...]
+    defaults: Defaults
+    probes: Probes | None = None
+    embeddings: tuple[Embedding, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @classmethod
+    @parser(BundleError, "origin", "a manifest of format 1")
+    def decode(cls, data: bytes, origin: str = "manifest.json") -> Manifest:
+        """Decode the document. What its fields must keep to is checked where programs are made of
+        them. Raises BundleError."""
+        return msgspec.json.decode(data, type=cls)
+
+    def files(self) -> Iterator[File]:
+        """Yield every file that the manifest vouches for."""
+        yield from (tokenizer.file for tokenizer in self.tokenizers)
+        yield from (schedule.file for schedule in self.schedules)
+        for build in self.builds:
+            for artifact in build.artifacts.values():
+                yield from artifact.files
+        if self.probes:
+            yield from self.probes.files.values()

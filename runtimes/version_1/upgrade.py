@@ -1,0 +1,151 @@
+"""A bundle of format 1 becomes one of format 2 in its place, without PyTorch.
+
+Graphs, tokenizers and probes stay as they are. Tables of sampling plans are written again as
+JSON, and the manifest says in programs what it said in fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from runtimes import files
+from runtimes.errors import BundleError
+from runtimes.locks import Stages, writing
+from runtimes.manifest import FORMAT_VERSION, LARGEST, MANIFEST, File, Manifest, Schedule
+from runtimes.manifest import Tokenizer as NewTokenizer
+from runtimes.outputs import check_folder
+from runtimes.parsing import parser
+from runtimes.programs.statements import Program
+from runtimes.tokenizer import TextTokenizer
+from runtimes.trust import checked
+from runtimes.version_1 import manifest as old
+from runtimes.version_1.fields import CallFields
+from runtimes.version_1.plans import read_plans
+from runtimes.version_1.translation import program_of, tokenizer_of, with_positions
+
+
+class _Head(msgspec.Struct):
+    format_version: int
+
+
+def upgrade(bundle: Path, progress: Stages) -> Manifest | None:
+    """Bring a bundle up to date; return its new manifest, or None where it was up to date.
+
+    The bundle is whole at every moment: new files come first, then the manifest takes the old
+    one's place, then the files go that it lists no longer.
+
+    Raises:
+        BundleError: there is no bundle of format 1 or 2, or its files are not those that its
+            manifest lists.
+        InputError: the folder cannot be written.
+    """
+    data = _read(bundle)
+    if _version(data, str(bundle / MANIFEST)) != old.FORMAT_VERSION:
+        Manifest.decode(data, str(bundle / MANIFEST))
+        return None
+    check_folder(bundle)
+    with writing(bundle, progress):
+        return _upgraded(Path(os.path.realpath(bundle)), progress)
+
+
+def _upgraded(root: Path, progress: Stages) -> Manifest | None:
+    data = _read(root)
+    if _version(data, str(root / MANIFEST)) != old.FORMAT_VERSION:
+        return None  # another process was quicker
+    before = old.Manifest.decode(data, str(root / MANIFEST))
+    for place in (root / MANIFEST, *(root / each.file.path for each in before.schedules)):
+        try:
+            files.check_inside(root, place)
+        except files.UnsafeTarget as error:
+            raise BundleError(f"{error.filename}: {error.strerror}") from None
+    with progress.stage("programs", "translate"):
+        # With the old tables: what cannot be said in format 2 is refused before anything is written
+        now = _translated(root, before)
+        now.checked()
+    with progress.stage("schedules", "write as JSON"):
+        now = replace(now, schedules=tuple(_with_json(root, each) for each in before.schedules))
+    files.write(root / MANIFEST, now.checked(), root=root)
+    listed = {file.path for file in now.files()}
+    for path in {file.path for file in before.files()} - listed:
+        files.remove(root / path, root=root)
+    return now
+
+
+def _read(bundle: Path) -> bytes:
+    try:
+        return files.read_regular(bundle / MANIFEST, LARGEST, root=bundle)
+    except OSError as error:
+        raise BundleError(f"{bundle / MANIFEST}: {error.strerror or error}") from error
+
+
+@parser(BundleError, "origin", "a manifest")
+def _version(data: bytes, origin: str) -> int:
+    """Return the version of a document. Raises BundleError for what has none."""
+    return msgspec.json.decode(data, type=_Head).format_version
+
+
+def _translated(root: Path, before: old.Manifest) -> Manifest:
+    """Return the manifest of format 2, whose tables of plans are still those of format 1."""
+    fields = CallFields(
+        pipeline_class=before.source.pipeline_class,
+        num_inference_steps=before.defaults.num_inference_steps,
+        latents=before.latents,
+        texts={each.input: each.texts for each in before.tokenizers},
+        arguments=before.arguments,
+        vectors=before.vectors,
+        guidance=before.guidance,
+        components=before.components,
+        embeddings=before.embeddings,
+    )
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        programs=_programs(before, fields, str(root / MANIFEST)),
+        source=before.source,
+        created_by=before.created_by,
+        components=tuple(with_positions(each, before.embeddings) for each in before.components),
+        tokenizers=tuple(_tokenizer(root, each) for each in before.tokenizers),
+        builds=before.builds,
+        schedules=before.schedules,
+        defaults=before.defaults,
+        probes=before.probes,
+        left_out=before.left_out,
+    )
+
+
+@parser(BundleError, "origin", "a manifest whose fields fit together")
+def _programs(before: old.Manifest, fields: CallFields, origin: str) -> tuple[Program, ...]:
+    """Return a program for each task. Raises BundleError for fields that contradict each other."""
+    return tuple(program_of(task, fields) for task in before.tasks)
+
+
+def _tokenizer(root: Path, before: old.Tokenizer) -> NewTokenizer:
+    """Return a tokenizer with what it puts around a text, which its file says."""
+    path = checked(root, before.file, "always")
+    texts = TextTokenizer.load(path, before.max_length, before.expansions, before.vocabulary)
+    frame = texts.frame()
+    return NewTokenizer(
+        name=tokenizer_of(before.input),
+        file=before.file,
+        max_length=before.max_length,
+        before=frame.before,
+        after=frame.after,
+        pad=frame.pad,
+        expansions=before.expansions,
+        vocabulary=before.vocabulary,
+    )
+
+
+def _with_json(root: Path, before: Schedule) -> Schedule:
+    """Write a scheduler's table as JSON beside the old one, and return where it is."""
+    table = read_plans(checked(root, before.file, "always"), before.steps)
+    path = f"{Path(before.file.path).with_suffix('')}.json"
+    with files.temporary_folder() as folder:
+        table.save(folder / "table.json")
+        data = (folder / "table.json").read_bytes()
+    files.write(root / path, data, root=root)
+    return replace(before, file=File(path, len(data), hashlib.sha256(data).hexdigest()))
