@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from runtimes import task_rules
-from runtimes.manifest import Component, Embedding, File, Manifest, TensorSpec, parted
+from runtimes.manifest import Component, Embedding, File, Manifest, Source, TensorSpec, parted
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _FLOATS = ("float32", "float16")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 LONGEST_TEXT = 1 << 16  # ids
+LONGEST_SAID = 200  # characters of what a source says of itself
+MOST_BASE_MODELS = 32
 _MOST_WORDS = 1 << 31  # graphs may take ids as int32
 _LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
 _LARGEST_FRAME = 1 << 26  # numbers
@@ -27,6 +29,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
     for file in manifest.files():
         yield from _file_problems(file)
+    yield from _source_problems(manifest.source)
     yield from _component_problems(manifest)
     yield from _build_problems(manifest)
     yield from _guidance_problems(manifest)
@@ -52,6 +55,17 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield "latents and defaults.num_inference_steps must be positive"
     if max(*numbers, *sizes, manifest.defaults.num_inference_steps) > _LARGEST_NUMBER:
         yield f"latents and defaults.num_inference_steps must be at most {_LARGEST_NUMBER}"
+
+
+def _source_problems(source: Source) -> Iterator[str]:
+    """What a source says of itself comes from strangers, and is shown in a line."""
+    said = {"licence": (source.licence,), "author": (source.author,)}
+    for name, texts in {**said, "base_model": source.base_model}.items():
+        longest = max((len(text or "") for text in texts), default=0)
+        if longest > LONGEST_SAID:
+            yield f"source.{name} has {longest} characters, more than {LONGEST_SAID}"
+    if len(source.base_model) > MOST_BASE_MODELS:
+        yield f"source.base_model names {len(source.base_model)}, more than {MOST_BASE_MODELS}"
 
 
 def _component_problems(manifest: Manifest) -> Iterator[str]:

@@ -23,6 +23,7 @@ _R = TypeVar("_R")
 _DOCUMENT = ROOT / "docs" / "bundle-format.md"
 _LARGEST = 16 << 20  # bytes of a manifest (section 3)
 _MOST_GROWTH = 64  # times as long as a text
+_LONGEST_SAID, _MOST_BASE_MODELS = 200, 32  # characters and names in the source
 _LARGEST_SIDE = 1 << 20  # of an image, in pixels
 
 
@@ -236,6 +237,11 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         names = [each[key] for each in document[member]]
         if len(set(names)) < len(names):
             yield f"two {member} are named alike"
+    source = document["source"]
+    models = source.get("base_model", [])
+    texts = [source.get("licence"), source.get("author"), *models]
+    if len(models) > _MOST_BASE_MODELS or any(len(each or "") > _LONGEST_SAID for each in texts):
+        yield "the source says too much of itself"
     sizes = [document["latents"][name] for name in ("default_height", "default_width")]
     if min(*sizes, *(document["latents"][n] for n in ("channels", "factor", "multiple"))) < 1:
         yield "latents must be positive"
