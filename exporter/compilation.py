@@ -181,6 +181,9 @@ class Compilation:
                     for each in self.source.ingredients
                 ),
                 self.source.without,
+                self.source.card.licence,
+                self.source.card.author,
+                self.source.card.base_model,
             ),
             created_by=created_by(),
             components=tuple(graph.component for graph in description.graphs),

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from exporter import early, given_files, left_out
 from exporter.calibration import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
 from exporter.memory import looking_at_what_is_new
+from exporter.model_card import Card
 from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
 from exporter.output import check_output
 from exporter.preflight import Need, need, refuse, weights_of
@@ -23,12 +26,19 @@ from exporter.progress import Event, Progress
 from exporter.sharing import check as check_shared
 from exporter.sharing import share
 from exporter.source import PipelineSource, resolve
-from exporter.store import Store, missing_artifacts, previous_manifest, recover
+from exporter.store import (
+    Store,
+    full_disk_reported,
+    missing_artifacts,
+    previous_manifest,
+    recover,
+)
 from exporter.targets import TARGETS
 from exporter.targets import options as options_of_targets
 from exporter.targets.options import gather
+from runtimes import files
 from runtimes.locks import writing
-from runtimes.manifest import Manifest
+from runtimes.manifest import MANIFEST, Manifest
 from runtimes.precision import canonical
 
 
@@ -130,8 +140,9 @@ def export(
         recover(asked.destination)
         job = _planned(asked)
         if job.done is not None:
-            shared = share(job.done.bundle, job.done.manifest, asked.others)
-            return dataclasses.replace(job.done, shared=shared)
+            done = _with_card(job.done, asked.source.card)
+            shared = share(done.bundle, done.manifest, asked.others)
+            return dataclasses.replace(done, shared=shared)
         with asked.progress.stage("needs", job.need.line()):
             if preflight:
                 refuse(job.need, asked.destination)
@@ -221,6 +232,18 @@ def _planned(asked: _Asked) -> _Job:
     wanted = need(weights_of(source, options), missing, options.verify and not done)
     exported = Exported(destination, previous) if done and previous else None
     return _Job(keys, previous, wanted, exported)
+
+
+def _with_card(done: Exported, card: Card) -> Exported:
+    """Let the manifest of a bundle that is up to date say what its source says of itself now. That
+    is in no digest, so that nothing else is made again."""
+    source = structs.replace(done.manifest.source, **dataclasses.asdict(card))
+    if source == done.manifest.source:
+        return done
+    manifest = structs.replace(done.manifest, source=source)
+    with full_disk_reported():
+        files.write(done.bundle / MANIFEST, manifest.checked(), root=done.bundle)
+    return dataclasses.replace(done, manifest=manifest)
 
 
 def _beside(given: Mapping[str, Any]) -> dict[str, list[str]]:

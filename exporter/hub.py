@@ -52,15 +52,19 @@ def snapshot(place: str, **options: Any) -> str:
     return _in_room(huggingface_hub.snapshot_download, place, options)
 
 
-def file(place: str, name: str) -> str:
+def file(place: str, name: str, revision: str | None = None) -> str:
     """A file of a repository, as `huggingface_hub.hf_hub_download` gives it.
+
+    Args:
+        revision: the commit or branch; None is the Hub's default one.
 
     Raises:
         SourceError: as `snapshot`.
     """
     import huggingface_hub
 
-    return _in_room(huggingface_hub.hf_hub_download, place, {"filename": name})
+    options = {"filename": name} | ({} if revision is None else {"revision": revision})
+    return _in_room(huggingface_hub.hf_hub_download, place, options)
 
 
 @contextmanager

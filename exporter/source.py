@@ -17,10 +17,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter import hub, ingredients, model_files, single_file, unread_keys, vocabulary
+from exporter import (
+    hub,
+    ingredients,
+    model_card,
+    model_files,
+    single_file,
+    unread_keys,
+    vocabulary,
+)
 from exporter.families import FAMILIES, family_of, not_supported, optional
 from exporter.ingredients import Ingredient
 from exporter.left_out import left_out, present, unused
+from exporter.model_card import Card
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
@@ -42,7 +51,8 @@ class PipelineSource:
     of that of the ingredients that change it; `configurations` to that of all but its weights, and
     of what stands in its place. `variants`: of the weights, for the parts that have the one that
     was asked for. `folder` holds but the configuration where `file` has the weights. `without`:
-    what was left out, its parts not among `parts`."""
+    what was left out, its parts not among `parts`. `card`: what the source says of itself, which
+    changes nothing that is made of it, and so no digest."""
 
     id: str
     folder: Path
@@ -56,6 +66,7 @@ class PipelineSource:
     without: tuple[str, ...] = ()
     configurations: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    card: Card = field(default_factory=Card)
 
     @property
     def fingerprint(self) -> str:
@@ -138,7 +149,18 @@ def resolve(
         tuple(sorted({name for name in without if name not in others})),
         configurations,
         left_out(class_name, others, without),
+        _card(file, place, folder, revision),
     )
+
+
+def _card(file: SingleFile | None, place: str, folder: Path, revision: str | None) -> Card:
+    """Return what the source says of itself, in the place that its kind has for that. The
+    configuration of a checkpoint of one file is another pipeline's, and so is its card."""
+    if file:
+        return model_card.of_checkpoint(file.path)
+    if Path(place).expanduser().is_dir():
+        return model_card.of_folder(folder)
+    return model_card.of_hub(place, folder, revision)
 
 
 def _look_ahead(source: str, revision: str | None, without: Sequence[str]) -> None:

@@ -41,6 +41,20 @@ def check(path: Path, hint: str = "") -> None:
         pass
 
 
+@parser(SourceError, "path", "a whole safetensors file")
+def metadata(path: Path) -> Mapping[str, str]:
+    """Return the texts that a safetensors file has in its header besides the tensors.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    from safetensors import safe_open
+
+    require_regular(path)
+    with safe_open(path, framework="np") as file:
+        return file.metadata() or {}
+
+
 def find(place: str, what: str, usual: str, allow_pickle: bool = False) -> tuple[str, Path]:
     """A file by its path, by the folder that holds it, or on the Hub by ``OWNER/NAME`` or
     ``OWNER/NAME/FILE``: its name without this machine's folders, and where it is.

@@ -265,7 +265,8 @@ class Source(_Base, frozen=True):
 
     `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
     terms: more sampling plans can be traced from them without the pipeline. `without` names what
-    was left out of it.
+    was left out of it. `licence`, `author` and `base_model` are what the source says of itself, of
+    which `fingerprint` knows nothing.
     """
 
     id: str
@@ -276,6 +277,9 @@ class Source(_Base, frozen=True):
     revision: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
     without: tuple[str, ...] = ()
+    licence: str | None = None
+    author: str | None = None
+    base_model: tuple[str, ...] = ()
 
 
 class LeftOut(_Base, frozen=True):

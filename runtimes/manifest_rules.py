@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
 
-from runtimes.manifest import Component, File, Manifest, TensorSpec, Tokenizer
+from runtimes.manifest import Component, File, Manifest, Source, TensorSpec, Tokenizer
 from runtimes.programs import checker
 from runtimes.programs import statements as form
 from runtimes.programs.checker import MOST_AXES
@@ -19,6 +19,8 @@ from runtimes.programs.checker import MOST_AXES
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
 LONGEST_TEXT = 1 << 16  # ids
+LONGEST_SAID = 200  # characters of what a source says of itself
+MOST_BASE_MODELS = 32
 _MOST_WORDS = 1 << 31  # graphs may take ids as int32
 _LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
 _MOST_PROGRAMS = 16
@@ -32,6 +34,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
     for file in manifest.files():
         yield from _file_problems(file)
+    yield from _source_problems(manifest.source)
     yield from _component_problems(manifest)
     yield from _build_problems(manifest)
     yield from _tokenizer_problems(manifest)
@@ -46,6 +49,17 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
     if not 1 <= manifest.defaults.num_inference_steps <= _LARGEST_NUMBER:
         yield f"defaults.num_inference_steps must be from 1 to {_LARGEST_NUMBER}"
+
+
+def _source_problems(source: Source) -> Iterator[str]:
+    """What a source says of itself comes from strangers, and is shown in a line."""
+    said = {"licence": (source.licence,), "author": (source.author,)}
+    for name, texts in {**said, "base_model": source.base_model}.items():
+        longest = max((len(text or "") for text in texts), default=0)
+        if longest > LONGEST_SAID:
+            yield f"source.{name} has {longest} characters, more than {LONGEST_SAID}"
+    if len(source.base_model) > MOST_BASE_MODELS:
+        yield f"source.base_model names {len(source.base_model)}, more than {MOST_BASE_MODELS}"
 
 
 def _component_problems(manifest: Manifest) -> Iterator[str]:

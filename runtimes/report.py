@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtimes.errors import LatentcError
-from runtimes.manifest import Build, Component, Manifest, Score, TensorSpec, Verification
+from runtimes.manifest import Build, Component, Manifest, Score, Source, TensorSpec, Verification
 from runtimes.terminal import visible
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def _print_facts(manifest: Manifest) -> None:
     defaults = manifest.defaults
     facts = {
         "Source": f"{manifest.source.id} ({manifest.source.pipeline_class})",
+        **_said(manifest.source),
         **_ingredients(manifest),
         **_left_out(manifest),
         "Tasks": ", ".join(program.name for program in manifest.programs),
@@ -234,6 +235,16 @@ def _print_facts(manifest: Manifest) -> None:
         _row(table, name, value)
     table.show_header = False
     _show(table)
+
+
+def _said(source: Source) -> dict[str, str]:
+    """What the source says of itself."""
+    said = {
+        "Licence": source.licence,
+        "Author": source.author,
+        "Base model": ", ".join(source.base_model),
+    }
+    return {name: text for name, text in said.items() if text}
 
 
 def _ingredients(manifest: Manifest) -> dict[str, str]:

@@ -13,22 +13,14 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from tests.docs.independent_program import Refused, expect, problems, types_of
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "bundle-format.md"
 _LARGEST = 16 << 20  # bytes of a manifest (section 3)
 _DEVICES = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\.|\Z)")
 _NAMES = {"components", "builds", "schedules", "programs", "tokenizers"}
-
-
-class Refused(Exception):
-    """The bundle or the call breaks a rule of the document."""
-
-
-def expect(condition: Any, message: str) -> None:
-    """Raise Refused unless `condition` holds."""
-    if not condition:
-        raise Refused(message)
 
 
 def refusing(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -82,6 +74,12 @@ def read_manifest(root: Path) -> dict[str, Any]:
     _check(document, "Manifest", "manifest")
     for problem in _problems(document):
         raise Refused(problem)
+    for program in document["programs"]:
+        for problem in problems(program):
+            raise Refused(f"{program['name']}: {problem}")
+        for size in ("default", "least"):
+            symbols = {name: each[size] for name, each in program["symbols"].items()}
+            types_of(program, document, symbols)
     return document
 
 
@@ -103,7 +101,7 @@ def structures() -> dict[str, dict[str, tuple[str, str | None]]]:
         if required == "yes" or required.startswith("no, "):
             default = None if required == "yes" else required[4:].strip("`")
             names = re.findall(r"`(\S+)`", member) if kind else []
-            current |= {each: (kind, default) for each in names}
+            current |= dict.fromkeys(names, (kind, default))
     return found
 
 
@@ -173,13 +171,26 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"tokenizer {each['name']}: bad length or vocabulary"
         if not all(0 <= number < words for number in ids):
             yield f"tokenizer {each['name']}: ids beyond the vocabulary"
+    programs = document["programs"]
+    kinds = [[a["name"] for a in p["arguments"] if "latents" in a or a["kind"] == "mask"] for p in programs]
+    if not 1 <= len(programs) <= 16 or len({frozenset(own) for own in kinds}) < len(programs):
+        yield "no programs, too many, or two that take the same images"
+    steps = [step for program in programs for step in program["steps"]]
+    used = {step.get("component") or step.get("denoiser") for step in steps}
+    if names - used - {(step.get("cache") or {}).get("component") for step in steps}:
+        yield f"no program uses some of {names}"
     for component in document["components"]:
+        for output, columns in component["positions"].items():
+            forms = [[*component["inputs"][n]["shape"], sum(columns.values())] for n in columns]
+            right = columns and min(columns.values()) > 0
+            if not right or any(form != component["outputs"][output]["shape"] for form in forms):
+                yield f"{component['name']}: bad positions of {output}"
         for spec in (*component["inputs"].values(), *component["outputs"].values()):
             sizes = [s for s in spec["shape"] if isinstance(s, int) and not 1 <= s <= 2**20]
             words = [s for s in spec["shape"] if isinstance(s, str)]
             known = spec["dtype"] in ("float32", "float16", "int64", "int32")
             form = r"([1-9][0-9]{0,3}\*)?[a-z][a-z_]{0,31}"
-            if sizes or not known or not all(re.fullmatch(form, word) for word in words):
+            if len(spec["shape"]) > 8 or sizes or not known or not all(re.fullmatch(form, word) for word in words):
                 yield f"{component['name']}: bad dtype or shape {spec}"
     for file in files_of(document):
         parts = file["path"].split("/")

@@ -312,6 +312,11 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.manifest:Manifest.decode": _bundle_files("manifest.json"),
     "exporter.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
     "exporter.weight_files:check": _safetensors,
+    "exporter.weight_files:metadata": _safetensors,
+    "exporter.model_card:_front_matter": _texts(
+        "---\nlicense: other\nlicense_name: own\nbase_model:\n- a/b\n- c/d\n---\n# Card\n",
+        "---\nauthors: [a, 'b']\nwidget: {text: >-\n  x}\n---",
+    ),
     "exporter.calibration:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
     "exporter.source:_read_index": _json(_INDEX),
     "exporter.weights:headers": _safetensors,

@@ -331,6 +331,24 @@ def default_scheduler_unknown(bad: BadBundle) -> None:
     bad.set("defaults.scheduler", "nobody")
 
 
+@case("manifest", "source.licence has 100000 characters")
+def licence_of_100000_characters(bad: BadBundle) -> None:
+    """The licence would fill a terminal many times."""
+    bad.set("source.licence", "x" * 100_000)
+
+
+@case("manifest", "source.base_model has 201 characters")
+def base_model_too_long(bad: BadBundle) -> None:
+    """The name of a base model is one character too long."""
+    bad.set("source.base_model", ["owner/name", "x" * 201])
+
+
+@case("manifest", "source.base_model names 100000")
+def base_models_without_end(bad: BadBundle) -> None:
+    """The source was made from 100,000 models."""
+    bad.set("source.base_model", ["owner/name"] * 100_000)
+
+
 @case("manifest", "holds")
 def build_without_component(bad: BadBundle) -> None:
     """A build lacks the denoiser."""
