@@ -319,7 +319,7 @@ class _Checker:
     def _zeros(self, zeros: form.Zeros) -> Iterator[str]:
         right = len(zeros.shape) < MOST_AXES and all(1 <= each <= LARGEST for each in zeros.shape)
         if (zeros.like is None) != bool(zeros.shape) or not right:
-            yield f"expected another value, or a shape of up to {MOST_AXES - 1} axes"
+            yield f"expected another value, or a shape: 1 to {MOST_AXES - 1} sizes up to {LARGEST}"
             return
         if zeros.like is not None:
             self.types[zeros.gives] = self.types[zeros.like]

@@ -18,14 +18,23 @@ import numpy as np
 
 from tests.docs.independent_manifest import DOCUMENT, Refused, checked, expect, read_inside
 from tests.docs.independent_manifest import read_json, read_manifest, refusing
+from tests.docs.independent_program import (
+    GIVEN,
+    MADE,
+    PROMPT,
+    Node,
+    bind,
+    dimension,
+    fed,
+    gives,
+    needs,
+    types_of,
+)
 
 __all__ = ["Bundle", "Refused", "checked"]
 
 Array = np.ndarray[Any, Any]
 Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
-Node = Mapping[str, Any]  # a part of the manifest
-Tests = Callable[[Sequence[Node]], set[bool]]  # whether tests hold: what may be
-CALL, PROMPT, GIVEN, MADE = range(4)  # kinds of rows (section 8.1)
 ROWS = ("state", "prediction", "clean", "noise", "clean_from")
 EVALUATIONS = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
 ELEMENTS = {"integer": {int}, "number": {int, float}, "number or null": {int, float, type(None)}}
@@ -211,20 +220,15 @@ def onnx_engine(path: Path, component: Node) -> Graph:
 def holding(graph: Graph, component: Node, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph whose inputs and outputs are held against the manifest (section 5)."""
     symbols: dict[str, int] = {}
-    specs = component["inputs"]
-    cast = {name: feeds[name].astype(spec["dtype"]) for name, spec in specs.items()}
-    made = {}
-    for values, specs in ((cast, component["inputs"]), (made, component["outputs"])):
-        if values is made:
-            made |= graph(cast)
-        for name, value in values.items():
-            expect(value.dtype == specs[name]["dtype"], f"{name}: dtype {value.dtype}")
-            expect(np.isfinite(value).all(), f"{name}: NaN or infinity")
-            for size, found in zip(specs[name]["shape"], value.shape, strict=True):
-                factor, _, symbol = str(size).rpartition("*")
-                if isinstance(size, str):
-                    size = symbols.setdefault(symbol, found // int(factor or 1)) * int(factor or 1)
-                expect(found == size > 0, f"{name}: shape {value.shape}")
+    inputs, outputs = component["inputs"], component["outputs"]
+    cast = {name: feeds[name].astype(spec["dtype"]) for name, spec in inputs.items()}
+    for name, value in cast.items():
+        bind(inputs[name]["shape"], value.shape, symbols)
+    made = {name: np.asarray(value) for name, value in graph(cast).items()}
+    for name, value in made.items():
+        bind(outputs[name]["shape"], value.shape, symbols)
+        expect(value.dtype == outputs[name]["dtype"], f"{name}: dtype {value.dtype}")
+        expect(np.isfinite(value).all(), f"{name}: NaN or infinity")
     return made
 
 
@@ -242,40 +246,7 @@ def resized(image: Array, sides: Sequence[int]) -> Array:
     return image
 
 
-# Sections 7 and 8: calls and programs
-
-
-def gives(step: Node) -> list[str]:
-    """Return the names of what a statement makes."""
-    if step["do"] in ("loop", "emit"):
-        return [step["state"]["name"]] if step["do"] == "loop" else []
-    made = step["gives"]
-    return [made] if isinstance(made, str) else [*(made.values() if step["do"] == "run" else made)]
-
-
-def fed(feeds: Any) -> dict[str, str]:
-    """Return the values that feed inputs."""
-    feeds = feeds if isinstance(feeds, dict) else {}
-    return {n: f if isinstance(f, str) else f["value"] for n, f in feeds.items()}
-
-
-def needs(step: Node, holds: Tests = lambda tests: {True, False}) -> list[str]:
-    """Return the values that a statement needs (section 8.2)."""
-    if step["do"] == "choose":
-        ways = holds(step["when"])
-        return [step[name] for name in ("then", "otherwise") if (name == "then") in ways]
-    if step["do"] != "loop":
-        found = step.get("like", step.get("feeds", step.get("of"))) or []
-        found = [] if step["do"] in ("pixels", "numbers") else found
-        return [found] if isinstance(found, str) else [*(fed(found).values() or found)]
-    state, start = step["state"], step["part"]["start"]
-    goes_on = holds([{"given": [start]}]) if start else {False}
-    begins = [state["noise"]] if False in goes_on else []
-    if state["clean"] and True in goes_on | holds(state["clean_when"]):
-        begins.append(state["clean"])
-    live = [branch["feeds"] for branch in step["branches"] if True in holds(branch["when"])]
-    every = [value for feeds in (step["feeds"], *live) for value in fed(feeds).values()]
-    return [*begins, *(state["keep"] or {}).values(), *every]
+# Sections 7 and 8: calls
 
 
 class Bundle:
@@ -293,13 +264,6 @@ class Bundle:
             paths = {file["path"]: checked(root, file) for file in artifact["files"]}
             graph = engine(paths[artifact["entry"]], {**component, "files": [*paths.values()]})
             self.graphs[name] = partial(holding, graph, component)
-        for program in self.manifest["programs"]:
-            made = ["scheduler", *(argument["name"] for argument in program["arguments"])]
-            for step in program["steps"]:
-                expect({*needs(step)} <= {*made}, f"{program['name']}: a value that is not there")
-                made += gives(step)
-            fits = len(program["arguments"]) <= 64 and len(program["steps"]) <= 256
-            expect(fits and len({*made}) == len(made), f"{program['name']}: too much, or twice")
 
     @refusing
     def __call__(self, **call: Any) -> tuple[Array, Array]:
@@ -400,15 +364,10 @@ class Call:
 
     def _kinds_and_lengths(self) -> None:
         """Find what values have rows for, and which of them cannot be of several rows of ids."""
-        self.kinds: dict[str, int] = {}
+        symbols = {name: each["default"] for name, each in self.program["symbols"].items()}
+        types = types_of(self.program, self.bundle.manifest, symbols)
+        self.kinds = {name: kind for name, (kind, _, _) in types.items()}
         self.fixed: set[str] = set()
-        for step in self.steps:
-            own = {"tokens": PROMPT, "pixels": GIVEN, "loop": MADE, "numbers": CALL}.get(step["do"])
-            if step["do"] == "noise":
-                own = GIVEN if step["rows"] else MADE
-            met = {self.kinds[name] for name in needs(step)}
-            kind = MADE if {PROMPT, GIVEN} <= met else max(met, default=CALL)
-            self.kinds |= dict.fromkeys(gives(step), kind if own is None else own)
         for step in reversed(self.steps):
             if step["do"] in ("run", "loop"):
                 inputs = self.bundle.components[step.get("component", step.get("denoiser"))][
@@ -547,7 +506,7 @@ class Call:
         self.values[step["gives"]] = np.array(rows).repeat(self.prompts // len(rows), axis=0)
 
     def _do_pixels(self, step: Node) -> None:
-        size = [self._dimension(each) for each in step["shape"][1:]]
+        size = [dimension(each, self.symbols) for each in step["shape"][1:]]
         image = self.given[step["of"]]
         image = self._sized(image if step["item"] is None else image[step["item"]], size)
         if step["fill_where"] is not None:
@@ -566,14 +525,6 @@ class Call:
             ).astype(np.float32)
         return image if [*image.shape[2:]] == [*size] else resized(image, size)
 
-    def _dimension(self, text: int | str) -> int:
-        match = re.fullmatch(r"(?:(\d{1,4})\*)?([a-z][a-z0-9_]*)([+-]\d+)?", str(text))
-        return (
-            int(text)
-            if match is None
-            else int(match[1] or 1) * self.symbols[match[2]] + int(match[3] or 0)
-        )
-
     def _do_numbers(self, step: Node) -> None:
         row = [number for name in step["of"] for number in self.numbers[name]]
         self.values[step["gives"]] = np.array([row], np.float32)
@@ -583,7 +534,9 @@ class Call:
         counts = [len(i) for each in images for i in (each if isinstance(each, list) else [each])]
         several = step["each_made"] and len(self.generators) > 1
         count = self.made if several else max(counts, default=self.made)
-        self.values[step["gives"]] = self.draw([count, *map(self._dimension, step["shape"])])
+        self.values[step["gives"]] = self.draw(
+            [count, *(dimension(each, self.symbols) for each in step["shape"])]
+        )
 
     def draw(self, shape: Sequence[int]) -> Array:
         """Return one draw of rows from the call's generators (section 10)."""

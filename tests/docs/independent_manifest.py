@@ -172,7 +172,10 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         if not all(0 <= number < words for number in ids):
             yield f"tokenizer {each['name']}: ids beyond the vocabulary"
     programs = document["programs"]
-    kinds = [[a["name"] for a in p["arguments"] if "latents" in a or a["kind"] == "mask"] for p in programs]
+    kinds = [
+        [a["name"] for a in p["arguments"] if "latents" in a or a["kind"] == "mask"]
+        for p in programs
+    ]
     if not 1 <= len(programs) <= 16 or len({frozenset(own) for own in kinds}) < len(programs):
         yield "no programs, too many, or two that take the same images"
     steps = [step for program in programs for step in program["steps"]]
@@ -190,7 +193,12 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             words = [s for s in spec["shape"] if isinstance(s, str)]
             known = spec["dtype"] in ("float32", "float16", "int64", "int32")
             form = r"([1-9][0-9]{0,3}\*)?[a-z][a-z_]{0,31}"
-            if len(spec["shape"]) > 8 or sizes or not known or not all(re.fullmatch(form, word) for word in words):
+            if (
+                len(spec["shape"]) > 8
+                or sizes
+                or not known
+                or not all(re.fullmatch(form, word) for word in words)
+            ):
                 yield f"{component['name']}: bad dtype or shape {spec}"
     for file in files_of(document):
         parts = file["path"].split("/")

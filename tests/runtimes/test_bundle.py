@@ -133,15 +133,54 @@ def test_a_broken_manifest_is_refused(bundle: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "encoder 'text_encoder' has no input"),
-        ({"ids": {"dtype": "int64", "shape": ["batch", 6]}}, "that no tokenizer feeds"),
-        ({"input_ids": {"dtype": "int64", "shape": []}}, "must have 2 dimensions"),
+        ({}, r"'text_encoder' takes \[\], not \['input_ids'\]"),
+        (
+            {"ids": {"dtype": "int64", "shape": ["batch", 6]}},
+            r"'text_encoder' takes \['ids'\], not \['input_ids'\]",
+        ),
+        ({"input_ids": {"dtype": "int64", "shape": []}}, r"takes int64 \[\] as 'input_ids'"),
+        (
+            {"input_ids": {"dtype": "int64", "shape": ["batch", 6, 1]}},
+            r"takes int64 \['batch', 6, 1\] as 'input_ids'",
+        ),
+        (
+            {"input_ids": {"dtype": "int64", "shape": ["batch", 7]}},
+            r"text_encoder.input_ids is \['batch', 7\], and its tokenizer gives 6 ids",
+        ),
+        (
+            {"input_ids": {"dtype": "int64", "shape": ["batch", "length"]}},
+            r"text_encoder.input_ids is \['batch', 'length'\], and its tokenizer gives 6 ids",
+        ),
+        (
+            {"input_ids": {"dtype": "float32", "shape": ["batch", 6]}},
+            r"takes float32 \['batch', 6\] as 'input_ids'",
+        ),
     ],
 )
 def test_an_encoder_that_nothing_can_feed(
     bundle: Path, inputs: dict[str, Any], message: str
 ) -> None:
-    edit(bundle, lambda document: document["components"][0].update(inputs=inputs))
+    edit(bundle, lambda document: document["components"][0].update(inputs=inputs, positions={}))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ({"nothing": {"input_ids": 2}}, "bad positions of 'nothing'"),
+        ({"encoder_hidden_states": {}}, "bad positions of 'encoder_hidden_states'"),
+        ({"encoder_hidden_states": {"nothing": 2}}, "bad positions of 'encoder_hidden_states'"),
+        ({"encoder_hidden_states": {"input_ids": 0}}, "bad positions of 'encoder_hidden_states'"),
+        ({"encoder_hidden_states": {"input_ids": -2}}, "bad positions"),
+        ({"encoder_hidden_states": {"input_ids": 3}}, r"do not make \['batch', 6, 2\]"),
+        ({"encoder_hidden_states": {"input_ids": 1.5}}, "Expected `int`"),
+    ],
+)
+def test_positions_that_an_encoder_cannot_have(
+    bundle: Path, positions: dict[str, Any], message: str
+) -> None:
+    edit(bundle, lambda document: document["components"][0].update(positions=positions))
     with pytest.raises(BundleError, match=message):
         Bundle.open(bundle)
 
@@ -364,7 +403,10 @@ SCALARS = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.sampled_from(
-        ["", "a", "batch", "0*height", "latents", "sample", "é", "..", "1e9", "x" * 99]
+        [
+            *("", "a", "batch", "0*height", "latents", "sample", "é", "..", "1e9", "x" * 99),
+            *("prompt", "_image", "noise", "loop", "numbers", "guidance_scale", "-height"),
+        ]
     ),
 )
 LISTS = st.lists(SCALARS, max_size=3)

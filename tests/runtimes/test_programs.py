@@ -270,7 +270,7 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "zeros of nothing": (insert({"do": "zeros", "gives": "z", "shape": [0]}), "expected another"),
     "zeros of many axes": (
         insert({"do": "zeros", "gives": "z", "shape": [1] * 9}),
-        "a shape of up to 7 axes",
+        "or a shape: 1 to 7 sizes up to 67108864",
     ),
     "zeros without end": (
         insert({"do": "zeros", "gives": "z", "shape": [1 << 25, 1 << 25]}),
