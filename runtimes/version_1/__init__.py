@@ -1,0 +1,1 @@
+"""Bundles of format 1, for the upgrade alone."""
