@@ -7,6 +7,7 @@ document says all that a stranger needs. Section numbers in the comments are the
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -52,13 +53,15 @@ def checked(root: Path, file: Mapping[str, Any]) -> Path:
 
 # Section 9.2: the table of sampling plans
 
-DTYPES = {
-    **dict.fromkeys(("steps", "offsets", "rows"), "<i4"),
-    **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), "<f8"),
-    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "clip"), "<f8"),
-    **dict.fromkeys(("add_noise", "known", "shift"), "<f8"),
-    "noise_draws": "|u1",
+_LARGEST_TABLE = 64 << 20  # bytes
+INTEGER, NUMBER, NULLABLE = "integer", "number", "number or null"
+ELEMENTS = {
+    **dict.fromkeys(("steps", "offsets", "rows", "noise_draws"), INTEGER),
+    **dict.fromkeys(("timesteps", "input_scale", "state", "prediction", "clean"), NUMBER),
+    **dict.fromkeys(("noise", "clean_from", "init_noise_scale", "clip", "shift"), NUMBER),
+    **dict.fromkeys(("add_noise", "known"), NULLABLE),
 }
+_TYPES = {INTEGER: {int}, NUMBER: {int, float}, NULLABLE: {int, float, type(None)}}
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -75,13 +78,32 @@ def read_npz(path: Path) -> dict[str, Array]:
         return found
 
 
+def _column(name: str, values: Any) -> Array:
+    """The array of a member; null becomes NaN."""
+    expect(isinstance(values, list), f"{name} is no array")
+    shape, level = [len(values)], values
+    while level and isinstance(level[0], list):
+        expect(all(isinstance(each, list) for each in level), f"{name}: not all are arrays")
+        expect(len({len(each) for each in level}) == 1, f"{name}: arrays of several lengths")
+        shape.append(len(level[0]))
+        level = [value for each in level for value in each]
+    found = {type(value) for value in level}
+    expect(found and found <= _TYPES[ELEMENTS[name]], f"{name}: {found}")
+    return np.array(level, np.int64 if ELEMENTS[name] == INTEGER else np.float64).reshape(shape)
+
+
+def _no_number(text: str) -> float:
+    raise Refused(f"{text} is no JSON")
+
+
+@refusing
 def read_table(path: Path) -> dict[str, Array]:
     """A table of sampling plans that keeps the rules."""
-    t = read_npz(path)
-    expect(t.keys() == DTYPES.keys(), f"arrays {sorted(t)}")
-    for name, dtype in DTYPES.items():
-        expect(t[name].dtype.str == dtype, f"{name}: dtype {t[name].dtype.str}")
-        expect(t[name].size and (t[name].flags.c_contiguous), f"{name}: empty or another order")
+    expect(path.stat().st_size <= _LARGEST_TABLE, "a table of more than 64 MiB")
+    document = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number)
+    expect(isinstance(document, dict), "no object")
+    expect(document.keys() == ELEMENTS.keys(), f"members {sorted(document)}")
+    t = {name: _column(name, document[name]) for name in ELEMENTS}
     p, e, r, k = len(t["steps"]), len(t["timesteps"]), *t["state"].shape[:2]
     window = t["rows"].shape[1] - 1
     shapes = {
