@@ -81,7 +81,7 @@ def plans_with_ragged_lists(bad: BadBundle) -> None:
     _changed(bad, state=state)
 
 
-@case("plans", "timesteps")
+@case("plans", "shape")
 def plans_of_another_length(bad: BadBundle) -> None:
     """A list is shorter than those that it stands beside."""
     _changed(bad, timesteps=_document(bad)["timesteps"][:-1], input_scale=[1.0])
