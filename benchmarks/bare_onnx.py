@@ -7,6 +7,7 @@ scheduler (DDIM) and one size. Nothing is checked: no hashes, no shapes, no NaN,
 SHAPE is that of the latents, such as 1,4,16,16.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -27,7 +28,8 @@ def main(
     ids = np.array([tokenizer.encode(text).ids for text in ("", prompt)])
     (states,) = text_encoder.run(None, {"input_ids": ids})
 
-    table = dict(np.load(f"{bundle}/schedules/ddim.npz"))
+    with open(f"{bundle}/schedules/ddim.json", "rb") as file:
+        table = {name: np.array(values) for name, values in json.load(file).items()}
     plan = table["steps"].tolist().index(steps)
     first, last = table["offsets"][plan : plan + 2]
     sample = np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -32,7 +32,7 @@ from runtimes.trust import checked
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
-_ADDED = re.compile(r".+-[0-9a-f]{8}\.npz").fullmatch  # a table that was added to a bundle
+_ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
 _UNLINK = "replace it by a copy (cp -rL copies a whole bundle so)"
 
 _TRACING_CODE = (
@@ -43,6 +43,7 @@ _TRACING_CODE = (
     "exporter.symbols",
     "exporter.plan_rows",
     "runtimes.plan",
+    "runtimes.plan_document",
 )
 
 
@@ -225,7 +226,7 @@ def _add(
 
     def write(folder: Path) -> Mapping[str, Any]:
         with progress.stage(f"schedule {name}", "trace") as wrote:
-            path = folder / f"{name}.npz"
+            path = folder / f"{name}.json"
             found, counts = make(name, class_name, config, steps, path, told, skip_refused=True)
             wrote(path.stat().st_size)
         return {"class_name": found, "steps": list(counts)}
@@ -310,7 +311,7 @@ def _extended(
     source = manifest.source
     old = next((schedule for schedule in manifest.schedules if schedule.name == name), None)
     with progress.stage(f"schedule {name}", "trace") as wrote:
-        path = folder / "table.npz"
+        path = folder / "table.json"
         config = source.scheduler_config
         told = _told(manifest)
         there = None
@@ -322,7 +323,7 @@ def _extended(
         data = path.read_bytes()
         wrote(len(data))
     sha256 = hashlib.sha256(data).hexdigest()
-    file = File(f"{FOLDER}/{name}-{sha256[:8]}.npz", len(data), sha256)
+    file = File(f"{FOLDER}/{name}-{sha256[:8]}.json", len(data), sha256)
     with full_disk_reported():
         files.write(root / file.path, data, root=root)
     key = key_of(name, source.scheduler_class, config, counts, told)

@@ -362,7 +362,7 @@ def verify(
 def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[int, ...]) -> None:
     """Write the sampling plans of BUNDLE as JSON, one file per scheduler.
 
-    For programs in other languages, which need no reader of .npz files then.
+    For programs that start from noise only: each plan is whole, without the table's indices.
     """
     from runtimes.bundle import Bundle
     from runtimes.outputs import check_folder

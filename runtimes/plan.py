@@ -30,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import BundleError, InputError, PlanNotFound
-from runtimes.npz import read_arrays, write_arrays
+from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
+from runtimes.plan_document import decode, encode
 from runtimes.plan_schema import DTYPES, ROW_FIELDS, ClipKind, check_table
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -108,10 +109,10 @@ class SamplingPlan:
 
 @dataclass(frozen=True, eq=False)
 class PlanTable:
-    """All sampling plans of one scheduler: the content of `schedules/<name>.npz`.
+    """All sampling plans of one scheduler: the content of `schedules/<name>.json`.
 
     P plans, E model evaluations over all of them, R distinct rows, K slots. Arrays are
-    little-endian, C order, .npy version 1.0.
+    little-endian and C-contiguous; `runtimes.plan_document` says how they stand in the file.
 
     steps             i4[P]       the step count of each plan, strictly increasing
     offsets           i4[P+1]     plan p has the evaluations offsets[p] .. offsets[p+1]-1
@@ -167,9 +168,9 @@ class PlanTable:
         Raises:
             BundleError: says what was expected and what was found.
         """
-        arrays = read_arrays(path, DTYPES)
+        data = read_regular(path, LARGEST_DOCUMENT)
         try:
-            table = cls(**arrays)
+            table = cls(**decode(data))
         except BundleError as error:
             raise BundleError(f"{Path(path).name}: {error}") from error
         if steps is not None and table.step_counts != tuple(steps):
@@ -178,8 +179,19 @@ class PlanTable:
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table; equal tables give equal files."""
-        write_arrays(path, {name: getattr(self, name) for name in DTYPES})
+        """Write the table; equal tables give equal files.
+
+        Raises:
+            BundleError: the file would be larger than what `load` reads.
+            OSError: it cannot be written.
+        """
+        data = encode({name: getattr(self, name) for name in DTYPES})
+        if len(data) > LARGEST_DOCUMENT:
+            raise BundleError(
+                f"{Path(path).name}: {len(data):,} bytes of sampling plans, expected at most "
+                f"{LARGEST_DOCUMENT:,}; take fewer step counts"
+            )
+        Path(path).write_bytes(data)
 
     @cached_property
     def step_counts(self) -> tuple[int, ...]:

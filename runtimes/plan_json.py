@@ -1,7 +1,7 @@
-"""Sampling plans as JSON, for programs that would rather not read ``.npz`` files.
+"""Sampling plans written out, for programs that start from noise only.
 
-Each plan stands there whole, as a list of evaluations: the indirections of the table (rows that
-are shared, and those of a run that starts in the middle) are resolved for a run from noise.
+Each plan stands there whole, as a list of evaluations: the indirections of a bundle's table (rows
+that are shared, and those of a run that starts in the middle) are resolved for a run from noise.
 docs/bundle-format.md specifies the document.
 """
 

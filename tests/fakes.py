@@ -301,7 +301,7 @@ def _build(folder: Path, components: tuple[Component, ...], graphs: Mapping[str,
 
 
 def _schedule(folder: Path, name: str) -> Schedule:
-    path = f"schedules/{name}.npz"
+    path = f"schedules/{name}.json"
     (folder / "schedules").mkdir(exist_ok=True)
     plan_table(name == "noisy").save(folder / path)
     return Schedule(name, f"{name.title()}Scheduler", file_of(folder, path), STEPS, "key")

@@ -22,6 +22,7 @@ from exporter.targets import TARGETS
 from runtimes import noise
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
+from runtimes.files import LARGEST_DOCUMENT
 from runtimes.loading import Loading
 from runtimes.manifest import FORMAT_VERSION, Manifest, schema
 from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
@@ -280,27 +281,31 @@ def test_bounds_of_symbols() -> None:
 
 # Sampling plans
 
-ARRAY_ROWS = table(section(DOCUMENT, "9.2 The file"), "Array")
+MEMBER_ROWS = table(section(DOCUMENT, "9.2 The file"), "Member")
 
 
-def test_arrays_of_a_plan() -> None:
-    documented = {plain(row["Array"]): plain(row["dtype"]) for row in ARRAY_ROWS}
-    assert documented == ARRAYS
-    assert documented == reader.DTYPES
-    meaning = {plain(row["Array"]): row["Meaning"] for row in ARRAY_ROWS}
+def test_members_of_a_table_of_plans() -> None:
+    documented = {plain(row["Member"]): plain(row["Elements"]) for row in MEMBER_ROWS}
+    assert list(documented) == list(ARRAYS)
+    assert documented == reader.ELEMENTS
+    kinds = {name: "number" if "f" in dtype else "integer" for name, dtype in ARRAYS.items()}
+    assert {name: kind.removesuffix(" or null") for name, kind in documented.items()} == kinds
+    meaning = {plain(row["Member"]): row["Meaning"] for row in MEMBER_ROWS}
     assert f"within 1 and {MAX_STEPS}" in meaning["steps"]
     assert f"K at most {MAX_SLOTS}" in meaning["state"]
+    assert f"at most {LARGEST_DOCUMENT >> 20} MiB" in section(DOCUMENT, "9.2 The file")
 
 
 def test_shapes_of_a_plan() -> None:
     sizes = {"P": 2, "E": 5, "R": 3, "K": 4, "W": 1, "2": 2, "3": 3}
     arrays = {}
-    for row in ARRAY_ROWS:
+    for row in MEMBER_ROWS:
         shape = [
             sum(sizes.get(term, 1) for term in dimension.split("+"))
             for dimension in plain(row["Shape"]).strip("[]").split(", ")
         ]
-        arrays[plain(row["Array"])] = np.zeros(shape, plain(row["dtype"]))
+        name = plain(row["Member"])
+        arrays[name] = np.zeros(shape, ARRAYS[name])
     arrays["steps"][:] = [2, 3]
     arrays["offsets"][:] = [0, 2, 5]
     check_table(arrays)
@@ -309,6 +314,24 @@ def test_shapes_of_a_plan() -> None:
             check_table({**arrays, name: np.concatenate([array, array[:1]])})
         with pytest.raises(BundleError):
             check_table({**arrays, name: array[np.newaxis]})
+
+
+def test_null_stands_where_the_document_says(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    fakes.plan_table(noisy=True).save(path)
+    good = json.loads(path.read_bytes())
+    for row in MEMBER_ROWS:
+        name = plain(row["Member"])
+        nulls = np.full(np.shape(good[name]), None).tolist()
+        path.write_text(json.dumps({**good, name: nulls}))
+        if "null" in row["Elements"]:
+            assert np.isnan(getattr(PlanTable.load(path), name)).all()
+            assert np.isnan(reader.read_table(path)[name]).all()
+        else:
+            with pytest.raises(BundleError, match=name):
+                PlanTable.load(path)
+            with pytest.raises(reader.Refused, match=name):
+                reader.read_table(path)
 
 
 def test_kinds_of_clipping() -> None:
@@ -358,8 +381,8 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
 def test_the_recurrence(kind: ClipKind, window: int, seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng([seed, kind, window])
     made = random_table(rng, kind, window)
-    made.save(tmp_path / "table.npz")
-    arrays = reader.read_table(tmp_path / "table.npz")
+    made.save(tmp_path / "table.json")
+    arrays = reader.read_table(tmp_path / "table.json")
     shape = (2, 3, 4, 5)
 
     def predict(sample: Any, timestep: Any) -> Any:
@@ -401,8 +424,8 @@ def test_plans_that_depend_on_the_size(window: int, seed: int, tmp_path: Path) -
         for shift in (0.25, 0.5, 1.5)
     ]
     made = join(sheets)
-    made.save(tmp_path / "table.npz")
-    arrays = reader.read_table(tmp_path / "table.npz")
+    made.save(tmp_path / "table.json")
+    arrays = reader.read_table(tmp_path / "table.json")
     shape = (2, 3, 4, 5)
 
     def predict(sample: Any, timestep: Any) -> Any:

@@ -212,7 +212,7 @@ def own_table(scheduler: SchedulerMixin, folder: Path, steps: int) -> PlanTable:
     """The plans that an export makes for a pipeline's own scheduler."""
     config = schedules.plain_config(scheduler)
     name = schedules.own_name(scheduler)
-    path = folder / "table.npz"
+    path = folder / "table.json"
     schedules.make(name, type(scheduler).__name__, config, [steps], path, Told())
     return PlanTable.load(path)
 

@@ -171,8 +171,8 @@ def test_steps_can_be_added(tmp_path: Path) -> None:
     merged = trace_told(scheduler, [9], told).merge(_tables("exponential"))
     assert merged.step_counts == whole.step_counts == (8, 9)
     assert np.allclose(merged.plan(9, 0, 1.0).prediction, whole.plan(9, 0, 1.0).prediction)
-    whole.save(tmp_path / "table.npz")
-    read = PlanTable.load(tmp_path / "table.npz")
+    whole.save(tmp_path / "table.json")
+    read = PlanTable.load(tmp_path / "table.json")
     assert np.array_equal(read.plan(8, 2, 1.0).prediction, whole.plan(8, 2, 1.0).prediction)
 
 

@@ -171,7 +171,7 @@ def test_what_stands_in_the_way_is_neither_followed_nor_written(
             os.mkfifo(there)
 
     def make(folder: Path) -> dict[str, Any]:
-        (folder / "a.npz").write_bytes(b"a")
+        (folder / "a.json").write_bytes(b"a")
         return {}
 
     try:

@@ -24,7 +24,7 @@ from runtimes.pipeline import load
 from runtimes.plan_json import write_plans
 from tests import fakes
 
-TABLE = "schedules/ddpm.npz"
+TABLE = "schedules/ddpm.json"
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
 @pytest.mark.parametrize("link", HOSTILE)
 def test_adding_plans_writes_through_no_link(link: str, bundle: Path, victim: Path) -> None:
     HOSTILE[link](bundle, victim)
-    outside = {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.npz")}
+    outside = {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")}
 
     if link == "the scratch's old name":
         add_to_bundle(bundle, ["ddpm"], [3], Progress())
@@ -97,7 +97,7 @@ def test_adding_plans_writes_through_no_link(link: str, bundle: Path, victim: Pa
             add_to_bundle(bundle, ["ddpm"], [3], Progress())
 
     assert unharmed(victim)
-    assert {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.npz")} == outside
+    assert {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")} == outside
 
 
 def test_adding_plans_leaves_only_what_the_manifest_lists(bundle: Path) -> None:
@@ -111,8 +111,8 @@ def test_adding_plans_leaves_only_what_the_manifest_lists(bundle: Path) -> None:
 
 @pytest.mark.fault("1.9", "tables that a killed `latentc schedule` left stay in the bundle")
 def test_tables_that_a_killed_run_left_are_removed(bundle: Path, victim: Path) -> None:
-    (bundle / "schedules" / "ddpm-01234567.npz").write_bytes(b"of a killed run")
-    (bundle / "schedules" / "euler-89abcdef.npz").symlink_to(victim / "file")
+    (bundle / "schedules" / "ddpm-01234567.json").write_bytes(b"of a killed run")
+    (bundle / "schedules" / "euler-89abcdef.json").symlink_to(victim / "file")
     (bundle / "schedules" / "notes.txt").write_text("somebody's own")
 
     add_to_bundle(bundle, ["ddpm"], [3], Progress())
@@ -143,7 +143,7 @@ def link_out(path: Path) -> None:
 def test_an_old_table_is_checked_before_it_is_merged(
     damage: Callable[[Path], None], bundle: Path
 ) -> None:
-    (table,) = (bundle / "schedules").glob("ddpm-*.npz")
+    (table,) = (bundle / "schedules").glob("ddpm-*.json")
     damage(table)
 
     with pytest.raises(BundleError):

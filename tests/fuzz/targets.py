@@ -181,6 +181,15 @@ def _arrays() -> Iterator[bytes]:
     yield data.getvalue()
 
 
+def _old_plans() -> Iterator[bytes]:
+    from tests import fakes
+    from tests.runtimes.test_version_1_plans import save_plans
+
+    with tempfile.TemporaryDirectory() as folder:
+        for noisy in (False, True):
+            yield save_plans(Path(folder) / "old.npz", fakes.plan_table(noisy)).read_bytes()
+
+
 def _saved_images() -> Iterator[bytes]:
     yield _npz(images=np.zeros((1, 4, 4, 3), np.uint8), latents=np.zeros((1, 4, 2, 2), np.float32))
 
@@ -305,7 +314,8 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
     "runtimes.engine_store:_load": _json({"recipe": "a", "device": "b", "version": "1"}),
     "runtimes.precision:canonical": _texts("fp32", "fp32,denoiser=int8+downsampled-attention"),
-    "runtimes.plan:PlanTable.load": _bundle_files("schedules/plain.npz", "schedules/noisy.npz"),
+    "runtimes.plan:PlanTable.load": _bundle_files("schedules/plain.json", "schedules/noisy.json"),
+    "runtimes.version_1.plans:read_plans": _old_plans,
     "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
     "runtimes.mil.session:packages_of": _json({"packages": ["a.mlpackage", "b.mlpackage"]}),
     "runtimes.npz:read_arrays": _arrays,

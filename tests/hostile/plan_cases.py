@@ -2,130 +2,190 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Mapping
+import json
 from typing import Any
-
-import numpy as np
 
 from tests.hostile.bad_bundle import BadBundle, case
 
 
-def _arrays(bad: BadBundle) -> dict[str, Any]:
-    with np.load(io.BytesIO(bad.read(bad.plans())), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _put(bad: BadBundle, arrays: Mapping[str, Any]) -> None:
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    bad.put(bad.plans(), data.getvalue())
+def _document(bad: BadBundle) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(bad.read(bad.plans()))
+    return document
 
 
 def _changed(bad: BadBundle, **changes: Any) -> None:
-    _put(bad, {**_arrays(bad), **changes})
+    bad.put(bad.plans(), json.dumps({**_document(bad), **changes}).encode())
 
 
-@case("plans", ".npz")
-def plans_not_a_zip(bad: BadBundle) -> None:
-    """The table is no archive."""
+def _first_timestep(bad: BadBundle, text: bytes) -> None:
+    """Put a text that need not be JSON in the place of the first timestep."""
+    before, after = json.dumps({**_document(bad), "timesteps": ["here"]}).encode().split(b'"here"')
+    bad.put(bad.plans(), before + text + after)
+
+
+@case("plans", "not a table of sampling plans")
+def plans_not_json(bad: BadBundle) -> None:
+    """The table is no JSON."""
     bad.put(bad.plans(), b"PK nothing")
 
 
-@case("plans", ".npz")
+@case("plans", "not a table of sampling plans")
 def plans_cut_short(bad: BadBundle) -> None:
-    """The table's archive ends early."""
+    """The table's document ends early."""
     bad.put(bad.plans(), bad.read(bad.plans())[:-40])
 
 
+@case("plans", "not a table of sampling plans")
+def plans_empty(bad: BadBundle) -> None:
+    """The table is a file without content."""
+    bad.put(bad.plans(), b"")
+
+
 @case("plans", "state")
-def plans_pickled(bad: BadBundle) -> None:
-    """An array is one of Python objects: a pickle, which runs code."""
-
-    class Trap:
-        def __reduce__(self) -> Any:
-            return (open, (str(bad.outside / "pwned"), "w"))
-
-    _changed(bad, state=np.array([Trap()], dtype=object))
+def plans_without_a_member(bad: BadBundle) -> None:
+    """A member is missing."""
+    document = _document(bad)
+    del document["state"]
+    bad.put(bad.plans(), json.dumps(document).encode())
 
 
-@case("plans", "missing arrays")
-def plans_without_an_array(bad: BadBundle) -> None:
-    """An array is missing."""
-    arrays = _arrays(bad)
-    del arrays["state"]
-    _put(bad, arrays)
+@case("plans", "unknown field")
+def plans_with_another_member(bad: BadBundle) -> None:
+    """There is a member that the format does not have."""
+    _changed(bad, other=[0.0])
 
 
-@case("plans", "unexpected")
-def plans_with_another_array(bad: BadBundle) -> None:
-    """There is an array that the format does not have."""
-    _changed(bad, other=np.zeros(3))
+@case("plans", "expected at most")
+def plans_of_many_bytes(bad: BadBundle) -> None:
+    """The document has 65 MiB, of spaces for the most part."""
+    bad.put(bad.plans(), bad.read(bad.plans()).ljust(65 << 20))
 
 
-@case("plans", "the limit is")
-def plans_that_unpack_to_much(bad: BadBundle) -> None:
-    """Two hundred kilobytes unpack to 200 MiB."""
-    _changed(bad, state=np.zeros((200 << 17, 1, 1)))
+@case("plans", "not a table of sampling plans")
+def plans_nested_deeply(bad: BadBundle) -> None:
+    """A list stands in a list, a hundred thousand times."""
+    _first_timestep(bad, b"[" * 100_000 + b"]" * 100_000)
 
 
-@case("plans", ".npz")
-def plans_that_lie_about_their_size(bad: BadBundle) -> None:
-    """A member declares a few bytes and unpacks to more."""
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in _arrays(bad).items():
-            member = io.BytesIO()
-            np.save(member, array)
-            archive.writestr(f"{name}.npy", member.getvalue())
-    raw = bytearray(data.getvalue())
-    at = raw.index(b"PK\x01\x02")
-    raw[at + 24 : at + 28] = (16).to_bytes(4, "little")
-    bad.put(bad.plans(), bytes(raw))
+@case("plans", "state")
+def plans_of_another_depth(bad: BadBundle) -> None:
+    """Matrices have one dimension too many."""
+    _changed(bad, state=[[matrix] for matrix in _document(bad)["state"]])
+
+
+@case("plans", "state: expected lists of one length")
+def plans_with_ragged_lists(bad: BadBundle) -> None:
+    """A row of a matrix has one number more than the others."""
+    state = _document(bad)["state"]
+    state[-1][-1].append(0.0)
+    _changed(bad, state=state)
+
+
+@case("plans", "shape")
+def plans_of_another_length(bad: BadBundle) -> None:
+    """A list is shorter than those that it stands beside."""
+    _changed(bad, timesteps=_document(bad)["timesteps"][:-1], input_scale=[1.0])
+
+
+@case("plans", "clip")
+def plans_without_numbers(bad: BadBundle) -> None:
+    """A list is empty."""
+    _changed(bad, clip=[])
 
 
 @case("plans", "rows")
 def plans_with_rows_beyond_the_table(bad: BadBundle) -> None:
     """An index leads beyond the rows."""
-    rows = _arrays(bad)["rows"].copy()
-    rows[0, 0] = 10**6
+    rows = _document(bad)["rows"]
+    rows[0][0] = 10**6
     _changed(bad, rows=rows)
 
 
 @case("plans", "rows")
 def plans_with_negative_rows(bad: BadBundle) -> None:
     """An index is negative, which some languages count from the end."""
-    rows = _arrays(bad)["rows"].copy()
-    rows[0, 0] = -1
+    rows = _document(bad)["rows"]
+    rows[0][0] = -1
+    _changed(bad, rows=rows)
+
+
+@case("plans", "rows")
+def plans_with_rows_that_wrap_around(bad: BadBundle) -> None:
+    """An index is 0 in 32 bits, and 2^32 in more."""
+    rows = _document(bad)["rows"]
+    rows[0][0] = 1 << 32
     _changed(bad, rows=rows)
 
 
 @case("plans", "offsets")
 def plans_with_offsets_beyond_the_table(bad: BadBundle) -> None:
     """A plan ends behind the last evaluation."""
-    offsets = _arrays(bad)["offsets"].copy()
+    offsets = _document(bad)["offsets"]
     offsets[-1] += 7
     _changed(bad, offsets=offsets)
 
 
-@case("plans", "NaN or infinity")
+@case("plans", "not a table of sampling plans")
 def plans_with_nan(bad: BadBundle) -> None:
-    """A coefficient is NaN."""
-    state = _arrays(bad)["state"].copy()
-    state[0] = np.nan
+    """A number is NaN, which some readers take though it is no JSON."""
+    _first_timestep(bad, b"NaN")
+
+
+@case("plans", "not a table of sampling plans")
+def plans_with_infinity(bad: BadBundle) -> None:
+    """A number is Infinity, which some readers take though it is no JSON."""
+    _first_timestep(bad, b"-Infinity")
+
+
+@case("plans", "out of range")
+def plans_with_a_huge_number(bad: BadBundle) -> None:
+    """A number is beyond float64, and infinite in many readers."""
+    _first_timestep(bad, b"1e999")
+
+
+@case("plans", "out of range")
+def plans_with_many_digits(bad: BadBundle) -> None:
+    """A number has a hundred thousand digits."""
+    _first_timestep(bad, b"9" * 100_000)
+
+
+@case("plans", "state")
+def plans_with_null(bad: BadBundle) -> None:
+    """A coefficient is null."""
+    state = _document(bad)["state"]
+    state[0][0][0] = None
     _changed(bad, state=state)
 
 
+@case("plans", "known")
+def plans_with_half_a_pair(bad: BadBundle) -> None:
+    """One number of a pair is null."""
+    known = _document(bad)["known"]
+    known[0] = [None, 1.0]
+    _changed(bad, known=known)
+
+
 @case("plans", "timesteps")
-def plans_of_another_type(bad: BadBundle) -> None:
-    """An array has single precision."""
-    _changed(bad, timesteps=_arrays(bad)["timesteps"].astype(np.float32))
+def plans_of_texts(bad: BadBundle) -> None:
+    """Numbers are written as texts."""
+    _changed(bad, timesteps=[str(value) for value in _document(bad)["timesteps"]])
+
+
+@case("plans", "noise_draws")
+def plans_of_truth_values(bad: BadBundle) -> None:
+    """What is 0 or 1 is false or true."""
+    _changed(bad, noise_draws=[bool(value) for value in _document(bad)["noise_draws"]])
+
+
+@case("plans", "steps")
+def plans_of_fractions(bad: BadBundle) -> None:
+    """Step counts have a fraction, be it zero."""
+    _changed(bad, steps=[float(value) for value in _document(bad)["steps"]])
 
 
 @case("plans", "steps")
 def plans_of_other_steps(bad: BadBundle) -> None:
     """The table has other step counts than the manifest says."""
-    steps = _arrays(bad)["steps"].copy()
+    steps = _document(bad)["steps"]
     steps[-1] += 1
     _changed(bad, steps=steps)

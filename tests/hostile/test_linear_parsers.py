@@ -20,12 +20,15 @@ from PIL import Image
 
 from benchmarks.bench import compare, model, texts
 from benchmarks.wandb_report import mapped
+from runtimes.plan_document import encode
+from runtimes.plan_schema import DTYPES
 from runtimes.prompt_weights import parse
 from runtimes.tokenizer import TextTokenizer
 from runtimes.tokenizer_rules import LONGEST_TEXT
 from tests import bench_reports, fakes
 from tests.fuzz import targets
 from tests.runtimes.test_linear_work import plans
+from tests.runtimes.test_version_1_plans import save_plans
 from tests.steps import steps_of
 
 COUNT = 300
@@ -96,8 +99,24 @@ def _png(count: int) -> bytes:
 
 def _plans(count: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        plans(count).save(Path(folder) / "plans.npz")
-        return (Path(folder) / "plans.npz").read_bytes()
+        plans(count).save(Path(folder) / "plans.json")
+        return (Path(folder) / "plans.json").read_bytes()
+
+
+def _old_plans(count: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_plans(Path(folder) / "plans.npz", plans(count)).read_bytes()
+
+
+def _slots(count: int) -> bytes:
+    """A table of which each row has so many numbers."""
+    rows, slots = 3 * count // COUNT, 40
+    table = plans(1)
+    arrays = {name: getattr(table, name) for name in DTYPES}
+    arrays["state"] = np.zeros((rows, slots, slots))
+    arrays |= {name: np.zeros((rows, slots)) for name in ("prediction", "clean", "noise")}
+    arrays["clean_from"] = np.zeros((rows, 2))
+    return encode(arrays)
 
 
 def _program(count: int) -> bytes:
@@ -251,7 +270,8 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _texts(lambda count: "fp32" + "+downsampled-attention" * count),
         _texts(lambda count: "," * count),
     ),
-    "runtimes.plan:PlanTable.load": (_plans,),
+    "runtimes.plan:PlanTable.load": (_plans, _slots),
+    "runtimes.version_1.plans:read_plans": (_old_plans,),
     "runtimes.trust:_known_hashes": (
         _json(lambda count: {f"/a/{n}": [1, 2, 3, 4, "0" * 64] for n in range(count)}),
     ),

@@ -46,6 +46,7 @@ OURS = {
     "runtimes/backends/torch_archive.py:opened": "is a generator, inside of which the rule holds",
     "runtimes/backends/torch_archive.py:_document": "the rule holds inside of it",
     "runtimes/backends/torch_program.py:_keywords": "is called by a parser",
+    "runtimes/plan_document.py:decode": "is called by a parser",
     "runtimes/tokenizer_rules.py:checked": "is called by a parser",
     "runtimes/tokenizer_rules.py:_check_model": "is called by a parser",
 }

@@ -114,12 +114,12 @@ def test_an_escaping_path_is_refused(bundle: Path, path: str) -> None:
 
 
 def test_only_what_is_loaded_is_checked(bundle: Path) -> None:
-    (bundle / "schedules/noisy.npz").unlink()
+    (bundle / "schedules/noisy.json").unlink()
     with load(bundle, FakeBackend()) as pipe:
         pipe("a red circle", num_inference_steps=1, output_type="latent")
-        with pytest.raises(BundleError, match=r"noisy\.npz: is missing"):
+        with pytest.raises(BundleError, match=r"noisy\.json: is missing"):
             pipe("a red circle", scheduler="noisy")
-    with pytest.raises(BundleError, match=r"noisy\.npz: is missing"):
+    with pytest.raises(BundleError, match=r"noisy\.json: is missing"):
         Bundle.open(bundle).check()
 
 

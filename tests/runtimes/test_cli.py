@@ -174,10 +174,11 @@ def test_nan_is_an_error(tmp_path: Path, run: Run) -> None:
 
 
 def test_an_altered_file_is_an_error(bundle: Path, run: Run) -> None:
-    (bundle / "schedules/plain.npz").write_bytes(b"")
+    size = (bundle / "schedules/plain.json").stat().st_size
+    (bundle / "schedules/plain.json").write_bytes(b"")
     code, _, err = run("generate", bundle, "a")
     assert code == 4
-    assert "schedules/plain.npz: expected 2" in one_line(err)
+    assert f"schedules/plain.json: expected {size:,} bytes" in one_line(err)
 
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,13 +271,13 @@ def test_verify_misses(bundle: Path, run: Run) -> None:
 
 def test_verify_hashes_everything(bundle: Path, run: Run) -> None:
     add_probes(bundle)
-    path = bundle / "schedules/noisy.npz"
+    path = bundle / "schedules/noisy.json"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     code, _, err = run("verify", bundle)
     assert code == 4
-    assert "noisy.npz: expected SHA-256" in one_line(err)
+    assert "noisy.json: expected SHA-256" in one_line(err)
     assert run("verify", bundle, "--files-only")[0] == 4
 
 

@@ -351,7 +351,7 @@ def plans(count: int) -> PlanTable:
 def test_tables_of_plans() -> None:
     def steps(count: int) -> int:
         table = plans(count)
-        schedule = Schedule("s", "S", File("s.npz", 1, "0" * 64), (1,), "k")
+        schedule = Schedule("s", "S", File("s.json", 1, "0" * 64), (1,), "k")
         return steps_of(lambda: plan_json.document(schedule, table))
 
     steps(1)  # numpy does some of its work once

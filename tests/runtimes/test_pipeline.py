@@ -635,7 +635,7 @@ def test_no_such_device(bundle: Path) -> None:
 
 def test_a_damaged_schedule(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b")
-    (bundle / "schedules/plain.npz").write_bytes(b"PK")
+    (bundle / "schedules/plain.json").write_bytes(b"{")
     pipe = load(bundle, FakeBackend())
-    with pytest.raises(BundleError, match=r"plain\.npz"):
+    with pytest.raises(BundleError, match=r"plain\.json"):
         pipe("a")
