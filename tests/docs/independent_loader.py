@@ -9,15 +9,23 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.docs.independent_manifest import DOCUMENT, Refused, checked, expect, read_inside
-from tests.docs.independent_manifest import read_json, read_manifest, refusing
+from tests.docs.independent_manifest import (
+    DOCUMENT,
+    Refused,
+    checked,
+    expect,
+    read_inside,
+    read_json,
+    read_manifest,
+    refusing,
+)
 from tests.docs.independent_program import (
     GIVEN,
     MADE,
@@ -76,14 +84,14 @@ def read_table(path: Path) -> dict[str, Array]:
 def _rules(t: Mapping[str, Array], plans: int, rows: int, slots: int) -> dict[str, Any]:
     shifts, lengths, missing = np.unique(t["shift"]), np.diff(t["offsets"]), np.isnan
     each, (kind, limit, ratio), draws = plans // len(shifts), t["clip"], t["noise_draws"]
-    expect(0 <= t["rows"].min() and t["rows"].max() < rows, "rows beyond the table")
+    expect(t["rows"].min() >= 0 and t["rows"].max() < rows, "rows beyond the table")
     uses = (t["noise"] != 0).any(axis=1)[t["rows"]].any(axis=1)
     forms = (t["steps"], lengths, draws, *(missing(t[name]) for name in ("add_noise", "known")))
     sheets = [values.reshape(len(shifts), -1) for values in forms]
     return {
         "shift": len(shifts) <= 64 and np.array_equal(np.repeat(shifts, each), t["shift"]),
         "another shift": all((sheet == sheet[0]).all() for sheet in sheets),
-        "steps": 1 <= t["steps"].min() and t["steps"].max() <= 10000,
+        "steps": t["steps"].min() >= 1 and t["steps"].max() <= 10000,
         "order of steps": (np.diff(t["steps"][:each]) > 0).all(),
         "offsets": not t["offsets"][0] and t["offsets"][-1] == len(draws) and lengths.min() > 0,
         "state": slots <= 64 and slots**2 * lengths.max() <= 2**24,
@@ -307,10 +315,12 @@ class Tokenizer:
         lengths = [(len(r["content"]), len(r["pattern"].get("String", "")) or 1) for r in rules]
         expect(math.prod(max(1.0, new / old) for new, old in lengths) <= 64, "it lets a text grow")
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         known = {w for word, text in spec["expansions"].items() for w in (word, *text.split(" "))}
         self._words = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
+        own = self._tokenizer.encode("a").ids
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        expect(own == self.rows("a", 1)[0], "it frames otherwise")
 
     def rows(self, text: str, most: int) -> list[list[int]]:
         """Return the rows of ids of a text."""

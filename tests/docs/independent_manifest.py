@@ -164,6 +164,10 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{build['name']} has other components"
         if any(a["entry"] not in files[n] for n, a in build["artifacts"].items()):
             yield f"an entry of {build['name']} is not listed"
+    models = document["source"]["base_model"]
+    said = [*models, document["source"]["licence"] or "", document["source"]["author"] or ""]
+    if len(models) > 32 or any(len(text) > 200 for text in said):
+        yield "the source says too much of itself"
     for each in document["tokenizers"]:
         words = each["vocabulary"] or 0 if each["vocabulary"] is not None else 2**31
         ids, length = [*each["before"], *each["after"], each["pad"]], each["max_length"]

@@ -134,7 +134,7 @@ class _Typing:
             if sizes:
                 at = step["axis"]
                 shape = (*shape[: at - 1], sum(sizes), *shape[at:])
-        expect(shape or step["do"] == "zeros" and step["like"], f"{step['do']}: no shape")
+        expect(shape, f"{step['do']}: no shape")
         return {step["gives"]: (rows, integers, shape)}
 
     def _are(self, names: Sequence[str], *kinds: str) -> None:
@@ -238,7 +238,8 @@ def problems(program: Node) -> Iterator[str]:
     if bins:
         sides = [side for _, *own in bins["sizes"] for side in own]
         whole = all(isinstance(side, int) and 1 <= side <= 2**20 for side in sides)
-        if not whole or len(sides) != 2 * len(bins["sizes"]) > 2048 or bins["argument"] in names:
+        right = whole and len(sides) == 2 * len(bins["sizes"]) <= 2048
+        if not right or bins["argument"] in names:
             yield "bad bins"
     yield from _symbol_problems(symbols, arguments, sizes)
     yield from _argument_problems(program["arguments"], sizes)
@@ -278,7 +279,7 @@ def _argument_problems(arguments: Sequence[Node], sizes: Sequence[str]) -> Itera
             yield f"{each['name']}: falls back to nothing before it"
         if not 1 <= (1 if each.get("count") is None else each["count"]) <= 64:
             yield f"{each['name']}: {each['count']} of them"
-        if each["kind"] == "text" and ways > 1 or each["kind"] == "numbers" and ways != 1:
+        if ways > 1 or (each["kind"] == "numbers" and not ways):
             yield f"{each['name']}: a default, a fallback or optional"
         if each["kind"] == "numbers":
             if each["default"] and len(each["default"]) != each["count"]:
@@ -325,11 +326,8 @@ def _loop_problems(program: Node, arguments: Mapping[str, Node]) -> Iterator[str
         fractions = [end for end in ends if not isinstance(end, str)]
         if not all(each.get("kind") == "numbers" and not each["optional"] for each in known):
             yield "a window by what is no number in every call"
-        if (
-            not all(0 <= end <= 1 for end in fractions)
-            or len(fractions) == 2
-            and ends[0] >= ends[1]
-        ):
+        empty = len(fractions) == 2 and ends[0] >= ends[1]
+        if empty or not all(0 <= end <= 1 for end in fractions):
             yield f"a window from {ends[0]} to {ends[1]}"
 
 
