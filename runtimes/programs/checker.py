@@ -142,6 +142,9 @@ class _Checker:
                 yield f"symbol {name!r}: together with {sorted(symbol.together)}, no sizes"
 
     def _argument_problems(self) -> Iterator[str]:
+        texts = [each for each in self.program.arguments if isinstance(each, Text)]
+        if texts and all(each.optional or each.default is not None for each in texts):
+            yield "no text that a call must give: how many images it makes, that text says"
         earlier: dict[str, form.Argument] = {}
         for argument in self.program.arguments:
             if isinstance(argument, Text):

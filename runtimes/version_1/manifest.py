@@ -25,6 +25,7 @@ from runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
 from runtimes.version_1.tasks import Task
 
 FORMAT_VERSION = 1
+_MOST = 256  # of anything; the work of making programs grows with the square of some
 
 
 class Tokenizer(Strict, frozen=True):
@@ -68,7 +69,12 @@ class Manifest(Strict, frozen=True):
     def decode(cls, data: bytes, origin: str = "manifest.json") -> Manifest:
         """Decode the document. What its fields must keep to is checked where programs are made of
         them. Raises BundleError."""
-        return msgspec.json.decode(data, type=cls)
+        manifest = msgspec.json.decode(data, type=cls)
+        for name in cls.__struct_fields__:
+            members = getattr(manifest, name)
+            if isinstance(members, tuple) and len(members) > _MOST:
+                raise BundleError(f"{origin}: {len(members)} {name}, expected at most {_MOST}")
+        return manifest
 
     def files(self) -> Iterator[File]:
         """Yield every file that the manifest vouches for."""

@@ -19,7 +19,7 @@ from runtimes.locks import Stages, writing
 from runtimes.manifest import FORMAT_VERSION, LARGEST, MANIFEST, File, Manifest, Schedule
 from runtimes.manifest import Tokenizer as NewTokenizer
 from runtimes.outputs import check_folder
-from runtimes.parsing import parser
+from runtimes.parsing import parsing
 from runtimes.programs.statements import Program
 from runtimes.tokenizer import TextTokenizer
 from runtimes.trust import checked
@@ -83,10 +83,10 @@ def _read(bundle: Path) -> bytes:
         raise BundleError(f"{bundle / MANIFEST}: {error.strerror or error}") from error
 
 
-@parser(BundleError, "origin", "a manifest")
 def _version(data: bytes, origin: str) -> int:
     """Return the version of a document. Raises BundleError for what has none."""
-    return msgspec.json.decode(data, type=_Head).format_version
+    with parsing(origin, BundleError, "a manifest"):
+        return msgspec.json.decode(data, type=_Head).format_version
 
 
 def _translated(root: Path, before: old.Manifest) -> Manifest:
@@ -117,10 +117,10 @@ def _translated(root: Path, before: old.Manifest) -> Manifest:
     )
 
 
-@parser(BundleError, "origin", "a manifest whose fields fit together")
 def _programs(before: old.Manifest, fields: CallFields, origin: str) -> tuple[Program, ...]:
     """Return a program for each task. Raises BundleError for fields that contradict each other."""
-    return tuple(program_of(task, fields) for task in before.tasks)
+    with parsing(origin, BundleError, "a manifest whose fields fit together"):
+        return tuple(program_of(task, fields) for task in before.tasks)
 
 
 def _tokenizer(root: Path, before: old.Tokenizer) -> NewTokenizer:
@@ -142,7 +142,12 @@ def _tokenizer(root: Path, before: old.Tokenizer) -> NewTokenizer:
 
 def _with_json(root: Path, before: Schedule) -> Schedule:
     """Write a scheduler's table as JSON beside the old one, and return where it is."""
-    table = read_plans(checked(root, before.file, "always"), before.steps)
+    table = read_plans(checked(root, before.file, "always"))
+    if table.step_counts != before.steps:
+        raise BundleError(
+            f"{before.file.path}: expected the steps {list(before.steps)}, found "
+            f"{list(table.step_counts)}; export the bundle again"
+        )
     path = f"{Path(before.file.path).with_suffix('')}.json"
     with files.temporary_folder() as folder:
         table.save(folder / "table.json")
