@@ -3,6 +3,7 @@ two values in calls that are else the same. An argument that changes nothing mus
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.progress import Progress
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import Image, Mask, Numbers, Program
 from runtimes.sizes import BINNING
+from runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
+from tests.runtimes.test_upgrade import ARCHIVE as OLD_BUNDLES
 from tests.uncaptured import Mixing, uncaptured
 
 SIDE = 32
@@ -294,6 +298,23 @@ def test_the_page_of_programs(opened: Callable[[str], Pipeline]) -> None:
     assert page.endswith(programs_page.generated(lambda kind: opened(kind).manifest)), (
         "python -m tests.programs_page writes it"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_upgraded_bundles_have_the_same_programs(
+    kind: str, opened: Callable[[str], Pipeline], tmp_path: Path
+) -> None:
+    """A bundle of format 1 says after its upgrade what an export of today says."""
+    with zipfile.ZipFile(OLD_BUNDLES) as archive:
+        members = [name for name in archive.namelist() if name.startswith(f"{kind}/")]
+        archive.extractall(tmp_path, members)
+    upgraded, manifest = upgrade(tmp_path / kind, Progress(None)), opened(kind).manifest
+    assert upgraded is not None
+    assert upgraded.programs == manifest.programs
+    assert upgraded.tokenizers == manifest.tokenizers
+    assert [each.positions for each in upgraded.components] == [
+        each.positions for each in manifest.components
+    ]
 
 
 def test_values_can_be_asked_for(opened: Callable[[str], Pipeline]) -> None:
