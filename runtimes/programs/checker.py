@@ -94,6 +94,7 @@ class _Checker:
                 yield f"statement {place + 1} ({statement.__struct_config__.tag}): {problem}"
             if found:
                 return  # what follows would only say that its values have no type
+        yield from self._latents_problems()
         yield from self._unused()
 
     def _name_problems(self) -> Iterator[str]:
@@ -142,9 +143,6 @@ class _Checker:
                 yield f"symbol {name!r}: together with {sorted(symbol.together)}, no sizes"
 
     def _argument_problems(self) -> Iterator[str]:
-        texts = [each for each in self.program.arguments if isinstance(each, Text)]
-        if texts and all(each.optional or each.default is not None for each in texts):
-            yield "no text that a call must give: how many images it makes, that text says"
         earlier: dict[str, form.Argument] = {}
         for argument in self.program.arguments:
             if isinstance(argument, Text):
@@ -154,6 +152,10 @@ class _Checker:
             elif isinstance(argument, Image) and not _is_list(argument.count):
                 yield f"image {argument.name!r}: a list of {argument.count}"
             earlier[argument.name] = argument
+        texts = [each for each in self.program.arguments if isinstance(each, Text)]
+        left_out = (e.optional or e.default is not None or e.fallback is not None for e in texts)
+        if texts and all(left_out):
+            yield "no text that a call must give: how many images it makes, that text says"
 
     def _text_problems(self, text: Text, earlier: Mapping[str, form.Argument]) -> Iterator[str]:
         ways = (text.default is not None, text.fallback is not None, text.optional)
@@ -300,6 +302,8 @@ class _Checker:
             if not isinstance(argument, Numbers):
                 yield f"{name!r} holds no numbers"
                 return
+            if argument.optional:
+                yield f"{name!r} holds no numbers in calls without it"
             count += argument.count
         if not row.of:
             yield "no numbers"
@@ -445,6 +449,17 @@ class _Checker:
         for kind, what in ((form.Loop, "loop"), (form.Emit, "emit")):
             if kinds.count(kind) != 1:
                 yield f"{kinds.count(kind)} statements {what!r}: expected one"
+
+    def _latents_problems(self) -> Iterator[str]:
+        """Check the values that arrays in the place of images stand for."""
+        for each in self.program.arguments:
+            if not isinstance(each, Image) or each.latents is None:
+                continue
+            kind = self.types.get(each.latents)
+            if kind is None or each.latents.startswith("_"):
+                yield f"image {each.name!r}: {each.latents!r} is no value that a call can give"
+            elif kind.integers or len(kind.shape) != 3 or kind.shape[0].symbol is not None:
+                yield f"image {each.name!r}: {each.latents!r} is {kind}: no latents"
 
     def _unused(self) -> Iterator[str]:
         """Yield values and arguments that nothing uses."""

@@ -333,6 +333,29 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         "'latents' is floats",
     ),
+    "a row of what may be missing": (
+        lambda d: (
+            d["arguments"].append({"kind": "numbers", "name": "more", "optional": True}),
+            insert({"do": "numbers", "gives": "z", "of": ["more"]})(d),
+        ),
+        "'more' holds no numbers in calls without it",
+    ),
+    "latents that there are not": (
+        put("nothing", "arguments", 2, "latents"),
+        "image 'image': 'nothing' is no value that a call can give",
+    ),
+    "latents that are private": (
+        put("_pixels", "arguments", 2, "latents"),
+        "image 'image': '_pixels' is no value that a call can give",
+    ),
+    "latents of two axes": (
+        put("prompt_embeds", "arguments", 2, "latents"),
+        "image 'image': 'prompt_embeds' is floats .*: no latents",
+    ),
+    "texts that may all be left out": (
+        put("", "arguments", 0, "default"),
+        "no text that a call must give",
+    ),
     "numbers of a text": (
         insert({"do": "numbers", "gives": "z", "of": ["prompt"]}),
         "'prompt' holds no numbers",
