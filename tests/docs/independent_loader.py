@@ -680,11 +680,13 @@ class Denoiser:
             feeds[name] = np.concatenate([self._fed(part, i) for part in parts])
         made = np.split(self._run(feeds, timestep), len(live))
         by_name = {branch["name"]: part for branch, part in zip(live, made, strict=True)}
-        found = base = by_name[self.base["name"]]
-        for branch in live:
-            for push in branch["push"]:
-                scale = np.float32(self.call.numbers[push["by"]][0] - push["less"])
-                found = found + scale * (by_name[push["branch"]] - by_name[branch["name"]])
+        weights = dict.fromkeys(by_name, 0.0) | {self.base["name"]: 1.0}
+        for name, push in ((b["name"], push) for b in live for push in b["push"]):
+            scale = self.call.numbers[push["by"]][0] - push["less"]
+            weights[push["branch"]] += scale
+            weights[name] -= scale
+        parts = [np.float32(weight) * by_name[name] for name, weight in weights.items()]
+        found, base = np.sum(parts, axis=0), by_name[self.base["name"]]
         amount = self.call.numbers[self.loop["rescale"]][0] if self.loop["rescale"] else 0
         return rescaled(found, base, amount) if amount and len(live) > 1 else found
 

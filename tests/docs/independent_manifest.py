@@ -90,18 +90,15 @@ def read_manifest(root: Path) -> dict[str, Any]:
 def structures() -> dict[str, dict[str, tuple[str, str | None]]]:
     """Return the members of each structure."""
     found: dict[str, dict[str, tuple[str, str | None]]] = {}
-    rows = re.findall(r"^\| (\S.*?) \| (.*?) ?\| (.*?) ?\| .*$", DOCUMENT.read_text(), re.MULTILINE)
-    for member, kind, required in rows:
-        name = member.strip("*")
-        if name != member:
-            found[name] = {}
-            current = found[name]
-            member, required = (kind.split(":")[0], "yes") if "`" in kind else ("`|`", "yes")
-            kind = kind.rpartition(": ")[2]
-        if required == "yes" or required.startswith("no, "):
-            default = None if required == "yes" else required[4:].strip("`")
-            names = re.findall(r"`(\S+)`", member) if kind else []
-            current |= dict.fromkeys(names, (kind, default))
+    for line in DOCUMENT.read_text("utf-8").splitlines():
+        if row := re.match(r"\| \*\*(\w+)\*\* \| (.*?) ?\| ", line):
+            named = re.findall(r"`(\w+)`: (.*?)(?:, (?=`)|$)", row[2])
+            found[row[1]] = {name: (kind, None) for name, kind in named}
+            if row[2] and not named:
+                found[row[1]] = {"|": (row[2], None)}
+        elif row := re.match(r"\| (`.*?`) \| (.+?) \| (yes|no, `(.*?)`) \| ", line):
+            last = found[[*found][-1]]
+            last |= dict.fromkeys(re.findall(r"`(\w+)`", row[1]), (row[2], row[4]))
     return found
 
 

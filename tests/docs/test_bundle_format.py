@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from exporter.targets import TARGETS
 from runtimes import noise
@@ -35,9 +36,11 @@ from runtimes.sampler import Rescale, denoise
 from runtimes.verify import TOLERANCES, relative_l2
 from runtimes.version_1.fields import Branch, Guidance
 from tests import fakes
+from tests.conftest import KEPT, one_at_a_time
 from tests.docs import independent_loader as reader
 from tests.docs import independent_manifest, independent_program
 from tests.docs.markdown import ROOT, section, table
+from tests.pictures import mask, picture
 
 DOCUMENT = ROOT / "docs" / "bundle-format.md"
 TEXT = DOCUMENT.read_text("utf-8")
@@ -114,7 +117,7 @@ def test_version() -> None:
 
 
 def test_element_types() -> None:
-    (row,) = re.findall(r"^\| `dtype` \| string \| yes \| (.*) \|$", TEXT, re.MULTILINE)
+    (row,) = re.findall(r"^\| \*\*TensorSpec\*\* \| .* \| +\| (.*?);.*\|$", TEXT, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == set(DTYPES)
 
 
@@ -635,6 +638,94 @@ def test_reader_and_runtime_agree_on_long_and_encoded_texts(
 
 def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> None:
     compare(unconditional_bundle, [{"seed": 3}, {"seed": [3, 4], "batch_size": 2}])
+
+
+@pytest.fixture(scope="session")
+def with_images(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A function: name of a tiny pipeline → its bundle for calls with images."""
+    from diffusers import UNet2DConditionModel
+
+    from exporter.compile import export
+    from tests import tiny
+
+    def make(name: str) -> Path:
+        folder, parts = KEPT / "bundles" / f"{name}-read", dict[str, Any]()
+        source = pipeline_folder("sd" if name == "controlnet" else name)
+        with one_at_a_time(f"bundle-{name}-read"):
+            if name == "sd":
+                parts = {"tasks": ("image-to-image", "inpainting"), "passes": ("step-cache",)}
+            elif name == "controlnet":
+                net, unet = KEPT / "controlnets" / "read", UNet2DConditionModel
+                if not (net / "config.json").exists():
+                    tiny.controlnet(unet.from_pretrained(source / "unet"), 10).save_pretrained(net)
+                parts = {"controlnet": net}
+            export(
+                source, folder, targets="onnx", schedulers=("ddim", "euler_a"), steps=(4, 10),
+                overwrite=True, **parts,
+            )  # fmt: skip
+        return folder
+
+    return make
+
+
+def as_arrays(value: Any) -> Any:
+    """Images as the document has them: float32 [n, channels, rows, columns]."""
+    if isinstance(value, list) and isinstance(value[0], Image.Image):
+        return np.concatenate([as_arrays(each) for each in value])
+    if not isinstance(value, Image.Image):
+        return value
+    array = np.atleast_3d(np.asarray(value, np.float32) / 255).transpose(2, 0, 1)[np.newaxis]
+    return array if array.shape[1] == 3 else (array >= 0.5).astype(np.float32)
+
+
+IMAGE, OTHER, MASK = picture(48, 32), picture(48, 32, seed=3), mask(48, 32)
+PART = {"image": IMAGE, "mask_image": MASK, "height": 32, "width": 48, "num_inference_steps": 10}
+CALLS_WITH_IMAGES: dict[str, list[dict[str, Any]]] = {
+    "sd": [
+        {"cache_interval": 3, "guidance_start": 0.3, "num_inference_steps": 10},
+        {"image": IMAGE, "strength": 0.5, "num_inference_steps": 10, "denoising_end": 0.8},
+        {"image": [IMAGE, OTHER], "prompt": ["a", "b"], "num_images_per_prompt": 2},
+        {"image": [IMAGE, OTHER], "prompt": ["a", "b"], "seed": [3, 4]},
+        {**PART, "strength": 0.6},
+        {**PART, "denoising_end": 0.5},
+    ],
+    "pix2pix": [
+        {"image": IMAGE},
+        {"image": IMAGE, "image_guidance_scale": 0.5},
+        {"image": IMAGE, "image_guidance_scale": 2.5, "guidance_stop": 0.5},
+    ],
+    "upscaler": [{"image": picture(16, 12), "noise_level": 5}],
+    "controlnet": [
+        {"control_image": IMAGE, "controlnet_conditioning_scale": 0.7},
+        {"control_image": IMAGE, "control_guidance_start": 0.2, "control_guidance_end": 0.7},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CALLS_WITH_IMAGES)
+def test_reader_and_runtime_agree_on_images(name: str, with_images: Callable[[str], Path]) -> None:
+    other = reader.Bundle(with_images(name))
+    with load(other.root, backend="onnxruntime") as pipe:
+        for scheduler in ("ddim", "euler_a"):
+            for call in CALLS_WITH_IMAGES[name]:
+                settings = {"prompt": ["red"], "scheduler": scheduler, "num_inference_steps": 4}
+                settings |= {"seed": 1, **call}
+                result = pipe(**settings)
+                latents, images = other(**{n: as_arrays(value) for n, value in settings.items()})
+                assert relative_l2(latents, result.latents) < 1e-5
+                for image, expected in zip(images, result.images, strict=True):
+                    difference = image.squeeze().astype(int) - np.asarray(expected).astype(int)
+                    assert np.abs(difference).max() <= 1
+
+
+def test_reader_and_runtime_go_on_from_another_run(with_images: Callable[[str], Path]) -> None:
+    """A run that ends early, and one that begins with its latents."""
+    other, call = reader.Bundle(with_images("sd")), {"prompt": ["red"], "num_inference_steps": 10}
+    with load(other.root, backend="onnxruntime") as pipe:
+        first = pipe(**call, seed=1, denoising_end=0.6, output_type="latent").latents
+        settings = {**call, "image": first, "denoising_start": 0.6, "scheduler": "euler_a"}
+        expected = pipe(**settings, seed=2).latents
+    assert relative_l2(other(**settings, seed=2)[0], expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "unconditional"])
