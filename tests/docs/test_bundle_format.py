@@ -660,7 +660,7 @@ def with_images(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]
                     tiny.controlnet(unet.from_pretrained(source / "unet"), 10).save_pretrained(net)
                 parts = {"controlnet": net}
             export(
-                source, folder, targets="onnx", schedulers=("ddim", "euler_a"), steps=(4, 10),
+                source, folder, targets=("onnx",), schedulers=("ddim", "euler_a"), steps=(4, 10),
                 overwrite=True, **parts,
             )  # fmt: skip
         return folder
