@@ -288,9 +288,8 @@ class Bundle:
         expect(right and image.shape[1] in (1, 3, 4), f"images {image.shape}")
         image = resized(image, made.asked) if made.asked else image
         levels = np.rint(np.clip(image.astype(np.float32), 0, 1) * np.float32(255))
-        return made.values[made.loop["state"]["name"]], levels.astype(np.uint8).transpose(
-            0, 2, 3, 1
-        )
+        latents = made.values[made.loop["state"]["name"]]
+        return latents, levels.astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 class Tokenizer:
@@ -300,18 +299,14 @@ class Tokenizer:
         import tokenizers
 
         path = checked(root, spec["file"])
-        document, self.spec = read_json(path.read_bytes()), spec
-        padding, cutting, normalizer = (
-            document[n] for n in ("padding", "truncation", "normalizer")
-        )
-        wanted = {"strategy": {"Fixed": spec["max_length"]}, "pad_id": spec["pad"]}
+        document, length, self.spec = read_json(path.read_bytes()), spec["max_length"], spec
+        padding, cutting = document["padding"], document["truncation"]
+        wanted = {"strategy": {"Fixed": length}, "pad_id": spec["pad"], "pad_to_multiple_of": None}
         expect({**padding, **wanted} == padding, "it pads otherwise")
-        expect(
-            not padding["pad_to_multiple_of"] and not cutting["stride"], "it pads or cuts otherwise"
-        )
-        expect(cutting["max_length"] == spec["max_length"], "it cuts otherwise")
-        parts = (normalizer or {}).get("normalizers", [normalizer or {}])
-        rules = [part for part in parts if part.get("type") == "Replace"]
+        expect({**cutting, "max_length": length, "stride": 0} == cutting, "it cuts otherwise")
+        normalizer = document["normalizer"] or {}
+        rules = normalizer.get("normalizers", [normalizer])
+        rules = [rule for rule in rules if rule.get("type") == "Replace"]
         lengths = [(len(r["content"]), len(r["pattern"].get("String", "")) or 1) for r in rules]
         expect(math.prod(max(1.0, new / old) for new, old in lengths) <= 64, "it lets a text grow")
         self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -339,38 +334,33 @@ class Call:
 
     def __init__(self, bundle: Bundle, given: dict[str, Any]) -> None:
         self.bundle, self.given = bundle, given
-        programs = bundle.manifest["programs"]
-        kinds = [
-            {a["name"] for a in p["arguments"] if a["kind"] in ("image", "mask")} for p in programs
-        ]
-        fitting = [
-            p for p, own in zip(programs, kinds) if own == given.keys() & set().union(*kinds)
-        ]
-        expect(fitting, "no program takes these images")
-        self.program = fitting[0]
-        self.steps = self.program["steps"]
+        kinds = {"image", "mask"}
+        own = {
+            program["name"]: {a["name"] for a in program["arguments"] if a["kind"] in kinds}
+            for program in bundle.manifest["programs"]
+        }
+        images = given.keys() & set().union(*own.values())
+        fitting = [p for p in bundle.manifest["programs"] if own[p["name"]] == images]
+        expect(fitting, f"no program takes the images {images}")
+        self.program, self.steps = fitting[0], fitting[0]["steps"]
         (self.loop,) = (step for step in self.steps if step["do"] == "loop")
         self.makers = {name: step for step in self.steps for name in gives(step)}
         arguments = {a["name"]: a for a in self.program["arguments"]}
         for name, argument in arguments.items():
-            array = given.get(name)
-            if argument["kind"] == "image" and argument["latents"] and array.shape[1] != 3:
-                given[argument["latents"]] = array
+            if argument.get("latents") and given[name].shape[1] != 3:
+                given[argument["latents"]] = given[name]
         public = {name for name in self.makers if name[0] != "_"}
         self.values = {n: np.asarray(v, np.float32) for n, v in given.items() if n in public}
         self._kinds_and_lengths()
         self._texts([a for a in arguments.values() if a["kind"] == "text"])
         self._sizes()
         self._numbers([a for a in arguments.values() if a["kind"] == "numbers"])
-        sizes = {symbol["argument"] for symbol in self.program["symbols"].values()}
-        bins = {(self.program["bins"] or {}).get("argument")}
-        common = {"scheduler", "seed", "num_images_per_prompt", "batch_size", "pieces"}
-        unknown = given.keys() - {*arguments, *sizes, *bins, *common, *public}
-        expect(not unknown, f"unknown arguments {unknown}")
+        known = {*arguments, *self.sizes, *public, (self.program["bins"] or {}).get("argument")}
+        known |= {"scheduler", "seed", "num_images_per_prompt", "batch_size", "pieces"}
+        expect(given.keys() <= known, f"unknown arguments {given.keys() - known}")
         seeds = given.get("seed", 0)
-        self.generators = [
-            Generator(seed) for seed in (seeds if isinstance(seeds, list) else [seeds])
-        ]
+        seeds = seeds if isinstance(seeds, list) else [seeds]
+        self.generators = [Generator(seed) for seed in seeds]
 
     def _kinds_and_lengths(self) -> None:
         """Find what values have rows for, and which of them cannot be of several rows of ids."""
@@ -380,12 +370,10 @@ class Call:
         self.fixed: set[str] = set()
         for step in reversed(self.steps):
             if step["do"] in ("run", "loop"):
-                inputs = self.bundle.components[step.get("component", step.get("denoiser"))][
-                    "inputs"
-                ]
+                graph = self.bundle.components[step.get("component", step.get("denoiser"))]
                 every = [step["feeds"], *(branch["feeds"] for branch in step.get("branches", []))]
                 pairs = [pair for feeds in every for pair in fed(feeds).items()]
-                shapes = [(inputs[name]["shape"], value) for name, value in pairs]
+                shapes = [(graph["inputs"][name]["shape"], value) for name, value in pairs]
                 self.fixed |= {v for s, v in shapes if len(s) < 3 or isinstance(s[1], int)}
             elif step.get("axis") == 1 or self.fixed & {*gives(step)}:
                 self.fixed |= {*needs(step)}
@@ -408,14 +396,9 @@ class Call:
     def _sizes(self) -> None:
         state, bins = self.loop["state"], self.program["bins"]
         binned = bool(bins and self.given.get(bins["argument"], bool(bins["sizes"])))
-        shapes = [
-            self.values[n].shape[1:] for n in (state["noise"], state["clean"]) if n in self.values
-        ]
-        known = (
-            dict(zip(self.makers[state["noise"]]["shape"], shapes[0]))
-            if shapes and not binned
-            else {}
-        )
+        given = [self.values[n] for n in (state["noise"], state["clean"]) if n in self.values]
+        shape = given[0].shape[1:] if given and not binned else ()
+        known = dict(zip(self.makers[state["noise"]]["shape"], shape, strict=False))
         self.sizes, self.asked, usual = {}, None, {}
         for place, (name, symbol) in enumerate(self.program["symbols"].items()):
             argument, unit, of = symbol["argument"], symbol["unit"], symbol["of"]
@@ -429,26 +412,23 @@ class Call:
             self.sizes[argument] = int(self.given.get(argument, of_array))
             alone = argument in self.given and not {*symbol["together"]} <= self.given.keys()
             expect(not alone, f"{argument} without {symbol['together']}")
-        self.told = (
-            {n: self.given.get(n, usual[n]) for n in usual}
-            if state["noise"] in self.values
-            else self.sizes
-        )
+        self.told = self.sizes
+        if state["noise"] in self.values:
+            self.told = {name: self.given.get(name, side) for name, side in usual.items()}
         if binned:
             height, width = self.asked = [*self.sizes.values()][:2]
             expect(bins["sizes"] and min(self.asked) > 0 and max(self.asked) <= 65536, "bad bins")
             nearest = min(bins["sizes"], key=lambda each: abs(each[0] - height / width))
-            self.sizes |= zip(self.sizes, nearest[1:])
-        self.symbols = {}
-        for (name, symbol), pixels in zip(self.program["symbols"].items(), self.sizes.values()):
+            self.sizes |= zip(self.sizes, nearest[1:], strict=False)
+        self.symbols: dict[str, int] = {}
+        for name, symbol in self.program["symbols"].items():
+            pixels = self.sizes[symbol["argument"]]
             step = symbol["unit"] * symbol["multiple"]
             pixels = pixels // step * step if symbol["rounds"] else pixels
             self.sizes[symbol["argument"]], self.symbols[name] = pixels, pixels // symbol["unit"]
-            fits = symbol["least"] <= self.symbols[name] <= (symbol["most"] or 2**20)
-            expect(fits and pixels % step == 0, f"{name}: bad size {pixels}")
-            expect(
-                known.get(name, self.symbols[name]) == self.symbols[name], f"{name}: another size"
-            )
+            side, most = self.symbols[name], symbol["most"] or 2**20
+            fits = symbol["least"] <= side <= most and pixels % step == 0
+            expect(fits and known.get(name, side) == side, f"{name}: bad size {pixels}")
 
     def _numbers(self, arguments: Sequence[Node]) -> None:
         self.numbers: dict[str, list[float]] = {}
@@ -460,13 +440,11 @@ class Call:
             numbers = numbers * each["count"] if each["spread"] and len(numbers) == 1 else numbers
             found = [self.told[n] if isinstance(n, str) else n for n in numbers]
             least, above, most = (each[name] for name in ("least", "above", "most"))
-            for n in found:
-                expect(least is None or n >= least, f"{each['name']} {n}: at least {least}")
-                expect(above is None or n > above, f"{each['name']} {n}: above {above}")
-                expect(most is None or n <= most, f"{each['name']} {n}: at most {most}")
-            expect(
-                len(found) in (each["count"], each["count"] * (not each["optional"])), each["name"]
-            )
+            low = all((least is None or n >= least) and (above is None or n > above) for n in found)
+            high = all(most is None or n <= most for n in found)
+            whole = not each["whole"] or all(n == int(n) for n in found)
+            right = len(found) == each["count"] or (each["optional"] and not found)
+            expect(low and high and whole and right, f"{each['name']}: bad numbers {found}")
             self.numbers[each["name"]] = found
 
     def holds(self, tests: Sequence[Node]) -> set[bool]:
@@ -498,21 +476,17 @@ class Call:
                 todo += needs(self.makers[name], self.holds)
             needed.add(name)
         live = [step for step in self.steps if {*gives(step)} & needed - self.values.keys()]
-        most = self.given.get("pieces", 1)
-        texts = [
-            (s["tokenizer"], t) for s in live if s["do"] == "tokens" for t in self.texts[s["text"]]
-        ]
-        self.pieces = max(
-            (len(self.bundle.tokenizers[n].rows(t, most)) for n, t in texts), default=1
-        )
+        read, most = self.bundle.tokenizers, self.given.get("pieces", 1)
+        tokens = [step for step in live if step["do"] == "tokens"]
+        rows = [read[s["tokenizer"]].rows(t, most) for s in tokens for t in self.texts[s["text"]]]
+        self.pieces = max(map(len, rows), default=1)
         for step in live:
             getattr(self, f"_do_{step['do']}")(step)
 
     def _do_tokens(self, step: Node) -> None:
         texts, read = self.texts[step["text"]], self.bundle.tokenizers[step["tokenizer"]].rows
-        rows = [
-            [*read(text, self.pieces), *read("", 1) * self.pieces][: self.pieces] for text in texts
-        ]
+        empty = read("", 1) * self.pieces
+        rows = [[*read(text, self.pieces), *empty][: self.pieces] for text in texts]
         self.values[step["gives"]] = np.array(rows).repeat(self.prompts // len(rows), axis=0)
 
     def _do_pixels(self, step: Node) -> None:
@@ -525,15 +499,11 @@ class Call:
         self.values[step["gives"]] = image
 
     def _sized(self, image: Array, size: Sequence[int]) -> Array:
-        if (
-            image.shape[1] == 1
-        ):  # a mask: taken in the call's size, and every so many-th pixel of it
-            whole = [*self.sizes.values()][:2]
-            factor = whole[0] // size[0]
-            return (
-                self._sized(image.repeat(3, 1), whole)[:, :1, ::factor, ::factor] >= 0.5
-            ).astype(np.float32)
-        return image if [*image.shape[2:]] == [*size] else resized(image, size)
+        if image.shape[1] == 3:
+            return image if [*image.shape[2:]] == [*size] else resized(image, size)
+        whole = [*self.sizes.values()][:2]  # of a mask every so many-th pixel in the call's size
+        every, mask = whole[0] // size[0], self._sized(image.repeat(3, 1), whole)
+        return (mask[:, :1, ::every, ::every] >= 0.5).astype(np.float32)
 
     def _do_numbers(self, step: Node) -> None:
         row = [number for name in step["of"] for number in self.numbers[name]]
@@ -544,9 +514,8 @@ class Call:
         counts = [len(i) for each in images for i in (each if isinstance(each, list) else [each])]
         several = step["each_made"] and len(self.generators) > 1
         count = self.made if several else max(counts, default=self.made)
-        self.values[step["gives"]] = self.draw(
-            [count, *(dimension(each, self.symbols) for each in step["shape"])]
-        )
+        shape = [dimension(each, self.symbols) for each in step["shape"]]
+        self.values[step["gives"]] = self.draw([count, *shape])
 
     def draw(self, shape: Sequence[int]) -> Array:
         """Return one draw of rows from the call's generators (section 10)."""
@@ -556,17 +525,16 @@ class Call:
 
     def _do_zeros(self, step: Node) -> None:
         like = self.values.get(step["like"])
-        self.values[step["gives"]] = np.zeros(
-            (1, *step["shape"]) if like is None else like.shape, np.float32
-        )
+        shape = (1, *step["shape"]) if like is None else like.shape
+        self.values[step["gives"]] = np.zeros(shape, np.float32)
 
     def _do_run(self, step: Node) -> None:
         component, names = self.bundle.components[step["component"]], step["feeds"]
         kind = self.kinds[next(iter(step["gives"].values()))]
-        given = max(
-            (len(self.values[v]) for v in names.values() if self.kinds[v] == GIVEN), default=1
-        )
-        feeds = {name: self.rows(value, kind, given) for name, value in names.items()}
+        given = [len(self.values[v]) for v in names.values() if self.kinds[v] == GIVEN]
+        feeds = {
+            name: self.rows(value, kind, max(given, default=1)) for name, value in names.items()
+        }
         ids = {n for n, v in names.items() if self.makers[v]["do"] == "tokens"}
         lengths = {component["inputs"][name]["shape"][1] for name in ids}
         forms = {v: component["outputs"][n]["shape"] for n, v in step["gives"].items()}
@@ -595,13 +563,11 @@ class Call:
     def _do_loop(self, loop: Node) -> None:
         state, name = loop["state"], loop["plan"]["scheduler"]
         plan, goes_on = self._plan(loop, self.given.get(name))
-        clean = state["clean"]
-        if goes_on:
-            sample = self.rows(clean, MADE)
-        else:
-            starts_clean = clean and True in self.holds(state["clean_when"])
-            noise = self.rows(state["noise"], MADE)
-            sample = first_sample(plan, noise, self.rows(clean, MADE) if starts_clean else None)
+        clean = state["clean"] and (goes_on or True in self.holds(state["clean_when"]))
+        expect(not clean or state["noise"] not in self.given, "noise, and something clean")
+        sample = self.rows(state["clean"], MADE) if clean else None
+        if not goes_on:
+            sample = first_sample(plan, self.rows(state["noise"], MADE), sample)
         keep = {n: self.rows(v, MADE) for n, v in (state["keep"] or {}).items() if not goes_on}
 
         def after(made: Array, i: int) -> Array:
@@ -612,38 +578,34 @@ class Call:
             return keep["where"] * made + (1 - keep["where"]) * known
 
         predict = Denoiser(self, loop, len(plan["timesteps"]))
-        self.values[state["name"]] = run_plan(
-            plan, sample, predict, partial(self.draw, sample.shape), after
-        )
+        draw = partial(self.draw, sample.shape)
+        self.values[state["name"]] = run_plan(plan, sample, predict, draw, after)
 
     def _plan(self, loop: Node, scheduler: str | None) -> tuple[dict[str, Any], bool]:
         """Return the part of the plan that is run, and whether it goes on from another run."""
-        manifest, part, number = (
-            self.bundle.manifest,
-            loop["part"],
-            lambda name: self.numbers[name][0],
-        )
+        manifest, part = self.bundle.manifest, loop["part"]
+        number = {name: own[0] for name, own in self.numbers.items() if own}
         wanted = scheduler or manifest["defaults"]["scheduler"]
         (schedule,) = (each for each in manifest["schedules"] if each["name"] == wanted)
         table = read_table(checked(self.bundle.root, schedule["file"]))
         expect({*table["steps"]} == {*schedule["steps"]}, "steps differ from the manifest's")
         line, (height, width) = schedule["shift"], [*self.symbols.values()][:2]
         shift = line["intercept"] + line["slope"] * height * width if line else 0.0
-        n, train = int(number(loop["plan"]["steps"])), schedule["num_train_timesteps"]
+        n, train = int(number[loop["plan"]["steps"]]), schedule["num_train_timesteps"]
         whole = plan_of(table, n, 0, shift)
         may, begin, goes_on = starts(whole), 0, part["start"] in self.given
         if goes_on:
-            below = whole["timesteps"] < round(train * (1 - number(part["start"])))
+            below = whole["timesteps"] < round(train * (1 - number[part["start"]]))
             begin = max(each for each in may if each <= len(below) - below.sum())
         elif part["strength"]:
-            share = min(n * number(part["strength"]), n)
+            share = min(n * number[part["strength"]], n)
             kept = int(share) if part["rounds"] == "down" else n - int(n - share)
             expect(kept, "the strength leaves no step")
             begin = (n - kept) * (min(np.diff(may)) if kept < n else 0)
         expect(begin in may, "no start there")
         plan = plan_of(table, n, begin, shift)
-        if part["stop"] and number(part["stop"]) < 1:
-            end = (plan["timesteps"] >= round(train * (1 - number(part["stop"])))).sum()
+        if part["stop"] and number[part["stop"]] < 1:
+            end = (plan["timesteps"] >= round(train * (1 - number[part["stop"]]))).sum()
             expect(end, "no step is left")
             plan |= {name: plan[name][:end] for name in (*ROWS, *EVALUATIONS)}
             plan["known"][-1] = 1, 0
