@@ -18,9 +18,7 @@ import numpy as np
 
 from tests.docs.independent_manifest import (
     DOCUMENT,
-    Refused,
     checked,
-    expect,
     read_inside,
     read_json,
     read_manifest,
@@ -31,8 +29,10 @@ from tests.docs.independent_program import (
     MADE,
     PROMPT,
     Node,
+    Refused,
     bind,
     dimension,
+    expect,
     fed,
     gives,
     needs,
@@ -45,7 +45,11 @@ Array = np.ndarray[Any, Any]
 Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 ROWS = ("state", "prediction", "clean", "noise", "clean_from")
 EVALUATIONS = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
-ELEMENTS = {"integer": {int}, "number": {int, float}, "number or null": {int, float, type(None)}}
+ELEMENTS: Mapping[str, set[type]] = {
+    "integer": {int},
+    "number": {int, float},
+    "number or null": {int, float, type(None)},
+}
 _MEMBER = re.compile(r"^\| `(\w+)` \| ([a-z ]+) \| `\[(.*)\]` \|", re.MULTILINE)
 MEMBERS = {n: (kind, form.split(", ")) for n, kind, form in _MEMBER.findall(DOCUMENT.read_text())}
 
@@ -127,10 +131,10 @@ def starts(plan: Node) -> list[int]:
 def first_sample(plan: Node, noise: Array, clean: Array | None = None) -> Array:
     """Return S[0] at the start of a run."""
     if clean is None:
-        return np.float32(plan["init_noise_scale"]) * noise
+        return np.asarray(np.float32(plan["init_noise_scale"]) * noise)
     a, b = plan["add_noise"][0].astype(np.float32)
     expect(not np.isnan(a), "no start from a clean sample")
-    return a * clean + b * noise
+    return np.asarray(a * clean + b * noise)
 
 
 def run_plan(
@@ -160,7 +164,7 @@ def clip(c: Array, kind: float, limit: float, ratio: float) -> Array:
         return np.clip(c, np.float32(-limit), np.float32(limit))
     q = np.quantile(np.abs(c.reshape(len(c), -1)), ratio, axis=1).clip(1, limit)
     q = q.astype(np.float32).reshape(-1, *[1] * (c.ndim - 1))
-    return np.clip(c, -q, q) / q
+    return np.asarray(np.clip(c, -q, q) / q)
 
 
 # Section 10: noise
@@ -183,15 +187,11 @@ class Generator:
         size = math.prod(shape)
         if size < 16:
             return np.array([self._small() for _ in range(size)], np.float32).reshape(shape)
-        uniform = self._uniform(size)
-        blocks = [_block(uniform[at : at + 16]) for at in range(0, size - 15, 16)]
-        values = np.concatenate([*blocks, uniform[size - size % 16 :]])
+        words = self.words(size)
+        values = np.append(_normal(words[: size - size % 16]), np.zeros(size % 16, np.float32))
         if size % 16:
-            values[-16:] = _block(self._uniform(16))
+            values[-16:] = _normal(self.words(16))
         return values.reshape(shape)
-
-    def _uniform(self, size: int) -> Array:
-        return (self.words(size) % 2**24).astype(np.float32) * np.float32(2.0**-24)
 
     def _small(self) -> float:
         if not self._cached:
@@ -202,10 +202,12 @@ class Generator:
         return self._cached.pop()
 
 
-def _block(u: Array) -> Array:
-    r = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:8]))
-    theta = np.float32(2 * math.pi) * u[8:]
-    return np.concatenate([r * np.cos(theta), r * np.sin(theta)])
+def _normal(words: Array) -> Array:
+    """Return a normal value for each word of full blocks."""
+    u = (words % 2**24).astype(np.float32).reshape(-1, 2, 8) * np.float32(2.0**-24)
+    r = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:, 0]))
+    theta = np.float32(2 * math.pi) * u[:, 1]
+    return np.stack([r * np.cos(theta), r * np.sin(theta)], axis=1).ravel()
 
 
 # Sections 5 and 6: graphs
@@ -565,9 +567,10 @@ class Call:
         plan, goes_on = self._plan(loop, self.given.get(name))
         clean = state["clean"] and (goes_on or True in self.holds(state["clean_when"]))
         expect(not clean or state["noise"] not in self.given, "noise, and something clean")
-        sample = self.rows(state["clean"], MADE) if clean else None
+        sample = self.rows(state["clean"], MADE) if clean else np.zeros(())
         if not goes_on:
-            sample = first_sample(plan, self.rows(state["noise"], MADE), sample)
+            noise = self.rows(state["noise"], MADE)
+            sample = first_sample(plan, noise, sample if clean else None)
         keep = {n: self.rows(v, MADE) for n, v in (state["keep"] or {}).items() if not goes_on}
 
         def after(made: Array, i: int) -> Array:
@@ -575,7 +578,7 @@ class Call:
                 return made
             a, b = plan["known"][i].astype(np.float32)
             known = a * keep["value"] + b * keep["noise"]
-            return keep["where"] * made + (1 - keep["where"]) * known
+            return np.asarray(keep["where"] * made + (1 - keep["where"]) * known)
 
         predict = Denoiser(self, loop, len(plan["timesteps"]))
         draw = partial(self.draw, sample.shape)

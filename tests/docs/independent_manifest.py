@@ -57,9 +57,13 @@ def checked(root: Path, file: Mapping[str, Any]) -> Path:
     return Path(os.path.realpath(root / file["path"]))
 
 
+def _no_number(text: str) -> float:
+    raise Refused(f"{text} is no JSON")
+
+
 def read_json(data: bytes) -> Any:
     """Return a document that has no numbers beyond float64, and no others than JSON's."""
-    document = json.loads(data.decode("utf-8"), parse_constant=lambda text: {}[text])
+    document = json.loads(data.decode("utf-8"), parse_constant=_no_number)
     json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8")
     return document
 
@@ -109,10 +113,10 @@ def _check(value: Any, kind: str, where: str) -> None:
 def _fits(value: Any, kind: str, where: str) -> bool:
     """Return whether a value is of a type as the document writes it."""
     of = re.fullmatch(r"(array|map) of \(?(.*?)\)?", kind)
-    if of:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items if isinstance(value, {"array": list, "map": dict}[of[1]]) else ():
+    if of and isinstance(value, list if of[1] == "array" else dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check(item, of[2], f"{where}.{key}")
+    if of:
         return isinstance(value, list if of[1] == "array" else dict)
     if " or " in kind:
         return any(_fits(value, each, where) for each in kind.split(" or "))
@@ -152,12 +156,12 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         names = [each["name"] for each in document[member]]
         if len(set(names)) < len(names):
             yield f"two {member} are named alike"
-    names = {component["name"] for component in document["components"]}
+    components = {component["name"] for component in document["components"]}
     if document["defaults"]["scheduler"] not in [each["name"] for each in document["schedules"]]:
         yield "an unknown default scheduler"
     for build in document["builds"]:
         files = {n: [file["path"] for file in a["files"]] for n, a in build["artifacts"].items()}
-        if files.keys() != names:
+        if files.keys() != components:
             yield f"{build['name']} has other components"
         if any(a["entry"] not in files[n] for n, a in build["artifacts"].items()):
             yield f"an entry of {build['name']} is not listed"
@@ -173,16 +177,16 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         if not all(0 <= number < words for number in ids):
             yield f"tokenizer {each['name']}: ids beyond the vocabulary"
     programs = document["programs"]
-    kinds = [
-        [a["name"] for a in p["arguments"] if "latents" in a or a["kind"] == "mask"]
-        for p in programs
-    ]
-    if not 1 <= len(programs) <= 16 or len({frozenset(own) for own in kinds}) < len(programs):
+    images = {
+        frozenset(a["name"] for a in program["arguments"] if a["kind"] in ("image", "mask"))
+        for program in programs
+    }
+    if not 1 <= len(programs) <= 16 or len(images) < len(programs):
         yield "no programs, too many, or two that take the same images"
     steps = [step for program in programs for step in program["steps"]]
     used = {step.get("component") or step.get("denoiser") for step in steps}
-    if names - used - {(step.get("cache") or {}).get("component") for step in steps}:
-        yield f"no program uses some of {names}"
+    if components - used - {(step.get("cache") or {}).get("component") for step in steps}:
+        yield f"no program uses some of {components}"
     for component in document["components"]:
         for output, columns in component["positions"].items():
             forms = [[*component["inputs"][n]["shape"], sum(columns.values())] for n in columns]
@@ -201,14 +205,24 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
                 or not all(re.fullmatch(form, word) for word in words)
             ):
                 yield f"{component['name']}: bad dtype or shape {spec}"
+    for name in [each["name"] for each in (*document["builds"], *document["schedules"])]:
+        if not _is_path(name) or "/" in name:
+            yield f"the name {name!r} is none of a file"
+    artifacts = [a for build in document["builds"] for a in build["artifacts"].values()]
+    for key in [each["key"] for each in (*artifacts, *document["schedules"])]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}", key):
+            yield f"bad key {key!r}"
     for file in files_of(document):
-        parts = file["path"].split("/")
-        if any(part.strip(".") == "" or part[-1] in ". " for part in parts):
-            yield f"bad path {file['path']!r}"
-        if re.search(r"[\\:\0]", file["path"]) or any(map(_DEVICES.match, parts)):
+        if not _is_path(file["path"]):
             yield f"bad path {file['path']!r}"
         if file["size"] < 0 or not re.fullmatch(r"[0-9a-f]{64}", file["sha256"]):
             yield f"{file['path']}: bad size or hash"
+
+
+def _is_path(text: str) -> bool:
+    parts = text.split("/")
+    plain = not re.search(r"[\\:\0]", text) and not any(map(_DEVICES.match, parts))
+    return plain and not any(not part or part[-1] in ". " for part in parts)
 
 
 def files_of(node: Any) -> Iterator[Mapping[str, Any]]:

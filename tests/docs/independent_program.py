@@ -163,9 +163,9 @@ class _Typing:
             expect(spec["shape"][0] == "batch", f"{name}.{input}: no rows")
         made = {}
         for output, spec in graph["outputs"].items():
-            batch, *shape = (dimension(size, symbols) for size in spec["shape"])
-            expect(spec["shape"][0] == "batch", f"{name}.{output}: {batch} rows")
-            made[output] = (MADE, "int" in spec["dtype"], tuple(shape))
+            sizes = tuple(dimension(size, symbols) for size in spec["shape"])
+            expect(spec["shape"][0] == "batch", f"{name}.{output}: {sizes}, no rows")
+            made[output] = (MADE, "int" in spec["dtype"], sizes[1:])
         return made
 
     def _run(self, step: Node, rows: int) -> dict[str, Type]:
@@ -353,7 +353,7 @@ def _use_problems(program: Node, arguments: Mapping[str, Node], names: set[str])
         tested = arguments.get(test["argument"], {})
         if test["argument"] is not None and not (_is_number(tested) and tested["default"]):
             yield f"a test of {test['argument']}, which is no number with a default"
-    used = {name for step in steps for name in needs(step)}
+    used: set[Any] = {name for step in steps for name in needs(step)}
     used |= {step["gives"] for step in steps if step.get("always")}
     used |= {name for test in tests for name in (*test["given"], test["argument"])}
     emitted = [step["of"] for step in steps if step["do"] == "emit"]
