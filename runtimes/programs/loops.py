@@ -194,6 +194,8 @@ def _cache_problems(
     for name, spec in shallow.inputs.items():
         if known.get(name) != spec:
             yield f"{cache.component!r} takes {name!r}, which the denoiser neither takes nor gives"
+    if not {loop.state.input, TIMESTEP} <= shallow.inputs.keys():
+        yield f"{cache.component!r} needs the inputs {loop.state.input!r} and {TIMESTEP!r}"
     if not cache.keeps or not set(cache.keeps) <= shallow.inputs.keys():
         yield f"{cache.component!r} does not take all of {list(cache.keeps)}"
     prediction = loop.state.prediction

@@ -181,6 +181,40 @@ def _arrays() -> Iterator[bytes]:
     yield data.getvalue()
 
 
+def old_manifest() -> dict[str, Any]:
+    """Return a small manifest of format 1."""
+    file = {"path": "tokenizer/tokenizer.json", "size": 3, "sha256": "0" * 64}
+    sample = {"dtype": "float32", "shape": ["batch", 4, "height", "width"]}
+    inputs = {"sample": sample, "timestep": {"dtype": "float32", "shape": [1]}}
+    image = {"dtype": "float32", "shape": ["batch", 3, "8*height", "8*width"]}
+    decoder = {"inputs": {"latents": sample}, "outputs": {"image": image}}
+    denoiser = {"inputs": inputs, "outputs": {"prediction": sample}}
+    source = {"id": "a", "pipeline_class": "A", "fingerprint": "0", "scheduler_class": "S"}
+    branch = {"name": "only", "prefix": "", "missing": "empty", "constant": 1.0}
+    latents = {"channels": 4, "factor": 8, "multiple": 8}
+    return {
+        "format_version": 1,
+        "tasks": [{"name": "text-to-image"}],
+        "source": {**source, "scheduler_config": {"beta": 1}},
+        "created_by": {"latentc": "0", "python": "3", "platform": "any", "libraries": {}},
+        "latents": {**latents, "default_height": 64, "default_width": 64},
+        "tokenizers": [{"file": file, "input": "ids", "max_length": 6, "texts": ["prompt"]}],
+        "arguments": [{"name": "size", "default": ["height", 0.0]}],
+        "vectors": [{"input": "sizes", "arguments": ["size"]}],
+        "guidance": {"branches": [branch], "single": "only"},
+        "components": [
+            {"name": "denoiser", "role": "denoiser", **denoiser},
+            {"name": "decoder", "role": "decoder", **decoder},
+        ],
+        "builds": [{"name": "b", "target": "onnx", "precision": "fp32", "artifacts": {}}],
+        "schedules": [
+            {"name": "s", "class_name": "S", "file": file, "steps": [1], "key": "k"},
+        ],
+        "defaults": {"scheduler": "s", "num_inference_steps": 1},
+        "left_out": [{"name": "watermark", "why": "it needs another package"}],
+    }
+
+
 def _old_plans() -> Iterator[bytes]:
     from tests import fakes
     from tests.runtimes.test_version_1_plans import save_plans
@@ -316,6 +350,7 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.precision:canonical": _texts("fp32", "fp32,denoiser=int8+downsampled-attention"),
     "runtimes.plan:PlanTable.load": _bundle_files("schedules/plain.json", "schedules/noisy.json"),
     "runtimes.version_1.plans:read_plans": _old_plans,
+    "runtimes.version_1.manifest:Manifest.decode": lambda: [json.dumps(old_manifest()).encode()],
     "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
     "runtimes.mil.session:packages_of": _json({"packages": ["a.mlpackage", "b.mlpackage"]}),
     "runtimes.npz:read_arrays": _arrays,

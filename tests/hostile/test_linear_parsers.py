@@ -188,11 +188,19 @@ def _added(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def _old_manifest(member: str) -> Growing:
+    """Return a manifest of format 1 in which a list grows."""
+    document = targets.old_manifest()
+    (entry, *_) = document[member]
+    return _numbered(document, member, lambda count: [entry] * count)
+
+
 def _manifest(count: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         bundle = fakes.make_bundle(Path(folder) / "bundle")
         document = json.loads((bundle / "manifest.json").read_bytes())
     document["left_out"] = [{"name": f"part_{n}", "why": "asked"} for n in range(count)]
+    document["optional"] = _map(count, {"a": [1]})
     return json.dumps(document).encode()
 
 
@@ -272,6 +280,11 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
     ),
     "runtimes.plan:PlanTable.load": (_plans, _slots),
     "runtimes.version_1.plans:read_plans": (_old_plans,),
+    "runtimes.version_1.manifest:Manifest.decode": tuple(
+        _old_manifest(member)
+        for member, value in targets.old_manifest().items()
+        if isinstance(value, list)
+    ),
     "runtimes.trust:_known_hashes": (
         _json(lambda count: {f"/a/{n}": [1, 2, 3, 4, "0" * 64] for n in range(count)}),
     ),
@@ -291,6 +304,11 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
     ),
     "exporter.weights:headers": (_safetensors,),
     "exporter.textual_inversion:_held": (_safetensors, _pickle),
+    "exporter.weight_files:metadata": (_safetensors,),
+    "exporter.model_card:_front_matter": (
+        _texts(lambda count: "---\nlicense: mit\ntags:\n" + "- a\n" * count + "---\n"),
+        _texts(lambda count: "---\n" * count),
+    ),
     "exporter.weight_files:content": (_safetensors, _pickle),
     "exporter.ip_adapter:_configured": (_json(lambda count: {"vision_config": _map(count)}),),
     "exporter.judged:read": (

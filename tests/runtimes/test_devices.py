@@ -17,8 +17,10 @@ from runtimes import backend as engines
 from runtimes.backend import SessionOptions
 from runtimes.errors import BackendError, DeviceUnavailable, InputError
 from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.programs.latents import Latents
 from runtimes.sizes import fixed
 from runtimes.verify import relative_l2
+from tests import fakes
 from tests.fakes import make_bundle
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output_type": "latent"}
@@ -194,10 +196,14 @@ def test_bad_fixed_sizes(tmp_path: Path, static: dict[str, float], message: str)
         fixed(manifest, static)
 
 
+def latents_with(**changes: Any) -> Latents:
+    """Return the latents of the hand-made bundle, changed."""
+    return structs.replace(fakes._fields(fakes._components(True), True).latents, **changes)
+
+
 @pytest.mark.fault("3.8", "sizes that are too small for a T2I-Adapter's features")
 def test_sizes_have_a_minimum(tmp_path: Path) -> None:
-    manifest = Manifest.load(make_bundle(tmp_path / "bundle"))
-    least = structs.replace(manifest, latents=structs.replace(manifest.latents, minimum=3))
+    least = Manifest.load(make_bundle(tmp_path / "bundle", latents=latents_with(minimum=3)))
     assert fixed(least, {"height": 8})["denoiser"]["height"] == 4
     with pytest.raises(InputError, match="height 4: this model makes images of at least 8 pixels"):
         fixed(least, {"height": 4})
@@ -205,8 +211,7 @@ def test_sizes_have_a_minimum(tmp_path: Path) -> None:
 
 @pytest.mark.fault("3.8", "sizes that a pipeline makes smaller, in fixed graphs too")
 def test_sizes_are_rounded(tmp_path: Path) -> None:
-    manifest = Manifest.load(make_bundle(tmp_path / "bundle"))
-    rounding = structs.replace(manifest, latents=structs.replace(manifest.latents, rounds=True))
+    rounding = Manifest.load(make_bundle(tmp_path / "bundle", latents=latents_with(rounds=True)))
     with pytest.warns(UserWarning, match="height 11 is not a multiple of 4: .* made with 8"):
         assert fixed(rounding, {"height": 11})["denoiser"]["height"] == 4
     with pytest.raises(InputError, match="height 3 is not a multiple of 4; nearest: 4"):

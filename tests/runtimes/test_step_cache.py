@@ -97,23 +97,13 @@ def without(name: str) -> dict[str, Any]:
     return {**SHALLOW, "inputs": {n: s for n, s in SHALLOW["inputs"].items() if n != name}}
 
 
-@pytest.mark.parametrize(
-    ("parts", "gives", "message"),
-    [
-        ([], True, "one output of its own"),
-        ([{**SHALLOW, "inputs": SHALLOW["inputs"] | {"other": TIMES}}], True, "neither takes nor"),
-        ([SHALLOW], False, "takes no output of the denoiser"),
-        ([without("deep")], True, "one output of its own"),
-        ([without("deep")], False, "takes no output of the denoiser"),
-        ([without("timestep")], True, "needs the inputs 'sample' and 'timestep'"),
-        ([{**SHALLOW, "outputs": {}}], True, "must give the denoiser's prediction"),
-        ([SHALLOW, {**SHALLOW, "name": "other"}], True, "at most one component"),
-    ],
-)
-def test_a_shallow_part_that_does_not_fit(
-    tmp_path: Path, parts: list[Any], gives: bool, message: str
-) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+CACHE = {"component": "part", "keeps": ["deep"], "every": "cache_interval"}
+EVERY = {"kind": "numbers", "name": "cache_interval", "default": [1], "least": 1, "whole": True}
+
+
+def with_parts(folder: Path, parts: list[Any], gives: bool, cache: dict[str, Any]) -> Path:
+    """Write a bundle with these parts, whose loop has this cache."""
+    bundle = make_bundle(folder)
     document = msgspec.json.decode((bundle / MANIFEST).read_bytes())
     denoiser = next(each for each in document["components"] if each["role"] == "denoiser")
     if gives:
@@ -122,6 +112,51 @@ def test_a_shallow_part_that_does_not_fit(
     for build in document["builds"]:
         for part in parts:
             build["artifacts"][part["name"]] = build["artifacts"]["denoiser"]
+    (program,) = document["programs"]
+    program["arguments"].append(EVERY)
+    next(step for step in program["steps"] if step["do"] == "loop")["cache"] = cache
     (bundle / MANIFEST).write_bytes(msgspec.json.encode(document))
+    return bundle
+
+
+def test_a_shallow_part_that_fits(tmp_path: Path) -> None:
+    Bundle.open(with_parts(tmp_path / "bundle", [SHALLOW], True, CACHE))
+
+
+@pytest.mark.parametrize(
+    ("parts", "gives", "message"),
+    [
+        ([], True, "no component 'part'"),
+        (
+            [{**SHALLOW, "inputs": SHALLOW["inputs"] | {"other": TIMES}}],
+            True,
+            "takes 'other', which the denoiser neither takes nor gives",
+        ),
+        ([SHALLOW], False, "takes 'deep', which the denoiser neither takes nor gives"),
+        ([without("deep")], True, r"does not take all of \['deep'\]"),
+        ([without("deep")], False, r"does not take all of \['deep'\]"),
+        ([without("timestep")], True, "needs the inputs 'sample' and 'timestep'"),
+        ([without("sample")], True, "needs the inputs 'sample' and 'timestep'"),
+        ([{**SHALLOW, "outputs": {}}], True, "does not give 'prediction' as the denoiser does"),
+        ([SHALLOW, {**SHALLOW, "name": "other"}], True, "no program uses 'other'"),
+    ],
+)
+def test_a_shallow_part_that_does_not_fit(
+    tmp_path: Path, parts: list[Any], gives: bool, message: str
+) -> None:
     with pytest.raises(BundleError, match=message):
-        Bundle.open(bundle)
+        Bundle.open(with_parts(tmp_path / "bundle", parts, gives, CACHE))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keeps": []}, "takes 'deep', which the denoiser neither takes nor gives"),
+        ({"keeps": ["deep", "more"]}, r"does not take all of \['deep', 'more'\]"),
+        ({"every": "nothing"}, "no argument 'nothing'"),
+        ({"every": "prompt"}, "'prompt' is no number"),
+    ],
+)
+def test_a_cache_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(with_parts(tmp_path / "bundle", [SHALLOW], True, CACHE | change))

@@ -73,6 +73,7 @@ def test_the_recipes_in_a_bundle(bundle: Path) -> None:
         }
         assert recipe.shapes(manifest.component("denoiser")) == {
             "sample": ((1, 4, 1, 1), (2, 4, 16, 16), (8, 4, 24, 24)),
+            "timestep": ((1,), (2,), (8,)),
             "encoder_hidden_states": ((1, 77, 32), (2, 77, 32), (8, 154, 32)),
         }
     decoder = Recipe.load(bundle / "tensorrt-fp32" / "vae_decoder" / "recipe.json")

@@ -97,6 +97,9 @@ def with_name(folder: Path, name: str) -> Path:
     document["builds"][0]["name"] = "b" + re.sub(r"[/:\\]", "", name)
     document["schedules"][1]["name"] = "s" + re.sub(r"[/:\\]", "", name)
     (component,) = [each for each in document["components"] if each["role"] == "encoder"]
+    for step in document["programs"][0]["steps"]:
+        if step.get("component") == component["name"]:
+            step["component"] += name
     component["name"] += name
     artifacts = document["builds"][0]["artifacts"]
     artifacts[component["name"]] = artifacts.pop("text_encoder")
