@@ -577,6 +577,7 @@ class Call:
             if not keep:
                 return made
             a, b = plan["known"][i].astype(np.float32)
+            expect(not np.isnan(a), "what is kept has no noise in this plan")
             known = a * keep["value"] + b * keep["noise"]
             return np.asarray(keep["where"] * made + (1 - keep["where"]) * known)
 
