@@ -29,7 +29,7 @@ FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 _SAMPLE = ["batch", 4, "height", "width"]
 _DENOISER = {
     "sample": (FLOAT, _SAMPLE),
-    "timestep": (FLOAT, [1]),
+    "timestep": (FLOAT, ["batch"]),
     "encoder_hidden_states": (FLOAT, ["batch", "sequence", 32]),
 }
 _DECODER = {"latents": (FLOAT, _SAMPLE)}

@@ -274,7 +274,7 @@ def feeds(batch: int = 2, side: int = 8) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
     return {
         "sample": draw.standard_normal((batch, 4, side, side)).astype(np.float32),
-        "timestep": np.array([500.0], np.float32),
+        "timestep": np.full(batch, 500.0, np.float32),
     }
 
 
@@ -287,7 +287,7 @@ def test_a_graph_is_recorded_once_and_replayed(session: Any, machine: Machine) -
     machine.calls.clear()
     results = []
     for step in range(4):
-        inputs = feeds() | {"timestep": np.array([900.0 - step], np.float32)}
+        inputs = feeds() | {"timestep": np.full(2, 900.0 - step, np.float32)}
         results.append(bound.run(inputs)["prediction"])
     assert machine.count("enqueue") == 1
     assert machine.count("cudaStreamBeginCapture") == 1
