@@ -4,7 +4,7 @@ whatever can be refused is refused here."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,26 +89,34 @@ class Loading:
         components = {each.name: each for each in self.bundle.manifest.components}
         return replace(self, components=components, sizes={}, fixed_by_preset=False)
 
-    def request(self, arguments: Mapping[str, Any]) -> Request:
+    def request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
         """Check the arguments of a call.
+
+        Args:
+            wanted: names of values that are asked for in the place of images.
 
         Raises:
             InputError: one that cannot be used, or a size that will not be loaded.
             PlanNotFound: no sampling plan for the step count.
         """
-        manifest = self.bundle.manifest
-        request = requested(self.calls, self.preset, arguments)
+        request = requested(self.calls, self.preset, arguments, wanted)
+        if request.denoises:
+            self._check_steps(request)
+        unfit = misfit(self.components, request)
+        if unfit and not self.fixed_by_preset:
+            raise InputError(unfit)
+        return request
+
+    def _check_steps(self, request: Request) -> None:
+        """Refuse a call whose steps there is no plan for, or that would run none of them. Raises
+        InputError, PlanNotFound."""
         steps, name = request.num_inference_steps, request.scheduler
-        if steps not in manifest.schedule(name).steps:
+        if steps not in self.bundle.manifest.schedule(name).steps:
             raise PlanNotFound(
                 f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
                 f"latentc schedule {self.bundle.root} --scheduler {name} --steps {steps}"
             )
         first_step(request, request.facts.loop, steps)
-        unfit = misfit(self.components, request)
-        if unfit and not self.fixed_by_preset:
-            raise InputError(unfit)
-        return request
 
 
 def chosen(
@@ -144,31 +152,44 @@ def chosen(
     return Loading.of(opened, build, engine, asked.device, options, asked.static, low_memory, found)
 
 
-def requested(calls: Calls, preset: Preset | None, arguments: Mapping[str, Any]) -> Request:
-    """Check the arguments of a call, those of a preset added.
+def requested(
+    calls: Calls,
+    preset: Preset | None,
+    arguments: Mapping[str, Any],
+    wanted: Sequence[str] = (),
+) -> Request:
+    """Check the arguments of a call, those of a preset added where it denoises.
+
+    Args:
+        wanted: names of values that are asked for in the place of images.
 
     Raises:
         InputError: one that cannot be used.
     """
     given = dict(arguments)
-    if preset is not None:
-        given = preset.complete(given, calls.usual_steps(given))
-    return calls.request(given)
+    denoised = {facts.loop.state.name for facts in calls.facts}
+    if preset is not None and all(given.get(name) is None for name in denoised):
+        calls.check_values(wanted)
+        given = preset.complete(given, calls.usual_steps(given, wanted))
+    return calls.request(given, wanted)
 
 
 def misfit(components: Mapping[str, Component], request: Request) -> str:
     """Return why a call does not fit a denoiser that is loaded for one size only; "" if it does."""
     loop, facts = request.facts.loop, request.facts
+    if not request.sized:
+        return ""
     own, free = components[loop.denoiser].inputs, facts.graphs[loop.denoiser].inputs
     for name, spec in own.items():
         fixed_length = len(spec.shape) > 2 and spec.shape[1] != free[name].shape[1]
-        if fixed_length and _stretches(request, name, spec.shape[1]):
+        if request.denoises and fixed_length and _stretches(request, name, spec.shape[1]):
             return (
                 "this call may give the denoiser encoded texts of another length than "
                 f"{spec.shape[1]}, which it was loaded for: load it without static"
             )
     wanted = own[loop.state.input].shape
-    for rows in batches(request, request.num_inference_steps):
+    counts = batches(request, request.num_inference_steps) if request.denoises else [wanted[0]]
+    for rows in counts:
         found = (rows, *request.latents_shape()[1:])
         if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
             return (

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from runtimes import argument_values as checked
 from runtimes import tiling
@@ -39,6 +39,7 @@ _PARALLEL = 64 << 20
 _ROUNDING = 1e-12  # of a product, by the order of its factors
 LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
 _ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
+_Begun = TypeVar("_Begun")
 
 
 class Pipeline(Sealed):
@@ -176,7 +177,8 @@ class Pipeline(Sealed):
                 of diffusers with a CPU generator of this seed. None draws one (see the result).
             scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
             latents: float32 [pictures, channels, height, width], noise of unit variance to
-                start from instead of drawing it.
+                start from instead of drawing it. As it, any other value that `compute` gives may be
+                given in the place of what it is made of.
             prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
                 `encode_prompt` gives them: [prompts, positions, width].
             denoising_start: go on from latents that another run left at this fraction of the
@@ -265,21 +267,70 @@ class Pipeline(Sealed):
         Takes the arguments of a call, less the callback's. They are checked at once, the work
         begins with the first ``next()``. ``finish()`` runs the rest and returns the result.
         """
-        given = {"prompt": prompt, **arguments}
-        if given.get("scheduler") is None and self._scheduler is not None:
-            given["scheduler"] = self._scheduler
-        return self.start(requested(self.calls, self._preset, given))
+        return self.start(self._request({"prompt": prompt, **arguments}))
 
     def start(self, request: Request) -> Run:
         """Start the run of a call of this bundle that was checked already, as by
         `runtimes.loading.Loading.request` before anything was loaded."""
+        return self._begun(request, Run)
+
+    @overload
+    def compute(self, name: str, /, **arguments: Any) -> Array: ...
+
+    @overload
+    def compute(
+        self, name: str, another: str, /, *others: str, **arguments: Any
+    ) -> dict[str, Array]: ...
+
+    def compute(self, name: str, /, *others: str, **arguments: Any) -> Array | dict[str, Array]:
+        """Values that a call makes on its way to images, such as ``"image_latents"``: only what
+        they need is run, and what is drawn at random is what the whole call draws.
+
+        Args:
+            name, others: one value or several; those of `manifest.programs` without an underscore
+                before their names, which a call takes as arguments, too.
+            arguments: those of a call, less the callback's. What the values do not need may be left
+                out.
+
+        Returns:
+            the array that is asked for, or several by name: a row for each prompt, for each image
+            that is given, or for each that is made, and the shape that the program says.
+
+        Raises:
+            InputError: a name that is none of a public value, or an argument that cannot be used.
+            PlanNotFound, NumericalError, BackendError: as in a call.
+        """
+        names = (name, *others)
+        found = self.computed(self._request(arguments, names), names)
+        return found if others else found[name]
+
+    def computed(self, request: Request, names: Sequence[str]) -> dict[str, Array]:
+        """Return values that a call asks for which was checked already, as by
+        `runtimes.loading.Loading.request`; see `compute`."""
+        return self._begun(request, lambda pipe, execution: execution.values_of(names))
+
+    def _request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
+        """Check the arguments of a call, the pipeline's scheduler added."""
+        given = dict(arguments)
+        if given.get("scheduler") is None and self._scheduler is not None:
+            given["scheduler"] = self._scheduler
+        return requested(self.calls, self._preset, given, wanted)
+
+    def _begun(self, request: Request, begin: Callable[[Pipeline, Execution], _Begun]) -> _Begun:
+        """Return what `begin` makes of the execution of a call that was checked, and of the
+        pipeline that runs it: this one, or the one for other sizes.
+
+        Raises:
+            InputError: it is closed, or was loaded for other calls.
+            PlanNotFound: there is no plan for the step count.
+        """
         if self._closed:
             raise InputError("this pipeline is closed")
         unfit = misfit(self.sessions.components, request)
         if unfit:
-            return self._of_other_sizes(unfit).start(request)
+            return self._of_other_sizes(unfit)._begun(request, begin)
         try:
-            return Run(self, self.execution(request))
+            return begin(self, self.execution(request))
         except PlanNotFound as error:
             hint = str(error).replace("BUNDLE", str(self.bundle.root))
             raise PlanNotFound(
@@ -318,8 +369,6 @@ class Pipeline(Sealed):
             InputError: an argument that cannot be used, or a bundle that names no such arguments.
             NumericalError, BackendError: as in a call.
         """
-        if self._closed:
-            raise InputError("this pipeline is closed")
         given = {
             **texts,
             "prompt": prompt,
@@ -570,16 +619,7 @@ def open_pipeline(loading: Loading) -> Pipeline:
     later = [each.name for each in bundle.manifest.components if each.role in _ON_DEMAND]
     sessions = Sessions(components, open_one, not loading.low_memory, parallel, later)
     try:
-        tokenizers = {
-            each.name: TextTokenizer.load(
-                bundle.path(each.file),
-                each.max_length,
-                each.expansions,
-                each.vocabulary,
-                Frame(each.before, each.after, each.pad),
-            )
-            for each in bundle.manifest.tokenizers
-        }
+        tokenizers = tokenizers_of(bundle)
     except BaseException:
         sessions.close()
         raise
@@ -613,3 +653,21 @@ def open_component(
     chosen = replace(options, sizes=sizes or {}, key=graph_digest(artifact), compute=compute)
     entry = bundle.entry(build, component.name, backend)
     return backend.open(entry, component, device, chosen)
+
+
+def tokenizers_of(bundle: Bundle) -> dict[str, TextTokenizer]:
+    """Return the tokenizers of a bundle, by name.
+
+    Raises:
+        BundleError: one is missing or damaged, or is another one than the manifest says.
+    """
+    return {
+        each.name: TextTokenizer.load(
+            bundle.path(each.file),
+            each.max_length,
+            each.expansions,
+            each.vocabulary,
+            Frame(each.before, each.after, each.pad),
+        )
+        for each in bundle.manifest.tokenizers
+    }

@@ -84,7 +84,7 @@ class Run(Sealed):
         self.pipeline = pipeline
         self.request = execution.call
         self.timings = execution.timings
-        self.num_timesteps = execution.plan(self.request.facts.loop).num_evaluations
+        self.num_timesteps = execution.evaluations()
         self._execution = execution
         self._interrupt = False  # diffusers' name: callbacks set it
         self._latents: Array | None = None

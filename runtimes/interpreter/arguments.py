@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,23 +22,34 @@ _MOST_BLUR = 1 << 16  # pixels, as long as the longest side
 
 def taken_as_values(
     facts: Facts, given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part what is given into arguments and values; latents in the place of an image are a value,
-    told apart by their channels as in diffusers."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Part what is given into arguments, values, and the names by which values are given: latents
+    in the place of an image are a value, told apart by their channels as in diffusers.
+
+    Raises:
+        InputError: the same value is given by both names.
+    """
     values = {name: given[name] for name in given if name in facts.public}
     arguments = {name: value for name, value in given.items() if name not in values}
+    labels = {name: name for name in values}
     for name, argument in facts.images.items():
         if not isinstance(argument, Image) or argument.latents is None or name not in arguments:
             continue
         shape = tuple(getattr(arguments[name], "shape", ()))
         channels = facts.types[argument.latents].shape[0].offset
-        if len(shape) == 4 and shape[1] == channels:
-            values[argument.latents] = arguments.pop(name)
-    return arguments, values
+        if len(shape) != 4 or shape[1] != channels:
+            continue
+        if argument.latents in values:
+            raise InputError(
+                f"{name!r} and {argument.latents!r} say the same thing: give one of them"
+            )
+        values[argument.latents] = arguments.pop(name)
+        labels[argument.latents] = name
+    return arguments, values, labels
 
 
-def encoded_rows(facts: Facts, values: Mapping[str, Array]) -> int:
-    """Return how many prompts the given encoded texts are for; 0 where there are none."""
+def check_groups(facts: Facts, values: Collection[str]) -> None:
+    """Refuse values of a group without the others of it. Raises InputError."""
     for names in facts.groups.values():
         here = [name for name in names if name in values]
         missing = [name for name in names if name not in values]
@@ -47,23 +58,52 @@ def encoded_rows(facts: Facts, values: Mapping[str, Array]) -> int:
                 f"{' and '.join(map(repr, here))} without {' and '.join(map(repr, missing))}: this "
                 "bundle needs all of them (encode_prompt gives them), or a text"
             )
-    of_prompts = [n for n in values if facts.types[n].rows == Rows.PROMPTS and n in facts.of_base]
-    return max((len(values[name]) for name in of_prompts), default=0)
+
+
+def prompts_of_values(
+    facts: Facts,
+    values: Mapping[str, Array],
+    lists: Mapping[str, Sequence[Sequence[Any]]],
+    each: int,
+    wanted: Sequence[str],
+) -> int:
+    """Return how many prompts a call without texts is for, as what else it gives says: encoded
+    texts, latents that are denoised already, or where values are asked for all that has rows; 0
+    where nothing says it.
+
+    Args:
+        lists: the call's images.
+        each: how many images there are for each prompt.
+    """
+    rows = {name: facts.types[name].rows for name in values}
+    encoded = [len(v) for n, v in values.items() if rows[n] == Rows.PROMPTS and n in facts.of_base]
+    if encoded:
+        return max(encoded)
+    others = [len(v) for n, v in values.items() if rows[n] == Rows.PROMPTS and wanted]
+    if others:
+        return max(others)
+    counted = values.keys() if wanted else values.keys() & {facts.loop.state.name}
+    images = [len(values[name]) for name in counted if rows[name] >= Rows.GIVEN]
+    images += [len(item) for items in lists.values() for item in items if wanted]
+    return -(-max(images, default=0) // each)
 
 
 def texts_of(
     facts: Facts, given: Mapping[str, Any], encoded: int
 ) -> tuple[dict[str, tuple[str, ...]], int]:
-    """Return the texts, one for each prompt, and how many prompts there are."""
+    """Return the texts, one for each prompt, and how many prompts there are.
+
+    Args:
+        encoded: how many there are by what else the call gives, 0 where that says nothing.
+    """
     if not facts.texts:
-        return {}, checked.count(given, "batch_size", 1, checked.MOST_IMAGES)
+        return {}, checked.count(given, "batch_size", encoded or 1, checked.MOST_IMAGES)
     lists = {n: checked.strings(n, given[n]) for n in facts.texts if n in given}
     # An empty string beside a text that it falls back to is none, as in diffusers.
     lists = {n: v for n, v in lists.items() if given[n] or facts.texts[n].fallback is None}
     own = [len(v) for n, v in lists.items() if facts.root(n) in facts.required]
-    if lists and not own and not encoded:
-        raise InputError(missing(facts, facts.required[0]))
-    prompts = max(own, default=encoded or 1)
+    others = max(map(len, lists.values()), default=1)
+    prompts = max(own, default=encoded or others)
     for name, values in lists.items():
         if len(values) != prompts and not isinstance(given[name], str):
             raise InputError(f"{name!r} has {len(values)} texts for {prompts} prompts")
@@ -91,44 +131,49 @@ def array_of(facts: Facts, name: str, value: Any) -> Array:
     return array
 
 
-def shaped(facts: Facts, name: str, array: Array, prompts: int, made: int) -> Array:
-    """Return a given value in its dtype, with a row for what its type says."""
-    kind = facts.types[name]
+def shaped(
+    facts: Facts, name: str, array: Array, each: int, prompts: int, label: str | None = None
+) -> Array:
+    """Return a given value in its dtype, with a row for what its type says.
+
+    Args:
+        each, prompts: how many images for each prompt, and how many prompts.
+        label: what errors call it.
+    """
+    kind, label, made = facts.types[name], label or name, prompts * each
+    if kind.integers and array.dtype.kind == "f":
+        raise InputError(f"{label!r} must be an array of integers, not of {array.dtype}")
     dtype = np.dtype(np.int64 if kind.integers else np.float32)
     with np.errstate(over="ignore"):
         numbers = np.ascontiguousarray(array, dtype)
     wanted: list[int | str] = [str(e) if e.symbol else e.offset for e in kind.shape]
     if name in facts.stretchable:
         wanted[0] = "sequence"
-    rows: Any = {Rows.PROMPTS: "prompts", Rows.GIVEN: "images"}.get(kind.rows, made)
+    words: Mapping[Rows, int | str] = {
+        Rows.CALL: 1, Rows.PROMPTS: "prompts", Rows.GIVEN: "images", Rows.IMAGES: made
+    }  # fmt: skip
+    rows = words[kind.rows]
     if any(
         isinstance(size, int) and size != found
         for size, found in zip((rows, *wanted), numbers.shape, strict=True)
     ):
         shape = ", ".join(map(str, (rows, *wanted)))
-        raise InputError(f"{name!r} must have the shape [{shape}], not {[*numbers.shape]}")
+        raise InputError(f"{label!r} must have the shape [{shape}], not {[*numbers.shape]}")
     if not np.isfinite(array).all():
-        raise InputError(f"{name!r} holds NaN or infinity")
+        raise InputError(f"{label!r} holds NaN or infinity")
     if not np.isfinite(numbers).all():
-        raise InputError(f"{name!r} holds numbers beyond {dtype}")
-    return _with_rows(facts, name, numbers, kind.rows, prompts, made)
+        raise InputError(f"{label!r} holds numbers beyond {dtype}")
+    return _with_rows(label, numbers, kind.rows, prompts, made)
 
 
-def _label(facts: Facts, value: str) -> str:
-    """Return what a call names a value: latents may be given as an image."""
-    for name, argument in facts.images.items():
-        if isinstance(argument, Image) and argument.latents == value:
-            return name
-    return value
-
-
-def _with_rows(facts: Facts, name: str, array: Array, rows: Rows, prompts: int, made: int) -> Array:
+def _with_rows(label: str, array: Array, rows: Rows, prompts: int, made: int) -> Array:
+    """Return a value with a row for each prompt where it has one for all of them. Raises InputError
+    where it has rows for other prompts, or other images, than there are."""
     if rows == Rows.PROMPTS and len(array) not in (1, prompts):
-        raise InputError(f"{name!r} has {len(array)} rows for {prompts} prompts")
+        raise InputError(f"{label!r} has {len(array)} rows for {prompts} prompts")
     if rows == Rows.GIVEN and made % len(array):
-        raise InputError(
-            f"{len(array)} latents in {_label(facts, name)!r} for {made} images to be made"
-        )
+        what = "latents" if array.ndim == 4 else "rows"
+        raise InputError(f"{len(array)} {what} in {label!r} for {made} images to be made")
     if rows == Rows.PROMPTS and len(array) < prompts:
         return np.repeat(array, prompts, axis=0)
     return array
@@ -211,7 +256,7 @@ def masking_of(facts: Facts, given: Mapping[str, Any]) -> MaskOptions:
         InputError: an option without a mask, out of its range, or for other images than "pil".
     """
     asked = [name for name in MASK_OPTIONS if name in given]
-    if asked and not facts.masks:
+    if asked and not any(name in given for name in facts.masks):
         raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
     blur = checked.number("mask_blur", given.get("mask_blur", 0))
     if not 0 <= blur <= _MOST_BLUR:

@@ -51,7 +51,9 @@ def sizes_of(
     for name, symbol in facts.symbols.items():
         made[name] = _checked_side(facts, name, made[name], known.get(symbol), note)
     told = made
-    if facts.loop.state.noise in values and not binned:
+    noise = facts.loop.state.noise
+    others = _of_values(facts, {name: each for name, each in values.items() if name != noise})
+    if noise in values and not others and not binned:
         told = {name: checked.integer(name, given.get(name, usual[name])) for name in made}
     return Sizes(made, asked, told, resizes=binned and made != asked)
 
@@ -126,10 +128,25 @@ class _Limits:
 
 
 def _of_values(facts: Facts, values: Mapping[str, Array]) -> dict[str, tuple[int, str]]:
-    """Return the symbols that the shapes of given arrays settle, and which array it is."""
-    return {
-        each.symbol: ((found - each.offset) // each.factor, name)
-        for name, array in values.items()
-        for each, found in zip(facts.types[name].shape, array.shape[1:], strict=True)
-        if each.symbol is not None
-    }
+    """Return the symbols that the shapes of given arrays settle, and which array it is.
+
+    Raises:
+        InputError: an array has a size that there is not, or two are of different sizes.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for name, array in values.items():
+        shape = facts.types[name].shape
+        for dimension, size in zip(shape, array.shape[1:], strict=True):
+            if dimension.symbol is None:
+                continue
+            side, rest = divmod(size - dimension.offset, dimension.factor)
+            if rest or side < 1:
+                raise InputError(f"{name!r} has {size} numbers where {dimension} are expected")
+            known, other = found.setdefault(dimension.symbol, (side, name))
+            if known != side:
+                unit = facts.program.symbols[dimension.symbol].unit
+                raise InputError(
+                    f"{name!r} is for a {dimension.symbol} of {side * unit} pixels, and {other!r} "
+                    f"for one of {known * unit}"
+                )
+    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from runtimes.argument_values import shown
 from runtimes.errors import InputError
 from runtimes.interpreter.choices import scheduler_name
 from runtimes.interpreter.facts import Facts
@@ -14,6 +15,7 @@ from runtimes.interpreter.parse import parse
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.manifest import Manifest
+from runtimes.programs.demand import of_call
 
 _CACHING = "cache_interval"
 _WAYS = {
@@ -56,37 +58,61 @@ class Calls:
             wanted: names of values that are asked for in the place of images.
 
         Raises:
-            InputError: one that cannot be used, has no effect or is missing.
+            InputError: one that cannot be used, has no effect or is missing; a value that there is
+                not.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         self._refuse_unknown([name for name in given if name not in self.signature.names])
+        self.check_values(wanted)
         scheduler = scheduler_name(self.manifest, given.get("scheduler"))
-        return parse(self.choose(given), given, scheduler, wanted)
+        return parse(self.choose(given, wanted), given, scheduler, wanted)
 
-    def choose(self, arguments: Mapping[str, Any]) -> Facts:
-        """Return the program whose images a call gives.
+    def check_values(self, wanted: Sequence[Any]) -> None:
+        """Refuse to be asked for what is no value of a program.
+
+        Raises:
+            InputError: lists those that there are.
+        """
+        for name in wanted:
+            if name not in self.signature.values:
+                raise InputError(
+                    f"no value {shown(name)} can be asked for; this bundle has: "
+                    f"{', '.join(self.signature.values)}"
+                )
+
+    def choose(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Facts:
+        """Return the program whose images a call gives: the one that takes just these, or where
+        values are given or asked for one that needs no others.
 
         Raises:
             InputError: there is none.
         """
         given = {name for name, value in arguments.items() if value is not None}
-        every = {name for facts in self.facts for name in facts.images}
-        for facts in self.facts:
-            if facts.images.keys() == given & every:
+        images = given & {name for facts in self.facts for name in facts.images}
+        values = {*wanted, *(given & {*self.signature.values})}
+        having = [facts for facts in self.facts if facts.public >= values]
+        for facts in having:
+            if facts.images.keys() == images:
                 return facts
+        others = [facts for facts in having if values and facts.images.keys() >= images]
+        for facts in others:
+            demand = of_call(facts.program, given, None, wanted)
+            if not demand.arguments & (facts.images.keys() - images):
+                return facts
+        if others:
+            return others[0]
         known = " or ".join(_spoken(facts) for facts in self.facts)
-        raise InputError(
-            f"this call gives {_joined(sorted(given & every)) or 'no image'}; this bundle takes "
-            f"{known}"
-        )
+        own = {name for name in values if any(name not in facts.public for facts in self.facts)}
+        named = _joined([*sorted(images), *sorted(own)])
+        raise InputError(f"this call gives {named or 'no image'}; this bundle takes {known}")
 
-    def usual_steps(self, arguments: Mapping[str, Any]) -> int:
+    def usual_steps(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> int:
         """Return the step count of a call that asks for none.
 
         Raises:
             InputError: the call fits no program.
         """
-        facts = self.choose(arguments)
+        facts = self.choose(arguments, wanted)
         return int(facts.numbers[facts.loop.plan.steps].default[0])
 
     def _refuse_unknown(self, unknown: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from runtimes.argument_values import boolean
 from runtimes.errors import InputError
 from runtimes.interpreter.choices import READING
-from runtimes.interpreter.parse import parse
 from runtimes.programs.demand import of_call
 from runtimes.session import Array
 
@@ -32,7 +31,4 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     groups = [name for group in facts.groups.values() for name in group]
     wanted = [name for name in groups if name in demand.values]
     texts = {name: given[name] for name in names if name in (*demand.arguments, *READING)}
-    request = parse(facts, texts, pipeline.manifest.defaults.scheduler, wanted)
-    execution = pipeline.execution(request)
-    execution.finish()
-    return {name: execution.values[name].array.copy() for name in wanted}
+    return pipeline.computed(pipeline.calls.request(texts, wanted), wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 
@@ -64,12 +64,11 @@ class Execution:
     def steps(self) -> Generator[Step, Array | None, None]:
         """Run the statements; yield the steps of loops, whose sample `send` replaces. The values
         that were made stand in `values`, what is emitted in `emitted`."""
-        stage = "encode"
         for place in self.call.demand.live:
             statement = self.call.facts.program.steps[place]
+            stage = "encode" if place < self.call.facts.loop_place else "decode"
             if isinstance(statement, form.Loop):
                 yield from self._loop(statement)
-                stage = "decode"
             elif isinstance(statement, form.Tokens):
                 self._run(statement)  # which tells tokens and encoding apart
             else:
@@ -83,11 +82,17 @@ class Execution:
             self._plans[name] = sampling_plan(self.call, loop, self._schedule)
         return self._plans[name]
 
-    def finish(self) -> Mapping[str, Array]:
-        """Run all statements, and return what is emitted or was asked for."""
+    def values_of(self, names: Sequence[str]) -> dict[str, Array]:
+        """Run all statements, and return copies of the values of these names, which the call asks
+        for."""
         for _ in self.steps():
             pass
-        return self.emitted
+        return {name: self.values[name].array.copy() for name in names}
+
+    def evaluations(self) -> int:
+        """Return how often the denoiser is evaluated for each image. Raises InputError,
+        PlanNotFound."""
+        return self.plan(self.call.facts.loop).num_evaluations if self.call.denoises else 0
 
     def images(self, name: str) -> Array:
         """Return a value with a row for each image that is made."""

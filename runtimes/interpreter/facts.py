@@ -77,6 +77,11 @@ class Facts:
         return frozenset(name for name in self.types if not name.startswith("_"))
 
     @cached_property
+    def loop_place(self) -> int:
+        """The place of the program's loop among its statements."""
+        return self.program.steps.index(self.loop)
+
+    @cached_property
     def stretchable(self) -> frozenset[str]:
         """The encoded texts that may be of several chunks."""
         return stretchable(self.program, self.graphs)

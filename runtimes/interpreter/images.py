@@ -72,11 +72,11 @@ class Images:
     pixels: Mapping[str, Array] = field(default_factory=dict)
 
 
-def listed(facts: Facts, given: Mapping[str, Any], made: int) -> dict[str, list[list[Any]]]:
+def listed(facts: Facts, given: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
     """Return the single images of each argument that is given, checked.
 
     Raises:
-        InputError: it is no image, or the number of images does not go into the `made` ones.
+        InputError: it is no image.
     """
     found: dict[str, list[list[Any]]] = {}
     for name, argument in facts.images.items():
@@ -86,10 +86,19 @@ def listed(facts: Facts, given: Mapping[str, Any], made: int) -> dict[str, list[
         kind: pictures.Kind = "mask" if isinstance(argument, Mask) else "image"
         items = [given[name]] if count is None else _items(name, given[name], count)
         found[name] = [pictures.listed(name, item, kind) for item in items]
-        for images in found[name]:
+    return found
+
+
+def check_counts(lists: Mapping[str, list[list[Any]]], made: int) -> None:
+    """Refuse images whose number does not go into that of the images that are made.
+
+    Raises:
+        InputError: says which argument has them.
+    """
+    for name, items in lists.items():
+        for images in items:
             if made % len(images):
                 raise InputError(f"{len(images)} images in {name!r} for {made} images to be made")
-    return found
 
 
 def _items(name: str, value: Any, count: int) -> list[Any]:
@@ -112,18 +121,20 @@ def prepared(
     if not lists:
         return Images()
     height, width = [*sizes.made.values()][:2]
-    soft = dict(lists)
+    soft, masks = dict(lists), [name for name in facts.masks if name in lists]
     if options.blur:
-        for name in facts.masks:
+        for name in masks:
             soft[name] = [
                 [masking.blurred(masking.pillow(image), options.blur) for image in item]
                 for item in lists[name]
             ]
     ready, overlay = soft, None
     if options.padding is not None:
+        if lists.keys() != facts.images.keys():
+            raise InputError("'padding_mask_crop' needs an image and a mask")
         ready, overlay = _cropped(facts, soft, sizes, options.padding)
     whole = {}
-    for name in facts.masks:
+    for name in masks:
         whole[name] = pictures.arrays(name, ready[name][0], height, width, "mask")
         if not whole[name].any(axis=(1, 2, 3)).all():
             raise InputError(f"{name!r} is all black: white is what is made anew")

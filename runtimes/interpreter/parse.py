@@ -10,11 +10,12 @@ from runtimes.errors import InputError
 from runtimes.interpreter.arguments import (
     array_of,
     check_encoded,
-    encoded_rows,
+    check_groups,
     in_pixels,
     masking_of,
     missing,
     numbers_of,
+    prompts_of_values,
     shaped,
     taken_as_values,
     texts_of,
@@ -22,12 +23,13 @@ from runtimes.interpreter.arguments import (
 from runtimes.interpreter.call_sizes import binning_of, sizes_of
 from runtimes.interpreter.choices import MASK_OPTIONS, READING, check_output_type
 from runtimes.interpreter.facts import Facts
-from runtimes.interpreter.images import listed, prepared, with_pixels
+from runtimes.interpreter.images import check_counts, listed, prepared, with_pixels
 from runtimes.interpreter.reading import check_reading
 from runtimes.interpreter.request import Request, singles
 from runtimes.programs.demand import Demand, holds, of_call, truth_of
 from runtimes.programs.statements import Pixels
 from runtimes.programs.uses import bounds_of_window
+from runtimes.programs.values import Rows
 
 _CALL_WIDE = (
     *("seed", "scheduler", "num_images_per_prompt", "batch_size", "output_type"),
@@ -50,18 +52,20 @@ def parse(
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     _refuse_others(facts, given)
-    given, values = taken_as_values(facts, given)
+    given, values, labels = taken_as_values(facts, given)
     arrays = {name: array_of(facts, name, value) for name, value in values.items()}
-    rows = encoded_rows(facts, arrays)
-    texts, prompts = texts_of(facts, given, rows)
+    check_groups(facts, arrays)
+    pictures = listed(facts, given)
     each = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
+    rows = prompts_of_values(facts, arrays, pictures, each, wanted)
+    texts, prompts = texts_of(facts, given, rows)
     made = prompts * each
     if made > checked.MOST_IMAGES:
         raise InputError(f"{made} images in one call: at most {checked.MOST_IMAGES}")
-    values = {name: shaped(facts, name, each, prompts, made) for name, each in arrays.items()}
+    values = {n: shaped(facts, n, array, each, prompts, labels[n]) for n, array in arrays.items()}
     check_encoded(facts, values)
+    check_counts(pictures, made)
     named_numbers = numbers_of(facts, given)
-    pictures = listed(facts, given, made)
     sizes = sizes_of(facts, given, values, pictures)
     numbers = {name: in_pixels(value, sizes.told) for name, value in named_numbers.items()}
     flags = set() if facts.program.bins is None else {facts.program.bins.argument}
@@ -74,7 +78,7 @@ def parse(
     demand = of_call(facts.program, named, single_numbers, wanted)
     _refuse_unused(facts, named, texts, wanted)
     _refuse_missing(facts, demand, named, texts)
-    _refuse_two_starts(facts, named, single_numbers)
+    _refuse_two_starts(facts, named, single_numbers, labels)
     _refuse_empty_windows(facts, single_numbers)
     masking = masking_of(facts, given)
     weighting = checked.boolean(given, "prompt_weighting")
@@ -132,15 +136,19 @@ def _refuse_unused(
     texts: Mapping[str, tuple[str, ...]],
     wanted: Sequence[str],
 ) -> None:
-    """Refuse what no call of these names could need, whatever its numbers are."""
+    """Refuse what no call of these names could need, whatever its numbers are; what a whole call
+    needs may also be given where values are asked for."""
     named = {name for name in given if name not in facts.texts or name in texts}
-    could = of_call(facts.program, named, None, wanted)
+    asked = (wanted, ()) if wanted else (wanted,)
+    could = [of_call(facts.program, named, None, each) for each in asked]
     for name in sorted(named):
-        if could.needs(name) or name in facts.symbols:
+        if any(each.needs(name) for each in could) or name in facts.symbols:
             continue
         instead = _what_stands_for_it(facts, name, named, wanted)
-        if instead is not None:
+        if instead is not None and _says_the_same(facts, name, instead):
             raise InputError(f"{name!r} and {instead!r} say the same thing: give one of them")
+        if instead is not None:
+            raise InputError(f"{name!r} has no effect beside {instead!r}: give one of them")
         other = _what_it_needs(facts, name, named, wanted)
         if other is not None:
             raise InputError(
@@ -149,11 +157,16 @@ def _refuse_unused(
         raise InputError(f"{name!r} changes nothing in this call: leave it out")
 
 
+def _says_the_same(facts: Facts, argument: str, value: str) -> bool:
+    """Return whether a value is what is made of a text."""
+    return argument in facts.texts and facts.types[value].rows == Rows.PROMPTS
+
+
 def _what_stands_for_it(
     facts: Facts, name: str, given: set[str], wanted: Sequence[str]
 ) -> str | None:
     """Return a value that is given in the place of what this argument would count for."""
-    for value in sorted(given & facts.public):
+    for value in sorted(given & facts.public - {name}):
         if of_call(facts.program, given - {value}, None, wanted).needs(name):
             return value
     return None
@@ -199,12 +212,18 @@ def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:
         raise InputError(f"{part.start!r} must be below {part.stop!r}")
 
 
-def _refuse_two_starts(facts: Facts, given: frozenset[str], numbers: Mapping[str, float]) -> None:
-    """Refuse noise beside a clean value that the loop starts from: diffusers' classes mean three
-    different things by it. Refuse to go on from latents that are not given."""
+def _refuse_two_starts(
+    facts: Facts,
+    given: frozenset[str],
+    numbers: Mapping[str, float],
+    labels: Mapping[str, str],
+) -> None:
+    """Refuse noise beside an image that the loop starts from: diffusers' classes mean three
+    different things by it. What the image became may be given beside it, by its own name. Refuse to
+    go on from latents that are not given."""
     part, state = facts.loop.part, facts.loop.state
     clean = state.clean is not None and holds(state.clean_when, truth_of(given, numbers)) is True
-    if clean and state.noise in given:
+    if clean and state.noise in given and labels.get(state.clean or "") != state.clean:
         raise InputError(
             f"{state.noise!r} and 'image' are both what to start from: give one of them"
         )

@@ -9,7 +9,7 @@ from typing import Any
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.images import Images, MaskOptions, Sizes
 from runtimes.programs.demand import Demand, continues, holds, truth_of
-from runtimes.programs.statements import Loop, Test
+from runtimes.programs.statements import Emit, Loop, Noise, Pixels, Test
 from runtimes.programs.uses import bounds_of_window
 from runtimes.session import Array
 
@@ -84,6 +84,15 @@ class Request:
 
     def settings(self) -> dict[str, Any]:
         """Return what made the images, as JSON-compatible values with the call's names."""
+        return {
+            **(self._denoising() if self.denoises else {}),
+            **self._size_settings(),
+            "num_images_per_prompt": self.images_per_prompt,
+            "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
+        }
+
+    def _denoising(self) -> dict[str, Any]:
+        """Return what made the latents, the seeds aside."""
         numbers = self.given_numbers()
         return {
             **{name: self._setting(name, each) for name, each in self.given_texts().items()},
@@ -94,9 +103,6 @@ class Request:
             **{name: v[0] if len(v) == 1 else [*v] for name, v in numbers.items()},
             "num_inference_steps": self.num_inference_steps,
             "scheduler": self.scheduler,
-            **self._size_settings(),
-            "num_images_per_prompt": self.images_per_prompt,
-            "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
 
     def _setting(self, name: str, texts: tuple[str, ...]) -> str | list[str]:
@@ -146,6 +152,17 @@ class Request:
     def made(self) -> int:
         """How many images are made."""
         return self.prompts * self.images_per_prompt
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the loop runs: it does unless its result is given, or not needed."""
+        return self.facts.loop_place in self.demand.live
+
+    @property
+    def sized(self) -> bool:
+        """Whether the sizes of images matter to what runs."""
+        steps = (self.facts.program.steps[place] for place in self.demand.live)
+        return any(isinstance(step, Loop | Pixels | Noise | Emit) for step in steps)
 
     def number(self, name: str) -> float:
         """Return the value of an argument that is one number."""

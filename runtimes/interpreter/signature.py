@@ -70,6 +70,13 @@ class Signature:
         return _distinct(name for facts in self.facts for name in facts.images)
 
     @cached_property
+    def values(self) -> tuple[str, ...]:
+        """The values that a call may give or ask for, in the order in which programs make them."""
+        return _distinct(
+            name for facts in self.facts for name in facts.types if name in facts.public
+        )
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
         texts = (*self.texts, *self.branch_texts)
@@ -84,7 +91,7 @@ class Signature:
         common = (*steps, "scheduler", "seed", *sizes, *bins, "num_images_per_prompt", *starts)
         last = (*common, "output_type", *stops)
         own = (*texts, *numbers, *self.pictures, *masks, *reading)
-        return _distinct((*(name for name in own if name not in last), *last))
+        return _distinct((*(name for name in own if name not in last), *last, *self.values))
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Demand is followed backwards from what a call wants, stopping at values that are given, and only
 into branches whose tests hold. Tests read arguments alone, so that all of this is known before
-anything runs.
+anything runs. A call that wants values draws what the whole call would have drawn before, so that
+they are the same in both.
 """
 
 from __future__ import annotations
@@ -106,16 +107,34 @@ class _Walk:
         }
 
     def demand(self, wanted: Sequence[str]) -> Demand:
-        steps = self._program.steps
-        values: set[str] = set()
-        live = {
-            place
-            for place, step in enumerate(steps)
-            if isinstance(step, form.Emit) or (isinstance(step, form.Noise) and step.always)
-        }
+        live, values = self._of_emitted()
         if wanted:
-            live = {place for place in live if not isinstance(steps[place], form.Emit)}
-        todo = [*wanted, *(name for place in live for name in self._values(steps[place]))]
+            drawn = {place for place in live if isinstance(self._program.steps[place], form.Noise)}
+            live, values = self._of(wanted, ())
+            last = max((place for place in live if self._draws(place)), default=-1)
+            live |= {place for place in drawn if place < last}
+        steps = self._program.steps
+        arguments = {name for place in live for name in self._arguments(steps[place])}
+        return Demand(tuple(sorted(live)), frozenset(values), frozenset(self._whole(arguments)))
+
+    def _draws(self, place: int) -> bool:
+        """Return whether a statement draws from the call's generators."""
+        return isinstance(self._program.steps[place], form.Noise | Loop)
+
+    def _of_emitted(self) -> tuple[set[int], set[str]]:
+        """Return what a whole call needs: the places of its statements, and values."""
+        places = [
+            place
+            for place, step in enumerate(self._program.steps)
+            if isinstance(step, form.Emit) or (isinstance(step, form.Noise) and step.always)
+        ]
+        return self._of((), places)
+
+    def _of(self, wanted: Sequence[str], places: Sequence[int]) -> tuple[set[int], set[str]]:
+        """Return the places of the statements that these values and statements need, and the names
+        of the values."""
+        steps, live, values = self._program.steps, {*places}, set[str]()
+        todo = [*wanted, *(name for place in places for name in self._values(steps[place]))]
         while todo:
             name = todo.pop()
             if name in values:
@@ -124,8 +143,7 @@ class _Walk:
             if name not in self._given:
                 live.add(self._maker[name])
                 todo += self._values(steps[self._maker[name]])
-        arguments = {name for place in live for name in self._arguments(steps[place])}
-        return Demand(tuple(sorted(live)), frozenset(values), frozenset(self._whole(arguments)))
+        return live, values
 
     def _whole(self, arguments: set[str]) -> set[str]:
         """Add the sizes, and what arguments that are not given fall back to."""

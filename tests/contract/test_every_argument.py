@@ -71,7 +71,9 @@ VALUES: Mapping[str, Any] = {
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
-ELSEWHERE = ("scheduler", "latents", "denoising_start", "cache_interval")
+ELSEWHERE = (
+    *("scheduler", "latents", "image_latents", "denoised", "denoising_start", "cache_interval"),
+)
 # By argument that some bundles know and have no use for: why, as the refusal says it.
 REFUSED = {"max_embeddings_multiples": "takes encoded texts of one length only"}
 KINDS = (
@@ -321,12 +323,9 @@ def test_values_can_be_asked_for(opened: Callable[[str], Pipeline]) -> None:
     pipe = opened("sdxl")
     names = ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds")
     call = {"prompt": PROMPTS, "negative_prompt": "a green star"}
-    execution = pipe.execution(pipe.calls.request(call, names))
-    execution.finish()
     encoded = pipe.encode_prompt(**call)
-    for name in names:
-        np.testing.assert_array_equal(execution.values[name].array, encoded[name])
-    assert "denoised" not in execution.values
+    for name, array in pipe.compute(*names, **call).items():
+        np.testing.assert_array_equal(array, encoded[name])
 
 
 @pytest.mark.parametrize(

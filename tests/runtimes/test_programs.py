@@ -507,10 +507,26 @@ def test_what_no_call_could_need() -> None:
     assert of_call(program, (*GIVEN, "negative_prompt"), None).needs("negative_prompt")
     assert not of_call(program, (*GIVEN, "prompt_embeds"), None).needs("prompt")
     alone = of_call(program, GIVEN, DEFAULTS, ["prompt_embeds"])
-    assert [program.steps[place] for place in alone.live] == [
-        *program.steps[:2],
-        program.steps[9],  # which is drawn always
-    ]
+    assert [program.steps[place] for place in alone.live] == [*program.steps[:2]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "numbers", "draws"),
+    [
+        ("prompt_embeds", (), {}, []),
+        ("latents", (), {"strength": 0.5}, ["_image_noise", "latents"]),
+        ("latents", ("image_latents",), {"strength": 0.5}, ["latents"]),
+        ("image_latents", (), {"strength": 0.5}, ["_image_noise"]),
+        ("denoised", (), {"strength": 0.5}, ["_image_noise", "latents", "_masked_noise"]),
+    ],
+)
+def test_what_is_asked_for_is_drawn_after_what_the_whole_call_draws_before(
+    wanted: str, given: tuple[str, ...], numbers: dict[str, float], draws: list[str]
+) -> None:
+    program = made()
+    demand = of_call(program, (*GIVEN, *given), {**DEFAULTS, **numbers}, [wanted])
+    steps = [msgspec.to_builtins(program.steps[place]) for place in demand.live]
+    assert [step["gives"] for step in steps if step["do"] == "noise"] == draws
 
 
 def test_the_work_grows_as_the_program_does() -> None:
