@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runtimes import argument_values as checked
@@ -139,10 +139,9 @@ def _refuse_unused(
     """Refuse what no call of these names could need, whatever its numbers are; what a whole call
     needs may also be given where values are asked for."""
     named = {name for name in given if name not in facts.texts or name in texts}
-    asked = (wanted, ()) if wanted else (wanted,)
-    could = [of_call(facts.program, named, None, each) for each in asked]
+    could = _needed(facts, named, wanted)
     for name in sorted(named):
-        if any(each.needs(name) for each in could) or name in facts.symbols:
+        if name in could or name in facts.symbols:
             continue
         instead = _what_stands_for_it(facts, name, named, wanted)
         if instead is not None and _says_the_same(facts, name, instead):
@@ -157,6 +156,13 @@ def _refuse_unused(
         raise InputError(f"{name!r} changes nothing in this call: leave it out")
 
 
+def _needed(facts: Facts, given: Collection[str], wanted: Sequence[str]) -> frozenset[str]:
+    """Return what a call could need that gives this, or could need if no values were asked for."""
+    asked = (wanted, ()) if wanted else (wanted,)
+    demands = [of_call(facts.program, given, None, each) for each in asked]
+    return frozenset().union(*(each.values | each.arguments for each in demands))
+
+
 def _says_the_same(facts: Facts, argument: str, value: str) -> bool:
     """Return whether a value is what is made of a text."""
     return argument in facts.texts and facts.types[value].rows == Rows.PROMPTS
@@ -167,7 +173,7 @@ def _what_stands_for_it(
 ) -> str | None:
     """Return a value that is given in the place of what this argument would count for."""
     for value in sorted(given & facts.public - {name}):
-        if of_call(facts.program, given - {value}, None, wanted).needs(name):
+        if name in _needed(facts, given - {value}, wanted):
             return value
     return None
 
@@ -175,8 +181,7 @@ def _what_stands_for_it(
 def _what_it_needs(facts: Facts, name: str, given: set[str], wanted: Sequence[str]) -> str | None:
     """Return another argument with which this one would count; None where there is none."""
     for other in (*facts.texts, *facts.numbers):
-        demand = of_call(facts.program, {*given, other}, None, wanted)
-        if other not in given and demand.needs(name):
+        if other not in given and name in _needed(facts, {*given, other}, wanted):
             return other
     return None
 

@@ -15,7 +15,15 @@ import pytest
 from exporter.progress import Progress
 from runtimes.errors import InputError, NumericalError
 from runtimes.pipeline import Pipeline
-from runtimes.programs.statements import Image, Mask, Numbers, Program
+from runtimes.programs.statements import (
+    Image,
+    Loop,
+    Mask,
+    Noise,
+    Numbers,
+    Program,
+    names_given,
+)
 from runtimes.sizes import BINNING
 from runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
@@ -326,6 +334,71 @@ def test_values_can_be_asked_for(opened: Callable[[str], Pipeline]) -> None:
     encoded = pipe.encode_prompt(**call)
     for name, array in pipe.compute(*names, **call).items():
         np.testing.assert_array_equal(array, encoded[name])
+
+
+def given_back(pipe: Pipeline, program: Program, call: Mapping[str, Any], name: str) -> Any:
+    """Return a call with a computed value in the place of what makes it: with all of its group,
+    and with the noise that is drawn after an image's, which is an earlier draw without it."""
+    state = next(step for step in program.steps if isinstance(step, Loop)).state
+    groups = [getattr(step, "group", None) for step in program.steps if name in names_given(step)]
+    group = [
+        each
+        for step in program.steps
+        if groups != [None] and getattr(step, "group", None) == groups[0]
+        for each in names_given(step)
+        if not each.startswith("_")
+    ]
+    starts = name in (state.clean, state.noise) and state.clean in pipe.signature.values
+    names = group or ([state.clean, state.noise] if starts else [name])
+    left = {"image"} if starts else {each for each in call if each in groups}
+    if name == state.name:
+        left = {*call} - {"output_type", BINNING}
+    made = {each: pipe.compute(each, **call) for each in names}
+    if len(names) > 1:
+        together = pipe.compute(*names[:1], *names[1:], **call)
+        assert all(np.array_equal(made[each], together[each]) for each in names)
+    return {each: value for each, value in call.items() if each not in left} | made
+
+
+def _is_not_alone(pipe: Pipeline, program: Program, call: Mapping[str, Any]) -> bool:
+    """Return whether a call draws more after its first latents, or has a clean value to start from
+    that cannot be given."""
+    state = next(step for step in program.steps if isinstance(step, Loop)).state
+    if state.clean is not None and not state.clean_when and state.clean.startswith("_"):
+        with pytest.raises(InputError, match="both what to start from"):
+            pipe.stream(**call, latents=pipe.compute("latents", **call))
+        return True
+    demand = pipe.calls.request(call).demand
+    drawn = [step for p in demand.live if isinstance(step := program.steps[p], Noise)]
+    return drawn[-1].gives != state.noise
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_value_can_be_given_back(kind: str, opened: Callable[[str], Pipeline]) -> None:
+    """Each public value of each program, computed and given to a call in the place of what makes
+    it: the same latents to the bit, and the same image.
+
+    Less the noise where other noise is drawn after it, which is then an earlier draw, as in
+    diffusers, and where the call starts from an image that has no public value.
+    """
+    pipe = opened(kind)
+    for program in pipe.manifest.programs:
+        call = call_of(pipe, program) | {"output_type": "np"}
+        if "negative_prompt" in pipe.signature.names:
+            call["negative_prompt"] = "a green star"
+        if "true_cfg_scale" in pipe.signature.names:
+            call["true_cfg_scale"] = 3.0
+        if kind in ("lcm", "unconditional"):  # whose other steps draw, too: an earlier draw then
+            call |= {"num_inference_steps": 1} | ({"strength": 1.0} if "strength" in call else {})
+        whole = pipe(**call)
+        public = [each for step in program.steps for each in names_given(step) if each[0] != "_"]
+        for name in public:
+            if name == "latents" and _is_not_alone(pipe, program, call):
+                continue
+            again = pipe(**given_back(pipe, program, call, name))
+            label = f"{program.name}: {name}"
+            np.testing.assert_array_equal(again.latents, whole.latents, label)
+            np.testing.assert_array_equal(again.images, whole.images, label)
 
 
 @pytest.mark.parametrize(
