@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
     "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
     "generate": ("runtimes.cli:generate", "Make pictures."),
+    "compute": ("runtimes.compute_cli:compute", "Write values of a call, such as encoded texts."),
     "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
     "upgrade": ("runtimes.upgrade_cli:upgrade", "Bring an older bundle up to date."),
     "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),

@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from runtimes.call_options import (
+    ARGUMENTS,
+    BUNDLE,
+    LOADING,
+    arguments_of,
+    arrays_of,
+    chosen,
+    declared,
+)
 from runtimes.errors import (
     BackendError,
     BundleError,
@@ -30,10 +39,7 @@ if TYPE_CHECKING:
     from runtimes.loading import Loading
     from runtimes.manifest import Build, Manifest, Verification
     from runtimes.pipeline import Pipeline
-    from runtimes.presets import Asked
     from runtimes.run import Result, Run
-
-_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 @click.command(
@@ -50,9 +56,10 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
       latentc generate bundle "a castle" --image sketch.png --strength 0.7
       latentc generate bundle "a castle" --image photo.png --mask mask.png --padding-mask-crop 32
       latentc generate base "a castle" --denoising-end 0.8 --refiner refiner
+      latentc generate bundle "a castle" --value image_latents=latents.npz --strength 0.7
     """
 )
-@_BUNDLE
+@BUNDLE
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option(
     "-o",
@@ -63,146 +70,16 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     help="Where to: .png, .jpg or .webp. Several pictures are numbered: out-0.png, "
     "out-1.png …, or where {index} stands in the name.",
 )
-@click.option(
-    "-n",
-    "--num-images",
-    type=int,
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Pictures per prompt.",
-)
-@click.option("--steps", type=int, metavar="N", help="Inference steps.")
-@click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect).")
-@click.option("--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off.")
-@click.option(
-    "--image",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="A picture to start from (bundles exported with --task image-to-image), or for a "
-    "T2I-Adapter (--t2i-adapter), one for each.",
-)
-@click.option(
-    "--mask",
-    "mask_image",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="What of it is made anew, white, and what stays, black (--task inpainting).",
-)
-@click.option("--mask-blur", type=float, metavar="PIXELS", help="Soften the mask's edges.")
-@click.option(
-    "--padding-mask-crop",
-    type=int,
-    metavar="PIXELS",
-    help="Look at no more than so much around the mask, and put the result back.",
-)
-@click.option(
-    "--control-image",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="For a ControlNet (bundles exported with --controlnet); one for each, in their order.",
-)
-@click.option(
-    "--ip-adapter-image",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="For an IP-Adapter (bundles exported with --ip-adapter); one for each, in their order.",
-)
-@click.option(
-    "--strength",
-    type=float,
-    metavar="X",
-    help="How far to go from it: the share of the steps that is run.",
-)
-@click.option(
-    "--denoising-end",
-    type=float,
-    metavar="X",
-    help="Stop at this fraction of the schedule; the refiner goes on from there.",
-)
+@declared(ARGUMENTS)
 @click.option(
     "--refiner",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
     help="A second bundle that goes on with the latents of the first.",
 )
-@click.option(
-    "--guidance-rescale",
-    type=float,
-    metavar="X",
-    help="0 to 1: give predictions the contrast back that they have without guidance.",
-)
-@click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it.")
-@click.option("--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster.")
-@click.option(
-    "--cache-interval",
-    type=int,
-    metavar="N",
-    help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
-)
-@click.option("--negative-prompt", metavar="TEXT", help="What to lead away from.")
-@click.option("--prompt-weighting", is_flag=True, help="Read weights: (word:1.3), word++, word--.")
-@click.option(
-    "--max-embeddings-multiples",
-    type=int,
-    metavar="N",
-    help="How many times the text encoder's own length texts may have.  [default: 1]",
-)
-@click.option(
-    "--prompt-embeds",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Encoded texts (.npz, arrays named as in Python's encode_prompt) instead of a PROMPT.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    metavar="N",
-    help="For the same picture again; repeat it for one seed per picture.",
-)
-@click.option("--height", type=int, metavar="PIXELS")
-@click.option("--width", type=int, metavar="PIXELS")
-@click.option(
-    "--no-resolution-binning",
-    is_flag=True,
-    help="Make the image in this very size, not in the nearest of the model's list.",
-)
-@click.option(
-    "--arg",
-    "extra",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Another argument of this bundle: a text, or numbers joined by commas.",
-)
-@click.option(
-    "--preset",
-    default="auto",
-    metavar="NAME",
-    help="faithful, balanced or fast: what latentc tune found.  [default: faithful, where it did]",
-)
-@click.option(
-    "--backend",
-    metavar="NAME",
-    help="onnxruntime, openvino, torch … [default: the first installed one that fits]",
-)
-@click.option("--device", metavar="NAME", help="See: latentc backends.")
-@click.option("--build", metavar="NAME", help="Of several builds, this one.")
-@click.option("--precision", metavar="NAME", help="Of several builds, one of this precision.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="For the engine; 0: its choice.")
-@click.option("--cache", metavar="FOLDER", help="For compiled graphs.  [default: latentc's own]")
-@click.option("--no-cache", is_flag=True, help="Keep no compiled graphs, and use none.")
-@click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can.")
-@click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast.")
-@click.option("--static", is_flag=True, help="Load for this size only; some engines gain by it.")
-@click.option("--low-memory", is_flag=True, help="Hold one component at a time in memory.")
+@declared(LOADING)
 @click.option("--vae-slicing", is_flag=True, help="Decode one picture at a time: less memory.")
 @click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
-@click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the engine, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
@@ -210,11 +87,13 @@ def generate(
     """Make pictures with BUNDLE, one or more for each PROMPT."""
     from runtimes.pipeline import open_pipeline
 
-    options["encoded"] = _read_arrays(options["prompt_embeds"])
-    rows = options["encoded"].get("prompt_embeds", ())
+    options["given_texts"], options["given_values"] = arrays_of(options)
+    rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
     count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
     paths = _output_paths(output, count)
     calls = _planned(bundle, prompts, options, count)
+    if calls[0].request.made != count:  # values may say how many images there are
+        paths = _output_paths(output, calls[0].request.made)
     _check_sizes(calls[0].request, paths)
     with open_pipeline(calls[0].loading) as pipe:
         result = _drawn(pipe, options, calls[0].request)
@@ -235,7 +114,7 @@ def generate(
       latentc inspect shapes --program text-to-image
     """
 )
-@_BUNDLE
+@BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest and sizes as JSON.")
 @click.option(
     "--program",
@@ -290,7 +169,7 @@ def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
       latentc verify shapes --files-only
     """
 )
-@_BUNDLE
+@BUNDLE
 @click.option("--backend", metavar="NAME", help="Only this one.  [default: all that are installed]")
 @click.option("--device", metavar="NAME", help="With --backend: where to run.")
 @click.option("--build", metavar="NAME", help="Only this one.  [default: all]")
@@ -355,7 +234,7 @@ def verify(
       latentc plans shapes -o plans --scheduler euler --steps 20 --steps 30
     """
 )
-@_BUNDLE
+@BUNDLE
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--scheduler", "schedulers", multiple=True, metavar="NAME", help="Only this one.")
 @click.option("--steps", type=int, multiple=True, metavar="N", help="Only this step count.")
@@ -394,28 +273,6 @@ def backends(as_json: bool) -> None:
         print_backends(records)
 
 
-def _asked(options: Mapping[str, Any], images: int) -> Asked:
-    """Command-line options → how to load."""
-    from runtimes.presets import Asked
-    from runtimes.sizes import BINNING
-
-    pairs = [assignment.partition("=") for assignment in options["option"]]
-    for name, equals, value in pairs:
-        if not equals or not name:
-            raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
-    given = {name: options[name] for name in ("height", "width", "guidance_scale")}
-    sizes = {"images": images} | {n: value for n, value in given.items() if value is not None}
-    if options["no_resolution_binning"]:
-        sizes[BINNING] = False
-    same = ("backend", "device", "build", "precision", "threads", "compute", "compile")
-    return Asked(
-        **{name: options[name] for name in same},
-        static=sizes if options["static"] else None,
-        options={name: value for name, _, value in pairs},
-        sizes=sizes,
-    )
-
-
 class _Call(NamedTuple):
     """One bundle's part of the work: how it is loaded, and its call, as given and as checked."""
 
@@ -434,19 +291,13 @@ def _planned(
         PlanNotFound: no sampling plan for the step count.
         BackendError: an engine or device that is not here.
     """
-    from runtimes.loading import chosen
-
-    if options["cache"] and options["no_cache"]:
-        raise InputError("--cache names a folder to use, and --no-cache says to use none")
-    how = {name: options[name] for name in ("preset", "low_memory")}
-    how["cache"] = not options["no_cache"] and (options["cache"] or True)
     refiner = options["refiner"]
-    loading = chosen(bundle, _asked(options, count), **how)
-    arguments = _arguments(loading.signature, prompts, options)
+    loading = chosen(bundle, options, count)
+    arguments = arguments_of(loading.signature, prompts, options)
     arguments["output_type"] = "pil" if refiner is None else "latent"
     calls = [_Call(loading, arguments, loading.request(arguments))]
     if refiner is not None:
-        loading = chosen(refiner, _asked(options, count), **how)
+        loading = chosen(refiner, options, count)
         arguments = _refining(loading.signature, calls[0])
         calls.append(_Call(loading, arguments, loading.request(arguments)))
     return calls
@@ -485,77 +336,11 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
     start = {} if end is None else {"denoising_start": end}
     sizes = ("height", "width", "latents", "denoising_end", "output_type")
     pictures = ("image", "mask_image", "control_image")
-    # Encoded texts were made by the other bundle's encoders.
-    left = {*sizes, *pictures, *signature.embeddings}
+    left = {*sizes, *pictures, *signature.values}  # which the other bundle's components made
     kept = {name: value for name, value in known.items() if name not in left}
     seeds = call.request.seeds
     latents = np.zeros(call.request.latents_shape(), np.float32)
     return {**kept, **start, "image": latents, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
-
-
-def _arguments(
-    signature: Signature, prompts: tuple[str, ...], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Command-line options → the arguments of a call; None ones are left out."""
-    from runtimes import pictures
-    from runtimes.sizes import BINNING
-
-    seeds = list(options["seeds"])
-    arguments: dict[str, Any] = {
-        "prompt": prompts[0] if len(prompts) == 1 else list(prompts) or None,
-        "num_images_per_prompt": options["num_images"],
-        "num_inference_steps": options["steps"],
-        "seed": seeds[0] if len(seeds) == 1 else seeds or None,
-    }
-    window = ("guidance_start", "guidance_stop")
-    sizes = ("height", "width")
-    scales = ("guidance_scale", "guidance_rescale")
-    same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
-    masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
-    arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
-    if options["mask_image"] is not None:
-        arguments["mask_image"] = pictures.read(options["mask_image"])
-    for name in ("image", "control_image", "ip_adapter_image"):
-        several = [pictures.read(path) for path in options[name]]
-        if several:
-            arguments[name] = several[0] if len(several) == 1 else several
-    for name, array in options["encoded"].items():
-        if name not in signature.embeddings:
-            known = ", ".join(signature.embeddings) or "none"
-            raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
-        arguments[name] = array
-    arguments["prompt_weighting"] = options["prompt_weighting"] or None
-    arguments[BINNING] = False if options["no_resolution_binning"] else None
-    for assignment in options["extra"]:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name:
-            raise InputError(f"--arg {assignment!r}: expected NAME=VALUE")
-        numeric = name in signature.numbers or name in signature.scales
-        arguments[name] = _numbers(name, value) if numeric else value
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
-def _read_arrays(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    from runtimes.errors import BundleError
-    from runtimes.npz import read_arrays
-
-    try:
-        found = read_arrays(path)
-    except BundleError as error:
-        raise InputError(f"--prompt-embeds {error}") from None
-    if any(array.ndim < 2 for array in found.values()):
-        raise InputError(f"--prompt-embeds {path}: expected arrays with a row for each prompt")
-    return found
-
-
-def _numbers(name: str, text: str) -> float | tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--arg {name}: {text!r} are no numbers joined by commas") from None
-    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def _output_paths(output: str, count: int) -> list[Path]:

@@ -14,12 +14,12 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from runtimes.errors import BundleError
-from runtimes.files import open_regular
+from runtimes.files import open_regular, read_regular
 from runtimes.parsing import parser
 
 # A zip member needs a date; a fixed one makes equal tables equal files.
@@ -35,7 +35,9 @@ _HEADER = re.compile(
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(
+    path: str | os.PathLike[str] | IO[bytes], arrays: Mapping[str, np.ndarray]
+) -> None:
     """Write `arrays` in the mapping's order. Equal content gives equal bytes.
 
     Arrays are stored little-endian and C-contiguous, in .npy version 1.0 members.
@@ -91,22 +93,37 @@ def _member(
         raise BundleError(f"{label}: {info.filename} is neither stored nor deflated")
     with archive.open(info) as member:
         # Bounded: the zip reader stops at the size that the directory declared.
-        data = io.BytesIO(member.read())
+        return _array(f"{label}: {info.filename}", member.read(), dtype)
+
+
+@parser(BundleError, "path", "a .npy file of a plain array")
+def read_array(
+    path: str | os.PathLike[str], *, max_bytes: int = _MAX_BYTES
+) -> np.ndarray[Any, Any]:
+    """Read a .npy file of version 1.0, an array of numbers in C order.
+
+    Returns a read-only array. Raises `BundleError` for anything else: a missing file, another
+    version or order, objects, a file that is cut short, or longer than `max_bytes`.
+    """
+    return _array(Path(path).name, read_regular(path, max_bytes), "")
+
+
+def _array(label: str, content: bytes, dtype: str) -> np.ndarray[Any, Any]:
+    """Return the array of a .npy file's content, of numbers where `dtype` is empty."""
+    data = io.BytesIO(content)
     if data.read(8) != _MAGIC:
-        raise BundleError(f"{label}: {info.filename} is not a .npy of version 1.0")
+        raise BundleError(f"{label} is not a .npy of version 1.0")
     found, fortran, shape = _header(data)
     fits = found == np.dtype(dtype) if dtype else found.kind in _NUMBERS
     if not fits or found.hasobject or fortran:
         order = "Fortran" if fortran else "C"
         raise BundleError(
-            f"{label}: {info.filename} has dtype {found.str} in {order} order, "
+            f"{label} has dtype {found.str} in {order} order, "
             f"expected {dtype or 'numbers'} in C order"
         )
     payload = data.read()
     if len(payload) != math.prod(shape) * found.itemsize:
-        raise BundleError(
-            f"{label}: {info.filename} has {len(payload)} bytes for the shape {shape}"
-        )
+        raise BundleError(f"{label} has {len(payload)} bytes for the shape {shape}")
     return np.frombuffer(payload, dtype=found).reshape(shape)
 
 

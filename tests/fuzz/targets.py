@@ -171,6 +171,13 @@ def _npz(**arrays: Any) -> bytes:
     return data.getvalue()
 
 
+def _array() -> Iterator[bytes]:
+    for dtype in ("<f4", "<f8", ">i8", "|u1", "|b1"):
+        data = io.BytesIO()
+        np.save(data, np.arange(6).astype(dtype).reshape(2, 3))
+        yield data.getvalue()
+
+
 def _arrays() -> Iterator[bytes]:
     yield _npz(a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.arange(3))
     data = io.BytesIO()
@@ -354,6 +361,7 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
     "runtimes.mil.session:packages_of": _json({"packages": ["a.mlpackage", "b.mlpackage"]}),
     "runtimes.npz:read_arrays": _arrays,
+    "runtimes.npz:read_array": _array,
     "runtimes.manifest:Manifest.decode": _bundle_files("manifest.json"),
     "exporter.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
     "exporter.weight_files:check": _safetensors,

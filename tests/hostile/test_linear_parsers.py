@@ -79,6 +79,12 @@ def _archive(count: int) -> bytes:
     return data.getvalue()
 
 
+def _array(count: int) -> bytes:
+    data = io.BytesIO()
+    np.save(data, np.zeros(count, np.float32))
+    return data.getvalue()
+
+
 def _images(count: int) -> bytes:
     data = io.BytesIO()
     pixels = {"images": np.zeros((count, 4, 4, 3), np.uint8)}
@@ -292,6 +298,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _json(lambda count: {"packages": [f"{n}.mlpackage" for n in range(count)]}),
     ),
     "runtimes.npz:read_arrays": (_archive,),
+    "runtimes.npz:read_array": (_array,),
     "runtimes.manifest:Manifest.decode": (_manifest,),
     "exporter.model_folders:configured_class": (_json(_map),),
     "exporter.weight_files:check": (_safetensors,),

@@ -34,7 +34,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("generate", "a --output {here}/none/a.png", "does not exist"),
     ("generate", "a -o {here}/a.bmp", "the extension '.bmp'"),
     ("generate", "a --num-images 0", "num_images_per_prompt"),
-    ("generate", "a --num-images 1000000000", "images in one call"),
+    ("generate", "a --num-images 1000000000", "at most 10000"),
     ("generate", "a --scheduler coffee", "no scheduler 'coffee' in this bundle"),
     ("generate", "a --steps 0", "num_inference_steps"),
     ("generate", "a --steps 999", "no sampling plan for 999 steps"),
@@ -77,6 +77,9 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("generate", "a --compile", "has nothing to compile"),
     ("generate", "a --option coffee=1", "has no option 'coffee'; did you mean COFFEES?"),
     ("generate", "a --option coffee", "expected KEY=VALUE"),
+    ("generate", "a --value latents={here}/file", "--value latents"),
+    ("compute", "latents -o {here}/a.npz --prompt \ud800", "lone surrogate"),
+    ("compute", "latents -o {here}/none/a.npz", "does not exist"),
     ("verify", "--backend coffee", "no backend named 'coffee'"),
     ("verify", "--backend fake --device npu", "no device 'npu'"),
     ("verify", "--device cpu", "give --backend too"),
@@ -142,6 +145,12 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("tune", "--seconds 0", "--seconds"),
     ("tune", "--seconds nan --prompt a", "--seconds"),
     ("tune", "--steps 3 --prompt a", "no sampling plan of 'plain' for 3 steps"),
+)
+# What both commands take is refused by both in the same words.
+REFUSED += tuple(
+    ("compute", f"denoised -o {{here}}/a.npz {options}".replace(" a --", " --prompt a --"), message)
+    for command, options, message in REFUSED
+    if command == "generate" and not {*options.split()} & {"-o", "--output", "--refiner"}
 )
 CODES: Mapping[str, int] = {"no device 'npu'": 5, "npu": 5, "{here}/none": 3}  # the others: 2
 # Options with values of which none is wrong in itself.
