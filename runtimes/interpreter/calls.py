@@ -74,7 +74,7 @@ class Calls:
             InputError: lists those that there are.
         """
         for name in wanted:
-            if name not in self.signature.values:
+            if not isinstance(name, str) or name not in self.signature.values:
                 raise InputError(
                     f"no value {shown(name)} can be asked for; this bundle has: "
                     f"{', '.join(self.signature.values)}"
