@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from msgspec import structs
 
 from exporter.families import Description
+from exporter.families.defaults import class_of
 from runtimes.programs.statements import Program
 from runtimes.version_1.fields import CallFields
 from runtimes.version_1.tasks import Task
@@ -23,16 +27,17 @@ def positioned(description: Description) -> Description:
 
 
 def programs_of(
-    description: Description, tasks: Sequence[Task], pipeline_class: str, num_inference_steps: int
+    pipe: Any, description: Description, tasks: Sequence[Task], num_inference_steps: int
 ) -> tuple[Program, ...]:
     """Return a program for each task, in their order.
 
     Args:
+        pipe: the diffusers pipeline, whose parts say which class a task stands for.
         num_inference_steps: the step count of a call that asks for none, where its task has none
             of its own.
     """
     fields = CallFields(
-        pipeline_class=pipeline_class,
+        pipeline_class=type(pipe).__name__,
         num_inference_steps=num_inference_steps,
         latents=description.latents,
         texts={text.input: text.texts for text in description.text_inputs},
@@ -42,4 +47,7 @@ def programs_of(
         components=tuple(graph.component for graph in description.graphs),
         embeddings=description.embeddings,
     )
-    return tuple(program_of(task, fields) for task in tasks)
+    programs = (program_of(task, fields) for task in tasks)
+    return tuple(
+        structs.replace(each, stands_for=class_of(pipe, each.name).__name__) for each in programs
+    )

@@ -49,6 +49,7 @@ from runtimes.manifest import (
     Tokenizer,
 )
 from runtimes.precision import build_name, of_component
+from runtimes.programs.statements import Program
 from runtimes.version import __version__
 from runtimes.version_1.tasks import STEPS, Task
 
@@ -130,8 +131,13 @@ class Compilation:
         )
         probes = probing.add(pipe) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        draft = self._manifest(description, tasks, plans, scheduler, texts, probes)
+        steps = _nearest(plans[0], description.num_inference_steps)
+        planned = [_with_plan(plans[0], each) for each in tasks]
+        programs = programs_of(pipe, description, planned, steps)
+        draft = self._manifest(description, programs, plans, scheduler, texts, probes, steps)
         refuse_unreadable(draft)
+        if self.options.verify:
+            self._check_programs(pipe, description, draft)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -158,18 +164,17 @@ class Compilation:
     def _manifest(
         self,
         description: Description,
-        tasks: tuple[Task, ...],
+        programs: tuple[Program, ...],
         plans: tuple[Schedule, ...],
         scheduler: tuple[str, dict[str, Any]],
         tokenizers: tuple[Tokenizer, ...],
         probes: Probes | None,
+        steps: int,
     ) -> Manifest:
         """All but the builds."""
-        steps = _nearest(plans[0], description.num_inference_steps)
-        own = [_with_plan(plans[0], each) for each in tasks]
         return Manifest(
             format_version=FORMAT_VERSION,
-            programs=programs_of(description, own, self.source.pipeline_class, steps),
+            programs=programs,
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -194,6 +199,14 @@ class Compilation:
             probes=probes,
             left_out=self.source.left_out,
         )
+
+    def _check_programs(self, pipe: Any, description: Description, draft: Manifest) -> None:
+        """Compare every program with diffusers. Raises VerificationError."""
+        from exporter.program_check import check_programs
+
+        options = self.options
+        fixed = (options.height, options.width) if options.height and options.width else None
+        check_programs(pipe, description, draft, self.store.staging, self.progress, fixed)
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
         from exporter.headroom import probe_samples

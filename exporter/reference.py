@@ -47,6 +47,8 @@ class Trajectory:
         "sample": sample
     }
     guided: tuple[bool, ...] = ()
+    # What the pipeline's loop holds → latents, as the denoiser's graph takes them.
+    read: Callable[[torch.Tensor], torch.Tensor] = lambda held: held
 
 
 def reference(
@@ -151,6 +153,7 @@ def watched(
     view = description.view if description else plain
     scale = description.timesteps if description else 1.0
     last: dict[str, Any] = {}
+    seen.read = lambda held: view(held, last)
 
     def before(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         sample = (*inputs, *named.values())[0]

@@ -382,6 +382,10 @@ class Manifest(_Base, frozen=True, dict=True):
         """The sampling plans of this name."""
         return next(each for each in self.schedules if each.name == name)
 
+    def of_role(self, role: Role) -> list[Component]:
+        """Return the components of a role."""
+        return [component for component in self.components if component.role == role]
+
     @cached_property
     def latents(self) -> Latents:
         """The latents and sizes of the first program."""

@@ -112,6 +112,11 @@ class TextTokenizer:
         loaded = Tokenizer.from_buffer(checked(data, max_length))
         made = cls(loaded, max_length, label, expansions, vocabulary, frame)
         made.chunks(unweighted(""))
+        if frame is not None and made.frame() != frame:
+            raise BundleError(
+                f"{label}: frames or fills a text otherwise than the manifest says; export the "
+                "bundle again"
+            )
         return made
 
     def frame(self) -> Frame:

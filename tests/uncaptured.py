@@ -8,7 +8,7 @@ for other tests.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from exporter.compilation import Compilation
+from exporter.eager import EagerSession
 from exporter.families import Description
 from exporter.options import ExportOptions
 from exporter.progress import Progress
@@ -30,14 +31,20 @@ from runtimes.session import Array, Feeds, Session
 from runtimes.sizes import dimension
 from tests import fakes
 
+# Called with the pipeline, its description, the draft of the manifest and where its files stand.
+Examine = Callable[[Any, Description, Manifest, Path], None]
+
 
 @dataclass(frozen=True)
 class _Uncaptured(Compilation):
     """The compiler's run up to its draft, with files that only name the graphs."""
 
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    examine: Examine | None = None
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
+        if self.examine is not None:
+            self.examine(pipe, description, manifest, self.store.staging)
         artifacts = {}
         for graph in description.graphs:
             name = graph.component.name
@@ -50,18 +57,6 @@ class _Uncaptured(Compilation):
             item = self.store.item(f"graph-{name}", f"fake-fp32/{name}", write)
             artifacts[name] = Artifact("key", item.files[0].path, item.files, "fp32")
         return (Build("fake-fp32", "fake", "fp32", artifacts),)
-
-
-class _Session(Session):
-    def __init__(self, module: torch.nn.Module, component: Component) -> None:
-        super().__init__(component.inputs, component.outputs)
-        self._module = module
-
-    def _run(self, feeds: Feeds) -> dict[str, Array]:
-        inputs = {name: torch.from_numpy(value.copy()) for name, value in feeds.items()}
-        with torch.no_grad():
-            values = self._module(*(inputs[name] for name in self.inputs))
-        return {name: v.numpy() for name, v in zip(self.outputs, values, strict=True)}
 
 
 class Mixing(Session):
@@ -123,7 +118,7 @@ class _Backend(fakes.FakeBackend):
     ) -> Session:
         if self._modules is None:
             return Mixing(component)
-        return _Session(self._modules[component.name], component)
+        return EagerSession(self._modules[component.name], component)
 
 
 def uncaptured(
@@ -134,6 +129,7 @@ def uncaptured(
     asked: Mapping[str, Sequence[str]] | None = None,
     without: Sequence[str] = (),
     mixing: bool = False,
+    examine: Examine | None = None,
 ) -> Pipeline:
     """Return a pipeline that is `source`, by way of a bundle in `folder`.
 
@@ -144,6 +140,7 @@ def uncaptured(
         asked: ingredients, by kind.
         without: parts that are left out.
         mixing: run no modules, but something quicker to which all inputs matter.
+        examine: called before the pipeline of diffusers is gone.
     """
     found = resolve(source, asked=asked, without=without)
     options = ExportOptions(
@@ -154,7 +151,7 @@ def uncaptured(
         tasks=tuple(tasks),
     )
     store = Store(folder, None)
-    run = _Uncaptured(found, options, {}, store, Progress(None))
+    run = _Uncaptured(found, options, {}, store, Progress(None), examine=examine)
     with mock.patch("exporter.compilation.release_weights"):  # they are what is run here
         store.publish(run._draft(None))
     backend: Backend = _Backend(None if mixing else run.modules)

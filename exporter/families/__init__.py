@@ -133,6 +133,16 @@ class Shifted:
     max_shift: float
 
 
+def calling(pipe: Any, **fixed: Any) -> Callable[..., Any]:
+    """Return what runs a diffusers pipeline: its images for keyword arguments of its call, float
+    [batch, height, width, channels] in [0, 1] unless `output_type` says otherwise."""
+
+    def call(output_type: str = "np", **arguments: Any) -> Any:
+        return pipe(output_type=output_type, **fixed, **arguments).images
+
+    return call
+
+
 def plain(held: torch.Tensor, _: Mapping[str, Any]) -> torch.Tensor:
     """Of pipelines whose loop holds latents as they are."""
     return held

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families import Description, Graph, Shifted, TextInput, calling
 from exporter.families.defaults import longest_text
 from exporter.families.flow_pictures import with_picture_tasks
 from exporter.families.pictures import made_from_text
@@ -219,7 +219,7 @@ def describe(pipe: Any) -> Description:
         guidance=_true_guidance(),
         resizable=True,
         denoiser=pipe.transformer,
-        call=lambda **arguments: run(output_type="np", **arguments).images,
+        call=calling(run),
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",

@@ -122,16 +122,16 @@ def from_text(pipe: Any) -> Any:
     if pipe.unet.config.in_channels != pipe.unet.config.out_channels:
         return pipe
     if getattr(pipe.config, "requires_aesthetics_score", False):
-        return _of_class(pipe, IMAGE_TO_IMAGE)  # the least that such a model takes
+        return of_class(pipe, IMAGE_TO_IMAGE)  # the least that such a model takes
     return made_from_text(pipe)
 
 
 def made_from_text(pipe: Any) -> Any:
     """The pipeline that makes pictures of texts alone with the same parts."""
-    return _of_class(pipe, TEXT_TO_IMAGE)
+    return of_class(pipe, TEXT_TO_IMAGE)
 
 
-def _of_class(pipe: Any, task: str) -> Any:
+def of_class(pipe: Any, task: str) -> Any:
     """The pipeline of diffusers' class for a task with the same parts."""
     cls: Any = class_of(pipe, task)
     if cls is type(pipe):

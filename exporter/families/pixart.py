@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.families import Description, Graph, TextInput
+from exporter.families import Description, Graph, TextInput, calling
 from exporter.families.defaults import longest_text
 from exporter.families.text_to_image import (
     PROBE_GUIDANCE,
@@ -172,7 +172,7 @@ def describe(pipe: Any) -> Description:
         resizable=True,
         denoiser=pipe.transformer,
         # Texts as the runtime reads them.
-        call=lambda **arguments: pipe(output_type="np", clean_caption=False, **arguments).images,
+        call=calling(pipe, clean_caption=False),
         probe_arguments={
             BINNING: False,  # what is small and quick
             "prompt": "a large red circle above a small blue square",

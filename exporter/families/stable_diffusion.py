@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, latents_of
+from exporter.families import Description, Graph, TextInput, calling, latents_of
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
@@ -40,7 +40,9 @@ from runtimes.version_1.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 # What diffusers has classes for; of latent consistency models there is none for inpainting.
-_TASKS = {"LatentConsistencyModelPipeline": ("image-to-image",)}
+# The consistency model's own image-to-image class spreads all steps over the last part of the
+# schedule, by the strength: a table of plans has the whole schedule only.
+_TASKS: dict[str, tuple[str, ...]] = {"LatentConsistencyModelPipeline": ()}
 _USUAL_TASKS = ("image-to-image", "inpainting")
 
 
@@ -138,7 +140,7 @@ def describe(pipe: Any) -> Description:
         guidance=guided.guidance,
         resizable=True,
         denoiser=pipe.unet,
-        call=lambda **arguments: run(output_type="np", **arguments).images,
+        call=calling(run),
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "guidance_scale": PROBE_GUIDANCE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, Shifted, TextInput
+from exporter.families import Description, Graph, Shifted, TextInput, calling
 from exporter.families.defaults import longest_text
 from exporter.families.flow_pictures import with_picture_tasks
 from exporter.families.pictures import made_from_text
@@ -189,7 +189,7 @@ def describe(pipe: Any) -> Description:
         guidance=classifier_free_guidance("empty"),
         resizable=True,
         denoiser=pipe.transformer,
-        call=lambda **arguments: run(output_type="np", **arguments).images,
+        call=calling(run),
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             "prompt_2": "a flat drawing",
@@ -224,6 +224,8 @@ def _inpainted(pipe: Any) -> Callable[..., Any]:
 
     def run(output_type: str, **arguments: Any) -> Any:
         made = pipe(output_type="latent", **arguments)
+        if output_type == "latent":
+            return made
         config = pipe.vae.config
         images = pipe.vae.decode(made.images / config.scaling_factor + config.shift_factor)[0]
         made.images = pipe.image_processor.postprocess(images, output_type=output_type)

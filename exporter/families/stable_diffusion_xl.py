@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.families import Description, Graph, Offer, TextInput, latents_of
+from exporter.families import Description, Graph, Offer, TextInput, calling, latents_of
 from exporter.families.controlnet import with_controlnets
 from exporter.families.ip_adapter import with_ip_adapter
 from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
@@ -169,7 +169,7 @@ def describe(pipe: Any) -> Description:
         guidance=guided.guidance,
         resizable=True,
         denoiser=pipe.unet,
-        call=lambda **arguments: run(output_type="np", **arguments).images,
+        call=calling(run),
         probe_arguments={
             "prompt": "a large red circle above a small blue square",
             **({"prompt_2": "a flat drawing"} if len(texts) > 1 else {}),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, latents_of, size_multiple
+from exporter.families import Description, Graph, calling, latents_of, size_multiple
 from exporter.families.text_to_image import sample_spec, timestep_spec
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component
@@ -90,6 +90,6 @@ def describe(pipe: Any) -> Description:
         guidance=Guidance(branches=(Branch("image", "", "empty", 1.0),), single="image"),
         resizable=False,
         denoiser=pipe.unet,
-        call=lambda **arguments: pipe(output_type="np", **arguments).images,
+        call=calling(pipe),
         probe_arguments={},
     )

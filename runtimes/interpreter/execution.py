@@ -113,7 +113,9 @@ class Execution:
             case form.Tokens():
                 self._encode_texts()
             case form.Pixels():
-                self._put(statement.gives, self.call.images.pixels[statement.gives], Rows.GIVEN)
+                array = self.call.images.pixels[statement.gives]
+                several = Rows.PROMPTS if len(array) > 1 else Rows.CALL
+                self._put(statement.gives, array, several if statement.for_prompts else Rows.GIVEN)
             case form.NumberRow():
                 numbers = [n for name in statement.of for n in self.call.numbers[name]]
                 self._put(statement.gives, np.array([numbers], np.float32), Rows.CALL)

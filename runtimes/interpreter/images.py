@@ -89,16 +89,26 @@ def listed(facts: Facts, given: Mapping[str, Any]) -> dict[str, list[list[Any]]]
     return found
 
 
-def check_counts(lists: Mapping[str, list[list[Any]]], made: int) -> None:
-    """Refuse images whose number does not go into that of the images that are made.
+def check_counts(
+    facts: Facts, lists: Mapping[str, list[list[Any]]], made: int, prompts: int
+) -> None:
+    """Refuse images whose number does not go into that of the images that are made, and those for
+    prompts that are not one for each.
 
     Raises:
         InputError: says which argument has them.
     """
+    pixels = (step for step in facts.program.steps if isinstance(step, Pixels))
+    for_prompts = {step.of for step in pixels if step.for_prompts}
     for name, items in lists.items():
         for images in items:
             if made % len(images):
                 raise InputError(f"{len(images)} images in {name!r} for {made} images to be made")
+            if name in for_prompts and len(images) not in (1, prompts):
+                raise InputError(
+                    f"{len(images)} images in {name!r} for {prompts} prompts: expected one for "
+                    "all of them, or one for each"
+                )
 
 
 def _items(name: str, value: Any, count: int) -> list[Any]:

@@ -64,7 +64,7 @@ def parse(
         raise InputError(f"{made} images in one call: at most {checked.MOST_IMAGES}")
     values = {n: shaped(facts, n, array, each, prompts, labels[n]) for n, array in arrays.items()}
     check_encoded(facts, values)
-    check_counts(pictures, made)
+    check_counts(facts, pictures, made, prompts)
     named_numbers = numbers_of(facts, given)
     sizes = sizes_of(facts, given, values, pictures)
     numbers = {name: in_pixels(value, sizes.told) for name, value in named_numbers.items()}

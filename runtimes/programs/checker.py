@@ -293,7 +293,8 @@ class _Checker:
                 yield f"{pixels.fill_where!r} is no mask"
             if not 0 <= pixels.fill <= 1 or isinstance(argument, Mask):
                 yield "expected an image, and a fill from 0 to 1"
-        self.types[pixels.gives] = Type(False, shape, Rows.GIVEN)
+        rows = Rows.PROMPTS if pixels.for_prompts else Rows.GIVEN
+        self.types[pixels.gives] = Type(False, shape, rows)
 
     def _number_row(self, row: form.NumberRow) -> Iterator[str]:
         count = 0

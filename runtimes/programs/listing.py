@@ -145,7 +145,9 @@ def _pixels(pixels: form.Pixels) -> str:
     how = "" if pixels.resample == "lanczos" else f" {pixels.resample}"
     fit = "" if pixels.fit == "stretch" else f" {pixels.fit}"
     fill = f" fill {pixels.fill:g} where {pixels.fill_where}" if pixels.fill_where else ""
-    return f"{pixels.gives} = pixels {pixels.of}{item} {_shape(pixels.shape)}{how}{fit}{fill}"
+    rows = " for prompts" if pixels.for_prompts else ""
+    what = f"{pixels.of}{item} {_shape(pixels.shape)}"
+    return f"{pixels.gives} = pixels {what}{how}{fit}{fill}{rows}"
 
 
 def _noise(noise: form.Noise) -> str:

@@ -107,10 +107,13 @@ def _branch_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iter
     bases = [branch for branch in loop.branches if not branch.push]
     if len(bases) != 1 or bases[0].when or bases[0].during:
         yield "expected one branch that always runs and pushes nothing"
+    tests = {branch.name: {*map(repr, branch.when)} for branch in loop.branches}
     for branch in loop.branches:
         for push in branch.push:
             if push.branch not in names or push.branch == branch.name:
                 yield f"branch {branch.name!r} pushes {push.branch!r}"
+            elif not tests[push.branch] <= tests[branch.name]:
+                yield f"branch {branch.name!r} pushes {push.branch!r}, which may not run then"
         if branch.during is not None:
             yield from _window_problems(branch.during, arguments, 1)
 

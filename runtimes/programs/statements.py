@@ -154,13 +154,17 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
     `item` is the place in an argument that is a list. Images are resized by `resample`, to both
     sides (``stretch``), or cut at both ends of the longer one (``crop``). A mask is 0 or 1: resized
     to the call's image and taken at every so many pixels. Where `fill_where` (a mask of the call)
-    is white, an image is `fill`.
+    is white, an image is `fill`. There is a row for each image that the call gives, and those of
+    the first and the second stand in turn where more images are made; `for_prompts`: the call gives
+    one image for all prompts or one for each of them, and the rows of a prompt are next to each
+    other.
     """
 
     gives: str
     of: str
     shape: Shape
     item: int | None = None
+    for_prompts: bool = False
     resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
     fit: Literal["stretch", "crop"] = "stretch"
     fill: float = 0.5

@@ -453,13 +453,17 @@ class _Translation:
         return value
 
     def _direct(self) -> None:
-        """Feed the denoiser what images give it as they are."""
+        """Feed the denoiser what images give it as they are. Those that are no masks are for the
+        prompts, as in diffusers' pipelines with ControlNets."""
         for name, feed in self.task.inputs.items():
-            value = self._image(name, feed, self._denoiser().inputs[name].shape)
+            image = self.task.pictures.get(feed.picture) == "image"
+            value = self._image(name, feed, self._denoiser().inputs[name].shape, image)
             for own in self.feeds.values():
                 own[name] = value
 
-    def _image(self, input: str, feed: OldFeed, shape: Sequence[int | str]) -> str:
+    def _image(
+        self, input: str, feed: OldFeed, shape: Sequence[int | str], for_prompts: bool = False
+    ) -> str:
         """Return the value of an image in a size, which is made once."""
         whole, _, item = feed.picture.partition("[")
         pixels = form.Pixels(
@@ -467,6 +471,7 @@ class _Translation:
             of=whole,
             shape=tuple(shape[1:]),
             item=int(item[:-1]) if item else None,
+            for_prompts=for_prompts,
             resample=feed.resample,
             fit=feed.fit,
             fill=feed.fill if feed.mask is not None else 0.5,

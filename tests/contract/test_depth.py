@@ -72,7 +72,10 @@ def test_the_depth_counts(ours: Any) -> None:
 def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     manifest = Manifest.load(bundles("depth"))
     assert [program.name for program in manifest.programs] == ["depth-to-image"]
-    assert {each.name for each in manifest.image_encoders()} == {"vae_encoder", "depth_estimator"}
+    assert {each.name for each in manifest.of_role("image_encoder")} == {
+        "vae_encoder",
+        "depth_estimator",
+    }
     assert manifest.component("denoiser").inputs["depth"].shape[1] == 1
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 

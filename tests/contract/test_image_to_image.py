@@ -165,7 +165,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
         schedulers=["ddim"],
         steps=[4],
     )
-    (encoder,) = Manifest.load(tmp_path / "b").image_encoders()
+    (encoder,) = Manifest.load(tmp_path / "b").of_role("image_encoder")
     assert list(encoder.inputs) == ["image"]
     pipe = DiffusionPipeline.from_pretrained(pipeline_folder("sd"), vae=tiny)
     redraw = AutoPipelineForImage2Image.from_pipe(pipe)

@@ -178,7 +178,10 @@ def test_beside_other_pictures(adapted: Callable[[str], Path], theirs: Any) -> N
 def test_what_went_in(adapted: Callable[[str], Path]) -> None:
     manifest = Manifest.load(adapted("sd"))
     assert [each.kind for each in manifest.source.ingredients] == ["ip-adapter"]
-    assert {each.name for each in manifest.image_encoders()} == {"ip_image_encoder", "vae_encoder"}
+    assert {each.name for each in manifest.of_role("image_encoder")} == {
+        "ip_image_encoder",
+        "vae_encoder",
+    }
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 

@@ -52,7 +52,7 @@ def test_an_engine_gives_something_else(backend: str, request: Any) -> None:
     bundle = Bundle.open(request.getfixturevalue(made))
     engine = backends.get(backend)
     build = next(each for each in bundle.manifest.builds if engine.loads(each))
-    (component,) = bundle.manifest.encoders()
+    (component,) = bundle.manifest.of_role("encoder")
     ids = {name: np.ones((1, spec.shape[1]), spec.dtype) for name, spec in component.inputs.items()}
     entry = bundle.entry(build, component.name, engine)
     with engine.open(entry, component) as session:

@@ -257,7 +257,7 @@ def test_a_pipeline_that_has_one(
     """Saved as diffusers' pipeline for adapters."""
     manifest = Manifest.load(adapted(SAVED))
     assert manifest.source.pipeline_class == "StableDiffusionAdapterPipeline"
-    assert [each.name for each in manifest.image_encoders()] == ["t2i_adapter"]
+    assert [each.name for each in manifest.of_role("image_encoder")] == ["t2i_adapter"]
     with quiet_loading():
         theirs("sd-blocks-two").save_pretrained(tmp_path / "two")
     with pytest.raises(UnsupportedPipeline, match="give each with --t2i-adapter"):
@@ -269,7 +269,7 @@ def test_what_went_in(adapted: Callable[[str], Path]) -> None:
     assert [each.kind for each in manifest.source.ingredients] == ["t2i-adapter"] * 2
     images = [each for each in manifest.programs[0].arguments if isinstance(each, ImageArgument)]
     assert [(each.name, each.count) for each in images] == [("image", 2)]
-    assert [e.name for e in manifest.image_encoders()] == ["t2i_adapter", "t2i_adapter_2"]
+    assert [e.name for e in manifest.of_role("image_encoder")] == ["t2i_adapter", "t2i_adapter_2"]
     assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 

@@ -498,6 +498,9 @@ class Call:
         if step["fill_where"] is not None:
             where = self._sized(self.given[step["fill_where"]], size) > 0.5
             image = np.where(where, np.float32(step["fill"]), image)
+        if step["for_prompts"] and len(image) > 1:
+            expect(len(image) == self.prompts_given, "one image for each prompt")
+            image = image.repeat(self.prompts // len(image), axis=0)
         self.values[step["gives"]] = image
 
     def _sized(self, image: Array, size: Sequence[int]) -> Array:

@@ -172,3 +172,14 @@ def test_tokenizers_that_a_manifest_may_not_describe(
     (bundle / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=says):
         Manifest.load(bundle)
+
+
+@pytest.mark.parametrize("part", ["before", "after"])
+def test_a_frame_that_the_manifest_leaves_out(part: str, tmp_path: Path) -> None:
+    """Ids that stand around each text, of which the manifest says nothing."""
+    bundle = make_bundle(tmp_path / "bundle")
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    document["tokenizers"][0][part] = []
+    (bundle / MANIFEST).write_bytes(json.dumps(document).encode())
+    with pytest.raises(BundleError, match="frames or fills a text otherwise"):
+        load(bundle, FakeBackend())

@@ -210,6 +210,17 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "two branches of one name": (put("negative", *BASE, "name"), "expected different names"),
     "two bases": (put([], *BRANCH, "push"), "one branch that always runs"),
+    "a push of one that may not run": (
+        lambda document: document["steps"][LOOP]["branches"].append(
+            {
+                **document["steps"][LOOP]["branches"][0],
+                "name": "other",
+                "when": [],
+                "push": [{"branch": "negative", "by": "guidance_scale"}],
+            }
+        ),
+        "pushes 'negative', which may not run then",
+    ),
     "a push of itself": (put("negative", *BRANCH, "push", 0, "branch"), "pushes 'negative'"),
     "a push by a text": (put("prompt", *BRANCH, "push", 0, "by"), "'prompt' is no number"),
     "a push by what may be missing": (

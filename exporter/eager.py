@@ -1,0 +1,81 @@
+"""A bundle's graphs as PyTorch's own modules: the runtime runs its programs over what nothing has
+captured or lowered yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from runtimes.backend import Backend, SessionOptions
+from runtimes.bundle import Bundle
+from runtimes.interpreter.calls import Calls
+from runtimes.manifest import Build, Component, Manifest
+from runtimes.pipeline import Pipeline, tokenizers_of
+from runtimes.session import Array, Feeds, Session
+from runtimes.sessions import Sessions
+
+
+class EagerSession(Session):
+    """A module in the place of a graph."""
+
+    def __init__(self, module: torch.nn.Module, component: Component) -> None:
+        super().__init__(component.inputs, component.outputs)
+        self._module = module
+
+    def _run(self, feeds: Feeds) -> dict[str, Array]:
+        inputs = {name: torch.from_numpy(value.copy()) for name, value in feeds.items()}
+        with torch.no_grad():
+            values = self._module(*(inputs[name] for name in self.inputs))
+        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+
+
+class EagerBackend(Backend):
+    """Runs modules, by the name of their component."""
+
+    name: ClassVar[str] = "eager"
+    package: ClassVar[str] = "torch"
+    install: ClassVar[str] = "pip install latentc[torch]"
+    targets: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
+        self._modules = modules
+
+    def version(self) -> str:
+        """Return PyTorch's version."""
+        return str(torch.__version__)
+
+    def devices(self) -> list[str]:
+        """Return the one device, on which the exporter runs models."""
+        return ["cpu"]
+
+    def _open(
+        self, entry: Path, component: Component, device: str, options: SessionOptions
+    ) -> Session:
+        return EagerSession(self._modules[component.name], component)
+
+
+def pipeline_over(
+    root: Path, manifest: Manifest, modules: Mapping[str, torch.nn.Module]
+) -> Pipeline:
+    """Return a pipeline that runs the programs of a manifest over modules.
+
+    Args:
+        root: where the files stand that the manifest names; its builds are not looked at.
+        modules: of each component, taking its inputs and giving its outputs in their order.
+
+    Raises:
+        BundleError: a file of the manifest is missing or damaged.
+    """
+    bundle = Bundle(root.resolve(), manifest, "never")
+    components = {component.name: component for component in manifest.components}
+    backend = EagerBackend(modules)
+    sessions = Sessions(
+        components, lambda name: EagerSession(modules[name], components[name]), keep=False
+    )
+    build = Build(backend.name, backend.name, "fp32", {})
+    return Pipeline(
+        *(bundle, build, backend, "cpu", sessions, tokenizers_of(bundle)), Calls.of(manifest)
+    )

@@ -1,0 +1,226 @@
+"""Every program of a bundle against the diffusers class that it stands for, in PyTorch: before
+anything is lowered, and small.
+
+What the engines make of the graphs is for the probes; this is for what is done with them: the
+arguments' defaults, the draws of noise and their order, the images' sizes, the branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+
+from exporter.eager import pipeline_over
+from exporter.families import Description, calling
+from exporter.families.pictures import of_class
+from exporter.progress import Progress
+from exporter.reference import LARGEST, loop_size, watched
+from exporter.source import quiet_loading
+from runtimes.errors import LatentcError, VerificationError, first_line
+from runtimes.manifest import Manifest
+from runtimes.pipeline import Pipeline
+from runtimes.programs.statements import Image, Mask, Numbers, Program, Text
+from runtimes.verify import relative_l2
+
+_STEPS = 2
+_SEEDS = (20, 21, 22, 23)
+_PROMPTS = ("a large red circle", "two small blue squares beside a tree")
+_LARGE = 4_000_000_000  # numbers: four images of such a model take as long as its export
+LIMIT = 1e-4  # relative L2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many images a call makes: of how many prompts, each so often, with a seed for each or one
+    for all; and how many it is given, where it takes any."""
+
+    prompts: int
+    images: int
+    seeds: tuple[int, ...]
+    given: int = 1
+
+
+SHAPES = (Shape(1, 1, _SEEDS[:1]), Shape(2, 2, _SEEDS))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One call of a program and of the diffusers class.
+
+    Attributes:
+        latents: relative L2 of what the decoder is given; what it makes of that, probes hold.
+        refused: what diffusers says where it cannot run the call; nothing is compared then.
+    """
+
+    program: str
+    shape: Shape
+    latents: float = 0.0
+    refused: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Return whether both are the same."""
+        return self.latents <= LIMIT
+
+
+def check_programs(
+    pipe: Any,
+    description: Description,
+    manifest: Manifest,
+    root: Path,
+    progress: Progress,
+    fixed: tuple[int, int] | None = None,
+) -> tuple[Comparison, ...]:
+    """Compare every program with its class, in calls of the two shapes; large models, and large
+    images of an export with a fixed size, in calls of the first.
+
+    Args:
+        root: where the tokenizers and plans of the manifest stand.
+        fixed: height and width in pixels of an export with a fixed size.
+
+    Raises:
+        VerificationError: one gives something else.
+    """
+    modules = {graph.component.name: graph.module for graph in description.graphs}
+    made = []
+    size = fixed or loop_size(description)
+    numbers = (each.numel() for module in modules.values() for each in module.parameters())
+    shapes = SHAPES[:1] if sum(numbers) > _LARGE or max(size) > LARGEST else SHAPES
+    with pipeline_over(root, manifest, modules) as ours:
+        for program in manifest.programs:
+            for shape in shapes:
+                with progress.stage(program.name, f"verify {len(shape.seeds)} images in PyTorch"):
+                    made.append(_compared(pipe, description, ours, program, shape, size))
+    for each in made:
+        if not each.passed:
+            raise VerificationError(
+                f"the program {each.program!r} does not do what {type(pipe).__name__} does in "
+                f"diffusers: {each.shape.prompts} prompts by {each.shape.images} images, latents "
+                f"{each.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
+            )
+    return tuple(made)
+
+
+def _compared(
+    pipe: Any,
+    description: Description,
+    ours: Pipeline,
+    program: Program,
+    shape: Shape,
+    size: tuple[int, int],
+) -> Comparison:
+    refused = ""
+    for way in _ways(shape):
+        arguments = {**_arguments(description, program, way, size), **_several(program, shape)}
+        arguments["num_inference_steps"] = _steps(ours, program)
+        try:
+            latents = _theirs(pipe, description, program, way, arguments)
+        except Exception as error:  # a call that diffusers' class does not take
+            refused = refused or first_line(error)
+            continue
+        seed = list(way.seeds) if len(way.seeds) > 1 else way.seeds[0]
+        try:
+            found = ours(**arguments, seed=seed, output_type="latent")
+        except LatentcError as error:
+            raise VerificationError(
+                f"the program {program.name!r} refuses a call that {type(pipe).__name__} takes in "
+                f"diffusers: {error}; no bundle was written"
+            ) from error
+        return Comparison(program.name, way, relative_l2(found.latents, latents))
+    return Comparison(program.name, shape, refused=refused)
+
+
+def _ways(shape: Shape) -> Iterator[Shape]:
+    """Yield a shape, and what is tried in its place where the diffusers class does not take it:
+    one image that all prompts share, one seed for all images."""
+    for seeds in dict.fromkeys((shape.seeds, shape.seeds[:1])):
+        for given in dict.fromkeys((shape.prompts, 1)):
+            yield replace(shape, seeds=seeds, given=given)
+
+
+def _steps(ours: Pipeline, program: Program) -> int:
+    """Return a step count of which `_STEPS` or more are run at the program's strength."""
+    numbers = {each.name: each for each in program.arguments if isinstance(each, Numbers)}
+    strength = float(numbers["strength"].default[0]) if "strength" in numbers else 1.0
+    counts = ours.manifest.schedule(ours.scheduler).steps
+    enough = [count for count in counts if int(count * strength) >= _STEPS]
+    return min(enough) if enough else max(counts)
+
+
+def _several(program: Program, shape: Shape) -> dict[str, Any]:
+    """Return the arguments that say how many images are made."""
+    if any(isinstance(each, Text) for each in program.arguments):
+        return {"num_images_per_prompt": shape.images}
+    return {"batch_size": shape.prompts * shape.images}
+
+
+def _theirs(
+    pipe: Any,
+    description: Description,
+    program: Program,
+    shape: Shape,
+    arguments: Mapping[str, Any],
+) -> np.ndarray[Any, Any]:
+    """Return the latents that diffusers makes."""
+    generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
+    given = {**arguments, "generator": generators if len(generators) > 1 else generators[0]}
+    with quiet_loading():
+        own = program.name == description.task.name
+        other = pipe if own else of_class(pipe, program.name)
+        with watched(other, description.denoiser, description) as seen, torch.no_grad():
+            call = description.call if own else calling(other)
+            if hasattr(other, "vae"):
+                held: torch.Tensor = call(output_type="latent", **given)
+                return seen.read(held).numpy()
+            call(**given)
+    assert seen.latents is not None
+    return seen.latents.numpy()
+
+
+def _arguments(
+    description: Description, program: Program, shape: Shape, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Return what both are given, but for seeds and counts."""
+    height, width = size
+    probe = description.probe_arguments
+    found: dict[str, Any] = {}
+    sizes = [*program.symbols.values()]
+    if description.resizable and all(each.of is None for each in sizes):
+        found |= {"height": height, "width": width}
+    times = next((each.of.times for each in sizes if each.of is not None), 1)
+    for each in program.arguments:
+        if isinstance(each, Text) and each.name in probe:
+            texts = [str(probe[each.name]), *_PROMPTS]
+            found[each.name] = texts[: shape.prompts] if shape.prompts > 1 else texts[0]
+        elif isinstance(each, Numbers) and each.name in probe:
+            found[each.name] = probe[each.name]
+        elif isinstance(each, Image):
+            images = [*_images(each.count or shape.given, height // times, width // times)]
+            found[each.name] = images if len(images) > 1 else images[0]
+        elif isinstance(each, Mask):
+            masks = [_mask(height, width)] * shape.given
+            found[each.name] = masks if len(masks) > 1 else masks[0]
+    return found
+
+
+def _images(count: int, height: int, width: int) -> Iterator[Pillow.Image]:
+    """Yield images of smooth colours with an edge, each another one."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    for index in range(count):
+        waves = np.stack([np.sin(7 * x + (3 + index) * y + k) for k in range(3)], axis=-1)
+        pixels = (waves * 100 + 127).astype(np.uint8)
+        pixels[: height // 3] = (250, 20, 30 + 40 * index)
+        yield Pillow.fromarray(pixels)
+
+
+def _mask(height: int, width: int) -> Pillow.Image:
+    """Return a mask of the middle."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = 255
+    return Pillow.fromarray(mask)

@@ -1,0 +1,175 @@
+"""An export holds every program against the diffusers class that it stands for, and writes no
+bundle where one does something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+import exporter.compilation
+from exporter.compile import export
+from exporter.families import Description, stable_diffusion
+from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs
+from exporter.progress import Progress
+from runtimes.errors import InputError, VerificationError
+from runtimes.manifest import Manifest
+from runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program
+from tests.contract.test_every_argument import KINDS, bundle_of
+from tests.uncaptured import uncaptured
+
+Change = Callable[[Program], Program]
+
+
+def with_steps(program: Program, kind: type, **changes: Any) -> Program:
+    """Return a program whose statements of a kind are changed."""
+    steps = [structs.replace(s, **changes) if isinstance(s, kind) else s for s in program.steps]
+    return structs.replace(program, steps=tuple(steps))
+
+
+def with_default(program: Program, name: str, value: float) -> Program:
+    """Return a program in which an argument of one number has another default."""
+    arguments = [
+        structs.replace(each, default=(value,))
+        if isinstance(each, Numbers) and each.name == name
+        else each
+        for each in program.arguments
+    ]
+    return structs.replace(program, arguments=tuple(arguments))
+
+
+def swapped_noise(program: Program) -> Program:
+    """Return a program whose second draw comes first."""
+    steps = [*program.steps]
+    first, second, *_ = (place for place, step in enumerate(steps) if isinstance(step, Noise))
+    steps.insert(first, steps.pop(second))
+    return structs.replace(program, steps=tuple(steps))
+
+
+def pushed_further(program: Program) -> Program:
+    """Return a program whose branches push by the whole guidance scale, not by what is above 1."""
+    branches = [
+        structs.replace(each, push=tuple(structs.replace(push, less=0.0) for push in each.push))
+        for each in loop_of(program).branches
+    ]
+    return with_steps(program, Loop, branches=tuple(branches))
+
+
+def compared(
+    kind: str, source: Path, folder: Path, change: Change | None = None
+) -> list[Comparison]:
+    """Return the comparisons of every program of a kind, changed before."""
+    found: list[Comparison] = []
+
+    def examine(pipe: Any, description: Description, manifest: Manifest, root: Path) -> None:
+        if change is not None:
+            programs = tuple(map(change, manifest.programs))
+            manifest = structs.replace(manifest, programs=programs)
+        found.extend(check_programs(pipe, description, manifest, root, Progress(None)))
+
+    bundle_of(kind, source, folder, examine=examine)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_program_of_every_kind(
+    kind: str, pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each is the same as its class in diffusers, in one image and in several."""
+    source = pipeline_folder(kind.partition("+")[0])
+    made = compared(kind, source, tmp_path / "bundle")
+    assert not [each for each in made if each.refused]
+    assert {(each.program, each.shape.images) for each in made} == {
+        (each.program, shape.images) for each in made for shape in SHAPES
+    }
+    assert max(each.latents for each in made) < LIMIT / 4
+
+
+# What would be silent: the image is another one, and looks as good.
+FAULTS: dict[str, tuple[str, Change]] = {
+    "noise in another order": ("upscaler", swapped_noise),
+    "noise for each image that is given": (
+        "sd",
+        lambda program: with_steps(program, Noise, each_made=False),
+    ),
+    "the step that a strength rounds to": (
+        "flux-dev",
+        lambda program: with_steps(
+            with_default(program, "strength", 0.55),
+            Loop,
+            part=structs.replace(loop_of(program).part, rounds="down"),
+        ),
+    ),
+    "another default strength": (
+        "sdxl",
+        lambda program: with_default(program, "strength", 0.5),
+    ),
+    "control images for images, not for prompts": (
+        "sd+controlnet",
+        lambda program: with_steps(program, Pixels, for_prompts=False),
+    ),
+    "an image that is stretched": (
+        "sd+ip-adapter",
+        lambda program: with_steps(program, Pixels, resample="bilinear"),
+    ),
+    "guidance by one more": ("sd3", pushed_further),
+}
+
+
+def loop_of(program: Program) -> Loop:
+    """Return the loop of a program."""
+    return next(step for step in program.steps if isinstance(step, Loop))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(
+    fault: str, pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    kind, change = FAULTS[fault]
+    source = pipeline_folder(kind.partition("+")[0])
+    with pytest.raises(VerificationError, match=r"does not do what .* does in diffusers"):
+        compared(kind, source, tmp_path / "bundle", change)
+
+
+@pytest.mark.fault("2.5", "image-to-image of latent consistency models: the strength is another")
+def test_consistency_models_have_no_image_to_image(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers' class spreads all steps over a part of the schedule, which no plan has."""
+    with pytest.raises(InputError, match="has no task image-to-image; it has: text-to-image"):
+        uncaptured(pipeline_folder("lcm"), tmp_path / "bundle", ["image-to-image"])
+    monkeypatch.setitem(
+        stable_diffusion._TASKS, "LatentConsistencyModelPipeline", ("image-to-image",)
+    )
+    with pytest.raises(VerificationError, match="'image-to-image' does not do what"):
+        export(
+            pipeline_folder("lcm"),
+            tmp_path / "bundle",
+            tasks=["image-to-image"],
+            schedulers=[],
+            steps=[4],
+        )
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_export_writes_nothing_then(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs_of = exporter.compilation.programs_of
+
+    def changed(*arguments: Any) -> tuple[Program, ...]:
+        return tuple(with_steps(each, Noise, each_made=False) for each in programs_of(*arguments))
+
+    monkeypatch.setattr(exporter.compilation, "programs_of", changed)
+    with pytest.raises(VerificationError, match="no bundle was written"):
+        export(
+            pipeline_folder("sd"),
+            tmp_path / "bundle",
+            tasks=["image-to-image"],
+            schedulers=[],
+            steps=[4],
+        )
+    assert not (tmp_path / "bundle").exists()
