@@ -7,6 +7,7 @@ arguments' defaults, the draws of noise and their order, the images' sizes, the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,8 @@ def check_programs(
         root: where the tokenizers and plans of the manifest stand.
         fixed: height and width in pixels of an export with a fixed size.
 
+    Warns of calls that the class does not take.
+
     Raises:
         VerificationError: one gives something else.
     """
@@ -98,6 +101,14 @@ def check_programs(
                 with progress.stage(program.name, f"verify {len(shape.seeds)} images in PyTorch"):
                     made.append(_compared(pipe, description, ours, program, shape, size))
     for each in made:
+        if each.refused is not None:
+            warnings.warn(
+                f"the program {each.program!r} is not held against diffusers in a call of "
+                f"{each.shape.prompts * each.shape.images} images, which {type(pipe).__name__} "
+                f"does not take: {each.refused}",
+                UserWarning,
+                stacklevel=2,
+            )
         if not each.passed:
             raise VerificationError(
                 f"the program {each.program!r} does not do what {type(pipe).__name__} does in "
