@@ -59,7 +59,7 @@ class Comparison:
         refused: what diffusers says where it cannot run the call; nothing is compared then.
     """
 
-    program: str
+    program: Program
     shape: Shape
     latents: float = 0.0
     refused: str | None = None
@@ -103,16 +103,16 @@ def check_programs(
     for each in made:
         if each.refused is not None:
             warnings.warn(
-                f"the program {each.program!r} is not held against diffusers in a call of "
-                f"{each.shape.prompts * each.shape.images} images, which {type(pipe).__name__} "
-                f"does not take: {each.refused}",
+                f"the program {each.program.name!r} is not held against diffusers in a call of "
+                f"{each.shape.prompts * each.shape.images} images, which "
+                f"{each.program.stands_for} does not take: {each.refused}",
                 UserWarning,
                 stacklevel=2,
             )
         if not each.passed:
             raise VerificationError(
-                f"the program {each.program!r} does not do what {type(pipe).__name__} does in "
-                f"diffusers: {each.shape.prompts} prompts by {each.shape.images} images, latents "
+                f"the program {each.program.name!r} does not do what {each.program.stands_for} does "
+                f"in diffusers: {each.shape.prompts} prompts by {each.shape.images} images, latents "
                 f"{each.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
             )
     return tuple(made)
@@ -140,11 +140,11 @@ def _compared(
             found = ours(**arguments, seed=seed, output_type="latent")
         except LatentcError as error:
             raise VerificationError(
-                f"the program {program.name!r} refuses a call that {type(pipe).__name__} takes in "
+                f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
-        return Comparison(program.name, way, relative_l2(found.latents, latents))
-    return Comparison(program.name, shape, refused=refused)
+        return Comparison(program, way, relative_l2(found.latents, latents))
+    return Comparison(program, shape, refused=refused)
 
 
 def _ways(shape: Shape) -> Iterator[Shape]:

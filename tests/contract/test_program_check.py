@@ -82,8 +82,8 @@ def test_every_program_of_every_kind(
     source = pipeline_folder(kind.partition("+")[0])
     made = compared(kind, source, tmp_path / "bundle")
     assert not [each for each in made if each.refused]
-    assert {(each.program, each.shape.images) for each in made} == {
-        (each.program, shape.images) for each in made for shape in SHAPES
+    assert {(each.program.name, each.shape.images) for each in made} == {
+        (each.program.name, shape.images) for each in made for shape in SHAPES
     }
     assert max(each.latents for each in made) < LIMIT / 4
 
