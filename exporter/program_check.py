@@ -111,9 +111,9 @@ def check_programs(
             )
         if not each.passed:
             raise VerificationError(
-                f"the program {each.program.name!r} does not do what {each.program.stands_for} does "
-                f"in diffusers: {each.shape.prompts} prompts by {each.shape.images} images, latents "
-                f"{each.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
+                f"the program {each.program.name!r} does not do what {each.program.stands_for} "
+                f"does in diffusers: {each.shape.prompts} prompts by {each.shape.images} images, "
+                f"latents {each.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
             )
     return tuple(made)
 
