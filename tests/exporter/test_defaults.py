@@ -51,7 +51,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     f"{SD}Depth2ImgPipeline": ("depth", alone("depth-to-image", f"{SD}Depth2ImgPipeline")),
     **{cls: ("sd", three(CONTROLLED)) for cls in three(CONTROLLED).values()},
     f"{SD}AdapterPipeline": ("sd-blocks", alone(TEXT, f"{SD}AdapterPipeline")),
-    f"{LCM}Pipeline": ("lcm", {TEXT: f"{LCM}Pipeline", IMAGE: f"{LCM}Img2ImgPipeline"}),
+    f"{LCM}Pipeline": ("lcm", {TEXT: f"{LCM}Pipeline"}),
     **{
         f"{XL}{end}": ("sdxl", three(XL))
         for end in ("Pipeline", "Img2ImgPipeline", "InpaintPipeline")
