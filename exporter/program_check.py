@@ -33,7 +33,9 @@ _STEPS = 2
 _SEEDS = (20, 21, 22, 23)
 _PROMPTS = ("a large red circle", "two small blue squares beside a tree")
 _LARGE = 4_000_000_000  # numbers: four images of such a model take as long as its export
-LIMIT = 1e-4  # relative L2
+# Relative L2. The largest is 2.5e-4, of T2I-Adapters for grey images, whose colours diffusers
+# rounds to grey ones of 8 bits; the others are below 2e-5.
+LIMIT = 3e-4
 
 
 @dataclass(frozen=True)

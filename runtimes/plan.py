@@ -178,6 +178,10 @@ class PlanTable:
             raise BundleError(f"{Path(path).name}: {found}; export the bundle again")
         return table
 
+    def encoded(self) -> bytes:
+        """Return the table as JSON; equal tables give equal bytes."""
+        return encode({name: getattr(self, name) for name in DTYPES})
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table; equal tables give equal files.
 
@@ -185,7 +189,7 @@ class PlanTable:
             BundleError: the file would be larger than what `load` reads.
             OSError: it cannot be written.
         """
-        data = encode({name: getattr(self, name) for name in DTYPES})
+        data = self.encoded()
         if len(data) > LARGEST_DOCUMENT:
             raise BundleError(
                 f"{Path(path).name}: {len(data):,} bytes of sampling plans, expected at most "

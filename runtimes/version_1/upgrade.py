@@ -149,8 +149,6 @@ def _with_json(root: Path, before: Schedule) -> Schedule:
             f"{list(table.step_counts)}; export the bundle again"
         )
     path = f"{Path(before.file.path).with_suffix('')}.json"
-    with files.temporary_folder() as folder:
-        table.save(folder / "table.json")
-        data = (folder / "table.json").read_bytes()
+    data = table.encoded()
     files.write(root / path, data, root=root)
     return replace(before, file=File(path, len(data), hashlib.sha256(data).hexdigest()))

@@ -88,10 +88,10 @@ def test_sizes(ours: Any) -> None:
 
 def test_what_the_bundles_say(bundles: Callable[[str], Path]) -> None:
     edited = Manifest.load(bundles("pix2pix"))
-    assert [task.name for task in edited.tasks] == ["instruct-pix2pix"]
+    assert [program.name for program in edited.programs] == ["instruct-pix2pix"]
     assert [branch.name for branch in edited.guidance.branches] == ["text", "image", "neither"]
     enlarged = Manifest.load(bundles("upscaler"))
-    assert [task.name for task in enlarged.tasks] == ["upscaling"]
+    assert [program.name for program in enlarged.programs] == ["upscaling"]
     for manifest in (edited, enlarged):
         assert all(build.verification and build.verification.passed for build in manifest.builds)
 

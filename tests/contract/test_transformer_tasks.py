@@ -16,14 +16,15 @@ import torch
 from msgspec import structs
 
 import latentc
+from exporter.call_programs import positioned, programs_of
 from exporter.compile import export
 from exporter.families import CLASS_TASKS, family_of
 from exporter.families.defaults import described
 from exporter.source import quiet_loading
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
+from runtimes.programs.statements import Program
 from runtimes.verify import relative_l2
-from runtimes.version_1.tasks import Task
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture
@@ -525,14 +526,10 @@ def test_an_export_of_the_class_itself(
         assert_same(pipe(**call, seed=SEED, output_type="np"), latents, images)
 
 
-def effective(task: Task, whole: Any) -> Task:
-    """Return the task with all its defaults but the step count, also those that are the defaults
-    of `whole`, a description or a manifest."""
-    scales = {name: (value,) for name, value in whole.guidance.defaults.items()}
-    arguments = {each.name: tuple(each.default) for each in whole.arguments}
-    defaults = {**arguments, **scales, **task.defaults}
-    defaults.pop("num_inference_steps", None)
-    return structs.replace(task, defaults=defaults)
+def without_steps(program: Program) -> Program:
+    """Return a program without its usual step count, which is one that the bundle has plans for."""
+    arguments = tuple(a for a in program.arguments if a.name != "num_inference_steps")
+    return structs.replace(program, arguments=arguments)
 
 
 @pytest.mark.parametrize(
@@ -551,11 +548,11 @@ def test_classes_for_pictures(
     description = described(pipe, type(pipe).__name__)
     made = Manifest.load(exported(name, pipeline_folder))
     assert CLASS_TASKS[type(pipe).__name__] == (task,)
-    # Step counts are those that the bundle has plans for.
-    assert [effective(each.task, description) for each in description.offers] == [
-        effective(each, made) for each in made.tasks[1:]
+    offered = [each.task for each in description.offers]
+    assert [*map(without_steps, programs_of(pipe, description, offered, 1))] == [
+        *map(without_steps, made.programs[1:])
     ]
-    own = [graph.component for graph in description.graphs]
+    own = [graph.component for graph in positioned(description).graphs]
     assert own == [each for each in made.components if each.role != "image_encoder"]
     defaults = {each.task.name: each.task.defaults for each in description.offers}[task]
     usual = (float(description.num_inference_steps),)
