@@ -16,6 +16,7 @@ import torch
 from msgspec import structs
 
 import latentc
+from exporter.asked import with_tasks
 from exporter.call_programs import positioned, programs_of
 from exporter.compile import export
 from exporter.families import CLASS_TASKS, family_of
@@ -548,12 +549,12 @@ def test_classes_for_pictures(
     description = described(pipe, type(pipe).__name__)
     made = Manifest.load(exported(name, pipeline_folder))
     assert CLASS_TASKS[type(pipe).__name__] == (task,)
-    offered = [each.task for each in description.offers]
-    assert [*map(without_steps, programs_of(pipe, description, offered, 1))] == [
-        *map(without_steps, made.programs[1:])
+    offered = [each.task.name for each in description.offers]
+    whole, tasks = with_tasks(description, offered, type(pipe).__name__)
+    assert [*map(without_steps, programs_of(pipe, whole, tasks, 1))] == [
+        *map(without_steps, made.programs)
     ]
-    own = [graph.component for graph in positioned(description).graphs]
-    assert own == [each for each in made.components if each.role != "image_encoder"]
+    assert tuple(graph.component for graph in positioned(whole).graphs) == made.components
     defaults = {each.task.name: each.task.defaults for each in description.offers}[task]
     usual = (float(description.num_inference_steps),)
     assert defaults.get("num_inference_steps", usual) == (steps,)
