@@ -93,7 +93,7 @@ def check_programs(
         VerificationError: one gives something else.
     """
     modules = {graph.component.name: graph.module for graph in description.graphs}
-    made = []
+    comparisons = []
     size = fixed or loop_size(description)
     numbers = (each.numel() for module in modules.values() for each in module.parameters())
     shapes = SHAPES[:1] if sum(numbers) > _LARGE or max(size) > LARGEST else SHAPES
@@ -101,8 +101,8 @@ def check_programs(
         for program in manifest.programs:
             for shape in shapes:
                 with progress.stage(program.name, f"verify {len(shape.seeds)} images in PyTorch"):
-                    made.append(_compared(pipe, description, ours, program, shape, size))
-    for each in made:
+                    comparisons.append(_compared(pipe, description, ours, program, shape, size))
+    for each in comparisons:
         if each.refused is not None:
             warnings.warn(
                 f"the program {each.program.name!r} is not held against diffusers in a call of "
@@ -117,7 +117,7 @@ def check_programs(
                 f"does in diffusers: {each.shape.prompts} prompts by {each.shape.images} images, "
                 f"latents {each.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
             )
-    return tuple(made)
+    return tuple(comparisons)
 
 
 def _compared(
@@ -139,13 +139,13 @@ def _compared(
             continue
         seed = list(way.seeds) if len(way.seeds) > 1 else way.seeds[0]
         try:
-            found = ours(**arguments, seed=seed, output_type="latent")
+            result = ours(**arguments, seed=seed, output_type="latent")
         except LatentcError as error:
             raise VerificationError(
                 f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
-        return Comparison(program, way, relative_l2(found.latents, latents))
+        return Comparison(program, way, relative_l2(result.latents, latents))
     return Comparison(program, shape, refused=refused)
 
 
@@ -202,24 +202,24 @@ def _arguments(
     """Return what both are given, but for seeds and counts."""
     height, width = size
     probe = description.probe_arguments
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     sizes = [*program.symbols.values()]
     if description.resizable and all(each.of is None for each in sizes):
-        found |= {"height": height, "width": width}
+        arguments |= {"height": height, "width": width}
     times = next((each.of.times for each in sizes if each.of is not None), 1)
     for each in program.arguments:
         if isinstance(each, Text) and each.name in probe:
             texts = [str(probe[each.name]), *_PROMPTS]
-            found[each.name] = texts[: shape.prompts] if shape.prompts > 1 else texts[0]
+            arguments[each.name] = texts[: shape.prompts] if shape.prompts > 1 else texts[0]
         elif isinstance(each, Numbers) and each.name in probe:
-            found[each.name] = probe[each.name]
+            arguments[each.name] = probe[each.name]
         elif isinstance(each, Image):
             images = [*_images(each.count or shape.given, height // times, width // times)]
-            found[each.name] = images if len(images) > 1 else images[0]
+            arguments[each.name] = images if len(images) > 1 else images[0]
         elif isinstance(each, Mask):
             masks = [_mask(height, width)] * shape.given
-            found[each.name] = masks if len(masks) > 1 else masks[0]
-    return found
+            arguments[each.name] = masks if len(masks) > 1 else masks[0]
+    return arguments
 
 
 def _images(count: int, height: int, width: int) -> Iterator[Pillow.Image]:
