@@ -11,6 +11,7 @@ its own; what they must know to make the right images is listed in `Manifest.nee
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -418,12 +419,18 @@ class _Head(msgspec.Struct):
     needs: tuple[str, ...] = ()
 
 
+def _bundle_of(origin: str) -> str:
+    """Return the folder of a manifest, as a command line names it."""
+    folder, _, name = origin.rpartition("/")
+    return shlex.quote(folder) if folder and name == MANIFEST else "BUNDLE"
+
+
 def _check_readable(head: _Head, origin: str) -> None:
     """Raise BundleError for a document of another version, or one that needs a later reader."""
     if head.format_version == 1:
         raise BundleError(
             f"{origin}: format_version 1, but this latentc reads {FORMAT_VERSION}; bring the "
-            "bundle up to date with: latentc upgrade BUNDLE"
+            f"bundle up to date with: latentc upgrade {_bundle_of(origin)}"
         )
     if head.format_version != FORMAT_VERSION:
         raise BundleError(

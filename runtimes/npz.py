@@ -25,6 +25,7 @@ from runtimes.parsing import parser
 # A zip member needs a date; a fixed one makes equal tables equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 64 << 20
+LARGEST_GIVEN = 4 << 30  # bytes of arrays that a user gives, such as the latents of large images
 _MAX_ZIP = 1 << 20  # more than the arrays' own bytes: headers and the directory
 _MAX_HEADER = 512
 _NUMBERS = "biuf"  # numpy's kinds
@@ -119,7 +120,7 @@ def _array(label: str, content: bytes, dtype: str) -> np.ndarray[Any, Any]:
         order = "Fortran" if fortran else "C"
         raise BundleError(
             f"{label} has dtype {found.str} in {order} order, "
-            f"expected {dtype or 'numbers'} in C order"
+            f"expected {dtype or 'numbers'} in C order: numpy.ascontiguousarray makes it"
         )
     payload = data.read()
     if len(payload) != math.prod(shape) * found.itemsize:

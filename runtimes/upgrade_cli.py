@@ -37,12 +37,22 @@ def upgrade(bundles: tuple[Path, ...]) -> None:
     neither PyTorch nor the pipeline that the bundle was made from. A bundle that is up to date
     is left alone.
     """
+    from runtimes.errors import LatentcError
     from runtimes.version_1.upgrade import upgrade as upgraded
 
+    failed: LatentcError | None = None
     for bundle in bundles:
-        manifest = upgraded(bundle, _Spoken())
+        try:
+            manifest = upgraded(bundle, _Spoken())
+        except LatentcError as error:  # the others are brought up to date all the same
+            if failed is not None:
+                say(f"error: {failed}", err=True)
+            failed = error
+            continue
         if manifest is None:
             say(f"{bundle}: is up to date")
         else:
             names = ", ".join(program.name for program in manifest.programs)
             say(f"{bundle}: format {manifest.format_version}, with the programs {names}")
+    if failed is not None:
+        raise failed

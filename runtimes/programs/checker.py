@@ -30,6 +30,7 @@ _LARGEST = 1 << 20
 _MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
+_LARGEST_NUMBER = 1e9
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
 
 Graphs: TypeAlias = Mapping[str, Graph]
@@ -177,6 +178,7 @@ class _Checker:
         for value in numbers.default:
             if isinstance(value, str) and value not in self.sizes:
                 yield f"numbers {numbers.name!r}: the default {value!r} is no size"
+        yield from _limit_problems(numbers)
         fallback = earlier.get(numbers.fallback or "")
         if numbers.fallback is not None and (
             not isinstance(fallback, Numbers)
@@ -493,3 +495,23 @@ def _is_side(own: Dimension, name: str, symbol: form.Symbol) -> bool:
 def _is_list(count: int | None) -> bool:
     """Return whether an image may be a list of so many; None is no list, and may be."""
     return count is None or 1 <= count <= MOST_ARGUMENTS
+
+
+def _limit_problems(numbers: Numbers) -> Iterator[str]:
+    """Yield what is wrong with the limits of an argument, and with defaults that are not within
+    them: a call that gives the same number would be refused."""
+    bounds = [each for each in (numbers.least, numbers.above, numbers.most) if each is not None]
+    defaults = [each for each in numbers.default if not isinstance(each, str)]
+    if any(abs(each) > _LARGEST_NUMBER for each in (*bounds, *defaults)):
+        yield f"numbers {numbers.name!r}: expected numbers from -{_LARGEST_NUMBER:g} to as much"
+    least = max((each for each in (numbers.least, numbers.above) if each is not None), default=None)
+    if least is not None and numbers.most is not None and least > numbers.most:
+        yield f"numbers {numbers.name!r}: no number from {least:g} to {numbers.most:g}"
+    for value in defaults:
+        inside = (
+            (numbers.least is None or value >= numbers.least)
+            and (numbers.above is None or value > numbers.above)
+            and (numbers.most is None or value <= numbers.most)
+        )
+        if not inside or (numbers.whole and value != int(value)):
+            yield f"numbers {numbers.name!r}: the default {value:g} may not be given"

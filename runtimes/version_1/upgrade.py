@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from runtimes import files
-from runtimes.errors import BundleError
+from runtimes.errors import BundleError, InputError
 from runtimes.locks import Stages, writing
 from runtimes.manifest import FORMAT_VERSION, LARGEST, MANIFEST, File, Manifest, Schedule
 from runtimes.manifest import Tokenizer as NewTokenizer
@@ -40,8 +41,8 @@ def upgrade(bundle: Path, progress: Stages) -> Manifest | None:
     one's place, then the files go that it lists no longer.
 
     Raises:
-        BundleError: there is no bundle of format 1 or 2, or its files are not those that its
-            manifest lists.
+        BundleError: there is no bundle of format 1 or 2, or its tokenizers and plans are not those
+            that its manifest lists; graphs are looked at when they are loaded.
         InputError: the folder cannot be written.
     """
     data = _read(bundle)
@@ -68,8 +69,16 @@ def _upgraded(root: Path, progress: Stages) -> Manifest | None:
         now = _translated(root, before)
         now.checked()
     with progress.stage("schedules", "write as JSON"):
-        now = replace(now, schedules=tuple(_with_json(root, each) for each in before.schedules))
-    files.write(root / MANIFEST, now.checked(), root=root)
+        tables = dict(_as_json(root, schedule) for schedule in before.schedules)
+        _refuse_taken(root, before, tables)
+        now = replace(
+            now,
+            schedules=tuple(
+                replace(schedule, file=_file(path, data))
+                for schedule, (path, data) in zip(before.schedules, tables.items(), strict=True)
+            ),
+        )
+        _write(root, {**tables, MANIFEST: now.checked()})
     listed = {file.path for file in now.files()}
     for path in {file.path for file in before.files()} - listed:
         files.remove(root / path, root=root)
@@ -140,15 +149,56 @@ def _tokenizer(root: Path, before: old.Tokenizer) -> NewTokenizer:
     )
 
 
-def _with_json(root: Path, before: Schedule) -> Schedule:
-    """Write a scheduler's table as JSON beside the old one, and return where it is."""
+def _as_json(root: Path, before: Schedule) -> tuple[str, bytes]:
+    """Return where a scheduler's table will stand, and its JSON. Raises BundleError."""
     table = read_plans(checked(root, before.file, "always"))
     if table.step_counts != before.steps:
         raise BundleError(
             f"{before.file.path}: expected the steps {list(before.steps)}, found "
             f"{list(table.step_counts)}; export the bundle again"
         )
-    path = f"{Path(before.file.path).with_suffix('')}.json"
-    data = table.encoded()
-    files.write(root / path, data, root=root)
-    return replace(before, file=File(path, len(data), hashlib.sha256(data).hexdigest()))
+    return f"schedules/{before.name}.json", table.encoded()
+
+
+def _file(path: str, data: bytes) -> File:
+    return File(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _refuse_taken(root: Path, before: old.Manifest, tables: Mapping[str, bytes]) -> None:
+    """Refuse to write where something else stands, or where nothing can be.
+
+    Raises:
+        BundleError: another file of the bundle has a table's name, or a link or a folder does.
+    """
+    taken = {file.path for file in before.files()} & tables.keys()
+    if taken or len(tables) != len(before.schedules):
+        raise BundleError(
+            f"{root / MANIFEST}: lists {', '.join(sorted(taken)) or 'two schedules of one name'}, "
+            "where a table of plans is to stand; export the bundle again"
+        )
+    for path in tables:
+        place = root / path
+        try:
+            files.check_inside(root, place)
+        except files.UnsafeTarget as error:
+            raise BundleError(f"{error.filename}: {error.strerror}") from None
+        if place.is_symlink() or place.is_dir():
+            raise BundleError(f"{place}: a file is to stand there; remove what does")
+
+
+def _write(root: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files in their order; where one cannot be written, take back those before it.
+
+    Raises:
+        InputError: says what cannot be written, and why.
+    """
+    for place, (path, data) in enumerate(contents.items()):
+        try:
+            files.write(root / path, data, root=root)
+        except OSError as error:
+            for earlier in [*contents][:place]:
+                files.remove(root / earlier, root=root)
+            raise InputError(
+                f"{root / path}: cannot be written: {error.strerror or error}; the bundle is as "
+                "it was"
+            ) from error

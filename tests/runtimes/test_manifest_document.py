@@ -110,7 +110,7 @@ def test_format_1_is_refused_with_the_command(bundle: Path, rest: dict[str, Any]
     (bundle / MANIFEST).write_text(json.dumps({"format_version": 1, **rest}))
     with pytest.raises(
         BundleError,
-        match=r"format_version 1, but this latentc reads 2; bring .*: latentc upgrade BUNDLE$",
+        match=r"format_version 1, but this latentc reads 2; bring .*: latentc upgrade \S+$",
     ):
         Manifest.load(bundle)
 

@@ -101,6 +101,7 @@ DOCUMENT: dict[str, Any] = {
     ],
 }  # fmt: skip
 LOOP, PIXELS, EMIT = 10, 4, 12
+STRENGTH, STEPS = 4, 6  # places among the arguments
 
 
 def made(change: Callable[[dict[str, Any]], object] | None = None) -> Program:
@@ -221,6 +222,23 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         ),
         "pushes 'negative', which may not run then",
     ),
+    "a default that may not be given": (
+        put([1.5], "arguments", STRENGTH, "default"),
+        "the default 1.5 may not be given",
+    ),
+    "a default at a limit that is left out": (
+        put([0.0], "arguments", STRENGTH, "default"),
+        "the default 0 may not be given",
+    ),
+    "a default that is no integer": (
+        put([2.5], "arguments", STEPS, "default"),
+        "the default 2.5 may not be given",
+    ),
+    "a default beyond all numbers": (
+        put([1e300], "arguments", STEPS, "default"),
+        "expected numbers from",
+    ),
+    "limits with nothing between": (put(2.0, "arguments", STRENGTH, "above"), "no number from 2"),
     "a push of itself": (put("negative", *BRANCH, "push", 0, "branch"), "pushes 'negative'"),
     "a push by a text": (put("prompt", *BRANCH, "push", 0, "by"), "'prompt' is no number"),
     "a push by what may be missing": (

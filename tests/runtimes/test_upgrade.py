@@ -3,6 +3,7 @@ format 2."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -98,7 +99,7 @@ def same_tables(table: PlanTable, place: Path) -> bool:
 
 
 def test_loading_says_what_to_do(bundle_of: Callable[[str], Path]) -> None:
-    with pytest.raises(BundleError, match="latentc upgrade BUNDLE"):
+    with pytest.raises(BundleError, match=r"latentc upgrade .*/sd"):
         Manifest.load(bundle_of("sd"))
 
 
@@ -125,6 +126,7 @@ def test_the_command(bundle_of: Callable[[str], Path]) -> None:
         (lambda d: d["tokenizers"][0]["file"].update(path="../x"), "leaves the bundle|leads out"),
         (lambda d: d["tokenizers"][0].update(max_length=10**9), "as the manifest says"),
         (lambda d: d.update(format_version=True), "format_version"),
+        (lambda d: d["schedules"].append(d["schedules"][0]), "two schedules of one name|are named"),
         (lambda d: d["arguments"].extend([{"name": "a", "default": []}] * 300), "at most 256"),
     ],
 )
@@ -196,3 +198,49 @@ def test_a_folder_that_cannot_be_written(
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(InputError, match="nothing can be written"):
         upgrade(bundle, Quiet())
+
+
+def test_a_file_in_the_place_of_a_table(bundle_of: Callable[[str], Path]) -> None:
+    """A listed file is not written over, nor is a link or a folder."""
+    bundle = bundle_of("sd")
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    schedule, tokenizer = document["schedules"][0], document["tokenizers"][0]
+    taken = f"schedules/{schedule['name']}.json"
+    (bundle / tokenizer["file"]["path"]).rename(bundle / taken)
+    edit(bundle, lambda d: d["tokenizers"][0]["file"].update(path=taken))
+    before = content(bundle)
+    with pytest.raises(BundleError, match="where a table of plans is to stand"):
+        upgrade(bundle, Quiet())
+    assert content(bundle) == before
+
+
+def test_a_folder_in_the_place_of_a_table(bundle_of: Callable[[str], Path]) -> None:
+    bundle = bundle_of("sd")
+    (bundle / "schedules" / "pndm.json").mkdir()
+    with pytest.raises(BundleError, match="a file is to stand there"):
+        upgrade(bundle, Quiet())
+
+
+def test_a_full_disk(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bundle_of("sd")
+    before = content(bundle)
+    write = files.write
+
+    def full(path: Any, data: bytes, *, root: Any = None) -> None:
+        if Path(path).name == MANIFEST:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data, root=root)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(InputError, match=r"No space left on device; the bundle is as it was"):
+        upgrade(bundle, Quiet())
+    assert content(bundle) == before
+
+
+def test_the_others_are_upgraded_all_the_same(
+    bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = bundle_of("sd")
+    run = CliRunner().invoke(cli, ["upgrade", str(tmp_path / "nothing"), str(bundle)])
+    assert isinstance(run.exception, BundleError)
+    Manifest.load(bundle)
