@@ -1,4 +1,4 @@
-"""What a source says of itself: its licence, who made it, what it was made from.
+"""Reads what a source says of itself: its licence, who made it, what it was made from.
 
 A folder and a pipeline on the Hub have a model card (README.md with a block of YAML at its begin),
 a checkpoint of one file has metadata. An export does not depend on what is said there: a card that
@@ -31,7 +31,8 @@ _MODELSPEC = "modelspec."
 
 @dataclass(frozen=True)
 class Card:
-    """What is said of a source, within the manifest's bounds; None and () where nothing is."""
+    """A card holds what is said of a source within the manifest's bounds, None and () where nothing
+    is."""
 
     licence: str | None = None
     author: str | None = None

@@ -13,5 +13,5 @@ def numbered(name: str, index: int) -> str:
 
 
 def pictures(argument: str, count: int) -> list[str]:
-    """As a task calls them: the argument's one picture, or each of several."""
+    """Return an argument's images as a task calls them: its one, or each of several."""
     return [argument] if count == 1 else [f"{argument}[{index}]" for index in range(count)]

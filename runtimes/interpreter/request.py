@@ -1,4 +1,4 @@
-"""What a call gives, checked, and what it needs."""
+"""Holds what a call gives, checked, and what it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtimes.session import Array
 
 @dataclass(frozen=True)
 class Request:
-    """What a call gives, and what it needs.
+    """A request holds what a call gives, and what it needs.
 
     Attributes:
         texts: one for each prompt, by argument; those that the call gives and defaults.
@@ -150,17 +150,17 @@ class Request:
 
     @property
     def made(self) -> int:
-        """How many images are made."""
+        """Return how many images are made."""
         return self.prompts * self.images_per_prompt
 
     @property
     def denoises(self) -> bool:
-        """Whether the loop runs: it does unless its result is given, or not needed."""
+        """Return whether the loop runs: it does unless its result is given, or not needed."""
         return self.facts.loop_place in self.demand.live
 
     @property
     def sized(self) -> bool:
-        """Whether the sizes of images matter to what runs."""
+        """Return whether the sizes of images matter to what runs."""
         steps = (self.facts.program.steps[place] for place in self.demand.live)
         return any(isinstance(step, Loop | Pixels | Noise | Emit) for step in steps)
 

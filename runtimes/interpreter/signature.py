@@ -13,7 +13,7 @@ from runtimes.programs.values import Rows
 
 @dataclass(frozen=True)
 class Signature:
-    """What calls take; made from the programs of a bundle."""
+    """A signature says what calls take; it is made from the programs of a bundle."""
 
     facts: tuple[Facts, ...]
 
@@ -59,7 +59,7 @@ class Signature:
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
-        """How many numbers each argument takes that graphs are told of, or that say when."""
+        """Return how many numbers each argument takes that graphs are told of, or that say when."""
         return {
             name: facts.numbers[name].count for facts in self.facts for name in facts.told_numbers
         }

@@ -1,4 +1,4 @@
-"""How long the parts of a call take."""
+"""Measures how long the parts of a call take."""
 
 from __future__ import annotations
 
