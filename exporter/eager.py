@@ -54,6 +54,10 @@ class EagerBackend(Backend):
     def _open(
         self, entry: Path, component: Component, device: str, options: SessionOptions
     ) -> Session:
+        return self.session(component)
+
+    def session(self, component: Component) -> Session:
+        """Return the module of a component as a session."""
         return EagerSession(self._modules[component.name], component)
 
 
@@ -72,9 +76,7 @@ def pipeline_over(
     bundle = Bundle(root.resolve(), manifest, "never")
     components = {component.name: component for component in manifest.components}
     backend = EagerBackend(modules)
-    sessions = Sessions(
-        components, lambda name: EagerSession(modules[name], components[name]), keep=False
-    )
+    sessions = Sessions(components, lambda name: backend.session(components[name]), keep=False)
     build = Build(backend.name, backend.name, "fp32", {})
     return Pipeline(
         *(bundle, build, backend, "cpu", sessions, tokenizers_of(bundle)), Calls.of(manifest)

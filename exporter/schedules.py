@@ -22,18 +22,17 @@ from exporter.store import Store, full_disk_reported
 from exporter.versions import code, versions
 from runtimes import files
 from runtimes.bundle import Bundle
-from runtimes.errors import BundleError, ExportError, InputError
+from runtimes.errors import ExportError, InputError
 from runtimes.locks import writing
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.outputs import check_folder
 from runtimes.plan import PlanTable
-from runtimes.trust import checked
+from runtimes.trust import check_unlinked, checked
 
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
 _ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
-_UNLINK = "replace it by a copy (cp -rL copies a whole bundle so)"
 
 _TRACING_CODE = (
     "exporter.schedule",
@@ -277,11 +276,7 @@ def _add_locked(
 ) -> Manifest:
     opened = Bundle.open(bundle)
     root, manifest = opened.root, opened.manifest
-    for place in (root / MANIFEST, root / FOLDER):
-        try:
-            files.check_inside(root, place)
-        except files.UnsafeTarget as error:
-            raise BundleError(f"{error.filename}: {error.strerror}; {_UNLINK}") from None
+    check_unlinked(root, (root / MANIFEST, root / FOLDER))
     with files.temporary_folder() as folder:
         for name in names:
             manifest = _extended(root, manifest, name, steps, folder, progress)

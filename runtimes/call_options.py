@@ -6,7 +6,6 @@ Only click is imported here; what reads an option's value imports what it needs 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -287,14 +286,10 @@ def arrays_of(options: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, A
     Raises:
         InputError: a file that is missing, holds something else, or gives a name twice.
     """
-    from runtimes.npz import LARGEST_GIVEN, read_arrays
+    from runtimes.npz import read_arrays
 
     path = options["prompt_embeds"]
-    encoded = (
-        {}
-        if path is None
-        else _read("--prompt-embeds", partial(read_arrays, max_bytes=LARGEST_GIVEN), path)
-    )
+    encoded = {} if path is None else _read("--prompt-embeds", read_arrays, path)
     if any(array.ndim < 2 for array in encoded.values()):
         raise InputError(f"--prompt-embeds {path}: expected arrays with a row for each prompt")
     values: dict[str, Array] = {}
@@ -315,20 +310,21 @@ def _read_value(name: str, path: Path) -> Array:
 
     label = f"--value {name}:"
     if path.suffix.lower() == ".npy":
-        return _read(label, partial(npz.read_array, max_bytes=npz.LARGEST_GIVEN), path)
-    found = _read(label, partial(npz.read_arrays, max_bytes=npz.LARGEST_GIVEN), path)
+        return _read(label, npz.read_array, path)
+    found = _read(label, npz.read_arrays, path)
     if name not in found and len(found) != 1:
         known = ", ".join(found) or "nothing"
         raise InputError(f"{label} {path} holds {known}: expected one array, or one called {name}")
     return found[name] if name in found else next(iter(found.values()))
 
 
-def _read(label: str, read: Callable[[Path], _Read], path: Path) -> _Read:
-    """Return what a file holds. Raises InputError, which begins with the option."""
+def _read(label: str, read: Callable[..., _Read], path: Path) -> _Read:
+    """Return what a file of arrays holds. Raises InputError, which begins with the option."""
     from runtimes.errors import BundleError
+    from runtimes.npz import LARGEST_GIVEN
 
     try:
-        return read(path)
+        return read(path, max_bytes=LARGEST_GIVEN)
     except BundleError as error:
         raise InputError(f"{label} {error}") from None
 

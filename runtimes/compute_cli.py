@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Examples:
       latentc compute shapes prompt_embeds --prompt "a red circle" -o red.npz
       latentc generate shapes --value prompt_embeds=red.npz
-      latentc compute sdxl prompt_embeds pooled_prompt_embeds --prompt "a castle" -o castle.npz
+      latentc compute bundle prompt_embeds pooled_prompt_embeds --prompt "a castle" -o castle.npz
       latentc compute bundle image_latents --image photo.png --seed 1 -o latents.npz
       latentc compute bundle denoised --value latents=noise.npy --prompt "a castle" -o made.npz
     """

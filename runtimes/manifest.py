@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import msgspec
 
 from runtimes.errors import BundleError, InputError
 from runtimes.files import UnreadableFile, read_regular
-from runtimes.parsing import parser
+from runtimes.parsing import parser, parsing
 from runtimes.programs import statements as form
 from runtimes.programs.guidance import Guidance, guidance_of
 from runtimes.programs.latents import Latents, latents_of
@@ -330,12 +330,7 @@ class Manifest(_Base, frozen=True, dict=True):
         Raises:
             BundleError: missing, not JSON, an unknown version, or anything inconsistent.
         """
-        path = bundle / MANIFEST
-        try:
-            data = read_regular(path, LARGEST, root=bundle)
-        except OSError as error:
-            raise BundleError(_not_a_bundle(bundle, error)) from error
-        return cls.decode(data, str(path))
+        return cls.decode(read_document(bundle), str(bundle / MANIFEST))
 
     @classmethod
     @parser(BundleError, "origin", "a manifest")
@@ -368,16 +363,11 @@ class Manifest(_Base, frozen=True, dict=True):
     def files(self) -> Iterator[File]:
         """Every file that the manifest vouches for."""
         yield from (tokenizer.file for tokenizer in self.tokenizers)
-        yield from (schedule.file for schedule in self.schedules)
-        for build in self.builds:
-            for artifact in build.artifacts.values():
-                yield from artifact.files
-        if self.probes:
-            yield from self.probes.files.values()
+        yield from files_of(self.schedules, self.builds, self.probes)
 
     def component(self, role: Role) -> Component:
-        """The denoiser or the decoder (there is one of each)."""
-        return next(component for component in self.components if component.role == role)
+        """Return the first component of a role."""
+        return self.of_role(role)[0]
 
     def schedule(self, name: str) -> Schedule:
         """The sampling plans of this name."""
@@ -407,9 +397,35 @@ class Manifest(_Base, frozen=True, dict=True):
 
     def sample(self) -> TensorSpec:
         """Return the form of what the denoiser of the first program is given."""
-        loop = next(step for step in self.programs[0].steps if isinstance(step, form.Loop))
+        loop = form.loop_of(self.programs[0])
         (denoiser,) = (each for each in self.components if each.name == loop.denoiser)
         return denoiser.inputs[loop.state.input]
+
+
+def files_of(
+    schedules: Iterable[Schedule], builds: Iterable[Build], probes: Probes | None
+) -> Iterator[File]:
+    """Yield the files of these parts of a manifest."""
+    yield from (schedule.file for schedule in schedules)
+    for build in builds:
+        for artifact in build.artifacts.values():
+            yield from artifact.files
+    if probes is not None:
+        yield from probes.files.values()
+
+
+def read_document(bundle: Path) -> bytes:
+    """Return `bundle`/manifest.json. Raises BundleError where it is missing or no plain file."""
+    try:
+        return read_regular(bundle / MANIFEST, LARGEST, root=bundle)
+    except OSError as error:
+        raise BundleError(_not_a_bundle(bundle, error)) from error
+
+
+def version_of(data: bytes, origin: str) -> int:
+    """Return the version of a document. Raises BundleError for what has none."""
+    with parsing(origin, BundleError, "a manifest"):
+        return msgspec.json.decode(data, type=_Head).format_version
 
 
 class _Head(msgspec.Struct):

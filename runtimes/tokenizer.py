@@ -113,11 +113,14 @@ class TextTokenizer:
         made = cls(loaded, max_length, label, expansions, vocabulary, frame)
         made.chunks(unweighted(""))
         if frame is not None and made.frame() != frame:
-            raise BundleError(
-                f"{label}: frames or fills a text otherwise than the manifest says; export the "
-                "bundle again"
-            )
+            raise made._framed_otherwise()
         return made
+
+    def _framed_otherwise(self) -> BundleError:
+        return BundleError(
+            f"{self._label}: frames or fills a text otherwise than the manifest says; export the "
+            "bundle again"
+        )
 
     def frame(self) -> Frame:
         """Return what the file puts around a text."""
@@ -181,10 +184,7 @@ class TextTokenizer:
                 "embeddings; the tokenizer is another model's, export the bundle again"
             )
         if self._frame is not None and not self._frame.holds(ids, sum(piece.attention_mask)):
-            raise BundleError(
-                f"{self._label}: frames or fills a text otherwise than the manifest says; export "
-                "the bundle again"
-            )
+            raise self._framed_otherwise()
         if text.plain:
             return Chunk(ids)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from runtimes.errors import BundleError
-from runtimes.files import open_regular, read_regular, write
+from runtimes.files import UnsafeTarget, check_inside, open_regular, read_regular, write
 from runtimes.folders import cache_folder
 from runtimes.manifest import File
 from runtimes.parsing import parser
@@ -32,6 +32,7 @@ _CHUNK = 1 << 20
 _SETTLED = 2.0  # seconds; a file younger than that could change again with the same times
 _MAX_ENTRIES = 4096
 _LARGEST_CACHE = 64 << 20  # bytes; more than so many entries with the longest paths
+_UNLINK = "replace it by a copy (cp -rL copies a whole bundle so)"
 _REPAIR = "the bundle is damaged or was altered: copy it again or export it again"
 
 
@@ -125,6 +126,19 @@ def checked(bundle: Path, file: File, hashing: Literal["always", "never"]) -> Pa
     """
     root = Path(os.path.realpath(bundle))
     return Path(os.path.realpath(check_file(root, file, hashing, None)))
+
+
+def check_unlinked(root: Path, places: Iterable[Path]) -> None:
+    """Refuse to write into a bundle where a link would lead elsewhere.
+
+    Raises:
+        BundleError: says which one, and what to do.
+    """
+    for place in places:
+        try:
+            check_inside(root, place)
+        except UnsafeTarget as error:
+            raise BundleError(f"{error.filename}: {error.strerror}; {_UNLINK}") from None
 
 
 def is_intact(

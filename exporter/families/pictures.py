@@ -213,14 +213,26 @@ def _parts(
 def _probe_pictures(task: Task, height: int, width: int) -> dict[str, Any]:
     """What the task takes, for a result of that size, as Pillow images: a picture of smooth colours
     with an edge, and a mask of its middle."""
+    height, width = height // task.enlarges, width // task.enlarges
+    every = {"image": probe_image(height, width), "mask": probe_mask(height, width)}
+    return {name: every[kind] for name, kind in task.pictures.items()}
+
+
+def probe_image(height: int, width: int, number: int = 0) -> Any:
+    """Return a Pillow image of smooth colours with an edge, another one for each `number`."""
     from PIL import Image
 
-    height, width = height // task.enlarges, width // task.enlarges
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    waves = np.stack([np.sin(7 * x + 3 * y + k) for k in range(3)], axis=-1)
+    waves = np.stack([np.sin(7 * x + (3 + number) * y + k) for k in range(3)], axis=-1)
     pixels = (waves * 100 + 127).astype(np.uint8)
-    pixels[: height // 3] = (250, 20, 30)
+    pixels[: height // 3] = (250, 20, 30 + 40 * number)
+    return Image.fromarray(pixels)
+
+
+def probe_mask(height: int, width: int) -> Any:
+    """Return a Pillow mask of the middle."""
+    from PIL import Image
+
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : -(height // 4), width // 4 : -(width // 4)] = 255
-    every = {"image": Image.fromarray(pixels), "mask": Image.fromarray(mask)}
-    return {name: every[kind] for name, kind in task.pictures.items()}
+    return Image.fromarray(mask)

@@ -10,6 +10,7 @@ from runtimes.programs import statements as form
 from runtimes.programs.checker import types_of
 from runtimes.programs.demand import Demand, of_call
 from runtimes.programs.graphs import Graph
+from runtimes.programs.guidance import scale_arguments
 from runtimes.programs.lengths import stretchable
 from runtimes.programs.statements import Image, Loop, Mask, Numbers, Program, Text
 from runtimes.programs.uses import feeds_of, windows_of_feeds
@@ -43,7 +44,7 @@ class Facts:
     @cached_property
     def loop(self) -> Loop:
         """The program's loop."""
-        return next(step for step in self.program.steps if isinstance(step, Loop))
+        return form.loop_of(self.program)
 
     @cached_property
     def texts(self) -> Mapping[str, Text]:
@@ -150,11 +151,8 @@ class Facts:
     @cached_property
     def scales(self) -> tuple[str, ...]:
         """The arguments that branches push by, and the one that rescales what comes of it."""
-        pushes = [push.by for branch in self.loop.branches for push in branch.push]
-        rescale = [] if self.loop.rescale is None else [self.loop.rescale]
-        tests = [test.argument for branch in self.loop.branches for test in branch.when]
-        declared = [n for n in self.numbers if n in (*pushes, *rescale, *tests)]
-        return tuple(dict.fromkeys(declared))
+        used = {*scale_arguments(self.loop)}
+        return tuple(name for name in self.numbers if name in used)
 
     @cached_property
     def told_numbers(self) -> tuple[str, ...]:

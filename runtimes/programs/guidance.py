@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from runtimes.programs.demand import compares
-from runtimes.programs.statements import Branch, Loop, Numbers, Program, Test
+from runtimes.programs.statements import Branch, Loop, Numbers, Program, Test, loop_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Guidance:
 
 def guidance_of(program: Program) -> Guidance:
     """Return the guidance of a checked program's loop."""
-    loop = next(step for step in program.steps if isinstance(step, Loop))
-    used = {*_arguments(loop)}
+    loop = loop_of(program)
+    used = {*scale_arguments(loop)}
     defaults = {
         each.name: float(each.default[0])
         for each in program.arguments
@@ -59,7 +59,9 @@ def _tests(loop: Loop) -> Iterator[Test]:
         yield from branch.when
 
 
-def _arguments(loop: Loop) -> Iterator[str]:
+def scale_arguments(loop: Loop) -> Iterator[str]:
+    """Yield the arguments that branches are tested and pushed by, and the one that rescales what
+    comes of it; one may come several times."""
     yield from (test.argument for test in _tests(loop) if test.argument is not None)
     yield from (push.by for branch in loop.branches for push in branch.push)
     if loop.rescale is not None:

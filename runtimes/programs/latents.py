@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtimes.programs.statements import Loop, Noise, Program
+from runtimes.programs.statements import Noise, Program, loop_of
 from runtimes.strict import Strict
 
 
@@ -46,6 +46,6 @@ def latents_of(program: Program) -> Latents:
 
 def _channels(program: Program) -> int:
     """Return the channels of the noise that the first loop begins with."""
-    loop = next(step for step in program.steps if isinstance(step, Loop))
+    noise = loop_of(program).state.noise
     noises = (step for step in program.steps if isinstance(step, Noise))
-    return next(int(each.shape[0]) for each in noises if each.gives == loop.state.noise)
+    return next(int(each.shape[0]) for each in noises if each.gives == noise)

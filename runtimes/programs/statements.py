@@ -370,6 +370,11 @@ class Program(Member, frozen=True):
     bins: Bins | None = None
 
 
+def loop_of(program: Program) -> Loop:
+    """Return the loop of a checked program."""
+    return next(step for step in program.steps if isinstance(step, Loop))
+
+
 def names_given(statement: Statement) -> tuple[str, ...]:
     """Return the names of the values that a statement makes."""
     if isinstance(statement, Loop):

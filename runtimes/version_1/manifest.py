@@ -17,6 +17,7 @@ from runtimes.manifest import (
     Probes,
     Schedule,
     Source,
+    files_of,
 )
 from runtimes.parsing import parser
 from runtimes.programs.latents import Latents
@@ -79,9 +80,4 @@ class Manifest(Strict, frozen=True):
     def files(self) -> Iterator[File]:
         """Yield every file that the manifest vouches for."""
         yield from (tokenizer.file for tokenizer in self.tokenizers)
-        yield from (schedule.file for schedule in self.schedules)
-        for build in self.builds:
-            for artifact in build.artifacts.values():
-                yield from artifact.files
-        if self.probes:
-            yield from self.probes.files.values()
+        yield from files_of(self.schedules, self.builds, self.probes)

@@ -11,27 +11,30 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 from msgspec.structs import replace
 
 from runtimes import files
 from runtimes.errors import BundleError, InputError
 from runtimes.locks import Stages, writing
-from runtimes.manifest import FORMAT_VERSION, LARGEST, MANIFEST, File, Manifest, Schedule
+from runtimes.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    File,
+    Manifest,
+    Schedule,
+    read_document,
+    version_of,
+)
 from runtimes.manifest import Tokenizer as NewTokenizer
 from runtimes.outputs import check_folder
 from runtimes.parsing import parsing
 from runtimes.programs.statements import Program
 from runtimes.tokenizer import TextTokenizer
-from runtimes.trust import checked
+from runtimes.trust import check_unlinked, checked
 from runtimes.version_1 import manifest as old
 from runtimes.version_1.fields import CallFields
 from runtimes.version_1.plans import read_plans
 from runtimes.version_1.translation import program_of, tokenizer_of, with_positions
-
-
-class _Head(msgspec.Struct):
-    format_version: int
 
 
 def upgrade(bundle: Path, progress: Stages) -> Manifest | None:
@@ -45,8 +48,8 @@ def upgrade(bundle: Path, progress: Stages) -> Manifest | None:
             that its manifest lists; graphs are looked at when they are loaded.
         InputError: the folder cannot be written.
     """
-    data = _read(bundle)
-    if _version(data, str(bundle / MANIFEST)) != old.FORMAT_VERSION:
+    data = read_document(bundle)
+    if version_of(data, str(bundle / MANIFEST)) != old.FORMAT_VERSION:
         Manifest.decode(data, str(bundle / MANIFEST))
         return None
     check_folder(bundle)
@@ -55,19 +58,13 @@ def upgrade(bundle: Path, progress: Stages) -> Manifest | None:
 
 
 def _upgraded(root: Path, progress: Stages) -> Manifest | None:
-    data = _read(root)
-    if _version(data, str(root / MANIFEST)) != old.FORMAT_VERSION:
+    data = read_document(root)
+    if version_of(data, str(root / MANIFEST)) != old.FORMAT_VERSION:
         return None  # another process was quicker
     before = old.Manifest.decode(data, str(root / MANIFEST))
-    for place in (root / MANIFEST, *(root / each.file.path for each in before.schedules)):
-        try:
-            files.check_inside(root, place)
-        except files.UnsafeTarget as error:
-            raise BundleError(f"{error.filename}: {error.strerror}") from None
+    check_unlinked(root, [root / MANIFEST, *(root / each.file.path for each in before.schedules)])
     with progress.stage("programs", "translate"):
-        # With the old tables: what cannot be said in format 2 is refused before anything is written
         now = _translated(root, before)
-        now.checked()
     with progress.stage("schedules", "write as JSON"):
         tables = dict(_as_json(root, schedule) for schedule in before.schedules)
         _refuse_taken(root, before, tables)
@@ -83,19 +80,6 @@ def _upgraded(root: Path, progress: Stages) -> Manifest | None:
     for path in {file.path for file in before.files()} - listed:
         files.remove(root / path, root=root)
     return now
-
-
-def _read(bundle: Path) -> bytes:
-    try:
-        return files.read_regular(bundle / MANIFEST, LARGEST, root=bundle)
-    except OSError as error:
-        raise BundleError(f"{bundle / MANIFEST}: {error.strerror or error}") from error
-
-
-def _version(data: bytes, origin: str) -> int:
-    """Return the version of a document. Raises BundleError for what has none."""
-    with parsing(origin, BundleError, "a manifest"):
-        return msgspec.json.decode(data, type=_Head).format_version
 
 
 def _translated(root: Path, before: old.Manifest) -> Manifest:
@@ -176,12 +160,9 @@ def _refuse_taken(root: Path, before: old.Manifest, tables: Mapping[str, bytes])
             f"{root / MANIFEST}: lists {', '.join(sorted(taken)) or 'two schedules of one name'}, "
             "where a table of plans is to stand; export the bundle again"
         )
-    for path in tables:
-        place = root / path
-        try:
-            files.check_inside(root, place)
-        except files.UnsafeTarget as error:
-            raise BundleError(f"{error.filename}: {error.strerror}") from None
+    places = [root / path for path in tables]
+    check_unlinked(root, places)
+    for place in places:
         if place.is_symlink() or place.is_dir():
             raise BundleError(f"{place}: a file is to stand there; remove what does")
 

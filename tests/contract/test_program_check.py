@@ -17,7 +17,7 @@ from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs
 from exporter.progress import Progress
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
-from runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program
+from runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program, loop_of
 from tests.contract.test_every_argument import HAS_TASKS, bundle_of
 from tests.uncaptured import uncaptured
 
@@ -118,11 +118,6 @@ FAULTS: dict[str, tuple[str, Change]] = {
     ),
     "guidance by one more": ("sd3", pushed_further),
 }
-
-
-def loop_of(program: Program) -> Loop:
-    """Return the loop of a program."""
-    return next(step for step in program.steps if isinstance(step, Loop))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

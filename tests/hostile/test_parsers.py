@@ -47,7 +47,7 @@ OURS = {
     "runtimes/backends/torch_archive.py:_document": "the rule holds inside of it",
     "runtimes/backends/torch_program.py:_keywords": "is called by a parser",
     "runtimes/plan_document.py:decode": "is called by a parser",
-    "runtimes/version_1/upgrade.py:_version": "the rule holds inside of it",
+    "runtimes/manifest.py:version_of": "the rule holds inside of it",
     "runtimes/tokenizer_rules.py:checked": "is called by a parser",
     "runtimes/tokenizer_rules.py:_check_model": "is called by a parser",
 }
