@@ -24,7 +24,7 @@ def main(
         onnxruntime.InferenceSession(f"{bundle}/onnx-fp32/{name}/model.onnx")
         for name in ("text_encoder", "denoiser", "vae_decoder")
     )
-    tokenizer = Tokenizer.from_file(f"{bundle}/tokenizer/input_ids/tokenizer.json")
+    tokenizer = Tokenizer.from_file(f"{bundle}/tokenizers/tokenizer/tokenizer.json")
     ids = np.array([tokenizer.encode(text).ids for text in ("", prompt)])
     (states,) = text_encoder.run(None, {"input_ids": ids})
 

@@ -5,42 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from exporter.families import Description
 from exporter.options import ExportOptions
+from exporter.programs.changes import components_of, with_sizes
 from runtimes.errors import InputError
-from runtimes.version_1.tasks import Task
 
 
-def with_tasks(
-    description: Description, asked: Sequence[str], pipeline_class: str
-) -> tuple[Description, tuple[Task, ...]]:
-    """Return the description with the graphs that the asked tasks need, and all tasks, the
-    pipeline's own first.
+def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:
+    """Return the description with the asked programs alone, the pipeline's own first, and the
+    graphs that they need.
 
     Raises:
         InputError: the pipeline's class has no such task.
     """
-    offers = {each.task.name: each for each in description.offers}
-    graphs = {graph.component.name: graph for graph in description.graphs}
-    tasks = [description.task]
+    offers = {program.name: program for program in description.programs}
+    programs = {description.program.name: description.program}
     for name in asked:
-        if name == description.task.name:
-            continue
         if name not in offers:
-            has = ", ".join([description.task.name, *offers])
+            has = ", ".join(offers)
             raise InputError(f"{pipeline_class} has no task {name}; it has: {has}")
-        tasks.append(offers[name].task)
-        graphs |= {
-            each.component.name: graphs.get(each.component.name, each)
-            for each in offers[name].graphs
-        }
-    return dataclasses.replace(description, graphs=tuple(graphs.values())), tuple(tasks)
+        programs[name] = offers[name]
+    needed = set[str]().union(*map(components_of, programs.values()))
+    graphs = tuple(graph for graph in description.graphs if graph.component.name in needed)
+    return dataclasses.replace(description, programs=tuple(programs.values()), graphs=graphs)
 
 
 def with_size(description: Description, options: ExportOptions) -> Description:
-    """Fix the latents' height and width where the user fixed the picture's."""
+    """Fix the latents' height and width where the user fixed the image's."""
     if options.height is None or options.width is None:
         return description
     from runtimes.sizes import check_side, fix
@@ -53,5 +44,5 @@ def with_size(description: Description, options: ExportOptions) -> Description:
         dataclasses.replace(graph, component=fix(graph.component, fixed))
         for graph in description.graphs
     )
-    sizes = {"default_height": options.height, "default_width": options.width}
-    return dataclasses.replace(description, graphs=graphs, latents=replace(latents, **sizes))
+    programs = tuple(with_sizes(program, fixed) for program in description.programs)
+    return dataclasses.replace(description, graphs=graphs, programs=programs)

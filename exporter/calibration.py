@@ -6,9 +6,10 @@ step to step, and follow the prompt.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from exporter.passes import Range
 from runtimes.errors import InputError
 from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
+from runtimes.programs.statements import loop_of
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from exporter.eager import Inputs
     from exporter.families import Description, Graph
+    from runtimes.manifest import Manifest
 
 STEPS = 8  # denoiser calls taken from one trajectory
 SEED = 1000
@@ -84,72 +88,60 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What components met on some runs of the pipeline, by role (image encoders by their names):
-    inputs by name. A denoiser's are
-    those of all branches of the guidance together; an encoder got a text of each run, the decoder
-    the latents at its end."""
+    """What components were given on some runs of the pipeline's own program, by their names. A
+    denoiser's inputs are those of all branches of the guidance together; the decoder has the
+    latents at the end of each run."""
 
-    inputs: Mapping[str, list[Mapping[str, torch.Tensor]]]
+    inputs: Inputs
 
     def of(self, graph: Graph) -> list[Mapping[str, torch.Tensor]]:
-        """Those of one graph."""
+        """Return those of one graph; a shallow one gets features of the same call."""
         from exporter.step_cache import with_features
 
-        component = graph.component
-        role: str = "denoiser" if graph.fed_by else component.role
-        if role == "image_encoder":
-            role = component.name
-        return [with_features(graph, each, each) for each in self.inputs[role]]
+        name = (graph.fed_by or graph).component.name
+        return [with_features(graph, inputs, inputs) for inputs in self.inputs[name]]
 
 
 def trajectories(
-    pipe: Any, description: Description, calibration: Calibration, told: Callable[[int], None]
+    description: Description,
+    draft: Manifest,
+    root: Path,
+    calibration: Calibration,
+    told: Callable[[int], None],
 ) -> Trajectories:
-    """Run the pipeline, and keep what its components were given.
+    """Run the pipeline's own program over its modules, and keep what they were given.
 
-    Each run makes one picture of the default size in `STEPS` steps of the pipeline's own
-    scheduler; prompts are taken in turn, each time with another seed.
+    Each run makes one image of the default size in `STEPS` steps, or the nearest number that there
+    is a plan for, of the pipeline's own scheduler; prompts are taken in turn, each time with
+    another seed.
 
     Args:
+        draft: the manifest, whose files stand at `root`.
         told: called with the number of the denoiser's calls so far.
     """
-    from exporter.reference import (
-        denoiser_inputs,
-        image_encoder_inputs,
-        probe_pictures,
-        run,
-        tokens,
-        vectors,
-    )
+    from exporter.probe_calls import arguments_of, images_of
+    from exporter.reference import program_inputs
     from runtimes.manifest import LoopProbe
 
-    latents = description.latents
-    graph = next(each for each in description.graphs if each.component.role == "denoiser")
-    made: list[Mapping[str, torch.Tensor]] = []
-    texts: list[Mapping[str, torch.Tensor]] = []
-    ends: list[Mapping[str, torch.Tensor]] = []
-    encoders = [each for each in description.graphs if each.component.role == "image_encoder"]
-    drawn: dict[str, list[Mapping[str, torch.Tensor]]] = {g.component.name: [] for g in encoders}
-    while len(made) < calibration.samples:
-        turn = len(made) // STEPS
-        prompt = calibration.prompts[turn % len(calibration.prompts)]
-        arguments = dict(description.probe_arguments)
-        arguments |= {"prompt": prompt} if "prompt" in arguments else {}
-        told_of = replace(description, probe_arguments=arguments)
-        size = (latents.default_height, latents.default_width)
-        probe = LoopProbe(arguments, "", STEPS, SEED + turn, *size)
-        seen, images = run(pipe, told_of, probe, probe_pictures(description, *size))
-        wanted = range(len(seen.calls))[: calibration.samples - len(made)]
-        made += denoiser_inputs(pipe, told_of, graph, seen, size, wanted)
-        texts.append(tokens(pipe, told_of))
-        if seen.latents is not None:
-            ends.append({"latents": seen.latents})
-            numbers = vectors(told_of, *size)
-            for encoder in encoders:
-                given = image_encoder_inputs(encoder, images, seen.latents, numbers)
-                drawn[encoder.component.name].append(given)
-        told(len(made))
-    return Trajectories({"denoiser": made, "encoder": texts, "decoder": ends, **drawn})
+    program, latents = description.program, description.latents
+    size = latents.default_height, latents.default_width
+    schedule = draft.schedule(draft.defaults.scheduler)
+    steps = min(schedule.steps, key=lambda count: abs(count - STEPS))
+    denoiser = loop_of(program).denoiser
+    inputs: Inputs = {graph.component.name: [] for graph in description.graphs}
+    for turn in itertools.count():
+        arguments = arguments_of(program)
+        if "prompt" in arguments:
+            arguments["prompt"] = calibration.prompts[turn % len(calibration.prompts)]
+        probe = LoopProbe(arguments, schedule.name, steps, SEED + turn, *size)
+        met = program_inputs(description, draft, root, probe, images_of(program, *size))
+        for name, calls in met.items():
+            inputs[name] += calls
+        del inputs[denoiser][calibration.samples :]
+        told(len(inputs[denoiser]))
+        if len(inputs[denoiser]) == calibration.samples:
+            break
+    return Trajectories(inputs)
 
 
 def ranges(

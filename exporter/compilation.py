@@ -18,14 +18,13 @@ from msgspec.structs import replace
 
 from exporter.asked import with_size, with_tasks
 from exporter.calibration import Trajectories
-from exporter.call_programs import positioned, programs_of
-from exporter.families import Description, Graph
-from exporter.families.defaults import described
+from exporter.families import Description, Graph, family_of
 from exporter.kept_builds import entry, refuse_other_graphs, with_kept
 from exporter.lowering import Lowering
 from exporter.memory import free_memory, keep_nothing, release_weights
 from exporter.options import ExportOptions
 from exporter.probes import Probing
+from exporter.programs.changes import nearest, usual_steps, with_planned_steps
 from exporter.progress import Progress
 from exporter.sharing import share
 from exporter.source import PipelineSource, load
@@ -49,9 +48,7 @@ from runtimes.manifest import (
     Tokenizer,
 )
 from runtimes.precision import build_name, of_component
-from runtimes.programs.statements import Program
 from runtimes.version import __version__
-from runtimes.version_1.tasks import STEPS, Task
 
 if TYPE_CHECKING:
     from exporter.shifting import Told
@@ -101,13 +98,12 @@ class Compilation:
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
-            description = described(pipe, self.source.pipeline_class)
+            description = family_of(self.source.pipeline_class).describe(pipe)
         if self.options.step_cache:
             description = split(description)
-        description, tasks = with_tasks(
-            description, self.options.tasks_of(self.source), self.source.pipeline_class
-        )
-        description = positioned(with_size(description, self.options))
+        asked = self.options.tasks_of(self.source)
+        description = with_tasks(description, asked, self.source.pipeline_class)
+        description = with_size(description, self.options)
         if previous is not None and not self.options.overwrite:
             components = tuple(graph.component for graph in description.graphs)
             refuse_other_graphs(self.store.output, previous, components, self.options)
@@ -119,24 +115,18 @@ class Compilation:
             schedules.Wanted(
                 self.options.schedulers,
                 self.options.steps,
-                description.num_inference_steps,
+                usual_steps(description.program),
                 self._steps_there(previous),
                 self._told(pipe.scheduler, description),
             ),
             self.progress,
         )
         texts = tokenizers.add_all(self.store, self.source, pipe, description)
-        probing = Probing(
-            self.source, self.options, description, plans[0], self.store, self.progress
-        )
-        probes = probing.add(pipe) if self.options.verify else None
         scheduler = (type(pipe.scheduler).__name__, schedules.plain_config(pipe.scheduler))
-        steps = _nearest(plans[0], description.num_inference_steps)
-        planned = [_with_plan(plans[0], each) for each in tasks]
-        programs = programs_of(pipe, description, planned, steps)
-        draft = self._manifest(description, programs, plans, scheduler, texts, probes, steps)
+        draft = self._manifest(description, plans, scheduler, texts)
         refuse_unreadable(draft)
         if self.options.verify:
+            draft = replace(draft, probes=self._probes(pipe, description, draft))
             self._check_programs(pipe, description, draft)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
@@ -164,14 +154,13 @@ class Compilation:
     def _manifest(
         self,
         description: Description,
-        programs: tuple[Program, ...],
         plans: tuple[Schedule, ...],
         scheduler: tuple[str, dict[str, Any]],
         tokenizers: tuple[Tokenizer, ...],
-        probes: Probes | None,
-        steps: int,
     ) -> Manifest:
-        """All but the builds."""
+        """Return all but the probes and the builds."""
+        own = plans[0]
+        programs = tuple(with_planned_steps(each, own.steps) for each in description.programs)
         return Manifest(
             format_version=FORMAT_VERSION,
             programs=programs,
@@ -195,10 +184,15 @@ class Compilation:
             tokenizers=tokenizers,
             builds=(),
             schedules=plans,
-            defaults=Defaults(plans[0].name, steps),
-            probes=probes,
+            defaults=Defaults(own.name, nearest(own.steps, usual_steps(description.program))),
             left_out=self.source.left_out,
         )
+
+    def _probes(self, pipe: Any, description: Description, draft: Manifest) -> Probes:
+        own = draft.schedules[0]
+        return Probing(
+            self.source, self.options, description, draft, own, self.store, self.progress
+        ).add(pipe)
 
     def _check_programs(self, pipe: Any, description: Description, draft: Manifest) -> None:
         """Compare every program with diffusers. Raises VerificationError."""
@@ -214,7 +208,7 @@ class Compilation:
         def samples(graph: Graph) -> Iterator[Any]:
             return probe_samples(graph, manifest.probes, self.store.staging)
 
-        trajectories = self._trajectories(pipe, description)
+        trajectories = self._trajectories(description, manifest)
         lowerings = {
             graph.component.name: Lowering(
                 graph, description, self.options, self.progress, samples, trajectories
@@ -256,7 +250,9 @@ class Compilation:
         target, precision = pair
         return Build(build_name(target, precision), target, precision, artifacts)
 
-    def _trajectories(self, pipe: Any, description: Description) -> Callable[[], Trajectories]:
+    def _trajectories(
+        self, description: Description, manifest: Manifest
+    ) -> Callable[[], Trajectories]:
         """Run when a build first asks for them."""
 
         @cache
@@ -265,7 +261,8 @@ class Compilation:
 
             wanted = self.options.calibration
             with self.progress.counted("calibration", "denoise", wanted.samples) as told:
-                return trajectories(pipe, description, wanted, told)
+                staging = self.store.staging
+                return trajectories(description, manifest, staging, wanted, told)
 
         return run
 
@@ -318,17 +315,3 @@ def created_by() -> CreatedBy:
         platform=platform.platform(terse=True),
         libraries=libraries(),
     )
-
-
-def _nearest(own: Schedule, usual: float) -> int:
-    """Return the usual step count, or the nearest that there is a plan for."""
-    return min(own.steps, key=lambda count: abs(count - usual))
-
-
-def _with_plan(own: Schedule, task: Task) -> Task:
-    """Return the task with a default step count that there is a plan for, if it has its own."""
-    if STEPS not in task.defaults:
-        return task
-    (usual,) = task.defaults[STEPS]
-    steps = (float(_nearest(own, usual)),)
-    return replace(task, defaults={**task.defaults, STEPS: steps})

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 
@@ -17,18 +17,33 @@ from runtimes.pipeline import Pipeline, tokenizers_of
 from runtimes.session import Array, Feeds, Session
 from runtimes.sessions import Sessions
 
+# What components were given, in order, by their names and those of their inputs.
+Inputs: TypeAlias = dict[str, list[Mapping[str, torch.Tensor]]]
+
 
 class EagerSession(Session):
-    """A module in the place of a graph."""
+    """A module in the place of a graph.
 
-    def __init__(self, module: torch.nn.Module, component: Component) -> None:
+    Attributes:
+        met: takes what every call gives, where somebody wants to know.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        component: Component,
+        met: list[Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
         super().__init__(component.inputs, component.outputs)
         self._module = module
+        self.met = met
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        inputs = {name: torch.from_numpy(value.copy()) for name, value in feeds.items()}
+        inputs = {name: torch.from_numpy(feeds[name].copy()) for name in self.inputs}
+        if self.met is not None:
+            self.met.append(inputs)
         with torch.no_grad():
-            values = self._module(*(inputs[name] for name in self.inputs))
+            values = self._module(*inputs.values())
         return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
 
 
@@ -40,8 +55,9 @@ class EagerBackend(Backend):
     install: ClassVar[str] = "pip install latentc[torch]"
     targets: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, torch.nn.Module], met: Inputs | None = None) -> None:
         self._modules = modules
+        self._met = met or {}
 
     def version(self) -> str:
         """Return PyTorch's version."""
@@ -58,24 +74,29 @@ class EagerBackend(Backend):
 
     def session(self, component: Component) -> Session:
         """Return the module of a component as a session."""
-        return EagerSession(self._modules[component.name], component)
+        name = component.name
+        return EagerSession(self._modules[name], component, self._met.get(name))
 
 
 def pipeline_over(
-    root: Path, manifest: Manifest, modules: Mapping[str, torch.nn.Module]
+    root: Path,
+    manifest: Manifest,
+    modules: Mapping[str, torch.nn.Module],
+    met: Inputs | None = None,
 ) -> Pipeline:
     """Return a pipeline that runs the programs of a manifest over modules.
 
     Args:
         root: where the files stand that the manifest names; its builds are not looked at.
         modules: of each component, taking its inputs and giving its outputs in their order.
+        met: lists by component that take what its calls give.
 
     Raises:
         BundleError: a file of the manifest is missing or damaged.
     """
     bundle = Bundle(root.resolve(), manifest, "never")
     components = {component.name: component for component in manifest.components}
-    backend = EagerBackend(modules)
+    backend = EagerBackend(modules, met)
     sessions = Sessions(components, lambda name: backend.session(components[name]), keep=False)
     build = Build(backend.name, backend.name, "fp32", {})
     return Pipeline(

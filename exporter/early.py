@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.asked import with_size, with_tasks
-from exporter.families import Description
-from exporter.families.defaults import described
+from exporter.families import Description, family_of
 from exporter.model_files import CONFIG, read_configuration
 from exporter.options import ExportOptions
 from exporter.source import PipelineSource, assembled
@@ -38,7 +37,7 @@ def check(source: PipelineSource, options: ExportOptions) -> None:
     description = _described(source)
     if description is None:
         return
-    description, _ = with_tasks(description, options.tasks_of(source), source.pipeline_class)
+    description = with_tasks(description, options.tasks_of(source), source.pipeline_class)
     if sized:
         with_size(description, options)
 
@@ -47,7 +46,7 @@ def _described(source: PipelineSource) -> Description | None:
     """Return the description of the pipeline with models that have no weights; None where a
     family looks at them, or it is not to be described: loading it says more."""
     try:
-        return described(assembled(source, _empty), source.pipeline_class)
+        return family_of(source.pipeline_class).describe(assembled(source, _empty))
     except LatentcError:
         return None
     except (NotImplementedError, RuntimeError):  # PyTorch's, of numbers that there are not

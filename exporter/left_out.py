@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter.families import FAMILIES, NEEDED, optional
+from exporter.classes import CLASSES, record_of
 from runtimes.errors import InputError
 from runtimes.manifest import LeftOut
 
@@ -26,7 +26,7 @@ _ASKED = "the pipeline works without it"
 
 def unused(class_name: str) -> list[str]:
     """Return the parts that no graph of this pipeline class needs."""
-    return [name for name in _UNUSED if name not in NEEDED.get(class_name, ())]
+    return [name for name in _UNUSED if name not in record_of(class_name).needs]
 
 
 def check(without: Collection[str]) -> None:
@@ -37,7 +37,7 @@ def check(without: Collection[str]) -> None:
     """
     if not without:
         return
-    known = [*_UNUSED, *dict.fromkeys(name for each in FAMILIES for name in optional(each))]
+    known = [*_UNUSED, *dict.fromkeys(n for each in CLASSES.values() for n in each.may_lack)]
     for name in without:
         if name not in known:
             raise InputError(
@@ -72,5 +72,7 @@ def left_out(
         without: what was asked to be left out.
     """
     unasked = [LeftOut(name, _UNUSED[name], name in without) for name in found]
-    asked = [LeftOut(name, _ASKED, True) for name in optional(class_name) if name in without]
+    asked = [
+        LeftOut(name, _ASKED, True) for name in record_of(class_name).may_lack if name in without
+    ]
     return (*unasked, *asked)

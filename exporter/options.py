@@ -10,7 +10,8 @@ from typing import Any
 
 from exporter import ingredients
 from exporter.calibration import Calibration
-from exporter.families import CLASS_TASKS, FAMILIES, family_of
+from exporter.classes import CLASSES, record_of
+from exporter.families import family_of
 from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER
 from exporter.passes import (
     CALIBRATED,
@@ -60,11 +61,12 @@ _SHARED = ("nodes", "quantization")  # what passes have in common
 CAPTURE_CODE = (
     *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
-    *("exporter.families.pictures", "exporter.families.trained_tasks"),
+    *("exporter.families.tasks", "exporter.families.image_tasks"),
+    *("exporter.families.trained_tasks", "exporter.families.unet_programs"),
     *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
-    *("exporter.families.transformer_parts", "exporter.families.flow_pictures"),
+    *("exporter.families.transformer_parts", "exporter.families.flow_tasks"),
 )
 
 
@@ -91,7 +93,7 @@ class ExportOptions:
 
     def tasks_of(self, source: PipelineSource) -> tuple[str, ...]:
         """Those that the pipeline's class is for, and those that were asked for."""
-        return tuple(dict.fromkeys((*CLASS_TASKS.get(source.pipeline_class, ()), *self.tasks)))
+        return tuple(dict.fromkeys((*record_of(source.pipeline_class).tasks, *self.tasks)))
 
     @property
     def step_cache(self) -> bool:
@@ -297,7 +299,7 @@ def _check_components(precision: str) -> None:
     """Refuse a component that no pipeline has."""
     if "=" not in precision:
         return
-    named = [name for each in FAMILIES for name in family_of(each).COMPONENTS]
+    named = [name for each in CLASSES for name in family_of(each).COMPONENTS]
     of_tasks = [name for each in TASKS.values() for name in each]
     adapters = re.findall(rf"\b{T2I_ADAPTER}_[0-9]+", precision)  # those after the first
     others = (SHALLOW, IP_IMAGE_ENCODER, T2I_ADAPTER, *adapters)

@@ -13,11 +13,12 @@ from exporter.families import Description, family_of
 from exporter.judged import Judged, judge_probe
 from exporter.judged import read as read_judged
 from exporter.options import CAPTURE_CODE, ExportOptions
+from exporter.probe_calls import arguments_of, takes_images
 from exporter.progress import Progress
 from exporter.source import PipelineSource, digest
 from exporter.store import Store
 from exporter.versions import CAPTURE, code, versions
-from runtimes.manifest import JudgeProbe, LoopProbe, Probes, Schedule
+from runtimes.manifest import JudgeProbe, LoopProbe, Manifest, Probes, Schedule
 from runtimes.npz import write_arrays
 
 FOLDER = "probes"
@@ -25,12 +26,13 @@ FOLDER = "probes"
 
 @dataclass(frozen=True)
 class Probing:
-    """An export's pipeline, and where its probes go. `plan`: the pipeline's own schedule, which the
-    whole loop runs with."""
+    """An export's pipeline, its manifest without probes and builds, and where its probes go.
+    `plan`: the pipeline's own schedule, which the whole loop runs with."""
 
     source: PipelineSource
     options: ExportOptions
     description: Description
+    draft: Manifest
     plan: Schedule
     store: Store
     progress: Progress
@@ -40,11 +42,15 @@ class Probing:
         from exporter.reference import reference
 
         sizes, fixed = self._sizes()
-        judged = None if self.description.task.pictures else self._judged(fixed)
+        of_text = not takes_images(self.description.program)
+        judged = self._judged(fixed) if of_text else None
 
         def write(folder: Path) -> Mapping[str, Any]:
             with self.progress.stage("reference", "run in PyTorch") as wrote:
-                arrays, loop = reference(pipe, self.description, self.plan, sizes, fixed)
+                root = self.store.staging
+                arrays, loop = reference(
+                    self.description, self.draft, root, self.plan, sizes, fixed, pipe
+                )
                 for name, values in arrays.items():
                     write_arrays(folder / f"{name}.npz", values)
                     wrote((folder / f"{name}.npz").stat().st_size)
@@ -64,11 +70,16 @@ class Probing:
                 "source": self.source.fingerprint,
                 "size": [options.height, options.width],
                 "sizes": [*sizes, fixed],
-                "arguments": dict(self.description.probe_arguments),
+                "arguments": arguments_of(self.description.program),
                 "schedule": self.plan.key,
                 "versions": versions(CAPTURE),
                 "code": code(
-                    *("exporter.reference", "exporter.judged", *CAPTURE_CODE),
+                    *(
+                        "exporter.reference",
+                        "exporter.probe_calls",
+                        "exporter.judged",
+                        *CAPTURE_CODE,
+                    ),
                     family_of(self.source.pipeline_class).__name__,
                 ),
                 "judged": judged,

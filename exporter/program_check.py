@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from exporter.classes import of_class
 from exporter.eager import pipeline_over
 from exporter.families import Description, calling
-from exporter.families.pictures import of_class, probe_image, probe_mask
+from exporter.probe_calls import GUIDANCE, images_of, size_of, texts_of
 from exporter.progress import Progress
 from exporter.reference import LARGEST, loop_size, watched
 from exporter.source import quiet_loading
 from runtimes.errors import LatentcError, VerificationError, first_line
 from runtimes.manifest import Manifest
 from runtimes.pipeline import Pipeline
-from runtimes.programs.statements import Image, Mask, Numbers, Program, Text
+from runtimes.programs.statements import Numbers, Program, Text
 from runtimes.verify import relative_l2
 
 _STEPS = 2
@@ -183,7 +184,7 @@ def _theirs(
     generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
     given = {**arguments, "generator": generators if len(generators) > 1 else generators[0]}
     with quiet_loading():
-        own = program.name == description.task.name
+        own = program.name == description.program.name
         other = pipe if own else of_class(pipe, program.name)
         with watched(other, description.denoiser, description) as seen, torch.no_grad():
             call = description.call if own else calling(other)
@@ -200,23 +201,11 @@ def _arguments(
 ) -> dict[str, Any]:
     """Return what both are given, but for seeds and counts."""
     height, width = size
-    probe = description.probe_arguments
-    arguments: dict[str, Any] = {}
-    sizes = [*program.symbols.values()]
-    if description.resizable and all(each.of is None for each in sizes):
+    arguments: dict[str, Any] = images_of(program, height, width, shape.given)
+    if description.resizable and size_of(program) is None:
         arguments |= {"height": height, "width": width}
-    times = next((each.of.times for each in sizes if each.of is not None), 1)
-    for each in program.arguments:
-        if isinstance(each, Text) and each.name in probe:
-            texts = [str(probe[each.name]), *_PROMPTS]
-            arguments[each.name] = texts[: shape.prompts] if shape.prompts > 1 else texts[0]
-        elif isinstance(each, Numbers) and each.name in probe:
-            arguments[each.name] = probe[each.name]
-        elif isinstance(each, Image):
-            count, side = each.count or shape.given, (height // times, width // times)
-            images = [probe_image(*side, number) for number in range(count)]
-            arguments[each.name] = images if len(images) > 1 else images[0]
-        elif isinstance(each, Mask):
-            masks = [probe_mask(height, width)] * shape.given
-            arguments[each.name] = masks if len(masks) > 1 else masks[0]
-    return arguments
+    for name, text in texts_of(program).items():
+        texts = [text, *_PROMPTS]
+        arguments[name] = texts[: shape.prompts] if shape.prompts > 1 else text
+    numbers = {each.name for each in program.arguments if isinstance(each, Numbers)}
+    return arguments | {name: value for name, value in GUIDANCE.items() if name in numbers}

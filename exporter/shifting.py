@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from diffusers import SchedulerMixin
 
-from exporter.families import EVEN_SIGMAS, Shifted
+from exporter.classes import record_of
+from exporter.families import Shifted
 from exporter.schedule import DEFAULT_STEPS, AllRefused, trace
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import Shift, TensorSpec
@@ -80,7 +81,7 @@ def told_by(pipeline_class: str, shift: Shift | None, latents: Latents, sample: 
     Args:
         sample: of the denoiser's input; its height and width may be fixed.
     """
-    even = pipeline_class in EVEN_SIGMAS
+    even = record_of(pipeline_class).even_sigmas
     if shift is None:
         return Told(even)
     fixed = [side for side in sample.shape[2:] if isinstance(side, int)]

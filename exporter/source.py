@@ -26,7 +26,8 @@ from exporter import (
     unread_keys,
     vocabulary,
 )
-from exporter.families import FAMILIES, family_of, not_supported, optional
+from exporter.classes import CLASSES, not_supported, record_of
+from exporter.families import family_of
 from exporter.ingredients import Ingredient
 from exporter.left_out import left_out, present, unused
 from exporter.model_card import Card
@@ -354,7 +355,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         own = f"a pipeline with code of its own ({'.'.join(map(str, named))})"
         raise UnsupportedPipeline(not_supported(own))
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise ValueError(f"no _class_name; supported classes: {', '.join(FAMILIES)}")
+        raise ValueError(f"no _class_name; supported classes: {', '.join(CLASSES)}")
     for name, value in index.items():
         of_a_part = isinstance(value, list) and len(value) == 2
         if of_a_part and not all(isinstance(each, str | None) for each in value):
@@ -448,7 +449,7 @@ def _left_out(
     Raises:
         InputError: it is not there, or the pipeline does not work without it.
     """
-    known = optional(class_name)
+    known = record_of(class_name).may_lack
     asked = [name for name in without if name not in others]
     for name in asked:
         if name not in known or name not in parts:
@@ -462,7 +463,7 @@ def _left_out(
 def _absent(source: PipelineSource) -> dict[str, None]:
     """Parts that are not to be loaded: those that no graph needs, and those that are left out, here
     or in the source already."""
-    parts = [part for each in optional(source.pipeline_class).values() for part in each]
+    parts = [part for each in record_of(source.pipeline_class).may_lack.values() for part in each]
     missing = [part for part in parts if part not in source.parts]
     return dict.fromkeys([*_accepted(source.pipeline_class), *missing])
 

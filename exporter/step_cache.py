@@ -18,6 +18,7 @@ import torch
 
 from exporter.capture import example_inputs, symbol_values
 from exporter.families import Description, Graph
+from exporter.programs.changes import with_cache
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec, parted
@@ -39,13 +40,14 @@ def split(description: Description) -> Description:
     """
     cut = _Cut(description.denoiser)
     symbols = symbol_values(description, traced=True)
+    programs = tuple(with_cache(each, SHALLOW, [FEATURES]) for each in description.programs)
     graphs: list[Graph] = []
     for graph in description.graphs:
         if graph.component.role == "denoiser":
             graphs += _halves(graph, cut, symbols)
         else:
             graphs.append(graph)
-    return replace(description, graphs=tuple(graphs))
+    return replace(description, graphs=tuple(graphs), programs=programs)
 
 
 def with_features(graph: Graph, inputs: Mapping[str, Any], made_from: Mapping[str, Any]) -> Any:

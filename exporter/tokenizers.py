@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter import vocabulary
-from exporter.families import Description, TextInput
+from exporter.families import Description, Tokens
 from exporter.source import PipelineSource, digest
 from exporter.store import Store
 from exporter.versions import code, versions
 from runtimes.errors import ExportError
 from runtimes.manifest import Tokenizer
 from runtimes.tokenizer import frame_of
-from runtimes.version_1.translation import tokenizer_of
 
 _PROBES = (
     "",
@@ -25,7 +24,7 @@ _PROBES = (
 )
 
 
-def save(tokenizer: Any, path: Path, text: TextInput) -> None:
+def save(tokenizer: Any, path: Path, text: Tokens) -> None:
     """Write `path` and check that the `tokenizers` library alone gives the same ids.
 
     Args:
@@ -66,21 +65,21 @@ def _lowercasing(normalizer: Any) -> Any:
 def add_all(
     store: Store, source: PipelineSource, pipe: Any, description: Description
 ) -> tuple[Tokenizer, ...]:
-    """Those of all texts that the pipeline takes, as the manifest describes them."""
-    return tuple(_added(store, source, pipe, text) for text in description.text_inputs)
+    """Return the tokenizers of all texts that the pipeline takes, as the manifest has them."""
+    return tuple(_added(store, source, pipe, text) for text in description.tokens)
 
 
-def _added(store: Store, source: PipelineSource, pipe: Any, text: TextInput) -> Tokenizer:
+def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tokenizer:
     from tokenizers import Tokenizer as Words
 
     from exporter.textual_inversion import expansions
 
-    tokenizer = getattr(pipe, text.attribute)
+    tokenizer = getattr(pipe, text.tokenizer)
     length = text.length(tokenizer)
     key = digest(
         {
             "kind": "tokenizer",
-            "source": source.digests[text.attribute],
+            "source": source.digests[text.tokenizer],
             "length": length,
             "lowercase": text.lowercase,
             "versions": versions(("transformers", "tokenizers")),
@@ -92,15 +91,15 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: TextInput) -> 
         save(tokenizer, folder / "tokenizer.json", text)
         return {}
 
-    item = store.item(key, f"tokenizer/{text.input}", write)
+    item = store.item(key, f"tokenizers/{text.tokenizer}", write)
     frame = frame_of(Words.from_file(str(store.staging / item.files[0].path)))
     return Tokenizer(
-        tokenizer_of(text.input),
+        text.tokenizer,
         item.files[0],
         length,
         frame.before,
         frame.after,
         frame.pad,
         expansions(tokenizer),
-        vocabulary.rows(pipe, text.attribute),
+        vocabulary.rows(pipe, text.tokenizer),
     )

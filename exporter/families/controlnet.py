@@ -4,63 +4,71 @@ UNet: the denoiser takes the control images, and no residual leaves its graph.""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from msgspec import structs
 
-from exporter.families import Description, Graph, Offer
+from exporter.families import Graph
 from exporter.families.extended import Extended, extended
+from exporter.families.tasks import size_by
 from exporter.families.text_to_image import vae_factor
-from exporter.names import numbered, pictures
+from exporter.names import numbered
+from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import TensorSpec
-from runtimes.version_1.fields import Argument, VectorInput
-from runtimes.version_1.tasks import Feed, Task
+from runtimes.programs.statements import During, Window
 
 IMAGE = "control_image"  # as diffusers' pipelines call it that take other pictures as well
 SCALE = "controlnet_conditioning_scale"
 _WINDOW = ("control_guidance_start", "control_guidance_end")
 
 
-def with_controlnets(pipe: Any, description: Description) -> Description:
-    """The same with the pipeline's ControlNets in the denoiser, where it has any; every task takes
-    their images besides.
+def with_controlnets(
+    pipe: Any, graphs: Sequence[Graph], drafts: Sequence[Draft]
+) -> tuple[Graph, ...]:
+    """Return the graphs with the pipeline's ControlNets in the denoiser, where it has any; every
+    program takes their images besides.
 
     Raises:
         UnsupportedPipeline: a kind of ControlNet that nothing is known about.
     """
     nets = _nets(pipe)
-    if not nets:
-        return description
-    names = pictures(IMAGE, len(nets))
-    feeds = {numbered(IMAGE, index): Feed(name) for index, name in enumerate(names)}
-    graphs = [
-        _controlled(each, pipe, nets) if each.component.role == "denoiser" else each
-        for each in description.graphs
-    ]
-    arguments = [
-        Argument(name, (value,) * len(nets), spread=True)
-        for name, value in ((SCALE, 1.0), *zip(_WINDOW, (0.0, 1.0), strict=True))
-    ]
-    others = description.probe_pictures
-    return replace(
-        description,
-        task=_with_images(description.task, feeds),
-        offers=tuple(
-            Offer(_with_images(each.task, feeds), each.graphs) for each in description.offers
-        ),
-        graphs=tuple(graphs),
-        arguments=(*description.arguments, *arguments),
-        vectors=(*description.vectors, VectorInput(SCALE, (SCALE,), _WINDOW)),
-        call=_called(description.call, bool(description.task.pictures)),
-        probe_pictures=lambda height, width: {
-            **(others(height, width) if others else {}),
-            IMAGE: _probe_images(len(nets), height, width),
-        },
+    for draft in drafts if nets else ():
+        _write(draft, len(nets), vae_factor(pipe.vae))
+    return tuple(
+        _controlled(graph, pipe, nets) if nets and graph.component.role == "denoiser" else graph
+        for graph in graphs
     )
+
+
+def _write(draft: Draft, count: int, factor: int) -> None:
+    """Feed the control images, which are for the prompts, and how much each of them counts."""
+    draft.image(IMAGE, count=count if count > 1 else None)
+    size_by(draft, draft.images()[0])
+    shape = _image_shape(factor)
+    for index in range(count):
+        name, item = numbered(IMAGE, index), index if count > 1 else None
+        value = draft.pixels(f"_{name}", IMAGE, shape, Phase.IMAGES, item=item, for_prompts=True)
+        draft.feed(name, value)
+    scales = draft.row(f"_{SCALE}", [draft.number(SCALE, (1.0,) * count, spread=True)])
+    start, stop = (
+        draft.number(name, (usual,) * count, spread=True)
+        for name, usual in zip(_WINDOW, (0.0, 1.0), strict=True)
+    )
+    draft.feed(SCALE, During(scales, Window(count="within", start=start, stop=stop)))
+
+
+def call_with_controlnets(pipe: Any, call: Callable[..., Any], draft: Draft) -> Callable[..., Any]:
+    """Return a call of diffusers' pipeline, which calls the control image ``image`` where there is
+    no other."""
+    if not _nets(pipe) or draft.images() != (IMAGE,):
+        return call
+
+    def run(**arguments: Any) -> Any:
+        arguments["image"] = arguments.pop(IMAGE)
+        return call(**arguments)
+
+    return run
 
 
 def _nets(pipe: Any) -> list[Any]:
@@ -76,27 +84,6 @@ def _nets(pipe: Any) -> list[Any]:
         if net.config.global_pool_conditions:
             raise UnsupportedPipeline("a ControlNet with global_pool_conditions is not supported")
     return nets
-
-
-def _with_images(task: Task, feeds: Mapping[str, Feed]) -> Task:
-    every = {**task.pictures, **{feed.picture: "image" for feed in feeds.values()}}
-    return structs.replace(
-        task,
-        pictures=every,
-        inputs={**task.inputs, **feeds},
-        size_of=task.size_of or next(iter(every)),
-    )
-
-
-def _called(call: Callable[..., Any], has_image: bool) -> Callable[..., Any]:
-    """Where there is no other picture, diffusers calls the control image ``image``."""
-
-    def run(**arguments: Any) -> Any:
-        if not has_image:
-            arguments["image"] = arguments.pop(IMAGE)
-        return call(**arguments)
-
-    return run
 
 
 class _Controlled(Extended):
@@ -150,23 +137,13 @@ class _Controlled(Extended):
 
 
 def _controlled(graph: Graph, pipe: Any, nets: Sequence[Any]) -> Graph:
-    factor = vae_factor(pipe.vae)
-    picture = TensorSpec("float32", ("batch", 3, f"{factor}*height", f"{factor}*width"))
+    image = TensorSpec("float32", ("batch", *_image_shape(vae_factor(pipe.vae))))
     inputs = {
-        **{numbered(IMAGE, index): picture for index in range(len(nets))},
+        **{numbered(IMAGE, index): image for index in range(len(nets))},
         SCALE: TensorSpec("float32", ("batch", len(nets))),
     }
     return extended(graph, inputs, lambda own, names: _Controlled(own, pipe.unet, nets, names))
 
 
-def _probe_images(count: int, height: int, width: int) -> Any:
-    """Outlines of a circle, and of a square for a second ControlNet, and so on."""
-    from PIL import Image
-
-    y, x = np.mgrid[0:height, 0:width] / max(height, width) - 0.35
-    made = []
-    for index in range(count):
-        distance = np.hypot(x, y) if index % 2 == 0 else np.maximum(np.abs(x), np.abs(y))
-        line = (np.abs(distance - 0.2) < 0.03).astype(np.uint8) * 255
-        made.append(Image.fromarray(np.stack([line] * 3, axis=-1)))
-    return made if count > 1 else made[0]
+def _image_shape(factor: int) -> tuple[int | str, ...]:
+    return (3, f"{factor}*height", f"{factor}*width")

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from exporter.families import Graph, Offer
+from exporter.families import Graph
 from exporter.families.processors import Normalised
+from exporter.families.tasks import IMAGE, Task, encode_image, size_by
 from exporter.families.text_to_image import vae_factor
-from exporter.families.trained_tasks import IMAGE, Trained
+from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.tasks import START, Feed, Preparation, Task
 
 _NAME, _INPUT = "depth_estimator", "depth"
 _CANVAS = "canvas"
@@ -26,28 +26,33 @@ _RESAMPLING: dict[int, Literal["lanczos", "bilinear", "bicubic"]] = {
 _EIGHT_BITS = 1 / 255
 
 
-def depth_to_image(pipe: Any, encoder: Graph) -> Trained:
-    """From the noisy latents of a picture, with its depth as another channel.
+def depth_to_image(pipe: Any, encoder: Graph) -> Task:
+    """Return the task that starts from the noisy latents of an image, with its depth as another
+    channel.
 
     Raises:
         UnsupportedPipeline: a depth estimator or a processor that nothing is known about.
     """
     estimator = _estimator(pipe)
-    start = Preparation(
-        encoder.component.name, {"image": Feed(IMAGE)}, {"latents": START}, each=True
-    )
-    looked = Feed(IMAGE, resample=_RESAMPLING[int(pipe.feature_extractor.resample)])
-    feeds = {"image": looked, _CANVAS: Feed(IMAGE)}
-    depth = Preparation(_NAME, feeds, {_INPUT: _INPUT})
-    task = Task(
-        "depth-to-image",
-        {IMAGE: "image"},
-        (start, depth),
-        strength=1.0,
-        size_of=IMAGE,
-    )
+    inputs = estimator.component.inputs
+    resample = _RESAMPLING[int(pipe.feature_extractor.resample)]
+
+    def write(draft: Draft) -> None:
+        draft.image(IMAGE)
+        clean = encode_image(
+            *(draft, encoder.component, f"_{IMAGE_LATENTS}", Phase.BEFORE_NOISE), each_made=True
+        )
+        draft.start = Start(clean)
+        shapes = {name: spec.shape[1:] for name, spec in inputs.items()}
+        phase, name = Phase.BEFORE_NOISE, f"_{_NAME}"
+        looked = draft.pixels(f"{name}_image", IMAGE, shapes["image"], phase, resample=resample)
+        canvas = draft.pixels(f"{name}_{_CANVAS}", IMAGE, shapes[_CANVAS], phase)
+        feeds = {"image": looked, _CANVAS: canvas}
+        draft.feed(_INPUT, draft.run(_NAME, feeds, {_INPUT: f"_{_INPUT}"}, phase)[_INPUT])
+        size_by(draft, IMAGE)
+
     channels = {_INPUT: estimator.component.outputs[_INPUT]}
-    return Trained(Offer(task, (encoder, estimator)), channels)
+    return Task("depth-to-image", write, (encoder, estimator), channels)
 
 
 class DepthEstimator(torch.nn.Module):

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, Shifted, TextInput, calling
-from exporter.families.defaults import longest_text
-from exporter.families.flow_pictures import with_picture_tasks
-from exporter.families.pictures import made_from_text
+from exporter.classes import class_of, of_class
+from exporter.families import Description, Graph, Shifted, Tokens, calling
+from exporter.families.flow_tasks import FLOW, tasks_of
+from exporter.families.image_tasks import joined_graphs, with_inputs
 from exporter.families.text_to_image import (
-    PROBE_GUIDANCE,
     decoder_graph,
+    feed_scale,
     ids_spec,
     sample_spec,
+    scale_inputs,
     timestep_spec,
     vae_factor,
 )
@@ -25,13 +26,15 @@ from exporter.families.trained_tasks import filling
 from exporter.families.transformer_parts import (
     joined,
     latents_of_transformer,
+    longest_text,
     t5_graph,
     with_module,
 )
 from exporter.families.unet_pipelines import text_length
+from exporter.programs.draft import Draft
+from exporter.programs.sides import NEGATIVE, Side, sides_of
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Argument, Branch, Embedding, Guidance, VectorInput
-from runtimes.version_1.tasks import Task
+from runtimes.programs.statements import Push, Test
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -39,8 +42,9 @@ COMPONENTS = {
     "denoiser": ("transformer",),
     "vae_decoder": ("vae",),
 }
-_SCALE = "guidance_scale"
 _TRUE_SCALE = "true_cfg_scale"
+_EMBEDS, _POOLED_EMBEDS = "prompt_embeds", "pooled_prompt_embeds"
+_STATES, _POOLED = "encoder_hidden_states", "pooled_projections"
 _PATCH = 2
 _SIDE = 128  # latents of the default size; the configuration does not say it
 _MAX_SHIFT = 1.15  # of the pipeline, where its scheduler says none
@@ -148,89 +152,81 @@ def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
     return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"))
 
 
-def _true_guidance() -> Guidance:
-    """By a negative text, beside the scale that the transformer is told; off without such a text,
-    and by default."""
-    return Guidance(
-        branches=(
-            Branch("negative", "negative_", "off", 1.0, {_TRUE_SCALE: -1.0}),
-            Branch("positive", "", "empty", 0.0, {_TRUE_SCALE: 1.0}),
-        ),
-        single="positive",
-        scale=_TRUE_SCALE,
-        defaults={_TRUE_SCALE: 1.0},
-    )
-
-
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
-    length = text_length(pipe.tokenizer, pipe.text_encoder)
-    width = pipe.text_encoder_2.config.d_model
     channels = (config.out_channels or config.in_channels) // (_PATCH * _PATCH)
-    pooled = TensorSpec("float32", ("batch", pipe.text_encoder.config.hidden_size))
-    text_encoder = Graph(
-        Component(
-            name="text_encoder",
-            role="encoder",
-            inputs={"input_ids": ids_spec(length)},
-            outputs={"pooled_projections": pooled},
-        ),
-        PooledEncoder(pipe.text_encoder),
-        pipe.text_encoder.config.vocab_size,
-    )
-    text_encoder_2 = t5_graph(
-        T5Encoder(pipe.text_encoder_2),
-        pipe.text_encoder_2,
-        "text_encoder_2",
-        "input_ids_2",
-        "encoder_hidden_states",
-        longest_text(pipe),
-    )
-    told = {_SCALE: TensorSpec("float32", ("batch", 1))} if config.guidance_embeds else {}
-    sample = sample_spec(channels)
-    denoiser = Graph(
-        Component(
-            name="denoiser",
-            role="denoiser",
-            inputs={
-                "sample": sample,
-                "timestep": timestep_spec(),
-                **text_encoder_2.component.outputs,
-                "pooled_projections": pooled,
-                **told,
-            },
-            outputs={"prediction": sample},
-        ),
-        Denoiser(pipe.transformer),
-    )
     factor, fills = vae_factor(pipe.vae), type(pipe).__name__ == "FluxFillPipeline"
-    run = made_from_text(pipe)
-    description = Description(
-        task=Task("text-to-image"),
-        graphs=(text_encoder, text_encoder_2, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of_transformer(channels, _SIDE, factor, _PATCH, rounds=True),
-        text_inputs=(
-            TextInput("tokenizer", "input_ids", ("prompt",)),
-            TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), longest_text(pipe)),
-        ),
-        arguments=(Argument(_SCALE, (1.0,)),) if told else (),
-        vectors=(VectorInput(_SCALE, (_SCALE,)),) if told else (),
-        guidance=_true_guidance(),
-        resizable=True,
+    trained = partial(filling, factor=factor, habits=FLOW) if fills else None
+    tasks = tasks_of(pipe, channels, trained)
+    latents = latents_of_transformer(channels, _SIDE, factor, _PATCH, rounds=True)
+    drafts = [Draft(task.name, class_of(pipe, task.name), latents) for task in tasks]
+    for draft, task in zip(drafts, tasks, strict=True):
+        _guide(draft)
+        for side in sides_of(draft, "off"):
+            _write_texts(side)
+        if config.guidance_embeds:
+            feed_scale(draft)
+        task.write(draft)
+    clip, t5 = _clip(pipe), _t5(pipe)
+    denoiser = with_inputs(_denoiser(pipe, channels, clip, t5), tasks[0])
+    return Description(
+        programs=tuple(draft.program() for draft in drafts),
+        graphs=joined_graphs([clip, t5, denoiser, decoder_graph(pipe.vae)], tasks),
+        tokens=(Tokens("tokenizer"), Tokens("tokenizer_2", longest_text(pipe))),
         denoiser=pipe.transformer,
-        call=calling(run),
-        probe_arguments={
-            "prompt": "a large red circle above a small blue square",
-            "prompt_2": "a flat drawing",
-            **({_SCALE: PROBE_GUIDANCE} if told else {}),
-        },
-        embeddings=(
-            Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids_2": width}}),
-            Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
-        ),
+        call=calling(of_class(pipe, tasks[0].name)),
         view=_latents,
-        timesteps=_TIMESTEPS,
         shifted=Shifted(_PATCH, _MAX_SHIFT),
     )
-    return with_picture_tasks(pipe, description, partial(filling, factor=factor) if fills else None)
+
+
+def _guide(draft: Draft) -> None:
+    """Guide by a negative text, beside the scale that the transformer is told; off without such a
+    text, and by default."""
+    scale = draft.scale(_TRUE_SCALE, 1.0)
+    texts = tuple(NEGATIVE + name for name in ("prompt", _EMBEDS, _POOLED_EMBEDS))
+    when = (Test(argument=scale, above=1.0), Test(given=texts))
+    draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
+    draft.branch("positive")
+
+
+def _write_texts(side: Side) -> None:
+    ids = side.tokens("input_ids", "tokenizer", "prompt")
+    ids_2 = side.tokens("input_ids_2", "tokenizer_2", "prompt_2", "prompt")
+    values = side.run("text_encoder", {"input_ids": ids}, {_POOLED: _POOLED_EMBEDS})
+    values |= side.run("text_encoder_2", {"input_ids_2": ids_2}, {_STATES: _EMBEDS})
+    for name, value in values.items():
+        side.feed(name, value)
+
+
+def _clip(pipe: Any) -> Graph:
+    length = text_length(pipe.tokenizer, pipe.text_encoder)
+    pooled = TensorSpec("float32", ("batch", pipe.text_encoder.config.hidden_size))
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={"input_ids": ids_spec(length)},
+        outputs={_POOLED: pooled},
+    )
+    vocabulary = pipe.text_encoder.config.vocab_size
+    return Graph(component, PooledEncoder(pipe.text_encoder), vocabulary)
+
+
+def _t5(pipe: Any) -> Graph:
+    encoder = pipe.text_encoder_2
+    names = ("text_encoder_2", "input_ids_2", _STATES)
+    return t5_graph(T5Encoder(encoder), encoder, *names, longest_text(pipe))
+
+
+def _denoiser(pipe: Any, channels: int, clip: Graph, t5: Graph) -> Graph:
+    sample = sample_spec(channels)
+    inputs = {
+        "sample": sample,
+        "timestep": timestep_spec(),
+        **t5.component.outputs,
+        **clip.component.outputs,
+        **scale_inputs(pipe.transformer.config.guidance_embeds),
+    }
+    component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
+    return Graph(component, Denoiser(pipe.transformer))

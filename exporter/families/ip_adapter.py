@@ -5,20 +5,18 @@ part of the denoiser with the scales as an input."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from msgspec import structs
 
-from exporter.families import Description, Graph, Offer
+from exporter.families import Graph
 from exporter.families.extended import Extended, extended
 from exporter.families.processors import Normalised
-from exporter.names import IP_IMAGE_ENCODER, numbered, pictures
+from exporter.families.text_to_image import feed_numbers
+from exporter.names import IP_IMAGE_ENCODER, numbered
+from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Argument, VectorInput
-from runtimes.version_1.tasks import Feed, Preparation, Task
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"
@@ -27,9 +25,11 @@ _PLAIN = "ImageProjection"
 _KINDS = (_PLAIN, "IPAdapterPlusImageProjection", "IPAdapterFullImageProjection")
 
 
-def with_ip_adapter(pipe: Any, description: Description) -> Description:
-    """The same with the pipeline's IP-Adapters, where it has any; every task takes their pictures
-    besides.
+def with_ip_adapter(
+    pipe: Any, graphs: Sequence[Graph], drafts: Sequence[Draft]
+) -> tuple[Graph, ...]:
+    """Return the graphs with the pipeline's IP-Adapters, where it has any; every program takes
+    their images besides.
 
     Raises:
         UnsupportedPipeline: a kind of adapter that nothing is known about.
@@ -37,32 +37,39 @@ def with_ip_adapter(pipe: Any, description: Description) -> Description:
     projection = getattr(pipe.unet, "encoder_hid_proj", None)
     layers = getattr(projection, "image_projection_layers", None)
     if layers is None:
-        return description
+        return tuple(graphs)
     _check(layers)
     encoder = _encoder(pipe, layers)
-    graphs = [
-        _adapted(each, pipe.unet, encoder, len(layers))
-        if each.component.role == "denoiser"
-        else each
-        for each in description.graphs
-    ]
-    positive = tuple(b.name for b in description.guidance.branches if not b.prefix)
-    others = description.probe_pictures
-    return replace(
-        description,
-        task=_with_pictures(description.task, positive, len(layers)),
-        offers=tuple(
-            Offer(_with_pictures(each.task, positive, len(layers)), each.graphs)
-            for each in description.offers
-        ),
-        graphs=(*graphs, encoder),
-        arguments=(*description.arguments, Argument(SCALE, (1.0,) * len(layers), spread=True)),
-        vectors=(*description.vectors, VectorInput(SCALE, (SCALE,))),
-        probe_pictures=lambda height, width: {
-            **(others(height, width) if others else {}),
-            IMAGE: _probe_pictures(len(layers)),
-        },
+    for draft in drafts:
+        _write(draft, encoder.component, len(layers))
+    adapted = (
+        _adapted(graph, pipe.unet, encoder, len(layers))
+        if graph.component.role == "denoiser"
+        else graph
+        for graph in graphs
     )
+    return (*adapted, encoder)
+
+
+def _write(draft: Draft, encoder: Component, count: int) -> None:
+    """Feed the tokens of each image, to branches of a negative prompt those of no image."""
+    draft.image(IMAGE, count=count if count > 1 else None)
+    shape, phase = encoder.inputs["image"].shape[1:], Phase.BEFORE_NOISE
+    for index in range(count):
+        item = index if count > 1 else None
+        positive, negative = numbered(_POSITIVE, index), numbered(_NEGATIVE, index)
+        tokens = numbered(TOKENS, index)
+        image = draft.pixels(
+            *(f"_{encoder.name}_image", IMAGE, shape, phase),
+            item=item,
+            resample="bicubic",
+            fit="crop",
+        )
+        gives = {positive: f"_{tokens}", negative: f"_{negative}"}
+        values = draft.run(encoder.name, {"image": image}, gives, phase)
+        draft.feed(tokens, values[positive], lambda branch: not branch.side)
+        draft.feed(tokens, values[negative], lambda branch: bool(branch.side))
+    feed_numbers(draft, SCALE, [draft.number(SCALE, (1.0,) * count, spread=True)])
 
 
 def _check(layers: Sequence[Any]) -> None:
@@ -72,26 +79,6 @@ def _check(layers: Sequence[Any]) -> None:
             f"an IP-Adapter of the kind {', '.join(others)} is not supported yet, only the plain "
             f"one, Plus and full ({', '.join(_KINDS)})"
         )
-
-
-def _with_pictures(task: Task, branches: tuple[str, ...], count: int) -> Task:
-    """Branches of a negative prompt get what diffusers makes of no picture."""
-    names = pictures(IMAGE, count)
-    runs = [
-        Preparation(
-            IP_IMAGE_ENCODER,
-            {"image": Feed(name, resample="bicubic", fit="crop")},
-            {numbered(_POSITIVE, index): numbered(TOKENS, index)},
-            branches,
-            others={numbered(_NEGATIVE, index): numbered(TOKENS, index)},
-        )
-        for index, name in enumerate(names)
-    ]
-    return structs.replace(
-        task,
-        pictures={**task.pictures, **dict.fromkeys(names, "image")},
-        preparations=(*task.preparations, *runs),
-    )
 
 
 class _Encoder(torch.nn.Module):
@@ -217,13 +204,3 @@ def _adapted(graph: Graph, unet: Any, encoder: Graph, count: int) -> Graph:
         SCALE: TensorSpec("float32", ("batch", count)),
     }
     return extended(graph, inputs, lambda own, names: _Adapted(own, unet, count, names))
-
-
-def _probe_pictures(count: int) -> Any:
-    """Bands of colour, turned for each further adapter."""
-    from PIL import Image
-
-    bands = Image.linear_gradient("L")
-    first = Image.merge("RGB", [bands, bands.rotate(90), bands.rotate(180)])
-    made = [first.rotate(90 * index) for index in range(count)]
-    return made if count > 1 else first

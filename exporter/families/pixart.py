@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.families import Description, Graph, TextInput, calling
-from exporter.families.defaults import longest_text
+from exporter.classes import TEXT_TO_IMAGE
+from exporter.families import Description, Graph, Tokens, calling
 from exporter.families.text_to_image import (
-    PROBE_GUIDANCE,
     classifier_free_guidance,
     decoder_graph,
+    feed_numbers,
     ids_spec,
     sample_spec,
     timestep_spec,
@@ -24,14 +24,14 @@ from exporter.families.transformer_parts import (
     MaskedT5Encoder,
     check_channels,
     latents_of_transformer,
+    longest_text,
     projected,
     unpatched,
     with_module,
 )
+from exporter.programs.draft import SIDES, Draft
+from exporter.programs.sides import sides_of
 from runtimes.manifest import Component, TensorSpec
-from runtimes.sizes import BINNING
-from runtimes.version_1.fields import Argument, Embedding, VectorInput
-from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -39,6 +39,7 @@ COMPONENTS = {
     "vae_decoder": ("vae",),
 }
 _RESOLUTION = "resolution"
+_STATES, _MASK = "encoder_hidden_states", "encoder_attention_mask"
 
 
 class Positions(torch.nn.Module):
@@ -129,57 +130,55 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels, 2 * config.in_channels))
-    length, width = longest_text(pipe), pipe.text_encoder.config.d_model
-    sized = pipe.transformer.use_additional_conditions
-    sample = sample_spec(config.in_channels)
-    states = {
-        "encoder_hidden_states": TensorSpec("float32", ("batch", length, width)),
-        "encoder_attention_mask": TensorSpec("float32", ("batch", length)),
-    }
-    text_encoder = Graph(
-        Component("text_encoder", "encoder", {"input_ids": ids_spec(length)}, states),
-        MaskedT5Encoder(pipe.text_encoder),
-        pipe.text_encoder.config.vocab_size,
-    )
-    denoiser = Graph(
-        Component(
-            name="denoiser",
-            role="denoiser",
-            inputs={
-                "sample": sample,
-                "timestep": timestep_spec(),
-                **states,
-                **({_RESOLUTION: TensorSpec("float32", ("batch", 2))} if sized else {}),
-            },
-            outputs={"prediction": sample},
-        ),
-        Denoiser(pipe.transformer),
-    )
     factor = vae_factor(pipe.vae)
+    latents = structs.replace(
+        latents_of_transformer(config.in_channels, config.sample_size, factor, config.patch_size),
+        bins=bins_of(type(pipe), config.sample_size),
+    )
+    draft = Draft(TEXT_TO_IMAGE, type(pipe), latents)
+    classifier_free_guidance(draft)
+    for side in sides_of(draft, "empty"):
+        ids = side.tokens("input_ids", "tokenizer", "prompt")
+        gives = {_STATES: "prompt_embeds", _MASK: "prompt_attention_mask"}
+        for name, value in side.run("text_encoder", {"input_ids": ids}, gives).items():
+            side.feed(name, value)
+    if pipe.transformer.use_additional_conditions:
+        feed_numbers(draft, _RESOLUTION, [draft.number(_RESOLUTION, SIDES)])
+    encoder = _text_encoder(pipe)
     return Description(
-        task=Task("text-to-image"),
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae)),
-        latents=structs.replace(
-            latents_of_transformer(
-                config.in_channels, config.sample_size, factor, config.patch_size
-            ),
-            bins=bins_of(type(pipe), config.sample_size),
-        ),
-        text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",), length, lowercase=True),),
-        arguments=(Argument(_RESOLUTION, ("height", "width")),) if sized else (),
-        vectors=(VectorInput(_RESOLUTION, (_RESOLUTION,)),) if sized else (),
-        guidance=classifier_free_guidance("empty"),
-        resizable=True,
+        programs=(draft.program(),),
+        graphs=(encoder, _denoiser(pipe, encoder), decoder_graph(pipe.vae)),
+        tokens=(Tokens("tokenizer", longest_text(pipe), lowercase=True),),
         denoiser=pipe.transformer,
         # Texts as the runtime reads them.
         call=calling(pipe, clean_caption=False),
-        probe_arguments={
-            BINNING: False,  # what is small and quick
-            "prompt": "a large red circle above a small blue square",
-            "guidance_scale": PROBE_GUIDANCE,
-        },
-        embeddings=(
-            Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": width}}),
-            Embedding("prompt_attention_mask", {"encoder_attention_mask": {}}),
-        ),
     )
+
+
+def _text_encoder(pipe: Any) -> Graph:
+    length, width = longest_text(pipe), pipe.text_encoder.config.d_model
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={"input_ids": ids_spec(length)},
+        outputs={
+            _STATES: TensorSpec("float32", ("batch", length, width)),
+            _MASK: TensorSpec("float32", ("batch", length)),
+        },
+        positions={_STATES: {"input_ids": width}},
+    )
+    vocabulary = pipe.text_encoder.config.vocab_size
+    return Graph(component, MaskedT5Encoder(pipe.text_encoder), vocabulary)
+
+
+def _denoiser(pipe: Any, encoder: Graph) -> Graph:
+    sample = sample_spec(pipe.transformer.config.in_channels)
+    sized = pipe.transformer.use_additional_conditions
+    inputs = {
+        "sample": sample,
+        "timestep": timestep_spec(),
+        **encoder.component.outputs,
+        **({_RESOLUTION: TensorSpec("float32", ("batch", 2))} if sized else {}),
+    }
+    component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
+    return Graph(component, Denoiser(pipe.transformer))

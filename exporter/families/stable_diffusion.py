@@ -7,21 +7,15 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, TextInput, calling, latents_of
-from exporter.families.controlnet import with_controlnets
-from exporter.families.ip_adapter import with_ip_adapter
-from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
-from exporter.families.t2i_adapter import with_t2i_adapters
+from exporter.families import Description, Graph, Tokens
 from exporter.families.text_to_image import (
-    PROBE_GUIDANCE,
     Scaling,
-    decoder_graph,
+    distilled,
     guidance_embedding,
-    guided_by,
     ids_spec,
     sample_spec,
+    scale_inputs,
     timestep_spec,
-    vae_factor,
 )
 from exporter.families.unet_pipelines import (
     Unpadded,
@@ -30,20 +24,16 @@ from exporter.families.unet_pipelines import (
     check_vae,
     for_any_size,
     least_side,
-    multiple_of,
     sequence,
     text_length,
 )
+from exporter.families.unet_programs import describe_unet
+from exporter.programs.draft import Draft
+from exporter.programs.sides import sides_of
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Embedding
-from runtimes.version_1.tasks import Task
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
-# What diffusers has classes for; of latent consistency models there is none for inpainting.
-# The consistency model's own image-to-image class spreads all steps over the last part of the
-# schedule, by the strength: a table of plans has the whole schedule only.
-_TASKS: dict[str, tuple[str, ...]] = {"LatentConsistencyModelPipeline": ()}
-_USUAL_TASKS = ("image-to-image", "inpainting")
+_STATES = "encoder_hidden_states"
 
 
 class TextEncoder(torch.nn.Module):
@@ -90,64 +80,55 @@ class Denoiser(torch.nn.Module):
 
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
-    kind = type(pipe).__name__
     check_parts(pipe, "unet", "vae", "text_encoder", "tokenizer")
-    check_unet(pipe.unet, kind)
+    check_unet(pipe.unet, type(pipe).__name__)
     check_vae(pipe.vae)
-    guided = guided_by(pipe.unet, "empty")
+    return describe_unet(
+        pipe,
+        encoders=[_text_encoder(pipe)],
+        denoiser=_denoiser(pipe),
+        tokens=[Tokens("tokenizer")],
+        scaling=Scaling.plain(pipe.vae),
+        write=_write,
+    )
+
+
+def _write(draft: Draft) -> None:
+    for side in sides_of(draft, "empty"):
+        ids = side.tokens("input_ids", "tokenizer", "prompt")
+        values = side.run("text_encoder", {"input_ids": ids}, {_STATES: "prompt_embeds"})
+        side.feed(_STATES, values[_STATES])
+    draft.together = draft.stands_for.__name__ == "StableDiffusionPipeline"
+
+
+def _text_encoder(pipe: Any) -> Graph:
     length = text_length(pipe.tokenizer, pipe.text_encoder)
-    latents = latents_of(pipe.unet, vae_factor(pipe.vae), multiple_of(pipe.unet))
-    scaling = Scaling.plain(pipe.vae)
     width = pipe.text_encoder.config.hidden_size
-    states = TensorSpec("float32", ("batch", length, width))
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={"input_ids": ids_spec(length)},
+        outputs={_STATES: TensorSpec("float32", ("batch", length, width))},
+        positions={_STATES: {"input_ids": width}},
+    )
+    vocabulary = pipe.text_encoder.config.vocab_size
+    return Graph(component, TextEncoder(pipe.text_encoder, pipe.tokenizer), vocabulary)
+
+
+def _denoiser(pipe: Any) -> Graph:
     sample = sample_spec(pipe.unet.config.out_channels)
-    text_encoder = Graph(
-        Component(
-            name="text_encoder",
-            role="encoder",
-            inputs={"input_ids": ids_spec(length)},
-            outputs={"encoder_hidden_states": states},
-        ),
-        TextEncoder(pipe.text_encoder, pipe.tokenizer),
-        pipe.text_encoder.config.vocab_size,
-    )
-    denoiser = Graph(
-        Component(
-            name="denoiser",
-            role="denoiser",
-            inputs={
-                "sample": sample,
-                "timestep": timestep_spec(),
-                "encoder_hidden_states": TensorSpec(
-                    "float32", ("batch", sequence(pipe.unet, length), width)
-                ),
-                **guided.inputs,
-            },
-            outputs={"prediction": sample},
-        ),
-        Denoiser(pipe.unet),
-        least=least_side(pipe.unet),
-    )
-    run = from_text(pipe)
-    together = type(run).__name__ == "StableDiffusionPipeline"
-    description = Description(
-        task=Task(TEXT_TO_IMAGE, sides_together=together),
-        graphs=(text_encoder, denoiser, decoder_graph(pipe.vae, scaling)),
-        latents=latents,
-        text_inputs=(TextInput("tokenizer", "input_ids", ("prompt",)),),
-        arguments=guided.arguments,
-        vectors=guided.vectors,
-        guidance=guided.guidance,
-        resizable=True,
-        denoiser=pipe.unet,
-        call=calling(run),
-        probe_arguments={
-            "prompt": "a large red circle above a small blue square",
-            "guidance_scale": PROBE_GUIDANCE,
+    length = text_length(pipe.tokenizer, pipe.text_encoder)
+    width = pipe.text_encoder.config.hidden_size
+    states = TensorSpec("float32", ("batch", sequence(pipe.unet, length), width))
+    component = Component(
+        name="denoiser",
+        role="denoiser",
+        inputs={
+            "sample": sample,
+            "timestep": timestep_spec(),
+            _STATES: states,
+            **scale_inputs(distilled(pipe.unet)),
         },
-        embeddings=(Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": width}}),),
+        outputs={"prediction": sample},
     )
-    tasks = _TASKS.get(kind, _USUAL_TASKS)
-    description = with_picture_tasks(pipe, description, tasks, scaling)
-    description = with_controlnets(pipe, with_ip_adapter(pipe, description))
-    return with_t2i_adapters(pipe, description)
+    return Graph(component, Denoiser(pipe.unet), least=least_side(pipe.unet))

@@ -3,17 +3,17 @@ transformer over their joined states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, Shifted, TextInput, calling
-from exporter.families.defaults import longest_text
-from exporter.families.flow_pictures import with_picture_tasks
-from exporter.families.pictures import made_from_text
+from exporter.classes import class_of, of_class
+from exporter.families import Description, Graph, Shifted, Tokens, calling
+from exporter.families.flow_tasks import FLOW, tasks_of
+from exporter.families.image_tasks import joined_graphs, with_inputs
 from exporter.families.text_to_image import (
-    PROBE_GUIDANCE,
     classifier_free_guidance,
     decoder_graph,
     ids_spec,
@@ -24,14 +24,16 @@ from exporter.families.text_to_image import (
 from exporter.families.trained_tasks import inpainting
 from exporter.families.transformer_parts import (
     latents_of_transformer,
+    longest_text,
     projected,
     t5_graph,
     unpatched,
 )
 from exporter.families.unet_pipelines import text_length
+from exporter.programs.draft import Draft
+from exporter.programs.sides import Side, sides_of
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Embedding
-from runtimes.version_1.tasks import Task
+from runtimes.programs import statements as form
 
 COMPONENTS = {
     "text_encoder": ("text_encoder", "text_encoder_2"),
@@ -39,8 +41,8 @@ COMPONENTS = {
     "denoiser": ("transformer",),
     "vae_decoder": ("vae",),
 }
-OPTIONAL = {"text_encoder_3": ("text_encoder_3", "tokenizer_3")}
 _MAX_SHIFT = 1.16  # of the pipeline, where its scheduler says none
+_CLIP, _T5, _POOLED = "clip_hidden_states", "t5_hidden_states", "pooled_projections"
 
 
 class TextEncoders(torch.nn.Module):
@@ -112,115 +114,162 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.transformer.config
     channels = config.out_channels or config.in_channels
-    t5_length = longest_text(pipe)
-    # All texts of CLIP have the first tokenizer's length.
-    length = text_length(pipe.tokenizer, pipe.text_encoder)
-    first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
-    # As diffusers, which cuts off what is wider than the transformer takes.
-    width = min(first.hidden_size + second.hidden_size, config.joint_attention_dim)
-    clip = {
-        "clip_hidden_states": TensorSpec("float32", ("batch", length, width)),
-        "pooled_projections": TensorSpec(
-            "float32", ("batch", first.projection_dim + second.projection_dim)
-        ),
-    }
-    text_encoder = Graph(
-        Component(
-            name="text_encoder",
-            role="encoder",
-            inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
-            outputs=clip,
-        ),
-        TextEncoders(pipe.text_encoder, pipe.text_encoder_2, width),
-        min(first.vocab_size, second.vocab_size),
-    )
-    texts = [
-        TextInput("tokenizer", "input_ids", ("prompt",)),
-        TextInput("tokenizer_2", "input_ids_2", ("prompt_2", "prompt"), length),
-    ]
-    encoders = [text_encoder]
-    if pipe.text_encoder_3 is not None:
-        encoders.append(
-            t5_graph(
-                T5Encoder(pipe.text_encoder_3),
-                pipe.text_encoder_3,
-                "text_encoder_3",
-                "input_ids_3",
-                "t5_hidden_states",
-                t5_length,
-            )
-        )
-        texts.append(TextInput("tokenizer_3", "input_ids_3", ("prompt_3", "prompt"), t5_length))
-    sample = sample_spec(channels)
-    t5 = {name: spec for each in encoders[1:] for name, spec in each.component.outputs.items()}
-    denoiser = Graph(
-        Component(
-            name="denoiser",
-            role="denoiser",
-            inputs={
-                "sample": sample,
-                "timestep": timestep_spec(),
-                **clip,
-                **t5,
-            },
-            outputs={"prediction": sample},
-        ),
-        Denoiser(pipe.transformer, t5_length),
-    )
-    factor, patch = vae_factor(pipe.vae), config.patch_size
+    encoders = [_clip(pipe), *([_t5(pipe)] if pipe.text_encoder_3 is not None else [])]
     masks = type(pipe).__name__ == "StableDiffusion3InpaintPipeline" and (
         config.in_channels != channels
     )
-    run = _inpainted(pipe) if masks else made_from_text(pipe)
-    description = Description(
-        task=Task("text-to-image"),
-        graphs=(*encoders, denoiser, decoder_graph(pipe.vae)),
-        latents=latents_of_transformer(
-            channels,
-            config.sample_size,
-            factor,
-            patch,
-            # Positions are cut out of the middle of a table.
-            maximum=config.pos_embed_max_size * patch,
-        ),
-        text_inputs=tuple(texts),
-        arguments=(),
-        vectors=(),
-        guidance=classifier_free_guidance("empty"),
-        resizable=True,
+    tasks = tasks_of(pipe, channels, partial(inpainting, habits=FLOW) if masks else None)
+    latents = latents_of_transformer(
+        channels,
+        config.sample_size,
+        vae_factor(pipe.vae),
+        config.patch_size,
+        # Positions are cut out of the middle of a table.
+        maximum=config.pos_embed_max_size * config.patch_size,
+    )
+    components = [encoder.component for encoder in encoders]
+    frame = _length(pipe) + longest_text(pipe), config.joint_attention_dim
+    drafts = [Draft(task.name, class_of(pipe, task.name), latents) for task in tasks]
+    for draft, task in zip(drafts, tasks, strict=True):
+        classifier_free_guidance(draft)
+        for side in sides_of(draft, "empty"):
+            _write_texts(side, components, frame)
+        task.write(draft)
+    denoiser = with_inputs(_denoiser(pipe, channels, components), tasks[0])
+    return Description(
+        programs=tuple(draft.program() for draft in drafts),
+        graphs=joined_graphs([*encoders, denoiser, decoder_graph(pipe.vae)], tasks),
+        tokens=_tokens(pipe),
         denoiser=pipe.transformer,
-        call=calling(run),
-        probe_arguments={
-            "prompt": "a large red circle above a small blue square",
-            "prompt_2": "a flat drawing",
-            "guidance_scale": PROBE_GUIDANCE,
-        },
-        embeddings=_embeddings(pipe, length),
-        shifted=Shifted(patch, _MAX_SHIFT),
+        call=calling(_inpainted(pipe) if masks else of_class(pipe, tasks[0].name)),
+        shifted=Shifted(config.patch_size, _MAX_SHIFT),
     )
-    return with_picture_tasks(pipe, description, inpainting if masks else None)
 
 
-def _embeddings(pipe: Any, length: int) -> tuple[Embedding, ...]:
+def _write_texts(side: Side, encoders: Sequence[Component], frame: tuple[int, int]) -> None:
     """One array has CLIP's states and T5's below them, as `Denoiser` joins them; without T5 there
-    are zeros in its place."""
+    are zeros in its place.
+
+    Args:
+        frame: its positions, and how many numbers each has.
+    """
+    inputs = [name for encoder in encoders for name in encoder.inputs]
+    texts: dict[str, tuple[str, ...]] = {"input_ids": ("prompt",)}
+    texts |= {f"input_ids_{n}": (f"prompt_{n}", "prompt") for n in (2, 3)}
+    tokenizers = {name: name.replace("input_ids", "tokenizer") for name in inputs}
+    ids = {name: side.tokens(name, tokenizers[name], *texts[name]) for name in inputs}
+    values: dict[str, str] = {}
+    for encoder in encoders:
+        gives = dict.fromkeys(encoder.outputs) | (
+            {_POOLED: "pooled_prompt_embeds"} if _POOLED in encoder.outputs else {}
+        )
+        values |= side.run(encoder.name, {name: ids[name] for name in encoder.inputs}, gives)
+    side.feed(_POOLED, values.pop(_POOLED))
+    specs = {name: spec for each in encoders for name, spec in each.outputs.items()}
+    sizes = {name: (int(specs[name].shape[1]), int(specs[name].shape[2])) for name in values}
+    for name, part in _framed(side, values, sizes, frame).items():
+        side.feed(name, part)
+
+
+def _framed(
+    side: Side,
+    values: dict[str, str],
+    sizes: dict[str, tuple[int, int]],
+    frame: tuple[int, int],
+) -> dict[str, str]:
+    """Return the values cut out of the array that users know, where they stand one below the other
+    with zeros beside and below them.
+
+    Args:
+        sizes: positions and numbers of each.
+    """
+    draft = side.draft
+    positions, columns = frame
+    rows = []
+    for name, value in values.items():
+        length, width = sizes[name]
+        rows.append(value)
+        positions -= length
+        if width < columns:
+            zeros = _zeros(side, (length, columns - width))
+            rows[-1] = draft.named(f"{value}_wide")
+            side.add(form.Join(gives=rows[-1], of=(value, zeros), axis=2))
+    if positions:
+        rows.append(_zeros(side, (positions, columns)))
+    whole = side.joined("prompt_embeds", rows, axis=1)
+    names = {name: draft.named(f"_{side.prefix}{name}") for name in values}
+    wide = {
+        name: draft.named(f"{part}_wide") if sizes[name][1] < columns else part
+        for name, part in names.items()
+    }
+    lengths = tuple(length for length, _ in sizes.values())
+    side.add(form.Cut(gives=tuple(wide.values()), of=whole, axis=1, sizes=lengths))
+    for name, part in names.items():
+        if part != wide[name]:
+            width = sizes[name][1]
+            side.add(form.Cut(gives=(part,), of=wide[name], axis=2, sizes=(width,)))
+    return names
+
+
+def _zeros(side: Side, shape: tuple[int, int]) -> str:
+    name = side.draft.named("_zeros")
+    side.add(form.Zeros(gives=name, shape=shape))
+    return name
+
+
+def _length(pipe: Any) -> int:
+    """Return how many ids CLIP's texts become: all have the first tokenizer's length."""
+    return text_length(pipe.tokenizer, pipe.text_encoder)
+
+
+def _tokens(pipe: Any) -> tuple[Tokens, ...]:
+    tokens = (Tokens("tokenizer"), Tokens("tokenizer_2", _length(pipe)))
+    if pipe.text_encoder_3 is None:
+        return tokens
+    return (*tokens, Tokens("tokenizer_3", longest_text(pipe)))
+
+
+def _clip(pipe: Any) -> Graph:
+    length = _length(pipe)
+    first, second = pipe.text_encoder.config, pipe.text_encoder_2.config
     joint = pipe.transformer.config.joint_attention_dim
-    first = min(pipe.text_encoder.config.hidden_size, joint)
-    second = min(pipe.text_encoder_2.config.hidden_size, joint - first)
-    widths = {"input_ids": first} | ({"input_ids_2": second} if second else {})
-    columns = {"clip_hidden_states": widths}
-    if pipe.text_encoder_3 is not None:
-        columns["t5_hidden_states"] = {"input_ids_3": pipe.text_encoder_3.config.d_model}
-    frame = length + longest_text(pipe), joint
-    return (
-        Embedding("prompt_embeds", columns, frame),
-        Embedding("pooled_prompt_embeds", {"pooled_projections": {}}),
+    # As diffusers, which cuts off what is wider than the transformer takes.
+    width = min(first.hidden_size + second.hidden_size, joint)
+    own = min(first.hidden_size, joint)
+    other = min(second.hidden_size, joint - own)
+    pooled = first.projection_dim + second.projection_dim
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={"input_ids": ids_spec(length), "input_ids_2": ids_spec(length)},
+        outputs={
+            _CLIP: TensorSpec("float32", ("batch", length, width)),
+            _POOLED: TensorSpec("float32", ("batch", pooled)),
+        },
+        positions={_CLIP: {"input_ids": own} | ({"input_ids_2": other} if other else {})},
     )
+    module = TextEncoders(pipe.text_encoder, pipe.text_encoder_2, width)
+    return Graph(component, module, min(first.vocab_size, second.vocab_size))
+
+
+def _t5(pipe: Any) -> Graph:
+    encoder = pipe.text_encoder_3
+    names = ("text_encoder_3", "input_ids_3", _T5)
+    return t5_graph(T5Encoder(encoder), encoder, *names, longest_text(pipe))
+
+
+def _denoiser(pipe: Any, channels: int, encoders: Sequence[Component]) -> Graph:
+    sample = sample_spec(channels)
+    inputs = {"sample": sample, "timestep": timestep_spec()}
+    for encoder in encoders:
+        inputs |= encoder.outputs
+    component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
+    return Graph(component, Denoiser(pipe.transformer, longest_text(pipe)))
 
 
 def _inpainted(pipe: Any) -> Callable[..., Any]:
-    """The pipeline's call. It leaves out the VAE's shift as it decodes, which the other pipelines
-    of this model add."""
+    """Return the pipeline's call. It leaves out the VAE's shift as it decodes, which the other
+    pipelines of this model add."""
 
     def run(output_type: str, **arguments: Any) -> Any:
         made = pipe(output_type="latent", **arguments)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from msgspec import structs
 
-from exporter.families import Description, Graph, Offer, TextInput, calling, latents_of
-from exporter.families.controlnet import with_controlnets
-from exporter.families.ip_adapter import with_ip_adapter
-from exporter.families.pictures import TEXT_TO_IMAGE, from_text, with_picture_tasks
-from exporter.families.t2i_adapter import with_t2i_adapters
+from exporter.classes import TEXT_TO_IMAGE
+from exporter.families import Description, Graph, Tokens
 from exporter.families.text_to_image import (
-    PROBE_GUIDANCE,
     Scaling,
-    decoder_graph,
+    distilled,
     guidance_embedding,
-    guided_by,
     ids_spec,
     sample_spec,
+    scale_inputs,
     timestep_spec,
-    vae_factor,
 )
 from exporter.families.unet_pipelines import (
     check_parts,
@@ -31,14 +25,15 @@ from exporter.families.unet_pipelines import (
     check_vae,
     for_any_size,
     least_side,
-    multiple_of,
     text_length,
 )
+from exporter.families.unet_programs import describe_unet
+from exporter.programs.defaults import takes
+from exporter.programs.draft import SIDES, Draft
+from exporter.programs.sides import NEGATIVE, Missing, Side, sides_of
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Argument, Embedding, VectorInput
-from runtimes.version_1.tasks import Task
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -46,27 +41,10 @@ COMPONENTS = {
     "denoiser": ("unet",),
     "vae_decoder": ("vae",),
 }
-_ARGUMENTS = (
-    Argument("original_size", ("height", "width")),
-    Argument("crops_coords_top_left", (0.0, 0.0)),
-)
-_NEGATIVE_CROPS = Argument("negative_crops_coords_top_left", (0.0, 0.0))
-# Calls from text alone look at the sizes of the negative prompt where both are given. Those from an
-# image look at each, and not at its crops, unless there is an aesthetic score.
-_NEGATIVE_SIZES = ("negative_original_size", "negative_target_size")
-_TOGETHER = {
-    _NEGATIVE_SIZES[0]: _NEGATIVE_SIZES[1:],
-    _NEGATIVE_SIZES[1]: _NEGATIVE_SIZES[:1],
-    _NEGATIVE_CROPS.name: _NEGATIVE_SIZES,
-}
-_TARGET = Argument("target_size", ("height", "width"))
-# What the refiner is told instead of it, and what it is told of the negative prompt.
-_SCORES = (
-    Argument("aesthetic_score", (6.0,)),
-    Argument("negative_aesthetic_score", (2.5,)),
-)
-_POOLED = "text_embeds"
-_TASKS = ("image-to-image", "inpainting")
+_ORIGINAL, _CROPS, _TARGET = "original_size", "crops_coords_top_left", "target_size"
+# What the refiner is told instead of the target size, and what it is told of the negative prompt.
+_SCORE, _SCORES = "aesthetic_score", (6.0, 2.5)
+_POOLED, _TIME_IDS, _STATES = "text_embeds", "time_ids", "encoder_hidden_states"
 
 
 class TextEncoder(torch.nn.Module):
@@ -116,130 +94,143 @@ def describe(pipe: Any) -> Description:
     check_unet(pipe.unet, type(pipe).__name__, additions=("text_time",))
     check_vae(pipe.vae)
     scored = bool(pipe.config.get("requires_aesthetics_score"))
-    zeros = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
-    guided = guided_by(pipe.unet, zeros)
-    texts, encoders = _text_encoders(pipe)
-    made = {name: spec for each in encoders for name, spec in each.component.outputs.items()}
-    states = {name: spec for name, spec in made.items() if name != _POOLED}
-    columns = {
-        name: {text.input: int(spec.shape[-1])}
-        for text, (name, spec) in zip(texts, states.items(), strict=True)
+    encoders = _text_encoders(pipe)
+    components = [encoder.component for encoder in encoders]
+    missing: Missing = "zeros" if pipe.config.force_zeros_for_empty_prompt else "empty"
+    return describe_unet(
+        pipe,
+        encoders=encoders,
+        denoiser=_denoiser(pipe, components, scored),
+        tokens=[Tokens(_tokenizer(component)) for component in components],
+        scaling=Scaling.normalised(pipe.vae),
+        write=partial(_write, encoders=components, missing=missing, scored=scored),
+    )
+
+
+def _write(draft: Draft, encoders: Sequence[Component], missing: Missing, scored: bool) -> None:
+    for side in sides_of(draft, missing):
+        _write_texts(side, encoders)
+    names = (_ORIGINAL, _CROPS, _SCORE if scored else _TARGET)
+    own = _of_negative(draft, scored)
+    _declare_numbers(draft, names, own)
+    for prefix in draft.sides():
+        side = Side(draft, prefix)
+        side.feed(_TIME_IDS, side.row(_TIME_IDS, names, own if prefix else {}))
+
+
+def _write_texts(side: Side, encoders: Sequence[Component]) -> None:
+    """The encoders' states are joined, and cut again for the denoiser."""
+    several = len(encoders) > 1
+    ids = {}
+    for place, encoder in enumerate(encoders):
+        (input,) = encoder.inputs
+        texts = ("prompt_2", "prompt") if place else ("prompt",)
+        ids[input] = side.tokens(input, _tokenizer(encoder), *texts)
+    values: dict[str, str] = {}
+    known = {_POOLED: "pooled_prompt_embeds"}
+    for encoder in encoders:
+        (input,) = encoder.inputs
+        states = None if several else "prompt_embeds"
+        gives = {output: known.get(output, states) for output in encoder.outputs}
+        values |= side.run(encoder.name, {input: ids[input]}, gives)
+    widths = _widths(encoders)
+    whole = side.joined("prompt_embeds", [values[name] for name in widths], axis=2)
+    parts = side.cut(whole, [*widths], axis=2, sizes=[*widths.values()])
+    for name, part in zip(widths, parts, strict=True):
+        side.feed(name, part)
+    side.feed(_POOLED, side.or_zeros(known[_POOLED], values[_POOLED]))
+
+
+def _of_negative(draft: Draft, scored: bool) -> dict[str, tuple[str, ...]]:
+    """Return the numbers that the class takes for the negative prompt, with those that each must be
+    given with to count. Calls from text alone look at its sizes where both are given. Those from an
+    image look at each, and not at its crops, unless there is an aesthetic score."""
+    if draft.name == TEXT_TO_IMAGE and not scored:
+        sizes = (_ORIGINAL, _TARGET)
+        own = {_ORIGINAL: sizes[1:], _TARGET: sizes[:1], _CROPS: sizes}
+    else:
+        own = dict.fromkeys((_ORIGINAL, _CROPS, _SCORE) if scored else (_ORIGINAL, _TARGET), ())
+    return {
+        name: others for name, others in own.items() if takes(draft.stands_for, NEGATIVE + name)
     }
-    sample = sample_spec(pipe.unet.config.out_channels)
-    latents = latents_of(pipe.unet, vae_factor(pipe.vae), multiple_of(pipe.unet))
-    scaling = Scaling.normalised(pipe.vae)
+
+
+def _declare_numbers(draft: Draft, names: Sequence[str], own: Mapping[str, Sequence[str]]) -> None:
+    """Declare the numbers, those of the negative prompt behind the ones that they fall back to."""
+    usual: dict[str, tuple[float | str, ...]] = {_CROPS: (0.0, 0.0), _SCORE: _SCORES[:1]}
+    of_negative: dict[str, tuple[float | str, ...]] = {_CROPS: (0.0, 0.0), _SCORE: _SCORES[1:]}
+    guided = NEGATIVE in draft.sides()
+    for name in names if guided else ():
+        alone = name in of_negative and name in own and not own[name]
+        if not alone:
+            draft.number(name, usual.get(name, SIDES))
+        if name in of_negative and name in own:
+            draft.number(NEGATIVE + name, of_negative[name])
+        elif name in own:
+            draft.number(NEGATIVE + name, fallback=name, count=len(SIDES))
+    for name in names:
+        draft.number(name, usual.get(name, SIDES))
+
+
+def _tokenizer(encoder: Component) -> str:
+    return encoder.name.replace("text_encoder", "tokenizer")
+
+
+def _widths(encoders: Sequence[Component]) -> dict[str, int]:
+    """Return the encoders' states and how many numbers each has of a token."""
+    every = {name: spec for encoder in encoders for name, spec in encoder.outputs.items()}
+    return {name: int(spec.shape[-1]) for name, spec in every.items() if name != _POOLED}
+
+
+def _denoiser(pipe: Any, encoders: Sequence[Component], scored: bool) -> Graph:
+    sample, widths = sample_spec(pipe.unet.config.out_channels), _widths(encoders)
+    every = {name: spec for encoder in encoders for name, spec in encoder.outputs.items()}
     inputs = {
         "sample": sample,
         "timestep": timestep_spec(),
-        **{
-            name: TensorSpec("float32", ("batch", "sequence", spec.shape[-1]))
-            for name, spec in states.items()
-        },
-        _POOLED: made[_POOLED],
-        "time_ids": TensorSpec("float32", ("batch", 5 if scored else 6)),
-        **guided.inputs,
+        **{n: TensorSpec("float32", ("batch", "sequence", width)) for n, width in widths.items()},
+        _POOLED: every[_POOLED],
+        _TIME_IDS: TensorSpec("float32", ("batch", 5 if scored else 6)),
+        **scale_inputs(distilled(pipe.unet)),
     }
-    denoiser = Graph(
-        Component("denoiser", "denoiser", inputs, {"prediction": sample}),
-        Denoiser(pipe.unet, list(inputs), list(states)),
-        least=least_side(pipe.unet),
-    )
-    run = from_text(pipe)
-    description = Description(
-        task=Task(TEXT_TO_IMAGE, branch_arguments=_TOGETHER),
-        graphs=(*encoders, denoiser, decoder_graph(pipe.vae, scaling)),
-        latents=latents,
-        text_inputs=texts,
-        arguments=(
-            *_ARGUMENTS,
-            *(_SCORES if scored else (_TARGET,)),
-            *((_NEGATIVE_CROPS,) if guided.guidance.scale else ()),
-            *guided.arguments,
-        ),
-        vectors=(
-            VectorInput(
-                "time_ids",
-                (
-                    *(each.name for each in _ARGUMENTS),
-                    _SCORES[0].name if scored else _TARGET.name,
-                ),
-            ),
-            *guided.vectors,
-        ),
-        guidance=guided.guidance,
-        resizable=True,
-        denoiser=pipe.unet,
-        call=calling(run),
-        probe_arguments={
-            "prompt": "a large red circle above a small blue square",
-            **({"prompt_2": "a flat drawing"} if len(texts) > 1 else {}),
-            "guidance_scale": PROBE_GUIDANCE,
-        },
-        embeddings=(
-            Embedding("prompt_embeds", columns),
-            Embedding("pooled_prompt_embeds", {_POOLED: {}}),
-        ),
-    )
-    description = with_picture_tasks(pipe, description, _TASKS, scaling)
-    if not scored:
-        description = _with_negative_sizes(description)
-    description = with_controlnets(pipe, with_ip_adapter(pipe, description))
-    return with_t2i_adapters(pipe, description)
+    component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
+    module = Denoiser(pipe.unet, list(inputs), list(widths))
+    return Graph(component, module, least=least_side(pipe.unet))
 
 
-def _with_negative_sizes(description: Description) -> Description:
-    """Return the description whose tasks with images take the sizes of the negative prompt."""
-
-    def with_sizes(task: Task) -> Task:
-        if task.name == TEXT_TO_IMAGE:
-            return task
-        return structs.replace(task, branch_arguments=dict.fromkeys(_NEGATIVE_SIZES, ()))
-
-    offers = tuple(Offer(with_sizes(each.task), each.graphs) for each in description.offers)
-    return replace(description, task=with_sizes(description.task), offers=offers)
-
-
-def _text_encoders(pipe: Any) -> tuple[tuple[TextInput, ...], list[Graph]]:
-    """What feeds the encoders, and their graphs: the same for base and refiner, so that their
-    bundles can share the second one. One alone gets the call's own prompt, whichever it is."""
-    pairs = [("tokenizer", "text_encoder", ""), ("tokenizer_2", "text_encoder_2", "_2")]
-    pairs = [each for each in pairs if getattr(pipe, each[1]) is not None]
-    encoders = [getattr(pipe, name) for _, name, _ in pairs]
-    texts = tuple(
-        TextInput(tokenizer, f"input_ids{end}", ("prompt_2", "prompt") if place else ("prompt",))
-        for place, (tokenizer, _, end) in enumerate(pairs)
-    )
-    (length,) = _lengths(pipe, texts, encoders)
-    projecting = _projecting(encoders)
+def _text_encoders(pipe: Any) -> list[Graph]:
+    """Return the encoders' graphs: the same for base and refiner, so that their bundles can share
+    the second one. One alone gets the call's own prompt, whichever it is."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name) is not None]
+    encoders = {name: getattr(pipe, name) for name in names}
+    length = _length(pipe, encoders)
+    projecting = _projecting([*encoders.values()])
     graphs = []
-    for (_, name, end), encoder in zip(pairs, encoders, strict=True):
-        config = encoder.config
-        outputs = {
-            f"encoder_hidden_states{end}": TensorSpec(
-                "float32", ("batch", length, config.hidden_size)
-            )
-        }
+    for name, encoder in encoders.items():
+        config, end = encoder.config, name.removeprefix("text_encoder")
+        states, ids = f"{_STATES}{end}", f"input_ids{end}"
+        outputs = {states: TensorSpec("float32", ("batch", length, config.hidden_size))}
         if encoder is projecting:
             outputs[_POOLED] = TensorSpec("float32", ("batch", config.projection_dim))
-        graphs.append(
-            Graph(
-                Component(name, "encoder", {f"input_ids{end}": ids_spec(length)}, outputs),
-                TextEncoder(encoder, f"input_ids{end}", encoder is projecting),
-                config.vocab_size,
-            )
-        )
-    return texts, graphs
+        positions = {states: {ids: int(config.hidden_size)}}
+        component = Component(name, "encoder", {ids: ids_spec(length)}, outputs, positions)
+        module = TextEncoder(encoder, ids, encoder is projecting)
+        graphs.append(Graph(component, module, config.vocab_size))
+    return graphs
 
 
-def _lengths(pipe: Any, texts: Sequence[TextInput], encoders: Sequence[Any]) -> set[int]:
-    pairs = zip(texts, encoders, strict=True)
-    found = {text_length(getattr(pipe, text.attribute), encoder) for text, encoder in pairs}
-    if len(found) > 1:
+def _length(pipe: Any, encoders: Mapping[str, Any]) -> int:
+    """Return how many ids a text becomes. Raises UnsupportedPipeline where tokenizers differ."""
+    lengths = {
+        text_length(getattr(pipe, name.replace("text_encoder", "tokenizer")), encoder)
+        for name, encoder in encoders.items()
+    }
+    if len(lengths) > 1:
         raise UnsupportedPipeline(
-            f"the tokenizers make {' and '.join(map(str, sorted(found)))} ids of a text, whose "
+            f"the tokenizers make {' and '.join(map(str, sorted(lengths)))} ids of a text, whose "
             "hidden states cannot be joined: diffusers cannot run it either"
         )
-    return found
+    return lengths.pop()
 
 
 def _projecting(encoders: Sequence[Any]) -> Any:

@@ -8,28 +8,27 @@ zeros follow where they do not fill it.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from msgspec import structs
 from torch.nn import functional
 
-from exporter.families import Description, Graph
+from exporter.families import Graph
 from exporter.families.extended import Extended, extended
+from exporter.families.tasks import IMAGE, size_by
 from exporter.families.text_to_image import vae_factor
-from exporter.names import T2I_ADAPTER, numbered, pictures
+from exporter.names import T2I_ADAPTER, numbered
+from exporter.programs.defaults import takes
+from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 from runtimes.programs.latents import Latents
-from runtimes.version_1.fields import Argument, VectorInput
-from runtimes.version_1.tasks import Feed, Preparation, Task
+from runtimes.programs.statements import During, Window
 
-IMAGE = "image"  # as diffusers' pipelines call the picture
 SCALE, SHARE = "adapter_conditioning_scale", "adapter_conditioning_factor"
 _FEATURES = "adapter_features"
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes pictures grey
@@ -107,8 +106,10 @@ class Packing:
         return planes[0] if by == 1 else torch.stack(planes, dim=2).flatten(1, 2)
 
 
-def with_t2i_adapters(pipe: Any, description: Description) -> Description:
-    """The same with the pipeline's T2I-Adapters, where it has any.
+def with_t2i_adapters(
+    pipe: Any, graphs: Sequence[Graph], drafts: Sequence[Draft]
+) -> tuple[Graph, ...]:
+    """Return the graphs with the pipeline's T2I-Adapters, where it has any.
 
     Raises:
         UnsupportedPipeline: they do not fit the UNet, or the pipeline does something else than
@@ -116,38 +117,47 @@ def with_t2i_adapters(pipe: Any, description: Description) -> Description:
     """
     adapters = adapters_of(pipe)
     if not adapters:
-        return description
-    if description.task.pictures:
+        return tuple(graphs)
+    own = drafts[0]
+    if own.images():
         raise UnsupportedPipeline(
-            f"T2I-Adapters are supported for text-to-image, not for {description.task.name}"
+            f"T2I-Adapters are supported for text-to-image, not for {own.name}"
         )
     features = features_of(pipe)
-    latents = _for_adapters(description.latents, adapters[0])
+    latents = _for_adapters(own.latents, adapters[0])
     packing = Packing(features, latents.multiple)
     latents = structs.replace(latents, minimum=max(latents.minimum, packing.least()))
-    graphs = [_graph(each, i, packing, latents.factor) for i, each in enumerate(adapters)]
-    denoisers = [
-        _adapted(each, pipe.unet, packing, len(adapters))
-        if each.component.role == "denoiser"
-        else each
-        for each in description.graphs
-    ]
-    arguments = [Argument(SCALE, (1.0,) * len(adapters), spread=True)]
-    shared = SHARE in inspect.signature(type(pipe).__call__).parameters
-    if shared:
-        arguments.append(Argument(SHARE, (1.0,), (0.0, 1.0)))
-    vector = VectorInput(SCALE, (SCALE,), until=SHARE if shared else None)
-    return replace(
-        description,
-        latents=latents,
-        task=_with_images(description.task, graphs),
-        offers=(),  # diffusers has no pipelines for them to be compared with
-        graphs=(*denoisers, *graphs),
-        arguments=(*description.arguments, *arguments),
-        vectors=(*description.vectors, vector),
-        call=_called(description.call, adapters),
-        probe_pictures=lambda height, width: {IMAGE: _probe_images(len(adapters), height, width)},
+    encoders = [_graph(each, i, packing, latents.factor) for i, each in enumerate(adapters)]
+    for draft in drafts:
+        draft.latents = latents
+        _write(draft, [encoder.component for encoder in encoders])
+    adapted = (
+        _adapted(graph, pipe.unet, packing, len(adapters))
+        if graph.component.role == "denoiser"
+        else graph
+        for graph in graphs
     )
+    return (*adapted, *encoders)
+
+
+def _write(draft: Draft, encoders: Sequence[Component]) -> None:
+    """Feed the features of each adapter, and how much they count, up to a share of the steps."""
+    count = len(encoders)
+    draft.image(IMAGE, count=count if count > 1 else None)
+    size_by(draft, IMAGE)
+    phase = Phase.BEFORE_NOISE
+    for index, encoder in enumerate(encoders):
+        name, item = numbered(_FEATURES, index), index if count > 1 else None
+        shape = encoder.inputs["image"].shape[1:]
+        image = draft.pixels(f"_{encoder.name}_image", IMAGE, shape, phase, item=item)
+        values = draft.run(encoder.name, {"image": image}, {_FEATURES: f"_{name}"}, phase)
+        draft.feed(name, values[_FEATURES])
+    scales = draft.row(f"_{SCALE}", [draft.number(SCALE, (1.0,) * count, spread=True)])
+    if not takes(draft.stands_for, SHARE):
+        draft.feed(SCALE, scales)
+        return
+    stop = draft.number(SHARE, (1.0,), least=0.0, most=1.0)
+    draft.feed(SCALE, During(scales, Window(count="steps", stop=stop)))
 
 
 def _for_adapters(latents: Latents, adapter: Any) -> Latents:
@@ -276,18 +286,6 @@ def _graph(adapter: Any, index: int, packing: Packing, factor: int) -> Graph:
     return Graph(component, Adapter(adapter, packing, factor))
 
 
-def _with_images(task: Task, graphs: Sequence[Graph]) -> Task:
-    names = pictures(IMAGE, len(graphs))
-    runs = tuple(
-        Preparation(
-            graph.component.name, {"image": Feed(name)}, {_FEATURES: numbered(_FEATURES, index)}
-        )
-        for index, (name, graph) in enumerate(zip(names, graphs, strict=True))
-    )
-    kinds = dict.fromkeys(names, "image")
-    return structs.replace(task, pictures=kinds, preparations=runs, size_of=names[0])
-
-
 class _Adapted(Extended):
     """A denoiser whose UNet is given the adapters' features.
 
@@ -324,32 +322,22 @@ def _adapted(graph: Graph, unet: Any, packing: Packing, count: int) -> Graph:
     return extended(graph, inputs, lambda own, names: _Adapted(own, unet, packing, names))
 
 
-def _called(call: Callable[..., Any], adapters: Sequence[Any]) -> Callable[..., Any]:
-    """diffusers wants grey pictures where an adapter has one channel, and a list of scales for
-    several adapters."""
-    grey = [int(each.config.in_channels) == 1 for each in adapters]
+def call_with_t2i_adapters(pipe: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a call of diffusers' pipeline, which wants grey images where an adapter has one
+    channel, and a list of scales for several adapters."""
+    grey = [int(adapter.config.in_channels) == 1 for adapter in adapters_of(pipe)]
+    if not grey:
+        return call
 
     def run(**arguments: Any) -> Any:
         several = len(grey) > 1
         given = arguments.pop(IMAGE)
-        made = [
-            each.convert("L") if one else each
-            for each, one in zip(given if several else [given], grey, strict=True)
+        images = [
+            image.convert("L") if one else image
+            for image, one in zip(given if several else [given], grey, strict=True)
         ]
         if several:
             arguments.setdefault(SCALE, [1.0] * len(grey))
-        return call(image=made if several else made[0], **arguments)
+        return call(image=images if several else images[0], **arguments)
 
     return run
-
-
-def _probe_images(count: int, height: int, width: int) -> Any:
-    """White rings on black, smaller ones for a second adapter, and so on."""
-    from PIL import Image
-
-    y, x = np.mgrid[0:height, 0:width] / max(height, width) - 0.4
-    made = []
-    for index in range(count):
-        ring = (np.abs(np.hypot(x, y) - 0.25 / (index + 1)) < 0.05).astype(np.uint8) * 255
-        made.append(Image.fromarray(np.stack([ring] * 3, axis=-1)))
-    return made if count > 1 else made[0]

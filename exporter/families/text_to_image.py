@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from exporter.families import Graph
+from exporter.programs.draft import Draft
+from exporter.programs.sides import NEGATIVE
 from runtimes.manifest import Component, TensorSpec
-from runtimes.version_1.fields import Argument, Branch, Guidance, VectorInput
+from runtimes.programs.statements import Push, Test
 
-# Of the whole-loop check. Strong guidance in a few steps multiplies rounding: int8 weights, 2e-2
-# off in one call of the built-in model, are 2e-1 off at the end at 7.5, as much as 7.0 would be.
-# At 2 they stay 2e-2 off, and another seed or colour or no guidance is a 2e-1 that shows.
-PROBE_GUIDANCE = 2.0
-_SCALE = "guidance_scale"
+SCALE = "guidance_scale"
 
 
 class Scaling(torch.nn.Module):
@@ -172,20 +169,14 @@ def ids_spec(max_length: int) -> TensorSpec:
     return TensorSpec("int64", ("batch", max_length))
 
 
-def classifier_free_guidance(missing: Any) -> Guidance:
-    """Ho and Salimans 2022: negative + scale * (positive - negative), in diffusers' batch order.
-    The deviation of the positive branch can be given back to it (Lin et al. 2023). The default
-    scale is the class's (`exporter.families.defaults`); 1 is off."""
-    return Guidance(
-        branches=(
-            Branch("negative", "negative_", missing, 1.0, {"guidance_scale": -1.0}),
-            Branch("positive", "", "empty", 0.0, {"guidance_scale": 1.0}),
-        ),
-        single="positive",
-        scale="guidance_scale",
-        defaults={_SCALE: 1.0, "guidance_rescale": 0.0},
-        rescale="guidance_rescale",
-    )
+def classifier_free_guidance(draft: Draft) -> None:
+    """Guide by Ho and Salimans 2022, negative + scale * (positive - negative), in diffusers' batch
+    order. The deviation of the positive branch can be given back to it (Lin et al. 2023)."""
+    scale = draft.scale(SCALE, 1.0)
+    draft.rescale = draft.scale("guidance_rescale", 0.0, least=0.0, most=1.0)
+    when = (Test(argument=scale, above=1.0),)
+    draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
+    draft.branch("positive")
 
 
 class GuidanceEmbedding(torch.nn.Module):
@@ -224,23 +215,21 @@ def guidance_embedding(unet: Any) -> torch.nn.Module:
     return NoEmbedding() if width is None else GuidanceEmbedding(width)
 
 
-@dataclass(frozen=True)
-class Guided:
-    """How a UNet is guided: the denoiser's inputs for it, and what the manifest says."""
-
-    guidance: Guidance
-    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
-    arguments: tuple[Argument, ...] = ()
-    vectors: tuple[VectorInput, ...] = ()
+def distilled(unet: Any) -> bool:
+    """Return whether a UNet takes the guidance scale as an input."""
+    return unet.config.time_cond_proj_dim is not None
 
 
-def guided_by(unet: Any, missing: Any) -> Guided:
-    """By two branches, or in one that is told the scale, where the UNet was distilled for that."""
-    if unet.config.time_cond_proj_dim is None:
-        return Guided(classifier_free_guidance(missing))
-    return Guided(
-        Guidance(branches=(Branch("positive", "", "empty", 1.0),), single="positive"),
-        {_SCALE: TensorSpec("float32", ("batch", 1))},
-        (Argument(_SCALE, (1.0,)),),
-        (VectorInput(_SCALE, (_SCALE,)),),
-    )
+def scale_inputs(taken: bool) -> dict[str, TensorSpec]:
+    """Return the denoiser's input for the guidance scale, where it takes it."""
+    return {SCALE: TensorSpec("float32", ("batch", 1))} if taken else {}
+
+
+def feed_numbers(draft: Draft, input: str, arguments: Sequence[str]) -> None:
+    """Feed an input of the denoiser with arguments made of numbers, one after the other."""
+    draft.feed(input, draft.row(f"_{input}", arguments))
+
+
+def feed_scale(draft: Draft) -> None:
+    """Feed the guidance scale."""
+    feed_numbers(draft, SCALE, [draft.number(SCALE, (1.0,))])

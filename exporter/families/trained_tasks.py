@@ -1,136 +1,105 @@
-"""Tasks that a UNet was trained for: it takes channels besides the sample's, which are made of
-pictures. One function for each; `exporter.families.pictures` chooses."""
+"""Tasks that a denoiser was trained for: it takes channels besides the sample's, which are made of
+images. One function for each; `exporter.families.image_tasks` chooses."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
 from typing import Any
 
 import torch
+from msgspec import structs
 
-from exporter.families import Graph, Offer
-from exporter.families.text_to_image import Scaling, encoder_graph
+from exporter.classes import INPAINTING
+from exporter.families import Graph
+from exporter.families.tasks import IMAGE, MASK, NOISE, Habits, Task, encode_image, size_by
+from exporter.families.text_to_image import (
+    SCALE,
+    Scaling,
+    classifier_free_guidance,
+    encoder_graph,
+    feed_numbers,
+)
+from exporter.programs.defaults import takes
+from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
+from exporter.programs.sides import NEGATIVE
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.sizes import dimension
-from runtimes.version_1.fields import Argument, Branch, Guidance, VectorInput
-from runtimes.version_1.tasks import START, Feed, Preparation, Task
+from runtimes.programs.statements import Push, Test
 
-IMAGE, MASK = "image", "mask_image"  # arguments of diffusers' calls
-_OUTSIDE = Feed(IMAGE, MASK, 0.5)  # diffusers makes what is masked 0 on its scale of -1 to 1
 _MASK_INPUT, _MASKED_LATENTS = "mask", "masked_image_latents"
-_NOISE_LEVEL = "noise_level"
+_NOISE_LEVEL, _LOW_RES = "noise_level", "low_res_image"
+_IMAGE_SCALE = "image_guidance_scale"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a UNet was trained for.
-
-    `channels`: denoiser inputs that the UNet takes joined to the sample, in order, the pixels of
-    those that are larger (`folded` together) as channels; `inputs`: others. `bounds` as in `Graph`.
-    `guidance`: None is that of text-to-image. `multiple`: what the pipeline makes latent sides
-    multiples of besides.
-    """
-
-    offer: Offer
-    channels: Mapping[str, TensorSpec]
-    inputs: Mapping[str, TensorSpec] = field(default_factory=dict)
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    arguments: tuple[Argument, ...] = ()
-    vectors: tuple[VectorInput, ...] = ()
-    guidance: Guidance | None = None
-    multiple: int = 1
-
-    def folded(self) -> dict[str, int]:
-        """How many pixels along a side become channels of one latent, by input."""
-        sides = {n: int(dimension(s.shape[2], {"height": 1})) for n, s in self.channels.items()}
-        return {name: side for name, side in sides.items() if side > 1}
-
-    def widths(self) -> dict[str, int]:
-        """How many channels each of `channels` becomes."""
-        by = self.folded()
-        return {n: int(s.shape[1]) * by.get(n, 1) ** 2 for n, s in self.channels.items()}
-
-
-def inpainting(encoder: Graph) -> Trained:
-    """The UNet takes the mask and the latents of what is around it."""
-    name = encoder.component.name
-    start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START}, below_full_strength=True)
-    around = Preparation(name, {"image": _OUTSIDE}, {"latents": _MASKED_LATENTS}, late=True)
-    task = Task(
-        "inpainting",
-        {IMAGE: "image", MASK: "mask"},
-        (start, around),
-        {_MASK_INPUT: Feed(MASK)},
-        strength=1.0,
-        noise_at_full_strength=True,
-    )
+def inpainting(encoder: Graph, habits: Habits) -> Task:
+    """Return the task of a denoiser that takes the mask and the latents of what is around it."""
     inputs = {_MASK_INPUT: _channels(1), _MASKED_LATENTS: encoder.component.outputs["latents"]}
-    return Trained(Offer(task, (encoder,)), inputs)
+    return _masked(encoder, habits, inputs, below_full_strength=True)
 
 
-def filling(encoder: Graph, factor: int) -> Trained:
-    """FLUX.1 Fill takes the latents of what is around the mask, and all of the mask's pixels,
-    `factor` by `factor` of them to a latent."""
-    name = encoder.component.name
-    start = Preparation(name, {"image": Feed(IMAGE)}, {"latents": START})
-    around = Preparation(name, {"image": _OUTSIDE}, {"latents": _MASKED_LATENTS}, late=True)
-    task = Task(
-        "inpainting",
-        {IMAGE: "image", MASK: "mask"},
-        (start, around),
-        {_MASK_INPUT: Feed(MASK)},
-        strength=1.0,
-    )
+def filling(encoder: Graph, factor: int, habits: Habits) -> Task:
+    """Return the task of FLUX.1 Fill, which takes the latents of what is around the mask, and all
+    of the mask's pixels, `factor` by `factor` of them to a latent."""
     mask = TensorSpec("float32", ("batch", 1, f"{factor}*height", f"{factor}*width"))
-    return Trained(
-        Offer(task, (encoder,)),
-        {_MASKED_LATENTS: encoder.component.outputs["latents"], _MASK_INPUT: mask},
-    )
+    inputs = {_MASKED_LATENTS: encoder.component.outputs["latents"], _MASK_INPUT: mask}
+    return _masked(encoder, habits, inputs, below_full_strength=False)
 
 
-def instruct_pix2pix(pipe: Any, guidance: Guidance) -> Trained:
-    """The UNet takes the latents of a picture to follow an instruction on (Brooks, Holynski and
-    Efros 2022, https://arxiv.org/abs/2211.09800, equation 3), guided by text and picture apart.
+def _masked(
+    encoder: Graph, habits: Habits, inputs: dict[str, TensorSpec], below_full_strength: bool
+) -> Task:
+    def write(draft: Draft) -> None:
+        component = encoder.component
+        draft.image(IMAGE)
+        draft.mask(MASK)
+        shape = inputs[_MASK_INPUT].shape[1:]
+        draft.feed(_MASK_INPUT, draft.pixels(f"_{_MASK_INPUT}", MASK, shape, Phase.IMAGES))
+        clean = encode_image(draft, component, f"_{IMAGE_LATENTS}", Phase.BEFORE_NOISE)
+        draft.start = Start(clean, below_full_strength, habits.rounds)
+        # diffusers makes what is masked 0 on its scale of -1 to 1: grey.
+        around = encode_image(
+            draft, component, f"_{_MASKED_LATENTS}", Phase.AFTER_NOISE, fill_where=MASK
+        )
+        draft.feed(_MASKED_LATENTS, around)
 
-    Args:
-        guidance: that of text-to-image, whose scale and empty texts are the same.
-    """
+    return Task(INPAINTING, write, (encoder,), inputs)
+
+
+def instruct_pix2pix(pipe: Any) -> Task:
+    """Return the task of a UNet that takes the latents of an image to follow an instruction on
+    (Brooks, Holynski and Efros 2022, https://arxiv.org/abs/2211.09800, equation 3), guided by text
+    and image apart."""
     # The latents' mode; CosXL's editing model alone was trained on scaled ones.
     scaled = bool(getattr(pipe, "is_cosxl_edit", False))
     scaling = Scaling.plain(pipe.vae) if scaled else Scaling(1.0)
     encoder = encoder_graph(pipe.vae, scaling, draws=False)
     if encoder is None:
         raise UnsupportedPipeline("a VAE that does not encode what it decodes to is not supported")
-    branches = ("text", "image")
-    made = Preparation(
-        encoder.component.name, {"image": Feed(IMAGE)}, {"latents": "image_latents"}, branches
-    )
-    # SDXL's pipeline takes a size, and has the model's own if it is given none.
-    sized = "height" in inspect.signature(type(pipe).__call__).parameters
-    size_of = None if sized else IMAGE
-    task = Task("instruct-pix2pix", {IMAGE: "image"}, (made,), size_of=size_of)
-    channels = {"image_latents": _channels(pipe.vae.config.latent_channels)}
-    return Trained(Offer(task, (encoder,)), channels, guidance=_two_scales(guidance))
+    component = encoder.component
+
+    def write(draft: Draft) -> None:
+        draft.image(IMAGE)
+        value = encode_image(draft, component, f"_{IMAGE_LATENTS}", Phase.BEFORE_NOISE)
+        nothing = draft.zeros_like(value, Phase.BEFORE_NOISE)
+        draft.feed(IMAGE_LATENTS, value, lambda branch: branch.name != "neither")
+        draft.feed(IMAGE_LATENTS, nothing, lambda branch: branch.name == "neither")
+        # SDXL's pipeline takes a size, and has the model's own if it is given none.
+        if not takes(draft.stands_for, "height"):
+            size_by(draft, IMAGE)
+
+    channels = {IMAGE_LATENTS: _channels(pipe.vae.config.latent_channels)}
+    return Task("instruct-pix2pix", write, (encoder,), channels, guide=_two_scales)
 
 
-def _two_scales(guidance: Guidance) -> Guidance:
-    text, image = "guidance_scale", "image_guidance_scale"
-    missing = next(branch.missing for branch in guidance.branches if branch.prefix)
-    return Guidance(
-        branches=(
-            Branch("text", "", "empty", 0.0, {text: 1.0}),
-            Branch("image", "negative_", missing, 0.0, {text: -1.0, image: 1.0}),
-            Branch("neither", "negative_", missing, 1.0, {image: -1.0}),
-        ),
-        single="text",
-        scale=text,
-        defaults={**guidance.defaults, image: 1.0},
-        rescale=guidance.rescale,
-        least={image: 1.0},
-    )
+def _two_scales(draft: Draft) -> None:
+    """Guide away from no image, towards the image, and from there towards the text."""
+    classifier_free_guidance(draft)
+    draft.branches.clear()
+    scale = draft.scale(_IMAGE_SCALE, 1.0)
+    when = (Test(argument=SCALE, above=1.0), Test(argument=scale, at_least=1.0))
+    draft.branch("text")
+    draft.branch("image", NEGATIVE, when, Push(branch="text", by=SCALE, less=1.0))
+    draft.branch("neither", NEGATIVE, when, Push(branch="image", by=scale, less=1.0))
 
 
 class LowRes(torch.nn.Module):
@@ -156,34 +125,39 @@ class LowRes(torch.nn.Module):
         return ((image * 2.0 - 1.0) * self.of_image[level] + noise * self.of_noise[level],)
 
 
-def upscaling(pipe: Any) -> Trained:
-    """The UNet takes a small picture with some noise, and how much; its latents are as large as
-    that picture, and the decoder enlarges them."""
-    picture, level = _channels(3), TensorSpec("float32", ("batch", 1))
+def upscaling(pipe: Any) -> Task:
+    """Return the task of a UNet that takes a small image with some noise, and how much; its latents
+    are as large as that image, and the decoder enlarges them."""
+    small, level = _channels(3), TensorSpec("float32", ("batch", 1))
     # Levels are looked up among the UNet's classes, and noise is made as of a timestep.
     timesteps = int(pipe.low_res_scheduler.config.num_train_timesteps)
     classes = int(pipe.unet.config.num_class_embeds or timesteps)
     most = min(int(pipe.config.max_noise_level), classes - 1, timesteps - 1)
     bounds = {_NOISE_LEVEL: (0.0, float(most))}
-    component = Component(
-        "low_res",
-        "image_encoder",
-        {"image": picture, "noise": picture, _NOISE_LEVEL: level},
-        {"low_res_image": picture},
-    )
-    low_res = Graph(component, LowRes(pipe.low_res_scheduler, most + 1), bounds=bounds)
-    made = Preparation("low_res", {"image": Feed(IMAGE)}, {"low_res_image": "low_res_image"})
+    inputs = {"image": small, NOISE: small, _NOISE_LEVEL: level}
+    component = Component("low_res", "image_encoder", inputs, {_LOW_RES: small})
+    graph = Graph(component, LowRes(pipe.low_res_scheduler, most + 1), bounds=bounds)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    task = Task("upscaling", {IMAGE: "image"}, (made,), size_of=IMAGE, enlarges=factor)
-    return Trained(
-        Offer(task, (low_res,)),
-        {"low_res_image": picture},
-        inputs={_NOISE_LEVEL: level},
-        bounds=bounds,
-        arguments=(Argument(_NOISE_LEVEL, (20.0,), (0.0, float(most))),),
-        vectors=(VectorInput(_NOISE_LEVEL, (_NOISE_LEVEL,)),),
-        multiple=factor,  # diffusers shrinks the small picture as it does those for the VAE
-    )
+
+    def write(draft: Draft) -> None:
+        draft.image(IMAGE)
+        number = draft.number(_NOISE_LEVEL, (20.0,), least=0.0, most=float(most))
+        feed_numbers(draft, _NOISE_LEVEL, [number])
+        shape = small.shape[1:]
+        feeds = {
+            "image": draft.pixels("_low_res_image", IMAGE, shape, Phase.BEFORE_NOISE),
+            NOISE: draft.noise("_low_res_noise", shape, Phase.BEFORE_NOISE, rows=(IMAGE,)),
+            _NOISE_LEVEL: draft.row(f"_{_NOISE_LEVEL}", [number]),
+        }
+        gives = draft.run("low_res", feeds, {_LOW_RES: f"_{_LOW_RES}"}, Phase.BEFORE_NOISE)
+        draft.feed(_LOW_RES, gives[_LOW_RES])
+        size_by(draft, IMAGE, times=factor)
+        # diffusers shrinks the small image as it does those for the VAE.
+        multiple = math.lcm(draft.latents.multiple, factor)
+        draft.latents = structs.replace(draft.latents, multiple=multiple)
+
+    channels = {_LOW_RES: small}
+    return Task("upscaling", write, (graph,), channels, {_NOISE_LEVEL: level}, bounds)
 
 
 def folded(image: torch.Tensor, by: int) -> torch.Tensor:

@@ -9,9 +9,22 @@ import torch
 
 from exporter.families import Graph
 from exporter.families.text_to_image import ids_spec
+from exporter.programs.defaults import defaults_of
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 from runtimes.programs.latents import Latents
+
+
+def longest_text(pipe: Any) -> int:
+    """Return how many tokens of a text the pipeline's call reads by default.
+
+    Raises:
+        UnsupportedPipeline: its call does not say.
+    """
+    usual = defaults_of(type(pipe)).get("max_sequence_length")
+    if usual is None:
+        raise UnsupportedPipeline(f"{type(pipe).__name__} does not say its max_sequence_length")
+    return int(usual[0])
 
 
 class MaskedT5Encoder(torch.nn.Module):
@@ -38,6 +51,7 @@ def t5_graph(
         role="encoder",
         inputs={input_name: ids_spec(length)},
         outputs={output: TensorSpec("float32", ("batch", length, encoder.config.d_model))},
+        positions={output: {input_name: int(encoder.config.d_model)}},
     )
     return Graph(component, module, encoder.config.vocab_size)
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from exporter.families import Description, Graph, calling, latents_of, size_multiple
+from exporter.families import Description, Graph, calling, latents_of_unet, size_multiple
 from exporter.families.text_to_image import sample_spec, timestep_spec
+from exporter.programs.draft import Draft
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component
-from runtimes.version_1.fields import Branch, Guidance
-from runtimes.version_1.tasks import Task
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 
@@ -80,16 +79,16 @@ def describe(pipe: Any) -> Description:
     decoder = Component(
         name="decoder", role="decoder", inputs={"latents": sample}, outputs={"image": sample}
     )
+    draft = Draft(
+        "unconditional", type(pipe), latents_of_unet(pipe.unet, 1, size_multiple(pipe.unet))
+    )
+    draft.branch("image")
+    draft.decoder = decoder.name
     return Description(
-        task=Task("unconditional"),
+        programs=(draft.program(),),
         graphs=(Graph(denoiser, Denoiser(pipe.unet)), Graph(decoder, Denormalise())),
-        latents=latents_of(pipe.unet, 1, size_multiple(pipe.unet)),
-        text_inputs=(),
-        arguments=(),
-        vectors=(),
-        guidance=Guidance(branches=(Branch("image", "", "empty", 1.0),), single="image"),
-        resizable=False,
+        tokens=(),
         denoiser=pipe.unet,
         call=calling(pipe),
-        probe_arguments={},
+        resizable=False,
     )

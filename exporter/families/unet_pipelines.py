@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from exporter.classes import record_of
 from exporter.families import size_multiple
 from runtimes.errors import UnsupportedPipeline
 
 _LONGEST = 4096  # ids of a text, where the encoder itself sets no limit
-_LABELLED = ("StableDiffusionUpscalePipeline",)  # give class labels: the noise level
 # Blocks of diffusers that hand the size of their skip connections to their upsampler.
 _SIZED_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 _VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
@@ -49,7 +49,7 @@ def check_unet(
         UnsupportedPipeline: naming the option and its value.
     """
     config = unet.config
-    labelled = pipeline_class in _LABELLED and config.class_embed_type is None
+    labelled = record_of(pipeline_class).labelled and config.class_embed_type is None
     if getattr(unet, "class_embedding", None) is not None and not labelled:
         kind, count = config.class_embed_type, config.num_class_embeds
         named = f"class_embed_type {kind!r}" if kind else f"num_class_embeds {count}"

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from exporter.families import Description
 from exporter.targets import onnx
 from runtimes.manifest import Component, parted
+from runtimes.programs.guidance import guidance_of
 from runtimes.recipe import FORMAT, RECIPE, Recipe
 from runtimes.sizes import Span, ranges, smallest_side
 
@@ -67,4 +68,4 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
         smallest = smallest_side(latents)
         spans[name] = (smallest, max(smallest, usual // unit * unit), largest)
     components = [graph.component for graph in description.graphs]
-    return ranges(components, latents, description.guidance, spans)
+    return ranges(components, latents, guidance_of(description.program), spans)

@@ -19,7 +19,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.families.defaults import class_of
+from exporter.classes import class_of
 from exporter.source import quiet_loading
 from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline

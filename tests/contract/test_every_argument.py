@@ -15,6 +15,7 @@ from msgspec import structs
 
 from exporter.progress import Progress
 from runtimes.errors import InputError, NumericalError
+from runtimes.manifest import Tokenizer
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import (
     Image,
@@ -314,6 +315,11 @@ def test_the_page_of_programs(opened: Callable[[str], Pipeline]) -> None:
     )
 
 
+def without_place(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer whatever its file is called."""
+    return structs.replace(tokenizer, file=structs.replace(tokenizer.file, path=""))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_upgraded_bundles_have_the_same_programs(
     kind: str, opened: Callable[[str], Pipeline], tmp_path: Path
@@ -328,7 +334,7 @@ def test_upgraded_bundles_have_the_same_programs(
     for program in manifest.programs:  # format 1 knows the class of the pipeline alone
         named = structs.replace(by_name[program.name], stands_for=program.stands_for)
         assert named == program
-    assert upgraded.tokenizers == manifest.tokenizers
+    assert [*map(without_place, upgraded.tokenizers)] == [*map(without_place, manifest.tokenizers)]
     positions = {each.name: each.positions for each in upgraded.components}
     assert all(positions[each.name] == each.positions for each in manifest.components)
 

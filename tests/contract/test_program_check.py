@@ -4,6 +4,7 @@ bundle where one does something else."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from msgspec import structs
 
 import exporter.compilation
+from exporter import classes
 from exporter.compile import export
-from exporter.families import Description, stable_diffusion
+from exporter.families import Description
 from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs
 from exporter.progress import Progress
 from runtimes.errors import InputError, VerificationError
@@ -137,9 +139,9 @@ def test_consistency_models_have_no_image_to_image(
     """diffusers' class spreads all steps over a part of the schedule, which no plan has."""
     with pytest.raises(InputError, match="has no task image-to-image; it has: text-to-image"):
         uncaptured(pipeline_folder("lcm"), tmp_path / "bundle", ["image-to-image"])
-    monkeypatch.setitem(
-        stable_diffusion._TASKS, "LatentConsistencyModelPipeline", ("image-to-image",)
-    )
+    name = "LatentConsistencyModelPipeline"
+    record = replace(classes.CLASSES[name], offers=("image-to-image",))
+    monkeypatch.setitem(classes.CLASSES, name, record)  # type: ignore[arg-type]
     with pytest.raises(VerificationError, match="'image-to-image' does not do what"):
         export(
             pipeline_folder("lcm"),
@@ -154,12 +156,12 @@ def test_consistency_models_have_no_image_to_image(
 def test_an_export_writes_nothing_then(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs_of = exporter.compilation.programs_of
+    planned = exporter.compilation.with_planned_steps
 
-    def changed(*arguments: Any) -> tuple[Program, ...]:
-        return tuple(with_steps(each, Noise, each_made=False) for each in programs_of(*arguments))
+    def changed(*arguments: Any) -> Program:
+        return with_steps(planned(*arguments), Noise, each_made=False)
 
-    monkeypatch.setattr(exporter.compilation, "programs_of", changed)
+    monkeypatch.setattr(exporter.compilation, "with_planned_steps", changed)
     with pytest.raises(VerificationError, match="no bundle was written"):
         export(
             pipeline_folder("sd"),

@@ -24,8 +24,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from exporter.capture import capture, example_inputs, symbol_values
+from exporter.classes import class_of
 from exporter.families import family_of
-from exporter.families.defaults import class_of
 from exporter.source import load, quiet_loading, resolve
 from runtimes.verify import relative_l2
 from tests import transformers

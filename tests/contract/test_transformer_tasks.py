@@ -17,10 +17,10 @@ from msgspec import structs
 
 import latentc
 from exporter.asked import with_tasks
-from exporter.call_programs import positioned, programs_of
+from exporter.classes import record_of
 from exporter.compile import export
-from exporter.families import CLASS_TASKS, family_of
-from exporter.families.defaults import described
+from exporter.families import family_of
+from exporter.programs.changes import usual_steps
 from exporter.source import quiet_loading
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
@@ -546,18 +546,14 @@ def test_classes_for_pictures(
 ) -> None:
     """What is exported of them is what is exported of text-to-image with that task."""
     pipe = theirs(name, task)
-    description = described(pipe, type(pipe).__name__)
+    class_name = type(pipe).__name__
+    description = family_of(class_name).describe(pipe)
     made = Manifest.load(exported(name, pipeline_folder))
-    assert CLASS_TASKS[type(pipe).__name__] == (task,)
-    offered = [each.task.name for each in description.offers]
-    whole, tasks = with_tasks(description, offered, type(pipe).__name__)
-    assert [*map(without_steps, programs_of(pipe, whole, tasks, 1))] == [
-        *map(without_steps, made.programs)
-    ]
-    assert tuple(graph.component for graph in positioned(whole).graphs) == made.components
-    defaults = {each.task.name: each.task.defaults for each in description.offers}[task]
-    usual = (float(description.num_inference_steps),)
-    assert defaults.get("num_inference_steps", usual) == (steps,)
+    assert record_of(class_name).tasks == (task,)
+    whole = with_tasks(description, [each.name for each in description.programs], class_name)
+    assert [*map(without_steps, whole.programs)] == [*map(without_steps, made.programs)]
+    assert tuple(graph.component for graph in whole.graphs) == made.components
+    assert {each.name: usual_steps(each) for each in description.programs}[task] == steps
     options = {"num_inference_steps": 1, "generator": torch.Generator().manual_seed(1)}
     images = description.call(prompt="a red circle", **SIZES[name], **options)
     assert images.shape == (1, *SIZES[name].values(), 3)
@@ -595,7 +591,7 @@ def test_defaults_of_filling(ours: Any, theirs: Any) -> None:
     found = pipe(**call, seed=SEED, output_type="latent")
     assert relative_l2(found.latents, latents) <= 1e-4
     assert found.settings["strength"] == 1.0
-    description = described(theirs("flux-fill", "inpainting"), "FluxFillPipeline")
-    assert description.num_inference_steps == 50
+    description = family_of("FluxFillPipeline").describe(theirs("flux-fill", "inpainting"))
+    assert usual_steps(description.program) == 50
     with pytest.raises(InputError, match="this call gives no image; this bundle takes 'image'"):
         pipe(**CALL, **SIZES["flux-fill"])

@@ -15,7 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from exporter import source
 from exporter.asked import with_tasks
-from exporter.families import CLASS_TASKS, family_of
+from exporter.classes import CLASSES
+from exporter.families import family_of
 from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError
@@ -54,15 +55,14 @@ def test_controlnet_pipelines_for_pictures(
         made.save_pretrained(tmp_path)
         found = source.load(source.resolve(tmp_path))
         usual = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net)
-    (expected,) = CLASS_TASKS[name]
+    (expected,) = CLASSES[name].tasks
     described = [
         with_tasks(family_of(type(each).__name__).describe(each), [expected], name)
         for each in (found, usual)
     ]
-    (ours, tasks), (theirs, same) = described
-    assert [each.name for each in tasks] == ["text-to-image", expected]
-    assert tasks == same
-    assert ours.arguments == theirs.arguments
+    ours, theirs = described
+    assert [program.name for program in ours.programs] == ["text-to-image", expected]
+    assert ours.programs == theirs.programs
     components = [[graph.component for graph in each.graphs] for each in (ours, theirs)]
     assert components[0] == components[1]
 

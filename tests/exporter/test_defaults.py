@@ -13,10 +13,10 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 
-from exporter.families import FAMILIES, Description
-from exporter.families.defaults import described
+from exporter.classes import CLASSES
+from exporter.families import family_of
 from exporter.source import quiet_loading
-from runtimes.version_1.tasks import Task
+from runtimes.programs.statements import Numbers, Program
 from tests import tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import uncaptured
@@ -105,18 +105,14 @@ def made(pipeline_folder: Callable[[str], Path]) -> Callable[[str, str], Any]:
     return get
 
 
-def effective(description: Description, task: Task) -> dict[str, tuple[float, ...]]:
-    """What a call of the task that gives nothing uses, by argument."""
-    found: dict[str, tuple[float, ...]] = {
-        each.name: tuple(float(v) for v in each.default)
-        for each in description.arguments
-        if not any(isinstance(v, str) for v in each.default)
+def effective(program: Program) -> dict[str, tuple[float, ...]]:
+    """Return what a call of the program that gives nothing uses, by argument."""
+    numbers = (each for each in program.arguments if isinstance(each, Numbers))
+    return {
+        each.name: tuple(float(value) for value in each.default)
+        for each in numbers
+        if each.default and not any(isinstance(value, str) for value in each.default)
     }
-    found |= {name: (value,) for name, value in description.guidance.defaults.items()}
-    found["num_inference_steps"] = (float(description.num_inference_steps),)
-    if task.strength is not None:
-        found["strength"] = (task.strength,)
-    return found | task.defaults
 
 
 def of_class(name: str) -> dict[str, tuple[float, ...]]:
@@ -130,7 +126,7 @@ def of_class(name: str) -> dict[str, tuple[float, ...]]:
 
 
 def test_every_class_is_in_the_table() -> None:
-    assert set(TABLE) >= set(FAMILIES)
+    assert set(TABLE) >= set(CLASSES)
 
 
 @pytest.mark.fault("2.4", "SDXL inpainting: guidance scale")
@@ -141,11 +137,11 @@ def test_every_class_is_in_the_table() -> None:
 def test_defaults_are_those_of_the_class(name: str, made: Callable[[str, str], Any]) -> None:
     pipeline, classes = TABLE[name] if name in TABLE else (name, EXTRA[name])
     class_name = name if name in TABLE else classes[IMAGE]
-    description = described(made(pipeline, class_name), class_name)
-    tasks = {task.name: task for task in (description.task, *(o.task for o in description.offers))}
-    assert set(tasks) == set(classes)
+    description = family_of(class_name).describe(made(pipeline, class_name))
+    programs = {program.name: program for program in description.programs}
+    assert set(programs) == set(classes)
     for task, expected in classes.items():
-        usual, found = of_class(expected), effective(description, tasks[task])
+        usual, found = of_class(expected), effective(programs[task])
         shared = found.keys() & usual.keys()
         assert "num_inference_steps" in shared
         for argument in shared:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMPipeline
 from torch.export import ExportedProgram
 
 from exporter import headroom
@@ -17,6 +18,7 @@ from exporter.families import Description, Graph, family_of
 from exporter.lowering import Lowering
 from exporter.options import ExportOptions
 from exporter.passes import COMPUTED, COMPUTES
+from exporter.programs.draft import Draft
 from exporter.progress import Progress
 from exporter.source import load, resolve
 from runtimes.errors import ExportError, InputError
@@ -24,7 +26,6 @@ from runtimes.manifest import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.recipe import Recipe
 from runtimes.verify import relative_l2
-from runtimes.version_1.fields import Guidance
 
 LIMITS = {"fp16_compute": 2e-3, "bf16_compute": 2e-2}
 IMAGE = TensorSpec("float32", ("batch", 4, "height", "width"))
@@ -170,8 +171,9 @@ def test_a_component_that_would_overflow_stays_float32(
 
 def described(graph: Graph) -> Any:
     latents = Latents(channels=4, factor=1, multiple=1, default_height=16, default_width=16)
-    guidance = Guidance((), "")
-    return SimpleNamespace(graphs=(graph,), latents=latents, guidance=guidance)
+    draft = Draft("unconditional", DDPMPipeline, latents)
+    draft.branch("image")
+    return SimpleNamespace(graphs=(graph,), latents=latents, program=draft.program())
 
 
 def probes_of(graph: Graph) -> Any:

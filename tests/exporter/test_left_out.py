@@ -15,8 +15,8 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from msgspec import structs
 
+from exporter.classes import CLASSES
 from exporter.compilation import refuse_unreadable
-from exporter.families import FAMILIES, NEEDED
 from exporter.left_out import present
 from exporter.options import ExportOptions, up_to_date
 from exporter.source import load, quiet_loading, resolve
@@ -87,7 +87,7 @@ def test_a_choice_makes_another_manifest(smallest: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.fault("2.9", "SDXL's watermark is left out without a word")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_watermark(name: str) -> None:
     """It is named for the classes that put one into images, and for no other."""
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -106,14 +106,14 @@ OF_OTHERS = {"requires_safety_checker", "add_watermarker"}
 
 
 @pytest.mark.fault("2.9", "second look: a part that no graph is made of, of any class")
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_other_part_is_named(name: str) -> None:
     """Whatever a pipeline's class takes is used, or said to be left out."""
     taken = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
     others = taken - USED - OF_OTHERS
     index = {part: ["transformers", "AnyModel"] for part in others}
     said = set(present(name, index)) - {"watermark"}
-    assert said == others - set(NEEDED.get(name, ()))
+    assert said == others - set(CLASSES[name].needs)
     assert not set(present(name, {key: [None, None] for key in others})) - {"watermark"}
 
 

@@ -31,7 +31,9 @@ from exporter.watch import Watched
 from runtimes import backend as backends
 from runtimes.backend import SessionOptions
 from runtimes.errors import ExportError
+from runtimes.manifest import Manifest
 from runtimes.verify import relative_l2
+from tests.uncaptured import uncaptured
 
 PASSES = {**WEIGHTS, **W8A8}
 EXACT = 1e-5
@@ -71,15 +73,26 @@ def program(description: Description, denoiser: Graph) -> ExportedProgram:
 
 
 @pytest.fixture(scope="module")
-def samples(pipe: Any, description: Description) -> list[Mapping[str, torch.Tensor]]:
+def samples(
+    pipeline_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Mapping[str, torch.Tensor]]:
     counts: list[int] = []
-    made = trajectories(pipe, description, Calibration(("a", "b"), 10), counts.append)
+    made: Any = None
+
+    def examine(_: Any, description: Description, draft: Manifest, root: Path) -> None:
+        nonlocal made
+        wanted = Calibration(("a", "b"), 10)
+        made = trajectories(description, draft, root, wanted, counts.append)
+        for graph in description.graphs:
+            assert all(each.keys() == graph.component.inputs.keys() for each in made.of(graph))
+
+    folder = tmp_path_factory.mktemp("sd") / "bundle"
+    uncaptured(pipeline_folder("sd"), folder, steps=(8,), examine=examine).close()
     assert len(made.inputs["denoiser"]) == counts[-1] == 10
     assert len(counts) == 2  # runs: PNDM calls the denoiser once more than it has steps
-    for graph in description.graphs:
-        assert all(each.keys() == graph.component.inputs.keys() for each in made.of(graph))
-    assert len(made.inputs["decoder"]) == len(made.inputs["encoder"]) == 2
-    return made.inputs["denoiser"]
+    assert len(made.inputs["vae_decoder"]) == 2 <= len(made.inputs["text_encoder"])
+    calls: list[Mapping[str, torch.Tensor]] = made.inputs["denoiser"]
+    return calls
 
 
 @pytest.fixture(scope="module")
