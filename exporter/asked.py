@@ -9,6 +9,7 @@ from exporter.families import Description
 from exporter.options import ExportOptions
 from exporter.programs.changes import components_of, with_sizes
 from runtimes.errors import InputError
+from runtimes.programs.statements import loop_of
 
 
 def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:
@@ -40,8 +41,13 @@ def with_size(description: Description, options: ExportOptions) -> Description:
     for label, value in (("height", options.height), ("width", options.width)):
         check_side(latents, label, value)
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
+    views = loop_of(description.program).views
+    viewed = {n: side if views is None else min(side, views.size) for n, side in fixed.items()}
     graphs = tuple(
-        dataclasses.replace(graph, component=fix(graph.component, fixed))
+        dataclasses.replace(
+            graph,
+            component=fix(graph.component, viewed if graph.component.role == "denoiser" else fixed),
+        )
         for graph in description.graphs
     )
     programs = tuple(with_sizes(program, fixed) for program in description.programs)

@@ -76,6 +76,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     # There is no class for inpainting, and the one for image-to-image spreads all steps over the
     # last part of the schedule, by the strength: a table of plans has the whole schedule only.
     "LatentConsistencyModelPipeline": _sd(offers=()),
+    "StableDiffusionPanoramaPipeline": PipelineClass("panorama", offers=()),
     "StableDiffusionXLPipeline": _sdxl(),
     "StableDiffusionXLImg2ImgPipeline": _sdxl(IMAGE_TO_IMAGE),
     "StableDiffusionXLInpaintPipeline": _sdxl(INPAINTING),
@@ -93,6 +94,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     "FluxImg2ImgPipeline": _flux(IMAGE_TO_IMAGE),
     "FluxInpaintPipeline": _flux(INPAINTING),
     "FluxFillPipeline": _flux(INPAINTING),
+    "DiTPipeline": PipelineClass("dit", offers=()),
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),
 }

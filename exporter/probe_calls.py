@@ -25,9 +25,22 @@ def arguments_of(program: Program) -> dict[str, str | float | bool]:
     numbers = {**GUIDANCE, **({} if masks_of(program) else _STRENGTH)}
     arguments: dict[str, str | float | bool] = {**texts_of(program)}
     arguments |= {name: value for name, value in numbers.items() if name in names}
+    arguments |= {name: values[0] for name, values in rows_of(program, 1).items()}
     if program.bins is not None:
         arguments[BINNING] = False  # what is small and quick
     return arguments
+
+
+def rows_of(program: Program, count: int) -> dict[str, list[float]]:
+    """Return numbers for each of `count` prompts, by argument: whole ones within its limits, one
+    after the other from the middle."""
+    rows: dict[str, list[float]] = {}
+    for argument in program.arguments:
+        if isinstance(argument, Numbers) and argument.rows:
+            low, high = int(argument.least or 0), int(argument.most or 1)
+            span = high - low + 1
+            rows[argument.name] = [low + (span // 2 + place) % span for place in range(count)]
+    return rows
 
 
 def texts_of(program: Program) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 from exporter.classes import of_class
 from exporter.eager import pipeline_over
 from exporter.families import Description, calling
-from exporter.probe_calls import GUIDANCE, images_of, size_of, texts_of
+from exporter.probe_calls import GUIDANCE, images_of, rows_of, size_of, texts_of
 from exporter.progress import Progress
 from exporter.reference import LARGEST, loop_size, watched
 from exporter.source import quiet_loading
@@ -168,6 +168,9 @@ def _steps(ours: Pipeline, program: Program) -> int:
 
 def _several(program: Program, shape: Shape) -> dict[str, Any]:
     """Return the arguments that say how many images are made."""
+    rows = rows_of(program, shape.prompts * shape.images)
+    if rows:
+        return rows
     if any(isinstance(each, Text) for each in program.arguments):
         return {"num_images_per_prompt": shape.images}
     return {"batch_size": shape.prompts * shape.images}
@@ -188,7 +191,7 @@ def _theirs(
         other = pipe if own else of_class(pipe, program.name)
         with watched(other, description.denoiser, description) as seen, torch.no_grad():
             call = description.call if own else calling(other)
-            if hasattr(other, "vae"):
+            if description.gives_latents:
                 held: torch.Tensor = call(output_type="latent", **given)
                 return seen.read(held).numpy()
             call(**given)

@@ -26,6 +26,7 @@ from exporter.source import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError, NumericalError
 from runtimes.manifest import LoopProbe, Manifest, Schedule
+from runtimes.programs.statements import loop_of
 from runtimes.session import first_line
 
 STEPS = 6
@@ -98,12 +99,16 @@ def _bytes(image: Any) -> np.ndarray[Any, Any]:
 
 
 def loop_size(description: Description) -> tuple[int, int]:
-    """Return height and width in pixels of the whole-loop check: small, and not square if
-    possible."""
+    """Return height and width in pixels of the whole-loop check: small, and not square if possible,
+    and more than one view, where there are views."""
     latents = description.latents
     if not description.resizable:
         return latents.default_height, latents.default_width
     unit = math.lcm(latents.factor * latents.multiple, _GRID)
+    views = loop_of(description.program).views
+    if views is not None:  # one of them in height, and the next width that has two
+        side = views.size * latents.factor
+        return side, side + unit
     height = max(unit, min(latents.default_height, LARGEST) // unit * unit)
     width = max(unit, (height * 3 // 4) // unit * unit)
     return height, width
@@ -117,12 +122,17 @@ def _run(
     arguments: dict[str, Any] = {**probe.arguments, **given}
     if description.resizable and size_of(description.program) is None:
         arguments |= {"height": probe.height, "width": probe.width}
-    with watched(pipe, description.denoiser, description) as seen, torch.no_grad(), quiet_loading():
+    arguments["num_inference_steps"] = probe.num_inference_steps
+
+    def seeded(**more: Any) -> Any:
         generator = torch.Generator().manual_seed(probe.seed)
+        return description.call(generator=generator, **arguments, **more)
+
+    with watched(pipe, description.denoiser, description) as seen, torch.no_grad(), quiet_loading():
         try:
-            images = description.call(
-                num_inference_steps=probe.num_inference_steps, generator=generator, **arguments
-            )
+            images = seeded()
+            if loop_of(description.program).views is not None:
+                seen.latents = seeded(output_type="latent")  # a scheduler sees one view alone
         except Exception as error:
             raise ExportError(
                 f"{type(pipe).__name__} itself does not run in diffusers, and there is nothing to "

@@ -23,6 +23,7 @@ from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec, parted
 from runtimes.precision import DENOISER, SHALLOW
+from runtimes.programs.statements import loop_of
 
 FEATURES = "deep_features"
 # Blocks whose layers each join the outermost skip connection last.
@@ -38,6 +39,10 @@ def split(description: Description) -> Description:
     Raises:
         UnsupportedPipeline: it is no UNet that can be cut like this.
     """
+    if any(loop_of(program).views is not None for program in description.programs):
+        raise UnsupportedPipeline(
+            "step-cache: a denoiser that looks at views of an image has no features of the whole"
+        )
     cut = _Cut(description.denoiser)
     symbols = symbol_values(description, traced=True)
     programs = tuple(with_cache(each, SHALLOW, [FEATURES]) for each in description.programs)

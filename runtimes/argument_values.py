@@ -121,6 +121,18 @@ def image_size(name: str, value: Any) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def several(name: str, value: Any) -> Sequence[Any]:
+    """Return what is given for each prompt as a sequence; one alone is for all of them.
+
+    Raises:
+        InputError: more than a call may make images, or none.
+    """
+    values = _several(value, MOST_IMAGES)
+    if not 1 <= len(values) <= MOST_IMAGES:
+        raise InputError(f"{name!r} must be a number, or 1 to {MOST_IMAGES} of them")
+    return values
+
+
 def _several(value: Any, count: int) -> Sequence[Any]:
     """The items of what has an order, one more than `count` at most; else the value itself."""
     if isinstance(value, str | bytes | Mapping | Set):

@@ -331,7 +331,12 @@ def _read(label: str, read: Callable[..., _Read], path: Path) -> _Read:
 
 def _numbers(name: str, text: str) -> float | tuple[float, ...]:
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(int(part) if _is_whole(part) else float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--arg {name}: {text!r} are no numbers joined by commas") from None
     return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether a number is written as an integer."""
+    return text.strip().lstrip("+-").isdecimal()

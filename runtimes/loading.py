@@ -190,7 +190,7 @@ def misfit(components: Mapping[str, Component], request: Request) -> str:
     wanted = own[loop.state.input].shape
     counts = batches(request, request.num_inference_steps) if request.denoises else [wanted[0]]
     for rows in counts:
-        found = (rows, *request.latents_shape()[1:])
+        found = (rows, *request.sample_shape())
         if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
             return (
                 f"this call gives the denoiser {list(found)} (rows of guidance and images, "

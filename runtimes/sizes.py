@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from runtimes.errors import InputError
 from runtimes.manifest import Component, Manifest, TensorSpec, parted
 from runtimes.programs.latents import Latents
+from runtimes.programs.statements import loop_of
 
 
 class Sides(Protocol):
@@ -86,7 +87,9 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         asked = binned(latents, *asked)
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
     rows = images * manifest.guidance.evaluations(static.get(scale))
-    inner = {**conditioning_symbols(manifest.components), **sides}
+    views = loop_of(manifest.programs[0]).views
+    viewed = {n: side if views is None else min(side, views.size) for n, side in sides.items()}
+    inner = {**conditioning_symbols(manifest.components), **viewed}
     values = {
         "encoder": {"batch": 1},
         "denoiser": inner | {"batch": rows},

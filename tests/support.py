@@ -53,6 +53,8 @@ FAMILIES = {
     "flux-dev": "FLUX.1 dev",
     "flux-schnell": "FLUX.1 schnell",
     "flux-fill": "FLUX.1 Fill",
+    "panorama": "Stable Diffusion panorama (MultiDiffusion)",
+    "dit": "DiT",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }
 TARGETS = {
@@ -65,6 +67,8 @@ TARGETS = {
 TASKS = (
     "text-to-image",
     "unconditional",
+    "class-to-image",
+    "panorama",
     "image-to-image",
     "inpainting",
     "true guidance",

@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPanoramaPipeline,
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -138,11 +139,12 @@ def stable_diffusion(
     folder: Path,
     prediction_type: str = "epsilon",
     pipeline: Any = StableDiffusionPipeline,
+    vae: AutoencoderKL | None = None,
     **unet: Any,
 ) -> None:
     tokens = tokenizer(folder / "tokenizer")
     pipeline(
-        vae=autoencoder(0.18215),
+        vae=vae or autoencoder(0.18215),
         text_encoder=CLIPTextModel(text_config(tokens, 32, 32)),
         tokenizer=tokens,
         unet=conditional_unet(**unet),
@@ -166,6 +168,20 @@ def stable_diffusion_blocks(folder: Path) -> None:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
+
+
+def panorama(folder: Path) -> None:
+    """With the 8 pixels of a latent that the pipeline counts on."""
+    vae = AutoencoderKL(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        scaling_factor=0.18215,
+    )
+    small: dict[str, Any] = {"block_out_channels": (8, 8), "attention_head_dim": 4}
+    stable_diffusion(folder, "epsilon", StableDiffusionPanoramaPipeline, vae, **small)
 
 
 def latent_consistency(folder: Path) -> None:
@@ -437,6 +453,7 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
     "sd-blocks": stable_diffusion_blocks,
+    "panorama": panorama,
     "lcm": latent_consistency,
     "sdxl": stable_diffusion_xl,
     "inpaint": inpainting,

@@ -10,6 +10,9 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
@@ -208,6 +211,24 @@ def flux_schnell(folder: Path) -> None:
     _flux(folder, False, {"shift": 1.0})
 
 
+def dit(folder: Path) -> None:
+    """Of square images in one size; its pipeline says 1000 for no class."""
+    DiTPipeline(
+        transformer=DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            sample_size=8,
+            num_embeds_ada_norm=1000,
+        ),
+        vae=autoencoder(2, 4, scaling_factor=0.18215),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+        id2label={207: "golden retriever", 360: "otter"},
+    ).save_pretrained(folder)
+
+
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pixart-alpha": pixart_alpha,
     "pixart-sigma": pixart_sigma,
@@ -217,4 +238,5 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "flux-dev": flux_dev,
     "flux-fill": flux_fill,
     "flux-schnell": flux_schnell,
+    "dit": dit,
 }

@@ -100,6 +100,7 @@ class Description:
             channels] float in [0, 1].
         resizable: whether the diffusers pipeline itself can be asked for another size than the
             default.
+        gives_latents: whether the diffusers pipeline can be asked for latents.
         view: what the loop of diffusers' pipeline holds, and what it gave its denoiser by name →
             latents.
     """
@@ -110,6 +111,7 @@ class Description:
     denoiser: torch.nn.Module
     call: Callable[..., Any]
     resizable: bool = True
+    gives_latents: bool = True
     view: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] = as_held
     shifted: Shifted | None = None
 

@@ -3,6 +3,7 @@ latent consistency models made from them, whose UNets take the guidance scale as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,8 +79,13 @@ class Denoiser(torch.nn.Module):
         return (prediction,)
 
 
-def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+def describe(pipe: Any, texts: Callable[[Draft], None] | None = None) -> Description:
+    """See `exporter.families.Description`.
+
+    Args:
+        texts: writes into a program in the place of `write`, for a pipeline that does something
+            else with the same parts.
+    """
     check_parts(pipe, "unet", "vae", "text_encoder", "tokenizer")
     check_unet(pipe.unet, type(pipe).__name__)
     check_vae(pipe.vae)
@@ -89,11 +95,12 @@ def describe(pipe: Any) -> Description:
         denoiser=_denoiser(pipe),
         tokens=[Tokens("tokenizer")],
         scaling=Scaling.plain(pipe.vae),
-        write=_write,
+        write=texts or write,
     )
 
 
-def _write(draft: Draft) -> None:
+def write(draft: Draft) -> None:
+    """Write the texts into a program."""
     for side in sides_of(draft, "empty"):
         ids = side.tokens("input_ids", "tokenizer", "prompt")
         values = side.run("text_encoder", {"input_ids": ids}, {_STATES: "prompt_embeds"})

@@ -64,11 +64,11 @@ def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
     return made
 
 
-def projected(transformer: Any, **arguments: Any) -> torch.Tensor:
-    """What the transformer's last layer gives for its patches, [batch, tokens, width]: before it
-    is made a picture with tensors of six dimensions, which Core ML has not."""
+def projected(transformer: Any, layer: str = "proj_out", **arguments: Any) -> torch.Tensor:
+    """Return what the transformer's last layer gives for its patches, [batch, tokens, width]:
+    before it is made an image with tensors of six dimensions, which Core ML has not."""
     seen: list[torch.Tensor] = []
-    handle = transformer.proj_out.register_forward_hook(lambda *call: seen.append(call[-1]))
+    handle = getattr(transformer, layer).register_forward_hook(lambda *call: seen.append(call[-1]))
     try:
         transformer(return_dict=False, **arguments)
     finally:

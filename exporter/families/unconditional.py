@@ -91,4 +91,5 @@ def describe(pipe: Any) -> Description:
         denoiser=pipe.unet,
         call=calling(pipe),
         resizable=False,
+        gives_latents=False,
     )

@@ -84,6 +84,7 @@ class Draft:
         together: whether a call gives height and width, or none of them.
         rescale: the argument that gives predictions the base's deviation back.
         keep: what is put back after each step.
+        views: the parts of the latents that the denoiser is given one after the other.
         decoder: the component that makes images of the denoised latents.
     """
 
@@ -95,6 +96,7 @@ class Draft:
         self.together = False
         self.rescale: str | None = None
         self.keep: form.Keep | None = None
+        self.views: form.Views | None = None
         self.start: Start | None = None
         self.decoder = DECODER
         self.branches: dict[str, Branch] = {}
@@ -176,6 +178,12 @@ class Draft:
         self._numbers.setdefault(name, argument)
         return name
 
+    def row_number(self, name: str, least: float, most: float) -> str:
+        """Declare a whole number for each prompt, which a call must give."""
+        argument = form.Numbers(name=name, least=least, most=most, whole=True, rows=True)
+        self._numbers.setdefault(name, argument)
+        return name
+
     # Branches, and what feeds them.
 
     def branch(
@@ -204,8 +212,8 @@ class Draft:
         """Add a statement behind those of its phase and rank."""
         self._statements.append((phase, rank, statement))
 
-    def row(self, name: str, of: Sequence[str]) -> str:
-        """Add the row of these arguments, unless it is there, and return what it is called."""
+    def row(self, name: str, of: Sequence[str | float]) -> str:
+        """Add the row of these arguments and numbers, unless it is there, and return its name."""
         for _, _, statement in self._statements:
             if isinstance(statement, form.NumberRow) and statement.of == tuple(of):
                 return statement.gives
@@ -329,6 +337,7 @@ class Draft:
                 stop=_END,
             ),
             rescale=self.rescale,
+            views=self.views,
         )
 
     def _shared(self) -> dict[str, Feed]:

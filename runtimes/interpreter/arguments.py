@@ -88,6 +88,35 @@ def prompts_of_values(
     return -(-max(images, default=0) // each)
 
 
+def rows_of(facts: Facts, given: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return the numbers that a call gives for each prompt, or one for all, by argument."""
+    return {
+        name: _within(
+            argument,
+            tuple(
+                checked.integer(name, value) if argument.whole else checked.number(name, value)
+                for value in checked.several(name, given[name])
+            ),
+        )
+        for name, argument in facts.row_numbers.items()
+        if name in given
+    }
+
+
+def spread_rows(
+    facts: Facts, lists: Mapping[str, tuple[float, ...]], prompts: int
+) -> dict[str, tuple[float, ...]]:
+    """Return one number for each prompt, of the defaults too."""
+    rows: dict[str, tuple[float, ...]] = {}
+    for name, argument in facts.row_numbers.items():
+        values = lists.get(name) or tuple(float(value) for value in argument.default)
+        if len(values) not in (1, prompts) and values:
+            raise InputError(f"{name!r} has {len(values)} numbers for {prompts} prompts")
+        if values:
+            rows[name] = values if len(values) == prompts else values * prompts
+    return rows
+
+
 def texts_of(
     facts: Facts, given: Mapping[str, Any], encoded: int
 ) -> tuple[dict[str, tuple[str, ...]], int]:
@@ -96,6 +125,8 @@ def texts_of(
     Args:
         encoded: how many there are by what else the call gives, 0 where that says nothing.
     """
+    if not facts.texts and facts.row_numbers:
+        return {}, encoded or 1
     if not facts.texts:
         return {}, checked.count(given, "batch_size", encoded or 1, checked.MOST_IMAGES)
     lists = {n: checked.strings(n, given[n]) for n in facts.texts if n in given}
@@ -209,6 +240,8 @@ def numbers_of(facts: Facts, given: Mapping[str, Any]) -> dict[str, tuple[float 
     """Return all numbers of the program; defaults may be names of sizes."""
     found: dict[str, tuple[float | str, ...]] = {}
     for name, argument in facts.numbers.items():
+        if argument.rows:
+            continue
         if name in given:
             found[name] = _given_numbers(argument, given[name])
         elif argument.fallback is not None:
@@ -228,6 +261,12 @@ def _given_numbers(argument: Numbers, value: Any) -> tuple[float, ...]:
         values = (checked.number(name, value),)
     else:
         values = checked.numbers(name, value, argument.count, argument.spread)
+    return _within(argument, values)
+
+
+def _within(argument: Numbers, values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return numbers that are in an argument's range. Raises InputError for others."""
+    name = argument.name
     low = -math.inf if argument.least is None else argument.least
     high = math.inf if argument.most is None else argument.most
     if argument.above is not None and not all(argument.above < v <= high for v in values):

@@ -117,8 +117,7 @@ class Execution:
                 several = Rows.PROMPTS if len(array) > 1 else Rows.CALL
                 self._put(statement.gives, array, several if statement.for_prompts else Rows.GIVEN)
             case form.NumberRow():
-                numbers = [n for name in statement.of for n in self.call.numbers[name]]
-                self._put(statement.gives, np.array([numbers], np.float32), Rows.CALL)
+                self._number_row(statement)
             case form.Noise():
                 self._draw(statement)
             case form.Zeros():
@@ -137,6 +136,21 @@ class Execution:
 
     def _put(self, name: str, array: Array, rows: Rows) -> None:
         self.values[name] = Value(array, rows)
+
+    def _number_row(self, statement: form.NumberRow) -> None:
+        """Put arguments side by side; there are as many rows as the type says."""
+        call, kind = self.call, self.call.facts.types[statement.gives].rows
+        columns: list[tuple[float, ...]] = []  # each of one number, or of one for each prompt
+        for part in statement.of:
+            if not isinstance(part, str):
+                columns.append((part,))
+            elif part in call.row_numbers:
+                columns.append(call.row_numbers[part])
+            else:
+                columns += [(number,) for number in call.numbers[part]]
+        rows = call.prompts if kind == Rows.PROMPTS else 1
+        every = [np.broadcast_to(np.array(each, np.float32), rows) for each in columns]
+        self._put(statement.gives, np.stack(every, axis=1), kind)
 
     def _encode_texts(self) -> None:
         """Run all encoders of texts at once: each runs on the distinct texts of the whole call."""

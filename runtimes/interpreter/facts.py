@@ -57,6 +57,11 @@ class Facts:
         return {each.name: each for each in self.program.arguments if isinstance(each, Numbers)}
 
     @cached_property
+    def row_numbers(self) -> Mapping[str, Numbers]:
+        """The arguments that are one number for each prompt, by name."""
+        return {name: each for name, each in self.numbers.items() if each.rows}
+
+    @cached_property
     def images(self) -> Mapping[str, Image | Mask]:
         """The arguments that are images or masks, by name."""
         arguments = self.program.arguments
@@ -160,7 +165,7 @@ class Facts:
         found: list[str] = []
         for step in self.program.steps:
             if isinstance(step, form.NumberRow):
-                found += step.of
+                found += form.arguments_of_row(step)
             if isinstance(step, Loop):
                 found += windows_of_feeds(feed for _, feed in feeds_of(step))
         return tuple(dict.fromkeys(found))

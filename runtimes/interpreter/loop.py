@@ -18,6 +18,7 @@ from runtimes.sampler import Rescale, Step, denoise
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.step_cache import StepCache, kinds
+from runtimes.views import View, cut, merged, one_by_one, views_of
 
 
 @dataclass(frozen=True)
@@ -139,21 +140,36 @@ class LoopRun:
         """Return the first sample and the steps from there."""
         loop, call = self._loop, self._call
         first = self._first()
+        views = self._views(first)
         all_run = guided(call, loop, self._plan.num_evaluations)
         steps = denoise(
             self._plan,
-            first,
-            self._predict(all_run),
-            lambda: noise.draw(generators, first.shape),
+            first if views is None else cut(first, views),
+            self._predict(all_run, 1 if views is None else len(views)),
+            lambda: self._noise(generators, first, views),
             weights=self._weights(),
             guided=all_run,
             rescale=self._rescale(),
         )
+        if views is not None:
+            steps = merged(steps, views, first.shape)
         keep = loop.state.keep
         if keep is None or call.continues(loop):
             return first, steps
         where, value, drawn = map(self._images, (keep.where, keep.value, keep.noise))
         return first, blended(steps, self._plan, where, value, drawn)
+
+    def _views(self, first: Array) -> list[View] | None:
+        """Return the places of the views, None where the denoiser is given all of the state."""
+        views = self._loop.views
+        return None if views is None else views_of(first.shape[2:], views.size, views.stride)
+
+    def _noise(self, generators: noise.Generators, first: Array, views: list[View] | None) -> Array:
+        """Draw noise for the sample; of views, for one after the other."""
+        if views is None:
+            return noise.draw(generators, first.shape)
+        shapes = [first[..., rows, columns].shape for rows, columns in views]
+        return np.concatenate([noise.draw(generators, shape) for shape in shapes])
 
     def _first(self) -> Array:
         state = self._loop.state
@@ -192,7 +208,8 @@ class LoopRun:
             return None
         return Rescale(amount, self.branches.index(self._base))
 
-    def _predict(self, all_run: list[bool]) -> StepCache:
+    def _predict(self, all_run: list[bool], views: int) -> Callable[[Array, Array], Array]:
+        """Return what predicts for the branches that run; of several views, for one at a time."""
         made = self._call.made
         by_rows = {len(self.branches) * made: self._constants(self.branches)}
         if len(self.branches) > 1 and not all(all_run):
@@ -205,15 +222,18 @@ class LoopRun:
         }
         cache = self._loop.cache
         interval = 1 if cache is None else int(self._call.number(cache.every))
-        return StepCache(
+        predict = StepCache(
             self._bind(self._loop.denoiser, fixed),
             self._bind(cache.component, fixed) if cache is not None and interval > 1 else {},
             () if cache is None else cache.keeps,
-            kinds(all_run, interval),
-            varying if changing else None,
+            [kind for kind in kinds(all_run, interval) for _ in range(views)],
+            {rows: [each for each in own for _ in range(views)] for rows, own in varying.items()}
+            if changing
+            else None,
             sample=self._loop.state.input,
             prediction=self._loop.state.prediction,
         )
+        return predict if views == 1 else one_by_one(predict, views, made)
 
     def _feeds(self, branch: Branch) -> dict[str, Feed]:
         return {**self._loop.feeds, **branch.feeds}

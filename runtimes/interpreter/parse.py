@@ -16,7 +16,9 @@ from runtimes.interpreter.arguments import (
     missing,
     numbers_of,
     prompts_of_values,
+    rows_of,
     shaped,
+    spread_rows,
     taken_as_values,
     texts_of,
 )
@@ -30,6 +32,7 @@ from runtimes.programs.demand import Demand, holds, of_call, truth_of
 from runtimes.programs.statements import Pixels
 from runtimes.programs.uses import bounds_of_window
 from runtimes.programs.values import Rows
+from runtimes.views import MOST_VIEWS, count_views
 
 _CALL_WIDE = (
     *("seed", "scheduler", "num_images_per_prompt", "batch_size", "output_type"),
@@ -58,7 +61,10 @@ def parse(
     pictures = listed(facts, given)
     each = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
     rows = prompts_of_values(facts, arrays, pictures, each, wanted)
+    row_lists = rows_of(facts, given)
+    rows = max((rows, *map(len, row_lists.values())))
     texts, prompts = texts_of(facts, given, rows)
+    row_numbers = spread_rows(facts, row_lists, prompts)
     made = prompts * each
     if made > checked.MOST_IMAGES:
         raise InputError(f"{made} images in one call: at most {checked.MOST_IMAGES}")
@@ -77,7 +83,7 @@ def parse(
         wanted = wanted or (facts.loop.state.name,)
     demand = of_call(facts.program, named, single_numbers, wanted)
     _refuse_unused(facts, named, texts, wanted)
-    _refuse_missing(facts, demand, named, texts)
+    _refuse_missing(facts, demand, named, {*texts, *row_numbers})
     _refuse_two_starts(facts, named, single_numbers, labels)
     _refuse_empty_windows(facts, single_numbers)
     masking = masking_of(facts, given)
@@ -88,6 +94,8 @@ def parse(
         facts.symbols[name]: side // facts.program.symbols[facts.symbols[name]].unit
         for name, side in sizes.made.items()
     }
+    if facts.loop_place in demand.live:
+        _refuse_many_views(facts, symbols)
     live = (facts.program.steps[place] for place in demand.live)
     images = with_pixels(
         prepared(facts, pictures, sizes, masking),
@@ -98,6 +106,7 @@ def parse(
         facts=facts,
         texts=texts,
         numbers=numbers,
+        row_numbers=row_numbers,
         images=images,
         values=values,
         given=named,
@@ -190,13 +199,31 @@ def _refuse_missing(
     facts: Facts,
     demand: Demand,
     given: frozenset[str],
-    texts: Mapping[str, tuple[str, ...]],
+    known: Collection[str],
 ) -> None:
-    """Refuse a call without a text or an image that it needs."""
+    """Refuse a call without a text, an image or a number for each prompt that it needs.
+
+    Args:
+        known: texts and numbers that there are, defaults included.
+    """
     for name in sorted(demand.arguments):
-        needed = name in facts.images or (name in facts.texts and name not in texts)
+        listed = name in facts.texts or name in facts.row_numbers
+        needed = name in facts.images or (listed and name not in known)
         if needed and name not in given:
             raise InputError(missing(facts, name))
+
+
+def _refuse_many_views(facts: Facts, symbols: Mapping[str, int]) -> None:
+    """Refuse an image that would be made in more views than anybody waits for."""
+    views = facts.loop.views
+    if views is None:
+        return
+    count = count_views([*symbols.values()][:2], views.size, views.stride)
+    if count > MOST_VIEWS:
+        raise InputError(
+            f"an image of this size is {count} views, each of which is denoised in every step: at "
+            f"most {MOST_VIEWS}"
+        )
 
 
 def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:

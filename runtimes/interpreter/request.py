@@ -20,7 +20,7 @@ class Request:
 
     Attributes:
         texts: one for each prompt, by argument; those that the call gives and defaults.
-        numbers: by argument, defaults included.
+        numbers: by argument, defaults included; `row_numbers`: one for each prompt.
         images: what the call's images became.
         values: arrays that the call gives in the place of what the program would make.
         given: the names of all that the call gives.
@@ -33,6 +33,7 @@ class Request:
     facts: Facts
     texts: Mapping[str, tuple[str, ...]]
     numbers: Mapping[str, tuple[float, ...]]
+    row_numbers: Mapping[str, tuple[float, ...]]
     images: Images
     values: Mapping[str, Array]
     given: frozenset[str]
@@ -66,7 +67,8 @@ class Request:
     def given_numbers(self) -> dict[str, tuple[float, ...]]:
         """Return the numbers that the call gives and graphs are told."""
         told = self.facts.told_numbers
-        return {n: v for n, v in self.numbers.items() if n in told and n in self.given}
+        every = {**self.numbers, **self.row_numbers}
+        return {n: v for n, v in every.items() if n in told and n in self.given}
 
     def image_sizes(self) -> set[tuple[int, int]]:
         """Return width and height of the images that are made: where they are put into others,
@@ -81,6 +83,11 @@ class Request:
         """Return the shape of what is denoised: images, channels, height and width."""
         shape = self.facts.types[self.facts.loop.state.noise].shape
         return (self.made, *(each.value(self.symbols) for each in shape))
+
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return the shape of what the denoiser is given of an image: the latents, or a view."""
+        views, (channels, *sides) = self.facts.loop.views, self.latents_shape()[1:]
+        return (channels, *(side if views is None else min(side, views.size) for side in sides))
 
     def settings(self) -> dict[str, Any]:
         """Return what made the images, as JSON-compatible values with the call's names."""

@@ -80,7 +80,8 @@ class Signature:
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
         texts = (*self.texts, *self.branch_texts)
-        reading = (*READING, *self.embeddings) if self.texts else ("batch_size",)
+        counted = any(facts.row_numbers for facts in self.facts)  # they say how many images
+        reading = (*READING, *self.embeddings) if self.texts else ("batch_size",) * (not counted)
         masks = MASK_OPTIONS if any(facts.masks for facts in self.facts) else ()
         numbers = _distinct(name for facts in self.facts for name in facts.numbers)
         sizes = _distinct(name for facts in self.facts for name in facts.symbols)

@@ -169,7 +169,9 @@ class _Checker:
         self, numbers: Numbers, earlier: Mapping[str, form.Argument]
     ) -> Iterator[str]:
         ways = (bool(numbers.default), numbers.fallback is not None, numbers.optional)
-        if sum(ways) != 1:
+        if numbers.rows:
+            yield from _row_problems(numbers)
+        elif sum(ways) != 1:
             yield f"numbers {numbers.name!r}: expected a default, a fallback or optional"
         if numbers.default and len(numbers.default) != numbers.count:
             yield f"numbers {numbers.name!r}: {len(numbers.default)} defaults for {numbers.count}"
@@ -184,6 +186,7 @@ class _Checker:
             not isinstance(fallback, Numbers)
             or fallback.count != numbers.count
             or fallback.optional
+            or fallback.rows
         ):
             yield f"numbers {numbers.name!r}: its fallback {numbers.fallback!r} is none before it"
 
@@ -239,7 +242,9 @@ class _Checker:
             case form.Loop():
                 if statement.state.noise not in self.drawn:
                     yield f"{statement.state.noise!r} is not drawn: no noise to begin with"
-                yield from loop_problems(statement, self.graphs, self.types, self.arguments)
+                yield from loop_problems(
+                    statement, self.graphs, self.types, self.arguments, self.program.symbols
+                )
                 self.types[statement.state.name] = loop_type(statement, self.types)
             case form.Emit():
                 yield from self._emit(statement)
@@ -299,8 +304,13 @@ class _Checker:
         self.types[pixels.gives] = Type(False, shape, rows)
 
     def _number_row(self, row: form.NumberRow) -> Iterator[str]:
-        count = 0
+        count, rows = 0, Rows.CALL
         for name in row.of:
+            if not isinstance(name, str):
+                count += 1
+                if abs(name) > _LARGEST_NUMBER:
+                    yield f"the number {name:g}: expected up to {_LARGEST_NUMBER:g}"
+                continue
             argument = self.arguments[name]
             if not isinstance(argument, Numbers):
                 yield f"{name!r} holds no numbers"
@@ -308,9 +318,10 @@ class _Checker:
             if argument.optional:
                 yield f"{name!r} holds no numbers in calls without it"
             count += argument.count
+            rows = Rows.PROMPTS if argument.rows else rows
         if not row.of:
             yield "no numbers"
-        self.types[row.gives] = Type(False, (Dimension(count),), Rows.CALL)
+        self.types[row.gives] = Type(False, (Dimension(count),), rows)
 
     def _noise(self, noise: form.Noise) -> Iterator[str]:
         shape = self._shape(noise.shape)
@@ -495,6 +506,17 @@ def _is_side(own: Dimension, name: str, symbol: form.Symbol) -> bool:
 def _is_list(count: int | None) -> bool:
     """Return whether an image may be a list of so many; None is no list, and may be."""
     return count is None or 1 <= count <= MOST_ARGUMENTS
+
+
+def _row_problems(numbers: Numbers) -> Iterator[str]:
+    """Yield what is wrong with an argument of one number for each prompt."""
+    if numbers.count != 1 or numbers.fallback is not None or numbers.optional or numbers.spread:
+        yield (
+            f"numbers {numbers.name!r} for each prompt: expected one, with a default or none; not "
+            "spread, optional or with a fallback"
+        )
+    if any(isinstance(value, str) for value in numbers.default):
+        yield f"numbers {numbers.name!r} for each prompt: a default that is a size"
 
 
 def _limit_problems(numbers: Numbers) -> Iterator[str]:

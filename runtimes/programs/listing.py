@@ -71,7 +71,8 @@ def _number(numbers: Numbers) -> str:
         limits = f" {low}..{high}]"
     kind = " whole" if numbers.whole else ""
     spread = " spread" if numbers.spread else ""
-    given = f" = {default}" if default else "?"
+    spread = " for each prompt" if numbers.rows else spread
+    given = f" = {default}" if default else "" if numbers.rows else "?"
     return f"{numbers.name}{many}{given}{limits}{kind}{spread}"
 
 
@@ -107,7 +108,7 @@ def _statement(statement: Statement) -> Iterator[str]:
         case form.Pixels():
             yield _pixels(statement)
         case form.NumberRow():
-            yield f"{statement.gives} = numbers {', '.join(statement.of)}"
+            yield f"{statement.gives} = numbers {', '.join(map(_shown, statement.of))}"
         case form.Noise():
             yield _noise(statement)
         case form.Zeros():
@@ -175,6 +176,8 @@ def _loop(loop: Loop) -> Iterator[str]:
         keep = loop.state.keep
         kept = f"keep {keep.value} where {keep.where} = 0"
         yield f"    {kept}, as noisy as the step with {keep.noise}"
+    if loop.views is not None:
+        yield f"  views of {loop.views.size} every {loop.views.stride}"
     if loop.feeds:
         yield f"  feeds {_feeds(loop.feeds)}"
     for branch in loop.branches:

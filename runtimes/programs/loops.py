@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from runtimes.programs import statements as form
-from runtimes.programs.dimensions import Dimension
+from runtimes.programs.dimensions import Dimension, parse
 from runtimes.programs.graphs import ROWS, TIMESTEP, Form, Graph
 from runtimes.programs.statements import Branch, During, Feed, Loop, Numbers, Window, value_of
 from runtimes.programs.values import Rows, Type, fits, type_of
 
 MOST_BRANCHES = 16
+LARGEST_VIEW = 4096  # latents along a side
 MOST_STEPS = 10_000  # plans have fewer, and what is counted beforehand stays short
 
 
@@ -25,11 +26,13 @@ def loop_problems(
     graphs: Mapping[str, Graph],
     types: Mapping[str, Type],
     arguments: Mapping[str, form.Argument],
+    sizes: Mapping[str, form.Symbol],
 ) -> Iterator[str]:
     """Yield what is wrong with a loop whose names are all known.
 
     Args:
         types: of the values before it.
+        sizes: the symbols of the program.
     """
     denoiser = graphs.get(loop.denoiser)
     if denoiser is None:
@@ -41,7 +44,10 @@ def loop_problems(
     yield from _argument_problems(loop, arguments)
     yield from _state_problems(loop, types)
     yield from _branch_problems(loop, arguments)
-    yield from _prediction_problems(loop, denoiser, types)
+    if loop.views is None:
+        yield from _prediction_problems(loop, denoiser, types)
+    else:
+        yield from _view_problems(loop, loop.views, denoiser, types, sizes)
     for branch in loop.branches:
         yield from _feed_problems(loop, branch, denoiser, types, arguments)
     if loop.cache is not None:
@@ -70,13 +76,14 @@ def is_number(argument: form.Argument | None) -> bool:
     return (
         isinstance(argument, Numbers)
         and argument.count == 1
+        and not argument.rows
         and not argument.optional
         and not any(isinstance(each, str) for each in argument.default)
     )
 
 
 def _count(argument: form.Argument | None) -> int:
-    return argument.count if isinstance(argument, Numbers) else 0
+    return argument.count if isinstance(argument, Numbers) and not argument.rows else 0
 
 
 def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
@@ -149,9 +156,12 @@ def _feed_problems(
         yield f"branch {branch.name!r} feeds {sorted(fed)}: expected {sorted(wanted)}"
         return
     symbols: dict[str, Dimension] = {}
-    fits(types[loop.state.noise], denoiser.inputs[loop.state.input], symbols)
+    if loop.views is None:
+        fits(types[loop.state.noise], denoiser.inputs[loop.state.input], symbols)
     for name, feed in fed.items():
         value = types[value_of(feed)]
+        if loop.views is not None and any(each.symbol is not None for each in value.shape):
+            yield f"views of the state, and {value_of(feed)!r} is {value}, as large as all of it"
         if not fits(value, denoiser.inputs[name], symbols):
             spec: Form = denoiser.inputs[name]
             yield (
@@ -163,19 +173,72 @@ def _feed_problems(
             yield from _window_problems(feed.during, arguments, columns)
 
 
-def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type]) -> Iterator[str]:
+def _view_problems(
+    loop: Loop,
+    views: form.Views,
+    denoiser: Graph,
+    types: Mapping[str, Type],
+    sizes: Mapping[str, form.Symbol],
+) -> Iterator[str]:
+    """Yield what is wrong with views: they must cover latents of every size, and the denoiser must
+    take a view whatever its sides are."""
     noise, state = types[loop.state.noise], loop.state
-    if state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
-        yield f"{loop.denoiser!r} has no input {state.input!r}, or none for the timestep"
+    if not 1 <= views.stride <= views.size <= LARGEST_VIEW or views.size % views.stride:
+        yield f"views of {views.size} every {views.stride}: expected a multiple of the stride"
         return
-    if denoiser.inputs[state.input].dtype != "float32":
-        yield f"{loop.denoiser!r} takes {denoiser.inputs[state.input].dtype} as {state.input!r}"
+    if loop.cache is not None:
+        yield "views, and a cache, which knows one"
+    if len(noise.shape) != 3 or any(
+        _multiple(side, sizes) % views.stride for side in noise.shape[1:]
+    ):
+        yield f"views every {views.stride} of {noise}: expected sides that are multiples of it"
+        return
+    yield from _timestep_problems(loop, denoiser)
+    given, made = denoiser.inputs.get(state.input), denoiser.outputs.get(state.prediction)
+    wanted = (ROWS, *(each.offset for each in noise.shape[:1]))
+    if given is None or made != given or len(given.shape) != 4 or given.shape[:2] != wanted:
+        yield f"{loop.denoiser!r} does not give {state.prediction!r} in the form of {state.input!r}"
+        return
+    for own, side in zip(noise.shape[1:], given.shape[2:], strict=True):
+        taken = parse(side)
+        least = own.offset if own.symbol is None else sizes[own.symbol].least
+        most = own.offset if own.symbol is None else LARGEST_VIEW
+        only = {min(least, views.size), min(most, views.size)}  # sides of views
+        if taken is None or (taken.symbol is None and {taken.offset} != only):
+            yield f"{loop.denoiser!r} takes sides of {side}, not every view of {views.size}"
+        elif taken.symbol is not None and taken != Dimension(0, 1, taken.symbol):
+            yield f"{loop.denoiser!r} takes sides of {side}: expected a symbol alone"
+
+
+def _multiple(side: Dimension, sizes: Mapping[str, form.Symbol]) -> int:
+    """Return what a side of a state is a multiple of; 1 where it is more than a symbol."""
+    if side.symbol is None:
+        return side.offset
+    return sizes[side.symbol].multiple if side == Dimension(0, 1, side.symbol) else 1
+
+
+def _timestep_problems(loop: Loop, denoiser: Graph) -> Iterator[str]:
+    if loop.state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
+        yield f"{loop.denoiser!r} has no input {loop.state.input!r}, or none for the timestep"
+        return
+    if denoiser.inputs[loop.state.input].dtype != "float32":
+        yield (
+            f"{loop.denoiser!r} takes {denoiser.inputs[loop.state.input].dtype} as "
+            f"{loop.state.input!r}"
+        )
     timestep = denoiser.inputs[TIMESTEP]
     if timestep.dtype != "float32" or timestep.shape not in ((1,), (ROWS,)):
         yield (
             f"{loop.denoiser!r} takes the timestep as {timestep.dtype} {list(timestep.shape)}; "
             f"expected float32 [1] or [{ROWS}]"
         )
+
+
+def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type]) -> Iterator[str]:
+    noise, state = types[loop.state.noise], loop.state
+    yield from _timestep_problems(loop, denoiser)
+    if state.input not in denoiser.inputs:
+        return
     symbols: dict[str, Dimension] = {}
     if not fits(noise, denoiser.inputs[state.input], symbols):
         yield f"{loop.denoiser!r} does not take {noise} ({state.noise}) as {state.input!r}"

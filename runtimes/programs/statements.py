@@ -66,7 +66,9 @@ class Numbers(Member, frozen=True, tag="numbers", tag_field="kind"):
 
     A default is a number, or the name of a size, which stands for its pixels; `fallback` names the
     numbers that it is in a call without it. `least` and `most` may be given, `above` may not.
-    `spread`: one number stands for all. `whole`: it is an integer.
+    `spread`: one number stands for all. `whole`: it is an integer. `rows`: it is one number for
+    all prompts, or a list with one for each, and says how many prompts there are in a call without
+    texts; it must be given where it has no default.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Numbers(Member, frozen=True, tag="numbers", tag_field="kind"):
     most: float | None = None
     spread: bool = False
     whole: bool = False
+    rows: bool = False
 
 
 class Image(Member, frozen=True, tag="image", tag_field="kind"):
@@ -172,10 +175,11 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
 
 
 class NumberRow(Member, frozen=True, tag="numbers", tag_field="do"):
-    """Numbers of the call, one after the other: float32 [1, n]."""
+    """Numbers of the call, one after the other: float32 [rows, n]. A number in the place of a name
+    is itself. There is a row for the call, or for each prompt where an argument has one."""
 
     gives: str
-    of: tuple[str, ...]
+    of: tuple[str | float, ...]
 
 
 class Noise(Member, frozen=True, tag="noise", tag_field="do"):
@@ -313,6 +317,16 @@ class Cache(Member, frozen=True):
     every: str
 
 
+class Views(Member, frozen=True):
+    """Parts of the state that the denoiser is given one after the other: squares of `size`, or as
+    large as the state where that is smaller, one every `stride` along both sides. Each makes a step
+    of its own, with a state of its own; then what they make is put together, where they overlap as
+    the mean, and they are cut from it again."""
+
+    size: int
+    stride: int
+
+
 class Loop(Member, frozen=True, tag="loop", tag_field="do"):
     """A sampling plan over a state: gives the state's name.
 
@@ -329,6 +343,7 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
     part: Part = Part()
     rescale: str | None = None
     cache: Cache | None = None
+    views: Views | None = None
 
 
 class Emit(Member, frozen=True, tag="emit", tag_field="do"):
@@ -384,6 +399,11 @@ def names_given(statement: Statement) -> tuple[str, ...]:
     if isinstance(statement, Run):
         return tuple(statement.gives.values())
     return statement.gives if isinstance(statement, Cut) else (statement.gives,)
+
+
+def arguments_of_row(row: NumberRow) -> tuple[str, ...]:
+    """Return the names of the arguments whose numbers are in a row."""
+    return tuple(each for each in row.of if isinstance(each, str))
 
 
 def value_of(feed: Feed) -> str:

@@ -44,7 +44,7 @@ def arguments_used(statement: Statement) -> Iterator[str]:
             if statement.fill_where is not None:
                 yield statement.fill_where
         case form.NumberRow():
-            yield from statement.of
+            yield from form.arguments_of_row(statement)
         case form.Noise():
             yield from statement.rows
         case form.Loop():

@@ -392,6 +392,8 @@ class Call:
                 self.texts[each["name"]] = self.texts[each["fallback"]]
         counts = [len(value) for n, value in self.values.items() if self.kinds[n] == PROMPT]
         counts += [len(text) for text in self.texts.values()]
+        rows = (a["name"] for a in self.program["arguments"] if a.get("rows"))
+        counts += [len(self.given[n]) for n in rows if isinstance(self.given.get(n), list)]
         self.prompts = max([*counts, self.given.get("batch_size", 1)])
         self.made = self.prompts * self.given.get("num_images_per_prompt", 1)
 
@@ -434,6 +436,7 @@ class Call:
 
     def _numbers(self, arguments: Sequence[Node]) -> None:
         self.numbers: dict[str, list[float]] = {}
+        self.row_numbers: dict[str, list[float]] = {}
         for each in arguments:
             value = self.given.get(each["name"])
             if value is None and not each["optional"]:
@@ -446,6 +449,9 @@ class Call:
             high = all(most is None or n <= most for n in found)
             whole = not each["whole"] or all(n == int(n) for n in found)
             right = len(found) == each["count"] or (each["optional"] and not found)
+            if each["rows"]:
+                right = len(found) in (1, self.prompts)
+                self.row_numbers[each["name"]] = found * (self.prompts // max(len(found), 1))
             expect(low and high and whole and right, f"{each['name']}: bad numbers {found}")
             self.numbers[each["name"]] = found
 
@@ -511,8 +517,14 @@ class Call:
         return (mask[:, :1, ::every, ::every] >= 0.5).astype(np.float32)
 
     def _do_numbers(self, step: Node) -> None:
-        row = [number for name in step["of"] for number in self.numbers[name]]
-        self.values[step["gives"]] = np.array([row], np.float32)
+        columns: list[list[float]] = []
+        for part in step["of"]:
+            if part in self.row_numbers:
+                columns.append(self.row_numbers[part])
+            else:
+                columns += [[n] for n in (self.numbers[part] if isinstance(part, str) else [part])]
+        every = np.broadcast_arrays(*(np.array(column, np.float32) for column in columns))
+        self.values[step["gives"]] = np.stack(every, axis=1)
 
     def _do_noise(self, step: Node) -> None:
         images = [self.given[name] for name in step["rows"]]
@@ -585,8 +597,26 @@ class Call:
             return np.asarray(keep["where"] * made + (1 - keep["where"]) * known)
 
         predict = Denoiser(self, loop, len(plan["timesteps"]))
-        draw = partial(self.draw, sample.shape)
-        self.values[state["name"]] = run_plan(plan, sample, predict, draw, after)
+        if not loop["views"]:
+            draw = partial(self.draw, sample.shape)
+            self.values[state["name"]] = run_plan(plan, sample, predict, draw, after)
+            return
+        views, shape = views_of(sample.shape[2:], **loop["views"]), sample.shape
+        first = np.concatenate([sample[..., rows, columns] for rows, columns in views])
+
+        def draws() -> Array:
+            return np.concatenate([self.draw(sample[..., a, b].shape) for a, b in views])
+
+        def of_views(parts: Array, timestep: Any, i: int) -> Array:
+            every = np.split(parts, len(views))
+            return np.concatenate([predict(part, timestep, i) for part in every])
+
+        def together(parts: Array, i: int) -> Array:
+            whole = after(mean_of(parts, views, shape), i)
+            return np.concatenate([whole[..., rows, columns] for rows, columns in views])
+
+        last = run_plan(plan, first, of_views, draws, together)
+        self.values[state["name"]] = mean_of(last, views, shape)
 
     def _plan(self, loop: Node, scheduler: str | None) -> tuple[dict[str, Any], bool]:
         """Return the part of the plan that is run, and whether it goes on from another run."""
@@ -677,6 +707,21 @@ class Denoiser:
         if whole and cache:
             self.features = {each: made[each] for each in cache["keeps"]}
         return made[self.loop["state"]["prediction"]]
+
+
+def views_of(sides: Sequence[int], size: int, stride: int) -> list[tuple[slice, slice]]:
+    """Return the places of the views of a state (section 8.4), row by row."""
+    starts = [range(0, max(side - size, 0) + 1, stride) for side in sides]
+    return [(slice(y, y + size), slice(x, x + size)) for y in starts[0] for x in starts[1]]
+
+
+def mean_of(parts: Array, views: Sequence[tuple[slice, slice]], shape: Sequence[int]) -> Array:
+    """Return the state whose views these are, the mean where they overlap."""
+    total, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for (rows, columns), part in zip(views, np.split(parts, len(views)), strict=True):
+        total[..., rows, columns] += part
+        count[..., rows, columns] += 1
+    return np.asarray(total / count)
 
 
 def rescaled(made: Array, like: Array, amount: float) -> Array:

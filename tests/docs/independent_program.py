@@ -39,6 +39,11 @@ def fed(feeds: Node) -> dict[str, str]:
     return {name: feed if isinstance(feed, str) else feed["value"] for name, feed in feeds.items()}
 
 
+def named(row: Node) -> list[str]:
+    """Return the arguments whose numbers stand in a row."""
+    return [part for part in row["of"] if isinstance(part, str)]
+
+
 def needs(step: Node, holds: Tests = lambda tests: {True, False}) -> list[str]:
     """Return the values that a statement needs (section 8.2)."""
     if step["do"] == "choose":
@@ -99,6 +104,11 @@ class _Typing:
         self.sides = [(each["unit"], name) for name, each in program["symbols"].items()][:2]
         self.graphs = {each["name"]: each for each in document["components"]}
         self.lengths = {each["name"]: each["max_length"] for each in document["tokenizers"]}
+        sides = [*program["symbols"].values()][:2]
+        # A side that is always the same need be a multiple of nothing.
+        self.multiples = [
+            each["default"] if each["least"] == each["most"] else each["multiple"] for each in sides
+        ]
         self.symbols, self.types = symbols, types
 
     def made(self, step: Node) -> dict[str, Type]:
@@ -117,8 +127,12 @@ class _Typing:
             self._pixels(step)
             rows = GIVEN
         elif step["do"] == "numbers":
-            self._are(step["of"], "numbers")
-            shape = (sum(self.arguments[name]["count"] for name in step["of"]),)
+            names = named(step)
+            self._are(names, "numbers")
+            rows = PROMPT if any(self.arguments[name]["rows"] for name in names) else CALL
+            shape = (sum(1 if n not in names else self.arguments[n]["count"] for n in step["of"]),)
+            constants = [number for number in step["of"] if number not in names]
+            expect(all(abs(number) <= 1e9 for number in constants), f"numbers: {constants}")
         elif step["do"] == "noise":
             self._are(step["rows"], "image", "mask")
             rows = GIVEN if step["rows"] else MADE
@@ -203,6 +217,9 @@ class _Typing:
         expect(state["prediction"] in graph["outputs"], "loop: no such prediction")
         inputs = {n: spec for n, spec in graph["inputs"].items() if n != "timestep"}
         self.graphs = {**self.graphs, loop["denoiser"]: {**graph, "inputs": inputs}}
+        if loop["views"]:
+            shape = self._view(loop["views"], shape, cache)
+            self.types = {**self.types, state["noise"]: (kind, integers, shape)}
         for branch in loop["branches"]:
             expect(not loop["feeds"].keys() & branch["feeds"], "loop: an input is fed twice")
             feeds = fed({**loop["feeds"], **branch["feeds"], state["input"]: state["noise"]})
@@ -215,7 +232,16 @@ class _Typing:
             given = [each["outputs"][state["prediction"]] for each in (graph, shallow)]
             taken = 0 < len({*cache["keeps"]} & shallow["inputs"].keys()) == len(cache["keeps"])
             expect(right and taken and given[0] == given[1], "loop: a bad cache")
+        self.types = {**self.types, state["noise"]: sample}
         return {state["name"]: sample}
+
+    def _view(self, views: Node, shape: Sequence[int], cache: Node | None) -> tuple[int, ...]:
+        """Return the form of a view of a state."""
+        size, stride = views["size"], views["stride"]
+        right = 1 <= stride <= size <= 4096 and size % stride == 0 and len(shape) == 3
+        expect(right and not cache, f"views of {size} every {stride}")
+        expect(all(each % stride == 0 for each in self.multiples), "views that leave something out")
+        return (shape[0], *(min(side, size) for side in shape[1:]))
 
 
 def problems(program: Node) -> Iterator[str]:
@@ -279,14 +305,18 @@ def _argument_problems(arguments: Sequence[Node], sizes: Sequence[str]) -> Itera
             yield f"{each['name']}: falls back to nothing before it"
         if not 1 <= (1 if each.get("count") is None else each["count"]) <= 64:
             yield f"{each['name']}: {each['count']} of them"
-        if ways > 1 or (each["kind"] == "numbers" and not ways):
+        rows = each.get("rows", False)
+        if ways > 1 or (each["kind"] == "numbers" and not ways and not rows):
             yield f"{each['name']}: a default, a fallback or optional"
         if each["kind"] == "numbers":
             if each["default"] and len(each["default"]) != each["count"]:
                 yield f"{each['name']}: {len(each['default'])} defaults"
             if any(isinstance(n, str) and n not in sizes for n in each["default"]):
                 yield f"{each['name']}: a default that is no size"
-            if other and (other["count"] != each["count"] or other["optional"]):
+            others = (each["fallback"], each["optional"], each["spread"], each["count"] != 1)
+            if rows and (any(others) or any(isinstance(n, str) for n in each["default"])):
+                yield f"{each['name']}: not one number for each prompt"
+            if other and (other["count"] != each["count"] or other["optional"] or other["rows"]):
                 yield f"{each['name']}: falls back to other numbers"
         earlier[each["name"]] = each
 
@@ -294,6 +324,7 @@ def _argument_problems(arguments: Sequence[Node], sizes: Sequence[str]) -> Itera
 def _is_number(each: Node) -> bool:
     """Return whether an argument is one number in every call, whatever its size."""
     one = each.get("kind") == "numbers" and each["count"] == 1 and not each["optional"]
+    one = one and not each["rows"]
     return one and not any(isinstance(n, str) for n in each["default"])
 
 
@@ -365,7 +396,7 @@ def _use_problems(program: Node, arguments: Mapping[str, Node], names: set[str])
             yield f"nothing uses {gives(step)}"
         own = [step.get("text"), step.get("fill_where")]
         own += [step["of"]] if step["do"] == "pixels" else step.get("rows", [])
-        own += step["of"] if step["do"] == "numbers" else []
+        own += named(step) if step["do"] == "numbers" else []
         used |= {*own}
     used |= {each.get("fallback") for each in arguments.values()}
     used |= {symbol["of"]["image"] for symbol in program["symbols"].values() if symbol["of"]}

@@ -50,6 +50,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     f"{SD}UpscalePipeline": ("upscaler", alone("upscaling", f"{SD}UpscalePipeline")),
     f"{SD}Depth2ImgPipeline": ("depth", alone("depth-to-image", f"{SD}Depth2ImgPipeline")),
     **{cls: ("sd", three(CONTROLLED)) for cls in three(CONTROLLED).values()},
+    f"{SD}PanoramaPipeline": ("panorama", alone(TEXT, f"{SD}PanoramaPipeline")),
     f"{SD}AdapterPipeline": ("sd-blocks", alone(TEXT, f"{SD}AdapterPipeline")),
     f"{LCM}Pipeline": ("lcm", {TEXT: f"{LCM}Pipeline"}),
     **{
@@ -71,6 +72,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "FluxFillPipeline": ("flux-fill", alone(MASK, "FluxFillPipeline")),
     "PixArtAlphaPipeline": ("pixart-alpha", alone(TEXT, "PixArtAlphaPipeline")),
     "PixArtSigmaPipeline": ("pixart-sigma", alone(TEXT, "PixArtSigmaPipeline")),
+    "DiTPipeline": ("dit", alone("class-to-image", "DiTPipeline")),
     "DDPMPipeline": ("unconditional", alone("unconditional", "DDPMPipeline")),
     "DDIMPipeline": ("unconditional", alone("unconditional", "DDIMPipeline")),
 }

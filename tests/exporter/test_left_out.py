@@ -99,7 +99,7 @@ USED = {
     *("vae", "unet", "transformer", "scheduler", "low_res_scheduler", "depth_estimator"),
     *(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
     *("controlnet", "adapter", "max_noise_level", "is_cosxl_edit"),
-    *("force_zeros_for_empty_prompt", "requires_aesthetics_score"),
+    *("force_zeros_for_empty_prompt", "requires_aesthetics_score", "id2label"),
 }
 # What says something of parts that are named by themselves.
 OF_OTHERS = {"requires_safety_checker", "add_watermarker"}

@@ -461,3 +461,87 @@ def optional_section_without_bottom(bad: BadBundle) -> None:
     bad.set("optional", {"deep": 12345})
     deep = b'{"a": ' * 100_000 + b"1" + b"}" * 100_000
     bad.put(MANIFEST, bad.read(MANIFEST).replace(b"12345", deep, 1))
+
+
+# Numbers for each prompt, and numbers in the place of arguments
+
+
+def _with_argument(bad: BadBundle, of: list[Any], **argument: Any) -> None:
+    """Add an argument ``label`` of a row of numbers, which nothing but a test of the call uses."""
+    _edit(bad, lambda program: program["arguments"].append({"kind": "numbers", **argument}))
+    _before_the_loop(bad, {"do": "numbers", "gives": "labels", "of": of})
+
+
+@case("manifest", "for each prompt: expected one")
+def rows_of_two_numbers(bad: BadBundle) -> None:
+    """There are two numbers for each prompt, and nobody could tell which is whose."""
+    _with_argument(bad, ["label"], name="label", rows=True, count=2)
+
+
+@case("manifest", "for each prompt: expected one")
+def rows_that_may_be_missing(bad: BadBundle) -> None:
+    """A number for each prompt may be left out, and a row of numbers needs it."""
+    _with_argument(bad, ["label"], name="label", rows=True, optional=True)
+
+
+@case("manifest", "a default that is a size")
+def rows_that_are_sizes(bad: BadBundle) -> None:
+    """A number for each prompt is the height, which is that of all."""
+    _with_argument(bad, ["label"], name="label", rows=True, default=["height"])
+
+
+@case("manifest", "'label' is no number")
+def rows_that_rescale(bad: BadBundle) -> None:
+    """The whole call is rescaled by a number that each prompt has of its own."""
+    _with_argument(bad, ["label"], name="label", rows=True)
+    _edit(bad, lambda program: _first(program, "loop").update(rescale="label"))
+
+
+@case("manifest", "the number 1e+10")
+def number_beyond_all(bad: BadBundle) -> None:
+    """A row of numbers holds one that is larger than any may be."""
+    _before_the_loop(bad, {"do": "numbers", "gives": "labels", "of": [1e10]})
+
+
+# Views of the state
+
+
+def _views(bad: BadBundle, **members: Any) -> None:
+    """Let the denoiser look at views of sides that are multiples of 4."""
+
+    def change(program: Program) -> None:
+        for symbol in program["symbols"].values():
+            symbol["multiple"] = 4
+        _first(program, "loop")["views"] = members
+
+    _edit(bad, change)
+
+
+@case("manifest", "views of 0 every 0")
+def views_of_nothing(bad: BadBundle) -> None:
+    """A view is nothing, and the next one is where it is."""
+    _views(bad, size=0, stride=0)
+
+
+@case("manifest", "views of 8 every 0")
+def views_that_do_not_move(bad: BadBundle) -> None:
+    """The next view is where the one before is, without end."""
+    _views(bad, size=8, stride=0)
+
+
+@case("manifest", "views of 4 every 8")
+def views_with_gaps(bad: BadBundle) -> None:
+    """Between one view and the next something is left out."""
+    _views(bad, size=4, stride=8)
+
+
+@case("manifest", "views every 8 of")
+def views_that_leave_something_out(bad: BadBundle) -> None:
+    """Sides are multiples of 4, and views of 8 every 8 leave out the last 4 of 12."""
+    _views(bad, size=8, stride=8)
+
+
+@case("manifest", "views of 10000000 every 4")
+def views_beyond_all(bad: BadBundle) -> None:
+    """A view is ten million latents wide."""
+    _views(bad, size=10**7, stride=4)
