@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    LDMTextToImagePipeline,
     PNDMScheduler,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -33,8 +34,13 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+    LDMBertConfig,
+    LDMBertModel,
+)
 from safetensors.torch import save_file
 from transformers import (
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -416,6 +422,45 @@ def _resampler(width: int, _: int, inner: int = 16, tokens: int = 6) -> dict[str
 _PROJECTIONS = {"adapter": _projection, "plus": _resampler, "full": _every_token}
 
 
+def bert_tokenizer() -> BertTokenizer:
+    """BERT's tokenizer over some words and all letters, whatever stands before them."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle", "square"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    words += [*letters, *(f"##{letter}" for letter in letters)]
+    return BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+
+
+def latent_diffusion(folder: Path) -> None:
+    """A VAE of 8 pixels to a latent along a side, which the class counts on."""
+    tokens = bert_tokenizer()
+    LDMTextToImagePipeline(
+        vqvae=AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.18215,
+        ),
+        bert=LDMBertModel(
+            LDMBertConfig(
+                vocab_size=len(tokens),
+                encoder_layers=2,
+                encoder_ffn_dim=48,
+                encoder_attention_heads=2,
+                head_dim=8,
+                d_model=32,
+                init_std=0.2,
+            )
+        ),
+        tokenizer=tokens,
+        unet=conditional_unet(sample_size=8),
+        scheduler=DDIMScheduler(
+            **BETAS, clip_sample=False, steps_offset=1, set_alpha_to_one=False
+        ),
+    ).save_pretrained(folder)
+
+
 def unconditional(folder: Path) -> None:
     unet = UNet2DModel(
         sample_size=16,
@@ -446,6 +491,7 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "upscaler": upscaler,
     "depth": depth_to_image,
     "refiner": refiner,
+    "ldm": latent_diffusion,
     "unconditional": unconditional,
 }
 
