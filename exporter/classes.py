@@ -93,7 +93,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     "FluxImg2ImgPipeline": _flux(IMAGE_TO_IMAGE),
     "FluxInpaintPipeline": _flux(INPAINTING),
     "FluxFillPipeline": _flux(INPAINTING),
-    # Bundles are guided by scales above 1; diffusers' class is by those below too, which are refused.
+    # Bundles are guided by scales above 1; its class is by those below too, which are refused.
     "LDMTextToImagePipeline": PipelineClass("latent_diffusion", offers=()),
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),

@@ -1,5 +1,5 @@
 """Latent diffusion from a text, as published before Stable Diffusion (Rombach et al. 2022): a text
-encoder of diffusers' own without a mask, a UNet and a VAE.
+encoder of diffusers' own without a mask, a UNet and a VAE, which may have a codebook.
 
 `LDMTextToImagePipeline` has neither `negative_prompt` nor `num_images_per_prompt`; bundles have
 both. It is guided by every scale but 1; guidance of bundles is for scales above 1, and those below
@@ -9,9 +9,11 @@ are refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from exporter.classes import TEXT_TO_IMAGE
 from exporter.families import Description, Graph, Tokens, calling, latents_of_unet
@@ -41,6 +43,7 @@ from runtimes.manifest import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("bert",), "denoiser": ("unet",), "vae_decoder": ("vqvae",)}
 _STATES = "encoder_hidden_states"
+_WITH_CODEBOOK = "VQModel"
 # Constants of `LDMTextToImagePipeline.__call__`: ids of a text, whatever the tokenizer says, and
 # pixels of a latent along a side, whatever the VAE does.
 _LENGTH, _FACTOR = 77, 8
@@ -79,7 +82,7 @@ def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     check_parts(pipe, "bert", "tokenizer", "unet", "vqvae")
     _check_unet(pipe.unet, type(pipe).__name__)
-    _check_vae(pipe.vqvae)
+    _check_vae(pipe.vqvae, pipe.unet)
     _check_scheduler(pipe.scheduler)
     _check_positions(pipe.bert)
     latents = latents_of_unet(pipe.unet, _FACTOR, multiple_of(pipe.unet))
@@ -91,10 +94,9 @@ def describe(pipe: Any) -> Description:
         ids = side.tokens("input_ids", "tokenizer", "prompt")
         values = side.run("text_encoder", {"input_ids": ids}, {_STATES: "prompt_embeds"})
         side.feed(_STATES, values[_STATES])
-    decoder = decoder_graph(pipe.vqvae, Scaling.plain(pipe.vqvae))
     return Description(
         programs=(draft.program(),),
-        graphs=(_text_encoder(pipe), _denoiser(pipe), decoder),
+        graphs=(_text_encoder(pipe), _denoiser(pipe), _decoder(pipe)),
         tokens=(Tokens("tokenizer", _LENGTH),),
         denoiser=pipe.unet,
         call=_call(pipe),
@@ -122,21 +124,21 @@ def _check_unet(unet: Any, pipeline_class: str) -> None:
         )
 
 
-def _check_vae(vae: Any) -> None:
-    """Refuse a VAE whose decoder is no smooth function of latents, or that does not make 8 pixels
-    of a latent along a side.
+def _check_vae(vae: Any, unet: Any) -> None:
+    """Refuse a VAE for latents of other channels than the UNet's, or that does not make 8 pixels of
+    a latent along a side.
 
     Raises:
-        UnsupportedPipeline: saying why.
+        UnsupportedPipeline: naming what it has and what it would need.
     """
-    if type(vae).__name__ == "VQModel":
+    if type(vae).__name__ != _WITH_CODEBOOK:
+        check_vae(vae)
+    channels, wanted = _latent_channels(vae), unet.config.in_channels
+    if channels != wanted:
         raise UnsupportedPipeline(
-            "a VQModel as the vqvae is not supported, only an AutoencoderKL: it replaces each "
-            "latent by the nearest vector of a codebook, and engines, whose last digits are "
-            "others, come to another vector now and then: a part of the image is then another one, "
-            "and nothing could be verified"
+            f"a VAE for latents of {channels} channels does not fit the UNet, which has {wanted}: "
+            "diffusers cannot run them either"
         )
-    check_vae(vae)
     factor = vae_factor(vae)
     if factor != _FACTOR:
         raise UnsupportedPipeline(
@@ -185,6 +187,19 @@ def _call(pipe: Any) -> Callable[..., Any]:
         return run(prompt=repeated, **arguments)
 
     return call
+
+
+def _latent_channels(vae: Any) -> int:
+    """Return how many channels a VAE decodes. One with a codebook is given what it rounds to the
+    codebook's vectors (`VQModel.decode`), which may have another width than what they become."""
+    of_codebook = vae.config.vq_embed_dim if type(vae).__name__ == _WITH_CODEBOOK else None
+    return int(of_codebook or vae.config.latent_channels)
+
+
+def _decoder(pipe: Any) -> Graph:
+    graph = decoder_graph(pipe.vqvae, Scaling.plain(pipe.vqvae))
+    latents = sample_spec(_latent_channels(pipe.vqvae))
+    return replace(graph, component=structs.replace(graph.component, inputs={"latents": latents}))
 
 
 def _text_encoder(pipe: Any) -> Graph:

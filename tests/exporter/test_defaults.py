@@ -71,6 +71,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "FluxFillPipeline": ("flux-fill", alone(MASK, "FluxFillPipeline")),
     "PixArtAlphaPipeline": ("pixart-alpha", alone(TEXT, "PixArtAlphaPipeline")),
     "PixArtSigmaPipeline": ("pixart-sigma", alone(TEXT, "PixArtSigmaPipeline")),
+    "LDMTextToImagePipeline": ("ldm", alone(TEXT, "LDMTextToImagePipeline")),
     "DDPMPipeline": ("unconditional", alone("unconditional", "DDPMPipeline")),
     "DDIMPipeline": ("unconditional", alone("unconditional", "DDIMPipeline")),
 }
