@@ -447,8 +447,8 @@ def bert(words: int, **options: Any) -> LDMBertModel:
 
 
 def quantised() -> VQModel:
-    """A VAE of latents of 4 channels that are rounded to the vectors of a codebook, which are as far
-    apart as the latents of a few steps, and decoded as 6."""
+    """A VAE of latents of 4 channels, which it rounds to the vectors of a codebook, as far apart as
+    the latents of a few steps are, and decodes as 6."""
     vae = VQModel(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
