@@ -95,6 +95,8 @@ CLASSES: Mapping[str, PipelineClass] = {
     "FluxInpaintPipeline": _flux(INPAINTING),
     "FluxFillPipeline": _flux(INPAINTING),
     "DiTPipeline": PipelineClass("dit", offers=()),
+    # Bundles are guided by scales above 1; its class is by those below too, which are refused.
+    "LDMTextToImagePipeline": PipelineClass("latent_diffusion", offers=()),
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),
 }

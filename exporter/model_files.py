@@ -22,6 +22,9 @@ CONFIG = "config.json"
 _CONFIGURATION = (".json", ".txt", ".model")
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 _INDEX = ".index.json"
+# Libraries, as an index of a pipeline calls them, whose models transformers saves and loads; the
+# second is diffusers' module of a pipeline with a text encoder of its own.
+_OF_TRANSFORMERS = ("transformers", "latent_diffusion")
 _LARGEST = 256 << 20  # bytes of a configuration; tokenizers have some 30 MiB
 
 
@@ -33,6 +36,7 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "FeatureExtractor": (("preprocessor_config.json",), ("processor_config.json",)),
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "CLIPTokenizerFast": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "BertTokenizer": (("tokenizer.json",), ("vocab.txt",)),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "T5TokenizerFast": (("tokenizer.json",), ("spiece.model",)),
     "": ((CONFIG,),),
@@ -102,7 +106,7 @@ def weights(folder: Path, library: str, variant: str | None) -> tuple[Path, ...]
     """Return the files of weights that `library` loads from a model's folder.
 
     Args:
-        library: ``"transformers"``; whatever else it says, diffusers has made the model.
+        library: one of `_OF_TRANSFORMERS`; whatever else it says, diffusers has made the model.
         variant: None is that without a name.
 
     Returns:
@@ -111,7 +115,7 @@ def weights(folder: Path, library: str, variant: str | None) -> tuple[Path, ...]
     Raises:
         SourceError: an index is damaged, or names files that are not there.
     """
-    if library == "transformers":
+    if library in _OF_TRANSFORMERS:
         return _of_transformers(folder, variant)
     return _of_diffusers(folder, variant)
 
@@ -124,7 +128,7 @@ def required(folder: Path, library: str, variant: str | None) -> tuple[Path, ...
     """
     found = weights(folder, library, variant)
     if not found and (folder / CONFIG).is_file():
-        stem = _TRANSFORMERS if library == "transformers" else _DIFFUSERS
+        stem = _TRANSFORMERS if library in _OF_TRANSFORMERS else _DIFFUSERS
         wanted = _named(f"{stem}.safetensors", variant)
         there = ", ".join(p.name for p in sorted(_files(folder)) if p.suffix not in _CONFIGURATION)
         raise SourceError(

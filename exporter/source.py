@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -384,10 +384,22 @@ def _digests(files: Iterable[Path]) -> dict[str, str]:
 
 
 def _find_class(library: str, class_name: str) -> Any:
-    try:
-        return getattr(import_module(library), class_name, None)
-    except ImportError:
-        return None
+    """Return the class of a part, None if there is none: of a pipeline's module in diffusers, which
+    indexes call by its last name, or of a library."""
+    for module in (f"diffusers.pipelines.{library}", library):
+        with suppress(ImportError):
+            found = getattr(import_module(module), class_name, None)
+            if found is not None:
+                return found
+    return None
+
+
+def _library(cls: Any) -> str:
+    """Return the library whose files a model's class is loaded from: where diffusers has a class of
+    its own for a text encoder, it is one of transformers' models."""
+    from transformers import PreTrainedModel
+
+    return "transformers" if issubclass(cls, PreTrainedModel) else "diffusers"
 
 
 def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
@@ -399,7 +411,7 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     """
     from exporter import weights
 
-    files = model_files.required(folder, cls.__module__.partition(".")[0], variant)
+    files = model_files.required(folder, _library(cls), variant)
     try:
         dtype = weights.stored_type(files if all(each.suffix == SAFE for each in files) else ())
         with weights.as_stored(cls):

@@ -7,7 +7,11 @@ from typing import Any
 
 from runtimes.errors import SourceError
 
-_PAIRS = tuple((f"tokenizer{suffix}", f"text_encoder{suffix}") for suffix in ("", "_2", "_3"))
+# "bert": of latent diffusion's pipelines, which have no other text encoder.
+_PAIRS = (
+    *((f"tokenizer{suffix}", f"text_encoder{suffix}") for suffix in ("", "_2", "_3")),
+    ("tokenizer", "bert"),
+)
 # So many rows of an embedding may have no word: tables are made longer to be a round number of rows
 # for the hardware, T5's of 32,100 words 32,128.
 _PADDING = 128
@@ -45,7 +49,8 @@ def check(pipe: Any) -> None:
 
 def rows(pipe: Any, tokenizer: str) -> int:
     """Return how many ids the text encoder that belongs to a tokenizer has embeddings for."""
-    encoder = getattr(pipe, dict(_PAIRS)[tokenizer])
+    encoders = (getattr(pipe, encoder, None) for name, encoder in _PAIRS if name == tokenizer)
+    encoder = next(encoder for encoder in encoders if encoder is not None)
     return int(encoder.get_input_embeddings().weight.shape[0])
 
 

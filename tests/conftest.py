@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "tests"
 os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
-WITHOUT_TORCH = ("sd-v", "lcm")
+WITHOUT_TORCH = ("sd-v", "lcm", "ldm", "ldm-vq")
 # By pipeline, those with the same parts but for the configuration.
 SAME_PARTS = {"sd-v": "sd"}
 JUDGED = 4  # pictures of the built-in model, which says 50

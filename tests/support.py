@@ -36,6 +36,8 @@ FAMILIES = {
     "upscaler": "Stable Diffusion x4 upscaler",
     "depth": "Stable Diffusion 2 depth",
     "lcm": "Latent consistency models",
+    "ldm": "Latent diffusion",
+    "ldm-vq": "Latent diffusion with a codebook",
     "turbo": "SD-Turbo, SDXL-Turbo",
     "lcm-lora": "LCM-LoRA",
     "sdxl": "SDXL",

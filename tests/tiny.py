@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    LDMTextToImagePipeline,
     PNDMScheduler,
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -33,9 +34,15 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
+)
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+    LDMBertConfig,
+    LDMBertModel,
 )
 from safetensors.torch import save_file
 from transformers import (
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -432,6 +439,77 @@ def _resampler(width: int, _: int, inner: int = 16, tokens: int = 6) -> dict[str
 _PROJECTIONS = {"adapter": _projection, "plus": _resampler, "full": _every_token}
 
 
+def bert_tokenizer() -> BertTokenizer:
+    """BERT's tokenizer over some words and all letters, whatever stands before them."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle", "square"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    words += [*letters, *(f"##{letter}" for letter in letters)]
+    return BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+
+
+def bert(words: int, **options: Any) -> LDMBertModel:
+    """A text encoder of latent diffusion for `words` words."""
+    config = LDMBertConfig(
+        vocab_size=words,
+        encoder_layers=2,
+        encoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        head_dim=8,
+        d_model=32,
+        init_std=0.2,
+        **options,
+    )
+    return LDMBertModel(config)
+
+
+def quantised() -> VQModel:
+    """A VAE of latents of 4 channels, which it rounds to the vectors of a codebook, as far apart as
+    the latents of a few steps are, and decodes as 6."""
+    vae = VQModel(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=6,
+        vq_embed_dim=4,
+        num_vq_embeddings=512,
+        norm_num_groups=4,
+    )
+    with torch.no_grad():
+        vae.quantize.embedding.weight.normal_(std=20.0)
+    return vae
+
+
+def latent_diffusion_quantised(folder: Path) -> None:
+    """With a codebook."""
+    latent_diffusion(folder, codebook=True)
+
+
+def latent_diffusion(folder: Path, codebook: bool = False) -> None:
+    """A VAE of 8 pixels to a latent along a side, which the class counts on."""
+    tokens = bert_tokenizer()
+    unet = conditional_unet(sample_size=8)
+    # Texts are mostly filling, which this encoder does not mask: louder, they show in the image.
+    with torch.no_grad():
+        for name, weights in unet.named_parameters():
+            if "attn2" in name:
+                weights.mul_(5.0)
+    plain = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.18215,
+    )
+    LDMTextToImagePipeline(
+        vqvae=quantised() if codebook else plain,
+        bert=bert(len(tokens)),
+        tokenizer=tokens,
+        unet=unet,
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+    ).save_pretrained(folder)
+
+
 def unconditional(folder: Path) -> None:
     unet = UNet2DModel(
         sample_size=16,
@@ -463,6 +541,8 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "upscaler": upscaler,
     "depth": depth_to_image,
     "refiner": refiner,
+    "ldm": latent_diffusion,
+    "ldm-vq": latent_diffusion_quantised,
     "unconditional": unconditional,
 }
 

@@ -32,6 +32,7 @@ from runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
 from tests.runtimes.test_upgrade import ARCHIVE as OLD_BUNDLES
+from tests.runtimes.test_upgrade import KINDS as OLD_KINDS
 from tests.uncaptured import Mixing, uncaptured
 
 SIDE = 32
@@ -93,9 +94,9 @@ REFUSED = {
 KINDS = (
     *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
-    *("dit", "panorama", "unconditional", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
+    *("ldm", "dit", "panorama", "unconditional"),
+    *("sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
-OF_FORMAT_1 = tuple(kind for kind in KINDS if kind not in ("dit", "panorama"))
 HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
 HAS_TASKS = ("sd", "sdxl", "sd3", "flux-dev", "sd+controlnet", "sd+ip-adapter")
 
@@ -329,7 +330,7 @@ def without_place(tokenizer: Tokenizer) -> Tokenizer:
     return structs.replace(tokenizer, file=structs.replace(tokenizer.file, path=""))
 
 
-@pytest.mark.parametrize("kind", OF_FORMAT_1)
+@pytest.mark.parametrize("kind", OLD_KINDS)
 def test_upgraded_bundles_have_the_same_programs(
     kind: str, opened: Callable[[str], Pipeline], tmp_path: Path
 ) -> None:

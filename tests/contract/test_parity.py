@@ -170,6 +170,81 @@ def test_guidance_that_the_denoiser_takes(
     assert result.settings["guidance_scale"] == 6.0
 
 
+# Sizes and step counts that no export verifies; without guidance, which is the class's default, and
+# with it.
+OF_LATENT_DIFFUSION: tuple[dict[str, Any], ...] = (
+    {"prompt": ["a red circle", "blue"], "height": 72, "width": 48, "num_inference_steps": 20},
+    {"prompt": "Blue Square", "guidance_scale": 3.0, "width": 88, "num_inference_steps": 4},
+    {"prompt": ["a", "red"], "guidance_scale": 6.0, "height": 40, "num_inference_steps": 20},
+)
+
+
+@pytest.mark.support(family="name", task="text-to-image", target="backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "scheduler"), [("ldm", "ddim"), ("ldm", "pndm"), ("ldm-vq", "ddim")]
+)
+@pytest.mark.parametrize("call", OF_LATENT_DIFFUSION)
+def test_latent_diffusion(
+    call: dict[str, Any],
+    name: str,
+    scheduler: str,
+    backend: str,
+    ours: Any,
+    pipes: Callable[[str], Any],
+) -> None:
+    """Its class has no other arguments, and takes any it does not know without a word."""
+    pipe = pipes(name)
+    with quiet_loading():
+        pipe.scheduler = build(scheduler, pipe.own_scheduler_config)
+    with watched(pipe, pipe.unet) as seen, torch.no_grad():
+        generator = torch.Generator().manual_seed(SEED)
+        images = pipe(**call, generator=generator, output_type="np").images
+    assert seen.latents is not None
+    result = ours(name, backend)(**call, scheduler=scheduler, seed=SEED)
+    assert_same(result, seen.latents.numpy(), (images * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 4, 24, 32), (70, 4, 2, 3)])
+def test_codebooks(
+    shape: tuple[int, ...], backend: str, ours: Any, pipes: Callable[[str], Any]
+) -> None:
+    """Larger images, and more at once, than PyTorch's own search of the nearest was traced with."""
+    vae, latents = pipes("ldm-vq").vqvae, np.random.default_rng(3).standard_normal(shape)
+    scaled = torch.tensor(latents * 3.0, dtype=torch.float32)
+    with torch.no_grad():
+        expected = (vae.decode(scaled / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        plain = vae.decode(scaled / vae.config.scaling_factor, force_not_quantize=True).sample
+    found = ours("ldm-vq", backend)(denoised=scaled.numpy(), output_type="np").images
+    found = found.transpose(0, 3, 1, 2)
+    assert np.abs(found - expected.numpy()).max() <= IMAGE / 255
+    assert np.abs(found - (plain / 2 + 0.5).clamp(0, 1).numpy()).max() > 2 * IMAGE / 255
+
+
+def test_negative_prompts_of_latent_diffusion(ours: Any, pipes: Callable[[str], Any]) -> None:
+    """The class has none: that of a bundle is in the place of its empty text."""
+    pipe = pipes("ldm")
+    call = {"prompt": "a red circle", "guidance_scale": 4.0, "num_inference_steps": 4}
+    with quiet_loading():
+        pipe.scheduler = build("ddim", pipe.own_scheduler_config)
+    tokenizer = pipe.tokenizer
+
+    def instead(texts: Any, **settings: Any) -> Any:
+        return tokenizer(["blue"] if texts == [""] else texts, **settings)
+
+    generator = torch.Generator().manual_seed(SEED)
+    pipe.tokenizer = instead
+    try:
+        images = pipe(**call, generator=generator, output_type="np").images
+    finally:
+        pipe.tokenizer = tokenizer
+    made = ours("ldm", "onnxruntime")(**call, negative_prompt="blue", seed=SEED, output_type="np")
+    plain = ours("ldm", "onnxruntime")(**call, seed=SEED, output_type="np")
+    assert np.abs(made.images - images).max() <= IMAGE / 255
+    assert np.abs(plain.images - images).max() > 2 * IMAGE / 255
+
+
 @pytest.mark.support(family="name", task="text-to-image", target="torch")
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
 def test_torch_target(name: str, ours: Any, reference: Reference) -> None:

@@ -90,6 +90,7 @@ ROWS = (
     Row("sd", TEXT),
     Row("sdxl", TEXT),
     Row("lcm", TEXT),
+    Row("ldm", TEXT, unit=8),
     Row("sd", IMAGE, more=HALF),
     Row("sdxl", IMAGE, more=HALF),
     Row("refiner", IMAGE, more=HALF),
@@ -139,7 +140,7 @@ def engines(
     def bundle(name: str) -> Path:
         if name in transformers.BUNDLES:
             return transformers.exported(name, pipeline_folder)
-        return exported(name) if name == "lcm" else bundles(name)
+        return exported(name) if name in ("lcm", "ldm") else bundles(name)
 
     with kept_open(bundle) as get:
         yield get

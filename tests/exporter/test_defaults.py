@@ -73,6 +73,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "PixArtAlphaPipeline": ("pixart-alpha", alone(TEXT, "PixArtAlphaPipeline")),
     "PixArtSigmaPipeline": ("pixart-sigma", alone(TEXT, "PixArtSigmaPipeline")),
     "DiTPipeline": ("dit", alone("class-to-image", "DiTPipeline")),
+    "LDMTextToImagePipeline": ("ldm", alone(TEXT, "LDMTextToImagePipeline")),
     "DDPMPipeline": ("unconditional", alone("unconditional", "DDPMPipeline")),
     "DDIMPipeline": ("unconditional", alone("unconditional", "DDIMPipeline")),
 }
