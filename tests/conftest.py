@@ -6,8 +6,9 @@ second run of the suite only finds that nothing changed.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ SAME_PARTS = {"sd-v": "sd"}
 JUDGED = 4  # pictures of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
+# Of a session that collects the whole suite: all tests, those that are left out too.
+WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
 # neighbours do not wait for the same bundles.
 FIRST = (
@@ -48,9 +51,39 @@ FIRST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing that is imported and made here goes before the end: it is looked through for cycles
+    neither meanwhile nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if [Path(each).resolve() for each in config.args] == [ROOT / "tests"]:
+        config.stash[WHOLE] = [*items]
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_the_file() -> Iterator[None]:
+    """Cycles that a file's tests leave are freed after it, before they count as there for good."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_new_is_looked_through() -> None:
+    """Python's collector of cycles leaves alone what there is before a test: the libraries and all
+    tests are millions of objects, up to seconds at each look. Every export ends with having all of
+    them looked through again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
