@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -641,27 +642,25 @@ def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> No
 
 
 @pytest.fixture(scope="session")
-def with_images(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+def with_images(
+    pipeline_folder: Callable[[str], Path],
+    bundles: Callable[[str], Path],
+    controlled: Callable[[str], Path],
+) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for calls with images."""
-    from diffusers import UNet2DConditionModel
-
     from exporter.compile import export
-    from tests import tiny
 
+    @cache
     def make(name: str) -> Path:
+        if name == "controlnet":
+            return controlled("sd")
         folder, parts = KEPT / "bundles" / f"{name}-read", dict[str, Any]()
-        source = pipeline_folder("sd" if name == "controlnet" else name)
+        if name == "sd":
+            parts = {"tasks": ("image-to-image", "inpainting"), "passes": ("step-cache",)}
         with one_at_a_time(f"bundle-{name}-read"):
-            if name == "sd":
-                parts = {"tasks": ("image-to-image", "inpainting"), "passes": ("step-cache",)}
-            elif name == "controlnet":
-                net, unet = KEPT / "controlnets" / "read", UNet2DConditionModel
-                if not (net / "config.json").exists():
-                    tiny.controlnet(unet.from_pretrained(source / "unet"), 10).save_pretrained(net)
-                parts = {"controlnet": net}
             export(
-                source, folder, targets=("onnx",), schedulers=("ddim", "euler_a"), steps=(4, 10),
-                overwrite=True, **parts,
+                pipeline_folder(name), folder, targets=("onnx",), schedulers=("ddim", "euler_a"),
+                steps=(4, 10), overwrite=True, share_with=bundles(name), **parts,
             )  # fmt: skip
         return folder
 
