@@ -10,12 +10,14 @@ import gc
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Of several test processes each takes one thread: theirs would wait for each other actively, which
-# makes PyTorch many times slower. Set before anything loads it.
+# makes PyTorch many times slower. Set before anything loads it; `one_thread` is for other engines.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "tests"
 os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
+ENGINES_WITH_THREADS = ("onnxruntime", "openvino")
 WITHOUT_TORCH = ("sd-v", "lcm")
 # By pipeline, those with the same parts but for the configuration.
 SAME_PARTS = {"sd-v": "sd"}
@@ -94,6 +97,33 @@ def only_what_is_new_is_looked_through() -> None:
     tests are millions of objects, up to seconds at each look. Every export ends with having all of
     them looked through again."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Of several test processes each runs graphs in one thread, where a test does not say in how
+    many: two that wait for each other actively take two to three times the processors' time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    from runtimes.backend import Backend, SessionOptions
+
+    whole = Backend.open
+
+    def opened(
+        self: Backend,
+        entry: Path,
+        component: Any,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+    ) -> Any:
+        options = options or SessionOptions()
+        if self.name in ENGINES_WITH_THREADS and not options.threads:
+            options = replace(options, threads=1)
+        return whole(self, entry, component, device, options)
+
+    with mock.patch.object(Backend, "open", opened):
+        yield
 
 
 @pytest.fixture(autouse=True)
