@@ -122,17 +122,25 @@ def test_element_types() -> None:
     assert set(re.findall(r"`(\w+)`", row)) == set(DTYPES)
 
 
-PATHS = st.text(alphabet="ab./\\:\0", max_size=8) | st.lists(
-    st.sampled_from(["a", "b.c", "..", ".", "", "a:b", "c\\d"]), max_size=4
+DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)),
+}
+PARTS = ["a", "b.c", "..", ".", "", "a:b", "c\\d", "...", "a.", "a ", "a.con", "coma", "com10"]
+PATHS = st.text(alphabet="ab. /\\:\0", max_size=8) | st.lists(
+    st.sampled_from([*PARTS, *sorted(DEVICES), "CON", "Aux.txt", "lpt3.a.b"]), max_size=4
 ).map("/".join)
 
 
 @given(PATHS)
 def test_the_rules_for_paths_are_those_of_the_code(path: str) -> None:
     parts = path.split("/")
-    as_documented = not any(part in ("", ".", "..") for part in parts) and not any(
-        sign in path for sign in "\\:\0"
-    )
+    refused = any(part == "" or part[-1] in ". " for part in parts)
+    refused |= any(part.partition(".")[0].lower() in DEVICES for part in parts)
+    as_documented = not refused and not any(sign in path for sign in "\\:\0")
     assert is_inside(path) == as_documented
 
 
