@@ -6,14 +6,18 @@ second run of the suite only finds that nothing changed.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Of several test processes each takes one thread: theirs would wait for each other actively, which
-# makes PyTorch many times slower. Set before anything loads it.
+# makes PyTorch many times slower. Set before anything loads it; `one_thread` is for other engines.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -30,11 +34,23 @@ KEPT = ROOT / "build" / "tests"
 os.environ["LATENTC_CACHE"] = str(KEPT / "cache")  # not the user's own
 TARGETS = ("onnx", "openvino", "torch")
 WITHOUT_TORCH = ("sd-v", "lcm", "ldm", "ldm-vq")
+ENGINES_WITH_THREADS = ("onnxruntime", "openvino")
 # By pipeline, those with the same parts but for the configuration.
 SAME_PARTS = {"sd-v": "sd"}
+# What tiny pipelines are exported for besides, where tests give images.
+TASKS_WITH_IMAGES = {
+    "sd": ("image-to-image", "inpainting"),
+    "sdxl": ("image-to-image", "inpainting"),
+}
+# By pipeline, where not all default schedulers are tried.
+SCHEDULERS_WITH_IMAGES = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
+SCHEDULERS_WITH_IMAGES["depth"] = ["ddim"]
+CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # pipelines, by how many ControlNets they have
 JUDGED = 4  # pictures of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
+# Of a session that collects the whole suite: all tests, those that are left out too.
+WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
 # neighbours do not wait for the same bundles.
 FIRST = (
@@ -48,9 +64,66 @@ FIRST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Nothing that is imported and made here goes before the end: it is looked through for cycles
+    neither meanwhile nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if [Path(each).resolve() for each in config.args] == [ROOT / "tests"]:
+        config.stash[WHOLE] = [*items]
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_the_file() -> Iterator[None]:
+    """Cycles that a file's tests leave are freed after it, before they count as there for good."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_new_is_looked_through() -> None:
+    """Python's collector of cycles leaves alone what there is before a test: the libraries and all
+    tests are millions of objects, up to seconds at each look. Every export ends with having all of
+    them looked through again."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Of several test processes each runs graphs in one thread, where a test does not say in how
+    many: two that wait for each other actively take two to three times the processors' time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    from runtimes.backend import Backend, SessionOptions
+
+    whole = Backend.open
+
+    def opened(
+        self: Backend,
+        entry: Path,
+        component: Any,
+        device: str | None = None,
+        options: SessionOptions | None = None,
+    ) -> Any:
+        options = options or SessionOptions()
+        if self.name in ENGINES_WITH_THREADS and not options.threads:
+            options = replace(options, threads=1)
+        return whole(self, entry, component, device, options)
+
+    with mock.patch.object(Backend, "open", opened):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +192,49 @@ def smallest() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smallest_bundle(smallest: Path) -> Path:
+    """Its verified bundle, with a build for each engine."""
+    from exporter.compile import export
+
+    bundle = KEPT / "bundles" / "smallest"
+    with one_at_a_time("bundle-smallest"):
+        export(smallest, bundle, targets=TARGETS, schedulers=(), steps=(1, 2), overwrite=True)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def smallest_unconditional() -> Path:
+    """The saved pipeline that is the quickest to export of all."""
+    import torch
+
+    from tests import tiny_configurations as tiny
+
+    folder = KEPT / "pipelines" / "smallest-unconditional"
+    with one_at_a_time("pipeline-smallest-unconditional"):
+        torch.manual_seed(3)
+        tiny.unconditional(folder, tiny.SMALLEST_UNCONDITIONAL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smallest_unconditional_bundle(smallest_unconditional: Path) -> Path:
+    """Its verified bundle for ONNX Runtime and PyTorch."""
+    from exporter.compile import export
+
+    bundle = KEPT / "bundles" / "smallest-unconditional"
+    with one_at_a_time("bundle-smallest-unconditional"):
+        export(
+            smallest_unconditional,
+            bundle,
+            targets=("onnx", "torch"),
+            schedulers=(),
+            steps=(4,),
+            overwrite=True,
+        )
+    return bundle
+
+
+@pytest.fixture(scope="session")
 def builtin_folder() -> Path:
     """The built-in model, which asks for less to be judged."""
     import json
@@ -159,6 +275,84 @@ def exported(pipeline_folder: Callable[[str], Path], builtin_folder: Path) -> Ca
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundles(
+    pipeline_folder: Callable[[str], Path], exported: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO, for every
+    task that starts from an image."""
+    from exporter.compile import export
+    from tests.pictures import STEPS as WITH_IMAGES
+
+    @cache
+    def get(name: str) -> Path:
+        folder = KEPT / "bundles" / f"{name}-pictures"
+        with one_at_a_time(f"bundle-{name}-pictures"):
+            export(
+                pipeline_folder(name),
+                folder,
+                targets=["onnx", "openvino"],
+                tasks=TASKS_WITH_IMAGES.get(name, ()),
+                steps=[4, WITH_IMAGES],
+                schedulers=SCHEDULERS_WITH_IMAGES.get(name),
+                overwrite=True,
+                share_with=[exported(name)] if name in TASKS_WITH_IMAGES else [],
+            )
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def nets(pipeline_folder: Callable[[str], Path]) -> Callable[[str], list[Path]]:
+    """A function: name in `CONTROLLED` → folders of its ControlNets."""
+    from diffusers import DiffusionPipeline
+
+    from tests import tiny
+
+    def make(name: str) -> list[Path]:
+        folders, source = [], name.partition("-")[0]
+        for index in range(CONTROLLED[name]):
+            folder = KEPT / "controlnets" / f"{source}-{index}"
+            with one_at_a_time(f"controlnet-{source}-{index}"):
+                if not (folder / "config.json").exists():
+                    unet = DiffusionPipeline.from_pretrained(pipeline_folder(source)).unet
+                    tiny.controlnet(unet, 10 + index).save_pretrained(folder)
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def controlled(
+    pipeline_folder: Callable[[str], Path],
+    nets: Callable[[str], list[Path]],
+    bundles: Callable[[str], Path],
+) -> Callable[[str], Path]:
+    """A function: name in `CONTROLLED` → its bundle with ControlNets."""
+    from exporter.compile import export
+
+    @cache
+    def get(name: str) -> Path:
+        folder, source = KEPT / "bundles" / f"{name}-controlnet", name.partition("-")[0]
+        with one_at_a_time(f"bundle-{name}-controlnet"):
+            export(
+                pipeline_folder(source),
+                folder,
+                targets=["onnx", "openvino"],
+                tasks=["image-to-image", "inpainting"] if name == "sd" else (),
+                controlnet=nets(name),
+                schedulers=["ddim", "euler_a"],
+                steps=[4],
+                overwrite=True,
+                share_with=[bundles(source)],
+            )
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,13 @@ class Collector:
                 self.tests[line][clause].add(item.nodeid.split("[")[0])
 
 
+def noted(items: Iterable[pytest.Item]) -> ByLine:
+    """Return these tests by line and clause."""
+    collector = Collector()
+    collector.pytest_collection_modifyitems(items)
+    return collector.tests
+
+
 def collected() -> ByLine:
     """Return the tests by line and clause.
 

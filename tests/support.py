@@ -147,6 +147,13 @@ class Collector:
         return FAMILIES[own["family"]], own["task"], target, own.get("precision", "fp32")
 
 
+def noted(items: Iterable[pytest.Item]) -> set[tuple[str, str, str, str]]:
+    """(family, task, target, precision) of these tests."""
+    collector = Collector()
+    collector.pytest_collection_modifyitems(items)
+    return collector.found
+
+
 def collected() -> set[tuple[str, str, str, str]]:
     """(family, task, target, precision) of all tests."""
     collector = Collector()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ BUNDLES = {
 }
 
 
+@cache
 def exported(name: str, pipeline_folder: Callable[[str], Path]) -> Path:
     """The verified bundle of this name in `BUNDLES`."""
     pipeline, options = BUNDLES[name]

@@ -1,4 +1,5 @@
-"""Bundles of tiny pipelines with every task that starts from a picture."""
+"""Bundles of tiny pipelines with every task that starts from a picture, loaded, and the pipelines
+themselves."""
 
 from __future__ import annotations
 
@@ -9,44 +10,8 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-from exporter.compile import export
 from exporter.source import quiet_loading
-from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
-from tests.pictures import STEPS
-
-# What each tiny pipeline is exported for; others do what their class is for.
-TASKS = {
-    "sd": ("image-to-image", "inpainting"),
-    "sdxl": ("image-to-image", "inpainting"),
-}
-# By pipeline, where not all default schedulers are tried.
-SCHEDULERS = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
-SCHEDULERS["depth"] = ["ddim"]
-
-
-@pytest.fixture(scope="session")
-def bundles(
-    pipeline_folder: Callable[[str], Path], exported: Callable[[str], Path]
-) -> Callable[[str], Path]:
-    """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO."""
-
-    def get(name: str) -> Path:
-        folder = KEPT / "bundles" / f"{name}-pictures"
-        with one_at_a_time(f"bundle-{name}-pictures"):
-            export(
-                pipeline_folder(name),
-                folder,
-                targets=["onnx", "openvino"],
-                tasks=TASKS.get(name, ()),
-                steps=[4, STEPS],
-                schedulers=SCHEDULERS.get(name),
-                overwrite=True,
-                share_with=[exported(name)] if name in TASKS else [],
-            )
-        return folder
-
-    return get
 
 
 @pytest.fixture(scope="module")

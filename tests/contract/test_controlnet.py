@@ -26,14 +26,12 @@ from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.programs.statements import Image as ImageArgument
-from tests import tiny
-from tests.conftest import KEPT, one_at_a_time
+from tests.conftest import CONTROLLED
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, CALL, assert_same, mask, picture
 
 SIZE = {"height": 32, "width": 48}
 STEPS = 4
-CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # name → how many ControlNets
 AUTO = {
     "text-to-image": AutoPipelineForText2Image,
     "image-to-image": AutoPipelineForImage2Image,
@@ -47,55 +45,6 @@ def outline(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels[5 + seed : -5, 8] = pixels[5 + seed : -5, -9] = 255
     pixels[5 + seed, 8:-8] = pixels[-6, 8:-8] = 255
     return Image.fromarray(pixels)
-
-
-def source(name: str) -> str:
-    return name.partition("-")[0]
-
-
-@pytest.fixture(scope="module")
-def nets(pipeline_folder: Callable[[str], Path]) -> Callable[[str], list[Path]]:
-    """A function: name in `CONTROLLED` → folders of its ControlNets."""
-
-    def make(name: str) -> list[Path]:
-        folders = []
-        for index in range(CONTROLLED[name]):
-            folder = KEPT / "controlnets" / f"{source(name)}-{index}"
-            with one_at_a_time(f"controlnet-{source(name)}-{index}"):
-                if not (folder / "config.json").exists():
-                    unet = DiffusionPipeline.from_pretrained(pipeline_folder(source(name))).unet
-                    tiny.controlnet(unet, 10 + index).save_pretrained(folder)
-            folders.append(folder)
-        return folders
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def controlled(
-    pipeline_folder: Callable[[str], Path],
-    nets: Callable[[str], list[Path]],
-    bundles: Callable[[str], Path],
-) -> Callable[[str], Path]:
-    """A function: name in `CONTROLLED` → its bundle."""
-
-    def get(name: str) -> Path:
-        folder = KEPT / "bundles" / f"{name}-controlnet"
-        with one_at_a_time(f"bundle-{name}-controlnet"):
-            export(
-                pipeline_folder(source(name)),
-                folder,
-                targets=["onnx", "openvino"],
-                tasks=["image-to-image", "inpainting"] if name == "sd" else (),
-                controlnet=nets(name),
-                schedulers=["ddim", "euler_a"],
-                steps=[STEPS],
-                overwrite=True,
-                share_with=[bundles(source(name))],
-            )
-        return folder
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +62,7 @@ def theirs(
     def get(name: str, task: str) -> Any:
         if (name, task) not in loaded:
             with quiet_loading():
-                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(source(name)))
+                pipe = DiffusionPipeline.from_pretrained(pipeline_folder(name.partition("-")[0]))
                 models = [ControlNetModel.from_pretrained(folder) for folder in nets(name)]
                 own = models if len(models) > 1 else models[0]
                 loaded[name, task] = AUTO[task].from_pipe(pipe, controlnet=own)

@@ -153,7 +153,7 @@ def test_with_what_else_there_is(bundles: Callable[[str], Path]) -> None:
 
 
 def test_a_tiny_autoencoder_draws_no_noise(
-    pipeline_folder: Callable[[str], Path], tmp_path: Path
+    pipeline_folder: Callable[[str], Path], sd_bundle: Path, tmp_path: Path
 ) -> None:
     tiny = tiny_autoencoder()
     tiny.save_pretrained(tmp_path / "tiny")
@@ -164,6 +164,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
         tasks=["image-to-image"],
         schedulers=["ddim"],
         steps=[4],
+        share_with=sd_bundle,
     )
     (encoder,) = Manifest.load(tmp_path / "b").of_role("image_encoder")
     assert list(encoder.inputs) == ["image"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def adapted(
 ) -> Callable[[str], Path]:
     """A function: name in `ADAPTED` → its bundle."""
 
+    @cache
     def get(name: str) -> Path:
         source, kinds = ADAPTED[name]
         folder = KEPT / "bundles" / f"{name}-ip-adapter"

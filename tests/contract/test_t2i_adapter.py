@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def adapted(
     """A function: name in `ADAPTED` → its bundle. One is of a folder that was saved with its
     adapter."""
 
+    @cache
     def get(name: str) -> Path:
         folder = KEPT / "bundles" / f"{name}-t2i-adapter"
         own = KEPT / "t2i-adapters" / "saved"

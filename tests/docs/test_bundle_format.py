@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,17 +122,25 @@ def test_element_types() -> None:
     assert set(re.findall(r"`(\w+)`", row)) == set(DTYPES)
 
 
-PATHS = st.text(alphabet="ab./\\:\0", max_size=8) | st.lists(
-    st.sampled_from(["a", "b.c", "..", ".", "", "a:b", "c\\d"]), max_size=4
+DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10)),
+}
+PARTS = ["a", "b.c", "..", ".", "", "a:b", "c\\d", "...", "a.", "a ", "a.con", "coma", "com10"]
+PATHS = st.text(alphabet="ab. /\\:\0", max_size=8) | st.lists(
+    st.sampled_from([*PARTS, *sorted(DEVICES), "CON", "Aux.txt", "lpt3.a.b"]), max_size=4
 ).map("/".join)
 
 
 @given(PATHS)
 def test_the_rules_for_paths_are_those_of_the_code(path: str) -> None:
     parts = path.split("/")
-    as_documented = not any(part in ("", ".", "..") for part in parts) and not any(
-        sign in path for sign in "\\:\0"
-    )
+    refused = any(part == "" or part[-1] in ". " for part in parts)
+    refused |= any(part.partition(".")[0].lower() in DEVICES for part in parts)
+    as_documented = not refused and not any(sign in path for sign in "\\:\0")
     assert is_inside(path) == as_documented
 
 
@@ -641,27 +650,25 @@ def test_reader_and_runtime_agree_without_text(unconditional_bundle: Path) -> No
 
 
 @pytest.fixture(scope="session")
-def with_images(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+def with_images(
+    pipeline_folder: Callable[[str], Path],
+    bundles: Callable[[str], Path],
+    controlled: Callable[[str], Path],
+) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for calls with images."""
-    from diffusers import UNet2DConditionModel
-
     from exporter.compile import export
-    from tests import tiny
 
+    @cache
     def make(name: str) -> Path:
+        if name == "controlnet":
+            return controlled("sd")
         folder, parts = KEPT / "bundles" / f"{name}-read", dict[str, Any]()
-        source = pipeline_folder("sd" if name == "controlnet" else name)
+        if name == "sd":
+            parts = {"tasks": ("image-to-image", "inpainting"), "passes": ("step-cache",)}
         with one_at_a_time(f"bundle-{name}-read"):
-            if name == "sd":
-                parts = {"tasks": ("image-to-image", "inpainting"), "passes": ("step-cache",)}
-            elif name == "controlnet":
-                net, unet = KEPT / "controlnets" / "read", UNet2DConditionModel
-                if not (net / "config.json").exists():
-                    tiny.controlnet(unet.from_pretrained(source / "unet"), 10).save_pretrained(net)
-                parts = {"controlnet": net}
             export(
-                source, folder, targets=("onnx",), schedulers=("ddim", "euler_a"), steps=(4, 10),
-                overwrite=True, **parts,
+                pipeline_folder(name), folder, targets=("onnx",), schedulers=("ddim", "euler_a"),
+                steps=(4, 10), overwrite=True, share_with=bundles(name), **parts,
             )  # fmt: skip
         return folder
 

@@ -43,10 +43,15 @@ SMALL: dict[str, Any] = {"steps": (4,), "schedulers": ()}
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(smallest_unconditional: Path, tmp_path: Path) -> Path:
     """The pipeline that is the quickest to export."""
-    tiny.unconditional(tmp_path / "source", tiny.SMALLEST_UNCONDITIONAL)
-    return tmp_path / "source"
+    return Path(shutil.copytree(smallest_unconditional, tmp_path / "source"))
+
+
+@pytest.fixture
+def graphs(smallest_unconditional_bundle: Path) -> dict[str, Any]:
+    """Options of an export of it whose graphs need not be made anew."""
+    return {"share_with": smallest_unconditional_bundle}
 
 
 @pytest.fixture
@@ -134,19 +139,23 @@ def test_onnx_files(sd_bundle: Path, tmp_path: Path) -> None:
     }
 
 
-def test_unchanged_export_does_nothing(source: Path, tmp_path: Path) -> None:
-    bundle = quick(source, tmp_path / "bundle").bundle
+def test_unchanged_export_does_nothing(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = quick(source, tmp_path / "bundle", **graphs).bundle
     before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
     again = quick(source, tmp_path / "bundle")
     assert again.made == ()
     assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
 
 
-def test_another_target_keeps_the_builds_that_are_there(source: Path, tmp_path: Path) -> None:
-    quick(source, tmp_path / "bundle")
+def test_another_target_keeps_the_builds_that_are_there(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    quick(source, tmp_path / "bundle", **graphs)
     graph = tmp_path / "bundle/onnx-fp32/denoiser/model.onnx"
     inode = graph.stat().st_ino
-    result = quick(source, tmp_path / "bundle", targets=("torch",))
+    result = quick(source, tmp_path / "bundle", **graphs, targets=("torch",))
     assert {build.name for build in result.manifest.builds} == {"onnx-fp32", "torch-fp32"}
     assert graph.stat().st_ino == inode
     assert all(build.verification for build in result.manifest.builds)
@@ -155,26 +164,33 @@ def test_another_target_keeps_the_builds_that_are_there(source: Path, tmp_path: 
             assert len(pipe(num_inference_steps=4, seed=1).images) == 1
 
 
-def test_added_plans_survive_the_next_export(source: Path, tmp_path: Path, run: Run) -> None:
-    bundle = quick(source, tmp_path / "bundle", verify=False).bundle
+def test_added_plans_survive_the_next_export(
+    source: Path, graphs: dict[str, Any], tmp_path: Path, run: Run
+) -> None:
+    bundle = quick(source, tmp_path / "bundle", **graphs, verify=False).bundle
     assert run("schedule", bundle, "--scheduler", "ddpm", "--steps", 7)[0] == 0
     assert run("schedule", bundle, "--scheduler", "ddim", "--steps", 5)[0] == 0
-    result = quick(source, tmp_path / "bundle", targets=("torch",), verify=False)
+    result = quick(source, tmp_path / "bundle", **graphs, targets=("torch",), verify=False)
     steps = {schedule.name: schedule.steps for schedule in result.manifest.schedules}
     assert steps == {"ddpm": (4, 7), "ddim": (5,)}
     with latentc.load(bundle, build="onnx-fp32", verify=True) as pipe:
         assert len(pipe(num_inference_steps=7, seed=1).images) == 1
 
 
-def test_a_bundle_that_was_moved_aside_comes_back(source: Path, tmp_path: Path) -> None:
-    bundle = quick(source, tmp_path / "bundle", verify=False).bundle
+def test_a_bundle_that_was_moved_aside_comes_back(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = quick(source, tmp_path / "bundle", **graphs, verify=False).bundle
     bundle.rename(tmp_path / ".bundle.old")
     assert quick(source, tmp_path / "bundle", verify=False).made == ()
     assert left_in(tmp_path) == ["bundle"]
 
 
-def test_a_changed_weight_rebuilds_what_depends_on_it(text_source: Path, tmp_path: Path) -> None:
-    before = quick(text_source, tmp_path / "bundle").manifest.builds[0].artifacts
+def test_a_changed_weight_rebuilds_what_depends_on_it(
+    text_source: Path, smallest_bundle: Path, tmp_path: Path
+) -> None:
+    first = quick(text_source, tmp_path / "bundle", share_with=smallest_bundle)
+    before = first.manifest.builds[0].artifacts
     weights = text_source / "vae/diffusion_pytorch_model.safetensors"
     from safetensors.numpy import load_file, save_file
 
@@ -194,10 +210,11 @@ def test_a_changed_weight_rebuilds_what_depends_on_it(text_source: Path, tmp_pat
 
 
 def test_a_changed_length_of_texts_rebuilds_what_depends_on_it(
-    text_source: Path, tmp_path: Path
+    text_source: Path, smallest_bundle: Path, tmp_path: Path
 ) -> None:
     """It stands in the tokenizer's folder, of which no graph is made."""
-    before = quick(text_source, tmp_path / "bundle").manifest.builds[0].artifacts
+    first = quick(text_source, tmp_path / "bundle", share_with=smallest_bundle)
+    before = first.manifest.builds[0].artifacts
     config = text_source / "tokenizer/tokenizer_config.json"
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "model_max_length": 20}))
@@ -209,8 +226,10 @@ def test_a_changed_length_of_texts_rebuilds_what_depends_on_it(
         assert pipe.encode_prompt("red")["prompt_embeds"].shape == (1, 20, 32)
 
 
-def test_a_changed_scheduler_is_no_unchanged_export(source: Path, tmp_path: Path) -> None:
-    before = quick(source, tmp_path / "bundle", verify=False).manifest
+def test_a_changed_scheduler_is_no_unchanged_export(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    before = quick(source, tmp_path / "bundle", **graphs, verify=False).manifest
     config = source / "scheduler/scheduler_config.json"
     config.write_text(config.read_text().replace('"clip_sample": true', '"clip_sample": false'))
     after = quick(source, tmp_path / "bundle", verify=False)
@@ -220,8 +239,10 @@ def test_a_changed_scheduler_is_no_unchanged_export(source: Path, tmp_path: Path
     assert after.manifest.builds == before.builds
 
 
-def test_a_changed_source_does_not_drop_other_builds(source: Path, tmp_path: Path) -> None:
-    quick(source, tmp_path / "bundle", verify=False)
+def test_a_changed_source_does_not_drop_other_builds(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    quick(source, tmp_path / "bundle", **graphs, verify=False)
     config = source / "scheduler/scheduler_config.json"
     config.write_text(config.read_text().replace('"clip_sample": true', '"clip_sample": false'))
     with pytest.raises(ExportError, match="onnx-fp32 would be lost"):
@@ -229,8 +250,10 @@ def test_a_changed_source_does_not_drop_other_builds(source: Path, tmp_path: Pat
     assert [b.name for b in Manifest.load(tmp_path / "bundle").builds] == ["onnx-fp32"]
 
 
-def test_another_source_needs_overwrite(source: Path, tmp_path: Path) -> None:
-    quick(source, tmp_path / "bundle", verify=False)
+def test_another_source_needs_overwrite(
+    source: Path, graphs: dict[str, Any], tmp_path: Path
+) -> None:
+    quick(source, tmp_path / "bundle", **graphs, verify=False)
     other = source.rename(tmp_path / "other")
     with pytest.raises(ExportError, match="another source"):
         quick(other, tmp_path / "bundle", verify=False)
@@ -280,9 +303,9 @@ def test_a_full_disk_leaves_nothing(
 
 
 def test_a_full_disk_leaves_the_old_bundle(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, graphs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = quick(source, tmp_path / "bundle", verify=False).bundle
+    bundle = quick(source, tmp_path / "bundle", **graphs, verify=False).bundle
     before = (bundle / "manifest.json").read_bytes()
     interrupt_at(monkeypatch, "decoder", OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(ExportError, match="disk is full"):
@@ -464,8 +487,8 @@ def test_ctrl_c(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
-def test_adding_plans(source: Path, tmp_path: Path, run: Run) -> None:
-    bundle = quick(source, tmp_path / "bundle", verify=False).bundle
+def test_adding_plans(source: Path, graphs: dict[str, Any], tmp_path: Path, run: Run) -> None:
+    bundle = quick(source, tmp_path / "bundle", **graphs, verify=False).bundle
     with pytest.raises(InputError, match="latentc schedule"):
         latentc.load(bundle)(num_inference_steps=7)
     added = run("schedule", bundle, "--scheduler", "ddpm", "--steps", 7, "--steps", 9)

@@ -57,10 +57,10 @@ def quick(source: Path, output: Path, **options: Any) -> Exported:
     return export(source, output, steps=(2,), schedulers=(), **options)
 
 
-def test_every_build_is_judged(source: Path, tmp_path: Path) -> None:
+def test_every_build_is_judged(source: Path, sd_bundle: Path, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
-    result = quick(source, tmp_path / "bundle")
+    result = quick(source, tmp_path / "bundle", share_with=sd_bundle)
     manifest = Manifest.load(result.bundle)
     probe = manifest.probes.judged if manifest.probes else None
     assert probe is not None

@@ -252,13 +252,13 @@ def test_a_card_that_cannot_be_had(
 
 
 def test_a_changed_card_makes_another_manifest_alone(
-    smallest: Path, tmp_path: Path, run: Run
+    smallest: Path, smallest_bundle: Path, tmp_path: Path, run: Run
 ) -> None:
     """The bundle's files stay as they are, and nothing is refused as a changed source."""
     folder, bundle = Path(shutil.copytree(smallest, tmp_path / "model")), tmp_path / "bundle"
     card(folder, "---\nlicense: mit\nbase_model: a/b\n---\n")
     settings: dict[str, Any] = {"schedulers": ("ddim",), "steps": (2,), "verify": False}
-    first = export(folder, bundle, **settings)
+    first = export(folder, bundle, **settings, share_with=smallest_bundle)
     assert first.made
     recorded = first.manifest.source
     assert (recorded.licence, recorded.author, recorded.base_model) == ("mit", None, ("a/b",))

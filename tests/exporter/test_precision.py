@@ -195,13 +195,13 @@ def test_bad_input(
     assert not output.exists()
 
 
-def test_mixed_build(smallest: Path, tmp_path: Path) -> None:
+def test_mixed_build(smallest: Path, smallest_bundle: Path, tmp_path: Path) -> None:
     """Every component has its own precision, is verified by it, and an unchanged export does
     nothing."""
     options = {"targets": ["openvino"], "precision": "denoiser=w8a8,vae_decoder=bf16"}
     prompts = {"calibration_prompts": ["a", "b"], "calibration_samples": 4}
     source = smallest
-    settings = {"schedulers": ["ddim"], "steps": [4]}
+    settings = {"schedulers": ["ddim"], "steps": [4], "share_with": [smallest_bundle]}
     done = export(source, tmp_path / "b", **options, **prompts, **settings)  # type: ignore[arg-type]
     (build,) = done.manifest.builds
     assert build.name == "openvino-fp32+denoiser.w8a8+vae_decoder.bf16"

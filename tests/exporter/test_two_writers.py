@@ -350,9 +350,12 @@ def test_what_stands_where_the_lock_goes_is_not_written(
 
 
 @pytest.mark.fault("1.9", "a bundle that a killed export moved aside stays beside the new one")
-def test_the_old_bundle_of_a_killed_export_is_removed(tmp_path: Path) -> None:
-    tiny.unconditional(tmp_path / "source", tiny.SMALLEST_UNCONDITIONAL)
+def test_the_old_bundle_of_a_killed_export_is_removed(
+    smallest_unconditional: Path, smallest_unconditional_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(smallest_unconditional, tmp_path / "source")
     settings: dict[str, Any] = {"steps": (4,), "schedulers": (), "verify": False}
+    settings["share_with"] = smallest_unconditional_bundle
     output = export(tmp_path / "source", tmp_path / "bundle", **settings).bundle
     shutil.copytree(output, tmp_path / ".bundle.old")
 

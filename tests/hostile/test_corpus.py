@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from runtimes.errors import VerificationError
-from tests.conftest import KEPT, one_at_a_time
 from tests.hostile.bad_bundle import CASES, SECRET, BadBundle, Case, import_cases
 from tests.hostile.corpus_lines import clauses, line_of
 from tests.hostile.readers import READERS, Reader
@@ -35,24 +34,6 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def good(smallest: Path) -> Path:
-    """A small bundle with a build for each engine, verified, which the cases spoil."""
-    from exporter.compile import export
-
-    bundle = KEPT / "bundles" / "good"
-    with one_at_a_time("bundle-good"):
-        export(
-            smallest,
-            bundle,
-            targets=("onnx", "openvino", "torch"),
-            schedulers=(),
-            steps=(1, 2),
-            overwrite=True,
-        )
-    return bundle
-
-
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """The process that the readers run in."""
@@ -63,14 +44,14 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def spoilt(
-    good: Path, tmp_path_factory: pytest.TempPathFactory
+    smallest_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Case, bool], BadBundle]:
     """A function: case → the bad bundle, the same for all readers that do not write."""
     bundles: dict[str, BadBundle] = {}
 
     def make(case: Case, anew: bool) -> BadBundle:
         if anew or case.name not in bundles:
-            bad = BadBundle(good, tmp_path_factory.mktemp("bad"))
+            bad = BadBundle(smallest_bundle, tmp_path_factory.mktemp("bad"))
             case.make(bad)
             bundles[case.name] = bad
         return bundles[case.name]
@@ -86,10 +67,10 @@ def test_the_corpus_is_as_large_as_promised() -> None:
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_every_reader_takes_the_good_bundle(
-    reader: Reader, good: Path, worker: Worker, tmp_path: Path
+    reader: Reader, smallest_bundle: Path, worker: Worker, tmp_path: Path
 ) -> None:
     """A reader that refuses everything would pass the rest of the corpus."""
-    copy = BadBundle(good, tmp_path)
+    copy = BadBundle(smallest_bundle, tmp_path)
     answer = worker.ask(reader.name, copy.root, tmp_path, TIMEOUT)
     assert answer.kind == "used", answer.said
 
