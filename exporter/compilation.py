@@ -43,6 +43,7 @@ from runtimes.manifest import (
     Ingredient,
     Manifest,
     Probes,
+    ProgramCheck,
     Schedule,
     Source,
     Tokenizer,
@@ -127,7 +128,8 @@ class Compilation:
         refuse_unreadable(draft)
         if self.options.verify:
             draft = replace(draft, probes=self._probes(pipe, description, draft))
-            self._check_programs(pipe, description, draft)
+            programs_checked = self._programs_checked(pipe, description, draft)
+            draft = replace(draft, programs_checked=programs_checked)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -194,13 +196,20 @@ class Compilation:
             self.source, self.options, description, draft, own, self.store, self.progress
         ).add(pipe)
 
-    def _check_programs(self, pipe: Any, description: Description, draft: Manifest) -> None:
-        """Compare every program with diffusers. Raises VerificationError."""
-        from exporter.program_check import check_programs
+    def _programs_checked(
+        self, pipe: Any, description: Description, draft: Manifest
+    ) -> tuple[ProgramCheck, ...]:
+        """Compare every program with diffusers, and return the record of it.
+
+        Raises:
+            VerificationError: one does something else.
+        """
+        from exporter.program_check import check_programs, recorded
 
         options = self.options
         fixed = (options.height, options.width) if options.height and options.width else None
-        check_programs(pipe, description, draft, self.store.staging, self.progress, fixed)
+        staging = self.store.staging
+        return recorded(check_programs(pipe, description, draft, staging, self.progress, fixed))
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
         from exporter.headroom import probe_samples

@@ -8,7 +8,7 @@ arguments' defaults, the draws of noise and their order, the images' sizes, the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.classes import of_class
+from exporter.classes import class_of, of_class
 from exporter.eager import pipeline_over
 from exporter.families import Description, calling
-from exporter.probe_calls import GUIDANCE, images_of, size_of, texts_of
+from exporter.probe_calls import GUIDANCE, images_of, size_of, takes_images, texts_of
 from exporter.progress import Progress
 from exporter.reference import LARGEST, loop_size, watched
 from exporter.source import quiet_loading
 from runtimes.errors import LatentcError, VerificationError, first_line
-from runtimes.manifest import Manifest
+from runtimes.manifest import Manifest, ProgramCall, ProgramCheck
+from runtimes.manifest_rules import LONGEST_REFUSAL
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import Numbers, Program, Text
 from runtimes.verify import relative_l2
@@ -57,14 +58,36 @@ class Comparison:
     """One call of a program and of the diffusers class.
 
     Attributes:
+        against: the name of that class.
         latents: relative L2 of what the decoder is given; what it makes of that, probes hold.
         refused: what diffusers says where it cannot run the call; nothing is compared then.
     """
 
     program: Program
+    against: str
     shape: Shape
     latents: float = 0.0
     refused: str | None = None
+
+    def record(self) -> ProgramCall:
+        """Return what the manifest says of this call."""
+        return ProgramCall(
+            prompts=self.shape.prompts,
+            images=self.shape.images,
+            seeds=self.shape.seeds,
+            given=self.shape.given if takes_images(self.program) else 0,
+            tolerance=LIMIT,
+            relative_l2=None if self.refused is not None else self.latents,
+            refused=None if self.refused is None else self.refused[:LONGEST_REFUSAL],
+        )
+
+
+def recorded(comparisons: Sequence[Comparison]) -> tuple[ProgramCheck, ...]:
+    """Return what the manifest says of comparisons, by program, in their order."""
+    calls: dict[tuple[str, str], list[ProgramCall]] = {}
+    for each in comparisons:
+        calls.setdefault((each.program.name, each.against), []).append(each.record())
+    return tuple(ProgramCheck(*key, tuple(records)) for key, records in calls.items())
 
 
 def check_programs(
@@ -128,6 +151,9 @@ def _compared(
     shape: Shape,
     size: tuple[int, int],
 ) -> Comparison:
+    against = type(pipe).__name__
+    if program.name != description.program.name:
+        against = class_of(pipe, program.name).__name__
     refused = ""
     for way in _ways(shape):
         arguments = {**_arguments(description, program, way, size), **_several(program, shape)}
@@ -145,8 +171,8 @@ def _compared(
                 f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
-        return Comparison(program, way, relative_l2(result.latents, latents))
-    return Comparison(program, shape, refused=refused)
+        return Comparison(program, against, way, relative_l2(result.latents, latents))
+    return Comparison(program, against, shape, refused=refused)
 
 
 def _ways(shape: Shape) -> Iterator[Shape]:
