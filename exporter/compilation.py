@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,9 @@ from runtimes.precision import build_name, of_component
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
+    from exporter.program_check import Subject
     from exporter.shifting import Told
+    from runtimes.programs.statements import Program
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,7 @@ class Compilation:
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
-            description = family_of(self.source.pipeline_class).describe(pipe)
-        if self.options.step_cache:
-            description = split(description)
-        asked = self.options.tasks_of(self.source)
-        description = with_tasks(description, asked, self.source.pipeline_class)
-        description = with_size(description, self.options)
+            description = self._described(pipe)
         if previous is not None and not self.options.overwrite:
             components = tuple(graph.component for graph in description.graphs)
             refuse_other_graphs(self.store.output, previous, components, self.options)
@@ -138,6 +135,15 @@ class Compilation:
         refuse_unreadable(whole)
         return whole
 
+    def _described(self, pipe: Any) -> Description:
+        """Return the description of a pipeline, changed to what was asked for."""
+        description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.step_cache:
+            description = split(description)
+        asked = self.options.tasks_of(self.source)
+        description = with_tasks(description, asked, self.source.pipeline_class)
+        return with_size(description, self.options)
+
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
         from exporter import shifting
@@ -162,10 +168,9 @@ class Compilation:
     ) -> Manifest:
         """Return all but the probes and the builds."""
         own = plans[0]
-        programs = tuple(with_planned_steps(each, own.steps) for each in description.programs)
         return Manifest(
             format_version=FORMAT_VERSION,
-            programs=programs,
+            programs=planned_programs(description, own),
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -208,8 +213,25 @@ class Compilation:
 
         options = self.options
         fixed = (options.height, options.width) if options.height and options.width else None
-        staging = self.store.staging
-        return recorded(check_programs(pipe, description, draft, staging, self.progress, fixed))
+        staging, progress = self.store.staging, self.progress
+        small = partial(self._miniature, pipe, draft)
+        return recorded(check_programs(pipe, description, draft, staging, progress, fixed, small))
+
+    def _miniature(self, pipe: Any, draft: Manifest) -> Subject:
+        """Return a miniature of a pipeline, and what would be its manifest.
+
+        Raises:
+            LatentcError: there is none.
+        """
+        from exporter.miniature import miniature_of
+        from exporter.program_check import Subject
+
+        small = miniature_of(pipe)
+        description = self._described(small)
+        programs = planned_programs(description, draft.schedules[0])
+        components = tuple(graph.component for graph in description.graphs)
+        manifest = replace(draft, programs=programs, components=components)
+        return Subject(small, description, manifest, miniature=True)
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
         from exporter.headroom import probe_samples
@@ -300,6 +322,12 @@ class Compilation:
             for pair, keys in self.keys.items()
             if not all(map(self.store.keep, keys.values()))
         }
+
+
+def planned_programs(description: Description, own: Schedule) -> tuple[Program, ...]:
+    """Return a description's programs, whose step counts are among those of the pipeline's own
+    scheduler."""
+    return tuple(with_planned_steps(each, own.steps) for each in description.programs)
 
 
 def refuse_unreadable(manifest: Manifest) -> None:

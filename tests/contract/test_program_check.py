@@ -91,6 +91,22 @@ def test_every_program_of_every_kind(
     assert max(each.latents for each in made) < LIMIT / 4
 
 
+def test_step_counts_of_which_a_strength_leaves_none(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Bundles for one or two steps are compared at the whole strength: at 0.3 of two steps there is
+    nothing to do, which calls refuse."""
+    comparisons: list[Comparison] = []
+
+    def examine(pipe: Any, description: Description, manifest: Manifest, root: Path) -> None:
+        comparisons.extend(check_programs(pipe, description, manifest, root, Progress(None)))
+
+    folder, tasks = pipeline_folder("sdxl"), ["image-to-image"]
+    uncaptured(folder, tmp_path / "bundle", tasks, steps=(1, 2), examine=examine)
+    assert len(comparisons) == 2 * len(SHAPES)
+    assert max(each.latents for each in comparisons) < LIMIT / 4
+
+
 # What would be silent: the image is another one, and looks as good.
 FAULTS: dict[str, tuple[str, Change]] = {
     "noise in another order": ("upscaler", swapped_noise),
