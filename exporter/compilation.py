@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from runtimes.manifest import (
     Ingredient,
     Manifest,
     Probes,
+    ProgramCheck,
     Schedule,
     Source,
     Tokenizer,
@@ -51,7 +52,9 @@ from runtimes.precision import build_name, of_component
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
+    from exporter.program_check import Subject
     from exporter.shifting import Told
+    from runtimes.programs.statements import Program
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,7 @@ class Compilation:
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
-            description = family_of(self.source.pipeline_class).describe(pipe)
-        if self.options.step_cache:
-            description = split(description)
-        asked = self.options.tasks_of(self.source)
-        description = with_tasks(description, asked, self.source.pipeline_class)
-        description = with_size(description, self.options)
+            description = self._described(pipe)
         if previous is not None and not self.options.overwrite:
             components = tuple(graph.component for graph in description.graphs)
             refuse_other_graphs(self.store.output, previous, components, self.options)
@@ -127,7 +125,8 @@ class Compilation:
         refuse_unreadable(draft)
         if self.options.verify:
             draft = replace(draft, probes=self._probes(pipe, description, draft))
-            self._check_programs(pipe, description, draft)
+            programs_checked = self._programs_checked(pipe, description, draft)
+            draft = replace(draft, programs_checked=programs_checked)
         draft = replace(draft, builds=self._builds(pipe, description, draft))
         release_weights([graph.module for graph in description.graphs], self.source.folder)
         del pipe, description
@@ -135,6 +134,15 @@ class Compilation:
         whole = with_kept(draft, previous, self.store)
         refuse_unreadable(whole)
         return whole
+
+    def _described(self, pipe: Any) -> Description:
+        """Return the description of a pipeline, changed to what was asked for."""
+        description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.step_cache:
+            description = split(description)
+        asked = self.options.tasks_of(self.source)
+        description = with_tasks(description, asked, self.source.pipeline_class)
+        return with_size(description, self.options)
 
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
@@ -160,10 +168,9 @@ class Compilation:
     ) -> Manifest:
         """Return all but the probes and the builds."""
         own = plans[0]
-        programs = tuple(with_planned_steps(each, own.steps) for each in description.programs)
         return Manifest(
             format_version=FORMAT_VERSION,
-            programs=programs,
+            programs=planned_programs(description, own),
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -194,13 +201,37 @@ class Compilation:
             self.source, self.options, description, draft, own, self.store, self.progress
         ).add(pipe)
 
-    def _check_programs(self, pipe: Any, description: Description, draft: Manifest) -> None:
-        """Compare every program with diffusers. Raises VerificationError."""
-        from exporter.program_check import check_programs
+    def _programs_checked(
+        self, pipe: Any, description: Description, draft: Manifest
+    ) -> tuple[ProgramCheck, ...]:
+        """Compare every program with diffusers, and return the record of it.
+
+        Raises:
+            VerificationError: one does something else.
+        """
+        from exporter.program_check import check_programs, recorded
 
         options = self.options
         fixed = (options.height, options.width) if options.height and options.width else None
-        check_programs(pipe, description, draft, self.store.staging, self.progress, fixed)
+        staging, progress = self.store.staging, self.progress
+        small = partial(self._miniature, pipe, draft)
+        return recorded(check_programs(pipe, description, draft, staging, progress, fixed, small))
+
+    def _miniature(self, pipe: Any, draft: Manifest) -> Subject:
+        """Return a miniature of a pipeline, and what would be its manifest.
+
+        Raises:
+            LatentcError: there is none.
+        """
+        from exporter.miniature import miniature_of
+        from exporter.program_check import Subject
+
+        small = miniature_of(pipe)
+        description = self._described(small)
+        programs = planned_programs(description, draft.schedules[0])
+        components = tuple(graph.component for graph in description.graphs)
+        manifest = replace(draft, programs=programs, components=components)
+        return Subject(small, description, manifest, miniature=True)
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
         from exporter.headroom import probe_samples
@@ -291,6 +322,12 @@ class Compilation:
             for pair, keys in self.keys.items()
             if not all(map(self.store.keep, keys.values()))
         }
+
+
+def planned_programs(description: Description, own: Schedule) -> tuple[Program, ...]:
+    """Return a description's programs, whose step counts are among those of the pipeline's own
+    scheduler."""
+    return tuple(with_planned_steps(each, own.steps) for each in description.programs)
 
 
 def refuse_unreadable(manifest: Manifest) -> None:

@@ -325,6 +325,8 @@ def up_to_date(
         return False
     if manifest.left_out != source.left_out:
         return False
+    if options.verify and not manifest.programs_checked:
+        return False
     builds = {(build.target, build.precision): build for build in manifest.builds}
     for pair, wanted in keys.items():
         build = builds.get(pair)

@@ -8,23 +8,26 @@ arguments' defaults, the draws of noise and their order, the images' sizes, the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from exporter.classes import of_class
+from exporter.classes import class_of, of_class
 from exporter.eager import pipeline_over
 from exporter.families import Description, calling
-from exporter.probe_calls import GUIDANCE, images_of, rows_of, size_of, texts_of
+from exporter.miniature import numbers_of, same_but_for_widths
+from exporter.probe_calls import GUIDANCE, images_of, rows_of, size_of, takes_images, texts_of
 from exporter.progress import Progress
 from exporter.reference import LARGEST, loop_size, watched
 from exporter.source import quiet_loading
-from runtimes.errors import LatentcError, VerificationError, first_line
-from runtimes.manifest import Manifest
+from runtimes.errors import ExportError, LatentcError, VerificationError, first_line
+from runtimes.manifest import Manifest, ProgramCall, ProgramCheck
+from runtimes.manifest_rules import LONGEST_REFUSAL
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import Numbers, Program, Text
 from runtimes.verify import relative_l2
@@ -32,7 +35,8 @@ from runtimes.verify import relative_l2
 _STEPS = 2
 _SEEDS = (20, 21, 22, 23)
 _PROMPTS = ("a large red circle", "two small blue squares beside a tree")
-_LARGE = 4_000_000_000  # numbers: four images of such a model take as long as its export
+# Numbers: four images of such a model take as long as its export, and are left to a miniature.
+_LARGE = 4_000_000_000
 # Relative L2. The largest is 2.5e-4, of T2I-Adapters for grey images, whose colours diffusers
 # rounds to grey ones of 8 bits; the others are below 2e-5.
 LIMIT = 3e-4
@@ -53,18 +57,54 @@ SHAPES = (Shape(1, 1, _SEEDS[:1]), Shape(2, 2, _SEEDS))
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A pipeline of diffusers, its description, and a manifest with the programs and components of
+    that; `miniature`: it stands for a larger one."""
+
+    pipe: Any
+    description: Description
+    manifest: Manifest
+    miniature: bool = False
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One call of a program and of the diffusers class.
 
     Attributes:
+        against: the name of that class.
         latents: relative L2 of what the decoder is given; what it makes of that, probes hold.
         refused: what diffusers says where it cannot run the call; nothing is compared then.
+        miniature: whether it was done on one, not with the source's weights.
     """
 
     program: Program
+    against: str
     shape: Shape
     latents: float = 0.0
     refused: str | None = None
+    miniature: bool = False
+
+    def record(self) -> ProgramCall:
+        """Return what the manifest says of this call."""
+        return ProgramCall(
+            prompts=self.shape.prompts,
+            images=self.shape.images,
+            seeds=self.shape.seeds,
+            given=self.shape.given if takes_images(self.program) else 0,
+            tolerance=LIMIT,
+            relative_l2=None if self.refused is not None else self.latents,
+            refused=None if self.refused is None else self.refused[:LONGEST_REFUSAL],
+            miniature=self.miniature,
+        )
+
+
+def recorded(comparisons: Sequence[Comparison]) -> tuple[ProgramCheck, ...]:
+    """Return what the manifest says of comparisons, by program, in their order."""
+    calls: dict[tuple[str, str], list[ProgramCall]] = {}
+    for each in comparisons:
+        calls.setdefault((each.program.name, each.against), []).append(each.record())
+    return tuple(ProgramCheck(*key, tuple(records)) for key, records in calls.items())
 
 
 def check_programs(
@@ -74,31 +114,106 @@ def check_programs(
     root: Path,
     progress: Progress,
     fixed: tuple[int, int] | None = None,
+    small: Callable[[], Subject] | None = None,
 ) -> tuple[Comparison, ...]:
-    """Compare every program with its class, in calls of the two shapes; large models, and large
-    images of an export with a fixed size, in calls of the first.
+    """Compare every program with its class, in calls of the two shapes. Large images of an export
+    with a fixed size are compared in calls of the first; so are large models, and miniatures of
+    those in calls of both.
 
     Args:
         root: where the tokenizers and plans of the manifest stand.
         fixed: height and width in pixels of an export with a fixed size.
+        small: makes the miniature of a large model; raises a LatentcError where there is none.
 
-    Warns of calls that the class does not take.
+    Warns of calls that the class does not take, and of a miniature that cannot be had.
 
     Raises:
         VerificationError: one gives something else.
     """
-    modules = {graph.component.name: graph.module for graph in description.graphs}
-    comparisons = []
+    modules = (graph.module for graph in description.graphs)
     size = fixed or loop_size(description)
-    numbers = (each.numel() for module in modules.values() for each in module.parameters())
-    shapes = SHAPES[:1] if sum(numbers) > _LARGE or max(size) > LARGEST else SHAPES
-    with pipeline_over(root, manifest, modules) as ours:
-        for program in manifest.programs:
-            for shape in shapes:
-                with progress.stage(program.name, f"verify {len(shape.seeds)} images in PyTorch"):
-                    comparisons.append(_compared(pipe, description, ours, program, shape, size))
-                _judge(comparisons[-1])
+    large = numbers_of(modules) > _LARGE
+    shapes = SHAPES[:1] if large or max(size) > LARGEST else SHAPES
+    source = Subject(pipe, description, manifest)
+    comparisons = []
+    for comparison in _comparisons(source, root, size, shapes, progress):
+        _judge(comparison)
+        comparisons.append(comparison)
+    if large and small is not None:
+        comparisons += _on_miniature(small, comparisons, manifest, root, size, progress)
     return tuple(comparisons)
+
+
+def _comparisons(
+    subject: Subject,
+    root: Path,
+    size: tuple[int, int],
+    shapes: Sequence[Shape],
+    progress: Progress,
+) -> Iterator[Comparison]:
+    """Yield the comparison of every program in calls of every shape, of images of `size`, height
+    and width in pixels."""
+    modules = {graph.component.name: graph.module for graph in subject.description.graphs}
+    what = "a miniature in PyTorch" if subject.miniature else "PyTorch"
+    with pipeline_over(root, subject.manifest, modules) as ours:
+        for program in subject.manifest.programs:
+            for shape in shapes:
+                with progress.stage(program.name, f"verify {len(shape.seeds)} images in {what}"):
+                    comparison = _compared(subject, ours, program, shape, size)
+                yield comparison
+
+
+def _on_miniature(
+    small: Callable[[], Subject],
+    done: Sequence[Comparison],
+    manifest: Manifest,
+    root: Path,
+    size: tuple[int, int],
+    progress: Progress,
+) -> list[Comparison]:
+    """Return the comparisons of a miniature's programs, in calls of both shapes; none, and a
+    warning, where it is no stand-in for the pipeline of `manifest`.
+
+    Raises:
+        VerificationError: one gives something else.
+    """
+    try:
+        subject = small()
+        _refuse_other_programs(subject.manifest.programs, manifest.programs)
+        comparisons = list(_comparisons(subject, root, size, SHAPES, progress))
+        _refuse_broken(comparisons, done)
+    except VerificationError:
+        raise
+    except LatentcError as error:
+        warnings.warn(
+            f"the programs are held against diffusers in calls of one image only: the model is "
+            f"large, and there is no miniature of it: {error}",
+            UserWarning,
+            stacklevel=3,
+        )
+        return []
+    for comparison in comparisons:
+        _judge(comparison)
+    return comparisons
+
+
+def _refuse_other_programs(found: Sequence[Program], wanted: Sequence[Program]) -> None:
+    """Refuse a miniature that does something else. Raises ExportError."""
+    for one, other in zip_longest(found, wanted):
+        if one is None or other is None or not same_but_for_widths(one, other):
+            raise ExportError(f"its program {(one or other).name!r} is another one")
+
+
+def _refuse_broken(comparisons: Sequence[Comparison], done: Sequence[Comparison]) -> None:
+    """Refuse a miniature with which diffusers cannot do what it does with the pipeline itself.
+
+    Raises:
+        ExportError: naming the call.
+    """
+    taken = {(each.program.name, each.shape) for each in done if each.refused is None}
+    for each in comparisons:
+        if each.refused is not None and (each.program.name, each.shape) in taken:
+            raise ExportError(f"diffusers cannot run its {each.program.name}: {each.refused}")
 
 
 def _judge(comparison: Comparison) -> None:
@@ -113,30 +228,31 @@ def _judge(comparison: Comparison) -> None:
             stacklevel=3,
         )
     if comparison.latents > LIMIT:
+        where = ", on a miniature of the model" if comparison.miniature else ""
         raise VerificationError(
             f"the program {program.name!r} does not do what {program.stands_for} does in "
-            f"diffusers: {shape.prompts} prompts by {shape.images} images, latents "
+            f"diffusers: {shape.prompts} prompts by {shape.images} images{where}, latents "
             f"{comparison.latents:.1e} off, allowed {LIMIT:g}; no bundle was written"
         )
 
 
 def _compared(
-    pipe: Any,
-    description: Description,
-    ours: Pipeline,
-    program: Program,
-    shape: Shape,
-    size: tuple[int, int],
+    subject: Subject, ours: Pipeline, program: Program, shape: Shape, size: tuple[int, int]
 ) -> Comparison:
+    pipe, description = subject.pipe, subject.description
+    own = program.name == description.program.name
+    against = (type(pipe) if own else class_of(pipe, program.name)).__name__
     refused = ""
     for way in _ways(shape):
         arguments = {**_arguments(description, program, way, size), **_several(program, shape)}
-        arguments["num_inference_steps"] = _steps(ours, program)
+        arguments |= _steps(ours, program)
         try:
             latents = _theirs(pipe, description, program, way, arguments)
         except Exception as error:  # a call that diffusers' class does not take
             refused = refused or first_line(error)
             continue
+        if subject.miniature and not np.isfinite(latents).all():
+            raise ExportError(f"its random weights give no finite latents in {program.name}")
         seed = list(way.seeds) if len(way.seeds) > 1 else way.seeds[0]
         try:
             result = ours(**arguments, seed=seed, output_type="latent")
@@ -145,8 +261,9 @@ def _compared(
                 f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
-        return Comparison(program, way, relative_l2(result.latents, latents))
-    return Comparison(program, shape, refused=refused)
+        error_of_latents = relative_l2(result.latents, latents)
+        return Comparison(program, against, way, error_of_latents, None, subject.miniature)
+    return Comparison(program, against, shape, 0.0, refused, subject.miniature)
 
 
 def _ways(shape: Shape) -> Iterator[Shape]:
@@ -157,13 +274,16 @@ def _ways(shape: Shape) -> Iterator[Shape]:
             yield replace(shape, seeds=seeds, given=given)
 
 
-def _steps(ours: Pipeline, program: Program) -> int:
-    """Return a step count of which `_STEPS` or more are run at the program's strength."""
+def _steps(ours: Pipeline, program: Program) -> dict[str, Any]:
+    """Return a step count of which `_STEPS` or more are run at the program's own strength, else the
+    largest that there is; and the whole strength, where its own one leaves none of those."""
     numbers = {each.name: each for each in program.arguments if isinstance(each, Numbers)}
     strength = float(numbers["strength"].default[0]) if "strength" in numbers else 1.0
     counts = ours.manifest.schedule(ours.scheduler).steps
     enough = [count for count in counts if int(count * strength) >= _STEPS]
-    return min(enough) if enough else max(counts)
+    steps = min(enough) if enough else max(counts)
+    whole = {} if int(steps * strength) else {"strength": 1.0}
+    return {"num_inference_steps": steps, **whole}
 
 
 def _several(program: Program, shape: Shape) -> dict[str, Any]:

@@ -249,6 +249,43 @@ class Probes(_Base, frozen=True):
     judged: JudgeProbe | None = None
 
 
+class ProgramCall(_Base, frozen=True):
+    """One call of a program beside the diffusers class: how many prompts, images of each, seeds
+    (one for each image, or one for all), and images that each argument for images was given.
+
+    `relative_l2` is the error of the latents, or `refused` what diffusers says why it does not take
+    such a call. `miniature`: the weights were not the source's, but random ones of a pipeline of
+    the same classes with fewer and narrower layers.
+    """
+
+    prompts: int
+    images: int
+    seeds: tuple[int, ...]
+    given: int
+    tolerance: float
+    relative_l2: float | None = None
+    refused: str | None = None
+    miniature: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the latents are within the limit, or there is nothing to compare with."""
+        return self.relative_l2 is None or self.relative_l2 <= self.tolerance
+
+
+class ProgramCheck(_Base, frozen=True):
+    """What a program's calls were next to those of a diffusers class, in PyTorch."""
+
+    program: str
+    pipeline_class: str
+    calls: tuple[ProgramCall, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no call was off by more than its limit."""
+        return all(call.passed for call in self.calls)
+
+
 class Ingredient(_Base, frozen=True):
     """What went in beside the source: its kind (``lora``, ``vae``, ``textual-inversion``), Hub id
     or file name, a digest of its content, how strongly it was mixed in, the word that it added."""
@@ -307,6 +344,7 @@ class Manifest(_Base, frozen=True, dict=True):
     `needs` names what a reader must know beyond format 2 of the first day to make the right images
     from it; one that does not know all of them refuses the bundle. `optional` holds sections that
     readers may leave alone, by name; whoever writes the document again keeps them.
+    `programs_checked` is empty where an export was told not to verify.
     """
 
     format_version: int
@@ -319,6 +357,7 @@ class Manifest(_Base, frozen=True, dict=True):
     schedules: tuple[Schedule, ...]
     defaults: Defaults
     probes: Probes | None = None
+    programs_checked: tuple[ProgramCheck, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     needs: tuple[str, ...] = ()
     optional: dict[str, Any] = msgspec.field(default_factory=dict)

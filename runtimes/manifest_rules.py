@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
 
-from runtimes.manifest import Component, File, Manifest, Source, TensorSpec, Tokenizer
+from runtimes.manifest import (
+    Component,
+    File,
+    Manifest,
+    ProgramCall,
+    Source,
+    TensorSpec,
+    Tokenizer,
+)
 from runtimes.programs import checker
 from runtimes.programs import statements as form
 from runtimes.programs.checker import MOST_AXES
@@ -25,6 +33,10 @@ _MOST_WORDS = 1 << 31  # graphs may take ids as int32
 _LARGEST_NUMBER = 1 << 20  # of a size, in whatever unit
 _MOST_PROGRAMS = 16
 _MOST_NEEDS = 64
+_MOST_CALLS = 16  # of a program beside diffusers …
+_MOST_OF_A_CALL = 64  # … and prompts, images of each, and images given
+LONGEST_REFUSAL = 300  # characters of what diffusers says
+_LARGEST_INTEGER = 1 << 53  # in magnitude: what every reader of JSON holds exactly
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _DEVICE = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while it is written
@@ -39,6 +51,7 @@ def problems(manifest: Manifest) -> Iterator[str]:
     yield from _build_problems(manifest)
     yield from _tokenizer_problems(manifest)
     yield from _program_problems(manifest)
+    yield from _record_problems(manifest)
     yield from _duplicates("schedule", [schedule.name for schedule in manifest.schedules])
     for schedule in manifest.schedules:
         yield from _name_problems("schedule", schedule.name)
@@ -128,6 +141,36 @@ def _program_problems(manifest: Manifest) -> Iterator[str]:
     for name in graphs:
         if name not in used:
             yield f"no program uses {name!r}"
+
+
+def _record_problems(manifest: Manifest) -> Iterator[str]:
+    """Check what is said of the programs that were held against diffusers."""
+    yield from _duplicates("checked program", [each.program for each in manifest.programs_checked])
+    names = {program.name for program in manifest.programs}
+    for record in manifest.programs_checked:
+        where = f"programs_checked of {record.program[:80]!r}"
+        if record.program not in names:
+            yield f"{where}: no program has this name"
+        if not 1 <= len(record.calls) <= _MOST_CALLS:
+            yield f"{where}: {len(record.calls)} calls, expected 1 to {_MOST_CALLS}"
+        for call in record.calls:
+            yield from (f"{where}: {problem}" for problem in _call_problems(call))
+
+
+def _call_problems(call: ProgramCall) -> Iterator[str]:
+    least, most = min(call.prompts, call.images, call.given + 1), _MOST_OF_A_CALL
+    if least < 1 or max(call.prompts, call.images, call.given) > most:
+        yield f"expected 1 to {most} prompts and images of each, and 0 to {most} given"
+    elif len(call.seeds) not in (1, call.prompts * call.images):
+        yield f"{len(call.seeds)} seeds for {call.prompts} prompts by {call.images} images"
+    if any(abs(seed) > _LARGEST_INTEGER for seed in call.seeds):
+        yield "a seed is beyond 2^53"
+    if call.tolerance < 0 or (call.relative_l2 is not None and call.relative_l2 < 0):
+        yield "a negative error or limit"
+    if (call.relative_l2 is None) == (call.refused is None):
+        yield "expected one of relative_l2 and refused"
+    if call.refused is not None and len(call.refused) > LONGEST_REFUSAL:
+        yield f"refused has {len(call.refused)} characters, more than {LONGEST_REFUSAL}"
 
 
 def _images(program: form.Program) -> Iterator[str]:

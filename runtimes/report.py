@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtimes.errors import LatentcError
-from runtimes.manifest import Build, Component, Manifest, Score, Source, TensorSpec, Verification
+from runtimes.manifest import (
+    Build,
+    Component,
+    Manifest,
+    ProgramCall,
+    ProgramCheck,
+    Score,
+    Source,
+    TensorSpec,
+    Verification,
+)
 from runtimes.terminal import visible
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ def print_manifest(manifest: Manifest) -> None:
     """What `latentc inspect` shows."""
     _print_facts(manifest)
     _show(_components_table(manifest))
+    _show(_programs_table(manifest))
     _show(_builds_table(manifest))
     _show(_schedules_table(manifest))
     if any(build.verification for build in manifest.builds):
@@ -288,6 +299,40 @@ def _tensor(name: str, spec: TensorSpec) -> str:
 
 def _shape(spec: TensorSpec) -> str:
     return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
+
+
+def _programs_table(manifest: Manifest) -> Table:
+    """Return a line per program: the class that it was held against, and by how much the latents
+    of each call were off."""
+    records = {record.program: record for record in manifest.programs_checked}
+    table = _table("Programs", "Name", "diffusers class", "Against it (relative L2)", "")
+    for program in manifest.programs:
+        record = records.get(program.name)
+        if record is None:
+            _row(table, program.name, program.stands_for, "not verified", "")
+        else:
+            calls = "; ".join(map(_call_text, record.calls))
+            _row(table, program.name, record.pipeline_class, calls, _program_verdict(record))
+    return table
+
+
+def _call_text(call: ProgramCall) -> str:
+    """Return how many images a call made and how far off they were, as
+    ``2 × 2 images, 4 seeds: 1.2e-07``; the first number is that of prompts."""
+    one = call.prompts * call.images == 1
+    images = "1 image" if one else f"{call.prompts} × {call.images} images"
+    seeds = f", {len(call.seeds)} seeds" if len(call.seeds) > 1 else ""
+    where = " of a miniature" if call.miniature else ""
+    if call.relative_l2 is None:
+        return f"{images}{seeds}{where}: diffusers refuses ({call.refused})"
+    allowed = "" if call.passed else f", allowed {call.tolerance:.1e}"
+    return f"{images}{seeds}{where}: {call.relative_l2:.1e}{allowed}"
+
+
+def _program_verdict(record: ProgramCheck) -> Cell:
+    """Return the verdict on a program, none where diffusers refused all its calls."""
+    compared = any(call.relative_l2 is not None for call in record.calls)
+    return _verdict(record.passed) if compared else ""
 
 
 def _builds_table(manifest: Manifest) -> Table:

@@ -29,6 +29,8 @@ from runtimes.manifest import (
     LoopProbe,
     Manifest,
     Probes,
+    ProgramCall,
+    ProgramCheck,
     Schedule,
     Score,
     Source,
@@ -155,9 +157,17 @@ def make_bundle(
         schedules=tuple(_schedule(folder, name) for name in ("plain", "noisy")),
         defaults=Defaults(scheduler="plain", num_inference_steps=4),
     )
-    manifest = msgspec.structs.replace(manifest, **changes)
+    checked = {"programs_checked": (program_check(tasks[0].name),)}
+    manifest = msgspec.structs.replace(manifest, **{**checked, **changes})
     (folder / MANIFEST).write_bytes(manifest.encode())
     return folder
+
+
+def program_check(name: str) -> ProgramCheck:
+    """Return a record of a program: a call that was compared, and one that diffusers refused."""
+    compared = ProgramCall(1, 1, (20,), 0, 3e-4, relative_l2=1.5e-6)
+    refused = ProgramCall(2, 2, (20, 21, 22, 23), 0, 3e-4, refused="one prompt at a time")
+    return ProgramCheck(name, "FakePipeline", (compared, refused))
 
 
 _CALL_FIELDS = ("latents", "texts", "arguments", "vectors", "guidance", "embeddings")

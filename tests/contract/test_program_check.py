@@ -15,7 +15,7 @@ import exporter.compilation
 from exporter import classes
 from exporter.compile import export
 from exporter.families import Description
-from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs
+from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs, recorded
 from exporter.progress import Progress
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
@@ -92,6 +92,22 @@ def test_every_program_of_every_kind(
     assert max(each.latents for each in made) < LIMIT / 4
 
 
+def test_step_counts_of_which_a_strength_leaves_none(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Bundles for one or two steps are compared at the whole strength: at 0.3 of two steps there is
+    nothing to do, which calls refuse."""
+    comparisons: list[Comparison] = []
+
+    def examine(pipe: Any, description: Description, manifest: Manifest, root: Path) -> None:
+        comparisons.extend(check_programs(pipe, description, manifest, root, Progress(None)))
+
+    folder, tasks = pipeline_folder("sdxl"), ["image-to-image"]
+    uncaptured(folder, tmp_path / "bundle", tasks, steps=(1, 2), examine=examine)
+    assert len(comparisons) == 2 * len(SHAPES)
+    assert max(each.latents for each in comparisons) < LIMIT / 4
+
+
 # What would be silent: the image is another one, and looks as good.
 FAULTS: dict[str, tuple[str, Change]] = {
     "noise in another order": ("upscaler", swapped_noise),
@@ -153,6 +169,51 @@ def test_consistency_models_have_no_image_to_image(
             steps=[4],
         )
     assert not (tmp_path / "bundle").exists()
+
+
+def test_an_export_records_what_it_compared(smallest: Path, tmp_path: Path) -> None:
+    """The manifest says for each call how far off its latents were; an export that verifies
+    nothing says nothing, and one that then verifies makes up for it."""
+    bundle = tmp_path / "bundle"
+    asked: dict[str, Any] = {"schedulers": [], "steps": [2]}
+    assert export(smallest, bundle, verify=False, **asked).manifest.programs_checked == ()
+    made = export(smallest, bundle, **asked).manifest
+    assert Manifest.load(bundle) == made
+    (record,) = made.programs_checked
+    assert (record.program, record.pipeline_class) == (
+        made.programs[0].name,
+        made.source.pipeline_class,
+    )
+    one, several = record.calls
+    assert (one.prompts, one.images, one.given, len(one.seeds)) == (1, 1, 0, 1)
+    assert several.prompts * several.images == 4
+    for call in record.calls:
+        assert call.refused is None
+        assert call.relative_l2 is not None
+        assert 0 < call.relative_l2 < call.tolerance == LIMIT
+        assert not call.miniature
+    assert export(smallest, bundle, verify=False, **asked).manifest == made
+
+
+def test_the_record_says_what_diffusers_refuses(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Each program has one record, of the class of its task, with all its calls."""
+    found = compared("sd", pipeline_folder("sd"), tmp_path / "bundle")
+    refused = replace(found[0], latents=0.0, refused="no" * 999)
+    records = recorded([refused, *found[1:]])
+    assert [each.program for each in records] == [*dict.fromkeys(c.program.name for c in found)]
+    assert {each.program: each.pipeline_class for each in records} == {
+        each.program.name: each.program.stands_for for each in found
+    }
+    for record in records:
+        own = [each for each in found if each.program.name == record.program]
+        assert [call.seeds for call in record.calls] == [each.shape.seeds for each in own]
+        takes = record.program != "text-to-image"
+        assert [call.given for call in record.calls] == [takes * each.shape.given for each in own]
+    call = records[0].calls[0]
+    assert call.relative_l2 is None
+    assert call.refused == "no" * 150
 
 
 def test_an_export_writes_nothing_then(

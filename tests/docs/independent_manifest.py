@@ -183,6 +183,7 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
     }
     if not 1 <= len(programs) <= 16 or len(images) < len(programs):
         yield "no programs, too many, or two that take the same images"
+    yield from _record_problems(document)
     steps = [step for program in programs for step in program["steps"]]
     used = {step.get("component") or step.get("denoiser") for step in steps}
     if components - used - {(step.get("cache") or {}).get("component") for step in steps}:
@@ -217,6 +218,27 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"bad path {file['path']!r}"
         if file["size"] < 0 or not re.fullmatch(r"[0-9a-f]{64}", file["sha256"]):
             yield f"{file['path']}: bad size or hash"
+
+
+def _record_problems(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the record of programs next to diffusers (section 3)."""
+    known = {each["name"] for each in document["programs"]}
+    names = [each["program"] for each in document["programs_checked"]]
+    if {*names} - known or len({*names}) < len(names):
+        yield "a record of no program, or two of one"
+    for record in document["programs_checked"]:
+        if not 1 <= len(record["calls"]) <= 16:
+            yield f"{len(record['calls'])} calls of {record['program']}"
+        for call in record["calls"]:
+            prompts, images = call["prompts"], call["images"]
+            error, refused = call["relative_l2"], call["refused"]
+            within = 1 <= prompts <= 64 and 1 <= images <= 64 and 0 <= call["given"] <= 64
+            if not within or len(call["seeds"]) not in (1, prompts * images):
+                yield f"{record['program']}: bad numbers of prompts, images or seeds"
+            if min(call["tolerance"], error or 0) < 0 or (error is None) == (refused is None):
+                yield f"{record['program']}: bad error or limit"
+            if len(refused or "") > 300:
+                yield f"{record['program']}: diffusers says too much"
 
 
 def _is_path(text: str) -> bool:

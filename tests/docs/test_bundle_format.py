@@ -259,6 +259,22 @@ BROKEN: list[tuple[str, Any]] = [
     (f"{LOOP}.rescale", "prompt"),
     ("programs.0.steps.9.of", "denoised"),
     ("programs.0.steps.9", ...),
+    ("programs_checked", None),
+    ("programs_checked.0.program", "nobody"),
+    ("programs_checked.0.pipeline_class", ...),
+    ("programs_checked.0.calls", []),
+    ("programs_checked.0.calls.0.prompts", 0),
+    ("programs_checked.0.calls.0.images", 65),
+    ("programs_checked.0.calls.0.images", 1.5),
+    ("programs_checked.0.calls.0.seeds", [1, 2]),
+    ("programs_checked.0.calls.0.seeds", [2**53 + 1]),
+    ("programs_checked.0.calls.0.given", -1),
+    ("programs_checked.0.calls.0.tolerance", -1),
+    ("programs_checked.0.calls.0.relative_l2", None),
+    ("programs_checked.0.calls.0.relative_l2", -1),
+    ("programs_checked.0.calls.0.refused", "no"),
+    ("programs_checked.0.calls.1.refused", "x" * 301),
+    ("programs_checked.0.calls.1.miniature", 1),
 ]
 
 
@@ -289,6 +305,7 @@ def test_names_that_nobody_has_seen_are_accepted(tmp_path: Path) -> None:
     bundle = fakes.make_bundle(tmp_path / "bundle")
     document = json.loads((bundle / "manifest.json").read_bytes())
     change(document, "programs.0.name", "text-to-hologram")
+    change(document, "programs_checked.0.program", "text-to-hologram")
     change(document, "builds.0.target", "engine-of-2040")
     change(document, "builds.0.precision", "fp3")
     assert Manifest.decode(json.dumps(document).encode()).builds[0].target == "engine-of-2040"

@@ -349,6 +349,111 @@ def base_models_without_end(bad: BadBundle) -> None:
     bad.set("source.base_model", ["owner/name"] * 100_000)
 
 
+def _checked(bad: BadBundle, **members: Any) -> None:
+    """Change the first call in the record of the first program."""
+    bad.edit(lambda document: document["programs_checked"][0]["calls"][0].update(members))
+
+
+@case("manifest", "programs_checked")
+def programs_checked_as_an_object(bad: BadBundle) -> None:
+    """The record of what programs were held against is an object, not an array."""
+    bad.edit(lambda document: document.update(programs_checked={"program": "unconditional"}))
+
+
+@case("manifest", "relative_l2")
+def program_checked_with_a_word_for_an_error(bad: BadBundle) -> None:
+    """The error of a program is a word."""
+    _checked(bad, relative_l2="small")
+
+
+@case("manifest", "manifest.json")
+def program_checked_with_an_error_that_is_nan(bad: BadBundle) -> None:
+    """The error of a program is NaN, which no comparison with a limit notices."""
+    _checked(bad, relative_l2=float("nan"))
+
+
+@case("manifest", "manifest.json")
+def program_checked_with_an_infinite_limit(bad: BadBundle) -> None:
+    """The limit for a program's error is too large for a float."""
+    _checked(bad, tolerance=12345.0)
+    bad.put(MANIFEST, bad.read(MANIFEST).replace(b"12345.0", b"1e999"))
+
+
+@case("manifest", "a negative error or limit")
+def program_checked_with_a_negative_error(bad: BadBundle) -> None:
+    """A program is nearer to diffusers than the same latents would be."""
+    _checked(bad, relative_l2=-1e-7)
+
+
+@case("manifest", "expected 1 to 64 prompts")
+def program_checked_with_negative_prompts(bad: BadBundle) -> None:
+    """A program was called with fewer than no prompts."""
+    _checked(bad, prompts=-1)
+
+
+@case("manifest", "expected 1 to 64 prompts")
+def program_checked_with_2_to_the_40_images(bad: BadBundle) -> None:
+    """A program made so many images that their seeds would fill any memory."""
+    _checked(bad, images=2**40)
+
+
+@case("manifest", "seeds for")
+def program_checked_with_seeds_without_end(bad: BadBundle) -> None:
+    """A call of one image has 100,000 seeds."""
+    _checked(bad, seeds=[1] * 100_000)
+
+
+@case("manifest", "a seed is beyond 2^53")
+def program_checked_with_a_huge_seed(bad: BadBundle) -> None:
+    """A seed has 400 digits, which no integer of a machine holds."""
+    _checked(bad, seeds=[10**400])
+
+
+@case("manifest", "refused has 100000 characters")
+def program_checked_with_100000_characters(bad: BadBundle) -> None:
+    """What diffusers says would fill a terminal many times."""
+    _checked(bad, relative_l2=None, refused="x" * 100_000)
+
+
+@case("manifest", "expected one of relative_l2 and refused")
+def program_checked_without_a_result(bad: BadBundle) -> None:
+    """A call was neither compared nor refused."""
+    _checked(bad, relative_l2=None)
+
+
+@case("manifest", "expected one of relative_l2 and refused")
+def program_checked_and_refused(bad: BadBundle) -> None:
+    """A call was compared, although diffusers refused it."""
+    _checked(bad, refused="no")
+
+
+@case("manifest", "calls, expected 1 to 16")
+def program_checked_without_calls(bad: BadBundle) -> None:
+    """A program is said to be checked, in no call."""
+    bad.set("programs_checked.0.calls", [])
+
+
+@case("manifest", "calls, expected 1 to 16")
+def program_checked_calls_without_end(bad: BadBundle) -> None:
+    """A program was called 20,000 times."""
+    calls = bad.document()["programs_checked"][0]["calls"]
+    bad.set("programs_checked.0.calls", calls[:1] * 20_000)
+
+
+@case("manifest", "no program has this name")
+def program_checked_that_is_none(bad: BadBundle) -> None:
+    """The record is of a program that the bundle does not have."""
+    bad.set("programs_checked.0.program", "nobody")
+
+
+@case("manifest", "checked programs are named")
+def programs_checked_without_end(bad: BadBundle) -> None:
+    """A program was checked 20,000 times."""
+    bad.edit(
+        lambda document: document.update(programs_checked=document["programs_checked"] * 20_000)
+    )
+
+
 @case("manifest", "holds")
 def build_without_component(bad: BadBundle) -> None:
     """A build lacks the denoiser."""

@@ -17,7 +17,7 @@ from PIL import Image
 from latentc import cli
 from runtimes import backend as engines
 from runtimes.interpreter import calls
-from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest import MANIFEST, Manifest, ProgramCall
 from runtimes.pipeline import Pipeline
 from tests.conftest import Run
 from tests.fakes import FakeBackend, add_probes, make_bundle
@@ -235,6 +235,31 @@ def test_inspect(bundle: Path, run: Run) -> None:
         path.stat().st_size for path in bundle.rglob("*.*") if path.name != MANIFEST
     )
     assert found["builds"][0]["name"] == "fake-fp32"
+
+
+def test_inspect_says_what_programs_were_held_against(bundle: Path, run: Run) -> None:
+    """Each program has a line: the class, the errors of its calls, what diffusers refuses."""
+    manifest = Manifest.load(bundle)
+    (record,) = manifest.programs_checked
+
+    def inspected(*calls: ProgramCall) -> str:
+        checked = (msgspec.structs.replace(record, calls=calls),) if calls else ()
+        changed = msgspec.structs.replace(manifest, programs_checked=checked)
+        (bundle / MANIFEST).write_bytes(changed.checked())
+        out = run("inspect", bundle)[1]
+        (line,) = re.findall(r"^ *text-to-image +FakePipeline +(.*?) *$", out, re.MULTILINE)
+        return re.sub(r" +", " ", line)
+
+    compared, refused = record.calls
+    assert inspected(compared) == "1 image: 1.5e-06 ok"
+    small = msgspec.structs.replace(refused, refused=None, relative_l2=2e-6, miniature=True)
+    several = "2 × 2 images, 4 seeds of a miniature: 2.0e-06 ok"
+    assert inspected(compared, small) == f"1 image: 1.5e-06; {several}"
+    off = msgspec.structs.replace(compared, relative_l2=0.1)
+    assert inspected(off) == "1 image: 1.0e-01, allowed 3.0e-04 MISS"
+    says = "2 × 2 images, 4 seeds: diffusers refuses (one prompt at a time)"
+    assert inspected(refused) == says
+    assert inspected() == "not verified"
 
 
 def test_verify(bundle: Path, run: Run, tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def document(tmp_path: Path) -> dict[str, Any]:
     file = made["schedules"][0]["file"]
     judged = probe | {"judge": "j", "prompts": ["a"], "right": 1}
     made["probes"] = {"files": {"loop": file}, "loop": probe, "key": "k", "judged": judged}
+    call = {"prompts": 1, "images": 1, "seeds": [1], "given": 0, "tolerance": 1, "relative_l2": 0}
+    record = {"program": PROGRAM["name"], "pipeline_class": "A", "calls": [call]}
+    made["programs_checked"] = [record]
     for tokenizer in made["tokenizers"]:
         tokenizer["expansions"] = {"<a>": "b c"}
     for build in made["builds"]:
@@ -181,7 +184,7 @@ def _renamed(value: Any, number: int) -> Any:
     if isinstance(value, str):
         return f"{value}_{number}"
     if isinstance(value, dict):
-        own = {"name", "path", "gives", "argument"}
+        own = {"name", "path", "gives", "argument", "program"}
         return {k: _renamed(v, number) if k in own else v for k, v in value.items()}
     return [_renamed(each, number) for each in value] if isinstance(value, list) else value
 
@@ -261,6 +264,9 @@ PAIRS: list[tuple[Way, Way]] = [
     (("components", 0, "positions", STATES), ("components", 0, "inputs")),
     (("components", 0, "positions", STATES), ("components", 0, "outputs", STATES, "shape")),
     (("needs",), ("optional",)),
+    (("programs",), ("programs_checked",)),
+    (("programs_checked",), ("programs_checked", 0, "calls")),
+    (("programs_checked", 0, "calls"), ("programs_checked", 0, "calls", 0, "seeds")),
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from runtimes import manifest as format_2
 from runtimes.errors import BundleError
@@ -43,6 +44,13 @@ def test_optional_sections_survive(bundle: Path) -> None:
     again = Manifest.decode(manifest.checked())
     assert again == manifest
     assert json.loads(manifest.encode())["optional"] == OPTIONAL
+
+
+def test_bundles_without_a_record_of_programs_are_read(bundle: Path) -> None:
+    """Bundles that were written before have none, and those that were not verified an empty one."""
+    whole = Manifest.load(bundle)
+    edited(bundle, lambda document: document.pop("programs_checked"))
+    assert Manifest.load(bundle) == structs.replace(whole, programs_checked=())
 
 
 def test_optional_sections_change_no_image(bundle: Path, tmp_path: Path) -> None:
