@@ -153,6 +153,8 @@ def _comparisons(
 ) -> Iterator[Comparison]:
     """Yield the comparison of every program in calls of every shape, of images of `size`, height
     and width in pixels."""
+    several = subject.description.makes_several
+    shapes = [shape for shape in shapes if several or len(shape.seeds) == 1]
     modules = {graph.component.name: graph.module for graph in subject.description.graphs}
     what = "a miniature in PyTorch" if subject.miniature else "PyTorch"
     with pipeline_over(root, subject.manifest, modules) as ours:

@@ -101,6 +101,7 @@ class Description:
         resizable: whether the diffusers pipeline itself can be asked for another size than the
             default.
         gives_latents: whether the diffusers pipeline can be asked for latents.
+        makes_several: whether it makes each of several images as it would make it alone.
         view: what the loop of diffusers' pipeline holds, and what it gave its denoiser by name →
             latents.
     """
@@ -112,6 +113,7 @@ class Description:
     call: Callable[..., Any]
     resizable: bool = True
     gives_latents: bool = True
+    makes_several: bool = True
     view: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] = as_held
     shifted: Shifted | None = None
 

@@ -100,6 +100,7 @@ def describe(pipe: Any) -> Description:
         tokens=(Tokens("tokenizer", _LENGTH),),
         denoiser=pipe.unet,
         call=_call(pipe),
+        gives_latents=False,
     )
 
 

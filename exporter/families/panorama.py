@@ -3,6 +3,7 @@ Diffusion looks at square views of a wide image, one after the other in every st
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
@@ -31,7 +32,8 @@ def describe(pipe: Any) -> Description:
             f"a {type(pipe).__name__} whose VAE makes {factor} pixels of a latent: the pipeline "
             f"counts on {_FACTOR}, and leaves parts of the image empty in diffusers"
         )
-    return stable_diffusion.describe(pipe, _write)
+    # Of several images the class gives views of one the texts of another.
+    return replace(stable_diffusion.describe(pipe, _write), makes_several=False)
 
 
 def _write(draft: Draft) -> None:

@@ -181,6 +181,9 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
 
 def another(pipe: Pipeline, name: str) -> Any:
     """Another value than the default."""
+    latents = pipe.manifest.latents
+    if name in ("height", "width") and VALUES[name] % (latents.factor * latents.multiple):
+        return 2 * latents.factor * latents.multiple
     if name in VALUES:
         return VALUES[name]
     if name in OTHERS:

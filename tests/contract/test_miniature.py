@@ -105,8 +105,13 @@ def usual(pipe: Any, manifest: Manifest) -> Subject:
     return subject_of(miniature_of(pipe), manifest)
 
 
+# Latent diffusion's own text encoder cannot be made smaller, nor need it be; of panoramas diffusers
+# makes one image right.
+SHRINKABLE = tuple(kind for kind in KINDS if kind not in ("ldm", "panorama"))
+
+
 @pytest.mark.usefixtures("everything_is_large")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHRINKABLE)
 def test_every_kind_has_a_miniature(
     kind: str, pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -158,7 +163,7 @@ def test_configurations_unlike_those_of_published_models(name: str, tmp_path: Pa
     assert max(each.latents for each in comparisons) < LIMIT
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if FAULTS[fault][0] in SHRINKABLE])
 def test_a_fault_is_noticed_on_a_miniature(
     fault: str, pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
