@@ -46,9 +46,10 @@ def rows_of(program: Program, count: int) -> dict[str, list[float]]:
 def texts_of(program: Program) -> dict[str, str]:
     """Return the texts that a call must have, and others for those that fall back to them."""
     texts = [each for each in program.arguments if isinstance(each, Text)]
-    mains = [each.name for each in texts if each.default is None and not each.optional]
     prompts = [
-        name for name in mains if not any(each.name == name for each in texts if each.fallback)
+        text.name
+        for text in texts
+        if text.default is None and text.fallback is None and not text.optional
     ]
     own = dict.fromkeys(prompts, PROMPT)
     return own | {each.name: _OTHER_PROMPT for each in texts if each.fallback in own}

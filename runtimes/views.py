@@ -56,8 +56,8 @@ def put_together(parts: Array, views: Sequence[View], shape: Sequence[int]) -> A
     for (rows, columns), part in zip(views, np.split(parts, len(views)), strict=True):
         total[..., rows, columns] += part
         counts[rows, columns] += 1
-    made: Array = total / counts
-    return made
+    mean: Array = total / counts
+    return mean
 
 
 def one_by_one(
