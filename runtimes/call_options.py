@@ -208,7 +208,16 @@ def chosen(bundle: Path, options: Mapping[str, Any], images: int) -> Loading:
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
     how = {name: options[name] for name in ("preset", "low_memory")}
     how["cache"] = not options["no_cache"] and (options["cache"] or True)
-    return loading.chosen(bundle, _asked(options, images), **how)
+    plan = loading.chosen(bundle, _asked(options, images), **how)
+    counted = _counted(plan.signature, options, images)
+    return plan if counted == images else loading.chosen(bundle, _asked(options, counted), **how)
+
+
+def _counted(signature: Signature, options: Mapping[str, Any], images: int) -> int:
+    """Return how many images a call makes that is given a number for each: `images` in others."""
+    pairs = (assignment.partition("=") for assignment in options["extra"])
+    lengths = [len(value.split(",")) for name, _, value in pairs if name in signature.rows]
+    return max(lengths) * max(1, options["num_images"]) if lengths else images
 
 
 def _asked(options: Mapping[str, Any], images: int) -> Asked:
@@ -271,10 +280,14 @@ def arguments_of(
         arguments[name] = array
     arguments["prompt_weighting"] = options["prompt_weighting"] or None
     arguments[BINNING] = False if options["no_resolution_binning"] else None
+    extra: set[str] = set()
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise InputError(f"--arg {assignment!r}: expected NAME=VALUE")
+        if name in extra:
+            raise InputError(f"--arg {name} is given twice")
+        extra.add(name)
         numeric = name in signature.numbers or name in signature.scales
         arguments[name] = _numbers(name, value) if numeric else value
     return {name: value for name, value in arguments.items() if value is not None}

@@ -169,6 +169,8 @@ def _call_problems(call: ProgramCall) -> Iterator[str]:
         yield "a negative error or limit"
     if (call.relative_l2 is None) == (call.refused is None):
         yield "expected one of relative_l2 and refused"
+    if call.refused == "":
+        yield "refused says nothing"
     if call.refused is not None and len(call.refused) > LONGEST_REFUSAL:
         yield f"refused has {len(call.refused)} characters, more than {LONGEST_REFUSAL}"
 

@@ -188,7 +188,8 @@ class Run(Sealed):
                 except StopIteration:
                     break
                 self._latents = step.latents
-                yield Progress(step.index, step.total, step.timestep, step.latents, self)
+                # What goes on is not what the caller is given, who may change that.
+                yield Progress(step.index, step.total, step.timestep, step.latents.copy(), self)
         self._finish(start)
 
     def _take_edit(self) -> Array | None:

@@ -474,7 +474,7 @@ class Search:
     def _call(self, index: int) -> dict[str, Any]:
         """Arguments of one picture with the bundle's defaults."""
         text = {"prompt": self.prompts[index]} if self.prompts[index] else {}
-        return {**text, "seed": SEED + index}
+        return {**text, **self._calls.signature.needed_rows, "seed": SEED + index}
 
     def _trial(self, setup: Setup, arguments: Arguments) -> Trial:
         return self.trials[key_of(setup, arguments)]

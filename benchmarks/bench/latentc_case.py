@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runtimes.errors import InputError
 from runtimes.interpreter.signature import Signature
 from runtimes.loading import Loading, chosen
 from runtimes.presets import Asked
@@ -47,10 +48,19 @@ def arguments(
     seed: Any,
     guidance: float | None,
 ) -> dict[str, Any]:
-    """Return the arguments of a call: one prompt as often as the case's batch says, or several."""
+    """Return the arguments of a call: one prompt as often as the case's batch says, or several.
+
+    Raises:
+        InputError: the bundle needs a number for each image, which nothing says here.
+    """
     case, many = request["case"], isinstance(prompt, list)
     found: dict[str, Any] = {"height": case["height"], "width": case["width"], **case["call"]}
     found |= {"num_inference_steps": steps, "seed": seed}
+    if signature.needed_rows:
+        raise InputError(
+            "latentc bench compares calls of texts, or of nothing: this bundle needs "
+            f"{', '.join(map(repr, signature.needed_rows))}"
+        )
     if not signature.texts:
         return {**found, "batch_size": case["batch"]}
     found |= {"prompt": prompt, "num_images_per_prompt": 1 if many else case["batch"]}

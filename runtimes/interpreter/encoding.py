@@ -20,6 +20,8 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     signature = pipeline.signature
     guided = boolean({"do_classifier_free_guidance": guided}, "do_classifier_free_guidance")
     if not signature.embeddings:
+        if not signature.texts:
+            raise InputError("this bundle takes no texts")
         raise InputError("this bundle has no arguments for encoded texts; export it again")
     own = (*signature.texts, *signature.branch_texts, *READING)
     unknown = [name for name, value in given.items() if value is not None and name not in own]

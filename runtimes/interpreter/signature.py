@@ -65,6 +65,22 @@ class Signature:
         }
 
     @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """The arguments that are one number for each prompt."""
+        return _distinct(name for facts in self.facts for name in facts.row_numbers)
+
+    @cached_property
+    def needed_rows(self) -> Mapping[str, int]:
+        """A number in the middle of its limits for each argument that a call must give, one for
+        each prompt: any will do for a call whose images nobody looks at."""
+        return {
+            name: int(((each.least or 0) + (each.most or 0)) / 2)
+            for facts in self.facts
+            for name, each in facts.row_numbers.items()
+            if not each.default
+        }
+
+    @cached_property
     def pictures(self) -> tuple[str, ...]:
         """The images and masks."""
         return _distinct(name for facts in self.facts for name in facts.images)

@@ -10,8 +10,9 @@ class Latents(Strict, frozen=True):
     """The tensor that is denoised.
 
     `factor` is pixels per latent along a side; latent height and width must be multiples of
-    `multiple`, at least `minimum`, and at most `maximum` where the model has a limit; default sizes
-    are in pixels. `rounds`: other sizes are made smaller to a multiple, with a warning.
+    `multiple`, at least `minimum`, and at most `maximum` where the model has a limit (of a program
+    for one size the smaller and the larger side); default sizes are in pixels. `rounds`: other
+    sizes are made smaller to a multiple, with a warning.
     `bins`: (ratio of height to width, height, width) of the sizes that images are made in unless a
     call says otherwise, in pixels; they are resized to the size that was asked for afterwards.
     Empty: calls take the argument, and there are none for this model. None: they do not take it.
@@ -37,11 +38,17 @@ def latents_of(program: Program) -> Latents:
         multiple=height.multiple,
         default_height=height.default * height.unit,
         default_width=width.default * width.unit,
-        maximum=height.most,
-        minimum=height.least,
+        maximum=_largest(height.most, width.most),
+        minimum=min(height.least, width.least),
         rounds=height.rounds,
         bins=None if program.bins is None else program.bins.sizes,
     )
+
+
+def _largest(*sides: int | None) -> int | None:
+    """Return the larger limit of two sides, which differ where there is one size alone."""
+    known = [side for side in sides if side is not None]
+    return max(known) if len(known) == len(sides) else None
 
 
 def _channels(program: Program) -> int:

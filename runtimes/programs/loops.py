@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import Dimension, parse
@@ -156,11 +156,12 @@ def _feed_problems(
         yield f"branch {branch.name!r} feeds {sorted(fed)}: expected {sorted(wanted)}"
         return
     symbols: dict[str, Dimension] = {}
+    own = {*denoiser.inputs[loop.state.input].shape[1:]}  # symbols of a view among them
     if loop.views is None:
         fits(types[loop.state.noise], denoiser.inputs[loop.state.input], symbols)
     for name, feed in fed.items():
         value = types[value_of(feed)]
-        if loop.views is not None and any(each.symbol is not None for each in value.shape):
+        if loop.views is not None and _depends(value.shape, denoiser.inputs[name], own):
             yield f"views of the state, and {value_of(feed)!r} is {value}, as large as all of it"
         if not fits(value, denoiser.inputs[name], symbols):
             spec: Form = denoiser.inputs[name]
@@ -183,8 +184,11 @@ def _view_problems(
     """Yield what is wrong with views: they must cover latents of every size, and the denoiser must
     take a view whatever its sides are."""
     noise, state = types[loop.state.noise], loop.state
-    if not 1 <= views.stride <= views.size <= LARGEST_VIEW or views.size % views.stride:
+    if not 1 <= views.stride <= views.size or views.size % views.stride:
         yield f"views of {views.size} every {views.stride}: expected a multiple of the stride"
+        return
+    if views.size > LARGEST_VIEW:
+        yield f"views of {views.size}: expected at most {LARGEST_VIEW}"
         return
     if loop.cache is not None:
         yield "views, and a cache, which knows one"
@@ -199,6 +203,10 @@ def _view_problems(
     if given is None or made != given or len(given.shape) != 4 or given.shape[:2] != wanted:
         yield f"{loop.denoiser!r} does not give {state.prediction!r} in the form of {state.input!r}"
         return
+    if len({each for each in (*given.shape[2:], ROWS) if isinstance(each, str)}) < 1 + sum(
+        isinstance(each, str) for each in given.shape[2:]
+    ):
+        yield f"{loop.denoiser!r} takes {list(given.shape)}: expected different symbols"
     for own, side in zip(noise.shape[1:], given.shape[2:], strict=True):
         taken = parse(side)
         least = own.offset if own.symbol is None else sizes[own.symbol].least
@@ -215,6 +223,14 @@ def _multiple(side: Dimension, sizes: Mapping[str, form.Symbol]) -> int:
     if side.symbol is None:
         return side.offset
     return sizes[side.symbol].multiple if side == Dimension(0, 1, side.symbol) else 1
+
+
+def _depends(shape: Sequence[Dimension], form: Form, sides: Collection[int | str]) -> bool:
+    """Return whether a value, or the input that it feeds, has a size that follows from the
+    state's."""
+    parsed = [parse(size) for size in form.shape[1:]]
+    names = [size.symbol for size in parsed if size is not None and size.symbol is not None]
+    return any(size.symbol is not None for size in shape) or any(name in sides for name in names)
 
 
 def _timestep_problems(loop: Loop, denoiser: Graph) -> Iterator[str]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from diffusers import DiTPipeline
 
 import latentc
+from benchmarks.bench.latentc_case import arguments
 from exporter.compile import export
 from exporter.source import quiet_loading
 from runtimes.cli import generate
@@ -102,8 +103,8 @@ def test_bad_input(call: dict[str, Any], says: str, ours: Pipeline) -> None:
 
 def test_on_the_command_line(bundle: Path, tmp_path: Path) -> None:
     images = tmp_path / "image.png"
-    arguments = [str(bundle), "--arg", "class_labels=207,360", "--steps", "4", "-o", str(images)]
-    result = CliRunner().invoke(generate, arguments)
+    asked = [str(bundle), "--arg", "class_labels=207,360", "--steps", "4", "-o", str(images)]
+    result = CliRunner().invoke(generate, asked)
     assert result.exit_code == 0, result.output
     assert len(list(tmp_path.glob("*.png"))) == 2
 
@@ -121,3 +122,24 @@ def test_the_other_reader(bundle: Path) -> None:
         other(class_labels=[1001], **call)
     with pytest.raises(reader.Refused, match="class_labels"):
         other(**call)
+
+
+def test_one_size_for_a_list_of_classes(bundle: Path, tmp_path: Path) -> None:
+    """Loaded for the images that the list says."""
+    asked = [str(bundle), "--arg", "class_labels=1,2", "--static", "--steps", "4", "--json"]
+    result = CliRunner().invoke(generate, [*asked, "-o", str(tmp_path / "{index}.png")])
+    assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_what_other_commands_say(bundle: Path, ours: Pipeline) -> None:
+    twice = ["--arg", "class_labels=1", "--arg", "class_labels=2"]
+    result = CliRunner().invoke(generate, [str(bundle), *twice])
+    assert "--arg class_labels is given twice" in str(result.exception)
+    with pytest.raises(InputError, match="this bundle takes no texts"):
+        ours.encode_prompt("red")
+    request = {"case": dict.fromkeys(("height", "width", "batch"), 1) | {"call": {}}}
+    with pytest.raises(InputError, match="this bundle needs 'class_labels'"):
+        arguments(request, ours.signature, None, 4, 1, None)
+    assert ours.signature.needed_rows == {"class_labels": 500}
+    assert ours(**ours.signature.needed_rows, num_inference_steps=4).images

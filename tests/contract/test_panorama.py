@@ -120,6 +120,10 @@ def test_steps_and_callbacks_see_the_whole(bundle: Path) -> None:
 
         halved = pipe(**call, output_type="latent", callback_on_step_end=changed).latents
         assert not np.array_equal(plain, halved)
+        run = pipe.stream(**call, output_type="latent")
+        for step in run:
+            step.latents[...] = 0  # a copy: the caller's own
+        assert np.array_equal(run.finish().latents, plain)
         given = pipe.compute("latents", **call)
         assert np.array_equal(pipe(**call, latents=given, output_type="latent").latents, plain)
 
@@ -171,6 +175,8 @@ def test_one_size(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> Non
     manifest = Manifest.load(fixed)
     assert manifest.of_role("denoiser")[0].inputs["sample"].shape == ("batch", 4, 64, 64)
     with latentc.load(fixed) as pipe:
+        assert pipe("red", num_inference_steps=2).images[0].size == (640, 512)
+    with latentc.load(fixed, static={}) as pipe:  # for its one size, which is not square
         assert pipe("red", num_inference_steps=2).images[0].size == (640, 512)
 
 

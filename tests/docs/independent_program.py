@@ -219,6 +219,11 @@ class _Typing:
         self.graphs = {**self.graphs, loop["denoiser"]: {**graph, "inputs": inputs}}
         if loop["views"]:
             shape = self._view(loop["views"], shape, cache)
+            sides = [side for side in own["shape"][2:] if isinstance(side, str)]
+            alike = len({*sides, "batch"}) <= len(sides)
+            every = [n for n in inputs if n != state["input"]]
+            sizes = [str(size).split("*")[-1] for n in every for size in inputs[n]["shape"][1:]]
+            expect(not alike and not {*sides} & {*sizes}, "loop: views, and bad symbols")
             self.types = {**self.types, state["noise"]: (kind, integers, shape)}
         for branch in loop["branches"]:
             expect(not loop["feeds"].keys() & branch["feeds"], "loop: an input is fed twice")

@@ -541,7 +541,20 @@ def views_that_leave_something_out(bad: BadBundle) -> None:
     _views(bad, size=8, stride=8)
 
 
-@case("manifest", "views of 10000000 every 4")
+@case("manifest", "views of 10000000: expected at most 4096")
 def views_beyond_all(bad: BadBundle) -> None:
     """A view is ten million latents wide."""
     _views(bad, size=10**7, stride=4)
+
+
+@case("manifest", "expected different symbols")
+def views_of_one_symbol(bad: BadBundle) -> None:
+    """The denoiser takes views as wide as they are high, and those at the end are not."""
+    _views(bad, size=8, stride=4)
+
+    def change(document: Any) -> None:
+        (denoiser,) = (each for each in document["components"] if each["role"] == "denoiser")
+        for spec in (denoiser["inputs"]["sample"], denoiser["outputs"]["prediction"]):
+            spec["shape"][3] = spec["shape"][2]
+
+    bad.edit(change)
