@@ -460,7 +460,7 @@ def test_bad_input_of_encode_prompt(ours: Any, unconditional_bundle: Path) -> No
         with pytest.raises(InputError, match=says):
             pipe.encode_prompt(**call)
     with latentc.load(unconditional_bundle) as plain:
-        with pytest.raises(InputError, match="no arguments for encoded texts"):
+        with pytest.raises(InputError, match="this bundle takes no texts"):
             plain.encode_prompt("a")
         with pytest.raises(InputError, match="unknown argument 'prompt_weighting'"):
             plain(prompt_weighting=True)
