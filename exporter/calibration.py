@@ -88,9 +88,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What components were given on some runs of the pipeline's own program, by their names. A
-    denoiser's inputs are those of all branches of the guidance together; the decoder has the
-    latents at the end of each run."""
+    """Records hold what components were given on some runs of the pipeline's own program, by their
+    names. A denoiser's inputs are those of all branches of the guidance together; the decoder has
+    the latents at the end of each run."""
 
     inputs: Inputs
 

@@ -23,7 +23,7 @@ _IMAGE_TASKS = (IMAGE_TO_IMAGE, INPAINTING)
 
 @dataclass(frozen=True)
 class PipelineClass:
-    """What is known of a diffusers class before a pipeline is loaded.
+    """This record says what is known of a diffusers class before a pipeline is loaded.
 
     Attributes:
         family: the module of `exporter.families` that describes its pipelines.

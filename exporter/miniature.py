@@ -27,10 +27,8 @@ AFFORDABLE = 500_000_000  # numbers of a part that is taken as it is
 _SEED = 48
 _CHANNELS = 32  # of every block of convolutions; some have 32 groups, whatever is configured
 _GROUPS = 4  # of the normalizations of others, and heads of their attention
-_HEADS, _HEAD_WIDTH = (
-    3,
-    8,
-)  # of a transformer; together a multiple of 3 and of 4, which embeddings want
+_HEADS = 3  # of a transformer; times their width a multiple of 3 and of 4, as embeddings want
+_HEAD_WIDTH = 8
 _AXIS_WIDTH = 4  # of rotary positions, for each axis
 _TIME_WIDTH = 8  # of each number that SDXL's UNet is told
 _TEXT_LAYERS = 2  # pipelines take the states before the last layer
@@ -67,7 +65,7 @@ class _Width:
 
 @dataclass(frozen=True)
 class _Widths:
-    """What parts of a pipeline have in common.
+    """These are the widths that parts of a pipeline have in common.
 
     Attributes:
         texts: of the states of each text encoder, by its name in the pipeline.

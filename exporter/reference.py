@@ -38,8 +38,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 @dataclass
 class Trajectory:
-    """What was seen while a diffusers pipeline ran: what its scheduler gave last, as latents, and
-    how what its loop holds is read as latents."""
+    """A trajectory keeps what is seen while a diffusers pipeline runs: what its scheduler gave
+    last, as latents, and how what its loop holds is read as latents."""
 
     latents: torch.Tensor | None = None
     read: Callable[[torch.Tensor], torch.Tensor] = lambda held: held

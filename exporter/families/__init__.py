@@ -64,9 +64,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Shifted:
-    """How a pipeline tells a scheduler with dynamic shifting the image's size: by the number of
-    patches of `patch` latents along a side. `max_shift` where the scheduler's configuration has
-    none."""
+    """This says how a pipeline tells a scheduler with dynamic shifting the image's size: by the
+    number of patches of `patch` latents along a side. `max_shift` is used where the
+    scheduler's configuration has none."""
 
     patch: int
     max_shift: float

@@ -1,7 +1,8 @@
-"""What pipelines of flow matching (Stable Diffusion 3, FLUX.1) can be asked for besides making an
-image of a text. Three things are others than in `exporter.families.image_tasks`: images get the
-model's own size, one image is encoded once however many are made of it, and where the strength is
-no whole number of steps, the step that it begins in is run."""
+"""This module lists what pipelines of flow matching (Stable Diffusion 3, FLUX.1) can be asked for
+besides making an image of a text. Three things are others than in
+`exporter.families.image_tasks`: images get the model's own size, one image is encoded once however
+many are made of it, and where the strength is no whole number of steps, the step that it begins in
+is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What pipelines with a UNet and a VAE can be asked for besides making an image of a text."""
+"""This module lists what pipelines with a UNet and a VAE can be asked for besides making an image
+of a text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a pipeline can be asked for, as what its denoiser takes for it and what it adds to a
-program."""
+"""A task says what a pipeline can be asked for: what its denoiser takes for it, and what it adds to
+a program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOISE = "noise"  # the input of an image encoder that takes a draw
 
 @dataclass(frozen=True)
 class Habits:
-    """What pipelines of one kind do with every image.
+    """Habits are what pipelines of one kind do with every image.
 
     Attributes:
         each_made: where every image that is made has a generator of its own, one that all are made
@@ -35,7 +35,7 @@ class Habits:
 
 @dataclass(frozen=True)
 class Task:
-    """What a pipeline can be asked for.
+    """A task is one thing that a pipeline can be asked for.
 
     Attributes:
         write: adds to a program that has its texts, numbers and guidance.

@@ -31,7 +31,7 @@ SIDES = ("height", "width")
 
 
 class Phase(IntEnum):
-    """Where in a program a statement stands."""
+    """A phase says where in a program a statement stands."""
 
     TEXTS = 0  # token ids and encoders
     EMBEDDINGS = 1  # what encoders give, as users know it, and as the denoiser takes it
@@ -57,7 +57,7 @@ class Branch:
 
 @dataclass
 class Start:
-    """What a loop begins with besides noise.
+    """A start says what a loop begins with besides noise.
 
     Attributes:
         clean: the value that the noise is added to.
