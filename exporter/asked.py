@@ -41,8 +41,8 @@ def with_size(description: Description, options: ExportOptions) -> Description:
     for label, value in (("height", options.height), ("width", options.width)):
         check_side(latents, label, value)
     fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
-    views = loop_of(description.program).views
-    viewed = {n: side if views is None else min(side, views.size) for n, side in fixed.items()}
+    loop = loop_of(description.program)
+    viewed = {name: loop.given_side(side) for name, side in fixed.items()}
     graphs = tuple(
         dataclasses.replace(
             graph,

@@ -88,9 +88,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Records hold what components were given on some runs of the pipeline's own program, by their
-    names. A denoiser's inputs are those of all branches of the guidance together; the decoder has
-    the latents at the end of each run."""
+    """Trajectories hold what components were given on some runs of the pipeline's own program, by
+    their names. A denoiser's inputs are those of all branches of the guidance together; the decoder
+    has the latents at the end of each run."""
 
     inputs: Inputs
 

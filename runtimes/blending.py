@@ -3,22 +3,19 @@ back, with as much noise as the sample has there."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
-
 import numpy as np
 
 from runtimes.plan import SamplingPlan
-from runtimes.sampler import Array, Step
+from runtimes.sampler import Array, Step, Steps, with_latents
 
 
 def blended(
-    steps: Generator[Step, Array | None, None],
+    steps: Steps,
     plan: SamplingPlan,
     mask: Array,
     clean: Array,
     noise: Array,
-) -> Generator[Step, Array | None, None]:
+) -> Steps:
     """The steps of `runtimes.sampler.denoise`, blended.
 
     mask: [B, 1, H, W], 1 where the sample stays, 0 where it becomes `clean` [B, C, H, W] and
@@ -27,14 +24,11 @@ def blended(
     Like those steps it takes another sample by ``send``.
     """
     kept = (1 - mask).astype(np.float32)
-    edited: Array | None = None
-    while True:
-        try:
-            step = steps.send(edited)
-        except StopIteration:
-            return
+
+    def latents_of(step: Step) -> Array:
         of_clean, of_noise = plan.known[step.index]
         known = np.float32(of_clean) * clean + np.float32(of_noise) * noise
-        latents = kept * known + mask * step.latents
-        edited = yield replace(step, latents=latents)
-        edited = latents if edited is None else edited
+        latents: Array = kept * known + mask * step.latents
+        return latents
+
+    return with_latents(steps, latents_of, lambda latents: latents)

@@ -8,7 +8,7 @@ becomes an alias, and what remains is a short list of multiply-adds into preallo
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +33,9 @@ class Step:
     total: int
     timestep: float
     latents: Array
+
+
+Steps: TypeAlias = Generator[Step, Array | None, None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ class Rescale:
         np.multiply(own, factor.astype(own.dtype), out=own)
 
 
+def with_latents(
+    steps: Steps, latents_of: Callable[[Step], Array], taken: Callable[[Array], Array]
+) -> Steps:
+    """Yield the steps of `denoise` with other latents.
+
+    Args:
+        latents_of: the latents that a step is to show.
+        taken: the sample that the loop goes on with, of the latents that were shown, or of those
+            that the caller sent instead.
+    """
+    sample: Array | None = None
+    while True:
+        try:
+            step = steps.send(sample)
+        except StopIteration:
+            return
+        latents = latents_of(step)
+        sent = yield replace(step, latents=latents)
+        sample = taken(latents if sent is None else sent)
+
+
 def denoise(
     plan: SamplingPlan,
     latents: Array,
@@ -70,7 +94,7 @@ def denoise(
     guided: Sequence[bool] | None = None,
     rescale: Rescale | None = None,
     dtype: np.dtype[Any] | type = np.float32,
-) -> Generator[Step, Array | None, None]:
+) -> Steps:
     """Run `plan` from `latents`, yielding a `Step` after each evaluation of the model.
 
     latents: [B, C, H, W], the first sample (`SamplingPlan.initial_sample`).
@@ -103,7 +127,7 @@ def _loop(
     weights: Sequence[float],
     every: Sequence[bool],
     rescale: Rescale | None,
-) -> Generator[Step, Array | None, None]:
+) -> Steps:
     model_input = program.inputs.reshape((len(weights) * shape[0], *shape[1:]))
     timesteps = plan.timesteps.astype(np.float32)
     total = plan.num_evaluations

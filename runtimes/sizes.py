@@ -87,8 +87,8 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         asked = binned(latents, *asked)
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
     rows = images * manifest.guidance.evaluations(static.get(scale))
-    views = loop_of(manifest.programs[0]).views
-    viewed = {n: side if views is None else min(side, views.size) for n, side in sides.items()}
+    loop = loop_of(manifest.programs[0])
+    viewed = {name: loop.given_side(side) for name, side in sides.items()}
     inner = {**conditioning_symbols(manifest.components), **viewed}
     values = {
         "encoder": {"batch": 1},

@@ -9,13 +9,12 @@ scheduler for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from runtimes.sampler import Array, Step
+from runtimes.sampler import Array, Steps, with_latents
 
 MOST_VIEWS = 4096  # in one call: each is an evaluation of the denoiser in every step
 View: TypeAlias = tuple[slice, slice]
@@ -82,23 +81,17 @@ def one_by_one(
     return predict_all
 
 
-def merged(
-    steps: Generator[Step, Array | None, None], views: Sequence[View], shape: Sequence[int]
-) -> Generator[Step, Array | None, None]:
-    """Yield the steps of `runtimes.sampler.denoise` over views as steps of the whole latents, which
-    the views are cut from again for the next step.
+def merged(steps: Steps, views: Sequence[View], shape: Sequence[int]) -> Steps:
+    """Return the steps of `runtimes.sampler.denoise` over views as steps of the whole latents,
+    which the views are cut from again for the next step.
 
     Args:
         shape: of the whole, [B, C, H, W].
 
     Like those steps it takes another sample by ``send``.
     """
-    edited: Array | None = None
-    while True:
-        try:
-            step = steps.send(edited)
-        except StopIteration:
-            return
-        latents = put_together(step.latents, views, shape)
-        changed = yield replace(step, latents=latents)
-        edited = cut(latents if changed is None else changed, views)
+    return with_latents(
+        steps,
+        lambda step: put_together(step.latents, views, shape),
+        lambda latents: cut(latents, views),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 
@@ -22,7 +22,7 @@ from runtimes.programs import statements as form
 from runtimes.programs.dimensions import parse
 from runtimes.programs.statements import Run, Statement, Tokens
 from runtimes.programs.values import Rows
-from runtimes.sampler import Step
+from runtimes.sampler import Steps
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.tiling import Tiling, decode
@@ -61,7 +61,7 @@ class Execution:
         self._known = known
         self._generators = noise.seeded(call.seeds if len(call.seeds) > 1 else call.seeds[0])
 
-    def steps(self) -> Generator[Step, Array | None, None]:
+    def steps(self) -> Steps:
         """Run the statements; yield the steps of loops, whose sample `send` replaces. The values
         that were made stand in `values`, what is emitted in `emitted`."""
         for place in self.call.demand.live:
@@ -232,7 +232,7 @@ class Execution:
             self._put(name, np.ascontiguousarray(whole.array[tuple(place)]), whole.rows)
             start += size
 
-    def _loop(self, loop: form.Loop) -> Generator[Step, Array | None, None]:
+    def _loop(self, loop: form.Loop) -> Steps:
         name, timings = loop.state.name, self.timings
         with ExitStack() as held:
             run = LoopRun(self.call, loop, self.plan(loop), self.images, self._sessions, held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from runtimes.errors import InputError
 from runtimes.interpreter.request import Request
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.programs.statements import Branch, During, Feed, Loop, Window, value_of
-from runtimes.sampler import Rescale, Step, denoise
+from runtimes.sampler import Rescale, Steps, denoise
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.step_cache import StepCache, kinds
@@ -134,9 +134,7 @@ class LoopRun:
         self.branches = live_branches(call, loop)
         self._base = next(each for each in self.branches if not each.push)
 
-    def steps(
-        self, generators: noise.Generators
-    ) -> tuple[Array, Generator[Step, Array | None, None]]:
+    def steps(self, generators: noise.Generators) -> tuple[Array, Steps]:
         """Return the first sample and the steps from there."""
         loop, call = self._loop, self._call
         first = self._first()

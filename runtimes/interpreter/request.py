@@ -86,8 +86,8 @@ class Request:
 
     def sample_shape(self) -> tuple[int, ...]:
         """Return the shape of what the denoiser is given of an image: the latents, or a view."""
-        views, (channels, *sides) = self.facts.loop.views, self.latents_shape()[1:]
-        return (channels, *(side if views is None else min(side, views.size) for side in sides))
+        channels, *sides = self.latents_shape()[1:]
+        return (channels, *(self.facts.loop.given_side(side) for side in sides))
 
     def settings(self) -> dict[str, Any]:
         """Return what made the images, as JSON-compatible values with the call's names."""

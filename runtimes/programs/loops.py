@@ -203,9 +203,8 @@ def _view_problems(
     if given is None or made != given or len(given.shape) != 4 or given.shape[:2] != wanted:
         yield f"{loop.denoiser!r} does not give {state.prediction!r} in the form of {state.input!r}"
         return
-    if len({each for each in (*given.shape[2:], ROWS) if isinstance(each, str)}) < 1 + sum(
-        isinstance(each, str) for each in given.shape[2:]
-    ):
+    symbols = [each for each in (*given.shape[2:], ROWS) if isinstance(each, str)]
+    if len(set(symbols)) < len(symbols):
         yield f"{loop.denoiser!r} takes {list(given.shape)}: expected different symbols"
     for own, side in zip(noise.shape[1:], given.shape[2:], strict=True):
         taken = parse(side)

@@ -345,6 +345,10 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
     cache: Cache | None = None
     views: Views | None = None
 
+    def given_side(self, side: int) -> int:
+        """Return the side of what the denoiser is given of a state with this side, in latents."""
+        return side if self.views is None else min(side, self.views.size)
+
 
 class Emit(Member, frozen=True, tag="emit", tag_field="do"):
     """What the caller gets."""
