@@ -81,7 +81,8 @@ def _times(steps: Iterable[Any], model: _Model) -> list[float]:
 def _planned(plan: SamplingPlan, shape: Shape) -> list[float]:
     model, noise = _Model(shape), np.zeros(shape, np.float32)
     latents = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    return _times(denoise(plan, latents, model, lambda: noise, weights=_WEIGHTS), model)[1:]
+    weights = [_WEIGHTS] * plan.num_evaluations
+    return _times(denoise(plan, latents, model, lambda: noise, weights=weights), model)[1:]
 
 
 def _bare(plan: SamplingPlan, shape: Shape) -> list[float]:

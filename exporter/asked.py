@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from exporter.families import Description
 from exporter.options import ExportOptions
-from exporter.programs.changes import components_of, with_sizes
+from exporter.programs.changes import with_sizes
 from runtimes.errors import InputError
 from runtimes.programs.statements import loop_of
+from runtimes.programs.uses import components_run
 
 
 def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:
@@ -26,7 +27,7 @@ def with_tasks(description: Description, asked: Sequence[str], pipeline_class: s
             has = ", ".join(offers)
             raise InputError(f"{pipeline_class} has no task {name}; it has: {has}")
         programs[name] = offers[name]
-    needed = set[str]().union(*map(components_of, programs.values()))
+    needed = {name for program in programs.values() for name in components_run(program)}
     graphs = tuple(graph for graph in description.graphs if graph.component.name in needed)
     return dataclasses.replace(description, programs=tuple(programs.values()), graphs=graphs)
 

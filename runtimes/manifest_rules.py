@@ -23,6 +23,7 @@ from runtimes.manifest import (
 from runtimes.programs import checker
 from runtimes.programs import statements as form
 from runtimes.programs.checker import MOST_AXES
+from runtimes.programs.uses import components_run
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
@@ -137,7 +138,7 @@ def _program_problems(manifest: Manifest) -> Iterator[str]:
     images = Counter(frozenset(_images(program)) for program in programs)
     if max(images.values()) > 1:
         yield "two programs take the same images"
-    used = {name for program in programs for name in _components_used(program)}
+    used = {name for program in programs for name in components_run(program)}
     for name in graphs:
         if name not in used:
             yield f"no program uses {name!r}"
@@ -179,16 +180,6 @@ def _images(program: form.Program) -> Iterator[str]:
     for argument in program.arguments:
         if isinstance(argument, form.Image | form.Mask):
             yield argument.name
-
-
-def _components_used(program: form.Program) -> Iterator[str]:
-    for step in program.steps:
-        if isinstance(step, form.Run):
-            yield step.component
-        elif isinstance(step, form.Loop):
-            yield step.denoiser
-            if step.cache is not None:
-                yield step.cache.component
 
 
 def _id_problems(

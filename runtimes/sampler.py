@@ -26,16 +26,20 @@ DrawNoise: TypeAlias = Callable[[], Array]
 class Step:
     """What the loop yields after each model evaluation.
 
-    `latents` is a copy, float32 [B, C, H, W]: it stays as it is and may be kept or changed.
+    `latents` is a copy, float32 [B, *shape of a row]: it stays as it is and may be kept or changed.
+    `others` are the other states of a loop that has several.
     """
 
     index: int
     total: int
     timestep: float
     latents: Array
+    others: tuple[Array, ...] = ()
 
 
 Steps: TypeAlias = Generator[Step, Array | None, None]
+# Changes the guided prediction [B*n], flat, in place: (predictions [G*B, ...], guided, images B).
+Adjust: TypeAlias = Callable[[Array, Array, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,22 +94,22 @@ def denoise(
     predict: Predict,
     draw_noise: DrawNoise | None = None,
     *,
-    weights: Sequence[float] = (1.0,),
-    guided: Sequence[bool] | None = None,
-    rescale: Rescale | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
+    adjust: Sequence[Adjust] = (),
+    segments: Sequence[slice] = (slice(None),),
     dtype: np.dtype[Any] | type = np.float32,
 ) -> Steps:
     """Run `plan` from `latents`, yielding a `Step` after each evaluation of the model.
 
-    latents: [B, C, H, W], the first sample (`SamplingPlan.initial_sample`).
-    predict: (model input [G*B, C, H, W], timestep float32 [1]) -> prediction of the input's
-        shape. Branch g of the guidance has the rows g*B .. (g+1)*B-1. The input's memory is
-        reused in the next step.
-    draw_noise: () -> [B, C, H, W], called exactly where the original scheduler draws.
-    weights: one per guidance branch; the prediction used is their weighted sum.
-    guided: for each evaluation whether all branches are evaluated; where not, the input has B
-        rows and the prediction is used as it is. None: always.
-    rescale: what is done to the weighted sum where all branches are evaluated.
+    latents: [B, ...], often [B, C, H, W], the first sample (`SamplingPlan.initial_sample`).
+    predict: (model input [G*B, ...], timestep float32 [1]) -> prediction of the input's shape.
+        Branch g of the guidance has the rows g*B .. (g+1)*B-1. The input's memory is reused in the
+        next step.
+    draw_noise: () -> [B, ...], called exactly where the original scheduler draws.
+    weights: for each evaluation one for each guidance branch that is evaluated, G of them; the
+        prediction used is the branches' weighted sum. None: there is one branch.
+    adjust: what is done to the weighted sum where more branches than one are evaluated, in order.
+    segments: the numbers of a row that are clipped together.
     dtype: what is computed in; float64 is for checking plans.
 
     `send(array)` in place of `next()` replaces the sample before the next step. Closing the
@@ -113,9 +117,10 @@ def denoise(
     """
     if draw_noise is None and plan.noise_draws.any():
         raise InputError("this plan draws noise in the loop, and no source of noise was given")
-    program = _Program(plan, latents, len(weights), np.dtype(dtype))
-    every = [True] * plan.num_evaluations if guided is None else guided
-    return _loop(plan, program, latents.shape, predict, draw_noise, weights, every, rescale)
+    weights = [(1.0,)] * plan.num_evaluations if weights is None else weights
+    branches = max(map(len, weights))
+    program = _Program(plan, latents, branches, segments, np.dtype(dtype))
+    return _loop(plan, program, latents.shape, predict, draw_noise, weights, adjust)
 
 
 def _loop(
@@ -124,21 +129,21 @@ def _loop(
     shape: tuple[int, ...],
     predict: Predict,
     draw_noise: DrawNoise | None,
-    weights: Sequence[float],
-    every: Sequence[bool],
-    rescale: Rescale | None,
+    weights: Sequence[Sequence[float]],
+    adjust: Sequence[Adjust],
 ) -> Steps:
-    model_input = program.inputs.reshape((len(weights) * shape[0], *shape[1:]))
+    model_input = program.inputs.reshape((-1, *shape[1:]))
     timesteps = plan.timesteps.astype(np.float32)
     total = plan.num_evaluations
     for index in range(total):
         program.load_input(index)
-        guided = program.guided[index]
-        fed, used = (model_input, weights) if every[index] else (model_input[: shape[0]], (1.0,))
+        guided, used = program.guided[index], weights[index]
+        fed = model_input[: len(used) * shape[0]]
         predictions = predict(fed, timesteps[index : index + 1])
         _weighted_sum(predictions, used, guided, program.scratch)
-        if rescale is not None and every[index]:
-            rescale(predictions, guided, shape[0])
+        if len(used) > 1:
+            for change in adjust:
+                change(predictions, guided, shape[0])
         if not _all_finite(guided):
             raise NumericalError(
                 f"the model returned NaN or infinity at step {index + 1} of {total} "
@@ -231,9 +236,15 @@ class _Program:
     """
 
     def __init__(
-        self, plan: SamplingPlan, latents: Array, branches: int, dtype: np.dtype[Any]
+        self,
+        plan: SamplingPlan,
+        latents: Array,
+        branches: int,
+        segments: Sequence[slice],
+        dtype: np.dtype[Any],
     ) -> None:
         self._batch = latents.shape[0]
+        self._segments = segments
         self._size = latents.size
         self._dtype = dtype
         self._plan = plan
@@ -277,7 +288,8 @@ class _Program:
             taken.append(clean)
             sources = [(slots[0], plan.clean_from[index, 0]), (guided, plan.clean_from[index, 1])]
             operations.append(self._combine(clean, sources))
-            operations.append(_Limit(clean.reshape(self._batch, -1), plan.clip))
+            rows = clean.reshape(self._batch, -1)
+            operations += [_Limit(rows[:, segment], plan.clip) for segment in self._segments]
         after: list[Array | None] = []
         for slot in range(plan.num_slots):
             sources = [

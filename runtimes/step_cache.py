@@ -8,11 +8,12 @@ its shallow part with the features that the last whole one left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
+from runtimes.packing import Packing
 from runtimes.programs.graphs import TIMESTEP
 from runtimes.sampler import Array
 from runtimes.session import Session
@@ -40,45 +41,44 @@ class StepCache:
     """What predicts in one run; the sessions are bound to its conditioning, by number of rows.
 
     Args:
-        whole: the denoiser.
+        whole: number of an evaluation → the denoiser that runs in it.
         shallow: its shallow part; empty where all evaluations run the whole denoiser.
         cached: the denoiser's outputs that the shallow part takes.
         evaluations: the kinds of what will be called for, in order.
         varying: conditioning that the sessions are not bound to, by number of rows, and in order.
-        sample, prediction: the denoiser's input and output of the latents.
+        packing: the denoiser's inputs and outputs of the latents.
     """
 
     def __init__(
         self,
-        whole: Mapping[int, Session],
+        whole: Callable[[int], Mapping[int, Session]],
         shallow: Mapping[int, Session],
         cached: Sequence[str],
         evaluations: Iterable[Kind],
         varying: Mapping[int, Sequence[Mapping[str, Array]]] | None = None,
         *,
-        sample: str,
-        prediction: str,
+        packing: Packing,
     ) -> None:
         self._whole = whole
         self._shallow = shallow
-        self._sample, self._prediction = sample, prediction
-        # One timestep for each row, or one for all of them: as the denoiser takes it.
-        self._per_row = next(iter(whole.values())).inputs[TIMESTEP].shape != (1,)
+        self._packing = packing
+        # One timestep for each row, or one for all of them: as all denoisers of a loop take it.
+        self._per_row = next(iter(whole(0).values())).inputs[TIMESTEP].shape != (1,)
         self._cached = cached if shallow else ()
         self._features: dict[str, Array] = {}
         self._evaluations = enumerate(evaluations)
         self._varying = varying or {}
 
     def __call__(self, sample: Array, timestep: Array) -> Array:
-        """sample [rows, C, H, W], timestep float32 [1] → prediction [rows, C, H, W]."""
+        """sample [rows, ...], timestep float32 [1] → prediction of the sample's shape."""
         rows = len(sample)
         times = np.repeat(timestep, rows) if self._per_row else timestep
-        feeds = {self._sample: sample, TIMESTEP: times}
+        feeds = {**self._packing.feeds(sample), TIMESTEP: times}
         index, (_, whole) = next(self._evaluations)
         if self._varying:
             feeds |= self._varying[rows][index]
         if not whole:
-            return self._shallow[rows].run(feeds | self._features)[self._prediction]
-        made = self._whole[rows].run(feeds)
+            return self._packing.predicted(self._shallow[rows].run(feeds | self._features))
+        made = self._whole(index)[rows].run(feeds)
         self._features = {name: made[name] for name in self._cached}
-        return made[self._prediction]
+        return self._packing.predicted(made)

@@ -82,10 +82,3 @@ def usual_steps(program: Program) -> int:
 def nearest(planned: Sequence[int], usual: int) -> int:
     """Return the planned step count that is nearest to the usual one."""
     return min(planned, key=lambda count: abs(count - usual))
-
-
-def components_of(program: Program) -> set[str]:
-    """Return the names of the components that a program runs."""
-    loop = loop_of(program)
-    names = {loop.denoiser} | ({loop.cache.component} if loop.cache else set())
-    return names | {step.component for step in program.steps if hasattr(step, "component")}

@@ -233,12 +233,12 @@ class Execution:
             start += size
 
     def _loop(self, loop: form.Loop) -> Steps:
-        name, timings = loop.state.name, self.timings
+        timings = self.timings
         with ExitStack() as held:
             run = LoopRun(self.call, loop, self.plan(loop), self.images, self._sessions, held)
             with timings.stage("denoise"):
-                latents, steps = run.steps(self._generators)
-            self._put(name, latents, Rows.IMAGES)
+                states, steps = run.steps(self._generators)
+            self._put_states(loop, states)
             edited: Array | None = None
             while not self.interrupted:
                 begun = perf_counter()
@@ -252,10 +252,14 @@ class Execution:
                     spent = perf_counter() - begun
                     timings.denoise += spent
                 timings.steps.append(spent)
-                self._put(name, step.latents, Rows.IMAGES)
+                self._put_states(loop, (step.latents, *step.others))
                 edited = yield step
                 if edited is not None:
-                    self._put(name, edited, Rows.IMAGES)
+                    self._put(loop.state.name, edited, Rows.IMAGES)
+
+    def _put_states(self, loop: form.Loop, states: Sequence[Array]) -> None:
+        for state, array in zip(loop.states, states, strict=True):
+            self._put(state.name, array, Rows.IMAGES)
 
 
 def _row_by_row(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:

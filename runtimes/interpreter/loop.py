@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,9 +12,20 @@ from runtimes import noise
 from runtimes.blending import blended
 from runtimes.errors import InputError
 from runtimes.interpreter.request import Request
+from runtimes.packing import Packing, unpacked_steps
 from runtimes.plan import PlanTable, SamplingPlan
-from runtimes.programs.statements import Branch, During, Feed, Loop, Window, value_of
-from runtimes.sampler import Rescale, Steps, denoise
+from runtimes.programs.statements import (
+    GUIDED,
+    Branch,
+    During,
+    Feed,
+    Loop,
+    Push,
+    State,
+    Window,
+    value_of,
+)
+from runtimes.sampler import Adjust, Rescale, Steps, denoise
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.step_cache import StepCache, kinds
@@ -92,14 +103,24 @@ def batches(call: Request, evaluations: int) -> list[int]:
     return [whole] if all(guided(call, loop, evaluations)) else [whole, call.made]
 
 
-def in_window(call: Request, loop: Loop, window: Window, evaluations: int) -> Array:
+def in_window(
+    call: Request, loop: Loop, window: Window, evaluations: int, timesteps: Array | None = None
+) -> Array:
     """Return whether each evaluation is in a window: bool [evaluations, columns], one column where
-    the window is the same for all."""
+    the window is the same for all.
+
+    Args:
+        timesteps: [evaluations], those of the plan, which windows of timesteps need.
+    """
     places = np.arange(evaluations).reshape(-1, 1)
     bounds = (window.start, window.stop)
     start, stop = (
         np.array(call.numbers[bound] if isinstance(bound, str) else (bound,)) for bound in bounds
     )
+    if window.count == "timestep":
+        assert timesteps is not None
+        times = timesteps.reshape(-1, 1)
+        return (start <= times) & (times < stop)
     if window.count == "within":
         return (places / evaluations >= start) & ((places + 1) / evaluations <= stop)
     # Of the step count, though some schedulers evaluate more often: so does diffusers.
@@ -133,44 +154,81 @@ class LoopRun:
         self._held = held
         self.branches = live_branches(call, loop)
         self._base = next(each for each in self.branches if not each.push)
+        types = call.facts.types
+        self._packing = Packing(
+            inputs=tuple(state.input for state in loop.states),
+            predictions=tuple(state.prediction for state in loop.states),
+            shapes=tuple(
+                tuple(size.value(call.symbols) for size in types[state.noise].shape)
+                for state in loop.states
+            ),
+        )
 
-    def steps(self, generators: noise.Generators) -> tuple[Array, Steps]:
-        """Return the first sample and the steps from there."""
-        loop, call = self._loop, self._call
-        first = self._first()
+    def steps(self, generators: noise.Generators) -> tuple[list[Array], Steps]:
+        """Return the first value of each state, and the steps from there."""
+        states = [self._first(state) for state in self._loop.states]
+        first = self._packing.packed(states)
         views = self._views(first)
-        all_run = guided(call, loop, self._plan.num_evaluations)
+        all_run = guided(self._call, self._loop, self._plan.num_evaluations)
         steps = denoise(
             self._plan,
             first if views is None else cut(first, views),
             self._predict(all_run, 1 if views is None else len(views)),
-            lambda: self._noise(generators, first, views),
-            weights=self._weights(),
-            guided=all_run,
-            rescale=self._rescale(),
+            lambda: self._noise(generators, states, views),
+            weights=self._weights(all_run),
+            adjust=self._adjustments(),
+            segments=self._packing.segments() if self._packing.several else (slice(None),),
         )
         if views is not None:
             steps = merged(steps, views, first.shape)
-        keep = loop.state.keep
-        if keep is None or call.continues(loop):
-            return first, steps
-        where, value, drawn = map(self._images, (keep.where, keep.value, keep.noise))
-        return first, blended(steps, self._plan, where, value, drawn)
+        kept = None if self._call.continues(self._loop) else self._kept(states)
+        if kept is not None:
+            steps = blended(steps, self._plan, *kept)
+        return states, unpacked_steps(steps, self._packing) if self._packing.several else steps
+
+    def _kept(self, states: list[Array]) -> tuple[Array, Array, Array] | None:
+        """Return what is put back after each step: where not, with what, and with which noise; None
+        where nothing is. A state that keeps nothing is all its own."""
+        keeps = [state.keep for state in self._loop.states]
+        if not any(keeps):
+            return None
+        if not self._packing.several:
+            (keep,) = keeps
+            assert keep is not None
+            names = (keep.where, keep.value, keep.noise)
+            where, value, drawn = map(self._images, names)
+            return where, value, drawn
+        parts: list[list[Array]] = [[], [], []]
+        for keep, state in zip(keeps, states, strict=True):
+            own = (
+                [np.ones_like(state), np.zeros_like(state), np.zeros_like(state)]
+                if keep is None
+                else [
+                    np.broadcast_to(self._images(name), state.shape)
+                    for name in (keep.where, keep.value, keep.noise)
+                ]
+            )
+            for part, array in zip(parts, own, strict=True):
+                part.append(array)
+        where, value, drawn = map(self._packing.packed, parts)
+        return where, value, drawn
 
     def _views(self, first: Array) -> list[View] | None:
         """Return the places of the views, None where the denoiser is given all of the state."""
         views = self._loop.views
         return None if views is None else views_of(first.shape[2:], views.size, views.stride)
 
-    def _noise(self, generators: noise.Generators, first: Array, views: list[View] | None) -> Array:
-        """Draw noise for the sample; of views, for one after the other."""
+    def _noise(
+        self, generators: noise.Generators, states: list[Array], views: list[View] | None
+    ) -> Array:
+        """Draw noise for each state in turn; of views, for one after the other."""
         if views is None:
-            return noise.draw(generators, first.shape)
-        shapes = [first[..., rows, columns].shape for rows, columns in views]
+            return self._packing.packed([noise.draw(generators, each.shape) for each in states])
+        shapes = [states[0][..., rows, columns].shape for rows, columns in views]
         return np.concatenate([noise.draw(generators, shape) for shape in shapes])
 
-    def _first(self) -> Array:
-        state = self._loop.state
+    def _first(self, state: State) -> Array:
+        """Return what a state begins with."""
         if self._call.continues(self._loop):
             assert state.clean is not None
             sample = self._images(state.clean)
@@ -181,30 +239,64 @@ class LoopRun:
             sample = self._plan.initial_sample(self._images(state.noise), clean)
         return sample.astype(np.float32, copy=False)
 
-    def _weights(self) -> list[float]:
+    def _weights(self, all_run: list[bool]) -> list[tuple[float, ...]]:
+        """Return for each evaluation the weight of each branch that it evaluates."""
+        count = self._plan.num_evaluations
+        pushing = [
+            (branch, push, self._in_window(push.during, count))
+            for branch in self.branches
+            for push in branch.push
+        ]
+        alone = (1.0,)
+        return [
+            self._weights_of([(b, push) for b, push, within in pushing if within[index]])
+            if all_run[index]
+            else alone
+            for index in range(count)
+        ]
+
+    def _in_window(self, window: Window | None, count: int) -> list[bool]:
+        """Return whether each evaluation is in a window, which is the same for all columns."""
+        if window is None:
+            return [True] * count
+        within = in_window(self._call, self._loop, window, count, self._plan.timesteps)
+        return [bool(each) for each in within[:, 0]]
+
+    def _weights_of(self, pushing: Sequence[tuple[Branch, Push]]) -> tuple[float, ...]:
         """Return the weight of each branch: one for the base, and for each push what it moves from
         one branch to another, constants and numbers of the call apart, so that 1 + (g - 1) is g."""
         constants = {each.name: 0.0 for each in self.branches}
         constants[self._base.name] = 1.0
         scales: dict[str, dict[str, float]] = {each.name: {} for each in self.branches}
-        for branch in self.branches:
-            for push in branch.push:
-                for name, sign in ((push.branch, 1.0), (branch.name, -1.0)):
-                    own = scales[name]
-                    own[push.by] = own.get(push.by, 0.0) + sign
-                    constants[name] -= sign * push.less
-        return [
+        for branch, push in pushing:
+            for name, sign in ((push.branch, 1.0), (branch.name, -1.0)):
+                own = scales[name]
+                own[push.by] = own.get(push.by, 0.0) + sign
+                constants[name] -= sign * push.less
+        return tuple(
             constants[each.name]
             + sum(factor * self._call.number(by) for by, factor in scales[each.name].items())
             for each in self.branches
-        ]
+        )
 
-    def _rescale(self) -> Rescale | None:
-        name = self._loop.rescale
-        amount = 0.0 if name is None else self._call.number(name)
-        if amount == 0.0 or len(self.branches) < 2:
-            return None
-        return Rescale(amount, self.branches.index(self._base))
+    def _adjustments(self) -> list[Adjust]:
+        """Return what is done to what the branches make together, in order."""
+        adjustments: list[Adjust] = []
+        if len(self.branches) < 2:
+            return adjustments
+        rescale, combine = self._loop.rescale, self._loop.combine
+        amount = 0.0 if rescale is None else self._call.number(rescale)
+        if amount != 0.0:
+            adjustments.append(Rescale(amount, self.branches.index(self._base)))
+        names = [each.name for each in self.branches]
+        if combine is not None and {*combine.feeds.values()} <= {GUIDED, *names}:
+            session = self._held.enter_context(self._sessions.using(combine.component))
+            places = {
+                input: None if source == GUIDED else names.index(source)
+                for input, source in combine.feeds.items()
+            }
+            adjustments.append(_combining(session, places, self._loop.state.prediction))
+        return adjustments
 
     def _predict(self, all_run: list[bool], views: int) -> Callable[[Array, Array], Array]:
         """Return what predicts for the branches that run; of several views, for one at a time."""
@@ -221,15 +313,16 @@ class LoopRun:
         cache = self._loop.cache
         interval = 1 if cache is None else int(self._call.number(cache.every))
         predict = StepCache(
-            self._bind(self._loop.denoiser, fixed),
-            self._bind(cache.component, fixed) if cache is not None and interval > 1 else {},
+            self._denoisers(fixed, views),
+            self._bind(cache.component, fixed, self._held)
+            if cache is not None and interval > 1
+            else {},
             () if cache is None else cache.keeps,
             [kind for kind in kinds(all_run, interval) for _ in range(views)],
             {rows: [each for each in own for _ in range(views)] for rows, own in varying.items()}
             if changing
             else None,
-            sample=self._loop.state.input,
-            prediction=self._loop.state.prediction,
+            packing=self._packing,
         )
         return predict if views == 1 else one_by_one(predict, views, made)
 
@@ -248,7 +341,7 @@ class LoopRun:
         """Return for each evaluation the feeds that are not the same in all of them."""
         count = self._plan.num_evaluations
         windows = {
-            name: in_window(self._call, self._loop, feed.during, count)
+            name: in_window(self._call, self._loop, feed.during, count, self._plan.timesteps)
             for name, feed in self._feeds(self._base).items()
             if isinstance(feed, During)
         }
@@ -262,14 +355,66 @@ class LoopRun:
             for index in range(count)
         ]
 
+    def _denoisers(
+        self, fixed: Mapping[int, Mapping[str, Array]], views: int
+    ) -> Callable[[int], Mapping[int, Session]]:
+        """Return what says which denoiser runs in an evaluation; of several views each has as many
+        evaluations. One denoiser is bound at a time, so that a pipeline that keeps nothing open
+        holds one of them in memory."""
+        count = self._plan.num_evaluations
+        names = [self._loop.denoiser] * count
+        for switch in reversed(self._loop.switches):
+            within = self._in_window(switch.during, count)
+            names = [
+                switch.component if inside else name
+                for inside, name in zip(within, names, strict=True)
+            ]
+        held = self._held.enter_context(ExitStack())
+        bound: dict[str, Mapping[int, Session]] = {}
+
+        def denoiser_of(index: int) -> Mapping[int, Session]:
+            name = names[index // views]
+            if name not in bound:
+                held.close()
+                bound.clear()
+                bound[name] = self._bind(name, fixed, held)
+            return bound[name]
+
+        return denoiser_of
+
     def _bind(
-        self, component: str, by_rows: Mapping[int, Mapping[str, Array]]
+        self, component: str, by_rows: Mapping[int, Mapping[str, Array]], held: ExitStack
     ) -> dict[int, Session]:
-        """Return a component with what is the same in all evaluations given, by number of rows."""
-        session = self._held.enter_context(self._sessions.using(component))
+        """Return a component with what is the same in all evaluations given, by number of rows.
+
+        Args:
+            held: closes it.
+        """
+        session = held.enter_context(self._sessions.using(component))
         bound = {}
         for rows, constants in by_rows.items():
             used = {name: value for name, value in constants.items() if name in session.inputs}
             bound[rows] = session.bind(cast(session, used))
-            self._held.callback(bound[rows].close)
+            held.callback(bound[rows].close)
         return bound
+
+
+def _combining(session: Session, places: Mapping[str, int | None], prediction: str) -> Adjust:
+    """Return what replaces a weighted sum by what a component makes of it.
+
+    Args:
+        places: of each input the branch whose prediction it is fed; None for the weighted sum.
+        prediction: the component's output.
+    """
+
+    def combine(predictions: Array, guided: Array, images: int) -> None:
+        shape = (images, *predictions.shape[1:])
+        branches = predictions.reshape(-1, *shape)
+        feeds = {
+            input: guided.reshape(shape) if place is None else branches[place]
+            for input, place in places.items()
+        }
+        outputs = session.run(cast(session, feeds))
+        np.copyto(guided, outputs[prediction].reshape(-1))
+
+    return combine

@@ -16,7 +16,7 @@ from runtimes.errors import BundleError
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import LARGEST, Dimension, parse
 from runtimes.programs.graphs import Graph
-from runtimes.programs.loops import is_number, loop_problems, loop_type
+from runtimes.programs.loops import is_number, loop_problems, loop_types
 from runtimes.programs.statements import Image, Mask, Numbers, Program, Statement, Text
 from runtimes.programs.uses import arguments_used, tests_of, values_used
 from runtimes.programs.values import Rows, Type, fits, met, type_of
@@ -240,12 +240,13 @@ class _Checker:
             case form.Choose():
                 yield from self._choose(statement)
             case form.Loop():
-                if statement.state.noise not in self.drawn:
-                    yield f"{statement.state.noise!r} is not drawn: no noise to begin with"
+                for state in statement.states:
+                    if state.noise not in self.drawn:
+                        yield f"{state.noise!r} is not drawn: no noise to begin with"
                 yield from loop_problems(
                     statement, self.graphs, self.types, self.arguments, self.program.symbols
                 )
-                self.types[statement.state.name] = loop_type(statement, self.types)
+                self.types |= loop_types(statement, self.types)
             case form.Emit():
                 yield from self._emit(statement)
 

@@ -23,7 +23,14 @@ from runtimes.programs.statements import (
     names_given,
     value_of,
 )
-from runtimes.programs.uses import arguments_used, bounds_of_window, values_used, windows_of_feeds
+from runtimes.programs.uses import (
+    arguments_used,
+    bounds_of_window,
+    plan_arguments,
+    pushes_of,
+    values_used,
+    windows_of_feeds,
+)
 
 # Whether a test holds; None where it is not known, so that both ways must be followed.
 Truth: TypeAlias = Callable[[Test], bool | None]
@@ -176,20 +183,20 @@ class _Walk:
                 yield from values_used(statement)
 
     def _values_of_loop(self, loop: Loop) -> Iterator[str]:
-        state = loop.state
-        if not continues(loop, self._given):
-            yield state.noise
-        if state.clean is not None and self._starts_clean(loop) is not False:
-            yield state.clean
-        if state.keep is not None:
-            yield from (state.keep.value, state.keep.where, state.keep.noise)
+        for state in loop.states:
+            if not continues(loop, self._given):
+                yield state.noise
+            if state.clean is not None and self._starts_clean(loop, state) is not False:
+                yield state.clean
+            if state.keep is not None:
+                yield from (state.keep.value, state.keep.where, state.keep.noise)
         yield from map(value_of, loop.feeds.values())
         for branch in loop.branches:
             if holds(branch.when, self._truth) is not False:
                 yield from map(value_of, branch.feeds.values())
 
-    def _starts_clean(self, loop: Loop) -> bool | None:
-        return continues(loop, self._given) or holds(loop.state.clean_when, self._truth)
+    def _starts_clean(self, loop: Loop, state: form.State) -> bool | None:
+        return continues(loop, self._given) or holds(state.clean_when, self._truth)
 
     def _arguments(self, statement: Statement) -> Iterator[str]:
         """Yield the arguments that a statement reads in this call."""
@@ -199,19 +206,23 @@ class _Walk:
                 yield from _tested(statement.when)
             return
         part = statement.part
-        names = (statement.plan.scheduler, statement.plan.steps, part.start, part.stop)
+        names = (*plan_arguments(statement), part.start, part.stop)
         yield from (name for name in (*names, statement.rescale) if name is not None)
-        if part.strength is not None and self._starts_clean(statement) is not False:
+        clean = [self._starts_clean(statement, state) for state in statement.states]
+        if part.strength is not None and any(each is not False for each in clean):
             yield part.strength
-        yield from _tested(statement.state.clean_when)
+        for state in statement.states:
+            yield from _tested(state.clean_when)
         if statement.cache is not None:
             yield statement.cache.every
+        for switch in statement.switches:
+            yield from bounds_of_window(switch.during)
         yield from windows_of_feeds(statement.feeds.values())
         for branch in statement.branches:
             yield from _tested(branch.when)
             if holds(branch.when, self._truth) is not False:
                 yield from windows_of_feeds(branch.feeds.values())
-                yield from (push.by for push in branch.push)
+                yield from pushes_of(branch)
                 if branch.during is not None:
                     yield from bounds_of_window(branch.during)
 

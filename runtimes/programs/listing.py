@@ -159,7 +159,7 @@ def _noise(noise: form.Noise) -> str:
 
 
 def _run(run: form.Run) -> str:
-    feeds = ", ".join(f"{name}: {value}" for name, value in run.feeds.items())
+    feeds = _pairs(run.feeds)
     gives = ", ".join(run.gives.values())
     outputs = ", ".join(run.gives)
     outputs = outputs if len(run.gives) == 1 else f"({outputs})"
@@ -167,15 +167,20 @@ def _run(run: form.Run) -> str:
     return f"{gives} = run {run.component}({feeds}).{outputs}{tiles}{_group(run.group)}"
 
 
+def _pairs(feeds: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in feeds.items())
+
+
 def _loop(loop: Loop) -> Iterator[str]:
     part = "".join(_part(loop.part))
-    plan = f"plan {loop.plan.scheduler}, {loop.plan.steps}"
-    yield f"{loop.state.name} = loop {loop.denoiser}    {plan}{part}"
-    yield f"  {_state(loop.state)}"
-    if loop.state.keep is not None:
-        keep = loop.state.keep
-        kept = f"keep {keep.value} where {keep.where} = 0"
-        yield f"    {kept}, as noisy as the step with {keep.noise}"
+    plans = loop.plan.scheduler if loop.plan.fixed is None else f"of {loop.plan.fixed}"
+    plan = f"plan {plans}, {loop.plan.steps}"
+    names = ", ".join(state.name for state in loop.states)
+    yield f"{names} = loop {loop.denoiser}    {plan}{part}"
+    for switch in loop.switches:
+        yield f"  {switch.component} in its place during {_window(switch.during)}"
+    for state in loop.states:
+        yield from (f"  {line}" for line in _state(state))
     if loop.views is not None:
         yield f"  views of {loop.views.size} every {loop.views.stride}"
     if loop.feeds:
@@ -184,6 +189,8 @@ def _loop(loop: Loop) -> Iterator[str]:
         yield from (f"  {line}" for line in _branch(branch))
     if loop.rescale is not None:
         yield f"  rescale {loop.rescale}"
+    if loop.combine is not None:
+        yield f"  combine {loop.combine.component}({_pairs(loop.combine.feeds)})"
     if loop.cache is not None:
         keeps = ", ".join(loop.cache.keeps)
         yield f"  cache {loop.cache.component} keeps {keeps} every {loop.cache.every}"
@@ -198,12 +205,16 @@ def _part(part: form.Part) -> Iterator[str]:
         yield f"    until {part.stop}"
 
 
-def _state(state: form.State) -> str:
+def _state(state: form.State) -> Iterator[str]:
     clean = ""
     if state.clean is not None:
         when = f" when {_tests(state.clean_when)}" if state.clean_when else ""
         clean = f", clean {state.clean}{when}"
-    return f"state {state.name} from {state.noise}{clean} -> {state.input}/{state.prediction}"
+    yield f"state {state.name} from {state.noise}{clean} -> {state.input}/{state.prediction}"
+    if state.keep is not None:
+        keep = state.keep
+        kept = f"keep {keep.value} where {keep.where} = 0"
+        yield f"  {kept}, as noisy as the step with {keep.noise}"
 
 
 def _branch(branch: Branch) -> Iterator[str]:
@@ -213,7 +224,8 @@ def _branch(branch: Branch) -> Iterator[str]:
     yield f"{kind} {branch.name}{when}{during}: {_feeds(branch.feeds)}".rstrip(": ")
     for push in branch.push:
         less = f" - {push.less:g}" if push.less else ""
-        yield f"  push {push.branch} away by {push.by}{less}"
+        during = f" during {_window(push.during)}" if push.during is not None else ""
+        yield f"  push {push.branch} away by {push.by}{less}{during}"
 
 
 def _feeds(feeds: Mapping[str, Feed]) -> str:

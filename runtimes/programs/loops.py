@@ -15,10 +15,12 @@ LARGEST_VIEW = 4096  # latents along a side
 MOST_STEPS = 10_000  # plans have fewer, and what is counted beforehand stays short
 
 
-def loop_type(loop: Loop, types: Mapping[str, Type]) -> Type:
-    """Return the type of what a loop gives."""
-    noise = types[loop.state.noise]
-    return Type(False, noise.shape, Rows.IMAGES)
+LARGEST_TIMESTEP = 1e6
+
+
+def loop_types(loop: Loop, types: Mapping[str, Type]) -> dict[str, Type]:
+    """Return the types of what a loop gives, by name."""
+    return {state.name: Type(False, types[state.noise].shape, Rows.IMAGES) for state in loop.states}
 
 
 def loop_problems(
@@ -41,15 +43,29 @@ def loop_problems(
     if not 1 <= len(loop.branches) <= MOST_BRANCHES:
         yield f"{len(loop.branches)} branches: expected 1 to {MOST_BRANCHES}"
         return  # what follows looks at all of them for each
+    if max(len(loop.other_states), len(loop.switches)) >= MOST_BRANCHES:
+        yield f"{len(loop.states)} states and {len(loop.switches)} switches: too many"
+        return
     yield from _argument_problems(loop, arguments)
-    yield from _state_problems(loop, types)
+    for state in loop.states:
+        yield from _state_problems(loop, state, types)
     yield from _branch_problems(loop, arguments)
+    timestep_problems = [*_timestep_problems(loop, denoiser)]
+    if timestep_problems:
+        yield from timestep_problems
+        return  # what follows looks these inputs up
     if loop.views is None:
         yield from _prediction_problems(loop, denoiser, types)
     else:
         yield from _view_problems(loop, loop.views, denoiser, types, sizes)
     for branch in loop.branches:
         yield from _feed_problems(loop, branch, denoiser, types, arguments)
+    if loop.other_states:
+        yield from _several_state_problems(loop)
+    for switch in loop.switches:
+        yield from _switch_problems(loop, switch, denoiser, graphs, arguments)
+    if loop.combine is not None:
+        yield from _combine_problems(loop, loop.combine, denoiser, graphs)
     if loop.cache is not None:
         yield from _cache_problems(loop, loop.cache, denoiser, graphs)
 
@@ -69,6 +85,8 @@ def _argument_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> It
         yield f"{loop.plan.steps!r} must have a largest number of at most {MOST_STEPS}"
     if loop.plan.scheduler in arguments:
         yield f"{loop.plan.scheduler!r} is no scheduler"
+    if loop.plan.fixed is not None and loop.plan.scheduler != form.Plan().scheduler:
+        yield f"the plans of {loop.plan.fixed!r}, and an argument that names others"
 
 
 def is_number(argument: form.Argument | None) -> bool:
@@ -86,10 +104,9 @@ def _count(argument: form.Argument | None) -> int:
     return argument.count if isinstance(argument, Numbers) and not argument.rows else 0
 
 
-def _state_problems(loop: Loop, types: Mapping[str, Type]) -> Iterator[str]:
-    state = loop.state
+def _state_problems(loop: Loop, state: form.State, types: Mapping[str, Type]) -> Iterator[str]:
     noise = types[state.noise]
-    if noise.integers or noise.rows != Rows.IMAGES or len(noise.shape) < 3:
+    if noise.integers or noise.rows != Rows.IMAGES:
         yield f"{state.noise!r} is {noise} with rows {noise.rows}: no noise of images"
     elif noise.shape[0].symbol is not None:
         yield f"{state.noise!r} is {noise}: its channels must be a number"
@@ -111,6 +128,8 @@ def _branch_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iter
     names = [branch.name for branch in loop.branches]
     if len({*names}) < len(names):
         yield f"the branches {names}: expected different names"
+    if form.GUIDED in names:
+        yield f"a branch {form.GUIDED!r}: that is what the branches make together"
     bases = [branch for branch in loop.branches if not branch.push]
     if len(bases) != 1 or bases[0].when or bases[0].during:
         yield "expected one branch that always runs and pushes nothing"
@@ -121,8 +140,12 @@ def _branch_problems(loop: Loop, arguments: Mapping[str, form.Argument]) -> Iter
                 yield f"branch {branch.name!r} pushes {push.branch!r}"
             elif not tests[push.branch] <= tests[branch.name]:
                 yield f"branch {branch.name!r} pushes {push.branch!r}, which may not run then"
+            if push.during is not None:
+                yield from _window_problems(push.during, arguments, 1)
         if branch.during is not None:
             yield from _window_problems(branch.during, arguments, 1)
+            if branch.during.count == "timestep":
+                yield f"branch {branch.name!r}: a window of timesteps; expected one of evaluations"
 
 
 def _window_problems(
@@ -134,7 +157,9 @@ def _window_problems(
             missing = isinstance(argument, Numbers) and argument.optional
             if _count(argument) not in (1, columns) or missing:
                 yield f"a window by {bound!r}, which has not 1 or {columns} numbers in every call"
-        elif not 0 <= bound <= 1:
+        elif window.count == "timestep" and not 0 <= bound <= LARGEST_TIMESTEP:
+            yield f"a window with {bound:g}: expected timesteps from 0 to {LARGEST_TIMESTEP:g}"
+        elif window.count != "timestep" and not 0 <= bound <= 1:
             yield f"a window with {bound:g}: expected fractions"
     start, stop = window.start, window.stop
     if not isinstance(start, str) and not isinstance(stop, str) and start >= stop:
@@ -151,14 +176,14 @@ def _feed_problems(
     fed: dict[str, Feed] = {**loop.feeds, **branch.feeds}
     if loop.feeds.keys() & branch.feeds.keys():
         yield f"branch {branch.name!r} feeds what the loop feeds"
-    wanted = denoiser.inputs.keys() - {loop.state.input, TIMESTEP}
+    wanted = denoiser.inputs.keys() - {*(state.input for state in loop.states), TIMESTEP}
     if fed.keys() != wanted:
         yield f"branch {branch.name!r} feeds {sorted(fed)}: expected {sorted(wanted)}"
         return
     symbols: dict[str, Dimension] = {}
     own = {*denoiser.inputs[loop.state.input].shape[1:]}  # symbols of a view among them
-    if loop.views is None:
-        fits(types[loop.state.noise], denoiser.inputs[loop.state.input], symbols)
+    for state in loop.states if loop.views is None else ():
+        fits(types[state.noise], denoiser.inputs[state.input], symbols)
     for name, feed in fed.items():
         value = types[value_of(feed)]
         if loop.views is not None and _depends(value.shape, denoiser.inputs[name], own):
@@ -197,7 +222,6 @@ def _view_problems(
     ):
         yield f"views every {views.stride} of {noise}: expected sides that are multiples of it"
         return
-    yield from _timestep_problems(loop, denoiser)
     given, made = denoiser.inputs.get(state.input), denoiser.outputs.get(state.prediction)
     wanted = (ROWS, *(each.offset for each in noise.shape[:1]))
     if given is None or made != given or len(given.shape) != 4 or given.shape[:2] != wanted:
@@ -233,14 +257,13 @@ def _depends(shape: Sequence[Dimension], form: Form, sides: Collection[int | str
 
 
 def _timestep_problems(loop: Loop, denoiser: Graph) -> Iterator[str]:
-    if loop.state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
-        yield f"{loop.denoiser!r} has no input {loop.state.input!r}, or none for the timestep"
-        return
-    if denoiser.inputs[loop.state.input].dtype != "float32":
-        yield (
-            f"{loop.denoiser!r} takes {denoiser.inputs[loop.state.input].dtype} as "
-            f"{loop.state.input!r}"
-        )
+    for state in loop.states:
+        if state.input not in denoiser.inputs or TIMESTEP not in denoiser.inputs:
+            yield f"{loop.denoiser!r} has no input {state.input!r}, or none for the timestep"
+            return
+        dtype = denoiser.inputs[state.input].dtype
+        if dtype != "float32":
+            yield f"{loop.denoiser!r} takes {dtype} as {state.input!r}"
     timestep = denoiser.inputs[TIMESTEP]
     if timestep.dtype != "float32" or timestep.shape not in ((1,), (ROWS,)):
         yield (
@@ -250,18 +273,80 @@ def _timestep_problems(loop: Loop, denoiser: Graph) -> Iterator[str]:
 
 
 def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type]) -> Iterator[str]:
-    noise, state = types[loop.state.noise], loop.state
-    yield from _timestep_problems(loop, denoiser)
-    if state.input not in denoiser.inputs:
-        return
     symbols: dict[str, Dimension] = {}
-    if not fits(noise, denoiser.inputs[state.input], symbols):
-        yield f"{loop.denoiser!r} does not take {noise} ({state.noise}) as {state.input!r}"
+    for state in loop.states:
+        noise = types[state.noise]
+        if not fits(noise, denoiser.inputs[state.input], symbols):
+            yield f"{loop.denoiser!r} does not take {noise} ({state.noise}) as {state.input!r}"
+            return
+    for state in loop.states:
+        noise, output = types[state.noise], denoiser.outputs.get(state.prediction)
+        prediction = None if output is None else type_of(output, symbols, noise.rows)
+        if prediction is None or not prediction.same_form(noise):
+            yield f"{loop.denoiser!r} gives no {state.prediction!r} of the form {noise}"
+
+
+def _several_state_problems(loop: Loop) -> Iterator[str]:
+    """Yield what is wrong with a loop over several states, beyond each of them."""
+    for kind, names in {
+        "input": [state.input for state in loop.states],
+        "prediction": [state.prediction for state in loop.states],
+    }.items():
+        if len({*names}) < len(names):
+            yield f"several states with the {kind}s {names}: expected different ones"
+    clean = [state.clean is not None for state in loop.states]
+    if (loop.part.strength or loop.part.start) and not all(clean):
+        yield "a part of the plan, and a state that is not clean at its start"
+    for name in ("cache", "views", "rescale", "combine"):
+        if getattr(loop, name) is not None:
+            yield f"several states, and {name!r}, which knows one"
+
+
+def _switch_problems(
+    loop: Loop,
+    switch: form.Switch,
+    denoiser: Graph,
+    graphs: Mapping[str, Graph],
+    arguments: Mapping[str, form.Argument],
+) -> Iterator[str]:
+    yield from _window_problems(switch.during, arguments, 1)
+    other = graphs.get(switch.component)
+    if other is None or switch.component == loop.denoiser:
+        yield f"no component {switch.component!r} in the place of {loop.denoiser!r}"
         return
-    output = denoiser.outputs.get(state.prediction)
-    prediction = None if output is None else type_of(output, symbols, noise.rows)
-    if prediction is None or not prediction.same_form(noise):
-        yield f"{loop.denoiser!r} gives no {state.prediction!r} of the form {noise}"
+    predictions = [state.prediction for state in loop.states]
+    if dict(other.inputs) != dict(denoiser.inputs) or any(
+        other.outputs.get(name) != denoiser.outputs.get(name) for name in predictions
+    ):
+        yield f"{switch.component!r} does not take and predict what {loop.denoiser!r} does"
+    if loop.cache is not None:
+        yield f"{switch.component!r}, and a cache, which knows one denoiser"
+
+
+def _combine_problems(
+    loop: Loop, combine: form.Combine, denoiser: Graph, graphs: Mapping[str, Graph]
+) -> Iterator[str]:
+    """Yield what is wrong with a component that makes the prediction: it takes predictions and
+    gives one."""
+    component, name = graphs.get(combine.component), loop.state.prediction
+    if component is None:
+        yield f"no component {combine.component!r}"
+        return
+    if combine.feeds.keys() != component.inputs.keys():
+        yield f"{combine.component!r} takes {sorted(component.inputs)}: fed {sorted(combine.feeds)}"
+        return
+    prediction = denoiser.outputs.get(name)
+    forms = [*component.inputs.values(), component.outputs.get(name)]
+    if any(form != prediction for form in forms):
+        yield f"{combine.component!r} does not take and give {name!r} as the denoiser gives it"
+    sources = {form.GUIDED, *(branch.name for branch in loop.branches)}
+    for source in combine.feeds.values():
+        if source not in sources:
+            yield f"{combine.component!r} is fed {source!r}: expected one of {sorted(sources)}"
+    if len(loop.branches) < 2:
+        yield f"{combine.component!r}, and one branch: it would never run"
+    if loop.views is not None:
+        yield f"{combine.component!r}, and views"
 
 
 def _cache_problems(

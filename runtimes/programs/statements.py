@@ -123,12 +123,13 @@ class Window(Member, frozen=True):
 
     - ``within``: start <= i / n and (i + 1) / n <= stop,
     - ``floor``: int(start * n) <= i < int(stop * n),
-    - ``steps``: int(start * steps) <= i < int(stop * steps), of the call's step count.
+    - ``steps``: int(start * steps) <= i < int(stop * steps), of the call's step count,
+    - ``timestep``: start <= the evaluation's timestep, as the plan gives it, < stop.
 
     An argument of several numbers has a window for each column of a value.
     """
 
-    count: Literal["within", "floor", "steps"]
+    count: Literal["within", "floor", "steps", "timestep"]
     start: float | str = 0.0
     stop: float | str = 1.0
 
@@ -246,10 +247,12 @@ class Choose(Member, frozen=True, tag="choose", tag_field="do"):
 
 class Plan(Member, frozen=True):
     """Which sampling plan a loop follows: the arguments that name the scheduler and the step
-    count."""
+    count; or `fixed`: the bundle's schedule that it follows in every call, which calls are not
+    offered."""
 
     scheduler: str = "scheduler"
     steps: str = "num_inference_steps"
+    fixed: str | None = None
 
 
 class Part(Member, frozen=True):
@@ -290,11 +293,13 @@ class State(Member, frozen=True):
 
 class Push(Member, frozen=True):
     """Guidance away from the branch that this belongs to, own: the prediction gets
-    ``(by - less) * (branch - own)`` more. `by` names an argument."""
+    ``(by - less) * (branch - own)`` more, in the evaluations of `during`. `by` names an
+    argument."""
 
     branch: str
     by: str
     less: float = 0.0
+    during: Window | None = None
 
 
 class Branch(Member, frozen=True):
@@ -327,23 +332,54 @@ class Views(Member, frozen=True):
     stride: int
 
 
+class Switch(Member, frozen=True):
+    """A component that runs in the denoiser's place in the evaluations of a window. It takes and
+    gives what the denoiser does."""
+
+    component: str
+    during: Window
+
+
+class Combine(Member, frozen=True):
+    """A component that makes the prediction where more branches than the base run. Each of its
+    inputs is fed what a branch predicts, or `GUIDED`: what pushes and `rescale` make of these. Its
+    output has the name of the denoiser's."""
+
+    component: str
+    feeds: dict[str, str]
+
+
 class Loop(Member, frozen=True, tag="loop", tag_field="do"):
-    """A sampling plan over a state: gives the state's name.
+    """A sampling plan over one state or several: gives the names of the states.
 
     Branches are evaluated in one batch, in their order. The prediction used is that of the base and
     what the others push it by. `rescale` names the argument that says how much of the prediction's
-    standard deviation becomes the base's.
+    standard deviation becomes the base's. `other_states` follow the same plan beside the first one,
+    which is what a call knows as its latents; the denoiser takes and predicts each of them.
     """
 
     denoiser: str
     plan: Plan
     state: State
     branches: tuple[Branch, ...]
+    other_states: tuple[State, ...] = ()
+    switches: tuple[Switch, ...] = ()
     feeds: dict[str, Feed] = msgspec.field(default_factory=dict)
     part: Part = Part()
+    combine: Combine | None = None
     rescale: str | None = None
     cache: Cache | None = None
     views: Views | None = None
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """All states, the first one first."""
+        return (self.state, *self.other_states)
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components of which each evaluation runs one."""
+        return (self.denoiser, *(switch.component for switch in self.switches))
 
     def given_side(self, side: int) -> int:
         """Return the side of what the denoiser is given of a state with this side, in latents."""
@@ -355,6 +391,9 @@ class Emit(Member, frozen=True, tag="emit", tag_field="do"):
 
     kind: Literal["images"]
     of: str
+
+
+GUIDED = "guided"  # in `Combine.feeds`: no branch has this name
 
 
 Statement: TypeAlias = (
@@ -389,15 +428,20 @@ class Program(Member, frozen=True):
     bins: Bins | None = None
 
 
+def loops_of(program: Program) -> tuple[Loop, ...]:
+    """Return the loops of a program."""
+    return tuple(step for step in program.steps if isinstance(step, Loop))
+
+
 def loop_of(program: Program) -> Loop:
-    """Return the loop of a checked program."""
-    return next(step for step in program.steps if isinstance(step, Loop))
+    """Return the main loop of a checked program: the last one, which makes what is decoded."""
+    return loops_of(program)[-1]
 
 
 def names_given(statement: Statement) -> tuple[str, ...]:
     """Return the names of the values that a statement makes."""
     if isinstance(statement, Loop):
-        return (statement.state.name,)
+        return tuple(state.name for state in statement.states)
     if isinstance(statement, Emit):
         return ()
     if isinstance(statement, Run):

@@ -23,12 +23,12 @@ def values_used(statement: Statement) -> Iterator[str]:
         case form.Choose():
             yield from (statement.then, statement.otherwise)
         case form.Loop():
-            state = statement.state
-            yield state.noise
-            if state.clean is not None:
-                yield state.clean
-            if state.keep is not None:
-                yield from (state.keep.value, state.keep.where, state.keep.noise)
+            for state in statement.states:
+                yield state.noise
+                if state.clean is not None:
+                    yield state.clean
+                if state.keep is not None:
+                    yield from (state.keep.value, state.keep.where, state.keep.noise)
             yield from (value_of(feed) for _, feed in feeds_of(statement))
         case _:
             return
@@ -58,26 +58,44 @@ def tests_of(statement: Statement) -> Iterator[Test]:
     if isinstance(statement, form.Choose):
         yield from statement.when
     if isinstance(statement, form.Loop):
-        yield from statement.state.clean_when
+        for state in statement.states:
+            yield from state.clean_when
         for branch in statement.branches:
             yield from branch.when
 
 
 def _of_loop(loop: form.Loop) -> Iterator[str]:
     part = loop.part
-    names = (loop.plan.scheduler, loop.plan.steps, part.strength, part.start, part.stop)
+    names = (*plan_arguments(loop), part.strength, part.start, part.stop)
     yield from (name for name in (*names, loop.rescale) if name is not None)
     if loop.cache is not None:
         yield loop.cache.every
+    for switch in loop.switches:
+        yield from bounds_of_window(switch.during)
     yield from windows_of_feeds(loop.feeds.values())
     for branch in loop.branches:
         yield from windows_of_feeds(branch.feeds.values())
-        yield from (push.by for push in branch.push)
+        yield from pushes_of(branch)
         if branch.during is not None:
             yield from bounds_of_window(branch.during)
     for tested in tests_of(loop):
         if tested.argument is not None:
             yield tested.argument
+
+
+def plan_arguments(loop: form.Loop) -> tuple[str, ...]:
+    """Return the arguments that say which plan a loop follows."""
+    if loop.plan.fixed is not None:
+        return (loop.plan.steps,)
+    return (loop.plan.scheduler, loop.plan.steps)
+
+
+def pushes_of(branch: form.Branch) -> Iterator[str]:
+    """Yield the names of the arguments by which a branch pushes, and of the windows of these."""
+    for push in branch.push:
+        yield push.by
+        if push.during is not None:
+            yield from bounds_of_window(push.during)
 
 
 def feeds_of(loop: form.Loop) -> list[tuple[str, Feed]]:
@@ -97,3 +115,13 @@ def bounds_of_window(window: Window) -> Iterator[str]:
     """Yield the names of the arguments that bound a window, its start first; numbers that the
     program itself gives have no name."""
     yield from (each for each in (window.start, window.stop) if isinstance(each, str))
+
+
+def components_run(program: form.Program) -> Iterator[str]:
+    """Yield the names of the components that a program may run; one may come several times."""
+    for step in program.steps:
+        if isinstance(step, form.Run):
+            yield step.component
+        elif isinstance(step, form.Loop):
+            yield from step.denoisers
+            yield from (each.component for each in (step.combine, step.cache) if each is not None)

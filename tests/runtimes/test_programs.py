@@ -287,7 +287,7 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "a strength, a start, .* none to start from",
     ),
     "noise that is not drawn": (put("image_latents", *STATE, "noise"), "is not drawn"),
-    "noise of two axes": (put([4, "height"], "steps", 8, "shape"), "no noise of images"),
+    "noise of two axes": (put([4, "height"], "steps", 8, "shape"), r"floats \[4, height\]"),
     "noise of many axes": (put([4] * 9, "steps", 8, "shape"), "bad shape"),
     "an output that there is not": (
         put({"unknown": "_image"}, "steps", 11, "gives"),

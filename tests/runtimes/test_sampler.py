@@ -125,7 +125,7 @@ def test_guidance_is_a_weighted_sum_over_branches() -> None:
         calls += 1
         return predictions[calls - 1].reshape(3 * SHAPE[0], *SHAPE[1:])
 
-    loop = denoise(plan, first, predict, lambda: noises[0], weights=weights)
+    loop = denoise(plan, first, predict, lambda: noises[0], weights=[weights] * len(predictions))
     found = [step.latents for step in loop]
     guided = np.tensordot(predictions, weights, ((1,), (0,)))
     _, expected = by_definition(plan, first, guided, noises)
@@ -144,7 +144,7 @@ def no_noise() -> Any:
 def test_half_precision_predictions_are_computed_with_in_single_precision() -> None:
     plan = make_plan(evaluations=1, slots=1, seed=5)
     big = np.full(SHAPE, 60_000, np.float16)
-    step = next(denoise(plan, np.zeros(SHAPE), lambda *_: big, no_noise, weights=(4.0,)))
+    step = next(denoise(plan, np.zeros(SHAPE), lambda *_: big, no_noise, weights=[(4.0,)] * 3))
     assert np.isfinite(step.latents).all()
 
 
@@ -259,9 +259,8 @@ def test_rescaled_guidance(amount: float) -> None:
         first,
         predict,
         iter(noises).__next__,
-        weights=weights,
-        guided=guided,
-        rescale=Rescale(amount, 1),
+        weights=[weights if all_branches else (1.0,) for all_branches in guided],
+        adjust=[Rescale(amount, 1)],
     )
     found = [step.latents for step in loop]
     alone = denoise(plan, first, lambda *_: expected.pop(0), iter(noises[:]).__next__)

@@ -12,6 +12,7 @@ import pytest
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.manifest import MANIFEST, TensorSpec
+from runtimes.packing import Packing
 from runtimes.session import Array, Feeds, Session
 from runtimes.step_cache import StepCache, kinds
 from tests.fakes import make_bundle
@@ -39,11 +40,10 @@ class Recording(Session):
 
 def run(interval: int, rows: list[int]) -> tuple[list[Any], list[Any]]:
     whole, shallow = Recording(True), Recording(False)
-    each = dict.fromkeys(rows, whole), dict.fromkeys(rows, shallow)
+    each = lambda _: dict.fromkeys(rows, whole), dict.fromkeys(rows, shallow)
     evaluations = kinds([count == 2 for count in rows], interval)
-    predict = StepCache(
-        *each, cached=["deep"], evaluations=evaluations, sample="sample", prediction="prediction"
-    )
+    packing = Packing(("sample",), ("prediction",), ((1, 2, 2),))
+    predict = StepCache(*each, cached=["deep"], evaluations=evaluations, packing=packing)
     for index, count in enumerate(rows):
         made = predict(np.zeros((count, 1, 2, 2), np.float32), np.array([index], np.float32))
         assert made.shape == (count, 1, 2, 2)
