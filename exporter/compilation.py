@@ -116,6 +116,7 @@ class Compilation:
                 usual_steps(description.program),
                 self._steps_there(previous),
                 self._told(pipe.scheduler, description),
+                description.fixed_schedulers,
             ),
             self.progress,
         )
@@ -170,7 +171,7 @@ class Compilation:
         own = plans[0]
         return Manifest(
             format_version=FORMAT_VERSION,
-            programs=planned_programs(description, own),
+            programs=planned_programs(description, plans),
             source=Source(
                 self.source.id,
                 self.source.pipeline_class,
@@ -228,7 +229,7 @@ class Compilation:
 
         small = miniature_of(pipe)
         description = self._described(small)
-        programs = planned_programs(description, draft.schedules[0])
+        programs = planned_programs(description, draft.schedules)
         components = tuple(graph.component for graph in description.graphs)
         manifest = replace(draft, programs=programs, components=components)
         return Subject(small, description, manifest, miniature=True)
@@ -324,10 +325,14 @@ class Compilation:
         }
 
 
-def planned_programs(description: Description, own: Schedule) -> tuple[Program, ...]:
-    """Return a description's programs, whose step counts are among those of the pipeline's own
-    scheduler."""
-    return tuple(with_planned_steps(each, own.steps) for each in description.programs)
+def planned_programs(
+    description: Description, schedules: Sequence[Schedule]
+) -> tuple[Program, ...]:
+    """Return a description's programs, whose step counts are among those of the schedules that
+    they follow, the pipeline's own scheduler first."""
+    own, *others = schedules
+    fixed = {each.name: each.steps for each in others}
+    return tuple(with_planned_steps(each, own.steps, fixed) for each in description.programs)
 
 
 def refuse_unreadable(manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from exporter import schedule as tracing
+from exporter.families import FixedScheduler
 from exporter.progress import Progress
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from exporter.shifting import Told, told_by, trace_more, trace_told
@@ -166,20 +167,22 @@ def key_of(
 class Wanted:
     """Which plans: scheduler names (None: the default set, beside the pipeline's own), step
     counts (None: the usual ones), the pipeline's own default step count, by scheduler the
-    step counts that an older bundle has and that stay, and what the pipeline tells its
-    scheduler."""
+    step counts that an older bundle has and that stay, what the pipeline tells its scheduler, and
+    the schedulers of loops that never follow another one."""
 
     names: tuple[str, ...] | None
     steps: tuple[int, ...] | None
     default_steps: int
     kept: Mapping[str, tuple[int, ...]]
     told: Told = field(default_factory=Told)
+    fixed: Mapping[str, FixedScheduler] = field(default_factory=dict)
 
 
 def add_all(
     store: Store, scheduler: Any, wanted: Wanted, progress: Progress
 ) -> tuple[Schedule, ...]:
-    """Trace the pipeline's own scheduler, which comes first, and the wanted ones.
+    """Trace the pipeline's own scheduler, which comes first, the wanted ones, and those of loops
+    that never follow another one.
 
     A scheduler of the default set that cannot be made from the pipeline's configuration, or that
     refuses all the wanted step counts (PNDM one step), is left out; one that was asked for is an
@@ -197,11 +200,23 @@ def add_all(
         if not usual >= set(wanted.kept.get(name, ())):
             steps = sorted(usual | set(wanted.kept[name]))
         try:
-            made.append(_add(store, name, class_name, config, steps, wanted.told, progress))
+            told = wanted.told
+            made.append(_add(store, name, name, class_name, config, steps, told, progress))
         except ExportError:
             if name == own or wanted.names is not None:
                 raise
-    return tuple(made)
+    return (*made, *(_add_fixed(store, n, f, wanted, progress) for n, f in wanted.fixed.items()))
+
+
+def _add_fixed(
+    store: Store, name: str, fixed: FixedScheduler, wanted: Wanted, progress: Progress
+) -> Schedule:
+    """Trace the scheduler that a loop follows in every call, at the wanted step counts and that of
+    a call which asks for none."""
+    class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
+    usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
+    steps = sorted({*usual, *wanted.kept.get(name, ())})
+    return _add(store, name, OWN, class_name, config, steps, Told(), progress)
 
 
 def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:
@@ -215,25 +230,31 @@ def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:
 def _add(
     store: Store,
     name: str,
+    kind: str,
     class_name: str,
     config: Mapping[str, Any],
     steps: Sequence[int] | None,
     told: Told,
     progress: Progress,
 ) -> Schedule:
+    """Trace a scheduler into the store, and return what the manifest says of it.
+
+    Args:
+        name: of the table; `kind`: of the scheduler.
+    """
     key = key_of(name, class_name, config, steps, told)
 
     def write(folder: Path) -> Mapping[str, Any]:
         with progress.stage(f"schedule {name}", "trace") as wrote:
             path = folder / f"{name}.json"
-            found, counts = make(name, class_name, config, steps, path, told, skip_refused=True)
+            found, counts = make(kind, class_name, config, steps, path, told, skip_refused=True)
             wrote(path.stat().st_size)
         return {"class_name": found, "steps": list(counts)}
 
     item = store.item(key, FOLDER, write)
-    found = tracing.resolve(class_name if name == OWN else name).class_name
+    found = tracing.resolve(class_name if kind == OWN else kind).class_name
     counts = tuple(item.meta["steps"])
-    shift = told.shift if _follows_size(name, class_name, config) else None
+    shift = told.shift if _follows_size(kind, class_name, config) else None
     return Schedule(name, found, item.files[0], counts, key, shift, _trained_timesteps(config))
 
 

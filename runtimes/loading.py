@@ -20,7 +20,7 @@ from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.manifest import Build, Component
 from runtimes.presets import Asked, Preset, prepare
-from runtimes.programs.statements import value_of
+from runtimes.programs.statements import Loop, value_of
 from runtimes.sizes import fix, fixed
 
 
@@ -100,23 +100,30 @@ class Loading:
             PlanNotFound: no sampling plan for the step count.
         """
         request = requested(self.calls, self.preset, arguments, wanted)
-        if request.denoises:
-            self._check_steps(request)
+        for loop in request.facts.loops:
+            if request.runs(loop):
+                self._check_steps(request, loop)
         unfit = misfit(self.components, request)
         if unfit and not self.fixed_by_preset:
             raise InputError(unfit)
         return request
 
-    def _check_steps(self, request: Request) -> None:
-        """Refuse a call whose steps there is no plan for, or that would run none of them. Raises
+    def _check_steps(self, request: Request, loop: Loop) -> None:
+        """Refuse a call whose steps a loop has no plan for, or that would run none of them. Raises
         InputError, PlanNotFound."""
-        steps, name = request.num_inference_steps, request.scheduler
-        if steps not in self.bundle.manifest.schedule(name).steps:
+        steps, name = request.steps_of(loop), loop.plan.fixed or request.scheduler
+        planned = self.bundle.manifest.schedule(name).steps
+        if steps not in planned and loop.plan.fixed is not None:
+            raise PlanNotFound(
+                f"{loop.plan.steps} {steps}: no sampling plan for as many; there are plans for "
+                f"{', '.join(map(str, planned))}: export again with --steps {steps} for another"
+            )
+        if steps not in planned:
             raise PlanNotFound(
                 f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
                 f"latentc schedule {self.bundle.root} --scheduler {name} --steps {steps}"
             )
-        first_step(request, request.facts.loop, steps)
+        first_step(request, loop, steps)
 
 
 def chosen(

@@ -412,6 +412,17 @@ class Manifest(_Base, frozen=True, dict=True):
         """The sampling plans of this name."""
         return next(each for each in self.schedules if each.name == name)
 
+    @cached_property
+    def fixed_schedules(self) -> frozenset[str]:
+        """The names of schedules that loops follow in every call."""
+        plans = (loop.plan.fixed for each in self.programs for loop in form.loops_of(each))
+        return frozenset(name for name in plans if name is not None)
+
+    @property
+    def offered(self) -> tuple[Schedule, ...]:
+        """The schedules that a call may ask for."""
+        return tuple(each for each in self.schedules if each.name not in self.fixed_schedules)
+
     def of_role(self, role: Role) -> list[Component]:
         """Return the components of a role."""
         return [component for component in self.components if component.role == role]

@@ -59,7 +59,8 @@ def problems(manifest: Manifest) -> Iterator[str]:
         yield from _key_problems(schedule.key)
     if manifest.probes is not None:
         yield from _key_problems(manifest.probes.key)
-    if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.schedules}:
+    yield from _plan_problems(manifest)
+    if manifest.defaults.scheduler not in {schedule.name for schedule in manifest.offered}:
         yield f"defaults.scheduler {manifest.defaults.scheduler!r} is not among the schedules"
     if not 1 <= manifest.defaults.num_inference_steps <= _LARGEST_NUMBER:
         yield f"defaults.num_inference_steps must be from 1 to {_LARGEST_NUMBER}"
@@ -142,6 +143,13 @@ def _program_problems(manifest: Manifest) -> Iterator[str]:
     for name in graphs:
         if name not in used:
             yield f"no program uses {name!r}"
+
+
+def _plan_problems(manifest: Manifest) -> Iterator[str]:
+    """Check that a schedule which loops always follow is there."""
+    names = {schedule.name for schedule in manifest.schedules}
+    for name in manifest.fixed_schedules - names:
+        yield f"a loop follows the schedule {name!r}, which is not among the schedules"
 
 
 def _record_problems(manifest: Manifest) -> Iterator[str]:

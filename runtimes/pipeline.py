@@ -27,6 +27,7 @@ from runtimes.loading import Loading, chosen, misfit, requested
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset
+from runtimes.programs.statements import Loop
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -96,7 +97,7 @@ class Pipeline(Sealed):
     @property
     def schedulers(self) -> tuple[str, ...]:
         """The names that `scheduler` accepts."""
-        return tuple(schedule.name for schedule in self.manifest.schedules)
+        return tuple(schedule.name for schedule in self.manifest.offered)
 
     @property
     def scheduler(self) -> SchedulerName:
@@ -339,10 +340,15 @@ class Pipeline(Sealed):
 
     def execution(self, request: Request) -> Execution:
         """Return the execution of a call that was checked; nothing of it has run yet."""
-        schedule = self.manifest.schedule(request.scheduler)
-        shift = self.shift(request.scheduler, *[*request.symbols.values()][:2])
-        plans = Schedule(self.plans(request.scheduler), schedule.num_train_timesteps, shift)
-        return Execution(request, self.sessions, self.tokenizers, plans, self.encoded, self._tiling)
+
+        def schedule_of(loop: Loop) -> Schedule:
+            name = loop.plan.fixed or request.scheduler
+            trained = self.manifest.schedule(name).num_train_timesteps
+            shift = self.shift(name, *[*request.symbols.values()][:2])
+            return Schedule(self.plans(name), trained, shift)
+
+        sessions, known = self.sessions, self.encoded
+        return Execution(request, sessions, self.tokenizers, schedule_of, known, self._tiling)
 
     def encode_prompt(
         self,

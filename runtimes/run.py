@@ -187,6 +187,8 @@ class Run(Sealed):
                     step = steps.send(self._take_edit())
                 except StopIteration:
                     break
+                if step is None:  # of a loop before the main one
+                    continue
                 self._latents = step.latents
                 # What goes on is not what the caller is given, who may change that.
                 yield Progress(step.index, step.total, step.timestep, step.latents.copy(), self)

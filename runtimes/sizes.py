@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from runtimes.errors import InputError
 from runtimes.manifest import Component, Manifest, TensorSpec, parted
+from runtimes.programs.guidance import guidance_of_loop
 from runtimes.programs.latents import Latents
-from runtimes.programs.statements import loop_of
+from runtimes.programs.statements import loop_of, loops_of
 
 
 class Sides(Protocol):
@@ -86,18 +87,26 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     if is_binned(latents, static):
         asked = binned(latents, *asked)
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
-    rows = images * manifest.guidance.evaluations(static.get(scale))
-    loop = loop_of(manifest.programs[0])
-    viewed = {name: loop.given_side(side) for name, side in sides.items()}
+    program = manifest.programs[0]
+    viewed = {name: loop_of(program).given_side(side) for name, side in sides.items()}
     inner = {**conditioning_symbols(manifest.components), **viewed}
+    rows: dict[str, int] = {}
+    for loop in loops_of(program):
+        guidance = guidance_of_loop(program, loop)
+        asked_scale = static.get(scale) if guidance.scale == scale else None
+        names = (*loop.denoisers, *([loop.cache.component] if loop.cache is not None else []))
+        rows |= dict.fromkeys(names, images * guidance.evaluations(asked_scale))
     values = {
         "encoder": {"batch": 1},
-        "denoiser": inner | {"batch": rows},
-        "shallow": inner | {"batch": rows},
+        "denoiser": inner,
+        "shallow": inner,
         "decoder": sides | {"batch": images},
         "image_encoder": sides | {"batch": 1},
     }
-    return {each.name: values[each.role] for each in manifest.components}
+    return {
+        each.name: values[each.role] | ({"batch": rows[each.name]} if each.name in rows else {})
+        for each in manifest.components
+    }
 
 
 def ranges(

@@ -63,6 +63,15 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class FixedScheduler:
+    """The diffusers scheduler that a loop follows in every call, and the step count of a call that
+    asks for none."""
+
+    scheduler: Any
+    default_steps: int
+
+
+@dataclass(frozen=True)
 class Shifted:
     """This says how a pipeline tells a scheduler with dynamic shifting the image's size: by the
     number of patches of `patch` latents along a side. `max_shift` is used where the
@@ -104,6 +113,7 @@ class Description:
         makes_several: whether it makes each of several images as it would make it alone.
         view: what the loop of diffusers' pipeline holds, and what it gave its denoiser by name →
             latents.
+        fixed_schedulers: of the loops that follow one in every call (`Plan.fixed`), by name.
     """
 
     programs: tuple[Program, ...]
@@ -116,6 +126,7 @@ class Description:
     makes_several: bool = True
     view: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] = as_held
     shifted: Shifted | None = None
+    fixed_schedulers: Mapping[str, FixedScheduler] = field(default_factory=dict)
 
     @property
     def program(self) -> Program:

@@ -8,8 +8,8 @@ from msgspec import structs
 
 from exporter.programs.draft import STEPS
 from runtimes.programs.statements import (
+    Argument,
     Cache,
-    Loop,
     Noise,
     Numbers,
     Pixels,
@@ -17,6 +17,7 @@ from runtimes.programs.statements import (
     Statement,
     Symbol,
     loop_of,
+    loops_of,
 )
 from runtimes.sizes import dimension
 
@@ -50,27 +51,43 @@ def with_cache(program: Program, component: str, keeps: Sequence[str]) -> Progra
         component: what runs in the denoiser's place.
         keeps: the outputs of the denoiser that it takes.
     """
-    cache = Cache(component=component, keeps=tuple(keeps), every=_EVERY)
+    cache, main = Cache(component=component, keeps=tuple(keeps), every=_EVERY), loop_of(program)
     steps = tuple(
-        structs.replace(statement, cache=cache) if isinstance(statement, Loop) else statement
+        structs.replace(main, cache=cache) if statement is main else statement
         for statement in program.steps
     )
     every = Numbers(name=_EVERY, default=(1,), least=1, whole=True)
     names = [argument.name for argument in program.arguments]
-    place = names.index(loop_of(program).plan.steps)
+    place = names.index(main.plan.steps)
     arguments = (*program.arguments[:place], every, *program.arguments[place:])
     return structs.replace(program, steps=steps, arguments=arguments)
 
 
-def with_planned_steps(program: Program, planned: Sequence[int]) -> Program:
-    """Return the program whose default step count is the nearest that there is a plan for."""
+def with_planned_steps(
+    program: Program, planned: Sequence[int], fixed: Mapping[str, Sequence[int]]
+) -> Program:
+    """Return the program whose default step counts are the nearest that there are plans for.
+
+    Args:
+        planned: the step counts of the pipeline's own scheduler.
+        fixed: those of the schedules that loops always follow, by name.
+    """
+    counts = {
+        loop.plan.steps: planned if loop.plan.fixed is None else fixed[loop.plan.fixed]
+        for loop in loops_of(program)
+    }
     arguments = tuple(
-        structs.replace(argument, default=(float(nearest(planned, usual_steps(program))),))
-        if argument.name == STEPS and isinstance(argument, Numbers)
+        structs.replace(argument, default=(float(nearest(counts[argument.name], default)),))
+        if argument.name in counts and (default := _default_of(argument))
         else argument
         for argument in program.arguments
     )
     return structs.replace(program, arguments=arguments)
+
+
+def _default_of(argument: Argument) -> int:
+    """Return the number that an argument is in a call without it, 0 where it is none."""
+    return int(argument.default[0]) if isinstance(argument, Numbers) and argument.default else 0
 
 
 def usual_steps(program: Program) -> int:

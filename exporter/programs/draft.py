@@ -51,7 +51,7 @@ class Branch:
     name: str
     side: str = ""
     when: tuple[Test, ...] = ()
-    push: form.Push | None = None
+    pushes: tuple[form.Push, ...] = ()
     feeds: dict[str, Feed] = field(default_factory=dict)
 
 
@@ -85,6 +85,9 @@ class Draft:
         rescale: the argument that gives predictions the base's deviation back.
         keep: what is put back after each step.
         views: the parts of the latents that the denoiser is given one after the other.
+        other_states: what is denoised beside the latents, of noise that the draft draws.
+        switches: components that run in the denoiser's place, and when.
+        combine: what makes the prediction of what guided branches predict.
         decoder: the component that makes images of the denoised latents.
     """
 
@@ -97,6 +100,9 @@ class Draft:
         self.rescale: str | None = None
         self.keep: form.Keep | None = None
         self.views: form.Views | None = None
+        self.other_states: tuple[form.State, ...] = ()
+        self.switches: tuple[form.Switch, ...] = ()
+        self.combine: form.Combine | None = None
         self.start: Start | None = None
         self.decoder = DECODER
         self.branches: dict[str, Branch] = {}
@@ -191,10 +197,10 @@ class Draft:
         name: str,
         side: str = "",
         when: Sequence[Test] = (),
-        push: form.Push | None = None,
+        *pushes: form.Push,
     ) -> None:
         """Add a branch of the guidance, in the order of a batch."""
-        self.branches[name] = Branch(name, side, tuple(when), push)
+        self.branches[name] = Branch(name, side, tuple(when), pushes)
 
     def sides(self) -> tuple[str, ...]:
         """Return the sides of the branches in their order."""
@@ -336,6 +342,9 @@ class Draft:
                 start=_START if start and start.alone else None,
                 stop=_END,
             ),
+            other_states=self.other_states,
+            switches=self.switches,
+            combine=self.combine,
             rescale=self.rescale,
             views=self.views,
         )
@@ -352,11 +361,10 @@ class Draft:
     def _branches(self, shared: Mapping[str, Feed]) -> Iterator[form.Branch]:
         during = form.Window(count="floor", start=_GUIDANCE_START, stop=_GUIDANCE_STOP)
         for branch in self.branches.values():
-            pushed = branch.push is not None
             yield form.Branch(
                 name=branch.name,
                 feeds={name: v for name, v in branch.feeds.items() if name not in shared},
                 when=branch.when,
-                during=during if pushed else None,
-                push=(branch.push,) if branch.push else (),
+                during=during if branch.pushes else None,
+                push=branch.pushes,
             )

@@ -28,14 +28,14 @@ def scheduler_name(manifest: Manifest, asked: Any) -> str:
     Raises:
         InputError: the bundle has none of that name, or it is no name.
     """
-    names = [schedule.name for schedule in manifest.schedules]
+    names = [schedule.name for schedule in manifest.offered]
     if asked is None:
         return manifest.defaults.scheduler
     if not isinstance(asked, str):
         raise InputError(_not_a_name(manifest, asked))
     if asked in names:
         return str(asked)
-    by_class = [schedule.name for schedule in manifest.schedules if schedule.class_name == asked]
+    by_class = [schedule.name for schedule in manifest.offered if schedule.class_name == asked]
     if len(by_class) == 1:
         return by_class[0]
     raise InputError(
@@ -48,8 +48,8 @@ def _not_a_name(manifest: Manifest, asked: Any) -> str:
     class_name = type(asked).__name__
     if not hasattr(asked, "config"):
         return f"'scheduler' must be a name, not {checked.shown(asked)}"
-    fitting = [each.name for each in manifest.schedules if each.class_name == class_name]
-    instead = fitting or [each.name for each in manifest.schedules]
+    fitting = [each.name for each in manifest.offered if each.class_name == class_name]
+    instead = fitting or [each.name for each in manifest.offered]
     return (
         f"'scheduler' must be a name, not an object of the class {class_name}: a bundle holds "
         f"tables of what its schedulers do; take {' or '.join(map(repr, instead))}"

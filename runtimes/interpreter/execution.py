@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 
@@ -22,7 +22,7 @@ from runtimes.programs import statements as form
 from runtimes.programs.dimensions import parse
 from runtimes.programs.statements import Run, Statement, Tokens
 from runtimes.programs.values import Rows
-from runtimes.sampler import Steps
+from runtimes.sampler import Step, Steps
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.tiling import Tiling, decode
@@ -32,7 +32,7 @@ class Execution:
     """One call of a program.
 
     Args:
-        schedule: the plans that the loop follows.
+        schedule_of: loop → the plans that it follows.
         known: what encoders made of earlier calls' texts.
         tiles: how components run that may run in tiles.
     """
@@ -42,12 +42,12 @@ class Execution:
         call: Request,
         sessions: Sessions,
         tokenizers: Tokenizers,
-        schedule: Schedule,
+        schedule_of: Callable[[form.Loop], Schedule],
         known: Encoded | None = None,
         tiles: Tiling | None = None,
     ) -> None:
         self.call = call
-        self._schedule = schedule
+        self._schedule_of = schedule_of
         self._tiles = tiles or Tiling()
         self.values = {
             name: Value(array, call.facts.types[name].rows) for name, array in call.values.items()
@@ -61,14 +61,17 @@ class Execution:
         self._known = known
         self._generators = noise.seeded(call.seeds if len(call.seeds) > 1 else call.seeds[0])
 
-    def steps(self) -> Steps:
-        """Run the statements; yield the steps of loops, whose sample `send` replaces. The values
-        that were made stand in `values`, what is emitted in `emitted`."""
+    def steps(self) -> Generator[Step | None, Array | None, None]:
+        """Run the statements; yield the steps of the main loop, whose sample `send` replaces, and
+        None after each step of another one. The values that were made stand in `values`, what is
+        emitted in `emitted`."""
         for place in self.call.demand.live:
             statement = self.call.facts.program.steps[place]
             stage = "encode" if place < self.call.facts.loop_place else "decode"
-            if isinstance(statement, form.Loop):
+            if statement is self.call.facts.loop:
                 yield from self._loop(statement)
+            elif isinstance(statement, form.Loop):
+                yield from (None for _ in self._loop(statement))
             elif isinstance(statement, form.Tokens):
                 self._run(statement)  # which tells tokens and encoding apart
             else:
@@ -79,7 +82,7 @@ class Execution:
         """Return the plan that a loop follows in this call. Raises InputError, PlanNotFound."""
         name = loop.state.name
         if name not in self._plans:
-            self._plans[name] = sampling_plan(self.call, loop, self._schedule)
+            self._plans[name] = sampling_plan(self.call, loop, self._schedule_of(loop))
         return self._plans[name]
 
     def values_of(self, names: Sequence[str]) -> dict[str, Array]:
@@ -251,7 +254,8 @@ class Execution:
                 finally:
                     spent = perf_counter() - begun
                     timings.denoise += spent
-                timings.steps.append(spent)
+                if loop is self.call.facts.loop:
+                    timings.steps.append(spent)
                 self._put_states(loop, (step.latents, *step.others))
                 edited = yield step
                 if edited is not None:

@@ -43,8 +43,13 @@ class Facts:
 
     @cached_property
     def loop(self) -> Loop:
-        """The program's loop."""
+        """The program's main loop."""
         return form.loop_of(self.program)
+
+    @cached_property
+    def loops(self) -> tuple[Loop, ...]:
+        """All loops of the program, the main one last."""
+        return form.loops_of(self.program)
 
     @cached_property
     def texts(self) -> Mapping[str, Text]:
@@ -84,8 +89,12 @@ class Facts:
 
     @cached_property
     def loop_place(self) -> int:
-        """The place of the program's loop among its statements."""
-        return self.program.steps.index(self.loop)
+        """The place of the program's main loop among its statements."""
+        return self.place_of(self.loop)
+
+    def place_of(self, loop: Loop) -> int:
+        """Return the place of a loop among the program's statements."""
+        return next(place for place, step in enumerate(self.program.steps) if step is loop)
 
     @cached_property
     def stretchable(self) -> frozenset[str]:
@@ -155,8 +164,8 @@ class Facts:
 
     @cached_property
     def scales(self) -> tuple[str, ...]:
-        """The arguments that branches push by, and the one that rescales what comes of it."""
-        used = {*scale_arguments(self.loop)}
+        """The arguments that branches push by, and those that rescale what comes of it."""
+        used = {name for loop in self.loops for name in scale_arguments(loop)}
         return tuple(name for name in self.numbers if name in used)
 
     @cached_property

@@ -29,7 +29,7 @@ from runtimes.interpreter.images import check_counts, listed, prepared, with_pix
 from runtimes.interpreter.reading import check_reading
 from runtimes.interpreter.request import Request, singles
 from runtimes.programs.demand import Demand, holds, of_call, truth_of
-from runtimes.programs.statements import Pixels
+from runtimes.programs.statements import Loop, Pixels
 from runtimes.programs.uses import bounds_of_window
 from runtimes.programs.values import Rows
 from runtimes.views import MOST_VIEWS, count_views
@@ -84,8 +84,9 @@ def parse(
     demand = of_call(facts.program, named, single_numbers, wanted)
     _refuse_unused(facts, named, texts, wanted)
     _refuse_missing(facts, demand, named, {*texts, *row_numbers})
-    _refuse_two_starts(facts, named, single_numbers, labels)
-    _refuse_empty_windows(facts, single_numbers)
+    for loop in facts.loops:
+        _refuse_two_starts(loop, named, single_numbers, labels)
+        _refuse_empty_windows(loop, single_numbers)
     masking = masking_of(facts, given)
     weighting = checked.boolean(given, "prompt_weighting")
     chunks = checked.count(given, "max_embeddings_multiples", 1)
@@ -226,9 +227,9 @@ def _refuse_many_views(facts: Facts, symbols: Mapping[str, int]) -> None:
         )
 
 
-def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:
+def _refuse_empty_windows(loop: Loop, numbers: Mapping[str, float]) -> None:
     """Refuse windows of branches that hold nothing, and parts of a schedule."""
-    for window in {each.during for each in facts.loop.branches if each.during is not None}:
+    for window in {each.during for each in loop.branches if each.during is not None}:
         names = [*bounds_of_window(window)]
         if len(names) < 2:
             continue
@@ -238,14 +239,14 @@ def _refuse_empty_windows(facts: Facts, numbers: Mapping[str, float]) -> None:
                 f"{names[0]!r} {start:g} and {names[1]!r} {stop:g}: expected fractions of the "
                 f"steps, 0 <= {names[0]} < {names[1]} <= 1"
             )
-    part = facts.loop.part
+    part = loop.part
     ends = (numbers.get(part.start or "", 0.0), numbers.get(part.stop or "", 1.0))
     if part.start is not None and part.start in numbers and ends[0] >= ends[1]:
         raise InputError(f"{part.start!r} must be below {part.stop!r}")
 
 
 def _refuse_two_starts(
-    facts: Facts,
+    loop: Loop,
     given: frozenset[str],
     numbers: Mapping[str, float],
     labels: Mapping[str, str],
@@ -253,13 +254,15 @@ def _refuse_two_starts(
     """Refuse noise beside an image that the loop starts from: diffusers' classes mean three
     different things by it. What the image became may be given beside it, by its own name. Refuse to
     go on from latents that are not given."""
-    part, state = facts.loop.part, facts.loop.state
-    clean = state.clean is not None and holds(state.clean_when, truth_of(given, numbers)) is True
-    if clean and state.noise in given and labels.get(state.clean or "") != state.clean:
-        raise InputError(
-            f"{state.noise!r} and 'image' are both what to start from: give one of them"
-        )
-    if part.start in given and state.clean not in given:
+    part = loop.part
+    for state in loop.states:
+        tested = holds(state.clean_when, truth_of(given, numbers))
+        clean = state.clean is not None and tested is True
+        if clean and state.noise in given and labels.get(state.clean or "") != state.clean:
+            raise InputError(
+                f"{state.noise!r} and 'image' are both what to start from: give one of them"
+            )
+    if part.start in given and any(state.clean not in given for state in loop.states):
         raise InputError(
             f"{part.start!r} goes on from another run's latents: give them, float32 [images, "
             "channels, height, width] of a call with output_type='latent'"

@@ -10,7 +10,7 @@ from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.images import Images, MaskOptions, Sizes
 from runtimes.programs.demand import Demand, continues, holds, truth_of
 from runtimes.programs.statements import Emit, Loop, Noise, Pixels, Test
-from runtimes.programs.uses import bounds_of_window
+from runtimes.programs.uses import windows_of_loop
 from runtimes.session import Array
 
 
@@ -53,7 +53,11 @@ class Request:
     @property
     def num_inference_steps(self) -> int:
         """The step count."""
-        return int(self.number(self.facts.loop.plan.steps))
+        return self.steps_of(self.facts.loop)
+
+    def steps_of(self, loop: Loop) -> int:
+        """Return the step count of a loop."""
+        return int(self.number(loop.plan.steps))
 
     @property
     def scales(self) -> dict[str, float]:
@@ -126,9 +130,19 @@ class Request:
 
     def _parts(self) -> dict[str, float]:
         """Return what says which evaluations run, and how, where it is not the usual."""
-        loop, found = self.facts.loop, dict[str, float]()
-        windows = [branch.during for branch in loop.branches if branch.during is not None]
-        bounds = [name for window in windows for name in bounds_of_window(window)]
+        found = dict[str, float]()
+        for loop in self.facts.loops:
+            if self.runs(loop):
+                found |= self._parts_of(loop)
+        return found
+
+    def _parts_of(self, loop: Loop) -> dict[str, float]:
+        """Return what says which evaluations of one loop run; the step count of the main one stands
+        elsewhere."""
+        found: dict[str, float] = {}
+        if loop.plan.steps != self.facts.loop.plan.steps:
+            found[loop.plan.steps] = self.steps_of(loop)
+        bounds = [*windows_of_loop(loop)]
         if any((self.number(name),) != self.facts.numbers[name].default for name in bounds):
             found |= {name: self.number(name) for name in bounds}
         part = loop.part
@@ -163,7 +177,11 @@ class Request:
     @property
     def denoises(self) -> bool:
         """Return whether the loop runs: it does unless its result is given, or not needed."""
-        return self.facts.loop_place in self.demand.live
+        return self.runs(self.facts.loop)
+
+    def runs(self, loop: Loop) -> bool:
+        """Return whether a loop runs in this call."""
+        return self.facts.place_of(loop) in self.demand.live
 
     @property
     def sized(self) -> bool:

@@ -103,8 +103,9 @@ class Signature:
         sizes = _distinct(name for facts in self.facts for name in facts.symbols)
         bins = _distinct(f.program.bins.argument for f in self.facts if f.program.bins is not None)
         starts = _distinct(facts.loop.state.noise for facts in self.facts)
-        steps = _distinct(facts.loop.plan.steps for facts in self.facts)
-        stops = _distinct(f.loop.part.stop for f in self.facts if f.loop.part.stop is not None)
+        loops = [loop for facts in self.facts for loop in facts.loops]
+        steps = _distinct(loop.plan.steps for loop in loops)
+        stops = _distinct(loop.part.stop for loop in loops if loop.part.stop is not None)
         common = (*steps, "scheduler", "seed", *sizes, *bins, "num_images_per_prompt", *starts)
         last = (*common, "output_type", *stops)
         own = (*texts, *numbers, *self.pictures, *masks, *reading)

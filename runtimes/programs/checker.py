@@ -24,6 +24,7 @@ from runtimes.programs.values import Rows, Type, fits, met, type_of
 MOST_STATEMENTS = 256
 MOST_ARGUMENTS = 64
 MOST_SYMBOLS = 16
+MOST_LOOPS = 8
 MOST_BINS = 1024
 MOST_AXES = 8  # of a tensor
 _LARGEST = 1 << 20
@@ -461,9 +462,10 @@ class _Checker:
         if len(self.program.symbols) < 2:
             yield "expected two symbols or more, first those of the height and the width"
         kinds = [type(step) for step in self.program.steps]
-        for kind, what in ((form.Loop, "loop"), (form.Emit, "emit")):
-            if kinds.count(kind) != 1:
-                yield f"{kinds.count(kind)} statements {what!r}: expected one"
+        for kind, what, most in ((form.Loop, "loop", MOST_LOOPS), (form.Emit, "emit", 1)):
+            if not 1 <= kinds.count(kind) <= most:
+                expected = "one" if most == 1 else f"1 to {most}"
+                yield f"{kinds.count(kind)} statements {what!r}: expected {expected}"
 
     def _latents_problems(self) -> Iterator[str]:
         """Check the values that arrays in the place of images stand for."""

@@ -42,8 +42,12 @@ class Guidance:
 
 
 def guidance_of(program: Program) -> Guidance:
-    """Return the guidance of a checked program's loop."""
-    loop = loop_of(program)
+    """Return the guidance of a checked program's main loop."""
+    return guidance_of_loop(program, loop_of(program))
+
+
+def guidance_of_loop(program: Program, loop: Loop) -> Guidance:
+    """Return the guidance of one of a checked program's loops."""
     used = {*scale_arguments(loop)}
     defaults = {
         each.name: float(each.default[0])

@@ -335,14 +335,14 @@ def _combine_problems(
     if combine.feeds.keys() != component.inputs.keys():
         yield f"{combine.component!r} takes {sorted(component.inputs)}: fed {sorted(combine.feeds)}"
         return
-    prediction = denoiser.outputs.get(name)
-    forms = [*component.inputs.values(), component.outputs.get(name)]
-    if any(form != prediction for form in forms):
-        yield f"{combine.component!r} does not take and give {name!r} as the denoiser gives it"
     sources = {form.GUIDED, *(branch.name for branch in loop.branches)}
     for source in combine.feeds.values():
         if source not in sources:
             yield f"{combine.component!r} is fed {source!r}: expected one of {sorted(sources)}"
+    prediction = denoiser.outputs.get(name)
+    specs = [*component.inputs.values(), component.outputs.get(name)]
+    if any(spec != prediction for spec in specs):
+        yield f"{combine.component!r} does not take and give {name!r} as the denoiser gives it"
     if len(loop.branches) < 2:
         yield f"{combine.component!r}, and one branch: it would never run"
     if loop.views is not None:

@@ -70,14 +70,11 @@ def _of_loop(loop: form.Loop) -> Iterator[str]:
     yield from (name for name in (*names, loop.rescale) if name is not None)
     if loop.cache is not None:
         yield loop.cache.every
-    for switch in loop.switches:
-        yield from bounds_of_window(switch.during)
+    yield from windows_of_loop(loop)
     yield from windows_of_feeds(loop.feeds.values())
     for branch in loop.branches:
         yield from windows_of_feeds(branch.feeds.values())
-        yield from pushes_of(branch)
-        if branch.during is not None:
-            yield from bounds_of_window(branch.during)
+        yield from (push.by for push in branch.push)
     for tested in tests_of(loop):
         if tested.argument is not None:
             yield tested.argument
@@ -96,6 +93,17 @@ def pushes_of(branch: form.Branch) -> Iterator[str]:
         yield push.by
         if push.during is not None:
             yield from bounds_of_window(push.during)
+
+
+def windows_of_loop(loop: form.Loop) -> Iterator[str]:
+    """Yield the names of the arguments that bound the windows of a loop: of its denoisers, branches
+    and pushes, not of what is fed."""
+    windows: list[Window | None] = [switch.during for switch in loop.switches]
+    for branch in loop.branches:
+        windows += [branch.during, *(push.during for push in branch.push)]
+    for window in windows:
+        if window is not None:
+            yield from bounds_of_window(window)
 
 
 def feeds_of(loop: form.Loop) -> list[tuple[str, Feed]]:

@@ -35,7 +35,9 @@ from tests.docs.independent_program import (
     expect,
     fed,
     gives,
+    loops_of,
     needs,
+    states_of,
     types_of,
 )
 
@@ -143,13 +145,15 @@ def run_plan(
     predict: Callable[[Array, Any, int], Array],
     draw: Callable[[], Array],
     after: Callable[[Array, int], Array] = lambda sample, index: sample,
+    limit: Callable[..., Array] | None = None,
 ) -> Array:
     """Return the final sample (section 9.1); `predict` gets sample, timestep and evaluation."""
+    limit = limit or clip
     slots = [sample, *[np.zeros_like(sample)] * (plan["state"].shape[1] - 1)]
     for i, timestep in enumerate(plan["timesteps"].astype(np.float32)):
         state, prediction, clean, noise, (a, b) = (plan[n][i].astype(np.float32) for n in ROWS)
         e = predict(np.float32(plan["input_scale"][i]) * slots[0], timestep, i)
-        v = clip(a * slots[0] + b * e, *plan["clip"]) if clean.any() else 0
+        v = limit(a * slots[0] + b * e, *plan["clip"]) if clean.any() else 0
         z = draw() if plan["noise_draws"][i] > 0.5 else 0
         made = [prediction[k] * e + clean[k] * v + noise[k] * z for k in range(len(slots))]
         old = [sum(c * s for c, s in zip(row, slots, strict=True) if c) for row in state]
@@ -347,7 +351,7 @@ class Call:
         fitting = [p for p in bundle.manifest["programs"] if own[p["name"]] == images]
         expect(fitting, f"no program takes the images {images}")
         self.program, self.steps = fitting[0], fitting[0]["steps"]
-        (self.loop,) = (step for step in self.steps if step["do"] == "loop")
+        self.loop = loops_of(self.program)[-1]
         self.makers = {name: step for step in self.steps for name in gives(step)}
         arguments = {a["name"]: a for a in self.program["arguments"]}
         for name, argument in arguments.items():
@@ -580,29 +584,14 @@ class Call:
         self.kinds[step["gives"]] = self.kinds[step[way]]
 
     def _do_loop(self, loop: Node) -> None:
-        state, name = loop["state"], loop["plan"]["scheduler"]
-        plan, goes_on = self._plan(loop, self.given.get(name))
-        clean = state["clean"] and (goes_on or True in self.holds(state["clean_when"]))
-        expect(not clean or state["noise"] not in self.given, "noise, and something clean")
-        sample = self.rows(state["clean"], MADE) if clean else np.zeros(())
-        if not goes_on:
-            noise = self.rows(state["noise"], MADE)
-            sample = first_sample(plan, noise, sample if clean else None)
-        keep = {n: self.rows(v, MADE) for n, v in (state["keep"] or {}).items() if not goes_on}
-
-        def after(made: Array, i: int) -> Array:
-            if not keep:
-                return made
-            a, b = plan["known"][i].astype(np.float32)
-            expect(not np.isnan(a), "what is kept has no noise in this plan")
-            known = a * keep["value"] + b * keep["noise"]
-            return np.asarray(keep["where"] * made + (1 - keep["where"]) * known)
-
-        predict = Denoiser(self, loop, len(plan["timesteps"]))
+        plan, goes_on = self._plan(loop, self.given.get(loop["plan"]["scheduler"]))
+        predict = Denoiser(self, loop, plan["timesteps"])
+        first = [self._first(each, plan, goes_on) for each in states_of(loop)]
+        afters = [self._kept(each, plan, goes_on) for each in states_of(loop)]
         if not loop["views"]:
-            draw = partial(self.draw, sample.shape)
-            self.values[state["name"]] = run_plan(plan, sample, predict, draw, after)
+            self._side_by_side(loop, plan, first, predict, afters)
             return
+        (sample,), (after,) = first, afters
         views, shape = views_of(sample.shape[2:], **loop["views"]), sample.shape
         first = np.concatenate([sample[..., rows, columns] for rows, columns in views])
 
@@ -618,13 +607,68 @@ class Call:
             return np.concatenate([whole[..., rows, columns] for rows, columns in views])
 
         last = run_plan(plan, first, of_views, draws, together)
-        self.values[state["name"]] = mean_of(last, views, shape)
+        self.values[loop["state"]["name"]] = mean_of(last, views, shape)
+
+    def _first(self, state: Node, plan: Node, goes_on: bool) -> Array:
+        """Return what a state begins with."""
+        clean = state["clean"] and (goes_on or True in self.holds(state["clean_when"]))
+        expect(not clean or state["noise"] not in self.given, "noise, and something clean")
+        sample = self.rows(state["clean"], MADE) if clean else None
+        if goes_on:
+            return np.asarray(sample)
+        return first_sample(plan, self.rows(state["noise"], MADE), sample)
+
+    def _kept(self, state: Node, plan: Node, goes_on: bool) -> Callable[[Array, int], Array]:
+        """Return what is done to a state after each evaluation."""
+        keep = {n: self.rows(v, MADE) for n, v in (state["keep"] or {}).items() if not goes_on}
+
+        def after(made: Array, i: int) -> Array:
+            if not keep:
+                return made
+            a, b = plan["known"][i].astype(np.float32)
+            expect(not np.isnan(a), "what is kept has no noise in this plan")
+            known = a * keep["value"] + b * keep["noise"]
+            return np.asarray(keep["where"] * made + (1 - keep["where"]) * known)
+
+        return after
+
+    def _side_by_side(
+        self,
+        loop: Node,
+        plan: Node,
+        first: Sequence[Array],
+        predict: Denoiser,
+        afters: Sequence[Callable[[Array, int], Array]],
+    ) -> None:
+        """Run a plan on all states, as columns of one sample."""
+        ends = np.cumsum([array[0].size for array in first])[:-1]
+
+        def parts(rows: Array) -> list[Array]:
+            columns = zip(np.split(rows, ends, axis=1), first, strict=True)
+            return [part.reshape(len(rows), *array.shape[1:]) for part, array in columns]
+
+        def joined(arrays: Sequence[Array]) -> Array:
+            return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
+
+        def after(sample: Array, i: int) -> Array:
+            both = zip(afters, parts(sample), strict=True)
+            return joined([kept(part, i) for kept, part in both])
+
+        last = run_plan(
+            plan,
+            joined(first),
+            lambda sample, timestep, i: joined(predict.of(parts(sample), timestep, i)),
+            lambda: joined([self.draw(array.shape) for array in first]),
+            after,
+            lambda sample, *how: joined([clip(part, *how) for part in parts(sample)]),
+        )
+        self.values |= zip((s["name"] for s in states_of(loop)), parts(last), strict=True)
 
     def _plan(self, loop: Node, scheduler: str | None) -> tuple[dict[str, Any], bool]:
         """Return the part of the plan that is run, and whether it goes on from another run."""
         manifest, part = self.bundle.manifest, loop["part"]
         number = {name: own[0] for name, own in self.numbers.items() if own}
-        wanted = scheduler or manifest["defaults"]["scheduler"]
+        wanted = loop["plan"]["fixed"] or scheduler or manifest["defaults"]["scheduler"]
         (schedule,) = (each for each in manifest["schedules"] if each["name"] == wanted)
         table = read_table(checked(self.bundle.root, schedule["file"]))
         expect({*table["steps"]} == {*schedule["steps"]}, "steps differ from the manifest's")
@@ -654,8 +698,8 @@ class Call:
 class Denoiser:
     """The prediction of a loop's branches (section 8.4), for one evaluation after the other."""
 
-    def __init__(self, call: Call, loop: Node, evaluations: int) -> None:
-        self.call, self.loop, self.count = call, loop, evaluations
+    def __init__(self, call: Call, loop: Node, timesteps: Array) -> None:
+        self.call, self.loop, self.count, self.times = call, loop, len(timesteps), timesteps
         self.branches = [b for b in loop["branches"] if True in call.holds(b["when"])]
         self.base = next(b for b in self.branches if not b["push"])
         self.features: dict[str, Array] = {}
@@ -666,38 +710,61 @@ class Denoiser:
         numbers, m = self.call.numbers, self.count
         ends = (window[name] for name in ("start", "stop"))
         a, b = (np.array(numbers[end] if isinstance(end, str) else [end]) for end in ends)
+        if window["count"] == "timestep":
+            return ((a <= self.times[i]) & (self.times[i] < b)).astype(np.float32)
         if window["count"] == "within":
             return ((a <= i / m) & ((i + 1) / m <= b)).astype(np.float32)
         whole = m if window["count"] == "floor" else numbers[self.loop["plan"]["steps"]][0]
         return ((np.floor(a * whole) <= i) & (i < np.floor(b * whole))).astype(np.float32)
 
     def __call__(self, sample: Array, timestep: Any, i: int) -> Array:
+        return self.of([sample], timestep, i)[0]
+
+    def of(self, samples: Sequence[Array], timestep: Any, i: int) -> list[Array]:
+        """Return the predictions of all states."""
         windows = [b["during"] for b in self.branches if b["during"]]
         live = self.branches if all(self.within(w, i).all() for w in windows) else [self.base]
-        state = self.loop["state"]
-        feeds = {state["input"]: np.concatenate([sample] * len(live))}
+        pairs = [*zip(states_of(self.loop), samples, strict=True)]
+        feeds = {s["input"]: np.concatenate([sample] * len(live)) for s, sample in pairs}
         for name in self.loop["feeds"] | live[0]["feeds"]:
             parts = [(self.loop["feeds"] | branch["feeds"])[name] for branch in live]
             feeds[name] = np.concatenate([self._fed(part, i) for part in parts])
-        made = np.split(self._run(feeds, timestep), len(live))
+        outputs = self._run(feeds, timestep, i)
+        return [self._guided(outputs[s["prediction"]], live, i) for s, _ in pairs]
+
+    def _guided(self, prediction: Array, live: Sequence[Node], i: int) -> Array:
+        """Return what the branches' predictions of a state make together."""
+        made = np.split(prediction, len(live))
         by_name = {branch["name"]: part for branch, part in zip(live, made, strict=True)}
         weights = dict.fromkeys(by_name, 0.0) | {self.base["name"]: 1.0}
         for name, push in ((b["name"], push) for b in live for push in b["push"]):
+            if push["during"] and not self.within(push["during"], i).all():
+                continue
             scale = self.call.numbers[push["by"]][0] - push["less"]
             weights[push["branch"]] += scale
             weights[name] -= scale
         parts = [np.float32(weight) * by_name[name] for name, weight in weights.items()]
         found, base = np.sum(parts, axis=0), by_name[self.base["name"]]
         amount = self.call.numbers[self.loop["rescale"]][0] if self.loop["rescale"] else 0
-        return rescaled(found, base, amount) if amount and len(live) > 1 else found
+        if len(live) == 1:
+            return np.asarray(found)
+        found = rescaled(found, base, amount) if amount else found
+        combine, sources = self.loop["combine"], by_name | {"guided": np.asarray(found)}
+        if not combine or not {*combine["feeds"].values()} <= sources.keys():
+            return np.asarray(found)
+        inputs = {name: sources[source] for name, source in combine["feeds"].items()}
+        combined = self.call.bundle.graphs[combine["component"]](inputs)
+        return combined[self.loop["state"]["prediction"]]
 
     def _fed(self, feed: Any, i: int) -> Array:
         if isinstance(feed, str):
             return self.call.rows(feed, MADE)
         return self.call.rows(feed["value"], MADE) * self.within(feed["during"], i)
 
-    def _run(self, feeds: dict[str, Array], timestep: Any) -> Array:
-        cache, bundle, name = self.loop["cache"], self.call.bundle, self.loop["denoiser"]
+    def _run(self, feeds: dict[str, Array], timestep: Any, i: int) -> dict[str, Array]:
+        cache, bundle = self.loop["cache"], self.call.bundle
+        switches = [s for s in self.loop["switches"] if self.within(s["during"], i).all()]
+        name = switches[0]["component"] if switches else self.loop["denoiser"]
         rows = len(next(iter(feeds.values())))
         every = self.call.numbers[cache["every"]][0] if cache else 1
         whole = rows != self.rows or self.age >= every
@@ -708,7 +775,7 @@ class Denoiser:
         made = bundle.graphs[component["name"]](feeds | (self.features if not whole else {}))
         if whole and cache:
             self.features = {each: made[each] for each in cache["keeps"]}
-        return made[self.loop["state"]["prediction"]]
+        return made
 
 
 def views_of(sides: Sequence[int], size: int, stride: int) -> list[tuple[slice, slice]]:

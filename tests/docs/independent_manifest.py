@@ -13,7 +13,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tests.docs.independent_program import Refused, expect, problems, types_of
+from tests.docs.independent_program import Refused, expect, loops_of, problems, types_of
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -157,8 +157,11 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
         if len(set(names)) < len(names):
             yield f"two {member} are named alike"
     components = {component["name"] for component in document["components"]}
-    if document["defaults"]["scheduler"] not in [each["name"] for each in document["schedules"]]:
-        yield "an unknown default scheduler"
+    loops = [loop for program in document["programs"] for loop in loops_of(program)]
+    fixed = {loop["plan"]["fixed"] for loop in loops} - {None}
+    schedules = {each["name"] for each in document["schedules"]}
+    if document["defaults"]["scheduler"] not in schedules - fixed or not fixed <= schedules:
+        yield "an unknown default scheduler, or one that a loop follows"
     for build in document["builds"]:
         files = {n: [file["path"] for file in a["files"]] for n, a in build["artifacts"].items()}
         if files.keys() != components:
@@ -186,7 +189,10 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
     yield from _record_problems(document)
     steps = [step for program in programs for step in program["steps"]]
     used = {step.get("component") or step.get("denoiser") for step in steps}
-    if components - used - {(step.get("cache") or {}).get("component") for step in steps}:
+    for loop in loops:
+        parts = (loop["cache"], loop["combine"], *loop["switches"])
+        used |= {part["component"] for part in parts if part}
+    if components - used:
         yield f"no program uses some of {components}"
     for component in document["components"]:
         for output, columns in component["positions"].items():

@@ -29,9 +29,14 @@ def expect(condition: Any, message: str) -> None:
 def gives(step: Node) -> list[str]:
     """Return the names of what a statement makes."""
     if step["do"] in ("loop", "emit"):
-        return [step["state"]["name"]] if step["do"] == "loop" else []
+        return [state["name"] for state in states_of(step)] if step["do"] == "loop" else []
     made = step["gives"]
     return [made] if isinstance(made, str) else [*(made.values() if step["do"] == "run" else made)]
+
+
+def states_of(loop: Node) -> list[Node]:
+    """Return the states of a loop."""
+    return [loop["state"], *loop["other_states"]]
 
 
 def fed(feeds: Node) -> dict[str, str]:
@@ -53,14 +58,17 @@ def needs(step: Node, holds: Tests = lambda tests: {True, False}) -> list[str]:
         return [step["of"]] if isinstance(step["of"], str) else step["of"]
     if step["do"] != "loop":
         return [*step.get("feeds", {}).values()] + ([step["like"]] if step.get("like") else [])
-    state, start = step["state"], step["part"]["start"]
+    start = step["part"]["start"]
     goes_on = holds([{"given": [start]}]) if start else {False}
-    begins = [state["noise"]] if False in goes_on else []
-    if state["clean"] and True in goes_on | holds(state["clean_when"]):
-        begins.append(state["clean"])
+    begins = []
+    for state in states_of(step):
+        begins += [state["noise"]] if False in goes_on else []
+        if state["clean"] and True in goes_on | holds(state["clean_when"]):
+            begins.append(state["clean"])
+        begins += [*(state["keep"] or {}).values()]
     live = [branch["feeds"] for branch in step["branches"] if True in holds(branch["when"])]
     every = [value for feeds in (step["feeds"], *live) for value in fed(feeds).values()]
-    return [*begins, *(state["keep"] or {}).values(), *every]
+    return [*begins, *every]
 
 
 def dimension(size: int | str, symbols: Mapping[str, int]) -> int:
@@ -203,18 +211,23 @@ class _Typing:
         return {}
 
     def _loop(self, loop: Node, rows: int) -> dict[str, Type]:
-        state, graph = loop["state"], self.graphs[loop["denoiser"]]
+        state, graph, cache = loop["state"], self.graphs[loop["denoiser"]], loop["cache"]
+        states = states_of(loop)
+        for each in states:
+            self._state(each, graph)
         kind, integers, shape = sample = self.types[state["noise"]]
-        keep, cache = state["keep"] or {}, loop["cache"]
-        same = [state["clean"] or state["noise"], *(keep[n] for n in ("value", "noise") if keep)]
-        expect(all(self.types[name][1:] == (False, shape) for name in same), "loop: other forms")
-        expect(kind == MADE and not integers and len(shape) > 2, "loop: no noise of images")
-        if keep:
-            expect(self.types[keep["where"]][1:] == (False, (1, *shape[1:])), "loop: bad `where`")
-        time, own = graph["inputs"]["timestep"], graph["inputs"][state["input"]]
-        expect(time["dtype"] == own["dtype"] == "float32", "loop: bad sample or timestep")
+        own, time = graph["inputs"][state["input"]], graph["inputs"]["timestep"]
+        expect(time["dtype"] == "float32", "loop: bad timestep")
         expect(time["shape"] in ([1], ["batch"]), f"loop: timestep {time['shape']}")
-        expect(state["prediction"] in graph["outputs"], "loop: no such prediction")
+        for names in ([s["input"] for s in states], [s["prediction"] for s in states]):
+            expect(len({*names}) == len(names) <= 16 > len(loop["switches"]), "loop: too many")
+        for switch in loop["switches"]:
+            other = self.graphs[switch["component"]]
+            alike = other["inputs"] == graph["inputs"] and not cache and other is not graph
+            forms = [[g["outputs"].get(s["prediction"]) for s in states] for g in (graph, other)]
+            expect(alike and forms[0] == forms[1], "loop: another denoiser")
+        if loop["combine"]:
+            self._combine(loop, graph["outputs"][state["prediction"]])
         inputs = {n: spec for n, spec in graph["inputs"].items() if n != "timestep"}
         self.graphs = {**self.graphs, loop["denoiser"]: {**graph, "inputs": inputs}}
         if loop["views"]:
@@ -227,9 +240,12 @@ class _Typing:
             self.types = {**self.types, state["noise"]: (kind, integers, shape)}
         for branch in loop["branches"]:
             expect(not loop["feeds"].keys() & branch["feeds"], "loop: an input is fed twice")
-            feeds = fed({**loop["feeds"], **branch["feeds"], state["input"]: state["noise"]})
+            feeds = fed({**loop["feeds"], **branch["feeds"]})
+            feeds |= {each["input"]: each["noise"] for each in states}
             made = self._graph(loop["denoiser"], feeds)
-            expect(made[state["prediction"]] == (MADE, False, shape), "loop: bad prediction")
+            for each in states:
+                form = self.types[each["noise"]]
+                expect(made[each["prediction"]] == form, "loop: bad prediction")
         if cache:
             shallow = self.graphs[cache["component"]]
             known = graph["inputs"] | {name: graph["outputs"][name] for name in cache["keeps"]}
@@ -238,7 +254,27 @@ class _Typing:
             taken = 0 < len({*cache["keeps"]} & shallow["inputs"].keys()) == len(cache["keeps"])
             expect(right and taken and given[0] == given[1], "loop: a bad cache")
         self.types = {**self.types, state["noise"]: sample}
-        return {state["name"]: sample}
+        return {each["name"]: self.types[each["noise"]] for each in states}
+
+    def _state(self, state: Node, graph: Node) -> None:
+        kind, integers, shape = self.types[state["noise"]]
+        keep = state["keep"] or {}
+        same = [state["clean"] or state["noise"], *(keep[n] for n in ("value", "noise") if keep)]
+        expect(all(self.types[name][1:] == (False, shape) for name in same), "loop: other forms")
+        expect(kind == MADE and not integers and shape, "loop: no noise of images")
+        if keep:
+            expect(self.types[keep["where"]][1:] == (False, (1, *shape[1:])), "loop: bad `where`")
+        expect(graph["inputs"][state["input"]]["dtype"] == "float32", "loop: bad sample")
+        expect(state["prediction"] in graph["outputs"], "loop: no such prediction")
+
+    def _combine(self, loop: Node, prediction: Node) -> None:
+        combine, names = loop["combine"], [branch["name"] for branch in loop["branches"]]
+        graph = self.graphs[combine["component"]]
+        forms = [*graph["inputs"].values(), graph["outputs"].get(loop["state"]["prediction"])]
+        expect(all(form == prediction for form in forms), "combine: other forms")
+        expect(combine["feeds"].keys() == graph["inputs"].keys(), "combine: other inputs")
+        known = {*combine["feeds"].values()} <= {"guided", *names}
+        expect(known and len(names) > 1 and not loop["views"], "combine: no such branches")
 
     def _view(self, views: Node, shape: Sequence[int], cache: Node | None) -> tuple[int, ...]:
         """Return the form of a view of a state."""
@@ -263,8 +299,8 @@ def problems(program: Node) -> Iterator[str]:
         yield "bad names, or two that are alike"
     if any(name[0] == "_" for name in (*arguments, *sizes)):
         yield "a private argument"
-    if [step["do"] for step in steps].count("emit") != 1 or len(_loops(program)) != 1:
-        yield "not one loop, or not one emit"
+    if [step["do"] for step in steps].count("emit") != 1 or not 1 <= len(loops_of(program)) <= 8:
+        yield "no loop, too many, or not one emit"
         return
     if bins:
         sides = [side for _, *own in bins["sizes"] for side in own]
@@ -274,11 +310,13 @@ def problems(program: Node) -> Iterator[str]:
             yield "bad bins"
     yield from _symbol_problems(symbols, arguments, sizes)
     yield from _argument_problems(program["arguments"], sizes)
-    yield from _loop_problems(program, arguments)
+    for loop in loops_of(program):
+        yield from _loop_problems(loop, program, arguments)
     yield from _use_problems(program, arguments, {*names})
 
 
-def _loops(program: Node) -> list[Node]:
+def loops_of(program: Node) -> list[Node]:
+    """Return the loops of a program, the main one last."""
     return [step for step in program["steps"] if step["do"] == "loop"]
 
 
@@ -333,9 +371,8 @@ def _is_number(each: Node) -> bool:
     return one and not any(isinstance(n, str) for n in each["default"])
 
 
-def _loop_problems(program: Node, arguments: Mapping[str, Node]) -> Iterator[str]:
-    (loop,) = _loops(program)
-    part, state, names = loop["part"], loop["state"], [b["name"] for b in loop["branches"]]
+def _loop_problems(loop: Node, program: Node, arguments: Mapping[str, Node]) -> Iterator[str]:
+    part, states, names = loop["part"], states_of(loop), [b["name"] for b in loop["branches"]]
     (base, *more) = [each for each in loop["branches"] if not each["push"]] or [{"when": [1]}]
     if not 1 <= len({*names}) == len(names) <= 16 or more or base["when"] or base["during"]:
         yield "branches that are alike, too many, or without one base that always runs"
@@ -351,11 +388,19 @@ def _loop_problems(program: Node, arguments: Mapping[str, Node]) -> Iterator[str
         yield "a start that is no number"
     if not 1 <= (arguments[loop["plan"]["steps"]]["most"] or 0) <= 10000:
         yield "no largest step count, or a larger one than 10000"
-    if state["clean"] is None and (state["clean_when"] or part["strength"] or part["start"]):
-        yield "nothing clean to start from"
     drawn = [step["gives"] for step in program["steps"] if step["do"] == "noise"]
-    if state["noise"] not in drawn or loop["plan"]["scheduler"] in arguments:
-        yield "no noise to begin with, or no scheduler"
+    for state in states:
+        if state["clean"] is None and (state["clean_when"] or part["strength"] or part["start"]):
+            yield "nothing clean to start from"
+        if state["noise"] not in drawn or loop["plan"]["scheduler"] in arguments:
+            yield "no noise to begin with, or no scheduler"
+    if len(states) > 1 and any(loop[n] for n in ("cache", "views", "rescale", "combine")):
+        yield "several states, and what knows one"
+    if loop["plan"]["fixed"] and loop["plan"]["scheduler"] != "scheduler":
+        yield "plans of two kinds"
+    counts = [branch["during"]["count"] for branch in loop["branches"] if branch["during"]]
+    if "guided" in names or "timestep" in counts:
+        yield "a bad branch"
     for window in windows_of(loop):
         ends = [window["start"], window["stop"]]
         known = [arguments.get(end, {}) for end in ends if isinstance(end, str)]
@@ -363,23 +408,28 @@ def _loop_problems(program: Node, arguments: Mapping[str, Node]) -> Iterator[str
         if not all(each.get("kind") == "numbers" and not each["optional"] for each in known):
             yield "a window by what is no number in every call"
         empty = len(fractions) == 2 and ends[0] >= ends[1]
-        if empty or not all(0 <= end <= 1 for end in fractions):
+        most = 1e6 if window["count"] == "timestep" else 1
+        if empty or not all(0 <= end <= most for end in fractions):
             yield f"a window from {ends[0]} to {ends[1]}"
 
 
 def windows_of(loop: Node) -> list[Node]:
-    """Return the windows of a loop's branches and feeds."""
+    """Return the windows of a loop's denoisers, branches, pushes and feeds."""
     feeds = [f for b in ({"feeds": loop["feeds"]}, *loop["branches"]) for f in b["feeds"].values()]
-    own = [branch["during"] for branch in loop["branches"] if branch["during"]]
+    pushes = [push for branch in loop["branches"] for push in branch["push"]]
+    every = [*loop["switches"], *loop["branches"], *pushes]
+    own = [each["during"] for each in every if each["during"]]
     return own + [feed["during"] for feed in feeds if not isinstance(feed, str)]
 
 
 def _use_problems(program: Node, arguments: Mapping[str, Node], names: set[str]) -> Iterator[str]:
     """Check tests, and that everything is used by something."""
-    (loop,) = _loops(program)
     steps = program["steps"]
-    tests = [test for step in steps for test in step.get("when", [])] + loop["state"]["clean_when"]
-    tests += [test for branch in loop["branches"] for test in branch["when"]]
+    tests = [test for step in steps for test in step.get("when", [])]
+    for loop in loops_of(program):
+        parts = [state["clean_when"] for state in states_of(loop)]
+        parts += [branch["when"] for branch in loop["branches"]]
+        tests += [test for part in parts for test in part]
     for test in tests:
         limits = [test[n] for n in ("above", "at_least", "below", "at_most") if test[n] is not None]
         if bool(test["given"]) == (test["argument"] is not None and len(limits) == 1):
@@ -405,9 +455,10 @@ def _use_problems(program: Node, arguments: Mapping[str, Node], names: set[str])
         used |= {*own}
     used |= {each.get("fallback") for each in arguments.values()}
     used |= {symbol["of"]["image"] for symbol in program["symbols"].values() if symbol["of"]}
-    used |= {end for window in windows_of(loop) for end in (window["start"], window["stop"])}
-    used |= {*loop["part"].values(), *loop["plan"].values(), loop["rescale"]}
-    used |= {push["by"] for branch in loop["branches"] for push in branch["push"]}
-    used |= {(loop["cache"] or {}).get("every")}
+    for loop in loops_of(program):
+        used |= {end for window in windows_of(loop) for end in (window["start"], window["stop"])}
+        used |= {*loop["part"].values(), *loop["plan"].values(), loop["rescale"]}
+        used |= {push["by"] for branch in loop["branches"] for push in branch["push"]}
+        used |= {(loop["cache"] or {}).get("every")}
     if not arguments.keys() <= used:
         yield f"nothing uses {sorted(arguments.keys() - used)}"

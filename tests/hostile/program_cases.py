@@ -267,6 +267,107 @@ def loop_of_seventeen_branches(bad: BadBundle) -> None:
     _edit(bad, change)
 
 
+@case("manifest", "0 statements 'loop'")
+def program_without_a_loop(bad: BadBundle) -> None:
+    """A program makes images of what nothing has denoised."""
+
+    def change(program: Program) -> None:
+        loop = _first(program, "loop")
+        program["steps"].remove(loop)
+        _first(program, "noise")["gives"] = loop["state"]["name"]
+
+    _edit(bad, change)
+
+
+@case("manifest", "9 statements 'loop'")
+def program_of_nine_loops(bad: BadBundle) -> None:
+    """A program has nine loops, each of which may have ten thousand steps."""
+
+    def change(program: Program) -> None:
+        loop = _first(program, "loop")
+        for number in range(8):
+            own = {**loop, "state": {**loop["state"], "name": f"d{number}"}}
+            program["steps"].insert(program["steps"].index(loop), own)
+
+    _edit(bad, change)
+
+
+@case("manifest", "follows the schedule 'nowhere', which is not among")
+def loop_of_plans_that_are_missing(bad: BadBundle) -> None:
+    """A loop follows plans in every call that the bundle does not have."""
+    _edit(bad, lambda program: _first(program, "loop")["plan"].update(fixed="nowhere"))
+
+
+@case("manifest", "is not among the schedules")
+def default_plans_that_calls_may_not_choose(bad: BadBundle) -> None:
+    """The default scheduler is one that a loop follows in every call."""
+
+    def change(document: Any) -> None:
+        plan = _first(document["programs"][0], "loop")["plan"]
+        plan["fixed"] = document["defaults"]["scheduler"]
+
+    bad.edit(change)
+
+
+@case("manifest", "17 states and 0 switches")
+def loop_of_seventeen_states(bad: BadBundle) -> None:
+    """A loop has seventeen states."""
+
+    def change(program: Program) -> None:
+        loop = _first(program, "loop")
+        own = loop["state"]
+        loop["other_states"] = [{**own, "name": f"s{i}"} for i in range(16)]
+
+    _edit(bad, change)
+
+
+@case("manifest", "several states with the inputs")
+def two_states_of_one_input(bad: BadBundle) -> None:
+    """Two states enter the denoiser by the same input."""
+
+    def change(program: Program) -> None:
+        loop = _first(program, "loop")
+        loop["other_states"] = [{**loop["state"], "name": "another"}]
+
+    _edit(bad, change)
+
+
+@case("manifest", "no component 'nobody' in the place of")
+def denoiser_that_is_missing_at_times(bad: BadBundle) -> None:
+    """In some steps a component is to run that there is not."""
+    switch = {"component": "nobody", "during": {"count": "timestep", "stop": 500}}
+    _edit(bad, lambda program: _first(program, "loop").update(switches=[switch]))
+
+
+@case("manifest", "does not take and predict what")
+def denoiser_of_another_kind_at_times(bad: BadBundle) -> None:
+    """In some steps the decoder is to run in the denoiser's place."""
+    switch = {"component": "vae_decoder", "during": {"count": "timestep", "stop": 500}}
+    _edit(bad, lambda program: _first(program, "loop").update(switches=[switch]))
+
+
+@case("manifest", "expected timesteps from 0")
+def window_before_all_timesteps(bad: BadBundle) -> None:
+    """A push counts from before the first timestep."""
+    window = {"count": "timestep", "start": -1, "stop": 5}
+    push = {"branch": "positive", "by": "guidance_scale", "during": window}
+    _branch(bad, 0, push=[push])
+
+
+@case("manifest", "does not take and give 'prediction'")
+def combination_by_the_decoder(bad: BadBundle) -> None:
+    """What the branches predict is combined by a component that makes images."""
+    combine = {"component": "vae_decoder", "feeds": {"latents": "guided"}}
+    _edit(bad, lambda program: _first(program, "loop").update(combine=combine))
+
+
+@case("manifest", "is fed 'sideways'")
+def combination_of_no_branch(bad: BadBundle) -> None:
+    """A component combines what a branch predicts that there is not."""
+    combine = {"component": "vae_decoder", "feeds": {"latents": "sideways"}}
+    _edit(bad, lambda program: _first(program, "loop").update(combine=combine))
+
+
 @case("manifest", "which holds nothing")
 def window_of_nothing(bad: BadBundle) -> None:
     """A branch runs in no step."""

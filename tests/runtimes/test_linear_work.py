@@ -71,6 +71,13 @@ PROGRAM: dict[str, Any] = {
         {"do": "cut", "gives": ["_part"], "of": "_joined", "axis": 1, "sizes": [6]},
         {"do": "choose", "gives": "_chosen", "when": [{"given": ["negative_prompt"]}],
          "then": "negative_prompt_embeds", "otherwise": "_part"},
+        {"do": "noise", "gives": "duet_latents", "shape": SHAPE},
+        {"do": "noise", "gives": "strip_latents", "shape": [2, 12]},
+        {"do": "loop", "denoiser": "duet", "plan": {}, "branches": [{"name": "both", "feeds": {}}],
+         "state": {"name": "duet_image", "noise": "duet_latents"},
+         "other_states": [{"name": "strip", "noise": "strip_latents", "input": "strip",
+                           "prediction": "strip_prediction"}],
+         "switches": [{"component": "late", "during": {"count": "timestep", "stop": 500}}]},
         {"do": "loop", "denoiser": "denoiser", "plan": {}, "part": {"strength": "strength"},
          "state": {"name": "denoised", "noise": "latents", "clean": "image_latents",
                    "clean_when": [{"argument": "strength", "below": 1}],
@@ -80,7 +87,8 @@ PROGRAM: dict[str, Any] = {
              {"name": "positive", "feeds": {"encoder_hidden_states": "prompt_embeds"}},
              {"name": "negative", "feeds": {"encoder_hidden_states": "_chosen"},
               "when": [{"argument": "scale", "above": 1}], "during": WINDOW,
-              "push": [{"branch": "positive", "by": "scale", "less": 1}]}],
+              "push": [{"branch": "positive", "by": "scale", "less": 1, "during": WINDOW}]}],
+         "combine": {"component": "limited", "feeds": {"own": "positive", "made": "guided"}},
          "cache": {"component": "shallow", "keeps": ["deep"], "every": "every"}},
         {"do": "run", "component": "decoder", "feeds": {"latents": "denoised"},
          "gives": {"image": "_image"}, "tiles": True},
@@ -105,7 +113,18 @@ def document(tmp_path: Path) -> dict[str, Any]:
     steps = {"sample": LATENTS, "timestep": {"dtype": "float32", "shape": [1]}, "deep": LATENTS}
     shallow = {"name": "shallow", "role": "shallow", "inputs": steps}
     encoder = {"name": "image_encoder", "role": "image_encoder", "outputs": {"latents": LATENTS}}
+    strip = {"dtype": "float32", "shape": ["batch", 2, 12]}
+    duet = {
+        "role": "denoiser",
+        "inputs": {**steps, "strip": strip},
+        "outputs": {"prediction": LATENTS, "strip_prediction": strip},
+    }
+    del duet["inputs"]["deep"]
+    limited = {"role": "decoder", "inputs": {"own": LATENTS, "made": LATENTS}}
     made["components"] += [
+        {"name": "duet", **duet},
+        {"name": "late", **duet},
+        {"name": "limited", **limited, "outputs": {"prediction": LATENTS}},
         shallow | {"outputs": {"prediction": LATENTS}},
         encoder | {"inputs": {"image": IMAGE, "noise": LATENTS}},
     ]
@@ -131,7 +150,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
         check["passed"] = True
         record = {"backend": "b", "version": "1", "device": "cpu", "checks": [check], "loop": None}
         build["verification"] = record | {"score": score}
-        for name in ("shallow", "image_encoder"):
+        for name in ("shallow", "image_encoder", "duet", "late", "limited"):
             build["artifacts"][name] = dict(build["artifacts"]["denoiser"])
         for artifact in build["artifacts"].values():
             artifact["kept"] = ["w"]

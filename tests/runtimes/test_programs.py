@@ -163,7 +163,11 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an unknown symbol": (put([4, "h", "width"], "steps", 8, "shape"), "bad shape"),
     "a size of zero": (put([0, "height", "width"], "steps", 8, "shape"), "bad shape"),
     "nothing emitted": (lambda d: d["steps"].pop(), "0 statements 'emit': expected one"),
-    "two loops": (lambda d: again(d, LOOP), "2 statements 'loop': expected one"),
+    "no loop": (lambda d: d["steps"].pop(LOOP), "0 statements 'loop': expected 1 to 8"),
+    "nine loops": (
+        lambda d: [again(d, LOOP) for _ in range(8)],
+        "9 statements 'loop': expected 1 to 8",
+    ),
     "token ids emitted as images": (put("_ids", "steps", EMIT, "of"), "no images"),
     "latents emitted as images": (put("denoised", "steps", EMIT, "of"), "no images"),
     "what a call gives emitted as images": (put("_pixels", "steps", EMIT, "of"), "no images"),
@@ -412,6 +416,82 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no clean value": (lambda d: d["steps"][LOOP]["state"].pop("clean"), "none to start from"),
     "a clean value of another form": (put("_pixels", *STATE, "clean"), "'_pixels' is floats"),
     "a mask of another form": (put("_pixels", *STATE, "keep", "where"), "expected one channel"),
+    "two states of one input": (
+        put(
+            [{"name": "b", "noise": "latents", "clean": "image_latents"}],
+            "steps",
+            LOOP,
+            "other_states",
+        ),
+        r"several states with the inputs \['sample', 'sample'\]",
+    ),
+    "a state of another one's name": (
+        put([{"name": "denoised", "noise": "latents"}], "steps", LOOP, "other_states"),
+        "two things are named 'denoised'",
+    ),
+    "sixteen states beside the first": (
+        put(
+            [{"name": f"s{i}", "noise": "latents"} for i in range(16)],
+            "steps",
+            LOOP,
+            "other_states",
+        ),
+        "17 states and 0 switches: too many",
+    ),
+    "a state that begins with no value": (
+        put([{"name": "b", "noise": "nothing"}], "steps", LOOP, "other_states"),
+        "no value 'nothing' before it",
+    ),
+    "a denoiser in its own place": (
+        put([{"component": "denoiser", "during": {"count": "floor"}}], "steps", LOOP, "switches"),
+        "no component 'denoiser' in the place of 'denoiser'",
+    ),
+    "another denoiser that predicts nothing": (
+        put(
+            [{"component": "vae_decoder", "during": {"count": "floor"}}], "steps", LOOP, "switches"
+        ),
+        "'vae_decoder' does not take and predict what 'denoiser' does",
+    ),
+    "a window before all timesteps": (
+        put(
+            [{"component": "denoiser", "during": {"count": "timestep", "start": -1}}],
+            "steps",
+            LOOP,
+            "switches",
+        ),
+        "expected timesteps from 0",
+    ),
+    "a branch by timesteps": (
+        put({"count": "timestep", "stop": 500}, *BRANCH, "during"),
+        "a window of timesteps; expected one of evaluations",
+    ),
+    "a branch named guided": (put("guided", *BRANCH, "name"), "a branch 'guided'"),
+    "a push in no step": (
+        put({"count": "floor", "start": 0.5, "stop": 0.5}, *BRANCH, "push", 0, "during"),
+        "a window from 0.5 to 0.5, which holds nothing",
+    ),
+    "a combination by nothing": (
+        put({"component": "x", "feeds": {}}, "steps", LOOP, "combine"),
+        "no component 'x'",
+    ),
+    "a combination of other inputs": (
+        put({"component": "vae_decoder", "feeds": {"x": "guided"}}, "steps", LOOP, "combine"),
+        r"'vae_decoder' takes \['latents'\]: fed \['x'\]",
+    ),
+    "a combination that gives no prediction": (
+        put({"component": "vae_decoder", "feeds": {"latents": "guided"}}, "steps", LOOP, "combine"),
+        "'vae_decoder' does not take and give 'prediction'",
+    ),
+    "a combination of no branch": (
+        put(
+            {"component": "vae_decoder", "feeds": {"latents": "sideways"}}, "steps", LOOP, "combine"
+        ),
+        "is fed 'sideways': expected one of",
+    ),
+    "plans of two kinds": (
+        put({"fixed": "prior", "scheduler": "other"}, "steps", LOOP, "plan"),
+        "the plans of 'prior', and an argument that names others",
+    ),
     "no prediction": (put("noise", *STATE, "prediction"), "gives no 'noise'"),
     "no input for the sample": (put("x", *STATE, "input"), "has no input 'x'"),
     "a symbol with a bad default": (put(63, "symbols", "height", "default"), "multiples of 8"),
