@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import structs
 
 from exporter import early, given_files, left_out
-from exporter.calibration import Calibration, read_prompts
+from exporter.calibration_prompts import Calibration, read_prompts
 from exporter.compilation import Compilation, Exported
 from exporter.kept_builds import refuse_loss
 from exporter.memory import looking_at_what_is_new

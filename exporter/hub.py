@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from exporter.resources import GIB, free_disk
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 
@@ -93,8 +94,6 @@ def _in_room(download: Callable[..., Any], place: str, options: dict[str, Any]) 
 
 def _check_room(place: str, cache: str | Path | None, planned: list[Any]) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
-
-    from exporter.preflight import GIB, free_disk
 
     folder = Path(cache or HF_HUB_CACHE)
     wanted = sum(each.file_size or 0 for each in planned if each.will_download)

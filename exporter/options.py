@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import ingredients
-from exporter.calibration import Calibration
+from exporter.calibration_prompts import Calibration
 from exporter.classes import CLASSES, record_of
 from exporter.families import family_of
 from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER

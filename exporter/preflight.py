@@ -7,7 +7,6 @@ Memory is anonymous memory: mapped files go out of memory when it is wanted for 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from exporter import model_files
 from exporter.ingredients import WRITING, kind
 from exporter.options import ExportOptions, components_of
+from exporter.resources import GIB, LARGE_BUILD, MIB, free_disk
 from exporter.source import PipelineSource
 from exporter.targets import TARGETS, verifier
 from runtimes import backend as engines
@@ -22,8 +22,6 @@ from runtimes.errors import ExportError
 from runtimes.pipeline import LEAN
 from runtimes.precision import of_component, split_passes
 
-GIB, MIB = 1 << 30, 1 << 20
-LARGE = 2 << 30  # bytes of a build that is verified one component at a time
 _HALF, _FULL = 2, 4  # bytes of a number
 _STORED = ("fp32", "fp16", "bf16")  # precisions that are no integers
 _INTEGERS = ("int8", "int4", "w8a8")
@@ -135,7 +133,7 @@ def _verifying(
             else per_weight * components[name].count
             for name in components
         ]
-        together = max if sum(sizes.values()) >= LARGE else sum
+        together = max if sum(sizes.values()) >= LARGE_BUILD else sum
         wanted = _BASE + together(each_takes or [0])
         peaks.append((wanted, f"verifying {target} {precision}, --no-verify leaves it out"))
     return peaks
@@ -204,14 +202,6 @@ def refuse(wanted: Need, output: Path) -> None:
             f"{disk / GIB:.1f} GiB are free; choose an output on another disk, ask for fewer "
             "targets, or try all the same with --no-preflight"
         )
-
-
-def free_disk(output: Path) -> int:
-    """Bytes that are free where `output` is or will be."""
-    place = output.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exporter import unread_keys, weight_files
 from exporter.given_files import worded
 from exporter.ingredients import Ingredient, Reading
+from exporter.weights import check_finite
 from runtimes.errors import SourceError
 from runtimes.parsing import parser
 from runtimes.session import first_line
@@ -138,10 +139,10 @@ def _held(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         tensors = {_A1111: held["string_to_param"]["*"]}
         others = weight_files.flattened(held).keys() - {"string_to_param.*", *_UNUSED}
         unread_keys.refuse(path.name, "a textual inversion", others)
-        weight_files.check_finite(path.name, tensors)
+        check_finite(path.name, tensors)
         return str(held.get("name") or ""), tensors
     tensors = weight_files.flattened(held)
-    weight_files.check_finite(path.name, tensors)
+    check_finite(path.name, tensors)
     names = list(tensors)
     return names[0] if len(names) == 1 and names[0] != _A1111 else "", tensors
 

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from exporter.memory import free_memory
 from exporter.options import ExportOptions
-from exporter.preflight import LARGE
 from exporter.progress import Progress
+from exporter.resources import LARGE_BUILD
 from exporter.targets import verifier
 from runtimes.errors import VerificationError
 from runtimes.manifest import Build, Manifest
@@ -71,7 +71,7 @@ def _below_floor(manifest: Manifest, options: ExportOptions) -> list[str]:
 def _is_large(build: Build) -> bool:
     """Whether its components should not all be in memory at once to be verified."""
     files = {file.path: file.size for each in build.artifacts.values() for file in each.files}
-    return sum(files.values()) >= LARGE
+    return sum(files.values()) >= LARGE_BUILD
 
 
 def describe_misses(build: Build) -> list[str]:

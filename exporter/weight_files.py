@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import hub
+from exporter.weights import check_finite
 from runtimes.errors import SourceError
 from runtimes.files import require_regular
 from runtimes.parsing import parser
@@ -88,22 +89,6 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
     found = flattened(content(path))
     check_finite(path.name, found)
     return found
-
-
-def check_finite(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise SourceError, which names the first tensor that holds NaN or infinity, if one does.
-
-    Args:
-        place: the file or folder that has them, for the error.
-    """
-    from exporter.weights import finite
-
-    for name, tensor in sorted(tensors.items()):
-        if not finite(tensor):
-            raise SourceError(
-                f"{place}: its tensor {name!r} holds NaN or infinity; the file is damaged, or "
-                "was made in a type that is too small"
-            )
 
 
 @parser(SourceError, "path", "a whole file of weights")

@@ -105,6 +105,20 @@ def finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(least) and torch.isfinite(most))
 
 
+def check_finite(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise SourceError, which names the first tensor that holds NaN or infinity, if one does.
+
+    Args:
+        place: the file or folder that has them, for the error.
+    """
+    for name, tensor in sorted(tensors.items()):
+        if not finite(tensor):
+            raise SourceError(
+                f"{place}: its tensor {name!r} holds NaN or infinity; the file is damaged, or "
+                "was made in a type that is too small"
+            )
+
+
 def later(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor` in another type: what its file holds, where that is it, or a `Stored` one if it is
     large. Weights are parameters again."""
@@ -180,8 +194,6 @@ def taken_over(module: torch.nn.Module, loaded: torch.dtype, place: str) -> None
     Raises:
         SourceError: a weight holds NaN or infinity; says which.
     """
-    from exporter.weight_files import check_finite
-
     as_float32(module, loaded)
     check_finite(place, module.state_dict())
 

@@ -19,7 +19,8 @@ from runtimes.interpreter.loop import batches, first_step
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.manifest import Build, Component
-from runtimes.presets import Asked, Preset, prepare
+from runtimes.preset_choice import prepare
+from runtimes.presets import Asked, Preset
 from runtimes.programs.statements import Loop, value_of
 from runtimes.sizes import fix, fixed
 

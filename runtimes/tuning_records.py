@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,7 +17,7 @@ from runtimes.files import read_regular, write
 from runtimes.interpreter.calls import Calls
 from runtimes.machine import cores, processor
 from runtimes.parsing import parser
-from runtimes.presets import Arguments, Asked, content, contradictions, record_path, records_folder
+from runtimes.presets import Arguments, Asked, content, record_path, records_folder
 from runtimes.strict import readable
 from runtimes.version import __version__
 
@@ -169,3 +169,17 @@ def save(record: Record, backend: str | None = None, device: str | None = None) 
 def machine() -> dict[str, str]:
     """What times depend on besides the engines' versions."""
     return {"processor": processor(), "cores": str(cores()), "latentc": __version__}
+
+
+def contradictions(choice: Choice, asked: Asked) -> dict[str, Any]:
+    """What was asked for and is otherwise in the choice: name → what the choice has."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "backend": (asked.engine, choice.backend),
+        "device": (asked.device and asked.device.lower(), choice.device.lower()),
+        "build": (asked.build, choice.build),
+        "threads": (asked.threads or None, choice.threads),
+        "compute": (asked.compute, choice.compute),
+        "compile": (asked.compile or None, False),
+        "static": (None if asked.static is None else True, choice.static),
+    }
+    return {name: own for name, (given, own) in pairs.items() if given not in (None, own)}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from runtimes.errors import BackendError
-from runtimes.mil.operators import Array, table
+from runtimes.mil.operators import table
+from runtimes.mil.operators.operator import Array
 from runtimes.mil.program import Argument, Call, Program, read
 from runtimes.session import Feeds, first_line
 

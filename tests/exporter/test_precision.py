@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.calibration import PROMPTS, read_prompts
+from exporter.calibration_prompts import PROMPTS, read_prompts
 from exporter.compile import export
 from exporter.floor import Layer, fewest, kept, promised
 from exporter.options import ExportOptions, check

@@ -12,7 +12,8 @@ import torch
 from torch.export import ExportedProgram
 
 from exporter import floor, targets
-from exporter.calibration import Calibration, ranges, trajectories
+from exporter.calibration import ranges, trajectories
+from exporter.calibration_prompts import Calibration
 from exporter.capture import capture, example_inputs, symbol_values, variant
 from exporter.families import Description, Graph, family_of
 from exporter.passes import (

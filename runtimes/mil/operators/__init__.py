@@ -8,18 +8,13 @@ outputs returns a tuple. Semantics are those of coremltools' documentation of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
 
-import numpy as np
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Operator: TypeAlias = Callable[..., Any]
+from runtimes.mil.operators import arithmetic, convolution, layout, matrix, normalization
+from runtimes.mil.operators.operator import Operator
 
 
 def table() -> Mapping[str, Operator]:
     """Every operator by its MIL name."""
-    from runtimes.mil.operators import arithmetic, convolution, layout, matrix, normalization
-
     modules = (arithmetic, convolution, layout, matrix, normalization)
     return {name: operator for module in modules for name, operator in module.OPERATORS.items()}

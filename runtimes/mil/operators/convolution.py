@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.mil.operators import Array, Operator
+from runtimes.mil.operators.operator import Array, Operator
 
 
 def conv(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from runtimes.mil.operators import Array, Operator
 from runtimes.mil.operators.normalization import softmax
+from runtimes.mil.operators.operator import Array, Operator
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.mil.operators import Array, Operator
+from runtimes.mil.operators.operator import Array, Operator
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
