@@ -104,7 +104,7 @@ def test_room_for_a_download(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.file)
     monkeypatch.setattr(pipeline_utils, "snapshot_download", fake.snapshot)
     monkeypatch.setattr(pipeline_utils.DiffusionPipeline, "download", download_pipeline)
-    monkeypatch.setattr("exporter.preflight.free_disk", lambda _: room)
+    monkeypatch.setattr("exporter.hub.free_disk", lambda _: room)
     if room < 2 << 30:
         with pytest.raises(SourceError, match=r"owner/name: the download takes 2\.0 GiB, and 2\.0"):
             download(fake)
