@@ -370,7 +370,7 @@ SEEDS: Mapping[str, Seeds] = {
         "---\nlicense: other\nlicense_name: own\nbase_model:\n- a/b\n- c/d\n---\n# Card\n",
         "---\nauthors: [a, 'b']\nwidget: {text: >-\n  x}\n---",
     ),
-    "exporter.calibration:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
+    "exporter.calibration_prompts:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
     "exporter.source:_read_index": _json(_INDEX),
     "exporter.weights:headers": _safetensors,
     "exporter.textual_inversion:_held": _weights,

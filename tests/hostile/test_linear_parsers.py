@@ -302,7 +302,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
     "runtimes.manifest:Manifest.decode": (_manifest,),
     "exporter.model_folders:configured_class": (_json(_map),),
     "exporter.weight_files:check": (_safetensors,),
-    "exporter.calibration:read_prompts": (
+    "exporter.calibration_prompts:read_prompts": (
         _texts(lambda count: "a red circle\n" * count),
         _texts(lambda count: "\r\n#\n" * count),
     ),
