@@ -70,7 +70,8 @@ def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any
 
 def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dict[str, Any]:
     """Load one component and run it: seconds to load, of the first call, median of the rest."""
-    from runtimes.bundle import Bundle, choose_build
+    from runtimes.build_choice import choose_build
+    from runtimes.bundle import Bundle
     from runtimes.pipeline import open_component
 
     opened = Bundle.open(bundle, hashing="never")

@@ -126,7 +126,7 @@ def _to_build(
         BackendUnavailable: its engine is not installed.
     """
     from runtimes.backend import get
-    from runtimes.bundle import describe
+    from runtimes.build_choice import describe
 
     targets = _builders()
     chosen = [

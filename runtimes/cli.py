@@ -124,7 +124,8 @@ def generate(
 def inspect(bundle: Path, as_json: bool, program: str | None) -> None:
     """Show what BUNDLE holds: components, builds, schedulers, sizes, verification figures."""
     from runtimes.manifest import Manifest
-    from runtimes.report import build_size, print_manifest
+    from runtimes.quantities import build_size
+    from runtimes.report import print_manifest
 
     manifest = Manifest.load(bundle)
     if program is not None:
@@ -196,7 +197,8 @@ def verify(
     """
     from runtimes.bundle import Bundle
     from runtimes.outputs import check_file
-    from runtimes.report import megabytes, print_measured
+    from runtimes.quantities import megabytes
+    from runtimes.report import print_measured
 
     if json_file and json_file != "-":
         check_file(Path(json_file), "--json")
@@ -246,7 +248,7 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
     from runtimes.bundle import Bundle
     from runtimes.outputs import check_folder
     from runtimes.plan_json import write_plans
-    from runtimes.report import megabytes
+    from runtimes.quantities import megabytes
 
     check_folder(output)
     for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
@@ -417,7 +419,7 @@ def _to_verify(
         InputError: no such build, backend or device.
     """
     from runtimes.backend import find, for_build, get
-    from runtimes.bundle import choose_build
+    from runtimes.build_choice import choose_build
 
     choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
@@ -475,7 +477,7 @@ def _write_figures(
 ) -> None:
     import msgspec
 
-    from runtimes.report import build_size
+    from runtimes.quantities import build_size
 
     records = [
         {"build": build.name, "size": build_size(build), **msgspec.to_builtins(found)}

@@ -11,7 +11,8 @@ from typing import Any
 
 from runtimes import load_arguments
 from runtimes.backend import Backend, SessionOptions
-from runtimes.bundle import Bundle, choose_build
+from runtimes.build_choice import choose_build
+from runtimes.bundle import Bundle
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.folders import cache_folder, expanded
 from runtimes.interpreter.calls import Calls

@@ -21,6 +21,7 @@ from runtimes.manifest import (
     TensorSpec,
     Verification,
 )
+from runtimes.quantities import build_size, megabytes, ranges
 from runtimes.terminal import visible
 
 if TYPE_CHECKING:
@@ -148,28 +149,6 @@ def worst_checks(verification: Verification) -> list[tuple[str, float, float, bo
             passed and check.passed,
         )
     return [(subject, *figures) for subject, figures in worst.items()]
-
-
-def build_size(build: Build) -> int:
-    """Bytes of a build's files, shared ones counted once."""
-    files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
-    return sum(files.values())
-
-
-def megabytes(size: int) -> str:
-    """A size in MB with one decimal, in kB below 100 kB."""
-    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """1, 2, 3, 5 → '1-3, 5'."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def _engine(verification: Verification) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from runtimes import backend as engines
 from runtimes.backend import Backend
-from runtimes.bundle import Bundle, choose_build
+from runtimes.build_choice import choose_build
+from runtimes.bundle import Bundle
 from runtimes.errors import DeviceUnavailable, InputError
 from runtimes.machine import cores
 from runtimes.manifest import Build

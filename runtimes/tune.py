@@ -39,7 +39,7 @@ from runtimes.loading import Loading, requested
 from runtimes.pipeline import Pipeline, open_pipeline
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import LIMITS, Arguments, Limits, content, points_lost
-from runtimes.report import ranges
+from runtimes.quantities import ranges
 from runtimes.session import Array, first_line
 from runtimes.setups import Setup, exactness, label, setups, thread_counts
 from runtimes.step_cache import kinds

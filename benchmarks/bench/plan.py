@@ -12,7 +12,7 @@ from benchmarks.bench.model import Settings
 from benchmarks.bench.peers import python_of, script_of
 from runtimes import backend as engines
 from runtimes.backend import SessionOptions
-from runtimes.bundle import choose_build
+from runtimes.build_choice import choose_build
 from runtimes.errors import InputError, PlanNotFound, SourceError
 from runtimes.manifest import Build, Manifest
 from runtimes.sizes import side

@@ -35,7 +35,7 @@ from runtimes.files import temporary_folder
 from runtimes.machine import cores
 from runtimes.manifest import Artifact, Build, Role
 from runtimes.precision import split_passes
-from runtimes.report import build_size
+from runtimes.quantities import build_size
 from runtimes.version import __version__
 
 WARM_UP, ROUND = "warm-up", "round"

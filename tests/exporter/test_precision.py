@@ -17,7 +17,7 @@ from exporter.floor import Layer, fewest, kept, promised
 from exporter.options import ExportOptions, check
 from exporter.targets import TARGETS
 from latentc.cli import run
-from runtimes.bundle import choose_build
+from runtimes.build_choice import choose_build
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
 from runtimes.precision import (

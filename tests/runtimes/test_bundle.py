@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from runtimes import backend as engines
 from runtimes import trust
-from runtimes.bundle import Bundle, choose_build
+from runtimes.build_choice import choose_build
+from runtimes.bundle import Bundle
 from runtimes.errors import (
     BackendUnavailable,
     BundleError,
