@@ -192,9 +192,9 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "--without",
     multiple=True,
     metavar="PART",
-    help="Leave out a part that the pipeline works without, such as text_encoder_3, or say that "
-    "safety_checker or watermark, which bundles never have, are meant to be left out; may be "
-    "repeated.",
+    help="Leave out a part that the pipeline works without, such as text_encoder_3 or "
+    "safety_checker, or say that "
+    "watermark, which the bundle has not, is meant to be left out; may be repeated.",
 )
 @click.option(
     "--share-with",

@@ -12,7 +12,7 @@ from exporter import ingredients
 from exporter.calibration_prompts import Calibration
 from exporter.classes import CLASSES, record_of
 from exporter.families import family_of
-from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER
+from exporter.names import IP_IMAGE_ENCODER, SAFETY_CHECKER, T2I_ADAPTER
 from exporter.passes import (
     CALIBRATED,
     COMPUTES,
@@ -63,6 +63,7 @@ CAPTURE_CODE = (
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.tasks", "exporter.families.image_tasks"),
     *("exporter.families.trained_tasks", "exporter.families.unet_programs"),
+    "exporter.families.safety_checker",
     *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
@@ -158,6 +159,8 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     if "adapter" in source.digests:
         made |= {DENOISER: (*made[DENOISER], "adapter"), T2I_ADAPTER: ("adapter",)}
     made |= {name: (name,) for name in ingredients.added(source.ingredients)}
+    if SAFETY_CHECKER in source.digests:
+        made[SAFETY_CHECKER] = (SAFETY_CHECKER, "feature_extractor")
     for task in options.tasks_of(source):
         made |= TASKS[task]
     return made
