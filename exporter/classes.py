@@ -149,4 +149,6 @@ def of_class(pipe: Any, task: str) -> Any:
         return pipe
     other = cls.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
+    if hasattr(other, "watermark"):  # no part of a pipeline, and so not taken over with the parts
+        other.watermark = pipe.watermark
     return other

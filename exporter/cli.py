@@ -197,6 +197,12 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "watermark, which the bundle has not, is meant to be left out; may be repeated.",
 )
 @click.option(
+    "--watermark",
+    is_flag=True,
+    help="Put the invisible watermark into images that diffusers puts into those of SDXL where the "
+    "package invisible-watermark is installed.",
+)
+@click.option(
     "--share-with",
     multiple=True,
     type=click.Path(path_type=Path),
@@ -237,6 +243,7 @@ def export(
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
+    watermark: bool,
     share_with: tuple[Path, ...],
     quiet: bool,
     **own: Any,
@@ -286,6 +293,7 @@ def export(
             config=config,
             allow_pickle=allow_pickle,
             without=without,
+            watermark=watermark,
             share_with=share_with,
             report=reporter.report,
             **own,

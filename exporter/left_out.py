@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from exporter.classes import CLASSES, record_of
-from exporter.names import SAFETY_CHECKER
+from exporter.names import SAFETY_CHECKER, WATERMARK
 from runtimes.errors import InputError
 from runtimes.manifest import LeftOut
 
-WATERMARK = "watermark"
 # How the classes begin that take an add_watermarker, and the one that does not.
 _WATERMARKED, _UNMARKED = "StableDiffusionXL", "StableDiffusionXLAdapterPipeline"
 # Parts that graphs are usually made without. Not loading them saves 1.2 GB for Stable Diffusion.
@@ -19,8 +18,8 @@ _UNUSED: Mapping[str, str] = {
     "feature_extractor": "it prepares images for the safety checker or an image encoder alone",
     "image_encoder": "it is for IP-Adapters alone, which come with one (--ip-adapter)",
     "watermarker": "images have no watermark: bundles cannot put one into them",
-    WATERMARK: "images have no invisible watermark; diffusers adds it where the package "
-    "invisible-watermark is installed",
+    WATERMARK: "images have no invisible watermark (--watermark); diffusers adds it where the "
+    "package invisible-watermark is installed",
 }
 OTHER_PARTS = tuple(_UNUSED)
 _ASKED = "the pipeline works without it"
@@ -67,9 +66,14 @@ def check(without: Collection[str]) -> None:
 def present(class_name: str, index: Mapping[str, Any], single_file: bool = False) -> list[str]:
     """Return those of `unused` that a pipeline has; the arguments are the same."""
     named = [name for name in unused(class_name, index, single_file) if _has(index, name)]
-    marked = class_name.startswith(_WATERMARKED) and class_name != _UNMARKED
-    marked = marked and WATERMARK not in named
+    marked = takes_watermark(class_name) and WATERMARK not in named
     return [*named, *([WATERMARK] if marked else [])]
+
+
+def takes_watermark(class_name: str) -> bool:
+    """Return whether a diffusers class puts an invisible watermark into images, where it has the
+    package."""
+    return class_name.startswith(_WATERMARKED) and class_name != _UNMARKED
 
 
 def left_out(

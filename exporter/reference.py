@@ -223,7 +223,7 @@ def _random(
     graph: Graph, sizes: Sequence[Mapping[str, int]]
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     shapes: list[list[torch.Size]] = []
-    for symbols in sizes:
+    for symbols in (*sizes, *([{**sizes[0], **graph.also}] if graph.also else [])):
         inputs = example_inputs(graph, symbols, seed=1)
         shape = [value.shape for value in inputs.values()]
         if shape not in shapes:

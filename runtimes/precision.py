@@ -21,7 +21,7 @@ SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
 ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
 # What decides by thresholds, in fp32 unless it is named: half precision has steps of 5e-4 just
 # below 1, as large as what a score must be above its threshold, and would decide otherwise.
-EXACT = ("safety_checker",)
+EXACT = ("safety_checker", "watermark")
 _PLUS = "+"
 
 

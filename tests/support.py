@@ -95,6 +95,7 @@ TASKS = (
     "textual inversion",
     "another VAE",
     "safety checker",
+    "watermark",
 )
 
 # Where a test's parameter stands for the task.

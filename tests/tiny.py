@@ -131,6 +131,18 @@ def tiny_autoencoder() -> AutoencoderTiny:
     )
 
 
+def large_autoencoder() -> AutoencoderKL:
+    """Of 8 pixels to a latent along a side."""
+    return AutoencoderKL(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        scaling_factor=0.18215,
+    )
+
+
 def conditional_unet(**options: Any) -> UNet2DConditionModel:
     settings: dict[str, Any] = {
         "sample_size": 16,
@@ -225,16 +237,10 @@ def stable_diffusion_blocks(folder: Path) -> None:
 
 def panorama(folder: Path) -> None:
     """With the 8 pixels of a latent that the pipeline counts on."""
-    vae = AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=2,
-        scaling_factor=0.18215,
-    )
     small: dict[str, Any] = {"block_out_channels": (8, 8), "attention_head_dim": 4}
-    stable_diffusion(folder, "epsilon", StableDiffusionPanoramaPipeline, vae, **small)
+    stable_diffusion(
+        folder, "epsilon", StableDiffusionPanoramaPipeline, large_autoencoder(), **small
+    )
 
 
 def latent_consistency(folder: Path) -> None:
