@@ -4,6 +4,7 @@ invisible-watermark does by its method ``dwtDct``, which diffusers calls."""
 from __future__ import annotations
 
 import dataclasses
+from functools import reduce
 from typing import Any
 
 import torch
@@ -41,33 +42,35 @@ class Watermark(torch.nn.Module):
     """
 
     bits: torch.Tensor
+    halves: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         bits = [float(bit) for bit in f"{MESSAGE:0{BITS}b}"]
         self.register_buffer("bits", torch.tensor(bits), persistent=False)
+        self.register_buffer("halves", torch.full((1, 1, 2, 2), 0.5), persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
-        red, green, blue = (image[:, channel] * _WHITE for channel in range(3))
+        red, green, blue = (image[:, each : each + 1] * _WHITE for each in range(3))
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
         u = self._marked((blue - luma) * 0.492 + _MIDDLE) - _MIDDLE
         v = (red - luma) * 0.877
         channels = [luma + 1.14 * v, luma - 0.395 * u - 0.581 * v, luma + 2.032 * u]
-        marked = torch.clamp(torch.stack(channels, dim=1) / _WHITE, 0.0, 1.0)
+        marked = torch.clamp(torch.cat(channels, dim=1) / _WHITE, 0.0, 1.0)
         height, width = (_count(_places(side)) for side in image.shape[2:])
         large = (width >= _LEAST_SIDE) & (height * width >= _LEAST_PIXELS)
         return (torch.where(large.view(1, 1, 1, 1), marked, image),)
 
     def _marked(self, u: torch.Tensor) -> torch.Tensor:
-        """Return U [batch, height, width] with the message."""
-        change = self._change(torch.nn.functional.avg_pool2d(u, 2) * 2.0)
-        spread = torch.nn.functional.interpolate(change[:, None], scale_factor=2.0)[:, 0]
+        """Return U [batch, 1, height, width] with the message."""
+        change = self._change(torch.nn.functional.conv2d(u, self.halves, stride=2))
+        spread = torch.nn.functional.interpolate(change, scale_factor=2.0)
         return _exchanged(u) + spread / 2.0
 
     def _change(self, means: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the coefficients [batch, rows, columns] so that they say the
+        """Return what is added to the coefficients [batch, 1, rows, columns] so that they say the
         message: in each whole block to one of them."""
-        rows, columns = _places(means.shape[1]), _places(means.shape[2])
+        rows, columns = _places(means.shape[2]), _places(means.shape[3])
         block_rows, block_columns = _blocks(rows), _blocks(columns)
         inner_rows = rows - _BLOCK * block_rows
         inner_columns = columns - _BLOCK * block_columns
@@ -109,22 +112,24 @@ def _whole_blocks(places: torch.Tensor) -> torch.Tensor:
 def _largest_of_blocks(
     values: torch.Tensor, block_rows: torch.Tensor, block_columns: torch.Tensor
 ) -> torch.Tensor:
-    """Return at each place of values [batch, rows, columns] the largest one of its block."""
-    padded = torch.nn.functional.pad(values, (0, _BLOCK, 0, _BLOCK), value=_LAST)
-    by_block = torch.nn.functional.max_pool2d(padded, _BLOCK)
-    by_row = torch.index_select(by_block, 1, block_rows.to(torch.int64))
-    return torch.index_select(by_row, 2, block_columns.to(torch.int64))
+    """Return at each place of values [batch, 1, rows, columns] the largest one of its block."""
+    found = torch.nn.functional.pad(values, (0, _BLOCK, 0, _BLOCK), value=_LAST)
+    for axis, blocks in ((2, block_rows), (3, block_columns)):
+        first = (_BLOCK * blocks).to(torch.int64)
+        parts = [torch.index_select(found, axis, first + place) for place in range(_BLOCK)]
+        found = reduce(torch.maximum, parts)
+    return found
 
 
 def _exchanged(u: torch.Tensor) -> torch.Tensor:
     """Return U where, of every two by two pixels in a whole four by four, the one beside the first
     and the one below it are exchanged."""
-    rows, columns = _places(u.shape[1]), _places(u.shape[2])
+    rows, columns = _places(u.shape[2]), _places(u.shape[3])
     whole = (rows < _BLOCK * _whole_blocks(rows))[:, None]
     whole = whole & (columns < _BLOCK * _whole_blocks(columns))[None]
     lower, right = _is_odd(rows)[:, None], _is_odd(columns)[None]
     padded = torch.nn.functional.pad(u, (1, 1, 1, 1))
-    above_right, below_left = padded[:, :-2, 2:], padded[:, 2:, :-2]
+    above_right, below_left = padded[:, :, :-2, 2:], padded[:, :, 2:, :-2]
     half = torch.where(whole & lower & ~right, above_right, u)
     return torch.where(whole & ~lower & right, below_left, half)
 
