@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -26,6 +29,7 @@ from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
 from runtimes.pipeline import Pipeline
 from runtimes.programs.listing import listing
+from tests import tiny
 from tests.conftest import Run
 from tests.docs import independent_loader as reader
 from tests.pictures import mask, picture
@@ -120,6 +124,33 @@ def test_an_overlay_comes_after(with_images: Pipeline, theirs: Any) -> None:
     for image, other in zip(found.images, expected.images, strict=True):
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 2
         assert np.asarray(image).any()
+
+
+def test_of_a_controlnet(source: Path, theirs: Any, tmp_path: Path) -> None:
+    net = tiny.controlnet(theirs.unet, seed=4)
+    net.save_pretrained(tmp_path / "net")
+    ours = uncaptured(source, tmp_path / "bundle", asked={"controlnet": [str(tmp_path / "net")]})
+    pipe = StableDiffusionControlNetPipeline(**theirs.components, controlnet=net)
+    pipe.set_progress_bar_config(disable=True)
+    control, call = picture(32, 48), {**CALL, "output_type": "np"}
+    expected = expected_of(pipe, **call, image=control)
+    check(ours(**call, control_image=control, seed=SEEDS), expected)
+
+
+def test_of_latent_consistency_models(theirs: Any, tmp_path: Path) -> None:
+    unchanged = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    torch.manual_seed(6)
+    LatentConsistencyModelPipeline(
+        **{name: theirs.components[name] for name in unchanged},
+        unet=tiny.conditional_unet(time_cond_proj_dim=25),
+        scheduler=LCMScheduler(**tiny.BETAS),
+    ).save_pretrained(tmp_path / "pipeline")
+    with quiet_loading():
+        pipe = LatentConsistencyModelPipeline.from_pretrained(tmp_path / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    call = {**CALL, "output_type": "np"}
+    ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
+    check(ours(**call, seed=SEEDS), expected_of(pipe, **call))
 
 
 def test_flags_may_be_asked_for_alone(bundle: Path, theirs: Any) -> None:
