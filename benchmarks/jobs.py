@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 PROMPT = "a large red circle above a small blue square"
 # Of an encoder and a denoiser: one row for each branch of the guidance.
-_BATCH: Mapping[str, int] = {"encoder": 2, "denoiser": 2, "decoder": 1, "image_encoder": 1}
+_BATCH: Mapping[str, int] = {
+    **dict.fromkeys(("encoder", "denoiser"), 2),
+    **dict.fromkeys(("decoder", "image_encoder", "postprocessor"), 1),
+}
 
 
 def run(name: str, arguments: Mapping[str, Any], echo: bool = False) -> Child:

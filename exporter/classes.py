@@ -12,6 +12,10 @@ from runtimes.errors import UnsupportedPipeline
 TEXT_TO_IMAGE = "text-to-image"
 IMAGE_TO_IMAGE = "image-to-image"
 INPAINTING = "inpainting"
+# What a safety checker is left out with.
+_CHECKED: Mapping[str, tuple[str, ...]] = {
+    "safety_checker": ("safety_checker", "feature_extractor"),
+}
 # diffusers' tables of the classes that do a task, by the model.
 _TABLES: Mapping[str, str] = {
     TEXT_TO_IMAGE: "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
@@ -45,7 +49,7 @@ class PipelineClass:
 
 
 def _sd(*tasks: str, **more: Any) -> PipelineClass:
-    return PipelineClass("stable_diffusion", tasks, **more)
+    return PipelineClass("stable_diffusion", tasks, **{"may_lack": _CHECKED, **more})
 
 
 def _sdxl(*tasks: str, **more: Any) -> PipelineClass:
@@ -66,8 +70,10 @@ CLASSES: Mapping[str, PipelineClass] = {
     "StableDiffusionImg2ImgPipeline": _sd(IMAGE_TO_IMAGE),
     "StableDiffusionInpaintPipeline": _sd(INPAINTING),
     "StableDiffusionInstructPix2PixPipeline": _sd("instruct-pix2pix"),
-    "StableDiffusionUpscalePipeline": _sd("upscaling", labelled=True),
-    "StableDiffusionDepth2ImgPipeline": _sd("depth-to-image", needs=("feature_extractor",)),
+    "StableDiffusionUpscalePipeline": _sd("upscaling", labelled=True, may_lack={}),
+    "StableDiffusionDepth2ImgPipeline": _sd(
+        "depth-to-image", needs=("feature_extractor",), may_lack={}
+    ),
     "StableDiffusionControlNetPipeline": _sd(),
     "StableDiffusionControlNetImg2ImgPipeline": _sd(IMAGE_TO_IMAGE),
     "StableDiffusionControlNetInpaintPipeline": _sd(INPAINTING),
@@ -76,7 +82,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     # There is no class for inpainting, and the one for image-to-image spreads all steps over the
     # last part of the schedule, by the strength: a table of plans has the whole schedule only.
     "LatentConsistencyModelPipeline": _sd(offers=()),
-    "StableDiffusionPanoramaPipeline": PipelineClass("panorama", offers=()),
+    "StableDiffusionPanoramaPipeline": PipelineClass("panorama", offers=(), may_lack=_CHECKED),
     "StableDiffusionXLPipeline": _sdxl(),
     "StableDiffusionXLImg2ImgPipeline": _sdxl(IMAGE_TO_IMAGE),
     "StableDiffusionXLInpaintPipeline": _sdxl(INPAINTING),
@@ -143,4 +149,6 @@ def of_class(pipe: Any, task: str) -> Any:
         return pipe
     other = cls.from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
+    if hasattr(other, "watermark"):  # no part of a pipeline, and so not taken over with the parts
+        other.watermark = pipe.watermark
     return other

@@ -192,9 +192,15 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "--without",
     multiple=True,
     metavar="PART",
-    help="Leave out a part that the pipeline works without, such as text_encoder_3, or say that "
-    "safety_checker or watermark, which bundles never have, are meant to be left out; may be "
-    "repeated.",
+    help="Leave out a part that the pipeline works without, such as text_encoder_3 or "
+    "safety_checker, or say that "
+    "watermark, which the bundle has not, is meant to be left out; may be repeated.",
+)
+@click.option(
+    "--watermark",
+    is_flag=True,
+    help="Put the invisible watermark into images that diffusers puts into those of SDXL where the "
+    "package invisible-watermark is installed.",
 )
 @click.option(
     "--share-with",
@@ -237,6 +243,7 @@ def export(
     config: str | None,
     allow_pickle: bool,
     without: tuple[str, ...],
+    watermark: bool,
     share_with: tuple[Path, ...],
     quiet: bool,
     **own: Any,
@@ -286,6 +293,7 @@ def export(
             config=config,
             allow_pickle=allow_pickle,
             without=without,
+            watermark=watermark,
             share_with=share_with,
             report=reporter.report,
             **own,

@@ -138,7 +138,13 @@ class Compilation:
 
     def _described(self, pipe: Any) -> Description:
         """Return the description of a pipeline, changed to what was asked for."""
+        from exporter.families.watermark import Marker, with_watermark
+
+        if hasattr(pipe, "watermark"):  # which it has or not as another package is installed
+            pipe.watermark = Marker() if self.options.watermark else None
         description = family_of(self.source.pipeline_class).describe(pipe)
+        if self.options.watermark:
+            description = with_watermark(description, pipe.vae)
         if self.options.step_cache:
             description = split(description)
         asked = self.options.tasks_of(self.source)
@@ -193,7 +199,7 @@ class Compilation:
             builds=(),
             schedules=plans,
             defaults=Defaults(own.name, nearest(own.steps, usual_steps(description.program))),
-            left_out=self.source.left_out,
+            left_out=self.options.left_out(self.source),
         )
 
     def _probes(self, pipe: Any, description: Description, draft: Manifest) -> Probes:

@@ -71,6 +71,7 @@ def export(
     config: str | Path | None = None,
     allow_pickle: bool = False,
     without: str | Sequence[str] = (),
+    watermark: bool = False,
     share_with: str | Path | Sequence[str | Path] = (),
     preflight: bool = True,
     report: Callable[[Event], None] | None = None,
@@ -123,6 +124,8 @@ def export(
         allow_pickle: read such a file, or that of an adapter, even if it is a pickle. A checkpoint
             may then run code.
         without: parts to leave out that the pipeline works without, such as ``"text_encoder_3"``.
+        watermark: put the invisible watermark into images that SDXL's classes put into them where
+            the package invisible-watermark is installed.
         share_with: other bundles; what one of them has of the same parts, options and versions is
             not made again, and what is the same in one of them is a hard link to its file, and
             stored once.
@@ -205,6 +208,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
         given["fidelity_floor"],
         tuple(given["passes"]),
         tuple(given["tasks"]),
+        given["watermark"],
     )
     check(options)
     destination = Path(given["output"])

@@ -23,8 +23,8 @@ _CONFIGURATION = (".json", ".txt", ".model")
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 _INDEX = ".index.json"
 # Libraries, as an index of a pipeline calls them, whose models transformers saves and loads; the
-# second is diffusers' module of a pipeline with a text encoder of its own.
-_OF_TRANSFORMERS = ("transformers", "latent_diffusion")
+# others are diffusers' modules of pipelines with a text encoder or a safety checker of their own.
+_OF_TRANSFORMERS = ("transformers", "latent_diffusion", "stable_diffusion")
 _LARGEST = 256 << 20  # bytes of a configuration; tokenizers have some 30 MiB
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SAFETY_CHECKER = "safety_checker"  # a component, and the part of the source that it is made of
+WATERMARK = "watermark"  # a component
 # Components that adapters bring.
 T2I_ADAPTER = "t2i_adapter"
 IP_IMAGE_ENCODER = "ip_image_encoder"

@@ -12,7 +12,8 @@ from exporter import ingredients
 from exporter.calibration_prompts import Calibration
 from exporter.classes import CLASSES, record_of
 from exporter.families import family_of
-from exporter.names import IP_IMAGE_ENCODER, T2I_ADAPTER
+from exporter.left_out import takes_watermark
+from exporter.names import IP_IMAGE_ENCODER, SAFETY_CHECKER, T2I_ADAPTER, WATERMARK
 from exporter.passes import (
     CALIBRATED,
     COMPUTES,
@@ -28,7 +29,7 @@ from exporter.targets import TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, libraries, versions
 from runtimes.errors import InputError
-from runtimes.manifest import Manifest
+from runtimes.manifest import LeftOut, Manifest
 from runtimes.precision import (
     DENOISER,
     SHALLOW,
@@ -63,6 +64,7 @@ CAPTURE_CODE = (
     *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
     *("exporter.families.tasks", "exporter.families.image_tasks"),
     *("exporter.families.trained_tasks", "exporter.families.unet_programs"),
+    *("exporter.families.safety_checker", "exporter.families.watermark"),
     *("exporter.families.depth", "exporter.families.t2i_adapter"),
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
@@ -75,7 +77,8 @@ class ExportOptions:
     """What to make. Height and width in pixels fix the size, None keeps it dynamic;
     `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
     step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB;
-    `asked` names passes for the denoiser of every build, `tasks` what to add components for."""
+    `asked` names passes for the denoiser of every build, `tasks` what to add components for;
+    `watermark`: images get SDXL's invisible one."""
 
     targets: tuple[str, ...] = ("onnx",)
     precisions: tuple[str, ...] = ("fp32",)
@@ -90,10 +93,17 @@ class ExportOptions:
     fidelity_floor: float | None = None
     asked: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    watermark: bool = False
 
     def tasks_of(self, source: PipelineSource) -> tuple[str, ...]:
         """Those that the pipeline's class is for, and those that were asked for."""
         return tuple(dict.fromkeys((*record_of(source.pipeline_class).tasks, *self.tasks)))
+
+    def left_out(self, source: PipelineSource) -> tuple[LeftOut, ...]:
+        """What the bundle does without: what the source says, less what was asked for."""
+        return tuple(
+            each for each in source.left_out if not (self.watermark and each.name == WATERMARK)
+        )
 
     @property
     def step_cache(self) -> bool:
@@ -130,8 +140,10 @@ def artifact_keys(
     """For each (target, precision) the key of each component: all that its files depend on.
 
     Raises:
-        InputError: a precision names a component that the pipeline does not have.
+        InputError: a precision names a component that the pipeline does not have, or a watermark
+            is asked for that its class does not have.
     """
+    _check_watermark(source, options)
     components = components_of(source, options)
     for _, precision in options.builds():
         check_components(precision, components)
@@ -158,9 +170,26 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
     if "adapter" in source.digests:
         made |= {DENOISER: (*made[DENOISER], "adapter"), T2I_ADAPTER: ("adapter",)}
     made |= {name: (name,) for name in ingredients.added(source.ingredients)}
+    if options.watermark:
+        made[WATERMARK] = ()
+    if SAFETY_CHECKER in source.digests:
+        made[SAFETY_CHECKER] = (SAFETY_CHECKER, "feature_extractor")
     for task in options.tasks_of(source):
         made |= TASKS[task]
     return made
+
+
+def _check_watermark(source: PipelineSource, options: ExportOptions) -> None:
+    """Refuse a watermark for images of another class than SDXL's, or that is left out as well."""
+    if not options.watermark:
+        return
+    if not takes_watermark(source.pipeline_class):
+        raise InputError(
+            f"--watermark: {source.pipeline_class} puts no watermark into images in diffusers; "
+            "classes of SDXL do"
+        )
+    if any(each.name == WATERMARK and each.chosen for each in source.left_out):
+        raise InputError("--watermark and --without watermark: give one of them")
 
 
 def _artifact_key(
@@ -323,7 +352,7 @@ def up_to_date(
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False
-    if manifest.left_out != source.left_out:
+    if manifest.left_out != options.left_out(source):
         return False
     if options.verify and not manifest.programs_checked:
         return False

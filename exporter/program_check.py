@@ -29,7 +29,7 @@ from runtimes.errors import ExportError, LatentcError, VerificationError, first_
 from runtimes.manifest import Manifest, ProgramCall, ProgramCheck
 from runtimes.manifest_rules import LONGEST_REFUSAL
 from runtimes.pipeline import Pipeline
-from runtimes.programs.statements import Numbers, Program, Text
+from runtimes.programs.statements import Numbers, Program, Text, decoding_of
 from runtimes.verify import relative_l2
 
 _STEPS = 2
@@ -73,7 +73,8 @@ class Comparison:
 
     Attributes:
         against: the name of that class.
-        latents: relative L2 of what the decoder is given; what it makes of that, probes hold.
+        latents: relative L2 of what the decoder is given; what it makes of that, probes hold. Of
+            the images too where the program does more with them, the larger of the two.
         refused: what diffusers says where it cannot run the call; nothing is compared then.
         miniature: whether it was done on one, not with the source's weights.
     """
@@ -263,9 +264,30 @@ def _compared(
                 f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
-        error_of_latents = relative_l2(result.latents, latents)
-        return Comparison(program, against, way, error_of_latents, None, subject.miniature)
+        off = relative_l2(result.latents, latents)
+        if len(decoding_of(program)) > 1:
+            off = max(off, _error_of_images(subject, ours, program, way, arguments))
+        return Comparison(program, against, way, off, None, subject.miniature)
     return Comparison(program, against, shape, 0.0, refused, subject.miniature)
+
+
+def _error_of_images(
+    subject: Subject,
+    ours: Pipeline,
+    program: Program,
+    shape: Shape,
+    arguments: Mapping[str, Any],
+) -> float:
+    """Return the relative L2 of the images of a program that does more with them than to decode
+    latents, such as to make some of them black."""
+    own = program.name == subject.description.program.name
+    call = subject.description.call if own else calling(of_class(subject.pipe, program.name))
+    generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
+    with quiet_loading(), torch.no_grad():
+        one = generators if len(generators) > 1 else generators[0]
+        expected = call(**arguments, generator=one)
+    seed = list(shape.seeds) if len(shape.seeds) > 1 else shape.seeds[0]
+    return relative_l2(ours(**arguments, seed=seed, output_type="np").images, expected)
 
 
 def _ways(shape: Shape) -> Iterator[Shape]:

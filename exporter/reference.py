@@ -81,7 +81,8 @@ def reference(
         arrays = arrays_by_name[graph.component.name] = {}
         for label, inputs in _random(graph, sizes):
             _record(arrays, label, graph, inputs)
-    met = program_inputs(description, draft, root, probe, given)
+    after = any(graph.component.role == "postprocessor" for graph in description.graphs)
+    met = program_inputs(description, draft, root, probe, given, after)
     for graph in description.graphs:
         for label, known in _on_trajectory(graph, met, latents):
             _record(arrays_by_name[graph.component.name], label, graph, known)
@@ -182,15 +183,18 @@ def program_inputs(
     root: Path,
     probe: LoopProbe,
     given: Mapping[str, Any],
+    images: bool = False,
 ) -> Inputs:
-    """Return what each component but the decoder is given while the pipeline's own program runs
-    over the modules, in order, by its name; the latents at the end are under that of the decoder.
+    """Return what each component is given while the pipeline's own program runs over the modules,
+    in order, by its name; that of the decoder are the latents at the end.
+
+    Args:
+        images: decode them, for what is run on images; without, those components get none.
 
     Raises:
         ExportError: something is not finite.
     """
     modules = {graph.component.name: graph.module for graph in description.graphs}
-    roles = {graph.component.name: graph.component.role for graph in description.graphs}
     inputs: Inputs = {name: [] for name in modules}
     arguments: dict[str, Any] = {**probe.arguments, **given}
     with pipeline_over(root, draft, modules, inputs) as pipe:
@@ -202,15 +206,16 @@ def program_inputs(
                 seed=probe.seed,
                 height=probe.height,
                 width=probe.width,
-                output_type="latent",
+                output_type="np" if images else "latent",
             )
         except NumericalError as error:
             raise ExportError(
                 f"PyTorch itself gives NaN or infinity; nothing can be verified against that: "
                 f"{error}"
             ) from error
-    (decoder,) = (name for name, role in roles.items() if role == "decoder")
-    inputs[decoder] = [{"latents": torch.from_numpy(result.latents)}]
+    decoder = draft.decoding[0]
+    (input,) = decoder.feeds
+    inputs[decoder.component] = [{input: torch.from_numpy(result.latents)}]
     return inputs
 
 
@@ -218,7 +223,7 @@ def _random(
     graph: Graph, sizes: Sequence[Mapping[str, int]]
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     shapes: list[list[torch.Size]] = []
-    for symbols in sizes:
+    for symbols in (*sizes, *([{**sizes[0], **graph.also}] if graph.also else [])):
         inputs = example_inputs(graph, symbols, seed=1)
         shape = [value.shape for value in inputs.values()]
         if shape not in shapes:
@@ -226,7 +231,7 @@ def _random(
             shapes.append(shape)
 
 
-_LABELS = {"encoder": "prompt", "image_encoder": "picture"}
+_LABELS = {"encoder": "prompt", "image_encoder": "picture", "postprocessor": "image"}
 
 
 def _on_trajectory(

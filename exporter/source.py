@@ -29,7 +29,7 @@ from exporter import (
 from exporter.classes import CLASSES, not_supported, record_of
 from exporter.families import family_of
 from exporter.ingredients import Ingredient
-from exporter.left_out import left_out, present, unused
+from exporter.left_out import OTHER_PARTS, left_out, present, unused
 from exporter.model_card import Card
 from exporter.single_file import SingleFile
 from exporter.weight_files import SAFE, check
@@ -108,7 +108,7 @@ def resolve(
     if not Path(place).expanduser().is_dir():
         _look_ahead(place, revision, without)
     folder, revision = _locate(place, revision, variant)
-    class_name, parts, others = _parts(folder, without)
+    class_name, parts, others = _parts(folder, without, file is not None)
     for name in parts:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: {INDEX} names {name!r}, but there is no such folder")
@@ -186,7 +186,7 @@ def _look_ahead(source: str, revision: str | None, without: Sequence[str]) -> No
 
 
 def _parts(
-    folder: Path, without: Sequence[str]
+    folder: Path, without: Sequence[str], single_file: bool = False
 ) -> tuple[str, dict[str, tuple[str, str]], list[str]]:
     """Read a pipeline's index.
 
@@ -197,16 +197,14 @@ def _parts(
     index = _read_index(folder)
     class_name = index["_class_name"]
     family_of(class_name)
+    not_used = unused(class_name, index, single_file)
     parts = {
         name: (value[0], value[1])
         for name, value in index.items()
-        if isinstance(value, list)
-        and len(value) == 2
-        and value[1]
-        and name not in unused(class_name)
+        if isinstance(value, list) and len(value) == 2 and value[1] and name not in not_used
     }
     _refuse_several(folder, parts)
-    others = present(class_name, index)
+    others = present(class_name, index, single_file)
     left = _left_out(class_name, parts, without, others)
     return class_name, {n: value for n, value in parts.items() if n not in left}, others
 
@@ -473,18 +471,13 @@ def _left_out(
 
 
 def _absent(source: PipelineSource) -> dict[str, None]:
-    """Parts that are not to be loaded: those that no graph needs, and those that are left out, here
-    or in the source already."""
-    parts = [part for each in record_of(source.pipeline_class).may_lack.values() for part in each]
-    missing = [part for part in parts if part not in source.parts]
-    return dict.fromkeys([*_accepted(source.pipeline_class), *missing])
-
-
-def _accepted(class_name: str) -> list[str]:
-    """Unused parts that this pipeline class takes: passing None keeps them from loading."""
+    """Return the parts that are not to be loaded, each None: those that no graph needs, and those
+    that are left out, here or in the source already."""
     import inspect
 
     import diffusers
 
-    parameters = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return [name for name in unused(class_name) if name in parameters]
+    taken = inspect.signature(getattr(diffusers, source.pipeline_class).__init__).parameters
+    lacked = [part for each in record_of(source.pipeline_class).may_lack.values() for part in each]
+    parts = (*(part for part in OTHER_PARTS if part in taken), *lacked)
+    return {part: None for part in parts if part not in source.parts}

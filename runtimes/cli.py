@@ -372,6 +372,7 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
         document = {
             "images": [str(path) for path in paths],
             "seeds": list(result.seeds),
+            "values": {name: array.tolist() for name, array in result.values.items()},
             "timings": asdict(result.timings),
             "settings": result.settings,
         }
@@ -379,12 +380,24 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
         return
     seeds, timings = result.seeds, result.timings
     for index, path in enumerate(paths):
-        say(f"{path}  seed {seeds[index] if len(seeds) > 1 else seeds[0]}")
+        seed = seeds[index] if len(seeds) > 1 else seeds[0]
+        say("  ".join((str(path), f"seed {seed}", *_remarks(result, index))))
     say(
         f"{timings.total:.2f} s: encode {timings.encode:.2f}, denoise {timings.denoise:.2f} "
         f"({len(timings.steps)} steps), decode {timings.decode:.2f}  "
         f"[{_used(result.settings)}]"
     )
+
+
+def _remarks(result: Result, index: int) -> list[str]:
+    """Return the names of what the bundle says of an image with a number that is not 0, such as
+    that it was made black."""
+    black = "" if result.images[index].getbbox() else " (made black)"
+    return [
+        f"{name}{black}"
+        for name, array in result.values.items()
+        if array.shape == (len(result.images),) and array[index]
+    ]
 
 
 def _used(settings: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ MANIFEST = "manifest.json"
 LARGEST = 16 << 20  # bytes of a manifest; that of a large bundle has some 100,000
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
-Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder"]
+# "postprocessor": what is run on the images that the decoder made.
+Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder", "postprocessor"]
 
 
 class File(_Base, frozen=True):
@@ -438,12 +439,9 @@ class Manifest(_Base, frozen=True, dict=True):
         return guidance_of(self.programs[0])
 
     @property
-    def decoding(self) -> form.Run:
-        """The run of the first program that makes images of what its loop gives."""
-        steps = self.programs[0].steps
-        (emitted,) = (step.of for step in steps if isinstance(step, form.Emit))
-        runs = (step for step in steps if isinstance(step, form.Run))
-        return next(run for run in runs if emitted in run.gives.values())
+    def decoding(self) -> tuple[form.Run, ...]:
+        """The runs of the first program that make images of what its loop gives, in order."""
+        return form.decoding_of(self.programs[0])
 
     def sample(self) -> TensorSpec:
         """Return the form of what the denoiser of the first program is given."""

@@ -27,7 +27,7 @@ from runtimes.loading import Loading, chosen, misfit, requested
 from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset
-from runtimes.programs.statements import Loop
+from runtimes.programs import statements
 from runtimes.run import Callback, Images, Result, Run, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
@@ -72,6 +72,7 @@ class Pipeline(Sealed):
         self.tokenizers = tokenizers
         self.calls = calls
         self._decoding = bundle.manifest.decoding
+        (self._images,) = statements.emitted(bundle.manifest.programs[0], "images")
         self.sessions = sessions
         self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
@@ -341,7 +342,7 @@ class Pipeline(Sealed):
     def execution(self, request: Request) -> Execution:
         """Return the execution of a call that was checked; nothing of it has run yet."""
 
-        def schedule_of(loop: Loop) -> Schedule:
+        def schedule_of(loop: statements.Loop) -> Schedule:
             name = loop.plan.fixed or request.scheduler
             trained = self.manifest.schedule(name).num_train_timesteps
             shift = self.shift(name, *[*request.symbols.values()][:2])
@@ -387,7 +388,8 @@ class Pipeline(Sealed):
     def decode(
         self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
     ) -> Images:
-        """Latents float32 [batch, channels, height, width] → pictures.
+        """Latents float32 [batch, channels, height, width] → pictures, as a call makes them: by the
+        decoder, and by what comes after it, such as a safety checker.
 
         Args:
             size: height and width in pixels to resize and crop them to; None leaves them as the
@@ -404,19 +406,34 @@ class Pipeline(Sealed):
             return latents
         from runtimes import image
 
-        component = self._decoding.component
-        ((input, _),), ((output, _),) = self._decoding.feeds.items(), self._decoding.gives.items()
-        check_finite(component, input, latents, "input")
-        with self.sessions.using(component) as session:
-            decoded = tiling.decode(
-                lambda part: session.run(cast(session, {input: part}))[output],
-                latents,
-                self._tiling,
-            )
-        check_finite(component, output, decoded)
+        decoded = self._decoded(latents)
         if size is not None:
             decoded = image.resized(decoded, *size)
         return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
+
+    def _decoded(self, latents: Array) -> Array:
+        """Return the images that the first program makes of what its loop gives."""
+        (first,) = self._decoding[0].feeds.values()
+        values = {first: latents}
+        for run in self._decoding:
+            ((input, name),) = run.feeds.items()
+            check_finite(run.component, input, values[name], "input")
+            made = self._run(run, input, values[name])
+            for output, value in run.gives.items():
+                check_finite(run.component, output, made[output])
+                values[value] = made[output]
+        return values[self._images]
+
+    def _run(self, run: statements.Run, input: str, array: Array) -> dict[str, Array]:
+        """Run a component of one input, in the pipeline's tiles where it may run in tiles."""
+        with self.sessions.using(run.component) as session:
+            if not run.tiles:
+                return session.run(cast(session, {input: array}))
+            (output,) = run.gives
+            made = tiling.decode(
+                lambda part: session.run(cast(session, {input: part}))[output], array, self._tiling
+            )
+            return {output: made}
 
     def enable_vae_slicing(self) -> None:
         """Decode one picture at a time: less memory for batches, the same pictures."""

@@ -35,7 +35,9 @@ class Result:
     `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
     the latents for "latent". `latents`: float32 [batch, channels, height, width] after the last
     step. `seeds`: one for the whole batch, or one per image. `settings` makes the same again.
-    `left_out`: what the diffusers pipeline has and was not run, such as ``"safety_checker"``.
+    `left_out`: what the diffusers pipeline has and was not run, such as ``"watermark"``.
+    `values`: what the bundle gives besides images, by name, such as ``"nsfw_content_detected"``;
+    nothing for "latent".
     """
 
     images: Images
@@ -45,6 +47,7 @@ class Result:
     interrupted: bool
     settings: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
+    values: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Progress:
     _run: Run = field(repr=False, compare=False)
 
     def preview(self, output_type: str = "pil") -> Images:
-        """The latents of this step as pictures: one run of the decoder."""
+        """The latents of this step as pictures: one run of the decoder, and of what
+        the bundle does with images after it."""
         run = self._run
         return run.pipeline.decode(self.latents, output_type, run.request.sizes.resized)
 
@@ -216,6 +220,7 @@ class Run(Sealed):
             interrupted=execution.interrupted,
             settings={**request.settings(), **self.pipeline.settings()},
             left_out=tuple(each.name for each in self.pipeline.manifest.left_out),
+            values={name: array.copy() for name, array in execution.arrays.items()},
         )
         observe.notify(self, self._result)
 

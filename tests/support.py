@@ -29,6 +29,7 @@ FAMILIES = {
     "sd-blocks": "Stable Diffusion 1.x, 2.x",
     "sd-plus": "Stable Diffusion 1.x, 2.x",
     "sd-blocks-two": "Stable Diffusion 1.x, 2.x",
+    "sd-checked": "Stable Diffusion 1.x, 2.x",
     "sd-v": "Stable Diffusion 2.x, v-prediction",
     "zero-snr": "Stable Diffusion 2.x, zero terminal SNR",
     "inpaint": "Stable Diffusion, trained for inpainting",
@@ -93,6 +94,8 @@ TASKS = (
     "LoRA",
     "textual inversion",
     "another VAE",
+    "safety checker",
+    "watermark",
 )
 
 # Where a test's parameter stands for the task.

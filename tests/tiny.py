@@ -40,9 +40,12 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
     LDMBertConfig,
     LDMBertModel,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import save_file
 from transformers import (
     BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -128,6 +131,18 @@ def tiny_autoencoder() -> AutoencoderTiny:
     )
 
 
+def large_autoencoder() -> AutoencoderKL:
+    """Of 8 pixels to a latent along a side."""
+    return AutoencoderKL(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        scaling_factor=0.18215,
+    )
+
+
 def conditional_unet(**options: Any) -> UNet2DConditionModel:
     settings: dict[str, Any] = {
         "sample_size": 16,
@@ -147,6 +162,8 @@ def stable_diffusion(
     prediction_type: str = "epsilon",
     pipeline: Any = StableDiffusionPipeline,
     vae: AutoencoderKL | None = None,
+    safety_checker: StableDiffusionSafetyChecker | None = None,
+    feature_extractor: CLIPImageProcessorPil | None = None,
     **unet: Any,
 ) -> None:
     tokens = tokenizer(folder / "tokenizer")
@@ -162,10 +179,51 @@ def stable_diffusion(
             set_alpha_to_one=False,
             prediction_type=prediction_type,
         ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        safety_checker=safety_checker,
+        feature_extractor=feature_extractor,
+        requires_safety_checker=safety_checker is not None,
     ).save_pretrained(folder)
+
+
+def safety_checker() -> StableDiffusionSafetyChecker:
+    """One that looks at 24 by 24 pixels, and finds none of its concepts in any image."""
+    torch.manual_seed(5)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 8,
+        "initializer_range": 0.5,
+    }
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        checker.concept_embeds.normal_()
+        checker.special_care_embeds.normal_()
+    return checker.eval()
+
+
+def stable_diffusion_checked(folder: Path) -> None:
+    """With a safety checker, for which half of the images are too near to one of its concepts."""
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
+    )
+    checker = safety_checker()
+    stable_diffusion(folder, safety_checker=checker, feature_extractor=processor)
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.safety_checker = None
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    call = {"height": 32, "width": 32, "num_inference_steps": 2}
+    images = pipe("red", num_images_per_prompt=len(seeds), generator=seeds, **call).images
+    with torch.no_grad():
+        pixels = processor(images, return_tensors="pt").pixel_values
+        found = checker.visual_projection(checker.vision_model(pixels)[1])
+        concept = checker.concept_embeds[3:4]
+        near = torch.nn.functional.cosine_similarity(found, concept).sort().values
+        checker.concept_embeds_weights[3] = near[len(near) // 2 - 1 : len(near) // 2 + 1].mean()
+    checker.save_pretrained(folder / "safety_checker")
 
 
 def stable_diffusion_blocks(folder: Path) -> None:
@@ -179,16 +237,10 @@ def stable_diffusion_blocks(folder: Path) -> None:
 
 def panorama(folder: Path) -> None:
     """With the 8 pixels of a latent that the pipeline counts on."""
-    vae = AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=2,
-        scaling_factor=0.18215,
-    )
     small: dict[str, Any] = {"block_out_channels": (8, 8), "attention_head_dim": 4}
-    stable_diffusion(folder, "epsilon", StableDiffusionPanoramaPipeline, vae, **small)
+    stable_diffusion(
+        folder, "epsilon", StableDiffusionPanoramaPipeline, large_autoencoder(), **small
+    )
 
 
 def latent_consistency(folder: Path) -> None:
@@ -530,6 +582,7 @@ def unconditional(folder: Path) -> None:
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
+    "sd-checked": stable_diffusion_checked,
     "sd-blocks": stable_diffusion_blocks,
     "panorama": panorama,
     "lcm": latent_consistency,

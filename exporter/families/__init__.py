@@ -29,7 +29,8 @@ class Graph:
     inputs in the order of `component.inputs`. `vocabulary` bounds the token ids of int64
     inputs in examples, `bounds` float inputs that do not take any number. `fed_by`: the graph whose
     outputs a shallow graph takes; its module then runs more than it uses. `least`: the smallest
-    latent height and width of which none of the module's tensors has a side of 1.
+    latent height and width of which none of the module's tensors has a side of 1. `also`: sizes by
+    symbol at which the module does something else than at small ones, for a probe of its own.
     """
 
     component: Component
@@ -38,6 +39,7 @@ class Graph:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fed_by: Graph | None = None
     least: int = 1
+    also: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

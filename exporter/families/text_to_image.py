@@ -115,7 +115,7 @@ def encoder_graph(vae: Any, scaling: Scaling | None = None, draws: bool = True) 
         return None
     latents = sample_spec(vae.config.latent_channels)
     draws = draws and type(vae).__name__ != "AutoencoderTiny"
-    inputs = {"image": _image_spec(vae)} | ({"noise": latents} if draws else {})
+    inputs = {"image": image_spec(vae)} | ({"noise": latents} if draws else {})
     component = Component("vae_encoder", "image_encoder", inputs, {"latents": latents})
     return Graph(component, Encoder(vae, scaling))
 
@@ -142,13 +142,13 @@ def decoder_graph(vae: Any, scaling: Scaling | None = None) -> Graph:
             name="vae_decoder",
             role="decoder",
             inputs={"latents": sample_spec(vae.config.latent_channels)},
-            outputs={"image": _image_spec(vae)},
+            outputs={"image": image_spec(vae)},
         ),
         Decoder(vae, scaling),
     )
 
 
-def _image_spec(vae: Any) -> TensorSpec:
+def image_spec(vae: Any) -> TensorSpec:
     factor = vae_factor(vae)
     return TensorSpec(
         "float32", ("batch", vae.config.out_channels, f"{factor}*height", f"{factor}*width")

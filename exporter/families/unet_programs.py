@@ -11,6 +11,7 @@ from exporter.families import Description, Graph, Tokens, calling, latents_of_un
 from exporter.families.controlnet import call_with_controlnets, with_controlnets
 from exporter.families.image_tasks import joined_graphs, tasks_of, with_inputs
 from exporter.families.ip_adapter import with_ip_adapter
+from exporter.families.safety_checker import with_safety_checker
 from exporter.families.t2i_adapter import call_with_t2i_adapters, with_t2i_adapters
 from exporter.families.text_to_image import (
     Scaling,
@@ -55,10 +56,11 @@ def describe_unet(
     graphs = joined_graphs([*encoders, with_inputs(denoiser, own), decoder], tasks)
     for adapt in (with_ip_adapter, with_controlnets, with_t2i_adapters):
         graphs = adapt(pipe, graphs, drafts)
+    graphs, programs = with_safety_checker(pipe, graphs, [draft.program() for draft in drafts])
     call = calling(of_class(pipe, own.name))
     call = call_with_t2i_adapters(pipe, call_with_controlnets(pipe, call, drafts[0]))
     return Description(
-        programs=tuple(draft.program() for draft in drafts),
+        programs=programs,
         graphs=graphs,
         tokens=tuple(tokens),
         denoiser=pipe.unet,

@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from msgspec import structs
 
 from exporter.programs.draft import STEPS
+from runtimes.manifest import Component
 from runtimes.programs.statements import (
     Argument,
     Cache,
+    Emit,
     Noise,
     Numbers,
     Pixels,
     Program,
+    Run,
     Statement,
     Symbol,
+    emitted,
     loop_of,
     loops_of,
 )
@@ -99,3 +103,23 @@ def usual_steps(program: Program) -> int:
 def nearest(planned: Sequence[int], usual: int) -> int:
     """Return the planned step count that is nearest to the usual one."""
     return min(planned, key=lambda count: abs(count - usual))
+
+
+def with_postprocessor(
+    program: Program, component: Component, arrays: Mapping[str, str]
+) -> Program:
+    """Return the program that emits what a component makes of its images.
+
+    Args:
+        component: of one input, and an output for images of the same form.
+        arrays: its other outputs, which are emitted by these names.
+    """
+    (input,), (output, *_) = component.inputs, component.outputs
+    (before,) = emitted(program, "images")
+    after = f"_{component.name}_image"
+    run = Run(component=component.name, feeds={input: before}, gives={output: after, **arrays})
+    made = tuple(step for step in program.steps if not isinstance(step, Emit))
+    others = (step for step in program.steps if isinstance(step, Emit) and step.of != before)
+    own = (Emit(kind="arrays", of=name) for name in arrays.values())
+    emits = (Emit(kind="images", of=after), *others, *own)
+    return structs.replace(program, steps=(*made, run, *emits))

@@ -52,7 +52,8 @@ class Execution:
         self.values = {
             name: Value(array, call.facts.types[name].rows) for name, array in call.values.items()
         }
-        self.emitted: dict[str, Array] = {}
+        self.emitted: dict[str, Array] = {}  # images
+        self.arrays: dict[str, Array] = {}  # emitted as they are
         self._plans: dict[str, SamplingPlan] = {}  # by the name of what the loop makes
         self.timings = Timings()
         self.interrupted = False  # the loop ends before its next step, where it is True
@@ -64,7 +65,7 @@ class Execution:
     def steps(self) -> Generator[Step | None, Array | None, None]:
         """Run the statements; yield the steps of the main loop, whose sample `send` replaces, and
         None after each step of another one. The values that were made stand in `values`, what is
-        emitted in `emitted`."""
+        emitted in `emitted` and `arrays`."""
         for place in self.call.demand.live:
             statement = self.call.facts.program.steps[place]
             stage = "encode" if place < self.call.facts.loop_place else "decode"
@@ -104,11 +105,7 @@ class Execution:
 
     def _run(self, statement: Statement) -> None:
         if isinstance(statement, form.Emit):
-            array = self.values[statement.of].array
-            resized = self.call.sizes.resized
-            self.emitted[statement.of] = (
-                array if resized is None else image.resized(array, *resized)
-            )
+            self._emit(statement)
             return
         if all(name in self.values for name in form.names_given(statement)):
             return  # the call gives them, or they were made together with others
@@ -136,6 +133,15 @@ class Execution:
                 self.values[statement.gives] = self.values[chosen]
             case _:
                 raise AssertionError(statement)
+
+    def _emit(self, statement: form.Emit) -> None:
+        array, resized = self.values[statement.of].array, self.call.sizes.resized
+        if statement.kind == "arrays":
+            self.arrays[statement.of] = array
+        else:
+            self.emitted[statement.of] = (
+                array if resized is None else image.resized(array, *resized)
+            )
 
     def _put(self, name: str, array: Array, rows: Rows) -> None:
         self.values[name] = Value(array, rows)

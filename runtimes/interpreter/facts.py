@@ -83,8 +83,13 @@ class Facts:
         return {each.argument: name for name, each in self.program.symbols.items()}
 
     @cached_property
+    def results(self) -> frozenset[str]:
+        """The values that a call gives back by their names, which it cannot be given."""
+        return frozenset(form.emitted(self.program, "arrays"))
+
+    @cached_property
     def public(self) -> frozenset[str]:
-        """The values that a call can give."""
+        """The values that a call can give or ask for."""
         return frozenset(name for name in self.types if not name.startswith("_"))
 
     @cached_property

@@ -87,7 +87,7 @@ class Signature:
 
     @cached_property
     def values(self) -> tuple[str, ...]:
-        """The values that a call may give or ask for, in the order in which programs make them."""
+        """The values that a call may ask for, in the order in which programs make them."""
         return _distinct(
             name for facts in self.facts for name in facts.types if name in facts.public
         )
@@ -109,7 +109,9 @@ class Signature:
         common = (*steps, "scheduler", "seed", *sizes, *bins, "num_images_per_prompt", *starts)
         last = (*common, "output_type", *stops)
         own = (*texts, *numbers, *self.pictures, *masks, *reading)
-        return _distinct((*(name for name in own if name not in last), *last, *self.values))
+        results = frozenset[str]().union(*(facts.results for facts in self.facts))
+        given = (name for name in self.values if name not in results)
+        return _distinct((*(name for name in own if name not in last), *last, *given))
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -429,8 +429,21 @@ class _Checker:
         self.types[choose.gives] = Type(then.integers, then.shape, met((then.rows, otherwise.rows)))
 
     def _emit(self, emit: form.Emit) -> Iterator[str]:
-        """Check that what is emitted are images of the size that the call asks for: those of
-        another size would be none that were asked for."""
+        """Check what is emitted."""
+        if emit.kind == "images":
+            yield from self._emitted_images(emit)
+        elif emit.of.startswith("_"):
+            yield f"{emit.of!r} is private: the caller could not ask for it by its name"
+        elif not any(
+            isinstance(step, form.Run) and not step.group and emit.of in step.gives.values()
+            for step in self.program.steps
+        ):
+            yield f"{emit.of!r} is not what a component gives by itself, in no group"
+
+    def _emitted_images(self, emit: form.Emit) -> Iterator[str]:
+        """Check that what is emitted are images of the size that the call asks for, since those of
+        another size would be none that were asked for; and that they are made of what the loop
+        gives by one component after the other, which decode latents by themselves."""
         value = self.types[emit.of]
         sides = [*self.program.symbols.items()][:2]
         wanted = [f"{symbol.unit}*{name}" for name, symbol in sides]
@@ -449,23 +462,40 @@ class _Checker:
                 f"{emit.of!r} is {value} for {value.rows}: no images; expected floats of "
                 f"{_CHANNELS} channels, and {' by '.join(wanted)}"
             )
-        if not any(
-            isinstance(step, form.Run)
-            and emit.of in step.gives.values()
-            and (len(step.feeds), len(step.gives)) == (1, 1)
+        if not self._is_decoded(emit.of):
+            yield f"{emit.of!r} is not what components of one input make of what the loop gives"
+
+    def _is_decoded(self, name: str) -> bool:
+        """Return whether a value is what components of one input each make, one after the other, of
+        what the loop gives."""
+        loops = form.loops_of(self.program)[-1:]
+        denoised = {made for loop in loops for made in form.names_given(loop)}
+        feeds = {
+            made: tuple(step.feeds.values())
             for step in self.program.steps
-        ):
-            yield f"{emit.of!r} is not what a component of one input and one output gives"
+            if isinstance(step, form.Run)
+            for made in step.gives.values()
+        }
+        places = len(self.program.steps)
+        while name in feeds and len(feeds[name]) == 1 and places:
+            (name,), places = feeds[name], places - 1
+            if name in denoised:
+                return True
+        return False
 
     def _whole_problems(self) -> Iterator[str]:
         """Check what a program must have, whatever it does."""
         if len(self.program.symbols) < 2:
             yield "expected two symbols or more, first those of the height and the width"
-        kinds = [type(step) for step in self.program.steps]
-        for kind, what, most in ((form.Loop, "loop", MOST_LOOPS), (form.Emit, "emit", 1)):
-            if not 1 <= kinds.count(kind) <= most:
-                expected = "one" if most == 1 else f"1 to {most}"
-                yield f"{kinds.count(kind)} statements {what!r}: expected {expected}"
+        loops = len(form.loops_of(self.program))
+        if not 1 <= loops <= MOST_LOOPS:
+            yield f"{loops} statements 'loop': expected 1 to {MOST_LOOPS}"
+        images = form.emitted(self.program, "images")
+        if len(images) != 1:
+            yield f"{len(images)} statements 'emit images': expected one"
+        arrays = form.emitted(self.program, "arrays")
+        if len({*arrays}) < len(arrays):
+            yield "an array is emitted twice"
 
     def _latents_problems(self) -> Iterator[str]:
         """Check the values that arrays in the place of images stand for."""

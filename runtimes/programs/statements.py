@@ -387,9 +387,10 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
 
 
 class Emit(Member, frozen=True, tag="emit", tag_field="do"):
-    """What the caller gets."""
+    """What the caller gets: images in the size of the call; or arrays, a public value as it is,
+    which the caller gets by its name, and which no call gives."""
 
-    kind: Literal["images"]
+    kind: Literal["images", "arrays"]
     of: str
 
 
@@ -436,6 +437,29 @@ def loops_of(program: Program) -> tuple[Loop, ...]:
 def loop_of(program: Program) -> Loop:
     """Return the main loop of a checked program: the last one, which makes what is decoded."""
     return loops_of(program)[-1]
+
+
+def emitted(program: Program, kind: str) -> tuple[str, ...]:
+    """Return the names of the values that a program emits as one kind of result."""
+    steps = (step for step in program.steps if isinstance(step, Emit))
+    return tuple(step.of for step in steps if step.kind == kind)
+
+
+def decoding_of(program: Program) -> tuple[Run, ...]:
+    """Return the runs that make the images of a checked program of what its loop gives, one after
+    the other: each is fed one value, which the one before it gave."""
+    makers = {
+        name: step
+        for step in program.steps
+        if isinstance(step, Run) and len(step.feeds) == 1
+        for name in step.gives.values()
+    }
+    (name,) = emitted(program, "images")
+    runs: list[Run] = []
+    while name in makers:
+        runs.insert(0, makers.pop(name))
+        (name,) = runs[0].feeds.values()
+    return tuple(runs)
 
 
 def names_given(statement: Statement) -> tuple[str, ...]:

@@ -283,21 +283,28 @@ class Bundle:
 
     @refusing
     def __call__(self, **call: Any) -> tuple[Array, Array]:
-        """Return latents and 8-bit images [N, rows, columns, C].
+        """Return latents and 8-bit images [N, rows, columns, C], see `results`."""
+        return self.results(**call)[:2]
+
+    @refusing
+    def results(self, **call: Any) -> tuple[Array, Array, dict[str, Array]]:
+        """Return latents, 8-bit images [N, rows, columns, C], and arrays by their names.
 
         call: arguments of section 7; texts are lists, images arrays. `pieces` is how many rows of
             ids a text may have at most.
         """
         made = Call(self, {name: value for name, value in call.items() if value is not None})
-        (emit,) = (step for step in made.program["steps"] if step["do"] == "emit")
-        made.run([emit["of"]])
-        image = made.rows(emit["of"], MADE)
+        emits = [step for step in made.program["steps"] if step["do"] == "emit"]
+        (shown,) = (emit["of"] for emit in emits if emit["kind"] == "images")
+        made.run([emit["of"] for emit in emits])
+        arrays = {emit["of"]: made.values[emit["of"]] for emit in emits if emit["of"] != shown}
+        image = made.rows(shown, MADE)
         right = image.ndim == 4 and [*image.shape[2:]] == [*made.sizes.values()][:2]
         expect(right and image.shape[1] in (1, 3, 4), f"images {image.shape}")
         image = resized(image, made.asked) if made.asked else image
         levels = np.rint(np.clip(image.astype(np.float32), 0, 1) * np.float32(255))
         latents = made.values[made.loop["state"]["name"]]
-        return latents, levels.astype(np.uint8).transpose(0, 2, 3, 1)
+        return latents, levels.astype(np.uint8).transpose(0, 2, 3, 1), arrays
 
 
 class Tokenizer:
@@ -357,7 +364,8 @@ class Call:
         for name, argument in arguments.items():
             if argument.get("latents") and given[name].shape[1] != 3:
                 given[argument["latents"]] = given[name]
-        public = {name for name in self.makers if name[0] != "_"}
+        results = {step["of"] for step in self.steps if step["do"] == "emit"}
+        public = {name for name in self.makers if name[0] != "_" and name not in results}
         self.values = {n: np.asarray(v, np.float32) for n, v in given.items() if n in public}
         self._kinds_and_lengths()
         self._texts([a for a in arguments.values() if a["kind"] == "text"])
@@ -561,7 +569,8 @@ class Call:
         ids = {n for n, v in names.items() if self.makers[v]["do"] == "tokens"}
         lengths = {component["inputs"][name]["shape"][1] for name in ids}
         forms = {v: component["outputs"][n]["shape"] for n, v in step["gives"].items()}
-        long = {v for v, form in forms.items() if v not in self.fixed and lengths == {form[1]}}
+        forms = {v: form for v, form in forms.items() if len(form) > 1 and v not in self.fixed}
+        long = {v for v, form in forms.items() if lengths == {form[1]}}
         graph = self.bundle.graphs[step["component"]]
         pieces = range(self.pieces if long else 1)
         made = [graph({n: v[:, i] if n in ids else v for n, v in feeds.items()}) for i in pieces]

@@ -205,6 +205,8 @@ class _Typing:
 
     def _emit(self, step: Node, rows: int) -> dict[str, Type]:
         kind, integers, shape = self.types[step["of"]]
+        if step["kind"] == "arrays":
+            return {}
         sides = tuple(unit * self.symbols[name] for unit, name in self.sides)
         right = kind == MADE and not integers and shape[1:] == sides and shape[0] in (1, 3, 4)
         expect(right, f"emit: no images of {sides}: {shape}")
@@ -299,9 +301,13 @@ def problems(program: Node) -> Iterator[str]:
         yield "bad names, or two that are alike"
     if any(name[0] == "_" for name in (*arguments, *sizes)):
         yield "a private argument"
-    if [step["do"] for step in steps].count("emit") != 1 or not 1 <= len(loops_of(program)) <= 8:
-        yield "no loop, too many, or not one emit"
+    emits = [step for step in steps if step["do"] == "emit"]
+    kinds = [step["kind"] for step in emits]
+    if kinds.count("images") != 1 or not 1 <= len(loops_of(program)) <= 8:
+        yield "no loop, too many, or images that are not emitted once"
         return
+    if len({step["of"] for step in emits}) < len(emits):
+        yield "something is emitted twice"
     if bins:
         sides = [side for _, *own in bins["sizes"] for side in own]
         whole = all(isinstance(side, int) and 1 <= side <= 2**20 for side in sides)
@@ -442,10 +448,17 @@ def _use_problems(program: Node, arguments: Mapping[str, Node], names: set[str])
     used: set[Any] = {name for step in steps for name in needs(step)}
     used |= {step["gives"] for step in steps if step.get("always")}
     used |= {name for test in tests for name in (*test["given"], test["argument"])}
-    emitted = [step["of"] for step in steps if step["do"] == "emit"]
-    single = [s for s in steps if s["do"] == "run" and len(s["feeds"]) == len(s["gives"]) == 1]
-    if not {*emitted} <= {name for step in single for name in gives(step)}:
-        yield "what is emitted is not what a component of one input and one output gives"
+    runs = {name: step for step in steps if step["do"] == "run" for name in gives(step)}
+    emits = {step["of"]: step["kind"] for step in steps if step["do"] == "emit"}
+    arrays = [name for name, kind in emits.items() if kind == "arrays"]
+    if any(name[0] == "_" or runs.get(name, {"group": 1})["group"] for name in arrays):
+        yield f"private arrays, or none of a component in no group: {arrays}"
+    (shown,) = emits.keys() - {*arrays}
+    for _ in steps:
+        if len(runs.get(shown, {"feeds": ()})["feeds"]) == 1:
+            (shown,) = runs[shown]["feeds"].values()
+    if shown not in gives(loops_of(program)[-1]) or shown in emits:
+        yield "images that components of one input do not make of what the loop gives"
     for step in steps:
         if gives(step) and all(name[0] == "_" and name not in used for name in gives(step)):
             yield f"nothing uses {gives(step)}"

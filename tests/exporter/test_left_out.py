@@ -17,7 +17,7 @@ from msgspec import structs
 
 from exporter.classes import CLASSES
 from exporter.compilation import refuse_unreadable
-from exporter.left_out import present
+from exporter.left_out import left_out, present
 from exporter.options import ExportOptions, up_to_date
 from exporter.source import load, quiet_loading, resolve
 from exporter.store import Store
@@ -52,22 +52,31 @@ def with_parts(folder: Path, source: Path, parts: Mapping[str, Any] = CHECKER) -
 @pytest.mark.fault("2.9", "the safety checker is left out without a word")
 def test_what_is_left_out_is_said(smallest: Path, tmp_path: Path, run: Run) -> None:
     """By the manifest, the result, and ``inspect``, and that it was asked for where it was."""
-    source = with_parts(tmp_path / "pipeline", smallest)
+    parts = {**CHECKER, "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    source = with_parts(tmp_path / "pipeline", smallest, parts)
     pipe = uncaptured(source, tmp_path / "bundle", without=["safety_checker"])
     found = {each.name: each.chosen for each in pipe.manifest.left_out}
-    assert found == {"safety_checker": True, "feature_extractor": False}
+    assert found == {"image_encoder": False, "safety_checker": True}
     assert all(each.why for each in pipe.manifest.left_out)
     made = pipe("red", num_inference_steps=1, output_type="latent")
     assert made.left_out == tuple(found)
     _, out, _ = run("inspect", tmp_path / "bundle")
     assert "safety_checker (as asked)" in out
-    assert "feature_extractor" in out
+    assert "image_encoder: it is for IP-Adapters alone" in out
 
 
 @pytest.mark.fault("2.9", "--without safety_checker is a choice that the bundle records")
-def test_a_choice_makes_another_manifest(smallest: Path, tmp_path: Path) -> None:
-    source = with_parts(tmp_path / "pipeline", smallest)
-    plain, chosen = resolve(source), resolve(source, without=["safety_checker"])
+def test_a_choice_makes_another_manifest(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Of a part that bundles have, and of one that they never have."""
+    source = pipeline_folder("sd-checked")
+    checked, unchecked = resolve(source), resolve(source, without=["safety_checker"])
+    assert checked.fingerprint != unchecked.fingerprint
+    assert (checked.without, unchecked.without) == ((), ("safety_checker",))
+    assert "feature_extractor" not in unchecked.parts
+    source = with_parts(tmp_path / "pipeline", source, {"image_encoder": ["transformers", "A"]})
+    plain, chosen = resolve(source), resolve(source, without=["image_encoder"])
     assert plain.fingerprint == chosen.fingerprint
     assert plain.without == chosen.without == ()
     bundle = fakes.make_bundle(tmp_path / "bundle")
@@ -82,7 +91,7 @@ def test_a_choice_makes_another_manifest(smallest: Path, tmp_path: Path) -> None
     options = ExportOptions(verify=False, schedulers=())
     assert up_to_date(recorded, plain, bundle, {}, options)
     assert not up_to_date(recorded, chosen, bundle, {}, options)
-    with pytest.raises(InputError, match="it works without: safety_checker, feature_extractor"):
+    with pytest.raises(InputError, match="it works without: safety_checker, image_encoder"):
         resolve(source, without=["unet"])
 
 
@@ -109,12 +118,13 @@ OF_OTHERS = {"requires_safety_checker", "add_watermarker"}
 @pytest.mark.fault("2.9", "second look: a part that no graph is made of, of any class")
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_other_part_is_named(name: str) -> None:
-    """Whatever a pipeline's class takes is used, or said to be left out."""
+    """Whatever a pipeline's class takes is used, can be left out, or is said to be."""
     taken = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
     others = taken - USED - OF_OTHERS
     index = {part: ["transformers", "AnyModel"] for part in others}
     said = set(present(name, index)) - {"watermark"}
-    assert said == others - set(CLASSES[name].needs)
+    checked = {part for parts in CLASSES[name].may_lack.values() for part in parts}
+    assert said == others - set(CLASSES[name].needs) - checked
     assert not set(present(name, {key: [None, None] for key in others})) - {"watermark"}
 
 
@@ -141,6 +151,18 @@ def test_parts_of_an_upscaler(
     assert all(each.chosen for each in chosen)
     pipe = load(source)
     assert all(pipe.components[name] is None for name in parts)
+
+
+@pytest.mark.fault(
+    "2.9", "a checkpoint of one file has no safety checker, and is said to have none"
+)
+def test_a_checkpoint_of_one_file() -> None:
+    """Whatever its configuration says: diffusers loads none with it either."""
+    name = "StableDiffusionPipeline"
+    assert present(name, CHECKER) == []
+    assert present(name, CHECKER, single_file=True) == ["safety_checker", "feature_extractor"]
+    left = left_out(name, ["safety_checker"], ["safety_checker"])
+    assert [(each.name, each.chosen) for each in left] == [("safety_checker", True)]
 
 
 @pytest.mark.fault("2.9", "the export says what it leaves out, unless it was asked to")

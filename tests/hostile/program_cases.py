@@ -200,7 +200,7 @@ def zeros_overflow(bad: BadBundle) -> None:
     _before_the_loop(bad, {"do": "zeros", "gives": "much", "shape": [1 << 25] * 3})
 
 
-@case("manifest", "is not what a component of one input and one output gives")
+@case("manifest", "is not what components of one input make of what the loop gives")
 def emit_of_latents(bad: BadBundle) -> None:
     """What is emitted as images are latents."""
     _edit(bad, lambda program: _first(program, "emit").update(of="denoised"))
@@ -212,10 +212,58 @@ def emit_of_encoded_texts(bad: BadBundle) -> None:
     _edit(bad, lambda program: _first(program, "emit").update(of="prompt_embeds"))
 
 
-@case("manifest", "0 statements 'emit'")
+@case("manifest", "0 statements 'emit images'")
 def emit_of_nothing(bad: BadBundle) -> None:
     """A program emits nothing."""
     _edit(bad, lambda program: program["steps"].pop())
+
+
+def _emit(bad: BadBundle, *names: str) -> None:
+    """Emit values as arrays, besides the images."""
+    emits = [{"do": "emit", "kind": "arrays", "of": name} for name in names]
+    _edit(bad, lambda program: program["steps"].extend(emits))
+
+
+@case("manifest", "2 statements 'emit images'")
+def emit_of_images_twice(bad: BadBundle) -> None:
+    """A program emits its images twice."""
+    _edit(bad, lambda program: program["steps"].append(dict(program["steps"][-1])))
+
+
+@case("manifest", "'_image' is private")
+def emit_of_a_private_array(bad: BadBundle) -> None:
+    """An array has a name that no caller may know."""
+    _emit(bad, "_image")
+
+
+@case("manifest", "'prompt_embeds' is not what a component gives by itself")
+def emit_of_a_group(bad: BadBundle) -> None:
+    """Encoded texts are emitted, which a call may also give."""
+    _emit(bad, "prompt_embeds")
+
+
+@case("manifest", "'latents' is not what a component gives")
+def emit_of_noise(bad: BadBundle) -> None:
+    """The noise that a call begins with is emitted, which a call may also give."""
+    _emit(bad, "latents")
+
+
+@case("manifest", "an array is emitted twice")
+def emit_of_an_array_twice(bad: BadBundle) -> None:
+    """The same array is emitted twice."""
+    _emit(bad, "prompt_embeds", "prompt_embeds")
+
+
+@case("manifest", "no value 'flags' before it")
+def emit_of_an_array_that_there_is_not(bad: BadBundle) -> None:
+    """An array is emitted that nothing gives."""
+    _emit(bad, "flags")
+
+
+@case("manifest", "is not what components of one input make of what the loop gives")
+def emit_of_images_of_an_encoder(bad: BadBundle) -> None:
+    """Images are decoded of noise that no loop has denoised."""
+    _edit(bad, lambda program: program["steps"][-2].update(feeds={"latents": "latents"}))
 
 
 @case("manifest", "nothing at the least size")
