@@ -1,0 +1,126 @@
+"""A tiny pipeline of Qwen-Image's classes, with fixed random weights."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+WIDTH = 24  # of the text encoder's states
+PAD = "<|endoftext|>"
+_SPECIAL = (PAD, "<|im_start|>", "<|im_end|>")
+# The words of the pipeline's template, each of which becomes one id as in the published vocabulary,
+# and some of prompts.
+_TEXT = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:\nuser\nassistant\n",
+    "a red blue circle square above large small drawing\n\n",
+)
+# Of the published model's scheduler; a few tokens are enough to shift the noise at tests' sizes.
+_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 4,
+    "max_image_seq_len": 96,
+    "shift_terminal": 0.02,
+    "time_shift_type": "exponential",
+}
+
+
+@cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the words and merges of a byte-pair encoding that has the words of `_TEXT`."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trained.pre_tokenizer = pre_tokenizers.Sequence([split, spelled])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, min_frequency=1, initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(_TEXT, trainer)
+    model = json.loads(trained.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def tokenizer() -> Qwen2Tokenizer:
+    """Return Qwen's tokenizer with a small vocabulary."""
+    vocabulary, merges = _vocabulary()
+    words = {**vocabulary, PAD: len(vocabulary)}
+    tokens = Qwen2Tokenizer(vocab=words, merges=merges, model_max_length=2048)
+    tokens.add_special_tokens({"additional_special_tokens": [*_SPECIAL[1:]]})
+    return tokens
+
+
+def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Return a language model with eyes, which the pipeline does not use."""
+    special = {name: len(tokens) - 1 for name in ("image_token_id", "video_token_id")}
+    places = {name: len(tokens) - 1 for name in ("vision_start_token_id", "vision_end_token_id")}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokens),
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]},
+            "pad_token_id": tokens.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokens.pad_token_id,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [0],
+        },
+        **special,
+        **places,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def autoencoder() -> AutoencoderKLQwenImage:
+    """Return a VAE of the published one's blocks and latents, with few channels."""
+    return AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+
+
+def transformer() -> QwenImageTransformer2DModel:
+    """Return a transformer of two blocks."""
+    return QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 4, 4),
+    )
+
+
+def qwen_image(folder: Path) -> None:
+    """Save a tiny `QwenImagePipeline`."""
+    tokens = tokenizer()
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
+        vae=autoencoder(),
+        text_encoder=text_encoder(tokens),
+        tokenizer=tokens,
+        transformer=transformer(),
+    ).save_pretrained(folder)
