@@ -134,16 +134,19 @@ class TextTokenizer:
         ids = [self.chunks(unweighted(text))[0].ids for text in texts]
         return np.array(ids, np.int64).reshape(-1, self.max_length)
 
-    def chunks(self, text: Weighted, most: int = 1, hint: str = "") -> list[Chunk]:
+    def chunks(
+        self, text: Weighted, most: int = 1, hint: str = "", ending: int = 0
+    ) -> list[Chunk]:
         """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
         up as the file says for a text of its own.
 
         A token has the weight of its first character that is no space; those that frame and fill
         have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
-        ends in `hint`.
+        ends in `hint`; the last `ending` characters are not quoted, and may be cut without it.
         """
         _check_length(len(text.text))
         text = self._expanded(text)
+        own = text.text[: len(text.text) - ending]
         # One by one: encode_batch would start a pool of threads for a handful of texts.
         with parsing(self._label, BundleError, _WHAT):
             encoding: Encoding = self._tokenizer.encode(text.text)
@@ -151,7 +154,7 @@ class TextTokenizer:
         # piece by piece, each framed and padded.
         pieces = [encoding, *encoding.overflowing]
         if len(pieces) > most:
-            self._warn(text.text, pieces[most], most, hint)
+            self._warn(own, pieces[most], most, hint)
         return [self._chunk(piece, text) for piece in pieces[:most]]
 
     def _expanded(self, text: Weighted) -> Weighted:
@@ -195,7 +198,7 @@ class TextTokenizer:
         starts = [
             begin for (begin, _), mask in zip(beyond.offsets, special, strict=True) if not mask
         ]
-        if not starts:
+        if not starts or starts[0] >= len(text):
             return
         handled = f"{chunks} × {self.max_length}" if chunks > 1 else str(self.max_length)
         warnings.warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,13 +27,13 @@ _TEXT = (
     "spatial relationships of the objects and background:\nuser\nassistant\n",
     "a red blue circle square above large small drawing\n\n",
 )
-# Of the published model's scheduler; a few tokens are enough to shift the noise at tests' sizes.
+# Of the published model's scheduler.
 _SCHEDULER = {
     "use_dynamic_shifting": True,
     "base_shift": 0.5,
     "max_shift": 0.9,
-    "base_image_seq_len": 4,
-    "max_image_seq_len": 96,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
     "shift_terminal": 0.02,
     "time_shift_type": "exponential",
 }
@@ -77,7 +78,11 @@ def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [1, 1, 1],
+            },
             "pad_token_id": tokens.pad_token_id,
             "bos_token_id": None,
             "eos_token_id": tokens.pad_token_id,
@@ -124,3 +129,6 @@ def qwen_image(folder: Path) -> None:
         tokenizer=tokens,
         transformer=transformer(),
     ).save_pretrained(folder)
+
+
+PIPELINES: Mapping[str, Callable[[Path], None]] = {"qwen-image": qwen_image}

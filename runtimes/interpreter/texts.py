@@ -8,8 +8,9 @@ has no sequence, such as a pooled vector, is that of the first chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,30 @@ from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
+from runtimes.prompt_weights import Weighted
 from runtimes.programs.statements import Run, Tokens
 from runtimes.session import Array
 from runtimes.sessions import Sessions
 from runtimes.tokenizer import Chunk, TextTokenizer
 
 Tokenizers = Mapping[str, TextTokenizer]
-_Row = tuple[str, ...]  # a text for each input of an encoder
+
+
+class _Framed(NamedTuple):
+    """A text of the call, and the template that it is read in."""
+
+    template: str
+    text: str
+
+    def weighted(self, parse: Callable[[str], Weighted]) -> Weighted:
+        """Return the whole text, whose marks `parse` reads; the template has none."""
+        before, _, after = map(prompt_weights.unweighted, self.template.partition("{}"))
+        parts = (before, parse(self.text), after)
+        weights = tuple(weight for part in parts for weight in part.weights)
+        return Weighted("".join(part.text for part in parts), weights)
+
+
+_Row = tuple[_Framed, ...]  # a text for each input of an encoder
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Reader:
         self._tokenizers = tokenizers
         self._statements = self._facts.tokens
         self._chunkable = self._facts.chunked
-        self._chunks: dict[tuple[str, str], list[Chunk]] = {}
+        self._chunks: dict[tuple[str, _Framed], list[Chunk]] = {}
         for run in runs:
             for name in run.feeds.values():
                 self._read(run.component, self._statements[name])
@@ -87,19 +105,24 @@ class Reader:
             hint = f" (max_embeddings_multiples={most + 1} would read on)"
         parse = prompt_weights.parse if self._call.prompt_weighting else prompt_weights.unweighted
         tokenizer = self._tokenizers[tokens.tokenizer]
-        for text in self._call.texts[tokens.text]:
+        for text in self._texts(tokens):
             key = (tokens.tokenizer, text)
             if key not in self._chunks:
-                self._chunks[key] = tokenizer.chunks(parse(text), most, hint)
+                ending = len(text.template.partition("{}")[2])
+                self._chunks[key] = tokenizer.chunks(text.weighted(parse), most, hint, ending)
+
+    def _texts(self, tokens: Tokens) -> list[_Framed]:
+        return [_Framed(tokens.template, text) for text in self._call.texts[tokens.text]]
 
     def _rows(self, run: Run) -> list[_Row]:
-        texts = [self._call.texts[self._statements[name].text] for name in run.feeds.values()]
+        texts = [self._texts(self._statements[name]) for name in run.feeds.values()]
         return [*zip(*texts, strict=True)]
 
     def of_encoder(self, runs: Sequence[Run]) -> _Tokenized:
         """Return the chunks that one encoder is run on."""
         inputs = [*runs[0].feeds]
-        tokenizers = [self._statements[runs[0].feeds[name]].tokenizer for name in inputs]
+        statements = [self._statements[runs[0].feeds[name]] for name in inputs]
+        tokenizers = [each.tokenizer for each in statements]
         columns: list[tuple[Chunk, ...]] = []
         places: dict[_Row, list[int]] = {}
 
@@ -117,7 +140,7 @@ class Reader:
         weighted = any(chunk.weights for column in columns for chunk in column)
         empty = -1
         if weighted or any(len(places[row]) < count for row in rows):
-            empty = add(("",) * len(inputs))[0]
+            empty = add(tuple(_Framed(each.template, "") for each in statements))[0]
         filled = {row: (*own, *[empty] * (count - len(own))) for row, own in places.items()}
         by_input = dict(zip(inputs, zip(*columns, strict=True), strict=True))
         return _Tokenized(
@@ -135,16 +158,16 @@ class Reader:
         """Yield the chunks of a row; a text with fewer than another goes on with the empty one."""
         parts = []
         for name, text in zip(names, row, strict=True):
-            read = self._chunks.get((name, text))
-            parts.append(
-                [*(read or self._tokenizers[name].chunks(prompt_weights.unweighted(text)))]
-            )
+            parts.append([*(self._chunks.get((name, text)) or self._unweighted(name, text))])
         longest = max(map(len, parts))
-        for part, name in zip(parts, names, strict=True):
+        for part, name, text in zip(parts, names, row, strict=True):
             if len(part) < longest:
-                empty = self._tokenizers[name].chunks(prompt_weights.unweighted(""))
+                empty = self._unweighted(name, _Framed(text.template, ""))
                 part += [*empty] * (longest - len(part))
         yield from zip(*parts, strict=True)
+
+    def _unweighted(self, tokenizer: str, text: _Framed) -> list[Chunk]:
+        return self._tokenizers[tokenizer].chunks(text.weighted(prompt_weights.unweighted))
 
     def taken(
         self, run: Run, tokenized: _Tokenized, outputs: Mapping[str, Array]

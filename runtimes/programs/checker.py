@@ -32,6 +32,7 @@ _MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _LARGEST_NUMBER = 1e9
+_LONGEST_TEMPLATE = 1 << 12  # characters around a text
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
 
 Graphs: TypeAlias = Mapping[str, Graph]
@@ -282,6 +283,11 @@ class _Checker:
     def _tokens(self, tokens: form.Tokens) -> Iterator[str]:
         if not isinstance(self.arguments[tokens.text], Text):
             yield f"{tokens.text!r} is no text"
+        if tokens.template.count("{}") != 1 or len(tokens.template) > _LONGEST_TEMPLATE:
+            yield (
+                f"a template of {len(tokens.template)} characters: expected one '{{}}', and at "
+                f"most {_LONGEST_TEMPLATE}"
+            )
         # How long a text is, the tokenizer says: the graph that takes it has the number.
         self.types[tokens.gives] = Type(True, (), Rows.PROMPTS)
 

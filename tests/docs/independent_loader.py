@@ -500,14 +500,17 @@ class Call:
         live = [step for step in self.steps if {*gives(step)} & needed - self.values.keys()]
         read, most = self.bundle.tokenizers, self.given.get("pieces", 1)
         tokens = [step for step in live if step["do"] == "tokens"]
-        rows = [read[s["tokenizer"]].rows(t, most) for s in tokens for t in self.texts[s["text"]]]
+        rows = [read[s["tokenizer"]].rows(t, most) for s in tokens for t in self._framed(s)]
         self.pieces = max(map(len, rows), default=1)
         for step in live:
             getattr(self, f"_do_{step['do']}")(step)
 
+    def _framed(self, step: Node) -> list[str]:
+        return [step["template"].replace("{}", text) for text in self.texts[step["text"]]]
+
     def _do_tokens(self, step: Node) -> None:
-        texts, read = self.texts[step["text"]], self.bundle.tokenizers[step["tokenizer"]].rows
-        empty = read("", 1) * self.pieces
+        texts, read = self._framed(step), self.bundle.tokenizers[step["tokenizer"]].rows
+        empty = read(step["template"].replace("{}", ""), 1) * self.pieces
         rows = [[*read(text, self.pieces), *empty][: self.pieces] for text in texts]
         self.values[step["gives"]] = np.array(rows).repeat(self.prompts // len(rows), axis=0)
 

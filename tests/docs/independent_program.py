@@ -131,6 +131,8 @@ class _Typing:
         if step["do"] == "tokens":
             rows, shape = PROMPT, (self.lengths[step["tokenizer"]],)
             self._are([step["text"]], "text")
+            template = step["template"]
+            expect(template.count("{}") == 1 and len(template) <= 4096, "a bad template")
         elif step["do"] == "pixels":
             self._pixels(step)
             rows = GIVEN

@@ -174,6 +174,18 @@ def value_that_nothing_uses(bad: BadBundle) -> None:
     _before_the_loop(bad, {"do": "zeros", "gives": "_idle", "shape": [1]})
 
 
+@case("manifest", "expected one '{}'")
+def tokens_of_no_text(bad: BadBundle) -> None:
+    """Texts are read in a template that has no place for them."""
+    _edit(bad, lambda program: _first(program, "tokens").update(template="a drawing"))
+
+
+@case("manifest", "expected one '{}', and at most 4096")
+def tokens_of_a_long_template(bad: BadBundle) -> None:
+    """Texts are read in a template of a million characters."""
+    _edit(bad, lambda program: _first(program, "tokens").update(template="{}" + "a" * 10**6))
+
+
 @case("manifest", "values of [2, 3] axes")
 def join_of_different_forms(bad: BadBundle) -> None:
     """Encoded texts are joined with noise."""

@@ -1,0 +1,194 @@
+"""Qwen-Image: texts read by Qwen2.5-VL in a template, a transformer over patches of latents with
+rotary positions, guidance that keeps the length of each patch, and a VAE of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from exporter.classes import TEXT_TO_IMAGE
+from exporter.families import Description, Graph, Shifted, Tokens, calling
+from exporter.families.qwen_image_graphs import PATCH, Denoiser, FrameDecoder, TextEncoder
+from exporter.families.text_to_image import Decoder, Scaling, ids_spec, sample_spec, timestep_spec
+from exporter.families.transformer_parts import latents_of_transformer, longest_text, unpacked
+from exporter.families.unet_pipelines import check_parts
+from exporter.programs.draft import Draft
+from exporter.programs.sides import NEGATIVE, sides_of
+from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.statements import Push, Test
+
+COMPONENTS = {
+    "text_encoder": ("text_encoder",),
+    "denoiser": ("transformer",),
+    "vae_decoder": ("vae",),
+}
+_SCALE = "true_cfg_scale"
+_STATES, _MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
+_PUBLIC = {_STATES: "prompt_embeds", _MASK: "prompt_embeds_mask"}
+_MAX_SHIFT = 1.15  # of the pipeline, where its scheduler says none
+# Entries of the transformer's configuration that other pipelines of Qwen-Image have.
+_OF_OTHERS = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
+
+
+def describe(pipe: Any) -> Description:
+    """See `exporter.families.Description`."""
+    check_parts(pipe, "text_encoder", "tokenizer", "transformer", "vae")
+    _check_transformer(pipe.transformer)
+    _check_vae(pipe)
+    channels = pipe.vae.config.z_dim
+    latents = latents_of_transformer(
+        channels, pipe.default_sample_size, pipe.vae_scale_factor, PATCH, rounds=True
+    )
+    draft = Draft(TEXT_TO_IMAGE, type(pipe), latents)
+    _guide(draft)
+    for side in sides_of(draft, "off"):
+        template = pipe.prompt_template_encode
+        ids = side.tokens("input_ids", "tokenizer", "prompt", template=template)
+        for name, value in side.run("text_encoder", {"input_ids": ids}, _PUBLIC).items():
+            side.feed(name, value)
+    encoder = _text_encoder(pipe)
+    return Description(
+        programs=(draft.program(),),
+        graphs=(encoder, _denoiser(pipe, encoder), _decoder(pipe)),
+        tokens=(Tokens("tokenizer", _ids(pipe)),),
+        denoiser=pipe.transformer,
+        call=_call(pipe),
+        view=_latents,
+        shifted=Shifted(PATCH, _MAX_SHIFT),
+    )
+
+
+def _check_transformer(transformer: Any) -> None:
+    """Refuse a transformer that was made for another pipeline.
+
+    Raises:
+        UnsupportedPipeline: naming what it has and what it would need.
+    """
+    config = transformer.config
+    asked = [name for name in _OF_OTHERS if config.get(name)]
+    if asked:
+        raise UnsupportedPipeline(
+            f"a QwenImageTransformer2DModel with {' and '.join(asked)}: such models are of other "
+            "pipelines than QwenImagePipeline, and are not supported yet"
+        )
+    packed = PATCH * PATCH * transformer.out_channels
+    if config.patch_size != PATCH or config.in_channels != packed:
+        raise UnsupportedPipeline(
+            f"a QwenImageTransformer2DModel of patches of {config.patch_size} with "
+            f"{config.in_channels} input and {transformer.out_channels} output channels: "
+            f"QwenImagePipeline has patches of {PATCH}, and {packed} input channels for such an "
+            "output"
+        )
+
+
+def _check_vae(pipe: Any) -> None:
+    """Refuse a VAE whose latents are not the transformer's, or that makes other images of them than
+    the pipeline counts on.
+
+    Raises:
+        UnsupportedPipeline: naming what it has and what it would need.
+    """
+    config, channels = pipe.vae.config, pipe.transformer.out_channels
+    if config.z_dim != channels:
+        raise UnsupportedPipeline(
+            f"a VAE for latents of {config.z_dim} channels does not fit the transformer, which "
+            f"has {channels}: diffusers cannot run them either"
+        )
+    enlarged = 2 ** (len(config.dim_mult) - 1)
+    if enlarged != pipe.vae_scale_factor:
+        raise UnsupportedPipeline(
+            f"a VAE that makes {enlarged} pixels of a latent along a side: QwenImagePipeline counts "
+            f"on {pipe.vae_scale_factor}, and makes images of another size than asked for"
+        )
+
+
+def _guide(draft: Draft) -> None:
+    """Guide by a negative text; off without one."""
+    scale = draft.scale(_SCALE, 4.0)
+    texts = tuple(NEGATIVE + name for name in ("prompt", *_PUBLIC.values()))
+    when = (Test(argument=scale, above=1.0), Test(given=texts))
+    draft.branch("positive")
+    draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
+
+
+def _ids(pipe: Any) -> int:
+    """Return how many ids a text becomes: those of the template's beginning, which the transformer
+    is not given, and what it takes at most."""
+    return int(pipe.prompt_template_encode_start_idx) + longest_text(pipe)
+
+
+def _text_encoder(pipe: Any) -> Graph:
+    encoder, length = pipe.text_encoder, longest_text(pipe)
+    width = encoder.config.get_text_config().hidden_size
+    component = Component(
+        name="text_encoder",
+        role="encoder",
+        inputs={"input_ids": ids_spec(_ids(pipe))},
+        outputs={
+            _STATES: TensorSpec("float32", ("batch", length, width)),
+            _MASK: TensorSpec("float32", ("batch", length)),
+        },
+    )
+    skipped = int(pipe.prompt_template_encode_start_idx)
+    module = TextEncoder(encoder, pipe.tokenizer.pad_token_id, skipped)
+    return Graph(component, module, encoder.get_input_embeddings().num_embeddings)
+
+
+def _denoiser(pipe: Any, encoder: Graph) -> Graph:
+    sample = sample_spec(pipe.vae.config.z_dim)
+    inputs = {"sample": sample, "timestep": timestep_spec(), **encoder.component.outputs}
+    component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
+    return Graph(component, Denoiser(pipe.transformer))
+
+
+def _decoder(pipe: Any) -> Graph:
+    config, factor = pipe.vae.config, pipe.vae_scale_factor
+    size = (f"{factor}*height", f"{factor}*width")
+    component = Component(
+        name="vae_decoder",
+        role="decoder",
+        inputs={"latents": sample_spec(config.z_dim)},
+        outputs={"image": TensorSpec("float32", ("batch", config.input_channels, *size))},
+    )
+    mean, deviation = (
+        torch.tensor(each).float().view(1, -1, 1, 1)
+        for each in (config.latents_mean, config.latents_std)
+    )
+    return Graph(component, Decoder(FrameDecoder(pipe.vae), Scaling(1.0, mean, deviation)))
+
+
+def _call(pipe: Any) -> Callable[..., Any]:
+    """Return what runs the pipeline (see `exporter.families.calling`), with so many prompts next to
+    each other in the place of `num_images_per_prompt`: for several prompts of different lengths,
+    the class puts the masks of its texts in another order than the texts."""
+    run = calling(pipe)
+
+    def call(
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        **arguments: Any,
+    ) -> Any:
+        prompts = [prompt] if isinstance(prompt, str) else [*prompt]
+        texts = {"prompt": prompts}
+        if negative_prompt is not None:
+            alone = isinstance(negative_prompt, str)
+            texts["negative_prompt"] = (
+                [negative_prompt] * len(prompts) if alone else [*negative_prompt]
+            )
+        repeated = {
+            name: [text for text in own for _ in range(num_images_per_prompt)]
+            for name, own in texts.items()
+        }
+        return run(**repeated, **arguments)
+
+    return call
+
+
+def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
+    """Return what the pipeline's loop holds as latents; the transformer was told the size."""
+    _, rows, columns = named["img_shapes"][0][0]
+    return unpacked(held, torch.empty(rows * PATCH, columns * PATCH, device="meta"), PATCH)
