@@ -207,8 +207,12 @@ def _of_one_frame(module: torch.nn.Module) -> torch.nn.Module:
         return _flat_convolution(module)
     if kind == "QwenImageAttentionBlock":
         return _FrameAttention(module)
+    if kind == "QwenImageUpsample":
+        # For a whole factor "nearest" takes the same numbers as "nearest-exact", which makes places
+        # in an image, of the size that a graph was captured at.
+        return torch.nn.Upsample(scale_factor=2.0, mode="nearest")
     if kind == "QwenImageResample":
-        return module.resample  # type: ignore[return-value]
+        return _of_one_frame(module.resample)  # type: ignore[arg-type]
     made = copy.copy(module)
     made._modules = {
         name: part if part is None else _of_one_frame(part)
