@@ -33,8 +33,11 @@ MANIFEST = "manifest.json"
 LARGEST = 16 << 20  # bytes of a manifest; that of a large bundle has some 100,000
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
+# "combiner": it makes one prediction of those of several branches.
 # "postprocessor": what is run on the images that the decoder made.
-Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder", "postprocessor"]
+Role = Literal[
+    "encoder", "denoiser", "shallow", "decoder", "image_encoder", "combiner", "postprocessor"
+]
 
 
 class File(_Base, frozen=True):

@@ -101,6 +101,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         "denoiser": inner,
         "shallow": inner,
         "decoder": sides | {"batch": images},
+        "combiner": sides | {"batch": images},
         "postprocessor": sides | {"batch": images},
         "image_encoder": sides | {"batch": 1},
     }

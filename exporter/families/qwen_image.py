@@ -10,7 +10,13 @@ import torch
 
 from exporter.classes import TEXT_TO_IMAGE
 from exporter.families import Description, Graph, Shifted, Tokens, calling
-from exporter.families.qwen_image_graphs import PATCH, Denoiser, FrameDecoder, TextEncoder
+from exporter.families.qwen_image_graphs import (
+    PATCH,
+    Combiner,
+    Denoiser,
+    FrameDecoder,
+    TextEncoder,
+)
 from exporter.families.text_to_image import Decoder, Scaling, ids_spec, sample_spec, timestep_spec
 from exporter.families.transformer_parts import latents_of_transformer, longest_text, unpacked
 from exporter.families.unet_pipelines import check_parts
@@ -18,11 +24,13 @@ from exporter.programs.draft import Draft
 from exporter.programs.sides import NEGATIVE, sides_of
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
-from runtimes.programs.statements import Push, Test
+from runtimes.programs.statements import GUIDED, Combine, Push, Test
 
+_COMBINER = "combiner"
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
     "denoiser": ("transformer",),
+    _COMBINER: (),
     "vae_decoder": ("vae",),
 }
 _SCALE = "true_cfg_scale"
@@ -52,7 +60,7 @@ def describe(pipe: Any) -> Description:
     encoder = _text_encoder(pipe)
     return Description(
         programs=(draft.program(),),
-        graphs=(encoder, _denoiser(pipe, encoder), _decoder(pipe)),
+        graphs=(encoder, _denoiser(pipe, encoder), _combiner(pipe), _decoder(pipe)),
         tokens=(Tokens("tokenizer", _ids(pipe)),),
         denoiser=pipe.transformer,
         call=_call(pipe),
@@ -112,6 +120,7 @@ def _guide(draft: Draft) -> None:
     when = (Test(argument=scale, above=1.0), Test(given=texts))
     draft.branch("positive")
     draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
+    draft.combine = Combine(component=_COMBINER, feeds={"positive": "positive", GUIDED: GUIDED})
 
 
 def _ids(pipe: Any) -> int:
@@ -142,6 +151,13 @@ def _denoiser(pipe: Any, encoder: Graph) -> Graph:
     inputs = {"sample": sample, "timestep": timestep_spec(), **encoder.component.outputs}
     component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
     return Graph(component, Denoiser(pipe.transformer))
+
+
+def _combiner(pipe: Any) -> Graph:
+    sample = sample_spec(pipe.vae.config.z_dim)
+    inputs = {"positive": sample, GUIDED: sample}
+    component = Component(_COMBINER, "combiner", inputs, {"prediction": sample})
+    return Graph(component, Combiner())
 
 
 def _decoder(pipe: Any) -> Graph:

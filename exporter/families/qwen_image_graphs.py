@@ -161,7 +161,7 @@ class Denoiser(torch.nn.Module):
         return (unpacked(prediction, sample, PATCH),)
 
 
-class Combine(torch.nn.Module):
+class Combiner(torch.nn.Module):
     """positive and guided predictions [batch, channels, height, width] → the guided one, of which
     each patch is as long as that of the positive one."""
 
