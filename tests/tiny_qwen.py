@@ -74,7 +74,7 @@ def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
             "vocab_size": len(tokens),
             "hidden_size": WIDTH,
             "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 1,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
@@ -102,8 +102,10 @@ def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def autoencoder() -> AutoencoderKLQwenImage:
-    """Return a VAE of the published one's blocks and latents, with few channels."""
-    return AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1)
+    """Return a VAE of the published one's latents, which makes 4 pixels of one along a side."""
+    return AutoencoderKLQwenImage(
+        base_dim=8, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, True]
+    )
 
 
 def transformer() -> QwenImageTransformer2DModel:

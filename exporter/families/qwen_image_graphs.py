@@ -166,9 +166,14 @@ class Combiner(torch.nn.Module):
     each patch is as long as that of the positive one."""
 
     def forward(self, positive: torch.Tensor, guided: torch.Tensor) -> tuple[torch.Tensor]:
-        wanted, found = (packed(each, PATCH) for each in (positive, guided))
-        lengths = [torch.linalg.vector_norm(each, dim=2, keepdim=True) for each in (wanted, found)]
-        return (unpacked(found * (lengths[0] / lengths[1]), guided, PATCH),)
+        ratio = (_mean_squares(positive) / _mean_squares(guided)).sqrt()
+        return (guided * torch.nn.functional.interpolate(ratio, scale_factor=float(PATCH)),)
+
+
+def _mean_squares(prediction: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the squares of each patch's numbers, [batch, 1, rows, columns]."""
+    squares = prediction.square().mean(dim=1, keepdim=True)
+    return torch.nn.functional.avg_pool2d(squares, PATCH)
 
 
 class FrameDecoder(torch.nn.Module):
