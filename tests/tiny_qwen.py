@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from diffusers import (
     AutoencoderKLQwenImage,
@@ -101,24 +102,29 @@ def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def autoencoder() -> AutoencoderKLQwenImage:
+def autoencoder(**options: Any) -> AutoencoderKLQwenImage:
     """Return a VAE of the published one's latents, which makes 4 pixels of one along a side."""
-    return AutoencoderKLQwenImage(
-        base_dim=8, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[False, True]
-    )
+    usual = {
+        "base_dim": 8,
+        "dim_mult": [1, 1, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+    }
+    return AutoencoderKLQwenImage(**{**usual, **options})
 
 
-def transformer() -> QwenImageTransformer2DModel:
+def transformer(**options: Any) -> QwenImageTransformer2DModel:
     """Return a transformer of two blocks."""
-    return QwenImageTransformer2DModel(
-        in_channels=64,
-        out_channels=16,
-        num_layers=2,
-        attention_head_dim=12,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(4, 4, 4),
-    )
+    usual = {
+        "in_channels": 64,
+        "out_channels": 16,
+        "num_layers": 2,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "axes_dims_rope": (4, 4, 4),
+    }
+    return QwenImageTransformer2DModel(**{**usual, **options})
 
 
 def qwen_image(folder: Path) -> None:
