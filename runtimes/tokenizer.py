@@ -134,9 +134,7 @@ class TextTokenizer:
         ids = [self.chunks(unweighted(text))[0].ids for text in texts]
         return np.array(ids, np.int64).reshape(-1, self.max_length)
 
-    def chunks(
-        self, text: Weighted, most: int = 1, hint: str = "", ending: int = 0
-    ) -> list[Chunk]:
+    def chunks(self, text: Weighted, most: int = 1, hint: str = "", ending: int = 0) -> list[Chunk]:
         """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
         up as the file says for a text of its own.
 

@@ -108,8 +108,8 @@ def _check_vae(pipe: Any) -> None:
     enlarged = 2 ** (len(config.dim_mult) - 1)
     if enlarged != pipe.vae_scale_factor:
         raise UnsupportedPipeline(
-            f"a VAE that makes {enlarged} pixels of a latent along a side: QwenImagePipeline counts "
-            f"on {pipe.vae_scale_factor}, and makes images of another size than asked for"
+            f"a VAE that makes {enlarged} pixels of a latent along a side: QwenImagePipeline "
+            f"counts on {pipe.vae_scale_factor}, and makes images of another size than asked for"
         )
 
 
@@ -188,13 +188,11 @@ def _call(pipe: Any) -> Callable[..., Any]:
         num_images_per_prompt: int = 1,
         **arguments: Any,
     ) -> Any:
-        prompts = [prompt] if isinstance(prompt, str) else [*prompt]
-        texts = {"prompt": prompts}
-        if negative_prompt is not None:
-            alone = isinstance(negative_prompt, str)
-            texts["negative_prompt"] = (
-                [negative_prompt] * len(prompts) if alone else [*negative_prompt]
-            )
+        texts = {"prompt": [prompt] if isinstance(prompt, str) else [*prompt]}
+        if isinstance(negative_prompt, str):
+            texts["negative_prompt"] = [negative_prompt] * len(texts["prompt"])
+        elif negative_prompt is not None:
+            texts["negative_prompt"] = [*negative_prompt]
         repeated = {
             name: [text for text in own for _ in range(num_images_per_prompt)]
             for name, own in texts.items()

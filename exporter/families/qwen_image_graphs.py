@@ -112,7 +112,8 @@ def _heads(
     """Return query, key and value [batch, heads, tokens, width] of states [batch, tokens, …]."""
     made = []
     for name in ("q", "k", "v"):
-        heads = getattr(attn, projection.format(name))(states).unflatten(2, (attn.heads, -1))
+        projected: torch.Tensor = getattr(attn, projection.format(name))(states)
+        heads = projected.reshape(*states.shape[:2], attn.heads, -1)
         if name != "v":
             normalized = getattr(attn, norm.format(name))(heads)
             heads = _rotated(normalized, *rotation)
@@ -122,7 +123,7 @@ def _heads(
 
 def _rotated(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Return [batch, tokens, heads, width] with each pair of numbers turned by its angle."""
-    real, imaginary = states.unflatten(3, (-1, 2)).unbind(-1)
+    real, imaginary = states.reshape(*states.shape[:3], -1, 2).unbind(-1)
     turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
     return states * cosines[:, None] + turned * sines[:, None]
 

@@ -19,8 +19,8 @@ from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
-from runtimes.prompt_weights import Weighted
 from runtimes.programs.statements import Run, Tokens
+from runtimes.prompt_weights import Weighted
 from runtimes.session import Array
 from runtimes.sessions import Sessions
 from runtimes.tokenizer import Chunk, TextTokenizer
