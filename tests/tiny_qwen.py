@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import (
@@ -29,7 +30,7 @@ _TEXT = (
     "a red blue circle square above large small drawing\n\n",
 )
 # Of the published model's scheduler.
-_SCHEDULER = {
+SCHEDULER = {
     "use_dynamic_shifting": True,
     "base_shift": 0.5,
     "max_shift": 0.9,
@@ -66,40 +67,48 @@ def tokenizer() -> Qwen2Tokenizer:
     return tokens
 
 
-def text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Return a language model with eyes, which the pipeline does not use."""
-    special = {name: len(tokens) - 1 for name in ("image_token_id", "video_token_id")}
-    places = {name: len(tokens) - 1 for name in ("vision_start_token_id", "vision_end_token_id")}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokens),
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [1, 1, 1],
+_LAYERS = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_EYES = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+
+
+def text_encoder(
+    tokens: Qwen2Tokenizer,
+    sections: Sequence[int] = (1, 1, 1),
+    layers: Mapping[str, int] = MappingProxyType(_LAYERS),
+    eyes: Mapping[str, int] = MappingProxyType(_EYES),
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Return a language model with eyes, which the pipeline does not use.
+
+    Args:
+        sections: how many pairs of numbers of a head each rotary axis has.
+    """
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*sections]}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                **layers,
+                "vocab_size": len(tokens),
+                "max_position_embeddings": 2048,
+                "rope_parameters": rotary,
+                "pad_token_id": tokens.pad_token_id,
+                "bos_token_id": None,
+                "eos_token_id": tokens.pad_token_id,
             },
-            "pad_token_id": tokens.pad_token_id,
-            "bos_token_id": None,
-            "eos_token_id": tokens.pad_token_id,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-            "fullatt_block_indexes": [0],
-        },
-        **special,
-        **places,
+            vision_config={
+                **eyes,
+                "out_hidden_size": layers["hidden_size"],
+                "fullatt_block_indexes": [0],
+            },
+            **dict.fromkeys(names, len(tokens) - 1),
+        )
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def autoencoder(**options: Any) -> AutoencoderKLQwenImage:
@@ -131,7 +140,7 @@ def qwen_image(folder: Path) -> None:
     """Save a tiny `QwenImagePipeline`."""
     tokens = tokenizer()
     QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**_SCHEDULER),
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         vae=autoencoder(),
         text_encoder=text_encoder(tokens),
         tokenizer=tokens,
