@@ -12,6 +12,7 @@ import torch
 from exporter.families.transformer_parts import Rotary, packed, unpacked, with_module
 
 PATCH = 2
+_LEAST_NORM = 1e-12  # of `torch.nn.functional.normalize`
 _TIMESTEPS = 1000.0  # the pipeline divides them by it, the transformer multiplies
 
 
@@ -173,8 +174,10 @@ class Combiner(torch.nn.Module):
 
 def _mean_squares(prediction: torch.Tensor) -> torch.Tensor:
     """Return the mean of the squares of each patch's numbers, [batch, 1, rows, columns]."""
-    squares = prediction.square().mean(dim=1, keepdim=True)
-    return torch.nn.functional.avg_pool2d(squares, PATCH)
+    batch, _, height, width = prediction.shape
+    squares = prediction.square().mean(dim=1)
+    grid = squares.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH)
+    return grid.mean(dim=(2, 4))[:, None]
 
 
 class FrameDecoder(torch.nn.Module):
@@ -195,15 +198,37 @@ class FrameDecoder(torch.nn.Module):
         return (self.decoder(self.first(latents)),)
 
 
+class _FrameNorm(torch.nn.Module):
+    """A `QwenImageRMS_norm` of one frame, in the form that passes and targets know: by the root of
+    the mean of squares over the channels."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        channels = norm.gamma.numel()
+        weight = norm.gamma.detach().reshape(channels, 1, 1)
+        self.gamma = torch.nn.Parameter(weight, requires_grad=False)
+        self.least = _LEAST_NORM / channels**0.5
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        root = states.square().mean(dim=1, keepdim=True).sqrt()
+        return states / root.clamp_min(self.least) * self.gamma
+
+
 class _FrameAttention(torch.nn.Module):
-    """Self-attention of a video with one frame."""
+    """A `QwenImageAttentionBlock` of one frame."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        self.attention = attention
+        self.norm = _FrameNorm(attention.norm)
+        self.to_qkv = attention.to_qkv
+        self.proj = attention.proj
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.attention(states[:, :, None])[:, :, 0]  # type: ignore[no-any-return]
+        joint = self.to_qkv(self.norm(states)).flatten(2).transpose(1, 2)[:, None]
+        query, key, value = joint.chunk(3, dim=-1)
+        seen = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        image = seen[:, 0].transpose(1, 2).reshape(states.shape)
+        return states + self.proj(image)  # type: ignore[no-any-return]
 
 
 def _of_one_frame(module: torch.nn.Module) -> torch.nn.Module:
@@ -213,6 +238,8 @@ def _of_one_frame(module: torch.nn.Module) -> torch.nn.Module:
         return _flat_convolution(module)
     if kind == "QwenImageAttentionBlock":
         return _FrameAttention(module)
+    if kind == "QwenImageRMS_norm":
+        return _FrameNorm(module)
     if kind == "QwenImageUpsample":
         # For a whole factor "nearest" takes the same numbers as "nearest-exact", which makes places
         # in an image, of the size that a graph was captured at.
@@ -224,9 +251,6 @@ def _of_one_frame(module: torch.nn.Module) -> torch.nn.Module:
         name: part if part is None else _of_one_frame(part)
         for name, part in module._modules.items()
     }
-    if kind == "QwenImageRMS_norm":
-        gamma: Any = module.gamma
-        made._parameters = {"gamma": torch.nn.Parameter(gamma[:, 0], requires_grad=False)}
     return made
 
 

@@ -32,7 +32,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `exporter.targets.Target`."""
     opsets = {torch.bfloat16: _OPSET_BF16, torch.int8: _OPSET_INTEGERS}
     kinds = {weight.dtype for weight in program.state_dict.values()}
-    opset = max(opsets.get(kind, OPSET) for kind in kinds)
+    opset = max((opsets.get(kind, OPSET) for kind in kinds), default=OPSET)
     return onnx.lower(program, component, folder, opset)
 
 

@@ -4,15 +4,22 @@ other pipelines have are refused."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImagePipeline
 
+from exporter import targets
 from exporter.families.qwen_image import describe
-from exporter.families.qwen_image_graphs import Denoiser, FrameDecoder
+from exporter.families.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
+from exporter.targets.options import Settings
+from runtimes.backend import find
 from runtimes.errors import UnsupportedPipeline
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.latents import Latents
 from tests import tiny_qwen
 
 
@@ -57,6 +64,29 @@ def test_patches_and_texts(side: tuple[int, int]) -> None:
     longer = torch.cat([mask, torch.zeros(3, 2)], dim=1)
     (found,) = Denoiser(transformer)(sample, timestep, filled, longer)
     assert torch.allclose(found, unpacked, atol=1e-5)
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize(
+    ("target", "engine"), [("coreml", "coreml-reference"), ("tensorrt", "onnxruntime")]
+)
+def test_a_graph_without_weights(target: str, engine: str, tmp_path: Path) -> None:
+    """What combines predictions has nothing to store, and refers to no files of weights."""
+    spec = TensorSpec("float32", (1, 16, 4, 6))
+    forms = {"positive": spec, "guided": spec}
+    component = Component("combiner", "combiner", forms, {"prediction": spec})
+    inputs = {name: torch.randn(1, 16, 4, 6) for name in forms}
+    program = torch.export.export(Combiner(), (), inputs)
+    told: dict[str, Any] = {}
+    if target == "coreml":
+        own = targets.TARGETS[target].options()
+        told = {"settings": Settings("fp32", own, Latents(16, 8, 2, 4, 6))}
+    entry = tmp_path / targets.get(target).lower(program, component, tmp_path, **told)
+    backend = find(engine)
+    assert all(path.is_file() for path in backend.references(entry))
+    with backend().open(entry, component) as session:
+        found = session.run({name: value.numpy() for name, value in inputs.items()})
+    assert np.allclose(found["prediction"], Combiner()(**inputs)[0], atol=1e-5)
 
 
 def _pipeline(**parts: Any) -> QwenImagePipeline:
