@@ -22,6 +22,7 @@ from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline
 from runtimes.tokenizer import PromptTruncatedWarning
 from runtimes.verify import relative_l2
+from tests.docs import independent_loader
 
 SEED = 7
 LATENTS = 1e-4  # relative L2 of the final latents
@@ -101,6 +102,14 @@ def test_same_images(backend: str, bundle: Path, theirs: QwenImagePipeline) -> N
             found = np.stack([np.asarray(image) for image in result.images]).astype(int)
             assert relative_l2(result.latents, latents) <= LATENTS
             assert np.abs(found - images).max() <= IMAGE
+
+
+def test_another_reader_makes_the_same_images(bundle: Path, ours: Pipeline) -> None:
+    """The one of docs/bundle-format.md knows templates, and what combines predictions."""
+    call = {"prompt": PROMPTS, "negative_prompt": ["blue, flat", ""], "num_inference_steps": 3}
+    settings = {**call, "height": 16, "width": 24, "seed": SEED}
+    latents, _ = independent_loader.Bundle(bundle)(**settings)
+    assert relative_l2(latents, ours(**settings).latents) < 1e-5
 
 
 def test_several_images_of_several_texts(ours: Pipeline, theirs: QwenImagePipeline) -> None:
