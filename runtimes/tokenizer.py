@@ -34,10 +34,11 @@ class PromptTruncatedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Chunk:
-    """As many tokens as an encoder takes at once: their ids, and the weight of each where any is
-    not 1."""
+    """As many tokens as an encoder takes at once: their ids, how many of them are no filling, and
+    the weight of each where any is not 1."""
 
     ids: tuple[int, ...]
+    used: int
     weights: tuple[float, ...] | None = None
 
 
@@ -184,12 +185,14 @@ class TextTokenizer:
                 f"{self._label}: gives the id {max(ids)}, and the text encoder has {self._ids} "
                 "embeddings; the tokenizer is another model's, export the bundle again"
             )
-        if self._frame is not None and not self._frame.holds(ids, sum(piece.attention_mask)):
+        used = sum(piece.attention_mask)
+        if self._frame is not None and not self._frame.holds(ids, used):
             raise self._framed_otherwise()
         if text.plain:
-            return Chunk(ids)
+            return Chunk(ids, used)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
-        return Chunk(ids, tuple(1.0 if special else _weight(text, *at) for at, special in tokens))
+        weights = tuple(1.0 if special else _weight(text, *at) for at, special in tokens)
+        return Chunk(ids, used, weights)
 
     def _warn(self, text: str, beyond: Encoding, chunks: int, hint: str) -> None:
         special = beyond.special_tokens_mask

@@ -17,7 +17,7 @@ from exporter.families.qwen_image_graphs import (
     FrameDecoder,
     TextEncoder,
 )
-from exporter.families.text_to_image import Decoder, Scaling, ids_spec, sample_spec, timestep_spec
+from exporter.families.text_to_image import Decoder, Scaling, sample_spec, timestep_spec
 from exporter.families.transformer_parts import latents_of_transformer, longest_text, unpacked
 from exporter.families.unet_pipelines import check_parts
 from exporter.programs.draft import Draft
@@ -53,8 +53,8 @@ def describe(pipe: Any) -> Description:
     draft = Draft(TEXT_TO_IMAGE, type(pipe), latents)
     _guide(draft)
     for side in sides_of(draft, "off"):
-        template = pipe.prompt_template_encode
-        ids = side.tokens("input_ids", "tokenizer", "prompt", template=template)
+        how = {"template": pipe.prompt_template_encode, "up_to": _ids(pipe)}
+        ids = side.tokens("input_ids", "tokenizer", "prompt", **how)
         for name, value in side.run("text_encoder", {"input_ids": ids}, _PUBLIC).items():
             side.feed(name, value)
     encoder = _text_encoder(pipe)
@@ -130,25 +130,30 @@ def _ids(pipe: Any) -> int:
 
 
 def _text_encoder(pipe: Any) -> Graph:
-    encoder, length = pipe.text_encoder, longest_text(pipe)
-    width = encoder.config.get_text_config().hidden_size
+    encoder, skipped = pipe.text_encoder, int(pipe.prompt_template_encode_start_idx)
+    width, length = encoder.config.get_text_config().hidden_size, f"tokens-{skipped}"
     component = Component(
         name="text_encoder",
         role="encoder",
-        inputs={"input_ids": ids_spec(_ids(pipe))},
+        inputs={"input_ids": TensorSpec("int64", ("batch", "tokens"))},
         outputs={
             _STATES: TensorSpec("float32", ("batch", length, width)),
             _MASK: TensorSpec("float32", ("batch", length)),
         },
     )
-    skipped = int(pipe.prompt_template_encode_start_idx)
     module = TextEncoder(encoder, pipe.tokenizer.pad_token_id, skipped)
     return Graph(component, module, encoder.get_input_embeddings().num_embeddings)
 
 
 def _denoiser(pipe: Any, encoder: Graph) -> Graph:
     sample = sample_spec(pipe.vae.config.z_dim)
-    inputs = {"sample": sample, "timestep": timestep_spec(), **encoder.component.outputs}
+    *_, width = encoder.component.outputs[_STATES].shape
+    inputs = {
+        "sample": sample,
+        "timestep": timestep_spec(),
+        _STATES: TensorSpec("float32", ("batch", "sequence", width)),
+        _MASK: TensorSpec("float32", ("batch", "sequence")),
+    }
     component = Component("denoiser", "denoiser", inputs, {"prediction": sample})
     return Graph(component, Denoiser(pipe.transformer))
 

@@ -19,6 +19,7 @@ from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
+from runtimes.manifest import Component
 from runtimes.programs.statements import Run, Tokens
 from runtimes.prompt_weights import Weighted
 from runtimes.session import Array
@@ -80,8 +81,15 @@ def encode(
 class Reader:
     """Reads the texts of one call for the encoders that run on them."""
 
-    def __init__(self, call: Request, tokenizers: Tokenizers, runs: Sequence[Run]) -> None:
+    def __init__(
+        self,
+        call: Request,
+        tokenizers: Tokenizers,
+        runs: Sequence[Run],
+        components: Mapping[str, Component],
+    ) -> None:
         self._call = call
+        self._components = components  # as they were loaded
         self._facts = call.facts
         self._tokenizers = tokenizers
         self._statements = self._facts.tokens
@@ -92,6 +100,7 @@ class Reader:
                 self._read(run.component, self._statements[name])
         self._count = max(map(len, self._chunks.values()), default=1)
         self._count = _as_given(call, self._facts, runs, self._count, self._chunkable)
+        self._lengths = self._longest(runs)
         self.tokenized = {
             component: self.of_encoder([run for run in runs if run.component == component])
             for component in dict.fromkeys(run.component for run in runs)
@@ -113,6 +122,38 @@ class Reader:
 
     def _texts(self, tokens: Tokens) -> list[_Framed]:
         return [_Framed(tokens.template, text) for text in self._call.texts[tokens.text]]
+
+    def _longest(self, runs: Sequence[Run]) -> dict[str, int]:
+        """Return by tokenizer how many ids the rows have that are as long as the longest.
+
+        Raises:
+            InputError: encoded texts were given that are shorter than the texts of the call.
+        """
+        lengths: dict[str, int] = {}
+        for run in runs:
+            for input, name in run.feeds.items():
+                tokens = self._statements[name]
+                if tokens.up_to is None:
+                    continue
+                loaded = self._components[run.component].inputs[input].shape[1]
+                own = [loaded] if isinstance(loaded, int) else self._used(tokens)
+                lengths[tokens.tokenizer] = max(lengths.get(tokens.tokenizer, 1), *own)
+        for name, (tokens, more) in self._facts.shortened.items():
+            if name not in self._call.values or tokens.tokenizer not in lengths:
+                continue
+            given = self._call.values[name].shape[1]
+            if given + more < lengths[tokens.tokenizer] or given + more > (tokens.up_to or 0):
+                raise InputError(
+                    f"{name!r} has {given} positions, and the texts of this call make "
+                    f"{lengths[tokens.tokenizer] - more}: give encoded texts for all"
+                )
+            lengths[tokens.tokenizer] = given + more
+        return lengths
+
+    def _used(self, tokens: Tokens) -> list[int]:
+        """Return how many ids the texts of a statement have without filling."""
+        texts = self._texts(tokens)
+        return [self._chunks[tokens.tokenizer, text][0].used for text in texts]
 
     def _rows(self, run: Run) -> list[_Row]:
         texts = [self._texts(self._statements[name]) for name in run.feeds.values()]
@@ -143,8 +184,15 @@ class Reader:
             empty = add(tuple(_Framed(each.template, "") for each in statements))[0]
         filled = {row: (*own, *[empty] * (count - len(own))) for row, own in places.items()}
         by_input = dict(zip(inputs, zip(*columns, strict=True), strict=True))
+        lengths = {
+            name: None if each.up_to is None else self._lengths[each.tokenizer]
+            for name, each in zip(inputs, statements, strict=True)
+        }
         return _Tokenized(
-            ids={n: np.array([c.ids for c in own], np.int64) for n, own in by_input.items()},
+            ids={
+                name: np.array([chunk.ids[: lengths[name]] for chunk in own], np.int64)
+                for name, own in by_input.items()
+            },
             weights={
                 name: np.array([c.weights or (1.0,) * len(c.ids) for c in own], np.float32)
                 for name, own in by_input.items()
@@ -193,7 +241,7 @@ def _as_given(
 ) -> int:
     """Return how many chunks the texts need to be as long as the encoded texts that were given."""
     asked = set()
-    for name in facts.stretchable & call.values.keys():
+    for name in (facts.stretchable - facts.shortened.keys()) & call.values.keys():
         chunk, length = facts.types[name].shape[0].offset, call.values[name].shape[1]
         times, rest = divmod(length, chunk)
         if runs and (rest or times < count or (times > 1 and not chunkable)):

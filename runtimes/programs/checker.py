@@ -288,8 +288,12 @@ class _Checker:
                 f"a template of {len(tokens.template)} characters: expected one '{{}}', and at "
                 f"most {_LONGEST_TEMPLATE}"
             )
-        # How long a text is, the tokenizer says: the graph that takes it has the number.
-        self.types[tokens.gives] = Type(True, (), Rows.PROMPTS)
+        if tokens.up_to is not None and not 1 <= tokens.up_to <= _LARGEST:
+            yield f"texts of up to {tokens.up_to} ids"
+        # How long a text is, the tokenizer says: the graph that takes it has the number, where
+        # there is but one.
+        most = () if tokens.up_to is None else (Dimension(tokens.up_to),)
+        self.types[tokens.gives] = Type(True, most, Rows.PROMPTS)
 
     def _pixels(self, pixels: form.Pixels) -> Iterator[str]:
         argument, shape = self.arguments[pixels.of], self._shape(pixels.shape)
@@ -387,7 +391,8 @@ class _Checker:
         wanted, own = self.graphs[component].inputs[name], self.types[value]
         if own.integers and not own.shape and len(wanted.shape) == 2:
             dimension = parse(wanted.shape[1])  # token ids: the tokenizer pads to this length
-            own = Type(True, () if dimension is None else (dimension,), own.rows)
+            if dimension is not None and dimension.symbol is None:
+                own = Type(True, (dimension,), own.rows)
         if not fits(own, wanted, symbols):
             yield (
                 f"{component!r} takes {wanted.dtype} {list(wanted.shape)} as {name!r}, not {own} "

@@ -145,7 +145,8 @@ def _shape(shape: form.Shape) -> str:
 def _tokens(tokens: form.Tokens) -> str:
     framed = tokens.template != "{}"
     within = f" in {json.dumps(tokens.template, ensure_ascii=False)}" if framed else ""
-    return f"{tokens.gives} = tokens {tokens.text} by {tokens.tokenizer}{within}"
+    most = "" if tokens.up_to is None else f" up to {tokens.up_to}"
+    return f"{tokens.gives} = tokens {tokens.text} by {tokens.tokenizer}{most}{within}"
 
 
 def _pixels(pixels: form.Pixels) -> str:

@@ -20,6 +20,7 @@ from exporter.reference import watched
 from exporter.source import quiet_loading
 from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline
+from runtimes.sizes import of_longest_texts, ranges, text_lengths
 from runtimes.tokenizer import PromptTruncatedWarning
 from runtimes.verify import relative_l2
 from tests.docs import independent_loader
@@ -127,11 +128,10 @@ def test_texts(text: str, ours: Pipeline, theirs: QwenImagePipeline) -> None:
         found = ours.encode_prompt(["a red circle", text])
     with torch.no_grad():
         states, mask = theirs.encode_prompt(["a red circle", text], max_sequence_length=512)
-    length = states.shape[1]
-    assert relative_l2(found["prompt_embeds"][:, :length], states.numpy()) <= 1e-5
-    wanted = torch.ones(2, length) if mask is None else mask  # theirs, where nothing is filled up
-    assert np.array_equal(found["prompt_embeds_mask"][:, :length], wanted.numpy())
-    assert not found["prompt_embeds_mask"][:, length:].any()
+    assert found["prompt_embeds"].shape == states.shape
+    assert relative_l2(found["prompt_embeds"], states.numpy()) <= 1e-5
+    wanted = torch.ones(states.shape[:2]) if mask is None else mask  # where nothing is filled up
+    assert np.array_equal(found["prompt_embeds_mask"], wanted.numpy())
 
 
 def test_what_is_cut_is_the_text(ours: Pipeline) -> None:
@@ -153,9 +153,36 @@ def test_encoded_texts(ours: Pipeline) -> None:
     }
     latents = ours(**encoded, **call).latents
     assert np.array_equal(latents, ours(**texts, **call).latents)
+    # Texts beside them become as long.
+    longer = ours.encode_prompt(prompt="a red circle", negative_prompt="blue " * 20)
+    own = {name: value for name, value in longer.items() if not name.startswith("negative_")}
+    beside = ours(**own, negative_prompt="blue", **call).latents
+    assert relative_l2(beside, latents) < 1e-5
+    with pytest.raises(InputError, match=r"has 28 positions, and the texts of this call make"):
+        ours(**own, negative_prompt="blue " * 30, **call)
     del encoded["prompt_embeds_mask"]
     with pytest.raises(InputError, match="'prompt_embeds' without 'prompt_embeds_mask'"):
         ours(**encoded, **call)
+
+
+def test_loaded_for_one_length(bundle: Path, ours: Pipeline) -> None:
+    """Where sizes are fixed, and on engines that take one length, texts are as long as any."""
+    size = {"height": 16, "width": 24}
+    call = {"prompt": "a red circle", "negative_prompt": "", "num_inference_steps": 3, **size}
+    with latentc.load(bundle, backend="openvino", static={**size, "images": 1}) as pipe:
+        encoded = pipe.encode_prompt("a red circle")
+        latents = pipe(**call, seed=SEED).latents
+    assert encoded["prompt_embeds"].shape[1] == 512
+    assert relative_l2(latents, ours(**call, seed=SEED).latents) <= LATENTS
+    manifest = ours.manifest
+    longest = of_longest_texts(manifest)
+    assert longest["text_encoder"] == {"tokens": 546}
+    assert longest["denoiser"] == {"sequence": 512}
+    lengths = text_lengths(manifest.programs, manifest.components)
+    spans = ranges(manifest.components, manifest.latents, manifest.guidance, {}, lengths)
+    shortest, _, most = spans["text_encoder"]["tokens"]
+    # Of the shortest text the template's end is left.
+    assert shortest <= ours.encode_prompt("")["prompt_embeds"].shape[1] + 34 < most == 546
 
 
 @pytest.mark.parametrize(
