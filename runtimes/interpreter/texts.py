@@ -20,6 +20,7 @@ from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
 from runtimes.manifest import Component
+from runtimes.programs.demand import of_call
 from runtimes.programs.statements import Run, Tokens
 from runtimes.prompt_weights import Weighted
 from runtimes.session import Array
@@ -124,17 +125,19 @@ class Reader:
         return [_Framed(tokens.template, text) for text in self._call.texts[tokens.text]]
 
     def _longest(self, runs: Sequence[Run]) -> dict[str, int]:
-        """Return by tokenizer how many ids the rows have that are as long as the longest.
+        """Return by tokenizer how many ids the rows have that are as long as the longest of the
+        whole call, whatever is asked for of it.
 
         Raises:
             InputError: encoded texts were given that are shorter than the texts of the call.
         """
         lengths: dict[str, int] = {}
-        for run in runs:
+        for run in (*runs, *self._others(runs)):
             for input, name in run.feeds.items():
                 tokens = self._statements[name]
                 if tokens.up_to is None:
                     continue
+                self._read(run.component, tokens)
                 loaded = self._components[run.component].inputs[input].shape[1]
                 own = [loaded] if isinstance(loaded, int) else self._used(tokens)
                 lengths[tokens.tokenizer] = max(lengths.get(tokens.tokenizer, 1), *own)
@@ -149,6 +152,21 @@ class Reader:
                 )
             lengths[tokens.tokenizer] = given + more
         return lengths
+
+    def _others(self, runs: Sequence[Run]) -> list[Run]:
+        """Return the encoders' runs of the whole call that are not among these, and whose texts
+        are there."""
+        call, program = self._call, self._facts.program
+        numbers = {name: own[0] for name, own in call.numbers.items() if len(own) == 1}
+        steps = [program.steps[place] for place in of_call(program, call.given, numbers).live]
+        others = [run for run in self._facts.encoders if run in steps and run not in runs]
+        return [
+            run for run in others if all(self._text(v) in call.texts for v in run.feeds.values())
+        ]
+
+    def _text(self, ids: str) -> str:
+        """Return the name of the text that ids are of."""
+        return self._statements[ids].text
 
     def _used(self, tokens: Tokens) -> list[int]:
         """Return how many ids the texts of a statement have without filling."""

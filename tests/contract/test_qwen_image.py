@@ -146,7 +146,7 @@ def test_what_is_cut_is_the_text(ours: Pipeline) -> None:
 def test_encoded_texts(ours: Pipeline) -> None:
     """They are given with their masks."""
     call = {"height": 16, "width": 24, "num_inference_steps": 3, "seed": SEED}
-    texts = {"prompt": "a red circle", "negative_prompt": "blue"}
+    texts = {"prompt": "a red circle above a blue square", "negative_prompt": "blue"}
     encoded = ours.encode_prompt(**texts)
     assert {*encoded} == {
         f"{side}prompt_embeds{kind}" for side in ("", "negative_") for kind in ("", "_mask")
@@ -154,12 +154,18 @@ def test_encoded_texts(ours: Pipeline) -> None:
     latents = ours(**encoded, **call).latents
     assert np.array_equal(latents, ours(**texts, **call).latents)
     # Texts beside them become as long.
-    longer = ours.encode_prompt(prompt="a red circle", negative_prompt="blue " * 20)
+    longer = ours.encode_prompt(prompt=texts["prompt"], negative_prompt="blue " * 20)
     own = {name: value for name, value in longer.items() if not name.startswith("negative_")}
     beside = ours(**own, negative_prompt="blue", **call).latents
     assert relative_l2(beside, latents) < 1e-5
     with pytest.raises(InputError, match=r"has 28 positions, and the texts of this call make"):
         ours(**own, negative_prompt="blue " * 30, **call)
+    # One alone is as long as in a whole call with both, or as it is without the other.
+    own = ours.compute("negative_prompt_embeds", **texts)
+    assert np.array_equal(own, encoded["negative_prompt_embeds"])
+    (alone,) = ours.compute("negative_prompt_embeds", negative_prompt="blue")
+    assert relative_l2(alone, own[0, : len(alone)]) < 1e-5
+    assert len(alone) < own.shape[1]
     del encoded["prompt_embeds_mask"]
     with pytest.raises(InputError, match="'prompt_embeds' without 'prompt_embeds_mask'"):
         ours(**encoded, **call)
