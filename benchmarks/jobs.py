@@ -25,7 +25,7 @@ PROMPT = "a large red circle above a small blue square"
 # Of an encoder and a denoiser: one row for each branch of the guidance.
 _BATCH: Mapping[str, int] = {
     **dict.fromkeys(("encoder", "denoiser"), 2),
-    **dict.fromkeys(("decoder", "image_encoder", "postprocessor"), 1),
+    **dict.fromkeys(("decoder", "image_encoder", "postprocessor", "combiner"), 1),
 }
 
 

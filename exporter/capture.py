@@ -24,7 +24,7 @@ from exporter.passes import Choices
 from exporter.passes import load as load_pass
 from runtimes import sizes
 from runtimes.errors import ExportError
-from runtimes.manifest import parted
+from runtimes.programs.dimensions import symbolic
 from runtimes.session import first_line
 
 # diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
@@ -82,7 +82,8 @@ def capture(
         ExportError: the module cannot be captured.
     """
     least = -(-graph.least // multiple)
-    dims = _Dims(multiple, least, min(maximum or MAX_LATENT, MAX_LATENT))
+    lengths = sizes.least_lengths(graph.component)
+    dims = _Dims(multiple, least, min(maximum or MAX_LATENT, MAX_LATENT), lengths)
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -185,11 +186,16 @@ def symbol_values(description: Description, traced: bool) -> dict[str, int]:
     multiple = description.latents.multiple
     least = max((graph.least for graph in description.graphs), default=1)
     unit = multiple * max(1, 8 // multiple, -(-least // (2 * multiple)))
-    length = max((_sequence(graph) for graph in description.graphs), default=1)
+    components = [graph.component for graph in description.graphs]
+    lengths = sizes.text_lengths(description.programs, components)
+    texts = {name: most for own in lengths.values() for name, most in own.items()}
+    own = sizes.conditioning_symbols(components, lengths).get("sequence", 1)
+    length = max(own, *(_sequence(graph) for graph in description.graphs))
     if traced:
         sides = 2 * unit + multiple, 3 * unit + multiple
-        return _values(2, sides, length)
-    return _values(3, (3 * unit - multiple, 2 * unit + 2 * multiple), 2 * length)
+        return _values(2, sides, length) | texts
+    texts = {name: most - most // 4 for name, most in texts.items()}
+    return _values(3, (3 * unit - multiple, 2 * unit + 2 * multiple), 2 * length) | texts
 
 
 def _values(batch: int, sides: tuple[int, int], sequence: int) -> dict[str, int]:
@@ -201,14 +207,15 @@ class _Dims:
     """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
     ones are multiples of a base."""
 
-    def __init__(self, multiple: int, least: int, maximum: int) -> None:
+    def __init__(self, multiple: int, least: int, maximum: int, lengths: Mapping[str, int]) -> None:
         self._multiple = multiple
+        self._lengths = lengths
         self._least = least
         self._maximum = maximum
         self._known: dict[str, Any] = {}
 
     def __getitem__(self, symbol: str) -> Any:
-        times, name = parted(symbol)
+        times, name, _ = symbolic(symbol)  # of inputs, which have no offset
         if name not in self._known:
             self._known[name] = self._base(name)
         factor = times * (self._multiple if name in ("height", "width") else 1)
@@ -219,6 +226,8 @@ class _Dims:
             return Dim("batch", min=1, max=MAX_BATCH)
         if name == "sequence":
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
+        if name in self._lengths:
+            return Dim(name, min=self._lengths[name], max=MAX_SEQUENCE)
         # A base of its own name: a dimension may not be called like a multiple of it.
         label = name if self._multiple == 1 else f"_{name}"
         return Dim(label, min=self._least, max=self._maximum // self._multiple)

@@ -100,6 +100,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     "FluxImg2ImgPipeline": _flux(IMAGE_TO_IMAGE),
     "FluxInpaintPipeline": _flux(INPAINTING),
     "FluxFillPipeline": _flux(INPAINTING),
+    "QwenImagePipeline": PipelineClass("qwen_image", offers=(), even_sigmas=True),
     "DiTPipeline": PipelineClass("dit", offers=()),
     # Bundles are guided by scales above 1; its class is by those below too, which are refused.
     "LDMTextToImagePipeline": PipelineClass("latent_diffusion", offers=()),

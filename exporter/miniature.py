@@ -31,6 +31,8 @@ _HEADS = 3  # of a transformer; times their width a multiple of 3 and of 4, as e
 _HEAD_WIDTH = 8
 _AXIS_WIDTH = 4  # of rotary positions, for each axis
 _TIME_WIDTH = 8  # of each number that SDXL's UNet is told
+_LANGUAGE_HEADS = 2  # of a language model
+_LANGUAGE_HEAD_WIDTH = 12  # of half of which each of three rotary axes has a third
 _TEXT_LAYERS = 2  # pipelines take the states before the last layer
 _JOINED_MORE = 8  # of a joint width above that of the texts in it
 _ZERO_SCALE = 0.1  # standard deviation of weights that begin as zeros, which would hide inputs
@@ -160,6 +162,9 @@ def _widths_of(parts: Mapping[str, Any]) -> _Widths:
             pooled[name] = _Width(part.config.projection_dim, 8 + 4 * place)
         elif kind == "T5EncoderModel":
             texts[name] = _Width(part.config.d_model, _t5_width(parts, texts))
+        elif kind == "Qwen2_5_VLForConditionalGeneration":
+            old = part.config.get_text_config().hidden_size
+            texts[name] = _Width(old, _LANGUAGE_HEADS * _LANGUAGE_HEAD_WIDTH)
     eye: Any = parts.get("image_encoder")
     if type(eye).__name__ != "CLIPVisionModelWithProjection":
         return _Widths(texts, pooled)
@@ -183,7 +188,8 @@ def _part(part: Any, name: str, widths: _Widths) -> Any:
     """Return a smaller part, or the part itself where nothing is known about its kind."""
     kind = type(part).__name__
     if kind in _TRANSFORMERS:
-        small = type(part)(_configured(part, _TRANSFORMERS[kind](name, widths)))
+        changes = _TRANSFORMERS[kind](name, widths)
+        small = type(part)(_changed(copy.deepcopy(part.config), changes))
     elif kind in _DIFFUSERS:
         changes = {**_narrower(part), **_DIFFUSERS[kind](part, widths)}
         # Names with an underscore say where entries come from: which of them are defaults.
@@ -214,10 +220,16 @@ def _awake(module: torch.nn.Module) -> torch.nn.Module:
 # Parts of transformers
 
 
-def _configured(part: Any, changes: Changes) -> Any:
-    config = copy.deepcopy(part.config)
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a configuration, or a table in one, with changes; they may be of what it holds."""
     for name, value in changes.items():
-        setattr(config, name, value)
+        table = isinstance(config, dict)
+        if isinstance(value, dict):
+            value = _changed(config[name] if table else getattr(config, name), value)
+        if table:
+            config[name] = value
+        else:
+            setattr(config, name, value)
     return config
 
 
@@ -248,11 +260,35 @@ def _picture(_: str, widths: _Widths) -> Changes:
     }
 
 
+def _language(name: str, widths: _Widths) -> Changes:
+    """Return the changes of a language model that sees: its eyes have no use in pipelines."""
+    width = widths.texts[name].new
+    layers = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": _TEXT_LAYERS,
+        "num_attention_heads": _LANGUAGE_HEADS,
+        "num_key_value_heads": 1,
+        "layer_types": ["full_attention"] * _TEXT_LAYERS,
+        "rope_parameters": {"mrope_section": [_LANGUAGE_HEAD_WIDTH // 2 // 3] * 3},
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }
+    return {"text_config": layers, "vision_config": eyes}
+
+
 _TRANSFORMERS: Mapping[str, Callable[[str, _Widths], Changes]] = {
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": _t5,
     "CLIPVisionModelWithProjection": _picture,
+    "Qwen2_5_VLForConditionalGeneration": _language,
 }
 
 
@@ -351,6 +387,23 @@ def _flux(part: Any, widths: _Widths) -> Changes:
     }
 
 
+def _qwen_image(part: Any, widths: _Widths) -> Changes:
+    config = part.config
+    axes = tuple(_AXIS_WIDTH for _ in config.axes_dims_rope)
+    width = widths.joined.of(config.joint_attention_dim, "joint_attention_dim")
+    return {
+        "num_attention_heads": _HEADS,
+        "attention_head_dim": sum(axes),
+        "axes_dims_rope": axes,
+        "num_layers": 2,
+        "joint_attention_dim": width,
+    }
+
+
+def _video_vae(_: Any, __: _Widths) -> Changes:
+    return {"base_dim": _GROUPS}
+
+
 def _pixart(part: Any, widths: _Widths) -> Changes:
     return {
         **_heads(),
@@ -369,6 +422,8 @@ _DIFFUSERS: Mapping[str, Callable[[Any, _Widths], Changes]] = {
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
     "PixArtTransformer2DModel": _pixart,
+    "QwenImageTransformer2DModel": _qwen_image,
+    "AutoencoderKLQwenImage": _video_vae,
 }
 
 

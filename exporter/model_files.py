@@ -37,6 +37,7 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "CLIPTokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "CLIPTokenizerFast": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "BertTokenizer": (("tokenizer.json",), ("vocab.txt",)),
+    "Qwen2Tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "T5Tokenizer": (("tokenizer.json",), ("spiece.model",)),
     "T5TokenizerFast": (("tokenizer.json",), ("spiece.model",)),
     "": ((CONFIG,),),

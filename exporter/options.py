@@ -69,6 +69,7 @@ CAPTURE_CODE = (
     *("exporter.families.controlnet", "exporter.families.ip_adapter"),
     *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
     *("exporter.families.transformer_parts", "exporter.families.flow_tasks"),
+    "exporter.families.qwen_image_graphs",
 )
 
 

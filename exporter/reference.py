@@ -231,7 +231,12 @@ def _random(
             shapes.append(shape)
 
 
-_LABELS = {"encoder": "prompt", "image_encoder": "picture", "postprocessor": "image"}
+_LABELS = {
+    "encoder": "prompt",
+    "image_encoder": "picture",
+    "combiner": "predictions",
+    "postprocessor": "image",
+}
 
 
 def _on_trajectory(

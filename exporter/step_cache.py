@@ -21,8 +21,9 @@ from exporter.families import Description, Graph
 from exporter.programs.changes import with_cache
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec, parted
+from runtimes.manifest import Component, TensorSpec
 from runtimes.precision import DENOISER, SHALLOW
+from runtimes.programs.dimensions import symbolic
 from runtimes.programs.statements import loop_of
 
 FEATURES = "deep_features"
@@ -158,8 +159,11 @@ def _zeros(spec: TensorSpec, sample: torch.Tensor) -> torch.Tensor:
     """Of as many rows as the sample, and of its height and width; other open dimensions are 1."""
     rows, _, height, width = sample.shape
     known = {"batch": rows, "height": height, "width": width}
-    parts = [(each, "") if isinstance(each, int) else parted(each) for each in spec.shape]
-    return sample.new_zeros([factor * known.get(name, 1) for factor, name in parts])
+    sizes = [
+        each if isinstance(each, int) else symbolic(each).value(known.get(symbolic(each).symbol, 1))
+        for each in spec.shape
+    ]
+    return sample.new_zeros(sizes)
 
 
 def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph, Graph]:

@@ -99,7 +99,7 @@ class Backend(ABC):
     checking and not for making pictures, so that nothing asks it for many; `memory_per_weight`,
     bytes of memory for each weight of a component that it verifies at export, roughly;
     `loads_in_parallel`, whether `open` may be called from several threads at once, and gains by
-    it; `entries`, the
+    it; `one_length`, whether its graphs take texts of one length, the longest; `entries`, the
     suffixes of the files that it opens, where an engine would take others for something else.
     """
 
@@ -114,6 +114,7 @@ class Backend(ABC):
     slow: ClassVar[bool] = False
     memory_per_weight: ClassVar[float] = 5.0
     loads_in_parallel: ClassVar[bool] = True
+    one_length: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

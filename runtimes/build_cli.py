@@ -60,13 +60,14 @@ def build(bundle: Path, target: str | None, name: str | None, **options: Any) ->
     from runtimes.bundle import Bundle
     from runtimes.engine_store import engines_folder
     from runtimes.outputs import check_folder
-    from runtimes.sizes import ranges
+    from runtimes.sizes import ranges, text_lengths
 
     spans = _spans(options)
     opened = Bundle.open(bundle)
     _refuse_fixed(opened.manifest, spans)
     manifest = opened.manifest
-    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans)
+    lengths = text_lengths(manifest.programs, manifest.components)
+    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans, lengths)
     if not spans:
         profiles = {name: {} for name in profiles}
     session = SessionOptions(cache=options["cache"])

@@ -23,7 +23,7 @@ from runtimes.manifest import Build, Component
 from runtimes.preset_choice import prepare
 from runtimes.presets import Asked, Preset
 from runtimes.programs.statements import Loop, value_of
-from runtimes.sizes import fix, fixed
+from runtimes.sizes import fix, fixed, of_longest_texts
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class Loading:
         where = backend.device(device)
         options = options or SessionOptions()
         backend.check(options, where)
-        sizes = {} if static is None else fixed(bundle.manifest, static)
-        components = {
-            each.name: fix(each, sizes.get(each.name) or {}) for each in bundle.manifest.components
-        }
+        sizes = _sizes(bundle, backend, static)
+        components = _fixed(bundle, sizes)
         by_preset = preset is not None and static is not None
         return cls(
             *(bundle, build, backend, where, options, components, sizes),
@@ -88,8 +86,9 @@ class Loading:
 
     def of_any_size(self) -> Loading:
         """Return the same for calls of any size."""
-        components = {each.name: each for each in self.bundle.manifest.components}
-        return replace(self, components=components, sizes={}, fixed_by_preset=False)
+        sizes = _sizes(self.bundle, self.backend, None)
+        components = _fixed(self.bundle, sizes)
+        return replace(self, components=components, sizes=sizes, fixed_by_preset=False)
 
     def request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
         """Check the arguments of a call.
@@ -181,6 +180,20 @@ def requested(
         calls.check_values(wanted)
         given = preset.complete(given, calls.usual_steps(given, wanted))
     return calls.request(given, wanted)
+
+
+def _sizes(
+    bundle: Bundle, backend: Backend, static: Mapping[str, float] | None
+) -> dict[str, dict[str, int]]:
+    """Return by component the values of its symbols that all calls have in common."""
+    if static is not None:
+        return fixed(bundle.manifest, static)
+    return of_longest_texts(bundle.manifest) if backend.one_length else {}
+
+
+def _fixed(bundle: Bundle, sizes: Mapping[str, Mapping[str, int]]) -> dict[str, Component]:
+    """Return the components by name, with these sizes filled in."""
+    return {each.name: fix(each, sizes.get(each.name, {})) for each in bundle.manifest.components}
 
 
 def misfit(components: Mapping[str, Component], request: Request) -> str:

@@ -23,6 +23,7 @@ from runtimes.errors import BundleError, InputError
 from runtimes.files import UnreadableFile, read_regular
 from runtimes.parsing import parser, parsing
 from runtimes.programs import statements as form
+from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import Guidance, guidance_of
 from runtimes.programs.latents import Latents, latents_of
 from runtimes.strict import Strict as _Base
@@ -33,8 +34,11 @@ MANIFEST = "manifest.json"
 LARGEST = 16 << 20  # bytes of a manifest; that of a large bundle has some 100,000
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
+# "combiner": it makes one prediction of those of several branches.
 # "postprocessor": what is run on the images that the decoder made.
-Role = Literal["encoder", "denoiser", "shallow", "decoder", "image_encoder", "postprocessor"]
+Role = Literal[
+    "encoder", "denoiser", "shallow", "decoder", "image_encoder", "combiner", "postprocessor"
+]
 
 
 class File(_Base, frozen=True):
@@ -46,7 +50,8 @@ class File(_Base, frozen=True):
 
 
 class TensorSpec(_Base, frozen=True):
-    """dtype (numpy name) and shape; a dimension is a number, ``"name"`` or ``"8*name"``."""
+    """dtype (numpy name) and shape; a dimension is a number, ``"name"``, ``"8*name"`` or
+    ``"4*name-3"``."""
 
     dtype: str
     shape: tuple[int | str, ...]
@@ -514,15 +519,9 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(Manifest)
 
 
-def parted(dimension: str) -> tuple[int, str]:
-    """``"8*height"`` → (8, "height"); of a plain symbol the factor is 1."""
-    factor, _, name = dimension.rpartition("*")
-    return int(factor or 1), name
-
-
 def _fits(found: int, wanted: str, symbols: dict[str, int]) -> bool:
-    multiple, name = parted(wanted)
-    value, rest = divmod(found, multiple)
+    factor, name, offset = symbolic(wanted)
+    value, rest = divmod(found - offset, factor)
     return rest == 0 and value > 0 and symbols.setdefault(name, value) == value
 
 

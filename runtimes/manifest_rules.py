@@ -26,7 +26,7 @@ from runtimes.programs.checker import MOST_AXES
 from runtimes.programs.uses import components_run
 
 DTYPES = ("float32", "float16", "int64", "int32")
-_DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})\Z")
+_DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})(?:[+-][1-9]\d{0,5})?\Z")
 LONGEST_TEXT = 1 << 16  # ids
 LONGEST_SAID = 200  # characters of what a source says of itself
 MOST_BASE_MODELS = 32
@@ -197,16 +197,24 @@ def _id_problems(
 ) -> Iterator[str]:
     """Check that what takes token ids takes as many as its tokenizer gives."""
     lengths: dict[str, int] = {}
+    shorter: set[str] = set()  # names of ids whose rows may be
     for step in program.steps:
         if isinstance(step, form.Tokens):
             if step.tokenizer not in tokenizers:
                 yield f"no tokenizer {step.tokenizer!r}"
                 return
             lengths[step.gives] = tokenizers[step.tokenizer].max_length
+            if step.up_to is not None:
+                shorter.add(step.gives)
+                if step.up_to != lengths[step.gives]:
+                    yield f"ids up to {step.up_to}, of a tokenizer for {lengths[step.gives]}"
         elif isinstance(step, form.Run):
             for input, value in step.feeds.items():
                 spec: TensorSpec = graphs[step.component].inputs[input]
-                if value in lengths and spec.shape[1:] != (lengths[value],):
+                if value in shorter:
+                    if not isinstance(spec.shape[-1], str):
+                        yield f"{step.component}.{input} is {list(spec.shape)}: of one length only"
+                elif value in lengths and spec.shape[1:] != (lengths[value],):
                     yield (
                         f"{step.component}.{input} is {list(spec.shape)}, and its tokenizer gives "
                         f"{lengths[value]} ids"

@@ -39,7 +39,7 @@ from runtimes.version import __version__
 _PARALLEL = 64 << 20
 _ROUNDING = 1e-12  # of a product, by the order of its factors
 LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
-_ON_DEMAND = ("image_encoder", "shallow")  # most calls have no use for them
+_ON_DEMAND = ("image_encoder", "shallow", "combiner")  # most calls have no use for them
 _Begun = TypeVar("_Begun")
 
 

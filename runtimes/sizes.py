@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from msgspec.structs import replace
 
 from runtimes.errors import InputError
-from runtimes.manifest import Component, Manifest, TensorSpec, parted
+from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of_loop
 from runtimes.programs.latents import Latents
-from runtimes.programs.statements import loop_of, loops_of
+from runtimes.programs.statements import Program, Run, Tokens, loop_of, loops_of
 
 
 class Sides(Protocol):
@@ -49,8 +51,10 @@ class Evaluations(Protocol):
 
 
 Span = tuple[int, int, int]  # smallest, usual, largest
+Lengths = Mapping[str, Mapping[str, int]]  # of texts in ids, by component and symbol
 
 _LARGEST_SIDE = 1 << 16  # pixels; a bound for memory, where the model has none of its own
+_USUAL = 4  # times shorter than the longest texts are usual ones
 _LOOPED = ("denoiser", "shallow")  # run in the loop, on the same rows
 
 # What `static` may hold, beside the argument that turns the bundle's guidance on.
@@ -89,7 +93,8 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
     program = manifest.programs[0]
     viewed = {name: loop_of(program).given_side(side) for name, side in sides.items()}
-    inner = {**conditioning_symbols(manifest.components), **viewed}
+    lengths = text_lengths(manifest.programs, manifest.components)
+    inner = {**conditioning_symbols(manifest.components, lengths), **viewed}
     rows: dict[str, int] = {}
     for loop in loops_of(program):
         guidance = guidance_of_loop(program, loop)
@@ -101,11 +106,14 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         "denoiser": inner,
         "shallow": inner,
         "decoder": sides | {"batch": images},
+        "combiner": sides | {"batch": images},
         "postprocessor": sides | {"batch": images},
         "image_encoder": sides | {"batch": 1},
     }
     return {
-        each.name: values[each.role] | ({"batch": rows[each.name]} if each.name in rows else {})
+        each.name: values[each.role]
+        | ({"batch": rows[each.name]} if each.name in rows else {})
+        | dict(lengths.get(each.name, {}))
         for each in manifest.components
     }
 
@@ -115,11 +123,13 @@ def ranges(
     latents: Latents,
     guidance: Evaluations,
     spans: Mapping[str, Span],
+    lengths: Lengths = MappingProxyType({}),
 ) -> dict[str, dict[str, Span]]:
     """For each component the range of each of its symbols: smallest, usual, largest.
 
     Args:
         spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels).
+        lengths: see `text_lengths`.
 
     Raises:
         InputError: a side that the model cannot make.
@@ -131,6 +141,12 @@ def ranges(
         if name in spans
     }
     conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
+    texts = _spans_of_texts(everything, lengths)
+    made_of_texts = [conditioning_symbols(everything, each) for each in texts]
+    conditioning |= {
+        name: _triple((*(each[name] for each in made_of_texts[:2]), 2 * made_of_texts[2][name]))
+        for name in made_of_texts[0].keys() - conditioning.keys()
+    }
     usually, most = guidance.evaluations(), guidance.most
     made = {}
     for each in everything:
@@ -139,7 +155,8 @@ def ranges(
             low, usual, high = spans["images"]
             guided = (low, usually * usual, most * high)
             known["batch"] = guided if each.role in _LOOPED else (low, usual, high)
-        made[each.name] = {**conditioning, **known} if each.role in _LOOPED else known
+        own = {n: _triple(e[each.name][n] for e in texts) for n in lengths.get(each.name, {})}
+        made[each.name] = {**conditioning, **known} if each.role in _LOOPED else {**known, **own}
     return made
 
 
@@ -237,13 +254,74 @@ def _triple(values: Iterable[int]) -> Span:
     return low, usual, high
 
 
-def conditioning_symbols(components: Iterable[Component]) -> dict[str, int]:
-    """Symbols of the denoiser's conditioning that an encoder's output settles (its length)."""
+def text_lengths(programs: Iterable[Program], components: Iterable[Component]) -> Lengths:
+    """Return how many ids texts become at most, by component and symbol, where rows are as long as
+    the longest text of a call."""
+    inputs = {component.name: component.inputs for component in components}
+    lengths: dict[str, dict[str, int]] = {}
+    for program in programs:
+        most = {s.gives: s.up_to for s in program.steps if isinstance(s, Tokens) and s.up_to}
+        for step in program.steps:
+            if not isinstance(step, Run) or step.component not in inputs:
+                continue
+            for input, value in step.feeds.items():
+                dim = inputs[step.component][input].shape[-1]
+                if value in most and isinstance(dim, str):
+                    found = symbolic(dim)
+                    own = lengths.setdefault(step.component, {})
+                    own[found.symbol] = (most[value] - found.offset) // found.factor
+    return lengths
+
+
+def of_longest_texts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Return the values of symbols, by component, where every text is as long as any can be."""
+    lengths = text_lengths(manifest.programs, manifest.components)
+    settled = conditioning_symbols(manifest.components)
+    made = conditioning_symbols(manifest.components, lengths)
+    looped = {name: value for name, value in made.items() if name not in settled}
+    return {
+        each.name: {**lengths.get(each.name, {}), **(looped if each.role in _LOOPED else {})}
+        for each in manifest.components
+    }
+
+
+def least_lengths(component: Component) -> dict[str, int]:
+    """Return the symbols of a component's token ids, and the least values of which no output has
+    an axis of 1 or less."""
+    ids = [
+        s.shape[1] for s in component.inputs.values() if (s.dtype[:3], len(s.shape)) == ("int", 2)
+    ]
+    least = {symbolic(dim).symbol: 1 for dim in ids if isinstance(dim, str)}
+    for spec in component.outputs.values():
+        for factor, name, offset in (symbolic(d) for d in spec.shape if isinstance(d, str)):
+            if name in least:
+                least[name] = max(least[name], -((offset - 2) // factor))
+    return least
+
+
+def _spans_of_texts(components: Iterable[Component], lengths: Lengths) -> list[Lengths]:
+    """Return the lengths of the shortest texts, usual ones and the longest."""
+    least = {component.name: least_lengths(component) for component in components}
+    usual = {
+        name: {symbol: max(least[name][symbol], most // _USUAL) for symbol, most in own.items()}
+        for name, own in lengths.items()
+    }
+    return [{name: least[name] for name in lengths}, usual, lengths]
+
+
+def conditioning_symbols(
+    components: Iterable[Component], lengths: Lengths = MappingProxyType({})
+) -> dict[str, int]:
+    """Symbols of the denoiser's conditioning that an encoder's output settles (its length).
+
+    Args:
+        lengths: values of the encoders' symbols, see `text_lengths`.
+    """
     everything = list(components)
     outputs: dict[str, TensorSpec] = {}
     for component in everything:
         if component.role == "encoder":
-            outputs |= component.outputs
+            outputs |= fix(component, lengths.get(component.name, {})).outputs
     return {
         wanted: made
         for component in everything
@@ -271,5 +349,5 @@ def dimension(value: int | str, symbols: Mapping[str, Any]) -> int | str:
     """What a manifest dimension such as ``"8*height"`` is; itself where its symbol is open."""
     if isinstance(value, int):
         return value
-    factor, name = parted(value)
-    return factor * int(symbols[name]) if name in symbols else value
+    found = symbolic(value)
+    return found.value(int(symbols[found.symbol])) if found.symbol in symbols else value

@@ -34,10 +34,11 @@ class PromptTruncatedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Chunk:
-    """As many tokens as an encoder takes at once: their ids, and the weight of each where any is
-    not 1."""
+    """As many tokens as an encoder takes at once: their ids, how many of them are no filling, and
+    the weight of each where any is not 1."""
 
     ids: tuple[int, ...]
+    used: int
     weights: tuple[float, ...] | None = None
 
 
@@ -134,16 +135,17 @@ class TextTokenizer:
         ids = [self.chunks(unweighted(text))[0].ids for text in texts]
         return np.array(ids, np.int64).reshape(-1, self.max_length)
 
-    def chunks(self, text: Weighted, most: int = 1, hint: str = "") -> list[Chunk]:
+    def chunks(self, text: Weighted, most: int = 1, hint: str = "", ending: int = 0) -> list[Chunk]:
         """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
         up as the file says for a text of its own.
 
         A token has the weight of its first character that is no space; those that frame and fill
         have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
-        ends in `hint`.
+        ends in `hint`; the last `ending` characters are not quoted, and may be cut without it.
         """
         _check_length(len(text.text))
         text = self._expanded(text)
+        own = text.text[: len(text.text) - ending]
         # One by one: encode_batch would start a pool of threads for a handful of texts.
         with parsing(self._label, BundleError, _WHAT):
             encoding: Encoding = self._tokenizer.encode(text.text)
@@ -151,7 +153,7 @@ class TextTokenizer:
         # piece by piece, each framed and padded.
         pieces = [encoding, *encoding.overflowing]
         if len(pieces) > most:
-            self._warn(text.text, pieces[most], most, hint)
+            self._warn(own, pieces[most], most, hint)
         return [self._chunk(piece, text) for piece in pieces[:most]]
 
     def _expanded(self, text: Weighted) -> Weighted:
@@ -183,19 +185,21 @@ class TextTokenizer:
                 f"{self._label}: gives the id {max(ids)}, and the text encoder has {self._ids} "
                 "embeddings; the tokenizer is another model's, export the bundle again"
             )
-        if self._frame is not None and not self._frame.holds(ids, sum(piece.attention_mask)):
+        used = sum(piece.attention_mask)
+        if self._frame is not None and not self._frame.holds(ids, used):
             raise self._framed_otherwise()
         if text.plain:
-            return Chunk(ids)
+            return Chunk(ids, used)
         tokens = zip(piece.offsets, piece.special_tokens_mask, strict=True)
-        return Chunk(ids, tuple(1.0 if special else _weight(text, *at) for at, special in tokens))
+        weights = tuple(1.0 if special else _weight(text, *at) for at, special in tokens)
+        return Chunk(ids, used, weights)
 
     def _warn(self, text: str, beyond: Encoding, chunks: int, hint: str) -> None:
         special = beyond.special_tokens_mask
         starts = [
             begin for (begin, _), mask in zip(beyond.offsets, special, strict=True) if not mask
         ]
-        if not starts:
+        if not starts or starts[0] >= len(text):
             return
         handled = f"{chunks} × {self.max_length}" if chunks > 1 else str(self.max_length)
         warnings.warn(

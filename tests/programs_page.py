@@ -22,6 +22,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("sd+ip-adapter", "text-to-image", "An IP-Adapter"),
     ("sdxl", "text-to-image", "Stable Diffusion XL"),
     ("flux-dev", "text-to-image", "FLUX.1"),
+    ("qwen-image", "text-to-image", "Qwen-Image"),
     ("dit", "class-to-image", "A number of a class for each image"),
     ("panorama", "text-to-image", "A denoiser that looks at views of a wide image"),
     ("unconditional", "unconditional", "A model without prompts"),

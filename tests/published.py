@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -17,6 +18,8 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     PNDMScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -26,7 +29,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from tests import tiny
+from tests import tiny, tiny_qwen
 from tests.tiny_transformers import t5_tokenizer
 
 
@@ -192,6 +195,26 @@ def pixart_sigma(folder: Path) -> Any:
     )
 
 
+def qwen_image(_: Path) -> Any:
+    """Return a pipeline configured as Qwen-Image, of 29,000 million numbers."""
+    tokens = tiny_qwen.tokenizer()
+    layers = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    }
+    eyes = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+    return QwenImagePipeline(
+        scheduler=_scheduler(FlowMatchEulerDiscreteScheduler, **tiny_qwen.SCHEDULER),
+        vae=AutoencoderKLQwenImage(),
+        text_encoder=tiny_qwen.text_encoder(tokens, [16, 24, 24], layers, eyes),
+        tokenizer=tokens,
+        transformer=QwenImageTransformer2DModel(),
+    )
+
+
 def _without_storage(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def made(folder: Path) -> Any:
         with torch.device("meta"):
@@ -204,6 +227,6 @@ PUBLISHED: Mapping[str, Callable[[Path], Any]] = {
     make.__name__: _without_storage(make)
     for make in (
         *(stable_diffusion, stable_diffusion_xl, refiner),
-        *(stable_diffusion_3, flux_dev, pixart_sigma),
+        *(stable_diffusion_3, flux_dev, pixart_sigma, qwen_image),
     )
 }

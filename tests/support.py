@@ -57,6 +57,7 @@ FAMILIES = {
     "flux-schnell": "FLUX.1 schnell",
     "flux-fill": "FLUX.1 Fill",
     "panorama": "Stable Diffusion panorama (MultiDiffusion)",
+    "qwen-image": "Qwen-Image",
     "dit": "DiT",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }

@@ -602,8 +602,8 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
 
 def make(name: str, folder: Path) -> Path:
     """Build the pipeline `name` into `folder`, the same weights every time."""
-    from tests import tiny_transformers  # it builds on this file
+    from tests import tiny_qwen, tiny_transformers  # they build on this file
 
     torch.manual_seed(3)
-    {**PIPELINES, **tiny_transformers.PIPELINES}[name](folder)
+    {**PIPELINES, **tiny_transformers.PIPELINES, **tiny_qwen.PIPELINES}[name](folder)
     return folder

@@ -24,10 +24,12 @@ from exporter.families.text_to_image import (
 )
 from exporter.families.trained_tasks import filling
 from exporter.families.transformer_parts import (
-    joined,
+    Rotary,
     latents_of_transformer,
     longest_text,
+    packed,
     t5_graph,
+    unpacked,
     with_module,
 )
 from exporter.families.unet_pipelines import text_length
@@ -73,29 +75,6 @@ class T5Encoder(torch.nn.Module):
         return (self.encoder(input_ids_2).last_hidden_state,)
 
 
-class Rotary(torch.nn.Module):
-    """Positions [tokens, axes] → cosines and sines [tokens, width], each twice in a row, as
-    diffusers' `FluxPosEmbed`; in float32 instead of float64, which for positions of at most 128
-    is right to 8e-6, and to twice that at twice as many."""
-
-    def __init__(self, embed: Any) -> None:
-        super().__init__()
-        for axis, width in enumerate(embed.axes_dim):
-            exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-            frequencies = (float(embed.theta) ** -exponents).float()
-            self.register_buffer(f"axis_{axis}", frequencies, persistent=False)
-        self.axes = len(embed.axes_dim)
-
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        axes = range(self.axes)
-        angles = torch.cat(
-            [positions[:, axis : axis + 1] * self.get_buffer(f"axis_{axis}") for axis in axes],
-            dim=1,
-        )
-        twice = torch.stack([angles, angles], dim=-1).flatten(1)
-        return twice.cos(), twice.sin()
-
-
 class Denoiser(torch.nn.Module):
     """The transformer, with plain latents [batch, channels, height, width] on both sides.
 
@@ -114,13 +93,9 @@ class Denoiser(torch.nn.Module):
         pooled_projections: torch.Tensor,
         guidance_scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor]:
-        batch, channels, height, width = sample.shape
-        rows, columns = height // _PATCH, width // _PATCH
-        grid = sample.reshape(batch * channels, rows, _PATCH, columns, _PATCH)
-        parts = grid.permute(0, 1, 3, 2, 4).reshape(batch, channels, rows * columns, -1)
-        packed = parts.permute(0, 2, 1, 3).reshape(batch, rows * columns, -1)
+        rows, columns = (side // _PATCH for side in sample.shape[2:])
         prediction = self.transformer(
-            hidden_states=packed,
+            hidden_states=packed(sample, _PATCH),
             timestep=timestep / _TIMESTEPS,
             guidance=None if guidance_scale is None else guidance_scale[:, 0],
             pooled_projections=pooled_projections,
@@ -129,7 +104,7 @@ class Denoiser(torch.nn.Module):
             img_ids=_positions(rows, columns),
             return_dict=False,
         )[0]
-        return (unpacked(prediction, sample),)
+        return (unpacked(prediction, sample, _PATCH),)
 
 
 def _positions(rows: int, columns: int) -> torch.Tensor:
@@ -139,17 +114,10 @@ def _positions(rows: int, columns: int) -> torch.Tensor:
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(rows * columns, 3)
 
 
-def unpacked(patches: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """Patches [batch, tokens, 4 * channels] → [batch, channels, height, width] as of `sample`."""
-    batch, tokens, width = patches.shape
-    parts = patches.reshape(batch, tokens, width // _PATCH**2, _PATCH**2)
-    return joined(parts.permute(0, 2, 1, 3), sample, _PATCH)
-
-
 def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
     """What the pipeline's loop holds, as latents; its positions say how they are packed."""
     rows, columns = (int(last) + 1 for last in named["img_ids"].amax(dim=0)[1:])
-    return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"))
+    return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"), _PATCH)
 
 
 def describe(pipe: Any) -> Description:

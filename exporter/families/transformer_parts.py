@@ -64,6 +64,29 @@ def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
     return made
 
 
+class Rotary(torch.nn.Module):
+    """Positions [tokens, axes] → cosines and sines [tokens, width], each twice in a row, as
+    diffusers' `FluxPosEmbed`; in float32 instead of float64, which for positions of at most 128
+    is right to 8e-6, and to twice that at twice as many."""
+
+    def __init__(self, embed: Any) -> None:
+        super().__init__()
+        for axis, width in enumerate(embed.axes_dim):
+            exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+            frequencies = (float(embed.theta) ** -exponents).float()
+            self.register_buffer(f"axis_{axis}", frequencies, persistent=False)
+        self.axes = len(embed.axes_dim)
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = range(self.axes)
+        angles = torch.cat(
+            [positions[:, axis : axis + 1] * self.get_buffer(f"axis_{axis}") for axis in axes],
+            dim=1,
+        )
+        twice = torch.stack([angles, angles], dim=-1).flatten(1)
+        return twice.cos(), twice.sin()
+
+
 def projected(transformer: Any, layer: str = "proj_out", **arguments: Any) -> torch.Tensor:
     """Return what the transformer's last layer gives for its patches, [batch, tokens, width]:
     before it is made an image with tensors of six dimensions, which Core ML has not."""
@@ -82,6 +105,24 @@ def unpatched(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.
     batch, tokens, width = patches.shape
     parts = patches.reshape(batch, tokens, patch * patch, width // patch**2).permute(0, 3, 1, 2)
     return joined(parts, sample, patch)
+
+
+def packed(sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """Latents [batch, channels, height, width] → patches [batch, tokens, channels * patch * patch],
+    channels first. Five dimensions do."""
+    batch, channels, height, width = sample.shape
+    rows, columns = height // patch, width // patch
+    grid = sample.reshape(batch * channels, rows, patch, columns, patch)
+    parts = grid.permute(0, 1, 3, 2, 4).reshape(batch, channels, rows * columns, -1)
+    return parts.permute(0, 2, 1, 3).reshape(batch, rows * columns, -1)
+
+
+def unpacked(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
+    """Patches [batch, tokens, channels * patch * patch], channels first, → [batch, channels,
+    height, width] as `sample` has them."""
+    batch, tokens, width = patches.shape
+    parts = patches.reshape(batch, tokens, width // patch**2, patch**2)
+    return joined(parts.permute(0, 2, 1, 3), sample, patch)
 
 
 def joined(parts: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from exporter.programs.draft import Draft, Phase
 from runtimes.programs import statements as form
@@ -29,17 +29,18 @@ class Side:
     missing: Missing = "empty"
     _mains: dict[str, None] = field(default_factory=dict)
 
-    def tokens(self, name: str, tokenizer: str, *texts: str) -> str:
+    def tokens(self, name: str, tokenizer: str, *texts: str, **how: Any) -> str:
         """Add the token ids of a text, and return their name.
 
         Args:
             name: what they are called, after the prefix.
             texts: the argument that holds the text, and those that it falls back to.
+            how: other members of `Tokens`.
         """
         self._declare(texts)
         gives = self.draft.named(f"_{self.prefix}{name}")
         text = self.prefix + texts[0]
-        self._add(form.Tokens(gives=gives, tokenizer=tokenizer, text=text), Phase.TEXTS)
+        self._add(form.Tokens(gives=gives, tokenizer=tokenizer, text=text, **how), Phase.TEXTS)
         return gives
 
     def _declare(self, texts: Sequence[str]) -> None:

@@ -49,6 +49,8 @@ def lower(
         else:
             packages = [PACKAGE]
             model.save(str(folder / PACKAGE))
+    for package in packages:
+        _forget_empty_folders(folder / package)
     (folder / MODEL).write_text(json.dumps({"packages": packages}, indent=2) + "\n", "utf-8")
     return MODEL
 
@@ -88,6 +90,20 @@ def write_chunks(model: Any, folder: Path) -> list[str]:
 
     bisect_model(model, str(folder), check_output_correctness=False)
     return ["chunk1.mlpackage", "chunk2.mlpackage"]
+
+
+def _forget_empty_folders(package: Path) -> None:
+    """Take folders without files out of a package's list, such as that of the weights of a graph
+    without any: artifacts are files, and a package that names what is not there is damaged."""
+    path = package / "Manifest.json"
+    document = json.loads(path.read_text("utf-8"))
+    entries = document["itemInfoEntries"]
+    for key, entry in list(entries.items()):
+        place = package / "Data" / entry["path"]
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+            del entries[key]
+    path.write_text(json.dumps(document, indent=4) + "\n", "utf-8")
 
 
 def half_selector() -> Callable[[Any], bool]:

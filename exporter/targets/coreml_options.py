@@ -93,7 +93,7 @@ class CoreMLOptions(TargetOptions):
         elif self.coreml_sizes:
             low, high = self.bounds(latents)
             height, width = high // latents.factor, low // latents.factor
-        return [{"batch": 3, "height": height, "width": width, "sequence": traced["sequence"]}]
+        return [{**traced, "batch": 3, "height": height, "width": width}]
 
     def loop_size(self) -> tuple[int, int] | None:
         if self.enumerated():

@@ -9,7 +9,8 @@ from torch.export import ExportedProgram
 
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import Settings
-from runtimes.manifest import Component, TensorSpec, parted
+from runtimes.manifest import Component, TensorSpec
+from runtimes.programs.dimensions import symbolic
 from runtimes.programs.latents import Latents
 
 
@@ -49,7 +50,9 @@ def _shape(
     import coremltools
 
     sizes = options.enumerated()
-    if sizes and any(parted(str(dim))[1] == "height" for dim in spec.shape):
+    if sizes and any(
+        isinstance(dim, str) and symbolic(dim).symbol == "height" for dim in spec.shape
+    ):
         shapes = []
         for height, width in sizes:
             sides = {"height": height // latents.factor, "width": width // latents.factor}
@@ -75,7 +78,7 @@ def _dimension(dim: int | str, values: dict[str, Any], was: int) -> Any:
     """A manifest dimension such as ``"8*height"``; what was traced where its symbol is open."""
     if isinstance(dim, int):
         return dim
-    factor, name = parted(dim)
+    factor, name, _ = symbolic(dim)  # of inputs, which have no offset
     if name not in values:
         return was
     value = values[name]

@@ -14,10 +14,11 @@ from torch.export import ExportedProgram
 
 from exporter.families import Description
 from exporter.targets import onnx
-from runtimes.manifest import Component, parted
+from runtimes.manifest import Component
+from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of
 from runtimes.recipe import FORMAT, RECIPE, Recipe
-from runtimes.sizes import Span, ranges, smallest_side
+from runtimes.sizes import Span, ranges, smallest_side, text_lengths
 
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
@@ -32,7 +33,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `exporter.targets.Target`."""
     opsets = {torch.bfloat16: _OPSET_BF16, torch.int8: _OPSET_INTEGERS}
     kinds = {weight.dtype for weight in program.state_dict.values()}
-    opset = max(opsets.get(kind, OPSET) for kind in kinds)
+    opset = max((opsets.get(kind, OPSET) for kind in kinds), default=OPSET)
     return onnx.lower(program, component, folder, opset)
 
 
@@ -42,7 +43,7 @@ def finish(
     """Write the recipe beside the graph; see `exporter.targets.Finishing`."""
     profile = default_profile(description)[component.name]
     symbols = {
-        parted(dim)[1]
+        symbolic(dim).symbol
         for spec in component.inputs.values()
         for dim in spec.shape
         if isinstance(dim, str)
@@ -68,4 +69,5 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
         smallest = smallest_side(latents)
         spans[name] = (smallest, max(smallest, usual // unit * unit), largest)
     components = [graph.component for graph in description.graphs]
-    return ranges(components, latents, guidance_of(description.program), spans)
+    lengths = text_lengths(description.programs, components)
+    return ranges(components, latents, guidance_of(description.program), spans, lengths)

@@ -28,6 +28,7 @@ class CoreMLBackend(Backend):
     targets: ClassVar[tuple[str, ...]] = ("coreml",)
     memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".json",)
+    one_length: ClassVar[bool] = True
     loads_in_parallel: ClassVar[bool] = False  # nor does it promise that threads may load models
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ class CoreMLReferenceBackend(Backend):
     memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".json",)
     slow: ClassVar[bool] = True
+    one_length: ClassVar[bool] = True
     loads_in_parallel: ClassVar[bool] = False  # Python under one lock
 
     def __init__(self) -> None:

@@ -167,7 +167,8 @@ class Execution:
         tokens = {step.gives for step in steps if isinstance(step, Tokens)}
         runs = [step for step in self.call.facts.encoders if step in steps]
         with self.timings.stage("tokenize"):
-            reader = texts.Reader(self.call, self._tokenizers, runs)
+            loaded = self._sessions.components
+            reader = texts.Reader(self.call, self._tokenizers, runs, loaded)
         with self.timings.stage("encode"):
             made = texts.encode(reader, runs, self._sessions, self._known)
         for name, array in made.items():

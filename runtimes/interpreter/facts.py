@@ -163,9 +163,26 @@ class Facts:
         """Return the outputs of a run on token ids that can be joined of several chunks: what has
         a position for each id, where what takes it takes any number of them."""
         graph = self.graphs[run.component]
+        if any(self.tokens[value].up_to is not None for value in run.feeds.values()):
+            return ()  # a text is as long as it is
         lengths = {graph.inputs[name].shape[1] for name in run.feeds}
         outputs = tuple(name for name, value in run.gives.items() if value in self.stretchable)
         return outputs if {graph.outputs[name].shape[1] for name in outputs} == lengths else ()
+
+    @cached_property
+    def shortened(self) -> Mapping[str, tuple[form.Tokens, int]]:
+        """The encoded texts that are as long as the longest text of a call: what makes their ids,
+        and how many ids more than positions they have."""
+        found: dict[str, tuple[form.Tokens, int]] = {}
+        for run in self.encoders:
+            outputs = self.graphs[run.component].outputs
+            for value in run.feeds.values():
+                tokens = self.tokens[value]
+                for output, name in run.gives.items():
+                    shape = outputs[output].shape
+                    if tokens.up_to is not None and len(shape) > 1 and isinstance(shape[1], str):
+                        found[name] = tokens, tokens.up_to - self.types[name].shape[0].offset
+        return found
 
     @cached_property
     def scales(self) -> tuple[str, ...]:

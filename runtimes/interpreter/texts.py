@@ -8,8 +8,9 @@ has no sequence, such as a pooled vector, is that of the first chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +19,32 @@ from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
+from runtimes.manifest import Component
+from runtimes.programs.demand import of_call
 from runtimes.programs.statements import Run, Tokens
+from runtimes.prompt_weights import Weighted
 from runtimes.session import Array
 from runtimes.sessions import Sessions
 from runtimes.tokenizer import Chunk, TextTokenizer
 
 Tokenizers = Mapping[str, TextTokenizer]
-_Row = tuple[str, ...]  # a text for each input of an encoder
+
+
+class _Framed(NamedTuple):
+    """A text of the call, and the template that it is read in."""
+
+    template: str
+    text: str
+
+    def weighted(self, parse: Callable[[str], Weighted]) -> Weighted:
+        """Return the whole text, whose marks `parse` reads; the template has none."""
+        before, _, after = map(prompt_weights.unweighted, self.template.partition("{}"))
+        parts = (before, parse(self.text), after)
+        weights = tuple(weight for part in parts for weight in part.weights)
+        return Weighted("".join(part.text for part in parts), weights)
+
+
+_Row = tuple[_Framed, ...]  # a text for each input of an encoder
 
 
 @dataclass(frozen=True)
@@ -62,18 +82,26 @@ def encode(
 class Reader:
     """Reads the texts of one call for the encoders that run on them."""
 
-    def __init__(self, call: Request, tokenizers: Tokenizers, runs: Sequence[Run]) -> None:
+    def __init__(
+        self,
+        call: Request,
+        tokenizers: Tokenizers,
+        runs: Sequence[Run],
+        components: Mapping[str, Component],
+    ) -> None:
         self._call = call
+        self._components = components  # as they were loaded
         self._facts = call.facts
         self._tokenizers = tokenizers
         self._statements = self._facts.tokens
         self._chunkable = self._facts.chunked
-        self._chunks: dict[tuple[str, str], list[Chunk]] = {}
+        self._chunks: dict[tuple[str, _Framed], list[Chunk]] = {}
         for run in runs:
             for name in run.feeds.values():
                 self._read(run.component, self._statements[name])
         self._count = max(map(len, self._chunks.values()), default=1)
         self._count = _as_given(call, self._facts, runs, self._count, self._chunkable)
+        self._lengths = self._longest(runs)
         self.tokenized = {
             component: self.of_encoder([run for run in runs if run.component == component])
             for component in dict.fromkeys(run.component for run in runs)
@@ -87,19 +115,73 @@ class Reader:
             hint = f" (max_embeddings_multiples={most + 1} would read on)"
         parse = prompt_weights.parse if self._call.prompt_weighting else prompt_weights.unweighted
         tokenizer = self._tokenizers[tokens.tokenizer]
-        for text in self._call.texts[tokens.text]:
+        for text in self._texts(tokens):
             key = (tokens.tokenizer, text)
             if key not in self._chunks:
-                self._chunks[key] = tokenizer.chunks(parse(text), most, hint)
+                ending = len(text.template.partition("{}")[2])
+                self._chunks[key] = tokenizer.chunks(text.weighted(parse), most, hint, ending)
+
+    def _texts(self, tokens: Tokens) -> list[_Framed]:
+        return [_Framed(tokens.template, text) for text in self._call.texts[tokens.text]]
+
+    def _longest(self, runs: Sequence[Run]) -> dict[str, int]:
+        """Return by tokenizer how many ids the rows have that are as long as the longest of the
+        whole call, whatever is asked for of it.
+
+        Raises:
+            InputError: encoded texts were given that are shorter than the texts of the call.
+        """
+        lengths: dict[str, int] = {}
+        for run in (*runs, *self._others(runs)):
+            for input, name in run.feeds.items():
+                tokens = self._statements[name]
+                if tokens.up_to is None:
+                    continue
+                self._read(run.component, tokens)
+                loaded = self._components[run.component].inputs[input].shape[1]
+                own = [loaded] if isinstance(loaded, int) else self._used(tokens)
+                lengths[tokens.tokenizer] = max(lengths.get(tokens.tokenizer, 1), *own)
+        for name, (tokens, more) in self._facts.shortened.items():
+            if name not in self._call.values or tokens.tokenizer not in lengths:
+                continue
+            given = self._call.values[name].shape[1]
+            if given + more < lengths[tokens.tokenizer] or given + more > (tokens.up_to or 0):
+                raise InputError(
+                    f"{name!r} has {given} positions, and the texts of this call make "
+                    f"{lengths[tokens.tokenizer] - more}: give encoded texts for all"
+                )
+            lengths[tokens.tokenizer] = given + more
+        return lengths
+
+    def _others(self, runs: Sequence[Run]) -> list[Run]:
+        """Return the encoders' runs of the whole call that are not among these, and whose texts
+        are there."""
+        call, program = self._call, self._facts.program
+        numbers = {name: own[0] for name, own in call.numbers.items() if len(own) == 1}
+        steps = [program.steps[place] for place in of_call(program, call.given, numbers).live]
+        others = [run for run in self._facts.encoders if run in steps and run not in runs]
+        return [
+            run for run in others if all(self._text(v) in call.texts for v in run.feeds.values())
+        ]
+
+    def _text(self, ids: str) -> str:
+        """Return the name of the text that ids are of."""
+        return self._statements[ids].text
+
+    def _used(self, tokens: Tokens) -> list[int]:
+        """Return how many ids the texts of a statement have without filling."""
+        texts = self._texts(tokens)
+        return [self._chunks[tokens.tokenizer, text][0].used for text in texts]
 
     def _rows(self, run: Run) -> list[_Row]:
-        texts = [self._call.texts[self._statements[name].text] for name in run.feeds.values()]
+        texts = [self._texts(self._statements[name]) for name in run.feeds.values()]
         return [*zip(*texts, strict=True)]
 
     def of_encoder(self, runs: Sequence[Run]) -> _Tokenized:
         """Return the chunks that one encoder is run on."""
         inputs = [*runs[0].feeds]
-        tokenizers = [self._statements[runs[0].feeds[name]].tokenizer for name in inputs]
+        statements = [self._statements[runs[0].feeds[name]] for name in inputs]
+        tokenizers = [each.tokenizer for each in statements]
         columns: list[tuple[Chunk, ...]] = []
         places: dict[_Row, list[int]] = {}
 
@@ -117,11 +199,18 @@ class Reader:
         weighted = any(chunk.weights for column in columns for chunk in column)
         empty = -1
         if weighted or any(len(places[row]) < count for row in rows):
-            empty = add(("",) * len(inputs))[0]
+            empty = add(tuple(_Framed(each.template, "") for each in statements))[0]
         filled = {row: (*own, *[empty] * (count - len(own))) for row, own in places.items()}
         by_input = dict(zip(inputs, zip(*columns, strict=True), strict=True))
+        lengths = {
+            name: None if each.up_to is None else self._lengths[each.tokenizer]
+            for name, each in zip(inputs, statements, strict=True)
+        }
         return _Tokenized(
-            ids={n: np.array([c.ids for c in own], np.int64) for n, own in by_input.items()},
+            ids={
+                name: np.array([chunk.ids[: lengths[name]] for chunk in own], np.int64)
+                for name, own in by_input.items()
+            },
             weights={
                 name: np.array([c.weights or (1.0,) * len(c.ids) for c in own], np.float32)
                 for name, own in by_input.items()
@@ -135,16 +224,16 @@ class Reader:
         """Yield the chunks of a row; a text with fewer than another goes on with the empty one."""
         parts = []
         for name, text in zip(names, row, strict=True):
-            read = self._chunks.get((name, text))
-            parts.append(
-                [*(read or self._tokenizers[name].chunks(prompt_weights.unweighted(text)))]
-            )
+            parts.append([*(self._chunks.get((name, text)) or self._unweighted(name, text))])
         longest = max(map(len, parts))
-        for part, name in zip(parts, names, strict=True):
+        for part, name, text in zip(parts, names, row, strict=True):
             if len(part) < longest:
-                empty = self._tokenizers[name].chunks(prompt_weights.unweighted(""))
+                empty = self._unweighted(name, _Framed(text.template, ""))
                 part += [*empty] * (longest - len(part))
         yield from zip(*parts, strict=True)
+
+    def _unweighted(self, tokenizer: str, text: _Framed) -> list[Chunk]:
+        return self._tokenizers[tokenizer].chunks(text.weighted(prompt_weights.unweighted))
 
     def taken(
         self, run: Run, tokenized: _Tokenized, outputs: Mapping[str, Array]
@@ -170,7 +259,7 @@ def _as_given(
 ) -> int:
     """Return how many chunks the texts need to be as long as the encoded texts that were given."""
     asked = set()
-    for name in facts.stretchable & call.values.keys():
+    for name in (facts.stretchable - facts.shortened.keys()) & call.values.keys():
         chunk, length = facts.types[name].shape[0].offset, call.values[name].shape[1]
         times, rest = divmod(length, chunk)
         if runs and (rest or times < count or (times > 1 and not chunkable)):

@@ -32,6 +32,7 @@ _MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _LARGEST_NUMBER = 1e9
+_LONGEST_TEMPLATE = 1 << 12  # characters around a text
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
 
 Graphs: TypeAlias = Mapping[str, Graph]
@@ -282,8 +283,17 @@ class _Checker:
     def _tokens(self, tokens: form.Tokens) -> Iterator[str]:
         if not isinstance(self.arguments[tokens.text], Text):
             yield f"{tokens.text!r} is no text"
-        # How long a text is, the tokenizer says: the graph that takes it has the number.
-        self.types[tokens.gives] = Type(True, (), Rows.PROMPTS)
+        if tokens.template.count("{}") != 1 or len(tokens.template) > _LONGEST_TEMPLATE:
+            yield (
+                f"a template of {len(tokens.template)} characters: expected one '{{}}', and at "
+                f"most {_LONGEST_TEMPLATE}"
+            )
+        if tokens.up_to is not None and not 1 <= tokens.up_to <= _LARGEST:
+            yield f"texts of up to {tokens.up_to} ids"
+        # How long a text is, the tokenizer says: the graph that takes it has the number, where
+        # there is but one.
+        most = () if tokens.up_to is None else (Dimension(tokens.up_to),)
+        self.types[tokens.gives] = Type(True, most, Rows.PROMPTS)
 
     def _pixels(self, pixels: form.Pixels) -> Iterator[str]:
         argument, shape = self.arguments[pixels.of], self._shape(pixels.shape)
@@ -381,7 +391,8 @@ class _Checker:
         wanted, own = self.graphs[component].inputs[name], self.types[value]
         if own.integers and not own.shape and len(wanted.shape) == 2:
             dimension = parse(wanted.shape[1])  # token ids: the tokenizer pads to this length
-            own = Type(True, () if dimension is None else (dimension,), own.rows)
+            if dimension is not None and dimension.symbol is None:
+                own = Type(True, (dimension,), own.rows)
         if not fits(own, wanted, symbols):
             yield (
                 f"{component!r} takes {wanted.dtype} {list(wanted.shape)} as {name!r}, not {own} "

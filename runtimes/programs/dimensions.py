@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 _FORM = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z0-9_]{0,31})(?:([+-])([1-9]\d{0,5}))?\Z")
 LARGEST = 1 << 26  # numbers along one axis
@@ -62,6 +64,27 @@ def parse(text: int | str) -> Dimension | None:
         return None
     factor, symbol, sign, offset = match.groups()
     return Dimension(int(f"{sign or ''}{offset or 0}"), int(factor or 1), symbol)
+
+
+class Symbolic(NamedTuple):
+    """``factor * symbol + offset``: a dimension that has a symbol."""
+
+    factor: int
+    symbol: str
+    offset: int
+
+    def value(self, size: int) -> int:
+        """Return the number that this is where the symbol is `size`."""
+        return self.factor * size + self.offset
+
+
+@lru_cache(maxsize=1024)
+def symbolic(text: str) -> Symbolic:
+    """Return the dimension that a checked manifest writes so, which is no number."""
+    found = parse(text)
+    if found is None or found.symbol is None:
+        raise ValueError(f"{text!r} is no dimension with a symbol")
+    return Symbolic(found.factor, found.symbol, found.offset)
 
 
 def shown(shape: Sequence[Dimension]) -> str:

@@ -1,5 +1,5 @@
-"""Which values may be longer along their first axis than their type says: encoded texts of several
-chunks, for a denoiser whose input has a symbol there."""
+"""Which values may be of another length along their first axis than their type says: encoded texts
+of several chunks, or of as many ids as they have, for a denoiser whose input has a symbol there."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _uses(
             inputs = graphs[statement.denoiser].inputs
             for name, feed in feeds_of(statement):
                 shape = inputs[name].shape
-                yield value_of(feed), len(shape) > 2 and isinstance(shape[1], str)
+                yield value_of(feed), len(shape) > 1 and isinstance(shape[1], str)
         case form.Run():
             for name, value in statement.feeds.items():
                 shape = graphs[statement.component].inputs[name].shape
-                yield value, len(shape) > 2 and isinstance(shape[1], str)
+                yield value, len(shape) > 1 and isinstance(shape[1], str)
         case form.Join():
             yield from ((value, free and statement.axis > 1) for value in statement.of)
         case form.Cut():

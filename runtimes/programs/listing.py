@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from runtimes.programs import statements as form
@@ -104,7 +105,7 @@ def _shown(value: float | str) -> str:
 def _statement(statement: Statement) -> Iterator[str]:
     match statement:
         case form.Tokens():
-            yield f"{statement.gives} = tokens {statement.text} by {statement.tokenizer}"
+            yield _tokens(statement)
         case form.Pixels():
             yield _pixels(statement)
         case form.NumberRow():
@@ -139,6 +140,13 @@ def _group(group: str | None) -> str:
 
 def _shape(shape: form.Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+def _tokens(tokens: form.Tokens) -> str:
+    framed = tokens.template != "{}"
+    within = f" in {json.dumps(tokens.template, ensure_ascii=False)}" if framed else ""
+    most = "" if tokens.up_to is None else f" up to {tokens.up_to}"
+    return f"{tokens.gives} = tokens {tokens.text} by {tokens.tokenizer}{most}{within}"
 
 
 def _pixels(pixels: form.Pixels) -> str:

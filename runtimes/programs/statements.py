@@ -145,11 +145,15 @@ Feed: TypeAlias = str | During
 
 
 class Tokens(Member, frozen=True, tag="tokens", tag_field="do"):
-    """Token ids of a text: int64 [rows, length of the tokenizer]. `text` is an argument."""
+    """Token ids of a text: int64 [rows, length of the tokenizer]. `text` is an argument, which is
+    read in the place of the ``{}`` of `template`. With `up_to`, rows are as long as the longest
+    that this tokenizer makes in the call, so many ids at most."""
 
     gives: str
     tokenizer: str
     text: str
+    template: str = "{}"
+    up_to: int | None = None
 
 
 class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):

@@ -89,12 +89,13 @@ ELSEWHERE = (
 # By argument that some bundles know and have no use for: why, as the refusal says it.
 REFUSED = {
     "max_embeddings_multiples": "takes encoded texts of one length only",
+    "prompt_weighting": "does not say which numbers of its encoded texts",
     **dict.fromkeys(("height", "width"), "this bundle was exported for [0-9]+ only"),
 }
 KINDS = (
     *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
-    *("ldm", "dit", "panorama", "unconditional"),
+    *("ldm", "dit", "qwen-image", "panorama", "unconditional"),
     *("sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
 HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
@@ -253,6 +254,7 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
     left = set(pipe.signature.names) - useful - set(ELSEWHERE)
     assert left <= set(REFUSED), f"taken by no task: {sorted(left)}"
     assert kind == "dit" or not left & {"height", "width"}
+    assert kind == "qwen-image" or "prompt_weighting" not in left
     for name in left:
         with pytest.raises(InputError, match=REFUSED[name]):
             pipe.stream(**pair(pipe, pipe.manifest.programs[0], name)[1])

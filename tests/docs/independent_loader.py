@@ -332,12 +332,21 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         expect(own == self.rows("a", 1)[0], "it frames otherwise")
 
-    def rows(self, text: str, most: int) -> list[list[int]]:
-        """Return the rows of ids of a text."""
+    def used(self, text: str) -> int:
+        """Return how many ids the first row of a text has, filling aside."""
+        frame = len(self.spec["before"]) + len(self.spec["after"])
+        return int(min(len(self._ids(text)) + frame, self.spec["max_length"]))
+
+    def _ids(self, text: str) -> list[int]:
         stands_for, spec = self.spec["expansions"], self.spec
         text = self._words.sub(lambda word: stands_for.get(word[0], word[0]), text)
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         expect(max(ids, default=0) < (spec["vocabulary"] or 2**31), "an id beyond the vocabulary")
+        return ids
+
+    def rows(self, text: str, most: int) -> list[list[int]]:
+        """Return the rows of ids of a text."""
+        ids, spec = self._ids(text), self.spec
         room = spec["max_length"] - len(spec["before"]) - len(spec["after"])
         parts = [ids[at : at + room] for at in range(0, max(len(ids), 1), room)][:most]
         framed = [[*spec["before"], *part, *spec["after"]] for part in parts]
@@ -500,16 +509,42 @@ class Call:
         live = [step for step in self.steps if {*gives(step)} & needed - self.values.keys()]
         read, most = self.bundle.tokenizers, self.given.get("pieces", 1)
         tokens = [step for step in live if step["do"] == "tokens"]
-        rows = [read[s["tokenizer"]].rows(t, most) for s in tokens for t in self.texts[s["text"]]]
+        rows = [read[s["tokenizer"]].rows(t, most) for s in tokens for t in self._framed(s)]
         self.pieces = max(map(len, rows), default=1)
+        self.longest = self._longest(tokens)
         for step in live:
             getattr(self, f"_do_{step['do']}")(step)
 
+    def _longest(self, tokens: Sequence[Node]) -> dict[str, int]:
+        """Return by tokenizer how many ids the longest of the texts has, and those that given
+        values were made of."""
+        longest: dict[str, int] = {}
+        for step in tokens:
+            read = self.bundle.tokenizers[step["tokenizer"]]
+            own = [read.used(text) for text in self._framed(step)]
+            longest[step["tokenizer"]] = max(longest.get(step["tokenizer"], 0), *own)
+        for run in (step for step in self.steps if step["do"] == "run"):
+            makers = [self.makers[v] for v in run["feeds"].values() if v in self.makers]
+            shapes = self.bundle.components[run["component"]]["outputs"]
+            for output, name in run["gives"].items():
+                for maker in makers if name in self.given else ():
+                    if maker["do"] == "tokens" and maker["up_to"]:
+                        more = -dimension(shapes[output]["shape"][1], {"tokens": 0})
+                        asked = self.given[name].shape[1] + more
+                        expect(asked >= longest.get(maker["tokenizer"], 0), f"{name} is too short")
+                        longest[maker["tokenizer"]] = asked
+        return longest
+
+    def _framed(self, step: Node) -> list[str]:
+        return [step["template"].replace("{}", text) for text in self.texts[step["text"]]]
+
     def _do_tokens(self, step: Node) -> None:
-        texts, read = self.texts[step["text"]], self.bundle.tokenizers[step["tokenizer"]].rows
-        empty = read("", 1) * self.pieces
+        texts, read = self._framed(step), self.bundle.tokenizers[step["tokenizer"]].rows
+        empty = read(step["template"].replace("{}", ""), 1) * self.pieces
         rows = [[*read(text, self.pieces), *empty][: self.pieces] for text in texts]
-        self.values[step["gives"]] = np.array(rows).repeat(self.prompts // len(rows), axis=0)
+        length = self.longest[step["tokenizer"]] if step["up_to"] else None
+        made = np.array(rows)[..., :length]
+        self.values[step["gives"]] = made.repeat(self.prompts // len(rows), axis=0)
 
     def _do_pixels(self, step: Node) -> None:
         size = [dimension(each, self.symbols) for each in step["shape"][1:]]

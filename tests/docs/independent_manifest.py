@@ -204,7 +204,7 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             sizes = [s for s in spec["shape"] if isinstance(s, int) and not 1 <= s <= 2**20]
             words = [s for s in spec["shape"] if isinstance(s, str)]
             known = spec["dtype"] in ("float32", "float16", "int64", "int32")
-            form = r"([1-9][0-9]{0,3}\*)?[a-z][a-z_]{0,31}"
+            form = r"([1-9][0-9]{0,3}\*)?[a-z][a-z_]{0,31}([+-][1-9][0-9]{0,5})?"
             if (
                 len(spec["shape"]) > 8
                 or sizes

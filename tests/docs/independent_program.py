@@ -86,8 +86,11 @@ def bind(form: Sequence[int | str], shape: Sequence[int], symbols: dict[str, int
     expect(len(form) == len(shape), f"shape {[*shape]} for {form}")
     for size, found in zip(form, shape, strict=True):
         match = _DIMENSION.fullmatch(str(size))
-        factor = int(match[1] or 1) if match else 1
-        wanted = factor * symbols.setdefault(match[2], found // factor) if match else size
+        wanted = size
+        if match:
+            factor, more = int(match[1] or 1), int(match[3] or 0)
+            wanted = factor * symbols.setdefault(match[2], (found - more) // factor) + more
+            expect(symbols[match[2]] > 0, f"shape {[*shape]} for {form}")
         expect(wanted == found and found > 0, f"shape {[*shape]} for {form}")
 
 
@@ -118,6 +121,8 @@ class _Typing:
             each["default"] if each["least"] == each["most"] else each["multiple"] for each in sides
         ]
         self.symbols, self.types = symbols, types
+        tokens = (step for step in program["steps"] if step["do"] == "tokens")
+        self.shorter = {step["gives"] for step in tokens if step["up_to"] is not None}
 
     def made(self, step: Node) -> dict[str, Type]:
         """Return the types of what a statement gives."""
@@ -131,6 +136,9 @@ class _Typing:
         if step["do"] == "tokens":
             rows, shape = PROMPT, (self.lengths[step["tokenizer"]],)
             self._are([step["text"]], "text")
+            template = step["template"]
+            expect(template.count("{}") == 1 and len(template) <= 4096, "a bad template")
+            expect(step["up_to"] in (None, *shape), f"ids up to {step['up_to']}: {shape}")
         elif step["do"] == "pixels":
             self._pixels(step)
             rows = GIVEN
@@ -181,6 +189,8 @@ class _Typing:
             _, integers, shape = self.types[value]
             spec = graph["inputs"][input]
             expect(("int" in spec["dtype"]) == integers, f"{name}.{input}: {spec['dtype']}")
+            free = value not in self.shorter or isinstance(spec["shape"][-1], str)
+            expect(free, f"{name}.{input} takes texts of one length")
             bind(spec["shape"], (7, *shape), symbols)  # as many rows as no other size is likely
             expect(spec["shape"][0] == "batch", f"{name}.{input}: no rows")
         made = {}

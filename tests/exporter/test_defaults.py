@@ -72,6 +72,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "FluxFillPipeline": ("flux-fill", alone(MASK, "FluxFillPipeline")),
     "PixArtAlphaPipeline": ("pixart-alpha", alone(TEXT, "PixArtAlphaPipeline")),
     "PixArtSigmaPipeline": ("pixart-sigma", alone(TEXT, "PixArtSigmaPipeline")),
+    "QwenImagePipeline": ("qwen-image", alone(TEXT, "QwenImagePipeline")),
     "DiTPipeline": ("dit", alone("class-to-image", "DiTPipeline")),
     "LDMTextToImagePipeline": ("ldm", alone(TEXT, "LDMTextToImagePipeline")),
     "DDPMPipeline": ("unconditional", alone("unconditional", "DDPMPipeline")),

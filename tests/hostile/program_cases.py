@@ -22,6 +22,12 @@ def _first(program: Program, do: str) -> dict[str, Any]:
     return found
 
 
+def _shorter(step: dict[str, Any], most: int) -> None:
+    """Let texts be as long as they are, up to a number of ids."""
+    if step["do"] == "tokens":
+        step["up_to"] = most
+
+
 def _before_the_loop(bad: BadBundle, *statements: dict[str, Any]) -> None:
     """Add statements before the loop of the first program."""
 
@@ -172,6 +178,38 @@ def value_of_no_name(bad: BadBundle) -> None:
 def value_that_nothing_uses(bad: BadBundle) -> None:
     """A private value is made for nothing."""
     _before_the_loop(bad, {"do": "zeros", "gives": "_idle", "shape": [1]})
+
+
+@case("manifest", "expected one '{}'")
+def tokens_of_no_text(bad: BadBundle) -> None:
+    """Texts are read in a template that has no place for them."""
+    _edit(bad, lambda program: _first(program, "tokens").update(template="a drawing"))
+
+
+@case("manifest", "expected one '{}', and at most 4096")
+def tokens_of_a_long_template(bad: BadBundle) -> None:
+    """Texts are read in a template of a million characters."""
+    _edit(bad, lambda program: _first(program, "tokens").update(template="{}" + "a" * 10**6))
+
+
+@case("manifest", "of one length only")
+def tokens_of_any_length_for_one(bad: BadBundle) -> None:
+    """Texts are as long as they are, and the encoder takes them in one length."""
+    _edit(bad, lambda program: [_shorter(step, 77) for step in program["steps"]])
+
+
+@case("manifest", "ids up to 78, of a tokenizer for 77")
+def tokens_beyond_the_tokenizer(bad: BadBundle) -> None:
+    """Texts may be longer than their tokenizer makes them."""
+    bad.set("components.0.inputs.input_ids.shape", ["batch", "tokens"])
+    bad.set("components.0.outputs.encoder_hidden_states.shape", ["batch", "tokens", 32])
+    _edit(bad, lambda program: [_shorter(step, 78) for step in program["steps"]])
+
+
+@case("manifest", "texts of up to 0 ids")
+def tokens_of_nothing(bad: BadBundle) -> None:
+    """Texts have no ids at all."""
+    _edit(bad, lambda program: [_shorter(step, 0) for step in program["steps"]])
 
 
 @case("manifest", "values of [2, 3] axes")
