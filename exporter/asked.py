@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from exporter.families import Description
 from exporter.options import ExportOptions
 from exporter.programs.changes import with_sizes
+from exporter.targets import TARGETS
 from runtimes.errors import InputError
+from runtimes.programs.latents import other_sizes
 from runtimes.programs.statements import loop_of
 from runtimes.programs.uses import components_run
 
@@ -30,6 +32,21 @@ def with_tasks(description: Description, asked: Sequence[str], pipeline_class: s
     needed = {name for program in programs.values() for name in components_run(program)}
     graphs = tuple(graph for graph in description.graphs if graph.component.name in needed)
     return dataclasses.replace(description, programs=tuple(programs.values()), graphs=graphs)
+
+
+def check_sizes(description: Description, targets: Sequence[str]) -> None:
+    """Refuse targets whose graphs cannot have the sizes of a pipeline open.
+
+    Raises:
+        InputError: it names the size.
+    """
+    others = [symbol.argument for symbol in other_sizes(description.program).values()]
+    for target in targets if others else ():
+        if TARGETS[target].sides_alone:
+            raise InputError(
+                f"target {target!r} has graphs of any height and width alone, and this pipeline's "
+                f"calls say {' and '.join(others)}, too: take another target"
+            )
 
 
 def with_size(description: Description, options: ExportOptions) -> Description:

@@ -72,7 +72,7 @@ def trajectories(
     size = latents.default_height, latents.default_width
     schedule = draft.schedule(draft.defaults.scheduler)
     steps = min(schedule.steps, key=lambda count: abs(count - STEPS))
-    denoiser = loop_of(program).denoiser
+    denoisers = loop_of(program).denoisers
     inputs: Inputs = {graph.component.name: [] for graph in description.graphs}
     for turn in itertools.count():
         arguments = arguments_of(program)
@@ -82,9 +82,12 @@ def trajectories(
         met = program_inputs(description, draft, root, probe, images_of(program, *size))
         for name, calls in met.items():
             inputs[name] += calls
-        del inputs[denoiser][calibration.samples :]
-        told(len(inputs[denoiser]))
-        if len(inputs[denoiser]) == calibration.samples:
+        left = calibration.samples  # of all denoisers, each as often as it runs
+        for name in denoisers:
+            del inputs[name][left:]
+            left -= len(inputs[name])
+        told(calibration.samples - left)
+        if not left:
             break
     return Trajectories(inputs)
 

@@ -25,6 +25,8 @@ from exporter.passes import load as load_pass
 from runtimes import sizes
 from runtimes.errors import ExportError
 from runtimes.programs.dimensions import symbolic
+from runtimes.programs.latents import other_sizes
+from runtimes.programs.statements import Program
 from runtimes.session import first_line
 
 # diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
@@ -68,7 +70,11 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
 
 
 def capture(
-    graph: Graph, multiple: int, symbols: Mapping[str, int], maximum: int | None = None
+    graph: Graph,
+    multiple: int,
+    symbols: Mapping[str, int],
+    maximum: int | None = None,
+    others: Mapping[str, int | None] | None = None,
 ) -> ExportedProgram:
     """Capture with `torch.export`, traced at the shapes of `symbols`.
 
@@ -77,13 +83,15 @@ def capture(
         multiple: what latent height and width are multiples of.
         symbols: values to trace with; none may be 0 or 1.
         maximum: what latent height and width are at most, None for no limit of the model's own.
+        others: the same for other sizes, such as the number of frames, by symbol.
 
     Raises:
         ExportError: the module cannot be captured.
     """
     least = -(-graph.least // multiple)
     lengths = sizes.least_lengths(graph.component)
-    dims = _Dims(multiple, least, min(maximum or MAX_LATENT, MAX_LATENT), lengths)
+    most = min(maximum or MAX_LATENT, MAX_LATENT)
+    dims = _Dims(multiple, least, most, lengths, others or {})
     examples = example_inputs(graph, symbols)
     shapes = {
         name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
@@ -193,9 +201,11 @@ def symbol_values(description: Description, traced: bool) -> dict[str, int]:
     length = max(own, *(_sequence(graph) for graph in description.graphs))
     if traced:
         sides = 2 * unit + multiple, 3 * unit + multiple
-        return _values(2, sides, length) | texts
+        return _values(2, sides, length) | texts | other_values(description.program, 3)
     texts = {name: most - most // 4 for name, most in texts.items()}
-    return _values(3, (3 * unit - multiple, 2 * unit + 2 * multiple), 2 * length) | texts
+    others = other_values(description.program, 2)
+    sides = 3 * unit - multiple, 2 * unit + 2 * multiple
+    return _values(3, sides, 2 * length) | texts | others
 
 
 def _values(batch: int, sides: tuple[int, int], sequence: int) -> dict[str, int]:
@@ -203,13 +213,30 @@ def _values(batch: int, sides: tuple[int, int], sequence: int) -> dict[str, int]
     return {"batch": batch, "height": height, "width": width, "sequence": sequence}
 
 
+def other_values(program: Program, times: int) -> dict[str, int]:
+    """Return values of the symbols that are no sides, such as the number of latent frames: `times`
+    what they are multiples of, within their limits."""
+    return {
+        name: max(symbol.least, min(symbol.most or MAX_LATENT, times * symbol.multiple))
+        for name, symbol in other_sizes(program).items()
+    }
+
+
 class _Dims:
     """`torch.export` dimensions by manifest dimension, such as ``batch`` or ``8*height``; spatial
     ones are multiples of a base."""
 
-    def __init__(self, multiple: int, least: int, maximum: int, lengths: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        multiple: int,
+        least: int,
+        maximum: int,
+        lengths: Mapping[str, int],
+        others: Mapping[str, int | None],
+    ) -> None:
         self._multiple = multiple
         self._lengths = lengths
+        self._others = others
         self._least = least
         self._maximum = maximum
         self._known: dict[str, Any] = {}
@@ -228,6 +255,8 @@ class _Dims:
             return Dim("sequence", min=1, max=MAX_SEQUENCE)
         if name in self._lengths:
             return Dim(name, min=self._lengths[name], max=MAX_SEQUENCE)
+        if name in self._others:
+            return Dim(name, min=1, max=min(self._others[name] or MAX_LATENT, MAX_LATENT))
         # A base of its own name: a dimension may not be called like a multiple of it.
         label = name if self._multiple == 1 else f"_{name}"
         return Dim(label, min=self._least, max=self._maximum // self._multiple)

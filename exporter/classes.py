@@ -104,6 +104,7 @@ CLASSES: Mapping[str, PipelineClass] = {
     "DiTPipeline": PipelineClass("dit", offers=()),
     # Bundles are guided by scales above 1; its class is by those below too, which are refused.
     "LDMTextToImagePipeline": PipelineClass("latent_diffusion", offers=()),
+    "WanPipeline": PipelineClass("wan", offers=()),
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from exporter.asked import with_size, with_tasks
+from exporter.asked import check_sizes, with_size, with_tasks
 from exporter.calibration import Trajectories
 from exporter.families import Description, Graph, family_of
 from exporter.kept_builds import entry, refuse_other_graphs, with_kept
@@ -149,6 +149,7 @@ class Compilation:
             description = split(description)
         asked = self.options.tasks_of(self.source)
         description = with_tasks(description, asked, self.source.pipeline_class)
+        check_sizes(description, self.options.targets)
         return with_size(description, self.options)
 
     def _told(self, scheduler: Any, description: Description) -> Told:

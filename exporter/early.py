@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.asked import with_size, with_tasks
+from exporter.asked import check_sizes, with_size, with_tasks
 from exporter.families import Description, family_of
 from exporter.model_files import CONFIG, read_configuration
 from exporter.options import ExportOptions
 from exporter.source import PipelineSource, assembled
+from exporter.targets import TARGETS
 from runtimes.errors import LatentcError
 
 _SCHEDULER = "scheduler"
@@ -23,7 +24,7 @@ def check(source: PipelineSource, options: ExportOptions) -> None:
 
     Raises:
         InputError: schedulers for another kind of model, tasks that its class does not have, a size
-            that its model cannot make.
+            that its model cannot make, a target that cannot have the pipeline's sizes.
     """
     if options.schedulers and _SCHEDULER in source.parts:
         from exporter.schedules import check_kinds
@@ -32,12 +33,14 @@ def check(source: PipelineSource, options: ExportOptions) -> None:
         check_kinds(options.schedulers, source.parts[_SCHEDULER][1], config)
     replaced = any(each.kind == "vae" for each in source.ingredients)
     sized = options.height is not None and not replaced
-    if not options.tasks and not sized:
+    limited = any(TARGETS[target].sides_alone for target in options.targets)
+    if not options.tasks and not sized and not limited:
         return
     description = _described(source)
     if description is None:
         return
     description = with_tasks(description, options.tasks_of(source), source.pipeline_class)
+    check_sizes(description, options.targets)
     if sized:
         with_size(description, options)
 

@@ -52,7 +52,7 @@ def probe_samples(graph: Graph, probes: Probes | None, folder: Path) -> Iterator
     """The inputs of a component's probes, or without probes random ones (of another size than
     those that were traced, if the size is open)."""
     if probes is None or graph.component.name not in probes.files:
-        sizes = {"batch": 2, "height": 32, "width": 24, "sequence": 77}
+        sizes = {"batch": 2, "height": 32, "width": 24, "sequence": 77, "frames": 2}
         yield example_inputs(graph, sizes, seed=1)
         return
     with np.load(folder / probes.files[graph.component.name].path, allow_pickle=False) as archive:

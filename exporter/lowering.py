@@ -16,6 +16,7 @@ from exporter.progress import Progress
 from exporter.targets.options import Settings, TargetOptions
 from runtimes.errors import ExportError, LatentcError
 from runtimes.precision import split_passes
+from runtimes.programs.latents import other_sizes
 from runtimes.session import first_line
 
 if TYPE_CHECKING:
@@ -139,7 +140,14 @@ class Lowering:
             with self._progress.stage(self._graph.component.name, "capture"):
                 sizes = symbol_values(self._description, traced=True)
                 latents = self._description.latents
-                self._captured = capture(self._graph, latents.multiple, sizes, latents.maximum)
+                others = other_sizes(self._description.program)
+                self._captured = capture(
+                    self._graph,
+                    latents.multiple,
+                    sizes,
+                    latents.maximum,
+                    {name: symbol.most for name, symbol in others.items()},
+                )
         return self._captured
 
     def program(self, passes: tuple[str, ...], kept: frozenset[str]) -> ExportedProgram:

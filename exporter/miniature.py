@@ -160,7 +160,7 @@ def _widths_of(parts: Mapping[str, Any]) -> _Widths:
         if kind in ("CLIPTextModel", "CLIPTextModelWithProjection"):
             texts[name] = _Width(part.config.hidden_size, 16 + 8 * place)
             pooled[name] = _Width(part.config.projection_dim, 8 + 4 * place)
-        elif kind == "T5EncoderModel":
+        elif kind in ("T5EncoderModel", "UMT5EncoderModel"):
             texts[name] = _Width(part.config.d_model, _t5_width(parts, texts))
         elif kind == "Qwen2_5_VLForConditionalGeneration":
             old = part.config.get_text_config().hidden_size
@@ -287,6 +287,7 @@ _TRANSFORMERS: Mapping[str, Callable[[str, _Widths], Changes]] = {
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": _t5,
+    "UMT5EncoderModel": _t5,
     "CLIPVisionModelWithProjection": _picture,
     "Qwen2_5_VLForConditionalGeneration": _language,
 }
@@ -413,8 +414,22 @@ def _pixart(part: Any, widths: _Widths) -> Changes:
     }
 
 
+def _wan(part: Any, widths: _Widths) -> Changes:
+    return {
+        **_heads(),
+        "num_layers": 2,
+        "ffn_dim": 2 * _HEADS * _HEAD_WIDTH,
+        "text_dim": widths.joined.of(part.config.text_dim, "text_dim"),
+    }
+
+
+def _wan_vae(_: Any, __: _Widths) -> Changes:
+    return {"base_dim": _GROUPS, "decoder_base_dim": None}
+
+
 _DIFFUSERS: Mapping[str, Callable[[Any, _Widths], Changes]] = {
     "AutoencoderKL": _alone,
+    "AutoencoderKLWan": _wan_vae,
     "UNet2DModel": _alone,
     "T2IAdapter": _alone,
     "UNet2DConditionModel": _unet,
@@ -424,6 +439,7 @@ _DIFFUSERS: Mapping[str, Callable[[Any, _Widths], Changes]] = {
     "PixArtTransformer2DModel": _pixart,
     "QwenImageTransformer2DModel": _qwen_image,
     "AutoencoderKLQwenImage": _video_vae,
+    "WanTransformer3DModel": _wan,
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runtimes.programs.latents import other_sizes
 from runtimes.programs.statements import Image, Mask, Numbers, Program, SizeOf, Text
 from runtimes.sizes import BINNING
 
@@ -17,18 +18,30 @@ _OTHER_PROMPT = "a flat drawing"
 GUIDANCE = {"guidance_scale": 2.0}
 # So that a call has some steps, and yet starts from its image.
 _STRENGTH = {"strength": 0.7}
+_LATENTS = 3  # along axes that are no sides: a first frame, one after it, and one after that
 
 
 def arguments_of(program: Program) -> dict[str, str | float | bool]:
-    """Return texts and numbers of a call, without any for the negative prompt."""
+    """Return texts and numbers of a call, without any for the negative prompt, and sizes that are
+    no sides, such as the number of frames."""
     names = {each.name for each in program.arguments if isinstance(each, Numbers)}
     numbers = {**GUIDANCE, **({} if masks_of(program) else _STRENGTH)}
     arguments: dict[str, str | float | bool] = {**texts_of(program)}
     arguments |= {name: value for name, value in numbers.items() if name in names}
     arguments |= {name: values[0] for name, values in rows_of(program, 1).items()}
+    arguments |= lengths_of(program)
     if program.bins is not None:
         arguments[BINNING] = False  # what is small and quick
     return arguments
+
+
+def lengths_of(program: Program) -> dict[str, int]:
+    """Return small sizes along axes that are neither height nor width, by argument."""
+    found = {}
+    for symbol in other_sizes(program).values():
+        size = max(symbol.least, _LATENTS * symbol.multiple)
+        found[symbol.argument] = symbol.argument_of(min(size, symbol.most or size))
+    return found
 
 
 def rows_of(program: Program, count: int) -> dict[str, list[float]]:

@@ -21,15 +21,24 @@ from exporter.classes import class_of, of_class
 from exporter.eager import pipeline_over
 from exporter.families import Description, calling
 from exporter.miniature import numbers_of, same_but_for_widths
-from exporter.probe_calls import GUIDANCE, images_of, rows_of, size_of, takes_images, texts_of
+from exporter.probe_calls import (
+    GUIDANCE,
+    images_of,
+    lengths_of,
+    rows_of,
+    size_of,
+    takes_images,
+    texts_of,
+)
 from exporter.progress import Progress
 from exporter.reference import LARGEST, loop_size, watched
 from exporter.source import quiet_loading
 from runtimes.errors import ExportError, LatentcError, VerificationError, first_line
+from runtimes.interpreter.facts import SEVERAL
 from runtimes.manifest import Manifest, ProgramCall, ProgramCheck
 from runtimes.manifest_rules import LONGEST_REFUSAL
 from runtimes.pipeline import Pipeline
-from runtimes.programs.statements import Numbers, Program, Text, decoding_of
+from runtimes.programs.statements import Numbers, Program, Text, decoding_of, emit_of
 from runtimes.verify import relative_l2
 
 _STEPS = 2
@@ -316,7 +325,7 @@ def _several(program: Program, shape: Shape) -> dict[str, Any]:
     if rows:
         return rows
     if any(isinstance(each, Text) for each in program.arguments):
-        return {"num_images_per_prompt": shape.images}
+        return {SEVERAL[emit_of(program).kind]: shape.images}
     return {"batch_size": shape.prompts * shape.images}
 
 
@@ -349,6 +358,7 @@ def _arguments(
     """Return what both are given, but for seeds and counts."""
     height, width = size
     arguments: dict[str, Any] = images_of(program, height, width, shape.given)
+    arguments |= lengths_of(program)
     if description.resizable and size_of(program) is None:
         arguments |= {"height": height, "width": width}
     for name, text in texts_of(program).items():

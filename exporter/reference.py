@@ -252,7 +252,7 @@ def _on_trajectory(
     else:
         calls = denoiser_inputs(graph, met)
         last = len(calls) - 1
-        for place in sorted({0, last // 2, last}):
+        for place in sorted({0, last // 2, last}) if calls else ():  # it may be for other timesteps
             yield f"trajectory-{place}", calls[place]
 
 

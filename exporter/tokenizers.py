@@ -19,6 +19,7 @@ _PROBES = (
     "",
     "a large red circle",
     "A Photo of an ASTRONAUT, riding a horse!!  8k,   (masterpiece:1.2)",
+    " two\tlines \n\n and more  ",
     "Ünïcödé — ソフトウェア 🚀 <|endoftext|> don't",
     " ".join(["very"] * 200),
 )
@@ -39,8 +40,7 @@ def save(tokenizer: Any, path: Path, text: Tokens) -> None:
         raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json form")
     length = text.length(tokenizer)
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    if text.lowercase:
-        plain.normalizer = _lowercasing(plain.normalizer)
+    plain.normalizer = _preparing(text, plain.normalizer)
     plain.enable_truncation(length)
     plain.enable_padding(
         length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token
@@ -54,12 +54,17 @@ def save(tokenizer: Any, path: Path, text: Tokens) -> None:
     plain.save(str(path), pretty=False)
 
 
-def _lowercasing(normalizer: Any) -> Any:
-    """Small letters and no space at the ends, then what the tokenizer itself does."""
-    from tokenizers import normalizers
+def _preparing(text: Tokens, normalizer: Any) -> Any:
+    """Return what does to a text what the pipeline does before it is tokenized (single spaces,
+    small letters, no space at the ends), then what the tokenizer itself does."""
+    from tokenizers import Regex, normalizers
 
-    first = [normalizers.Lowercase(), normalizers.Strip()]
-    return normalizers.Sequence(first if normalizer is None else [*first, normalizer])
+    first: list[Any] = [normalizers.Replace(Regex(r"\s+"), " ")] if text.clean else []
+    first += [normalizers.Lowercase()] if text.lowercase else []
+    if not first:
+        return normalizer
+    own = [] if normalizer is None else [normalizer]
+    return normalizers.Sequence([*first, normalizers.Strip(), *own])
 
 
 def add_all(
@@ -82,6 +87,7 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tok
             "source": source.digests[text.tokenizer],
             "length": length,
             "lowercase": text.lowercase,
+            "clean": text.clean,
             "versions": versions(("transformers", "tokenizers")),
             "code": code("exporter.tokenizers"),
         }
@@ -102,4 +108,5 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tok
         frame.pad,
         expansions(tokenizer),
         vocabulary.rows(pipe, text.tokenizer),
+        unescape=text.clean,
     )

@@ -308,16 +308,17 @@ def _arguments(run: Run, result: Result) -> dict[str, Any]:
 
 
 def _pictures(active: _Active, run: Run, result: Result) -> Sequence[Any]:
-    """Pillow pictures of a result, None for each where they are not decoded."""
-    kind = run.request.output_type
-    if kind == "pil":
-        return [*result.images]
+    """Return Pillow pictures of a result, None for each where they are not decoded; of each video
+    its first frame."""
+    kind, of_videos = run.request.output_type, result.kind == "frames"
     if kind == "np":
         from runtimes.image import to_pil
 
-        return to_pil(result.images.transpose(0, 3, 1, 2))
-    if active.decode:
-        return [*run.pipeline.decode(result.latents)]
+        images = result.images[:, 0] if of_videos else result.images
+        return to_pil(images.transpose(0, 3, 1, 2))
+    if kind == "pil" or active.decode:
+        images = result.images if kind == "pil" else run.pipeline.decode(result.latents)
+        return [each[0] if of_videos else each for each in images]
     return [None] * run.request.made
 
 

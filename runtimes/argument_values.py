@@ -169,11 +169,10 @@ def _floats(name: str, value: Any) -> Array:
 
 
 def decodable(latents: Any, manifest: Manifest) -> Array:
-    """float32 [any number, channels, height, width]; NaN and infinity are for the decoder."""
-    array, channels = _floats("latents", latents), manifest.latents.channels
-    if array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
-        raise InputError(
-            f"'latents' must have the shape [images, {channels}, height, width], "
-            f"not {list(array.shape)}"
-        )
+    """float32 [any number, channels, height, width], of videos [any number, channels, frames,
+    height, width]; NaN and infinity are for the decoder."""
+    array, shape = _floats("latents", latents), manifest.noise_shape
+    if array.ndim != len(shape) + 1 or array.shape[1] != shape[0] or 0 in array.shape:
+        wanted = ", ".join(map(str, ("images", *shape)))
+        raise InputError(f"'latents' must have the shape [{wanted}], not {list(array.shape)}")
     return array

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtimes.recipe import Range
 
 _GIB = 1 << 30
-_SPANS = ("images", "height", "width")
+_SPANS = ("images", "height", "width", "num_frames")
 
 
 @click.command(
@@ -44,6 +44,7 @@ _SPANS = ("images", "height", "width")
 @click.option("--images", metavar="MIN:OPT:MAX", help="Pictures in one call, such as 1:1:4.")
 @click.option("--height", metavar="MIN:OPT:MAX", help="In pixels; one number is that size only.")
 @click.option("--width", metavar="MIN:OPT:MAX", help="Likewise.")
+@click.option("--num-frames", metavar="MIN:OPT:MAX", help="Likewise, of a video.")
 @click.option("--workspace", type=Finite(0, min_open=True), metavar="GIB", help="Limit.")
 @click.option("--tf32/--no-tf32", default=None, help="Allow TensorFloat-32 products.  [no]")
 @click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="For engines.")
@@ -60,14 +61,16 @@ def build(bundle: Path, target: str | None, name: str | None, **options: Any) ->
     from runtimes.bundle import Bundle
     from runtimes.engine_store import engines_folder
     from runtimes.outputs import check_folder
+    from runtimes.programs.latents import other_sizes
     from runtimes.sizes import ranges, text_lengths
 
     spans = _spans(options)
     opened = Bundle.open(bundle)
     _refuse_fixed(opened.manifest, spans)
-    manifest = opened.manifest
-    lengths = text_lengths(manifest.programs, manifest.components)
-    profiles = ranges(manifest.components, manifest.latents, manifest.guidance, spans, lengths)
+    manifest, others = opened.manifest, other_sizes(opened.manifest.programs[0])
+    components, guidance = manifest.components, manifest.guidance
+    lengths = text_lengths(manifest.programs, components)
+    profiles = ranges(components, manifest.latents, guidance, spans, lengths, others)
     if not spans:
         profiles = {name: {} for name in profiles}
     session = SessionOptions(cache=options["cache"])
@@ -158,17 +161,25 @@ def _builders() -> dict[str, str]:
 
 
 def _refuse_fixed(manifest: Manifest, spans: Mapping[str, Range]) -> None:
-    """Raises InputError for a range of what the graphs have fixed."""
+    """Raises InputError for a range of what the graphs have fixed, or do not have."""
     shape = manifest.sample().shape
-    for name in ("height", "width"):
-        if name in spans and name not in shape:
-            raise InputError(f"this bundle was exported for one {name}; leave --{name} out")
+    arguments = {each.argument: name for name, each in manifest.programs[0].symbols.items()}
+    for name in set(spans) - {"images"}:
+        flag = f"--{name.replace('_', '-')}"
+        if name not in arguments:
+            raise InputError(f"this bundle has no {name}; leave {flag} out")
+        if arguments[name] not in shape:
+            raise InputError(f"this bundle was exported for one {name}; leave {flag} out")
 
 
 def _spans(options: Mapping[str, Any]) -> dict[str, Range]:
     from runtimes.recipe import parse_range
 
-    return {n: parse_range(f"--{n}", options[n]) for n in _SPANS if options[n] is not None}
+    return {
+        name: parse_range(f"--{name.replace('_', '-')}", options[name])
+        for name in _SPANS
+        if options[name] is not None
+    }
 
 
 def _line(build: str, component: str, built: Built) -> str:

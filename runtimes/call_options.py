@@ -32,7 +32,7 @@ ARGUMENTS: tuple[_Option, ...] = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Pictures per prompt.",
+        help="Pictures, or videos, per prompt.",
     ),
     click.option("--steps", type=int, metavar="N", help="Inference steps."),
     click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect)."),
@@ -138,6 +138,7 @@ ARGUMENTS: tuple[_Option, ...] = (
     ),
     click.option("--height", type=int, metavar="PIXELS"),
     click.option("--width", type=int, metavar="PIXELS"),
+    click.option("--num-frames", type=int, metavar="N", help="Of a video."),
     click.option(
         "--no-resolution-binning",
         is_flag=True,
@@ -229,7 +230,8 @@ def _asked(options: Mapping[str, Any], images: int) -> Asked:
     for name, equals, value in pairs:
         if not equals or not name:
             raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
-    given = {name: options[name] for name in ("height", "width", "guidance_scale")}
+    sized = ("height", "width", "num_frames", "guidance_scale")
+    given = {name: options[name] for name in sized}
     sizes = {"images": images} | {n: value for n, value in given.items() if value is not None}
     if options["no_resolution_binning"]:
         sizes[BINNING] = False
@@ -252,12 +254,12 @@ def arguments_of(
     seeds = list(options["seeds"])
     arguments: dict[str, Any] = {
         "prompt": prompts[0] if len(prompts) == 1 else list(prompts) or None,
-        "num_images_per_prompt": options["num_images"],
+        signature.several: options["num_images"],
         "num_inference_steps": options["steps"],
         "seed": seeds[0] if len(seeds) == 1 else seeds or None,
     }
     window = ("guidance_start", "guidance_stop")
-    sizes = ("height", "width")
+    sizes = ("height", "width", "num_frames")
     scales = ("guidance_scale", "guidance_rescale")
     same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
@@ -288,8 +290,8 @@ def arguments_of(
         if name in extra:
             raise InputError(f"--arg {name} is given twice")
         extra.add(name)
-        numeric = name in signature.numbers or name in signature.scales
-        arguments[name] = _numbers(name, value) if numeric else value
+        numeric = {*signature.numbers, *signature.scales, *signature.sizes}
+        arguments[name] = _numbers(name, value) if name in numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
 
 

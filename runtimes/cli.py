@@ -57,6 +57,7 @@ if TYPE_CHECKING:
       latentc generate bundle "a castle" --image photo.png --mask mask.png --padding-mask-crop 32
       latentc generate base "a castle" --denoising-end 0.8 --refiner refiner
       latentc generate bundle "a castle" --value image_latents=latents.npz --strength 0.7
+      latentc generate video "a red circle rises" --num-frames 33 -o circle.webp
     """
 )
 @BUNDLE
@@ -64,11 +65,11 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    default="out.png",
-    show_default=True,
     metavar="FILE",
     help="Where to: .png, .jpg or .webp. Several pictures are numbered: out-0.png, "
-    "out-1.png …, or where {index} stands in the name.",
+    "out-1.png …, or where {index} stands in the name. Videos are animations, .webp, .png or "
+    ".gif, or, with a name that ends in /, folders of numbered frames.  [default: out.png, of "
+    "videos out.webp]",
 )
 @declared(ARGUMENTS)
 @click.option(
@@ -82,18 +83,16 @@ if TYPE_CHECKING:
 @click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
-    bundle: Path, prompts: tuple[str, ...], output: str, as_json: bool, **options: Any
+    bundle: Path, prompts: tuple[str, ...], output: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Make pictures with BUNDLE, one or more for each PROMPT."""
+    """Make pictures or videos with BUNDLE, one or more for each PROMPT."""
     from runtimes.pipeline import open_pipeline
 
     options["given_texts"], options["given_values"] = arrays_of(options)
     rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
     count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
-    paths = _output_paths(output, count)
     calls = _planned(bundle, prompts, options, count)
-    if calls[0].request.made != count:  # values may say how many images there are
-        paths = _output_paths(output, calls[0].request.made)
+    paths = _output_paths(output, calls[-1].request)
     _check_sizes(calls[0].request, paths)
     with open_pipeline(calls[0].loading) as pipe:
         result = _drawn(pipe, options, calls[0].request)
@@ -307,11 +306,14 @@ def _planned(
 
 def _check_sizes(request: Request, paths: list[Path]) -> None:
     """Refuse images that do not fit into the formats of their files."""
-    from runtimes.image import check_size
+    from runtimes.animation import FORMATS
+    from runtimes.image import FORMATS as STILL
+    from runtimes.image import check_format
 
+    formats = FORMATS if request.facts.emit.kind == "frames" else STILL
     for width, height in request.image_sizes():
         for path in paths:
-            check_size(path, width, height)
+            check_format(path, formats.get(path.suffix.lower(), "PNG"), width, height)
 
 
 def _drawn(pipe: Pipeline, options: Mapping[str, Any], request: Request) -> Result:
@@ -345,24 +347,29 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
     return {**kept, **start, "image": latents, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
 
 
-def _output_paths(output: str, count: int) -> list[Path]:
-    """Where the pictures go; refused now rather than after the work."""
-    from runtimes.argument_values import MOST_IMAGES
-    from runtimes.image import check_path
+def _output_paths(output: str | None, request: Request) -> list[Path]:
+    """Return where the pictures or videos go; refused now rather than after the work."""
+    from runtimes import animation, image
 
-    if count > MOST_IMAGES:
-        raise InputError(f"{count} images in one call: at most {MOST_IMAGES}")
-    if count > 1 and "{index}" not in output:
-        path = Path(output)
-        output = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}"))
-    return [check_path(output.replace("{index}", str(index))) for index in range(count)]
+    videos = request.facts.emit.kind == "frames"
+    named = output or ("out.webp" if videos else "out.png")
+    if request.made > 1 and "{index}" not in named:
+        path = Path(named)
+        folder = "/" if videos and animation.is_folder(named) else ""
+        named = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}")) + folder
+    check = animation.check_path if videos else image.check_path
+    return [check(named.replace("{index}", str(index))) for index in range(request.made)]
 
 
 def _save(result: Result, paths: list[Path]) -> None:
-    from runtimes.image import save
+    from runtimes import animation, image
 
-    for index, (picture, path) in enumerate(zip(result.images, paths, strict=True)):
-        save(picture, path, {**result.settings, "index": index})
+    for index, (made, path) in enumerate(zip(result.images, paths, strict=True)):
+        settings = {**result.settings, "index": index}
+        if result.kind == "frames":
+            animation.save(made, path, result.rate, settings)
+        else:
+            image.save(made, path, settings)
 
 
 def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
@@ -370,7 +377,7 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
 
     if as_json:
         document = {
-            "images": [str(path) for path in paths],
+            "videos" if result.kind == "frames" else "images": [str(path) for path in paths],
             "seeds": list(result.seeds),
             "values": {name: array.tolist() for name, array in result.values.items()},
             "timings": asdict(result.timings),
@@ -390,9 +397,11 @@ def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
 
 
 def _remarks(result: Result, index: int) -> list[str]:
-    """Return the names of what the bundle says of an image with a number that is not 0, such as
-    that it was made black."""
-    black = "" if result.images[index].getbbox() else " (made black)"
+    """Return the names of what the bundle says of an image or a video with a number that is not 0,
+    such as that it was made black."""
+    shown = result.images[index]
+    frames = shown if result.kind == "frames" else [shown]
+    black = "" if any(frame.getbbox() for frame in frames) else " (made black)"
     return [
         f"{name}{black}"
         for name, array in result.values.items()

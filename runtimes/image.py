@@ -36,7 +36,8 @@ FORMATS: Mapping[str, str] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".
 METADATA_KEY = "parameters"  # the PNG text chunk where other tools look for them, too
 
 _EXIF_DESCRIPTION = 0x010E  # ImageDescription, an ASCII tag
-_LONGEST: Mapping[str, int] = {"WEBP": 16_383, "JPEG": 65_500}  # pixels of a side; PNG has room
+# Pixels of a side; PNG has room.
+_LONGEST: Mapping[str, int] = {"WEBP": 16_383, "JPEG": 65_500, "GIF": 65_535}
 _LONGEST_EXIF = 65_533  # bytes in a segment of a JPEG
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
@@ -191,7 +192,11 @@ def save(
         LatentcError: the disk failed or is full.
     """
     target = Path(path)
-    options = _save_options(image, target, metadata)
+    return write(image, target, save_options(image, target, _format_of(target), metadata))
+
+
+def write(image: Image.Image, target: Path, options: Mapping[str, Any]) -> Path:
+    """Write an image with these arguments of Pillow's ``save``, whole or not at all; see `save`."""
     with _atomic(target) as file:
         try:
             image.save(file, **options)
@@ -207,11 +212,16 @@ def check_size(path: str | os.PathLike[str], width: int, height: int) -> None:
         InputError: it names the format's limit.
     """
     target = Path(path)
-    longest = _LONGEST.get(_format_of(target))
+    check_format(target, _format_of(target), width, height)
+
+
+def check_format(target: Path, format_name: str, width: int, height: int) -> None:
+    """Refuse an image that is too large for a format. Raises InputError."""
+    longest = _LONGEST.get(format_name)
     if longest is not None and max(width, height) > longest:
         raise InputError(
-            f"cannot write {target}: {width}x{height} pixels, and {_format_of(target)} holds at "
-            f"most {longest} a side; use .png"
+            f"cannot write {target}: {width}x{height} pixels, and {format_name} holds at most "
+            f"{longest} a side; use .png"
         )
 
 
@@ -224,6 +234,15 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     _format_of(target)
+    return check_place(target)
+
+
+def check_place(target: Path) -> Path:
+    """Refuse a file whose folder is missing or read-only, or that is a folder.
+
+    Raises:
+        InputError: it says which.
+    """
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder")
     if not target.parent.is_dir():
@@ -351,16 +370,20 @@ def _format_of(target: Path) -> str:
         ) from None
 
 
-def _save_options(
-    image: Image.Image, target: Path, metadata: Mapping[str, Any] | None
+def save_options(
+    image: Image.Image, target: Path, format_name: str, metadata: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Arguments for Pillow's ``save``."""
-    options: dict[str, Any] = {"format": _format_of(target)}
-    if options["format"] == "PNG":
+    """Return arguments for Pillow's ``save``.
+
+    Raises:
+        InputError: the format cannot hold the image, or JSON not express the metadata.
+    """
+    options: dict[str, Any] = {"format": format_name}
+    if format_name == "PNG":
         options["compress_level"] = 4  # half the time of the default 6, the same size
-    else:
+    elif format_name != "GIF":
         options["quality"] = 95
-    check_size(target, *image.size)
+    check_format(target, format_name, *image.size)
     if not image.width or not image.height:
         raise InputError(f"cannot write {target}: the image is empty")
     if options["format"] == "JPEG" and "A" in image.getbands():
@@ -377,6 +400,8 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
         text = json.dumps(dict(metadata), allow_nan=False)  # ASCII only, which EXIF needs
     except (TypeError, ValueError) as error:
         raise InputError(f"the picture's metadata cannot be written as JSON: {error}") from None
+    if format_name == "GIF":
+        return {"comment": text.encode()}
     if format_name == "PNG":
         chunk = PngImagePlugin.PngInfo()
         chunk.add_text(METADATA_KEY, text)
@@ -396,7 +421,7 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
 @contextmanager
 def _atomic(target: Path) -> Iterator[BinaryIO]:
     """A file beside `target` that takes its place on success and vanishes otherwise."""
-    check_path(target)
+    check_place(target)
     try:
         with replacing(target) as file:
             yield file

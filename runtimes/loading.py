@@ -216,8 +216,8 @@ def misfit(components: Mapping[str, Component], request: Request) -> str:
         if any(isinstance(w, int) and w != f for w, f in zip(wanted, found, strict=True)):
             return (
                 f"this call gives the denoiser {list(found)} (rows of guidance and images, "
-                f"channels, height, width), and it was loaded for {list(wanted)} only: load it "
-                "for this size, or without static"
+                f"channels, then sizes in latents), and it was loaded for {list(wanted)} only: "
+                "load it for this size, or without static"
             )
     return ""
 

@@ -25,7 +25,7 @@ from runtimes.parsing import parser, parsing
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import Guidance, guidance_of
-from runtimes.programs.latents import Latents, latents_of
+from runtimes.programs.latents import Latents, latents_of, noise_of
 from runtimes.strict import Strict as _Base
 
 FORMAT_VERSION = 2
@@ -180,7 +180,8 @@ class Tokenizer(_Base, frozen=True):
     A row is the ids `before`, those of the text, the ids `after`, and `pad` up to its length; of a
     text that is too long the first ids are taken. `expansions`: words that stand for several, which
     are written out before a text is tokenized. `vocabulary`: how many rows the encoder's table of
-    embeddings has; ids are below it.
+    embeddings has; ids are below it. `unescape`: before all that, character references of HTML are
+    written out, twice.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Tokenizer(_Base, frozen=True):
     pad: int
     expansions: dict[str, str] = msgspec.field(default_factory=dict)
     vocabulary: int | None = None
+    unescape: bool = False
 
 
 class Shift(_Base, frozen=True):
@@ -437,6 +439,11 @@ class Manifest(_Base, frozen=True, dict=True):
     def latents(self) -> Latents:
         """The latents and sizes of the first program."""
         return latents_of(self.programs[0])
+
+    @cached_property
+    def noise_shape(self) -> form.Shape:
+        """The shape of what the first program denoises, of one image."""
+        return noise_of(self.programs[0]).shape
 
     @cached_property
     def guidance(self) -> Guidance:

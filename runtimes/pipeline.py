@@ -28,7 +28,7 @@ from runtimes.manifest import Build, Component, Manifest
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset
 from runtimes.programs import statements
-from runtimes.run import Callback, Images, Result, Run, report_step
+from runtimes.run import Callback, Images, Result, Run, converted, report_step
 from runtimes.session import Array, Session, cast
 from runtimes.sessions import Sessions
 from runtimes.tokenizer import Frame, TextTokenizer
@@ -72,7 +72,7 @@ class Pipeline(Sealed):
         self.tokenizers = tokenizers
         self.calls = calls
         self._decoding = bundle.manifest.decoding
-        (self._images,) = statements.emitted(bundle.manifest.programs[0], "images")
+        self._images = statements.emit_of(bundle.manifest.programs[0]).of
         self.sessions = sessions
         self.encoded = Encoded()
         self._plans: dict[str, PlanTable] = {}
@@ -132,7 +132,7 @@ class Pipeline(Sealed):
         height: int | None = None,
         width: int | None = None,
         use_resolution_binning: bool | None = None,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: int | None = None,
         batch_size: int | None = None,
         seed: int | Sequence[int] | None = None,
         scheduler: str | None = None,
@@ -173,13 +173,15 @@ class Pipeline(Sealed):
             use_resolution_binning: make the image in the size of the model's list whose proportions
                 are nearest, and resize it to `height` and `width`; True by default, for bundles
                 that have such a list.
-            num_images_per_prompt: pictures of one prompt are next to each other.
+            num_images_per_prompt: pictures of one prompt are next to each other; 1 by default. Of
+                bundles that make videos `num_videos_per_prompt`.
             batch_size: how many pictures, where the bundle takes no text.
             seed: one for the whole batch, or a list with one per picture. The picture is that
                 of diffusers with a CPU generator of this seed. None draws one (see the result).
             scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
-            latents: float32 [pictures, channels, height, width], noise of unit variance to
-                start from instead of drawing it. As it, any other value that `compute` gives may be
+            latents: float32 [pictures, channels, height, width], of videos
+                [videos, channels, frames, height, width], noise of unit variance to start from
+                instead of drawing it. As it, any other value that `compute` gives may be
                 given in the place of what it is made of.
             prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
                 `encode_prompt` gives them: [prompts, positions, width].
@@ -204,8 +206,8 @@ class Pipeline(Sealed):
                 ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
             padding_mask_crop: cut out what is so many pixels around the mask, make that anew in
                 the call's size, and put it back into the whole picture.
-            output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]) or
-                "latent".
+            output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]; of videos
+                [batch, frames, height, width, channels]) or "latent".
             callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
                 after each step. May return ``{"latents": …}`` to replace them, and stop the
                 run by ``run.interrupt()``; ``run._interrupt = True`` does the same.
@@ -389,7 +391,8 @@ class Pipeline(Sealed):
         self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
     ) -> Images:
         """Latents float32 [batch, channels, height, width] → pictures, as a call makes them: by the
-        decoder, and by what comes after it, such as a safety checker.
+        decoder, and by what comes after it, such as a safety checker; of videos
+        [batch, channels, frames, height, width] → lists of frames.
 
         Args:
             size: height and width in pixels to resize and crop them to; None leaves them as the
@@ -401,6 +404,8 @@ class Pipeline(Sealed):
         """
         check_output_type(output_type)
         latents = checked.decodable(latents, self.manifest)
+        if size is not None and latents.ndim != 4:
+            raise InputError("'size' is for images: frames of videos are not resized")
         size = None if size is None else checked.image_size("size", size)
         if output_type == "latent":
             return latents
@@ -409,7 +414,7 @@ class Pipeline(Sealed):
         decoded = self._decoded(latents)
         if size is not None:
             decoded = image.resized(decoded, *size)
-        return image.to_pil(decoded) if output_type == "pil" else image.to_numpy(decoded)
+        return converted(decoded, output_type)
 
     def _decoded(self, latents: Array) -> Array:
         """Return the images that the first program makes of what its loop gives."""
@@ -691,6 +696,7 @@ def tokenizers_of(bundle: Bundle) -> dict[str, TextTokenizer]:
             each.expansions,
             each.vocabulary,
             Frame(each.before, each.after, each.pad),
+            each.unescape,
         )
         for each in bundle.manifest.tokenizers
     }

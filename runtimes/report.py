@@ -21,7 +21,9 @@ from runtimes.manifest import (
     TensorSpec,
     Verification,
 )
+from runtimes.programs.latents import other_sizes
 from runtimes.quantities import build_size, megabytes, ranges
+from runtimes.sizes import Limits, form_of
 from runtimes.terminal import visible
 
 if TYPE_CHECKING:
@@ -216,6 +218,7 @@ def _print_facts(manifest: Manifest) -> None:
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
         "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
         f"steps of {latents.factor * latents.multiple}",
+        **_other_sizes(manifest),
         "Default": ", ".join(
             filter(None, [defaults.scheduler, f"{defaults.num_inference_steps} steps", scales])
         ),
@@ -225,6 +228,17 @@ def _print_facts(manifest: Manifest) -> None:
         _row(table, name, value)
     table.show_header = False
     _show(table)
+
+
+def _other_sizes(manifest: Manifest) -> dict[str, str]:
+    """Return the sizes of a call that are neither height nor width, such as the frames of a
+    video."""
+    return {
+        symbol.argument.removeprefix("num_").capitalize(): (
+            f"{symbol.argument_of(symbol.default)} by default, {form_of(Limits.of(symbol))}"
+        )
+        for symbol in other_sizes(manifest.programs[0]).values()
+    }
 
 
 def _said(source: Source) -> dict[str, str]:

@@ -23,8 +23,8 @@ from runtimes.session import Array
 if TYPE_CHECKING:
     from runtimes.pipeline import Pipeline
 
-# Pillow images for "pil", float32 [batch, height, width, channels] for "np", float32
-# [batch, channels, height, width] for "latent".
+# Pillow images for "pil", float32 [batch, height, width, channels] for "np"; of videos a list of
+# those for each, and [batch, frames, height, width, channels]; the latents for "latent".
 Images: TypeAlias = Any
 
 
@@ -33,8 +33,12 @@ class Result:
     """What a run made.
 
     `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
-    the latents for "latent". `latents`: float32 [batch, channels, height, width] after the last
-    step. `seeds`: one for the whole batch, or one per image. `settings` makes the same again.
+    the latents for "latent". Of a bundle that makes videos they are the same as `frames`: a list of
+    Pillow images for each video, or float32 [batch, frames, height, width, channels], and `rate` is
+    how many are shown in a second, None where nothing says it. `latents`: float32
+    [batch, channels, height, width] after the last step, of videos
+    [batch, channels, frames, height, width]. `seeds`: one for the whole batch, or one per image.
+    `settings` makes the same again.
     `left_out`: what the diffusers pipeline has and was not run, such as ``"watermark"``.
     `values`: what the bundle gives besides images, by name, such as ``"nsfw_content_detected"``;
     nothing for "latent".
@@ -48,13 +52,27 @@ class Result:
     settings: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
     values: Mapping[str, Array] = field(default_factory=dict)
+    kind: str = "images"
+    rate: float | None = None
+
+    @property
+    def frames(self) -> Images:
+        """The frames of videos, as diffusers' pipelines call them.
+
+        Raises:
+            InputError: the bundle makes images.
+        """
+        if self.kind != "frames":
+            raise InputError("this bundle makes images, which are in 'images', and no frames")
+        return self.images
 
 
 @dataclass(frozen=True)
 class Progress:
     """The state after one evaluation of the denoiser.
 
-    `index` counts from 0 to `total` - 1; `latents` is a copy, float32 [batch, C, H, W].
+    `index` counts from 0 to `total` - 1; `latents` is a copy, float32 [batch, C, H, W], of videos
+    [batch, C, frames, H, W].
     """
 
     index: int
@@ -131,7 +149,8 @@ class Run(Sealed):
 
     @property
     def latents(self) -> Array | None:
-        """The current latents, float32 [batch, C, H, W]; assigning replaces them."""
+        """The current latents, float32 [batch, C, H, W], of videos [batch, C, frames, H, W];
+        assigning replaces them."""
         return self._latents
 
     @latents.setter
@@ -221,15 +240,24 @@ class Run(Sealed):
             settings={**request.settings(), **self.pipeline.settings()},
             left_out=tuple(each.name for each in self.pipeline.manifest.left_out),
             values={name: array.copy() for name, array in execution.arrays.items()},
+            kind=request.facts.emit.kind,
+            rate=request.facts.emit.rate,
         )
         observe.notify(self, self._result)
 
 
 def converted(array: Array, output_type: str) -> Images:
-    """Return images float32 [batch, channels, height, width] as a call wants them."""
+    """Return images float32 [batch, channels, height, width], or frames
+    [batch, frames, channels, height, width], as a call wants them: of frames the same for each
+    video."""
     from runtimes import image
 
-    return image.to_pil(array) if output_type == "pil" else image.to_numpy(array)
+    videos = array[None] if array.ndim == 4 else array
+    if output_type == "pil":
+        lists = [image.to_pil(frames) for frames in videos]
+        return lists[0] if array.ndim == 4 else lists
+    arrays = [image.to_numpy(frames) for frames in videos]
+    return arrays[0] if array.ndim == 4 else np.stack(arrays)
 
 
 def report_step(run: Run, step: Progress, callback: Callback) -> None:

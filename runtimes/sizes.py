@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -18,12 +19,13 @@ from runtimes.errors import InputError
 from runtimes.manifest import Component, Manifest, TensorSpec
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of_loop
-from runtimes.programs.latents import Latents
-from runtimes.programs.statements import Program, Run, Tokens, loop_of, loops_of
+from runtimes.programs.latents import Latents, other_sizes
+from runtimes.programs.statements import Program, Run, Symbol, Tokens, loop_of, loops_of
 
 
 class Sides(Protocol):
-    """What sides an image may have: `factor` pixels are one latent, the rest counts latents."""
+    """What sizes may be: `factor` pixels or frames more are one latent more, and `offset` are there
+    besides; the rest counts latents."""
 
     @property
     def factor(self) -> int: ...
@@ -39,6 +41,33 @@ class Sides(Protocol):
 
     @property
     def rounds(self) -> bool: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def nearest(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits say which sizes a program's symbol allows."""
+
+    factor: int
+    multiple: int
+    minimum: int
+    maximum: int | None
+    rounds: bool
+    offset: int
+    nearest: bool
+
+    @classmethod
+    def of(cls, symbol: Symbol) -> Limits:
+        """Return the limits of a symbol."""
+        return cls(
+            *(symbol.unit, symbol.multiple, symbol.least, symbol.most),
+            *(symbol.rounds, symbol.offset, symbol.nearest),
+        )
 
 
 class Evaluations(Protocol):
@@ -66,8 +95,8 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     """For each component the values of its symbols, where every call will have the same size.
 
     Args:
-        static: any of `STATIC`, and `BINNING` where the bundle has bins; what is left out is the
-            bundle's default, one picture.
+        static: any of `STATIC`, other sizes such as ``num_frames``, and `BINNING` where the bundle
+            has bins; what is left out is the bundle's default, one picture.
 
     Encoders get one text at a time: how many of them are distinct is known only in a call.
 
@@ -77,7 +106,9 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     latents = manifest.latents
     scale = manifest.guidance.scale or STATIC[-1]
     binning = () if latents.bins is None else (BINNING,)
-    known = tuple(dict.fromkeys((*STATIC, scale, *binning)))
+    others = other_sizes(manifest.programs[0])
+    arguments = [symbol.argument for symbol in others.values()]
+    known = tuple(dict.fromkeys((*STATIC, scale, *arguments, *binning)))
     unknown = set(static) - set(known)
     if unknown:
         raise InputError(f"static sizes take {', '.join(known)}, not {', '.join(sorted(unknown))}")
@@ -91,6 +122,11 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     if is_binned(latents, static):
         asked = binned(latents, *asked)
     sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
+    for name, symbol in others.items():
+        size = static.get(symbol.argument, symbol.argument_of(symbol.default))
+        if size != int(size):
+            raise InputError(f"'static': {symbol.argument} must be a whole number, not {size:g}")
+        sides[name] = side(Limits.of(symbol), symbol.argument, int(size))
     program = manifest.programs[0]
     viewed = {name: loop_of(program).given_side(side) for name, side in sides.items()}
     lengths = text_lengths(manifest.programs, manifest.components)
@@ -124,12 +160,15 @@ def ranges(
     guidance: Evaluations,
     spans: Mapping[str, Span],
     lengths: Lengths = MappingProxyType({}),
+    others: Mapping[str, Symbol] = MappingProxyType({}),
 ) -> dict[str, dict[str, Span]]:
     """For each component the range of each of its symbols: smallest, usual, largest.
 
     Args:
-        spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels).
+        spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels), and the
+            arguments of `others`.
         lengths: see `text_lengths`.
+        others: the sizes that are no sides, such as the number of frames, by symbol.
 
     Raises:
         InputError: a side that the model cannot make.
@@ -140,6 +179,11 @@ def ranges(
         for name in ("height", "width")
         if name in spans
     }
+    for name, symbol in others.items():
+        if symbol.argument in spans:
+            values = spans[symbol.argument]
+            limits = Limits.of(symbol)
+            inner[name] = _triple(side(limits, symbol.argument, value) for value in values)
     conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
     texts = _spans_of_texts(everything, lengths)
     made_of_texts = [conditioning_symbols(everything, each) for each in texts]
@@ -160,31 +204,41 @@ def ranges(
     return made
 
 
-def side(latents: Latents, name: str, pixels: int) -> int:
-    """Return a side of the image in latents, made smaller where the pipeline does that.
+def side(latents: Sides, name: str, pixels: int) -> int:
+    """Return a size in latents, rounded where the pipeline does that.
 
     Raises:
         InputError: the model cannot make it.
     """
     pixels = rounded(latents, name, pixels)
     check_side(latents, name, pixels)
-    return pixels // latents.factor
+    return (pixels - latents.offset) // latents.factor
 
 
 def rounded(latents: Sides, name: str, pixels: int) -> int:
-    """Return a side in pixels as the pipeline makes it: some make it smaller to a multiple of what
-    the model needs, with a warning, where others refuse it."""
+    """Return a size in pixels or frames as the pipeline makes it: some make it smaller to a
+    multiple of what the model needs, or take the nearest one, with a warning, where others refuse
+    it."""
     unit = latents.factor * latents.multiple
-    if not latents.rounds or pixels < unit or pixels % unit == 0:
+    beyond = (pixels - latents.offset) % unit
+    if not latents.rounds or pixels < unit + latents.offset or not beyond:
         return pixels
-    smaller = pixels // unit * unit
+    larger = latents.nearest and 2 * beyond > unit
+    made = pixels - beyond + (unit if larger else 0)
     warnings.warn(
-        f"{name} {pixels} is not a multiple of {unit}: the image is made with {smaller}, as "
-        "diffusers does",
+        f"{name} {pixels} is not {form_of(latents)}: the image is made with {made}, as diffusers "
+        "does",
         UserWarning,
         stacklevel=2,
     )
-    return smaller
+    return made
+
+
+def form_of(latents: Sides) -> str:
+    """Return what sizes are, in words."""
+    unit = latents.factor * latents.multiple
+    more = latents.offset % unit
+    return f"{more} more than a multiple of {unit}" if more else f"a multiple of {unit}"
 
 
 def is_binned(latents: Latents, given: Mapping[str, Any]) -> bool:
@@ -223,30 +277,29 @@ def nearest_bin(bins: Sequence[tuple[float, int, int]], height: int, width: int)
 
 
 def smallest_side(latents: Sides) -> int:
-    """Return the smallest side that the model can make, in pixels."""
-    return -(-latents.minimum // latents.multiple) * latents.multiple * latents.factor
+    """Return the smallest size that the model can make, in pixels or frames."""
+    least = -(-latents.minimum // latents.multiple) * latents.multiple
+    return least * latents.factor + latents.offset
 
 
 def check_side(latents: Sides, name: str, pixels: int) -> None:
-    """Refuse a side, in pixels, that the model cannot make.
+    """Refuse a size, in pixels or frames, that the model cannot make.
 
     Raises:
         InputError: too large or too small for it, or not a multiple of what it needs.
     """
     unit = latents.factor * latents.multiple
-    largest = min(latents.factor * (latents.maximum or _LARGEST_SIDE), _LARGEST_SIDE)
-    smallest = smallest_side(latents)
-    if smallest <= pixels <= largest and pixels % unit == 0:
+    most = latents.factor * (latents.maximum or _LARGEST_SIDE) + latents.offset
+    largest, smallest = min(most, _LARGEST_SIDE), smallest_side(latents)
+    if smallest <= pixels <= largest and (pixels - latents.offset) % unit == 0:
         return
     if pixels > largest:
-        raise InputError(f"{name} {pixels}: this model makes pictures of up to {largest} pixels")
+        raise InputError(f"{name} {pixels}: this model makes at most {largest}")
     if latents.minimum > 1 and pixels < smallest:
-        raise InputError(f"{name} {pixels}: this model makes images of at least {smallest} pixels")
-    lower = max(pixels, 0) // unit * unit
+        raise InputError(f"{name} {pixels}: this model makes at least {smallest}")
+    lower = (max(pixels, 0) - latents.offset) // unit * unit + latents.offset
     nearest = [str(each) for each in (lower, lower + unit) if smallest <= each <= largest]
-    raise InputError(
-        f"{name} {pixels} is not a multiple of {unit}; nearest: {' or '.join(nearest)}"
-    )
+    raise InputError(f"{name} {pixels} is not {form_of(latents)}; nearest: {' or '.join(nearest)}")
 
 
 def _triple(values: Iterable[int]) -> Span:

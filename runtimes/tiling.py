@@ -19,7 +19,7 @@ from runtimes.session import Array
 
 OVERLAP = 0.25  # of a tile's side, as in diffusers
 
-# Latents [images, channels, height, width] → pictures [images, channels, height, width].
+# Latents [images, ..., height, width] → images or frames [images, ..., height, width].
 Decode = Callable[[Array], Array]
 
 
@@ -33,13 +33,16 @@ class Tiling:
 
 
 def tile_of(latents: Latents, side: int | None) -> int:
-    """A tile's side in rows of latents, of one in pixels; None is the smaller default side.
+    """A tile's side in rows of latents, of one in pixels; None is the smaller default side, made
+    smaller to what tiles must be multiples of.
 
     Raises:
         InputError: not a multiple of what tiles and their overlap must be.
     """
-    side = min(latents.default_height, latents.default_width) if side is None else side
     unit = latents.factor * latents.multiple * round(1 / OVERLAP)
+    if side is None:
+        usual = min(latents.default_height, latents.default_width)
+        side = usual // unit * unit or usual
     if side < unit or side % unit:
         raise InputError(f"tiles of {side} pixels: expected a multiple of {unit}")
     return side // latents.factor
@@ -55,32 +58,32 @@ def decode(run: Decode, latents: Array, tiling: Tiling) -> Array:
 
 
 def _whole(run: Decode, latents: Array, tiling: Tiling) -> Array:
-    if not tiling.tile or max(latents.shape[2:]) <= tiling.tile:
+    if not tiling.tile or max(latents.shape[-2:]) <= tiling.tile:
         return run(latents)
     return _tiled(run, latents, tiling.tile)
 
 
 def _tiled(run: Decode, latents: Array, tile: int) -> Array:
-    height, width = latents.shape[2:]
+    height, width = latents.shape[-2:]
     stride = int(tile * (1 - OVERLAP))
     above: list[Array] = []
     rows = []
     for top in range(0, height, stride):
         row: list[Array] = []
         for left in range(0, width, stride):
-            part = run(np.ascontiguousarray(latents[:, :, top : top + tile, left : left + tile]))
-            factor = part.shape[2] // min(tile, height - top)
+            part = run(np.ascontiguousarray(latents[..., top : top + tile, left : left + tile]))
+            factor = part.shape[-2] // min(tile, height - top)
             extent = int(tile * factor * OVERLAP)
             part = np.array(part, np.float32)
             if above:
-                _blend(above[len(row)], part, extent, axis=2)
+                _blend(above[len(row)], part, extent, axis=-2)
             if row:
-                _blend(row[-1], part, extent, axis=3)
+                _blend(row[-1], part, extent, axis=-1)
             row.append(part)
         limit = tile * factor - extent
-        rows.append(np.concatenate([part[:, :, :limit, :limit] for part in row], axis=3))
+        rows.append(np.concatenate([part[..., :limit, :limit] for part in row], axis=-1))
         above = row
-    return np.concatenate(rows, axis=2)
+    return np.concatenate(rows, axis=-2)
 
 
 def _blend(before: Array, after: Array, extent: int, axis: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -65,8 +67,8 @@ class TextTokenizer:
     """A tokenizer.json whose settings pad and truncate every text to `max_length` ids.
 
     `expansions`: words that stand for several; `vocabulary`: what ids must be below; `frame`: what
-    every row must have around its text; see `runtimes.manifest.Tokenizer`. Safe to use from several
-    threads.
+    every row must have around its text; `unescape`: whether character references of HTML are
+    written out; see `runtimes.manifest.Tokenizer`. Safe to use from several threads.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class TextTokenizer:
         expansions: Mapping[str, str] = MappingProxyType({}),
         vocabulary: int | None = None,
         frame: Frame | None = None,
+        unescape: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._label = label
@@ -89,6 +92,7 @@ class TextTokenizer:
         self.max_length = max_length
         self._ids = _MOST_IDS if vocabulary is None else vocabulary
         self._frame = frame
+        self._unescape = unescape
 
     @classmethod
     @parser(BundleError, "path", _WHAT)
@@ -99,6 +103,7 @@ class TextTokenizer:
         expansions: Mapping[str, str] = MappingProxyType({}),
         vocabulary: int | None = None,
         frame: Frame | None = None,
+        unescape: bool = False,
     ) -> TextTokenizer:
         """Read a tokenizer.json.
 
@@ -111,7 +116,7 @@ class TextTokenizer:
         label = f"{path.parent.name}/{path.name}"
         data = read_regular(path, LARGEST_DOCUMENT)
         loaded = Tokenizer.from_buffer(checked(data, max_length))
-        made = cls(loaded, max_length, label, expansions, vocabulary, frame)
+        made = cls(loaded, max_length, label, expansions, vocabulary, frame, unescape)
         made.chunks(unweighted(""))
         if frame is not None and made.frame() != frame:
             raise made._framed_otherwise()
@@ -144,7 +149,7 @@ class TextTokenizer:
         ends in `hint`; the last `ending` characters are not quoted, and may be cut without it.
         """
         _check_length(len(text.text))
-        text = self._expanded(text)
+        text = self._expanded(_unescaped(text) if self._unescape else text)
         own = text.text[: len(text.text) - ending]
         # One by one: encode_batch would start a pool of threads for a handful of texts.
         with parsing(self._label, BundleError, _WHAT):
@@ -218,6 +223,21 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
     padding = tokenizer.padding or {}
     before, after = piece.ids[: words[0]], piece.ids[words[-1] + 1 : used]
     return Frame(tuple(before), tuple(after), int(padding.get("pad_id", 0)))
+
+
+def _unescaped(text: Weighted) -> Weighted:
+    """Write out character references of HTML, and those in what comes of it, which then have the
+    weight of their first character. A reference in parts of different weights is none."""
+    written: list[str] = []
+    weights: list[float] = []
+    start = 0
+    for weight, run in groupby(text.weights):
+        end = start + len(tuple(run))
+        part = html.unescape(html.unescape(text.text[start:end]))
+        written.append(part)
+        weights += [weight] * len(part)
+        start = end
+    return Weighted("".join(written), tuple(weights))
 
 
 def _check_length(characters: int) -> None:

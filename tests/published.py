@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -26,8 +27,18 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from tests import tiny, tiny_qwen
 from tests.tiny_transformers import t5_tokenizer
@@ -215,6 +226,25 @@ def qwen_image(_: Path) -> Any:
     )
 
 
+def wan_2_2(folder: Path) -> Any:
+    """Return a pipeline configured as Wan 2.2 A14B, whose transformers have 14,000 million numbers
+    each."""
+    tokens = t5_tokenizer()
+    widths = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
+    config = UMT5Config(vocab_size=len(tokens), **widths)
+    config.pad_token_id, config.eos_token_id = tokens.pad_token_id, tokens.eos_token_id
+    flows = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    return WanPipeline(
+        tokenizer=tokens,
+        text_encoder=UMT5EncoderModel(config),
+        vae=AutoencoderKLWan(),
+        transformer=WanTransformer3DModel(),
+        transformer_2=WanTransformer3DModel(),
+        boundary_ratio=0.875,
+        scheduler=_scheduler(UniPCMultistepScheduler, **flows),
+    )
+
+
 def _without_storage(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
     def made(folder: Path) -> Any:
         with torch.device("meta"):
@@ -227,6 +257,6 @@ PUBLISHED: Mapping[str, Callable[[Path], Any]] = {
     make.__name__: _without_storage(make)
     for make in (
         *(stable_diffusion, stable_diffusion_xl, refiner),
-        *(stable_diffusion_3, flux_dev, pixart_sigma, qwen_image),
+        *(stable_diffusion_3, flux_dev, pixart_sigma, qwen_image, wan_2_2),
     )
 }

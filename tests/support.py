@@ -59,6 +59,7 @@ FAMILIES = {
     "panorama": "Stable Diffusion panorama (MultiDiffusion)",
     "qwen-image": "Qwen-Image",
     "dit": "DiT",
+    "wan-2.2": "Wan 2.2",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }
 TARGETS = {
@@ -73,6 +74,7 @@ TASKS = (
     "unconditional",
     "class-to-image",
     "panorama",
+    "text-to-video",
     "image-to-image",
     "inpainting",
     "true guidance",

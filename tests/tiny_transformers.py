@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
@@ -24,6 +25,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (
     CLIPTextModel,
@@ -31,6 +35,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tests import tiny
@@ -229,6 +235,68 @@ def dit(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def umt5_encoder(tokens: T5TokenizerFast) -> UMT5EncoderModel:
+    """It has relative positions of its own in every layer."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(tokens),
+            d_model=T5_WIDTH,
+            d_kv=6,
+            d_ff=2 * T5_WIDTH,
+            num_layers=1,
+            num_heads=4,
+            pad_token_id=tokens.pad_token_id,
+            eos_token_id=tokens.eos_token_id,
+        )
+    )
+
+
+def wan_transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=T5_WIDTH,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+    )
+
+
+def wan_autoencoder() -> AutoencoderKLWan:
+    """Of 4 frames after the first, as published, and half of the published 8 pixels along a side:
+    it is captured in half of the time."""
+    return AutoencoderKLWan(
+        base_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=0,
+        temperal_downsample=[True, True],
+        scale_factor_spatial=4,
+    )
+
+
+def wan(folder: Path, **parts: Any) -> None:
+    """Wan 2.1, whose published scheduler has a flow_shift of 3."""
+    tokens = t5_tokenizer()
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    WanPipeline(
+        tokenizer=tokens,
+        text_encoder=umt5_encoder(tokens),
+        vae=wan_autoencoder(),
+        transformer=wan_transformer(),
+        scheduler=scheduler,
+        **parts,
+    ).save_pretrained(folder)
+
+
+def wan_2_2(folder: Path) -> None:
+    """Wan 2.2 A14B: a transformer for timesteps from 875 on, and another one below."""
+    wan(folder, transformer_2=wan_transformer(), boundary_ratio=0.875)
+
+
 PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "pixart-alpha": pixart_alpha,
     "pixart-sigma": pixart_sigma,
@@ -239,4 +307,6 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
     "flux-fill": flux_fill,
     "flux-schnell": flux_schnell,
     "dit": dit,
+    "wan": wan,
+    "wan-2.2": wan_2_2,
 }

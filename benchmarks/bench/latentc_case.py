@@ -51,11 +51,14 @@ def arguments(
     """Return the arguments of a call: one prompt as often as the case's batch says, or several.
 
     Raises:
-        InputError: the bundle needs a number for each image, which nothing says here.
+        InputError: the bundle makes videos, or needs a number for each image, which nothing says
+            here.
     """
     case, many = request["case"], isinstance(prompt, list)
     found: dict[str, Any] = {"height": case["height"], "width": case["width"], **case["call"]}
     found |= {"num_inference_steps": steps, "seed": seed}
+    if signature.makes_videos:
+        raise InputError("latentc bench compares images, and this bundle makes videos")
     if signature.needed_rows:
         raise InputError(
             "latentc bench compares calls of texts, or of nothing: this bundle needs "

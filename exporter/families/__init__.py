@@ -6,6 +6,7 @@ the exporter and the manifest need, with no behaviour that names the family left
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -48,19 +49,25 @@ class Tokens:
     programs.
 
     `max_length`: how many ids a text becomes, None for the tokenizer's own maximum. `lowercase`:
-    the pipeline writes texts small and strips them first.
+    the pipeline writes texts small and strips them first. `clean`: it writes out character
+    references of HTML, twice, and makes all white space single spaces, as ``prompt_clean`` in
+    diffusers. That also repairs broken encodings where ftfy is installed, which bundles do not.
     """
 
     tokenizer: str
     max_length: int | None = None
     lowercase: bool = False
+    clean: bool = False
 
     def length(self, tokenizer: Any) -> int:
         """Return how many ids a text becomes."""
         return int(tokenizer.model_max_length) if self.max_length is None else self.max_length
 
     def prepared(self, text: str) -> str:
-        """Return the text as the pipeline gives it to its tokenizer."""
+        """Return the text as the pipeline gives it to its tokenizer; character references are the
+        runtime's."""
+        if self.clean:
+            text = re.sub(r"\s+", " ", text).strip()
         return text.lower().strip() if self.lowercase else text
 
 
@@ -85,10 +92,12 @@ class Shifted:
 
 def calling(pipe: Any, **fixed: Any) -> Callable[..., Any]:
     """Return what runs a diffusers pipeline: its images for keyword arguments of its call, float
-    [batch, height, width, channels] in [0, 1] unless `output_type` says otherwise."""
+    [batch, height, width, channels] in [0, 1] unless `output_type` says otherwise; of one that
+    makes videos its frames, [batch, frames, height, width, channels]."""
 
     def call(output_type: str = "np", **arguments: Any) -> Any:
-        return pipe(output_type=output_type, **fixed, **arguments).images
+        made = pipe(output_type=output_type, **fixed, **arguments)
+        return made.frames if hasattr(made, "frames") else made.images
 
     return call
 
@@ -108,7 +117,7 @@ class Description:
         denoiser: the module that the loop of diffusers' pipeline calls.
         call: runs the pipeline as the first program does: keyword arguments as in the runtime,
             `generator` and `num_inference_steps` included; returns images [batch, height, width,
-            channels] float in [0, 1].
+            channels] float in [0, 1], or frames with one axis more.
         resizable: whether the diffusers pipeline itself can be asked for another size than the
             default.
         gives_latents: whether the diffusers pipeline can be asked for latents.

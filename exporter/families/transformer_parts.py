@@ -64,6 +64,14 @@ def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
     return made
 
 
+def with_module_at(model: Any, path: str, module: torch.nn.Module) -> Any:
+    """A copy of `model` as by `with_module`, whose module at a `path` such as ``blocks.0.norm`` is
+    another one; what stands on the way is copied too."""
+    name, _, rest = path.partition(".")
+    inner = with_module_at(model._modules[name], rest, module) if rest else module
+    return with_module(model, name, inner)
+
+
 class Rotary(torch.nn.Module):
     """Positions [tokens, axes] → cosines and sines [tokens, width], each twice in a row, as
     diffusers' `FluxPosEmbed`; in float32 instead of float64, which for positions of at most 128

@@ -25,6 +25,7 @@ from runtimes.sizes import BINNING
 STEPS, STRENGTH = "num_inference_steps", "strength"
 LATENTS, IMAGE_LATENTS, DENOISED = "latents", "image_latents", "denoised"
 DENOISER, DECODER = "denoiser", "vae_decoder"
+FRAMES = "frames"
 _START, _END = "denoising_start", "denoising_end"
 _GUIDANCE_START, _GUIDANCE_STOP = "guidance_start", "guidance_stop"
 SIDES = ("height", "width")
@@ -89,6 +90,8 @@ class Draft:
         switches: components that run in the denoiser's place, and when.
         combine: what makes the prediction of what guided branches predict.
         decoder: the component that makes images of the denoised latents.
+        frames: the symbol of the number of latent frames, of videos.
+        rate: how many frames are shown in a second, where that is known.
     """
 
     def __init__(self, name: str, stands_for: type, latents: Latents) -> None:
@@ -105,6 +108,8 @@ class Draft:
         self.combine: form.Combine | None = None
         self.start: Start | None = None
         self.decoder = DECODER
+        self.frames: form.Symbol | None = None
+        self.rate: float | None = None
         self.branches: dict[str, Branch] = {}
         self._defaults = defaults_of(stands_for)
         self._texts: dict[str, form.Argument] = {}
@@ -148,11 +153,17 @@ class Draft:
         return tuple(self._images)
 
     def scale(
-        self, name: str, off: float, least: float | None = None, most: float | None = None
+        self,
+        name: str,
+        off: float,
+        least: float | None = None,
+        most: float | None = None,
+        fallback: str | None = None,
     ) -> str:
-        """Declare a number that guides; `off` where the class has no default."""
-        default = self._defaults.get(name, (off,))
-        number = form.Numbers(name=name, default=default, least=least, most=most)
+        """Declare a number that guides; `off` where the class has no default, unless it has a
+        `fallback`."""
+        default = () if fallback else self._defaults.get(name, (off,))
+        number = form.Numbers(name=name, default=default, fallback=fallback, least=least, most=most)
         self._scales.setdefault(name, number)
         return name
 
@@ -265,13 +276,16 @@ class Draft:
 
     def program(self) -> Program:
         """Return the program."""
-        self.noise(LATENTS, (self.latents.channels, *SIDES), Phase.NOISE)
+        axes = SIDES if self.frames is None else (FRAMES, *SIDES)
+        self.noise(LATENTS, (self.latents.channels, *axes), Phase.NOISE)
         ordered = sorted(self._statements, key=lambda placed: placed[:2])
         bins = self.latents.bins
-        image = self.named("_image")
+        output = "image" if self.frames is None else FRAMES
+        made = self.named(f"_{output}")
         decode = form.Run(
-            component=self.decoder, feeds={"latents": DENOISED}, gives={"image": image}, tiles=True
+            component=self.decoder, feeds={"latents": DENOISED}, gives={output: made}, tiles=True
         )
+        kind: Literal["images", "frames"] = "images" if self.frames is None else "frames"
         return Program(
             name=self.name,
             stands_for=self.stands_for.__name__,
@@ -281,7 +295,7 @@ class Draft:
                 *(statement for _, _, statement in ordered),
                 self._loop(),
                 decode,
-                form.Emit(kind="images", of=image),
+                form.Emit(kind=kind, of=made, rate=self.rate),
             ),
             bins=None if bins is None else form.Bins(argument=BINNING, sizes=bins),
         )
@@ -306,7 +320,7 @@ class Draft:
     def _symbols(self) -> dict[str, form.Symbol]:
         latents = self.latents
         defaults = {"height": latents.default_height, "width": latents.default_width}
-        return {
+        sides = {
             name: form.Symbol(
                 argument=name,
                 unit=latents.factor,
@@ -320,6 +334,7 @@ class Draft:
             )
             for name, default in defaults.items()
         }
+        return sides if self.frames is None else {**sides, FRAMES: self.frames}
 
     def _loop(self) -> form.Loop:
         start, shared = self.start, self._shared()

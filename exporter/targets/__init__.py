@@ -41,7 +41,8 @@ class TargetInfo:
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
     class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
     other modules that decide what it writes. `computes`: what the engine is to be asked to
-    calculate in for a precision, where the graph itself does not say it.
+    calculate in for a precision, where the graph itself does not say it. `sides_alone`: of all
+    sizes only height and width can be open in its graphs, and the number of frames cannot.
 
     For the preflight, roughly: `size`, by precision the bytes of one number in a build, where
     `exporter.passes.bytes_of` does not know it; `memory`, bytes of anonymous memory for each byte
@@ -60,6 +61,7 @@ class TargetInfo:
     options: type[TargetOptions] = TargetOptions
     code: tuple[str, ...] = ()
     computes: Mapping[str, str] = field(default_factory=dict)
+    sides_alone: bool = False
     size: Mapping[str, float] = field(default_factory=dict)
     memory: float = 1.0
     seconds: float = 60.0
@@ -134,6 +136,7 @@ _OWN: Mapping[str, TargetInfo] = {
         ("coremltools",),
         _COREML,
         options=CoreMLOptions,
+        sides_alone=True,
         code=(
             *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
             *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),

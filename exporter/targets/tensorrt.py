@@ -17,6 +17,7 @@ from exporter.targets import onnx
 from runtimes.manifest import Component
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of
+from runtimes.programs.latents import other_sizes
 from runtimes.recipe import FORMAT, RECIPE, Recipe
 from runtimes.sizes import Span, ranges, smallest_side, text_lengths
 
@@ -54,8 +55,9 @@ def finish(
 
 
 def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]]:
-    """By component and symbol: optimised for one picture of the default size, good for the
-    smallest one that there is to one and a half times the default, and for four pictures. The
+    """By component and symbol: optimised for one picture of the default size (and of the
+    default number of frames), good for the smallest one that there is to one and a half times the
+    default, and for four pictures. The
     probes' shapes are within, so that `latentc verify` can repeat them."""
     from exporter.capture import symbol_values
 
@@ -69,5 +71,13 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
         smallest = smallest_side(latents)
         spans[name] = (smallest, max(smallest, usual // unit * unit), largest)
     components = [graph.component for graph in description.graphs]
+    others = other_sizes(description.program)
+    for name, symbol in others.items():
+        size = max(symbol.default * 3 // 2, probe[name]) // symbol.multiple * symbol.multiple
+        largest = min(size, symbol.most or size)
+        span = (symbol.least, symbol.default, largest)
+        low, usual, high = (symbol.argument_of(each) for each in span)
+        spans[symbol.argument] = low, usual, high
     lengths = text_lengths(description.programs, components)
-    return ranges(components, latents, guidance_of(description.program), spans, lengths)
+    guidance = guidance_of(description.program)
+    return ranges(components, latents, guidance, spans, lengths, others)

@@ -203,7 +203,7 @@ def _with_rows(label: str, array: Array, rows: Rows, prompts: int, made: int) ->
     if rows == Rows.PROMPTS and len(array) not in (1, prompts):
         raise InputError(f"{label!r} has {len(array)} rows for {prompts} prompts")
     if rows == Rows.GIVEN and made % len(array):
-        what = "latents" if array.ndim == 4 else "rows"
+        what = "latents" if array.ndim >= 4 else "rows"
         raise InputError(f"{len(array)} {what} in {label!r} for {made} images to be made")
     if rows == Rows.PROMPTS and len(array) < prompts:
         return np.repeat(array, prompts, axis=0)

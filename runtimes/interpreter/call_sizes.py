@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from runtimes import argument_values as checked
@@ -13,7 +12,7 @@ from runtimes.interpreter.images import Sizes
 from runtimes.pictures import size as pixels_of
 from runtimes.programs.statements import Program, Symbol
 from runtimes.session import Array
-from runtimes.sizes import check_side, nearest_bin, rounded
+from runtimes.sizes import Limits, check_side, nearest_bin, rounded
 
 
 def sizes_of(
@@ -37,7 +36,7 @@ def sizes_of(
             )
         usual[name] = _usual_side(spec, place, pictures)
         of_array = symbol in known and not binned
-        default = known[symbol][0] * spec.unit if of_array else usual[name]
+        default = spec.argument_of(known[symbol][0]) if of_array else usual[name]
         asked[name] = checked.integer(name, given.get(name, default))
     made, note = dict(asked), ""
     if binned and program.bins is not None:
@@ -61,7 +60,7 @@ def sizes_of(
 def _usual_side(spec: Symbol, place: int, pictures: Mapping[str, Sequence[Sequence[Any]]]) -> int:
     """Return a side in pixels of a call that does not say it."""
     if spec.of is None or spec.of.image not in pictures:
-        return spec.default * spec.unit
+        return spec.argument_of(spec.default)
     whole = pixels_of(spec.of.image, pictures[spec.of.image][0])[place] * spec.of.times
     step = spec.unit * spec.multiple
     return max(whole // step, 1) * step
@@ -102,29 +101,16 @@ def _checked_side(
             it is not what the call gave.
     """
     spec = facts.program.symbols[facts.symbols[name]]
-    limits = _Limits(spec.unit, spec.multiple, spec.least, spec.most, spec.rounds)
+    limits = Limits.of(spec)
     side = rounded(limits, name, pixels)
-    if spec.least == spec.most and side != spec.least * spec.unit:
-        raise InputError(
-            f"{name} {side}: this bundle was exported for {spec.least * spec.unit} only{note}"
-        )
+    only = spec.argument_of(spec.least)
+    if spec.least == spec.most and side != only:
+        raise InputError(f"{name} {side}: this bundle was exported for {only} only{note}")
     check_side(limits, name, side)
-    if known is not None and side != known[0] * spec.unit:
-        raise InputError(
-            f"{name} {side} does not fit {known[1]!r}, which are for {known[0] * spec.unit}{note}"
-        )
+    of_array = None if known is None else spec.argument_of(known[0])
+    if known is not None and side != of_array:
+        raise InputError(f"{name} {side} does not fit {known[1]!r}, which are for {of_array}{note}")
     return side
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """Limits say which sides a program's symbol allows."""
-
-    factor: int
-    multiple: int
-    minimum: int
-    maximum: int | None
-    rounds: bool
 
 
 def _of_values(facts: Facts, values: Mapping[str, Array]) -> dict[str, tuple[int, str]]:
@@ -144,9 +130,9 @@ def _of_values(facts: Facts, values: Mapping[str, Array]) -> dict[str, tuple[int
                 raise InputError(f"{name!r} has {size} numbers where {dimension} are expected")
             known, other = found.setdefault(dimension.symbol, (side, name))
             if known != side:
-                unit = facts.program.symbols[dimension.symbol].unit
+                spec = facts.program.symbols[dimension.symbol]
                 raise InputError(
-                    f"{name!r} is for a {dimension.symbol} of {side * unit} pixels, and {other!r} "
-                    f"for one of {known * unit}"
+                    f"{name!r} is for a {spec.argument} of {spec.argument_of(side)}, and {other!r} "
+                    f"for one of {spec.argument_of(known)}"
                 )
     return found

@@ -12,10 +12,15 @@ from runtimes.programs.demand import Demand, of_call
 from runtimes.programs.graphs import Graph
 from runtimes.programs.guidance import scale_arguments
 from runtimes.programs.lengths import stretchable
-from runtimes.programs.statements import Image, Loop, Mask, Numbers, Program, Text
+from runtimes.programs.statements import Emit, Image, Loop, Mask, Numbers, Program, Text
 from runtimes.programs.uses import feeds_of, windows_of_feeds
 from runtimes.programs.values import Type
 
+# diffusers' names of the argument that says how many are made of each prompt, by what is emitted.
+SEVERAL: Mapping[str, str] = {
+    "images": "num_images_per_prompt",
+    "frames": "num_videos_per_prompt",
+}
 # Of a component's output: which of its last axis' numbers say something of which input's ids.
 Positions = Mapping[str, Mapping[str, Mapping[str, int]]]
 
@@ -50,6 +55,16 @@ class Facts:
     def loops(self) -> tuple[Loop, ...]:
         """All loops of the program, the main one last."""
         return form.loops_of(self.program)
+
+    @cached_property
+    def emit(self) -> Emit:
+        """What the program gives its caller."""
+        return form.emit_of(self.program)
+
+    @cached_property
+    def several(self) -> str:
+        """The name of the argument that says how many are made of each prompt."""
+        return SEVERAL[self.emit.kind]
 
     @cached_property
     def texts(self) -> Mapping[str, Text]:
@@ -201,7 +216,8 @@ class Facts:
                 found += windows_of_feeds(feed for _, feed in feeds_of(step))
         return tuple(dict.fromkeys(found))
 
-    def root(self, text: str) -> str:
-        """Return the text that one falls back to in the end."""
-        fallback = self.texts[text].fallback
-        return text if fallback is None else self.root(fallback)
+    def root(self, argument: str) -> str:
+        """Return the text, or the numbers, that one falls back to in the end."""
+        own: Text | Numbers = self.texts.get(argument) or self.numbers[argument]
+        fallback = own.fallback
+        return argument if fallback is None else self.root(fallback)

@@ -24,7 +24,7 @@ from runtimes.interpreter.arguments import (
 )
 from runtimes.interpreter.call_sizes import binning_of, sizes_of
 from runtimes.interpreter.choices import MASK_OPTIONS, READING, check_output_type
-from runtimes.interpreter.facts import Facts
+from runtimes.interpreter.facts import SEVERAL, Facts
 from runtimes.interpreter.images import check_counts, listed, prepared, with_pixels
 from runtimes.interpreter.reading import check_reading
 from runtimes.interpreter.request import Request, singles
@@ -35,7 +35,7 @@ from runtimes.programs.values import Rows
 from runtimes.views import MOST_VIEWS, count_views
 
 _CALL_WIDE = (
-    *("seed", "scheduler", "num_images_per_prompt", "batch_size", "output_type"),
+    *("seed", "scheduler", *SEVERAL.values(), "batch_size", "output_type"),
     *(*READING, *MASK_OPTIONS),
 )
 
@@ -59,7 +59,7 @@ def parse(
     arrays = {name: array_of(facts, name, value) for name, value in values.items()}
     check_groups(facts, arrays)
     pictures = listed(facts, given)
-    each = checked.count(given, "num_images_per_prompt", 1, checked.MOST_IMAGES)
+    each = checked.count(given, facts.several, 1, checked.MOST_IMAGES)
     rows = prompts_of_values(facts, arrays, pictures, each, wanted)
     row_lists = rows_of(facts, given)
     rows = max((rows, *map(len, row_lists.values())))
@@ -92,8 +92,8 @@ def parse(
     chunks = checked.count(given, "max_embeddings_multiples", 1)
     check_reading(facts, demand, texts, weighting, chunks)
     symbols = {
-        facts.symbols[name]: side // facts.program.symbols[facts.symbols[name]].unit
-        for name, side in sizes.made.items()
+        symbol: (sizes.made[spec.argument] - spec.offset) // spec.unit
+        for symbol, spec in facts.program.symbols.items()
     }
     if facts.loop_place in demand.live:
         _refuse_many_views(facts, symbols)
@@ -132,7 +132,8 @@ def _refuse_others(facts: Facts, given: Mapping[str, Any]) -> None:
     flags = () if bins is None else (bins.argument,)
     values = sorted(facts.public)
     known = (*facts.texts, *facts.images, *facts.numbers, *facts.symbols, *flags, *values)
-    unknown = [name for name in given if name not in known and name not in _CALL_WIDE]
+    others = {*SEVERAL.values()} - {facts.several}
+    unknown = [name for name in given if name not in known and name not in {*_CALL_WIDE} - others]
     if unknown:
         raise InputError(
             f"{unknown[0]!r} changes nothing in {facts.program.name}: leave it out, or give what "

@@ -84,7 +84,8 @@ class Request:
         return {(width, height)}
 
     def latents_shape(self) -> tuple[int, ...]:
-        """Return the shape of what is denoised: images, channels, height and width."""
+        """Return the shape of what is denoised: images, then channels, height and width, or what
+        else the noise of each has."""
         shape = self.facts.types[self.facts.loop.state.noise].shape
         return (self.made, *(each.value(self.symbols) for each in shape))
 
@@ -98,7 +99,7 @@ class Request:
         return {
             **(self._denoising() if self.denoises else {}),
             **self._size_settings(),
-            "num_images_per_prompt": self.images_per_prompt,
+            self.facts.several: self.images_per_prompt,
             "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
         }
 

@@ -53,7 +53,7 @@ class Signature:
         found: dict[str, float] = {}
         for facts in self.facts:
             for name in facts.scales:
-                default = facts.numbers[name].default
+                default = facts.numbers[facts.root(name)].default
                 found.setdefault(name, float(default[0]))
         return found
 
@@ -93,6 +93,25 @@ class Signature:
         )
 
     @cached_property
+    def several(self) -> str:
+        """The argument that says how many the first program makes of each prompt."""
+        return self.facts[0].several
+
+    @cached_property
+    def makes_videos(self) -> bool:
+        """Whether the first program gives frames of videos."""
+        return self.facts[0].emit.kind == "frames"
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The arguments that are sizes, and what they are in a call that gives none."""
+        return {
+            symbol.argument: symbol.argument_of(symbol.default)
+            for facts in reversed(self.facts)
+            for symbol in facts.program.symbols.values()
+        }
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every name that a call may use."""
         texts = (*self.texts, *self.branch_texts)
@@ -102,11 +121,12 @@ class Signature:
         numbers = _distinct(name for facts in self.facts for name in facts.numbers)
         sizes = _distinct(name for facts in self.facts for name in facts.symbols)
         bins = _distinct(f.program.bins.argument for f in self.facts if f.program.bins is not None)
+        several = _distinct(facts.several for facts in self.facts)
         starts = _distinct(facts.loop.state.noise for facts in self.facts)
         loops = [loop for facts in self.facts for loop in facts.loops]
         steps = _distinct(loop.plan.steps for loop in loops)
         stops = _distinct(loop.part.stop for loop in loops if loop.part.stop is not None)
-        common = (*steps, "scheduler", "seed", *sizes, *bins, "num_images_per_prompt", *starts)
+        common = (*steps, "scheduler", "seed", *sizes, *bins, *several, *starts)
         last = (*common, "output_type", *stops)
         own = (*texts, *numbers, *self.pictures, *masks, *reading)
         results = frozenset[str]().union(*(facts.results for facts in self.facts))

@@ -31,6 +31,11 @@ _LARGEST = 1 << 20
 _MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
+_AXES = {
+    "images": ("channels", "height", "width"),
+    "frames": ("frames", "channels", "height", "width"),
+}
+_FASTEST = 1000  # frames in a second
 _LARGEST_NUMBER = 1e9
 _LONGEST_TEMPLATE = 1 << 12  # characters around a text
 CALL_WIDE = ("scheduler",)  # arguments of every program, which none declares
@@ -135,6 +140,10 @@ class _Checker:
                 yield f"symbol {name!r}: expected default, multiple and least from 1 to {most}"
             elif not 1 <= symbol.unit <= _LARGEST or symbol.default < symbol.least:
                 yield f"symbol {name!r}: bad unit, or a default below the least"
+            elif symbol.argument_of(symbol.least) < 1 or abs(symbol.offset) > _LARGEST:
+                yield f"symbol {name!r}: an offset of {symbol.offset}, of which nothing is left"
+            elif symbol.nearest and not symbol.rounds:
+                yield f"symbol {name!r}: the nearest size, and none is rounded"
             elif symbol.default % symbol.multiple or (symbol.most or 0) % symbol.multiple:
                 yield f"symbol {name!r}: expected multiples of {symbol.multiple}"
             if symbol.of is not None:
@@ -441,7 +450,9 @@ class _Checker:
 
     def _emit(self, emit: form.Emit) -> Iterator[str]:
         """Check what is emitted."""
-        if emit.kind == "images":
+        if emit.rate is not None and not (emit.kind == "frames" and 0 < emit.rate <= _FASTEST):
+            yield f"{emit.rate:g} in a second: expected frames, and up to {_FASTEST} of them"
+        if emit.kind in _AXES:
             yield from self._emitted_images(emit)
         elif emit.of.startswith("_"):
             yield f"{emit.of!r} is private: the caller could not ask for it by its name"
@@ -452,27 +463,31 @@ class _Checker:
             yield f"{emit.of!r} is not what a component gives by itself, in no group"
 
     def _emitted_images(self, emit: form.Emit) -> Iterator[str]:
-        """Check that what is emitted are images of the size that the call asks for, since those of
-        another size would be none that were asked for; and that they are made of what the loop
-        gives by one component after the other, which decode latents by themselves."""
+        """Check that what is emitted are images or frames of the size that the call asks for, since
+        those of another size would be none that were asked for; and that they are made of what the
+        loop gives by one component after the other, which decode latents by themselves."""
         value = self.types[emit.of]
         sides = [*self.program.symbols.items()][:2]
-        wanted = [f"{symbol.unit}*{name}" for name, symbol in sides]
+        wanted = [str(_pixels_of(name, symbol)) for name, symbol in sides]
+        axes = len(_AXES[emit.kind])
         right = (
             value.rows == Rows.IMAGES
             and not value.integers
-            and len(value.shape) == 3
-            and value.shape[0] in map(Dimension, _CHANNELS)
+            and len(value.shape) == axes
+            and value.shape[-3] in map(Dimension, _CHANNELS)
             and all(
                 _is_side(own, name, symbol)
-                for own, (name, symbol) in zip(value.shape[1:], sides, strict=True)
+                for own, (name, symbol) in zip(value.shape[-2:], sides, strict=True)
             )
         )
         if not right:
             yield (
-                f"{emit.of!r} is {value} for {value.rows}: no images; expected floats of "
-                f"{_CHANNELS} channels, and {' by '.join(wanted)}"
+                f"{emit.of!r} is {value} for {value.rows}: no {emit.kind}; expected floats "
+                f"[{', '.join(_AXES[emit.kind])}] of {_CHANNELS} channels, and "
+                f"{' by '.join(wanted)}"
             )
+        if emit.kind == "frames" and self.program.bins is not None:
+            yield "frames, and bins, which are for images"
         if not self._is_decoded(emit.of):
             yield f"{emit.of!r} is not what components of one input make of what the loop gives"
 
@@ -501,9 +516,9 @@ class _Checker:
         loops = len(form.loops_of(self.program))
         if not 1 <= loops <= MOST_LOOPS:
             yield f"{loops} statements 'loop': expected 1 to {MOST_LOOPS}"
-        images = form.emitted(self.program, "images")
-        if len(images) != 1:
-            yield f"{len(images)} statements 'emit images': expected one"
+        shown = [name for kind in _AXES for name in form.emitted(self.program, kind)]
+        if len(shown) != 1:
+            yield f"{len(shown)} statements 'emit images' or 'emit frames': expected one"
         arrays = form.emitted(self.program, "arrays")
         if len({*arrays}) < len(arrays):
             yield "an array is emitted twice"
@@ -542,9 +557,14 @@ def _is_side(own: Dimension, name: str, symbol: form.Symbol) -> bool:
     """Return whether a dimension is a side in pixels: in symbols, or a number where there is only
     one size."""
     only = symbol.default if symbol.least == symbol.most else None
-    return own == Dimension(0, symbol.unit, name) or (
-        own.symbol is None and only is not None and own.offset == symbol.unit * only
+    return own == _pixels_of(name, symbol) or (
+        own.symbol is None and only is not None and own.offset == symbol.argument_of(only)
     )
+
+
+def _pixels_of(name: str, symbol: form.Symbol) -> Dimension:
+    """Return what the argument of a symbol is, as a dimension."""
+    return Dimension(symbol.offset, symbol.unit, name)
 
 
 def _is_list(count: int | None) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from runtimes.programs.statements import Noise, Program, loop_of
+from typing import ClassVar
+
+from runtimes.programs.statements import Noise, Program, Symbol, loop_of
 from runtimes.strict import Strict
 
 
@@ -28,12 +30,15 @@ class Latents(Strict, frozen=True):
     rounds: bool = False
     bins: tuple[tuple[float, int, int], ...] | None = None
 
+    offset: ClassVar[int] = 0  # sides in pixels are multiples of the factor
+    nearest: ClassVar[bool] = False
+
 
 def latents_of(program: Program) -> Latents:
     """Return the latents of a checked program, whose first two symbols are height and width."""
     height, width, *_ = program.symbols.values()
     return Latents(
-        channels=_channels(program),
+        channels=int(noise_of(program).shape[0]),
         factor=height.unit,
         multiple=height.multiple,
         default_height=height.default * height.unit,
@@ -45,14 +50,20 @@ def latents_of(program: Program) -> Latents:
     )
 
 
+def other_sizes(program: Program) -> dict[str, Symbol]:
+    """Return the symbols of a checked program that are neither the height nor the width."""
+    return dict([*program.symbols.items()][2:])
+
+
 def _largest(*sides: int | None) -> int | None:
     """Return the larger limit of two sides, which differ where there is one size alone."""
     known = [side for side in sides if side is not None]
     return max(known) if len(known) == len(sides) else None
 
 
-def _channels(program: Program) -> int:
-    """Return the channels of the noise that the first loop begins with."""
+def noise_of(program: Program) -> Noise:
+    """Return the noise that the loop begins with: one row of it is as large as what is denoised of
+    an image."""
     noise = loop_of(program).state.noise
     noises = (step for step in program.steps if isinstance(step, Noise))
-    return next(int(each.shape[0]) for each in noises if each.gives == noise)
+    return next(each for each in noises if each.gives == noise)

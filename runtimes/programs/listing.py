@@ -78,7 +78,8 @@ def _number(numbers: Numbers) -> str:
 
 
 def _symbol(name: str, symbol: form.Symbol) -> str:
-    parts = [f"{symbol.argument} = {name} * {symbol.unit}"]
+    offset = f" {'+' if symbol.offset > 0 else '-'} {abs(symbol.offset)}" if symbol.offset else ""
+    parts = [f"{symbol.argument} = {name} * {symbol.unit}{offset}"]
     if symbol.multiple > 1:
         parts.append(f"multiple {symbol.multiple}")
     if symbol.least > 1:
@@ -86,7 +87,7 @@ def _symbol(name: str, symbol: form.Symbol) -> str:
     if symbol.most is not None:
         parts.append(f"most {symbol.most}")
     if symbol.rounds:
-        parts.append("rounds down")
+        parts.append("rounds to the nearest" if symbol.nearest else "rounds down")
     parts.append(f"default {symbol.default}")
     if symbol.of is not None:
         times = "" if symbol.of.times == 1 else f" times {symbol.of.times}"
@@ -129,7 +130,8 @@ def _statement(statement: Statement) -> Iterator[str]:
             chosen = f"{statement.then} when {when} else {statement.otherwise}"
             yield f"{statement.gives} = choose {chosen}{_group(statement.group)}"
         case form.Emit():
-            yield f"emit {statement.kind} {statement.of}"
+            rate = "" if statement.rate is None else f" rate {statement.rate:g}"
+            yield f"emit {statement.kind} {statement.of}{rate}"
         case Loop():
             yield from _loop(statement)
 

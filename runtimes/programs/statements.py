@@ -29,12 +29,14 @@ class SizeOf(Member, frozen=True):
 
 
 class Symbol(Member, frozen=True):
-    """A size in latents: what the call's argument says, divided by `unit`.
+    """A size in latents: what the call's argument says, less `offset`, divided by `unit`. That of
+    a video of 81 frames is 21, where the unit is 4 and the offset -3.
 
     A size is a multiple of `multiple`, at least `least`, at most `most` (in latents). `rounds`: any
-    other is made smaller, with a warning, instead of refused. `of` is where the default comes from
-    in a call that has the image; `default` (in latents) is for the others. A call gives all the
-    sizes that are `together`, or none of them.
+    other is made smaller, with a warning, instead of refused; with `nearest` it is made the nearest
+    one, the smaller of two. `of` is where the default comes from in a call that has the image;
+    `default` (in latents) is for the others. A call gives all the sizes that are `together`, or
+    none of them.
     """
 
     argument: str
@@ -43,9 +45,15 @@ class Symbol(Member, frozen=True):
     multiple: int = 1
     least: int = 1
     most: int | None = None
+    offset: int = 0
     rounds: bool = False
+    nearest: bool = False
     of: SizeOf | None = None
     together: tuple[str, ...] = ()
+
+    def argument_of(self, size: int) -> int:
+        """Return what the argument is for a size in latents."""
+        return self.unit * size + self.offset
 
 
 class Text(Member, frozen=True, tag="text", tag_field="kind"):
@@ -391,11 +399,14 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
 
 
 class Emit(Member, frozen=True, tag="emit", tag_field="do"):
-    """What the caller gets: images in the size of the call; or arrays, a public value as it is,
-    which the caller gets by its name, and which no call gives."""
+    """What the caller gets: images in the size of the call, [channels, height, width] for each row;
+    or the frames of a video, [frames, channels, height, width], `rate` of them in a second where
+    that is known; or arrays, a public value as it is, which the caller gets by its name, and which
+    no call gives."""
 
-    kind: Literal["images", "arrays"]
+    kind: Literal["images", "frames", "arrays"]
     of: str
+    rate: float | None = None
 
 
 GUIDED = "guided"  # in `Combine.feeds`: no branch has this name
@@ -443,6 +454,12 @@ def loop_of(program: Program) -> Loop:
     return loops_of(program)[-1]
 
 
+def emit_of(program: Program) -> Emit:
+    """Return which images or frames a checked program gives its caller."""
+    steps = (step for step in program.steps if isinstance(step, Emit))
+    return next(step for step in steps if step.kind != "arrays")
+
+
 def emitted(program: Program, kind: str) -> tuple[str, ...]:
     """Return the names of the values that a program emits as one kind of result."""
     steps = (step for step in program.steps if isinstance(step, Emit))
@@ -458,7 +475,7 @@ def decoding_of(program: Program) -> tuple[Run, ...]:
         if isinstance(step, Run) and len(step.feeds) == 1
         for name in step.gives.values()
     }
-    (name,) = emitted(program, "images")
+    name = emit_of(program).of
     runs: list[Run] = []
     while name in makers:
         runs.insert(0, makers.pop(name))

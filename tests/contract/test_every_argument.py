@@ -75,10 +75,11 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
     "output_type": {},
 }
 VALUES: Mapping[str, Any] = {
-    "guidance_start": 0.5, "guidance_stop": 0.5, "strength": 0.5, "denoising_end": 0.5,
+    "guidance_start": 0.5, "guidance_stop": 0.5, "strength": 0.5, "denoising_end": 0.499,
     "control_guidance_start": 0.5, "control_guidance_end": 0.5, "adapter_conditioning_factor": 0.5,
     "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
-    "num_images_per_prompt": 2, "batch_size": 2, "output_type": "np", "prompt_weighting": True,
+    "num_images_per_prompt": 2, "num_videos_per_prompt": 2, "num_frames": 9, "batch_size": 2,
+    "output_type": "np", "prompt_weighting": True,
     "use_resolution_binning": True, "class_labels": 360,
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
@@ -95,7 +96,7 @@ REFUSED = {
 KINDS = (
     *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
-    *("ldm", "dit", "qwen-image", "panorama", "unconditional"),
+    *("ldm", "dit", "qwen-image", "panorama", "unconditional", "wan-2.2"),
     *("sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
 HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
@@ -166,6 +167,8 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
     call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
     if pipe.manifest.latents.default_width > 512:
         call |= {"height": 2 * SIDE, "width": 2 * SIDE}
+    if "num_frames" in pipe.signature.sizes:
+        call["num_frames"] = 5
     if BINNING in pipe.signature.names:
         call[BINNING] = False
     if pipe.signature.texts:
@@ -292,9 +295,8 @@ def calls_of(pipe: Pipeline, program: Program) -> Iterator[tuple[str, dict[str, 
         if name not in ELSEWHERE and (name not in every or name in own):
             yield name, pair(pipe, program, name)[1]
     usual = call_of(pipe, program)
-    many = (
-        {"batch_size": 2} if "batch_size" in pipe.signature.names else {"num_images_per_prompt": 2}
-    )
+    counted = "batch_size" in pipe.signature.names
+    many = {"batch_size" if counted else pipe.signature.several: 2}
     yield "several seeds", {**usual, **many, "seed": [4, 5]}
     if pipe.signature.texts:
         yield "several prompts", {**usual, "prompt": PROMPTS, **many, "seed": [1, 2, 3, 4]}

@@ -79,7 +79,7 @@ def subject_of(small: Any, manifest: Manifest) -> Subject:
     description = family_of(name).describe(small)
     description = with_tasks(description, [each.name for each in manifest.programs[1:]], name)
     components = tuple(graph.component for graph in description.graphs)
-    programs = planned_programs(description, manifest.schedules[0])
+    programs = planned_programs(description, manifest.schedules)
     made = structs.replace(manifest, programs=programs, components=components)
     return Subject(small, description, made, miniature=True)
 

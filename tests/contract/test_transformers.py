@@ -224,11 +224,11 @@ def test_sizes_have_a_limit(
     bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with latentc.load(bundle("sd3"), backend="onnxruntime") as pipe:
-        with pytest.raises(InputError, match="height 68: this model makes pictures of up to 64"):
+        with pytest.raises(InputError, match="height 68: this model makes at most 64"):
             pipe("a red circle", height=68, width=32)
         with pytest.raises(InputError, match="width 30 is not a multiple of 4"):
             pipe("a red circle", width=30)
-    with pytest.raises(InputError, match="height 68: this model makes pictures of up to 64"):
+    with pytest.raises(InputError, match="height 68: this model makes at most 64"):
         export(pipeline_folder("sd3"), tmp_path / "bundle", height=68, width=32)
 
 

@@ -111,8 +111,8 @@ def test_what_is_left_out(pipe: Pipeline, pix2pix: Pipeline) -> None:
         ({"image_latents": LATENTS, "height": 48}, "height 48 does not fit 'image_latents', which"),
         (
             {"image_latents": LATENTS, "latents": np.zeros((1, 4, 8, 16))},
-            "'latents' is for a height of 16 pixels, and 'image_latents' for one of 32|"
-            "'image_latents' is for a height of 32 pixels, and 'latents' for one of 16",
+            "'latents' is for a height of 16, and 'image_latents' for one of 32|"
+            "'image_latents' is for a height of 32, and 'latents' for one of 16",
         ),
         ({"image_latents": LATENTS, "mask_image": mask(SIDE, SIDE)}, "'mask_image' and 'image_lat"),
         (

@@ -6,6 +6,7 @@ needs. Section numbers are the document's.
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import zipfile
@@ -288,23 +289,24 @@ class Bundle:
 
     @refusing
     def results(self, **call: Any) -> tuple[Array, Array, dict[str, Array]]:
-        """Return latents, 8-bit images [N, rows, columns, C], and arrays by their names.
+        """Return latents, 8-bit images [N, rows, columns, C], or frames with an axis before, and
+        arrays by their names.
 
         call: arguments of section 7; texts are lists, images arrays. `pieces` is how many rows of
             ids a text may have at most.
         """
         made = Call(self, {name: value for name, value in call.items() if value is not None})
         emits = [step for step in made.program["steps"] if step["do"] == "emit"]
-        (shown,) = (emit["of"] for emit in emits if emit["kind"] == "images")
+        (shown,) = (emit["of"] for emit in emits if emit["kind"] != "arrays")
         made.run([emit["of"] for emit in emits])
         arrays = {emit["of"]: made.values[emit["of"]] for emit in emits if emit["of"] != shown}
         image = made.rows(shown, MADE)
-        right = image.ndim == 4 and [*image.shape[2:]] == [*made.sizes.values()][:2]
-        expect(right and image.shape[1] in (1, 3, 4), f"images {image.shape}")
+        right = [*image.shape[-2:]] == [*made.sizes.values()][:2]
+        expect(right and image.shape[-3] in (1, 3, 4), f"images {image.shape}")
         image = resized(image, made.asked) if made.asked else image
         levels = np.rint(np.clip(image.astype(np.float32), 0, 1) * np.float32(255))
         latents = made.values[made.loop["state"]["name"]]
-        return latents, levels.astype(np.uint8).transpose(0, 2, 3, 1), arrays
+        return latents, np.moveaxis(levels.astype(np.uint8), -3, -1), arrays
 
 
 class Tokenizer:
@@ -339,6 +341,7 @@ class Tokenizer:
 
     def _ids(self, text: str) -> list[int]:
         stands_for, spec = self.spec["expansions"], self.spec
+        text = html.unescape(html.unescape(text)) if spec["unescape"] else text
         text = self._words.sub(lambda word: stands_for.get(word[0], word[0]), text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         expect(max(ids, default=0) < (spec["vocabulary"] or 2**31), "an id beyond the vocabulary")
@@ -368,6 +371,8 @@ class Call:
         expect(fitting, f"no program takes the images {images}")
         self.program, self.steps = fitting[0], fitting[0]["steps"]
         self.loop = loops_of(self.program)[-1]
+        videos = any(step.get("kind") == "frames" for step in self.steps)
+        self.several = f"num_{'videos' if videos else 'images'}_per_prompt"
         self.makers = {name: step for step in self.steps for name in gives(step)}
         arguments = {a["name"]: a for a in self.program["arguments"]}
         for name, argument in arguments.items():
@@ -381,7 +386,7 @@ class Call:
         self._sizes()
         self._numbers([a for a in arguments.values() if a["kind"] == "numbers"])
         known = {*arguments, *self.sizes, *public, (self.program["bins"] or {}).get("argument")}
-        known |= {"scheduler", "seed", "num_images_per_prompt", "batch_size", "pieces"}
+        known |= {"scheduler", "seed", self.several, "batch_size", "pieces"}
         expect(given.keys() <= known, f"unknown arguments {given.keys() - known}")
         seeds = given.get("seed", 0)
         seeds = seeds if isinstance(seeds, list) else [seeds]
@@ -418,7 +423,7 @@ class Call:
         rows = (a["name"] for a in self.program["arguments"] if a.get("rows"))
         counts += [len(self.given[n]) for n in rows if isinstance(self.given.get(n), list)]
         self.prompts = max([*counts, self.given.get("batch_size", 1)])
-        self.made = self.prompts * self.given.get("num_images_per_prompt", 1)
+        self.made = self.prompts * self.given.get(self.several, 1)
 
     def _sizes(self) -> None:
         state, bins = self.loop["state"], self.program["bins"]
@@ -430,13 +435,13 @@ class Call:
         for place, (name, symbol) in enumerate(self.program["symbols"].items()):
             argument, unit, of = symbol["argument"], symbol["unit"], symbol["of"]
             step = unit * symbol["multiple"]
-            usual[argument] = symbol["default"] * unit
+            usual[argument] = symbol["default"] * unit + symbol["offset"]
             if of and of["image"] in self.given:
                 image = self.given[of["image"]]
                 image = image[0] if isinstance(image, list) else image
                 usual[argument] = max(image.shape[2 + place] * of["times"] // step, 1) * step
-            of_array = known[name] * unit if name in known else usual[argument]
-            self.sizes[argument] = int(self.given.get(argument, of_array))
+            own = known[name] * unit + symbol["offset"] if name in known else usual[argument]
+            self.sizes[argument] = int(self.given.get(argument, own))
             alone = argument in self.given and not {*symbol["together"]} <= self.given.keys()
             expect(not alone, f"{argument} without {symbol['together']}")
         self.told = self.sizes
@@ -450,11 +455,14 @@ class Call:
         self.symbols: dict[str, int] = {}
         for name, symbol in self.program["symbols"].items():
             pixels = self.sizes[symbol["argument"]]
-            step = symbol["unit"] * symbol["multiple"]
-            pixels = pixels // step * step if symbol["rounds"] else pixels
-            self.sizes[symbol["argument"]], self.symbols[name] = pixels, pixels // symbol["unit"]
-            side, most = self.symbols[name], symbol["most"] or 2**20
-            fits = symbol["least"] <= side <= most and pixels % step == 0
+            step, offset = symbol["unit"] * symbol["multiple"], symbol["offset"]
+            beyond = (pixels - offset) % step
+            if symbol["rounds"]:
+                pixels += step - beyond if symbol["nearest"] and 2 * beyond > step else -beyond
+            self.sizes[symbol["argument"]] = pixels
+            self.symbols[name] = side = (pixels - offset) // symbol["unit"]
+            most = symbol["most"] or 2**20
+            fits = symbol["least"] <= side <= most and (pixels - offset) % step == 0
             expect(fits and known.get(name, side) == side, f"{name}: bad size {pixels}")
 
     def _numbers(self, arguments: Sequence[Node]) -> None:

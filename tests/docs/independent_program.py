@@ -112,7 +112,8 @@ class _Typing:
         self, program: Node, document: Node, symbols: Mapping[str, int], types: Mapping[str, Type]
     ) -> None:
         self.arguments = {each["name"]: each for each in program["arguments"]}
-        self.sides = [(each["unit"], name) for name, each in program["symbols"].items()][:2]
+        units = {n: (each["unit"], each["offset"]) for n, each in program["symbols"].items()}
+        self.sides = [(*unit, name) for name, unit in units.items()][:2]
         self.graphs = {each["name"]: each for each in document["components"]}
         self.lengths = {each["name"]: each["max_length"] for each in document["tokenizers"]}
         sides = [*program["symbols"].values()][:2]
@@ -215,11 +216,14 @@ class _Typing:
 
     def _emit(self, step: Node, rows: int) -> dict[str, Type]:
         kind, integers, shape = self.types[step["of"]]
+        rate = step["rate"]
+        expect(rate is None or (step["kind"] == "frames" and 0 < rate <= 1000), f"rate {rate}")
         if step["kind"] == "arrays":
             return {}
-        sides = tuple(unit * self.symbols[name] for unit, name in self.sides)
-        right = kind == MADE and not integers and shape[1:] == sides and shape[0] in (1, 3, 4)
-        expect(right, f"emit: no images of {sides}: {shape}")
+        sides = tuple(unit * self.symbols[name] + more for unit, more, name in self.sides)
+        axes = 4 if step["kind"] == "frames" else 3
+        right = kind == MADE and not integers and len(shape) == axes and shape[-2:] == sides
+        expect(right and shape[-3] in (1, 3, 4), f"emit: no images of {sides}: {shape}")
         return {}
 
     def _loop(self, loop: Node, rows: int) -> dict[str, Type]:
@@ -313,7 +317,7 @@ def problems(program: Node) -> Iterator[str]:
         yield "a private argument"
     emits = [step for step in steps if step["do"] == "emit"]
     kinds = [step["kind"] for step in emits]
-    if kinds.count("images") != 1 or not 1 <= len(loops_of(program)) <= 8:
+    if sum(kind != "arrays" for kind in kinds) != 1 or not 1 <= len(loops_of(program)) <= 8:
         yield "no loop, too many, or images that are not emitted once"
         return
     if len({step["of"] for step in emits}) < len(emits):
@@ -348,6 +352,10 @@ def _symbol_problems(symbols: Node, arguments: Node, sizes: Sequence[str]) -> It
             yield f"{name}: a bad default"
         elif (each["most"] or 0) % each["multiple"] or not {*each["together"]} <= {*sizes}:
             yield f"{name}: a bad limit, or together with no size"
+        elif abs(each["offset"]) > 2**20 or each["unit"] * each["least"] + each["offset"] < 1:
+            yield f"{name}: an offset of {each['offset']}"
+        elif each["nearest"] and not each["rounds"]:
+            yield f"{name}: the nearest of nothing"
         elif each["of"] and not 1 <= each["of"]["times"] <= 64:
             yield f"{name}: {each['of']['times']} times an image"
         elif each["of"] and arguments[each["of"]["image"]]["kind"] not in ("image", "mask"):

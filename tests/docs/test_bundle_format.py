@@ -145,8 +145,8 @@ def test_the_rules_for_paths_are_those_of_the_code(path: str) -> None:
 
 
 @given(
-    st.from_regex(r"([0-9]{0,5}\*)?[a-zA-Z_]{0,3}", fullmatch=True)
-    | st.text(alphabet="a_*18 \n", max_size=5)
+    st.from_regex(r"([0-9]{0,5}\*)?[a-zA-Z_]{0,3}([+-][0-9]{0,7})?", fullmatch=True)
+    | st.text(alphabet="a_*18-+ \n", max_size=5)
     | st.integers(-1, 2**20 + 1)
     | st.integers(31, 34).map(lambda n: "a" * n)
 )
@@ -154,10 +154,12 @@ def test_the_grammar_of_dimensions_is_that_of_the_code(dimension: int | str) -> 
     if isinstance(dimension, int):
         as_documented = 1 <= dimension <= 2**20
     else:
-        factor, star, symbol = dimension.rpartition("*")
+        factor, star, rest = dimension.rpartition("*")
+        symbol, sign, offset = re.fullmatch(r"([^+-]*)([+-]?)(.*)", rest, re.DOTALL).groups()
         as_documented = bool(re.fullmatch(r"[a-z][a-z_]{0,31}", symbol)) and (
             not star or bool(re.fullmatch(r"[1-9][0-9]{0,3}", factor))
         )
+        as_documented &= not sign or bool(re.fullmatch(r"[1-9][0-9]{0,5}", offset))
     assert is_dimension(dimension) == as_documented
 
 
@@ -583,7 +585,9 @@ def test_the_reader_is_independent(module: ModuleType) -> None:
             name = node.module or ""
             imported.add(name if name.startswith("tests.") else name.partition(".")[0])
     own = {"tests.docs.independent_manifest", "tests.docs.independent_program"}
-    allowed = "__future__ collections functools hashlib json math numpy onnx onnxruntime os pathlib"
+    allowed = (
+        "__future__ collections functools hashlib html json math numpy onnx onnxruntime os pathlib"
+    )
     assert imported <= {*allowed.split(), "re", "stat", "tokenizers", "typing", "zipfile", *own}
 
 

@@ -16,8 +16,8 @@ from runtimes.errors import SourceError
 from tests.conftest import Run
 
 IMPOSSIBLE: Mapping[str, tuple[str, str]] = {
-    "a height": ("--height 70000 --width 64", "height 70000: this model makes pictures of up"),
-    "a width": ("--height 64 --width 70000", "width 70000: this model makes pictures of up to"),
+    "a height": ("--height 70000 --width 64", "height 70000: this model makes at most"),
+    "a width": ("--height 64 --width 70000", "width 70000: this model makes at most"),
     "a task": ("--task upscaling", "StableDiffusionPipeline has no task upscaling; it has: text"),
     "a scheduler": ("--scheduler flow_euler", "is not for models of diffusion"),
     "several schedulers": ("--scheduler euler --scheduler flow_heun", "scheduler 'flow_heun'"),

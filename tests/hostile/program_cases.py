@@ -250,6 +250,18 @@ def emit_of_encoded_texts(bad: BadBundle) -> None:
     _edit(bad, lambda program: _first(program, "emit").update(of="prompt_embeds"))
 
 
+@case("manifest", "no frames")
+def emit_of_frames_without_their_axis(bad: BadBundle) -> None:
+    """Images are emitted as the frames of a video."""
+    _edit(bad, lambda program: _first(program, "emit").update(kind="frames"))
+
+
+@case("manifest", "in a second")
+def emit_of_images_at_a_rate(bad: BadBundle) -> None:
+    """So many images are to be shown in a second as no video has, and they are no frames."""
+    _edit(bad, lambda program: _first(program, "emit").update(rate=1e300))
+
+
 @case("manifest", "0 statements 'emit images'")
 def emit_of_nothing(bad: BadBundle) -> None:
     """A program emits nothing."""
@@ -558,6 +570,18 @@ def symbol_whose_default_is_no_multiple(bad: BadBundle) -> None:
 def symbol_whose_default_is_above_the_most(bad: BadBundle) -> None:
     """The default of a size is larger than a call's may be."""
     _edit(bad, lambda program: program["symbols"]["height"].update(most=8))
+
+
+@case("manifest", "an offset of")
+def symbol_whose_offset_leaves_nothing(bad: BadBundle) -> None:
+    """The least height is less than a pixel."""
+    _edit(bad, lambda program: program["symbols"]["height"].update(offset=-(1 << 62)))
+
+
+@case("manifest", "the nearest size")
+def symbol_of_which_nothing_is_rounded(bad: BadBundle) -> None:
+    """The nearest height is to be taken, and none is rounded."""
+    _edit(bad, lambda program: program["symbols"]["height"].update(nearest=True))
 
 
 @case("manifest", "bad symbol")

@@ -205,7 +205,7 @@ def latents_with(**changes: Any) -> Latents:
 def test_sizes_have_a_minimum(tmp_path: Path) -> None:
     least = Manifest.load(make_bundle(tmp_path / "bundle", latents=latents_with(minimum=3)))
     assert fixed(least, {"height": 8})["denoiser"]["height"] == 4
-    with pytest.raises(InputError, match="height 4: this model makes images of at least 8 pixels"):
+    with pytest.raises(InputError, match="height 4: this model makes at least 8"):
         fixed(least, {"height": 4})
 
 

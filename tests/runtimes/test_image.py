@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from runtimes import image
+from runtimes import animation, image
 from runtimes.errors import InputError, LatentcError, NumericalError
 
 METADATA = {"prompt": "a large red circle, größer", "seed": 2**63, "steps": 25, "nested": [1.5]}
@@ -303,3 +303,12 @@ def test_importing_does_not_load_pillow() -> None:
         "sys.exit(int('PIL' in sys.modules or 'torch' in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("rate", "unit", "shown"), [(16, 1, 62), (16, 10, 60), (24, 1, 42)])
+def test_frames_are_shown_as_long_as_the_video_is(rate: float, unit: int, shown: int) -> None:
+    """Times are whole milliseconds, of a GIF hundredths of a second; the rest is not lost."""
+    times = animation.durations(81, rate, unit)
+    assert times[0] == shown
+    assert abs(sum(times) - 81_000 / rate) <= unit / 2
+    assert max(times) - min(times) <= unit
