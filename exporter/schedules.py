@@ -353,4 +353,5 @@ def _told(manifest: Manifest) -> Told:
     """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
     size."""
     shift = manifest.schedule(manifest.defaults.scheduler).shift
-    return told_by(manifest.source.pipeline_class, shift, manifest.latents, manifest.sample())
+    own, programs = manifest.source.pipeline_class, manifest.programs
+    return told_by(own, shift, manifest.latents, manifest.sample(), programs)

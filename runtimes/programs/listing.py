@@ -218,7 +218,9 @@ def _state(state: form.State) -> Iterator[str]:
     if state.clean is not None:
         when = f" when {_tests(state.clean_when)}" if state.clean_when else ""
         clean = f", clean {state.clean}{when}"
-    yield f"state {state.name} from {state.noise}{clean} -> {state.input}/{state.prediction}"
+    variance = "" if state.variance is None else f", variance {state.variance}"
+    gives = f"{state.input}/{state.prediction}{variance}"
+    yield f"state {state.name} from {state.noise}{clean} -> {gives}"
     if state.keep is not None:
         keep = state.keep
         kept = f"keep {keep.value} where {keep.where} = 0"

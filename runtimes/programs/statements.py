@@ -284,7 +284,11 @@ class Keep(Member, frozen=True):
 
 class State(Member, frozen=True):
     """What a loop changes: it begins with `noise`, or with `clean` and the noise of the start where
-    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out."""
+    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out.
+
+    `variance` is the output that says what the variance of noise is, for plans that leave it open:
+    between -1, their smallest one, and 1, their largest. The base's counts.
+    """
 
     name: str
     noise: str
@@ -292,6 +296,7 @@ class State(Member, frozen=True):
     clean_when: tuple[Test, ...] = ()
     input: str = "sample"
     prediction: str = "prediction"
+    variance: str | None = None
     keep: Keep | None = None
 
 

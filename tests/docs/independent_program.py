@@ -233,10 +233,16 @@ class _Typing:
         expect(time["shape"] in ([1], ["batch"]), f"loop: timestep {time['shape']}")
         for names in ([s["input"] for s in states], [s["prediction"] for s in states]):
             expect(len({*names}) == len(names) <= 16 > len(loop["switches"]), "loop: too many")
+        said = [each["prediction"] for each in states]
+        if any(each["variance"] for each in states):
+            expect(len(states) == 1 != said.count(state["variance"]), "loop: a bad variance")
+            said.append(state["variance"])
+            like = graph["outputs"][state["prediction"]]
+            expect(graph["outputs"].get(state["variance"]) == like, "loop: no such variance")
         for switch in loop["switches"]:
             other = self.graphs[switch["component"]]
             alike = other["inputs"] == graph["inputs"] and not cache and other is not graph
-            forms = [[g["outputs"].get(s["prediction"]) for s in states] for g in (graph, other)]
+            forms = [[g["outputs"].get(name) for name in said] for g in (graph, other)]
             expect(alike and forms[0] == forms[1], "loop: another denoiser")
         if loop["combine"]:
             self._combine(loop, graph["outputs"][state["prediction"]])
@@ -244,6 +250,7 @@ class _Typing:
         self.graphs = {**self.graphs, loop["denoiser"]: {**graph, "inputs": inputs}}
         if loop["views"]:
             shape = self._view(loop["views"], shape, cache)
+            expect(not state["variance"], "loop: views, and a variance")
             sides = [side for side in own["shape"][2:] if isinstance(side, str)]
             alike = len({*sides, "batch"}) <= len(sides)
             every = [n for n in inputs if n != state["input"]]
@@ -262,7 +269,7 @@ class _Typing:
             shallow = self.graphs[cache["component"]]
             known = graph["inputs"] | {name: graph["outputs"][name] for name in cache["keeps"]}
             right = all(known[name] == spec for name, spec in shallow["inputs"].items())
-            given = [each["outputs"][state["prediction"]] for each in (graph, shallow)]
+            given = [[each["outputs"].get(n) for n in said] for each in (graph, shallow)]
             taken = 0 < len({*cache["keeps"]} & shallow["inputs"].keys()) == len(cache["keeps"])
             expect(right and taken and given[0] == given[1], "loop: a bad cache")
         self.types = {**self.types, state["noise"]: sample}

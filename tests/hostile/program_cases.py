@@ -690,6 +690,21 @@ def number_beyond_all(bad: BadBundle) -> None:
     _before_the_loop(bad, {"do": "numbers", "gives": "labels", "of": [1e10]})
 
 
+# A learned variance
+
+
+@case("manifest", "gives no 'variance' like 'prediction'")
+def variance_that_nothing_gives(bad: BadBundle) -> None:
+    """The state's variance is an output that the denoiser does not have."""
+    _edit(bad, lambda program: _first(program, "loop")["state"].update(variance="variance"))
+
+
+@case("manifest", "gives no 'prediction' like 'prediction'")
+def variance_that_is_the_prediction(bad: BadBundle) -> None:
+    """The state's variance is what the denoiser predicts."""
+    _edit(bad, lambda program: _first(program, "loop")["state"].update(variance="prediction"))
+
+
 # Views of the state
 
 
