@@ -112,8 +112,8 @@ def denoise(
     weights: for each evaluation one for each guidance branch that is evaluated, G of them; the
         prediction used is the branches' weighted sum. None: there is one branch.
     adjust: what is done to the weighted sum where more branches than one are evaluated, in order.
-    variance: () -> [B, ...], what the model said in the last evaluation of the variance of the noise,
-        -1 for the smallest and 1 for the largest; a plan with limits of it needs it.
+    variance: () -> [B, ...], what the model said in the last evaluation of the variance of noise:
+        -1 is the smallest and 1 the largest one; a plan with limits of it needs it.
     segments: the numbers of a row that are clipped together.
     dtype: what is computed in; float64 is for checking plans.
 

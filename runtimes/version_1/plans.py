@@ -18,8 +18,8 @@ from runtimes.plan_schema import DTYPES, LEARNED
 def read_plans(path: str | os.PathLike[str]) -> PlanTable:
     """Return the table of a file ``schedules/<name>.npz``, checked as today's tables are.
 
-    Its arrays have the names, dtypes and shapes of `PlanTable`, without those of a learned variance,
-    which no table of format 1 has.
+    Its arrays have the names, dtypes and shapes of `PlanTable`, but for the limits of a learned
+    variance, which no table of format 1 has.
 
     Raises:
         BundleError: says what was expected and what was found.

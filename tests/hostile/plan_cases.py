@@ -191,7 +191,7 @@ def plans_of_other_steps(bad: BadBundle) -> None:
     _changed(bad, steps=steps)
 
 
-@case("plans", "log_low: expected both")
+@case("plans", "expected both of log_low, log_high")
 def plans_with_one_limit(bad: BadBundle) -> None:
     """Variances have a smallest one and no largest."""
     _changed(bad, log_low=[None] * len(_document(bad)["timesteps"]))
