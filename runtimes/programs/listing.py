@@ -152,6 +152,7 @@ def _tokens(tokens: form.Tokens) -> str:
 def _pixels(pixels: form.Pixels) -> str:
     item = "" if pixels.item is None else f"[{pixels.item}]"
     how = "" if pixels.resample == "lanczos" else f" {pixels.resample}"
+    how += "" if pixels.reducing_gap is None else f" reducing_gap {pixels.reducing_gap:g}"
     fit = "" if pixels.fit == "stretch" else f" {pixels.fit}"
     fill = f" fill {pixels.fill:g} where {pixels.fill_where}" if pixels.fill_where else ""
     rows = " for prompts" if pixels.for_prompts else ""

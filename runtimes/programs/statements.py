@@ -165,7 +165,8 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
     is white, an image is `fill`. There is a row for each image that the call gives, and those of
     the first and the second stand in turn where more images are made; `for_prompts`: the call gives
     one image for all prompts or one for each of them, and the rows of a prompt are next to each
-    other.
+    other. `reducing_gap`: an image is made smaller in whole steps before it is resized, as Pillow's
+    ``resize`` does with this number.
     """
 
     gives: str
@@ -174,6 +175,7 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
     item: int | None = None
     for_prompts: bool = False
     resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
+    reducing_gap: float | None = None
     fit: Literal["stretch", "crop"] = "stretch"
     fill: float = 0.5
     fill_where: str | None = None
