@@ -19,7 +19,7 @@ import torch
 
 from exporter.classes import class_of, of_class
 from exporter.eager import pipeline_over
-from exporter.families import Description, calling
+from exporter.families import Description
 from exporter.miniature import numbers_of, same_but_for_widths
 from exporter.probe_calls import GUIDANCE, images_of, rows_of, size_of, takes_images, texts_of
 from exporter.progress import Progress
@@ -334,7 +334,7 @@ def _theirs(
         own = program.name == description.program.name
         other = pipe if own else of_class(pipe, program.name)
         with watched(other, description.denoiser, description) as seen, torch.no_grad():
-            call = description.call if own else calling(other)
+            call = description.call if own else description.calling(other)
             if description.gives_latents:
                 held: torch.Tensor = call(output_type="latent", **given)
                 return seen.read(held).numpy()

@@ -215,7 +215,7 @@ def _add_fixed(
     a call which asks for none."""
     class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
     usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
-    steps = sorted({*usual, *wanted.kept.get(name, ())})
+    steps = sorted({*usual, fixed.default_steps, *wanted.kept.get(name, ())})
     return _add(store, name, OWN, class_name, config, steps, Told(), progress)
 
 

@@ -70,7 +70,8 @@ def unet(**options: Any) -> UNet2DConditionModel:
 
 
 def movq(**options: Any) -> VQModel:
-    """MoVQ's autoencoder, of 8 pixels to a latent along a side. Its norms have 32 groups."""
+    """MoVQ's autoencoder, of 8 pixels to a latent along a side. Its decoder's norms have 32 groups
+    whatever is said."""
     settings: dict[str, Any] = {
         "block_out_channels": (32, 32, 32, 32),
         "down_block_types": (*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
@@ -78,6 +79,7 @@ def movq(**options: Any) -> VQModel:
         "latent_channels": 4,
         "vq_embed_dim": 4,
         "num_vq_embeddings": 16,
+        "norm_num_groups": 4,
         "norm_type": "spatial",
     }
     return VQModel(**settings | options)

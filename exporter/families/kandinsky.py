@@ -4,8 +4,8 @@ decoder an image from that. Two loops, with a scheduler each.
 
 Calls may give the embedding in the place of a text (`image_embeds`, `negative_image_embeds`), or
 ask for it. diffusers' `latents`, the noise of the prior, is `prior_latents` here: `latents` is the
-noise of the image, as in `KandinskyV22Pipeline`. A negative prompt is not taken: diffusers draws the
-noise of its embedding together with that of the prompt's.
+noise of the image, as in `KandinskyV22Pipeline`. A negative prompt is not taken: diffusers draws
+the noise of its embedding together with that of the prompt's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from exporter.classes import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, record_of
+from exporter.classes import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, class_of, record_of
 from exporter.families import Description, FixedScheduler, Graph, Tokens, calling, size_multiple
 from exporter.families.tasks import IMAGE
 from exporter.families.text_to_image import (
@@ -33,7 +33,7 @@ from exporter.programs.sides import NEGATIVE, Side
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component, TensorSpec
 from runtimes.programs.latents import Latents
-from runtimes.programs.statements import Branch, Loop, Plan, Push, State, Test, Zeros
+from runtimes.programs.statements import Branch, Feed, Loop, Plan, Program, Push, State, Test, Zeros
 
 COMPONENTS = {
     "text_encoder": ("prior_text_encoder", "prior_tokenizer"),
@@ -118,6 +118,10 @@ class PriorOutput(torch.nn.Module):
     """What the prior denoised [batch, width] → the embedding of an image, scaled back, and that of
     no image, a constant, both in the same form."""
 
+    deviation: torch.Tensor
+    mean: torch.Tensor
+    nothing: torch.Tensor
+
     def __init__(self, prior: Any, image_encoder: Any) -> None:
         super().__init__()
         self.register_buffer("deviation", prior.clip_std.detach().float())
@@ -183,42 +187,49 @@ def describe(pipe: Any) -> Description:
     _check_movq(pipe)
     _check_prior(pipe.prior_prior)
     _check_scheduler(pipe.scheduler)
-    encoder = _encoder(pipe)
-    from_image = IMAGE_TO_IMAGE in record_of(type(pipe).__name__).tasks
-    draft = Draft(IMAGE_TO_IMAGE if from_image else TEXT_TO_IMAGE, type(pipe), _latents(pipe))
-    _write_guidance(draft)
-    _write_prior(draft, pipe.prior_prior.config.embedding_dim)
-    if from_image:
-        _write_image(draft, encoder.component)
+    record, encoder = record_of(type(pipe).__name__), _encoder(pipe)
     fixed = FixedScheduler(pipe.prior_scheduler, int(defaults_of(type(pipe))[_PRIOR_STEPS][0]))
-    graphs = (
-        *(_text_encoder(pipe), _no_text(pipe), _denoiser(pipe), _prior(pipe), _prior_output(pipe)),
-        *((encoder,) if from_image else ()),
-        _decoder(pipe),
-    )
     return Description(
-        programs=(draft.program(),),
-        graphs=graphs,
+        programs=tuple(
+            _program(pipe, task, encoder.component)
+            for task in (*(record.tasks or (TEXT_TO_IMAGE,)), *record.offers)
+        ),
+        graphs=(
+            *(_text_encoder(pipe), _no_text(pipe), _denoiser(pipe), _prior(pipe)),
+            *(_prior_output(pipe), encoder, _decoder(pipe)),
+        ),
         tokens=(Tokens(_TOKENIZER),),
         denoiser=pipe.unet,
-        call=_call(pipe, from_image),
+        call=_calling(pipe),
+        calling=_calling,
         fixed_schedulers={_PRIOR_SCHEDULER: fixed},
     )
 
 
-def _call(pipe: Any, from_image: bool) -> Callable[..., Any]:
-    """Return what runs the pipeline (see `exporter.families.calling`). The class that makes images
+def _calling(pipe: Any) -> Callable[..., Any]:
+    """Return what runs a pipeline (see `exporter.families.calling`). The class that makes images
     from others takes height and width for one another."""
     run = calling(pipe, callback_steps=None)  # which diffusers warns of otherwise
+    if IMAGE_TO_IMAGE not in record_of(type(pipe).__name__).tasks:
+        return run
 
     def swapped(height: int | None = None, width: int | None = None, **arguments: Any) -> Any:
         sides = {"height": width, "width": height}
         return run(**arguments, **{name: side for name, side in sides.items() if side is not None})
 
-    return swapped if from_image else run
+    return swapped
 
 
 # Programs.
+
+
+def _program(pipe: Any, task: str, encoder: Component) -> Program:
+    draft = Draft(task, class_of(pipe, task), _latents(pipe))
+    _write_guidance(draft)
+    _write_prior(draft, pipe.prior_prior.config.embedding_dim)
+    if task == IMAGE_TO_IMAGE:
+        _write_image(draft, encoder)
+    return draft.program()
 
 
 def _write_guidance(draft: Draft) -> None:
@@ -244,7 +255,9 @@ def _write_prior(draft: Draft, width: int) -> None:
     nothing = draft.run("no_text", {"rows": rows}, {name: f"_no_{name}" for name in names}, phase)
     noise = draft.noise(_PRIOR_LATENTS, (width,), phase)
     scale = draft.scale(_PRIOR_SCALE, 1.0)
-    feeds = [{i: values[n] for i, n in _PRIOR_INPUTS.items()} for values in (nothing, text)]
+    feeds: list[dict[str, Feed]] = [
+        {input: values[name] for input, name in _PRIOR_INPUTS.items()} for values in (nothing, text)
+    ]
     push = Push(branch="text", by=scale, less=1.0)
     when = (Test(argument=scale, above=1.0),)
     loop = Loop(
@@ -260,8 +273,7 @@ def _write_prior(draft: Draft, width: int) -> None:
     gives = {name: name for name in (_IMAGE_EMBEDS, NEGATIVE + _IMAGE_EMBEDS)}
     made = draft.run("prior_output", {"embeds": loop.state.name}, gives, phase, group=_IMAGE_EMBEDS)
     for prefix in draft.sides():
-        value = made[prefix + _IMAGE_EMBEDS]
-        draft.feed(_IMAGE_EMBEDS, value, lambda branch, prefix=prefix: branch.side == prefix)
+        Side(draft, prefix).feed(_IMAGE_EMBEDS, made[prefix + _IMAGE_EMBEDS])
 
 
 def _write_image(draft: Draft, encoder: Component) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtimes import noise
 from runtimes.blending import blended
-from runtimes.errors import InputError
+from runtimes.errors import InputError, PlanNotFound
 from runtimes.interpreter.request import Request
 from runtimes.packing import Packing, unpacked_steps
 from runtimes.plan import PlanTable, SamplingPlan
@@ -50,6 +50,7 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     """
     part, table, shift = loop.part, schedule.table, schedule.shift
     steps = int(call.number(loop.plan.steps))
+    refuse_unplanned(loop, steps, table.step_counts)
     if part.start is not None and call.continues(loop):
         cutoff = round(schedule.num_train_timesteps * (1 - call.number(part.start)))
         plan = table.plan_from_timestep(steps, cutoff, shift)
@@ -63,6 +64,22 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     if kept < 1:
         raise InputError(f"{part.stop} {stop:g} leaves no step")
     return plan.until(kept)
+
+
+def refuse_unplanned(loop: Loop, steps: int, planned: Sequence[int]) -> None:
+    """Refuse a step count of a loop that follows one schedule in every call.
+
+    Args:
+        planned: the step counts that the schedule has plans for.
+
+    Raises:
+        PlanNotFound: it has none for this one.
+    """
+    if loop.plan.fixed is not None and steps not in planned:
+        raise PlanNotFound(
+            f"{loop.plan.steps} {steps}: no sampling plan for as many; there are plans for "
+            f"{', '.join(map(str, planned))}: export again with --steps {steps} for another"
+        )
 
 
 def first_step(call: Request, loop: Loop, steps: int) -> int:
