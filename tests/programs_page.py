@@ -25,6 +25,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("qwen-image", "text-to-image", "Qwen-Image"),
     ("dit", "class-to-image", "A number of a class for each image"),
     ("panorama", "text-to-image", "A denoiser that looks at views of a wide image"),
+    ("kandinsky", "text-to-image", "A prior and a decoder"),
     ("unconditional", "unconditional", "A model without prompts"),
 )
 

@@ -59,6 +59,7 @@ FAMILIES = {
     "panorama": "Stable Diffusion panorama (MultiDiffusion)",
     "qwen-image": "Qwen-Image",
     "dit": "DiT",
+    "kandinsky": "Kandinsky 2.2",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }
 TARGETS = {

@@ -606,6 +606,6 @@ def make(name: str, folder: Path) -> Path:
 
     torch.manual_seed(3)
     others = (tiny_transformers, tiny_qwen, tiny_kandinsky)
-    every = PIPELINES | {name: make for each in others for name, make in each.PIPELINES.items()}
+    every = {**PIPELINES} | {name: make for each in others for name, make in each.PIPELINES.items()}
     every[name](folder)
     return folder

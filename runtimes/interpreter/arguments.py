@@ -54,9 +54,11 @@ def check_groups(facts: Facts, values: Collection[str]) -> None:
         here = [name for name in names if name in values]
         missing = [name for name in names if name not in values]
         if here and missing:
+            of_texts = all(facts.types[name].rows == Rows.PROMPTS for name in names)
             raise InputError(
                 f"{' and '.join(map(repr, here))} without {' and '.join(map(repr, missing))}: this "
-                "bundle needs all of them (encode_prompt gives them), or a text"
+                f"bundle needs all of them ({'encode_prompt' if of_texts else 'compute'} gives "
+                "them), or a text"
             )
 
 

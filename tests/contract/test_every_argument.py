@@ -95,10 +95,12 @@ REFUSED = {
 KINDS = (
     *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
-    *("ldm", "dit", "qwen-image", "panorama", "unconditional"),
+    *("ldm", "dit", "qwen-image", "panorama", "kandinsky", "unconditional"),
     *("sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
 HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
+# By kind, the tasks that its class offers.
+OFFERS = {"kandinsky": ("image-to-image",)}
 HAS_TASKS = ("sd", "sdxl", "sd3", "flux-dev", "sd+controlnet", "sd+ip-adapter")
 
 
@@ -128,7 +130,7 @@ def bundle_of(kind: str, source: Path, folder: Path, **options: Any) -> Pipeline
     return uncaptured(
         source,
         folder / "bundle",
-        ("image-to-image", "inpainting") if kind in HAS_TASKS else (),
+        ("image-to-image", "inpainting") if kind in HAS_TASKS else OFFERS.get(kind, ()),
         asked=_added(added, source, folder),
         **{**usual, **options},
     )
@@ -166,6 +168,9 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
     call: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
     if pipe.manifest.latents.default_width > 512:
         call |= {"height": 2 * SIDE, "width": 2 * SIDE}
+    unit = pipe.manifest.latents.factor * pipe.manifest.latents.multiple
+    if unit > SIDE:
+        call |= {"height": unit, "width": unit}
     if BINNING in pipe.signature.names:
         call[BINNING] = False
     if pipe.signature.texts:

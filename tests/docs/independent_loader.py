@@ -427,10 +427,16 @@ class Call:
                 self.texts[each["name"]] = self.texts[each["fallback"]]
         counts = [len(value) for n, value in self.values.items() if self.kinds[n] == PROMPT]
         counts += [len(text) for text in self.texts.values()]
+        each = self.given.get("num_images_per_prompt", 1)
+        if not self.given.keys() & self.texts.keys():
+            made = [n for n in self.values if self.kinds[n] == MADE]
+            counts += [
+                -(-len(self.values[n]) // each) for n in made if self.makers[n]["do"] != "noise"
+            ]
         rows = (a["name"] for a in self.program["arguments"] if a.get("rows"))
         counts += [len(self.given[n]) for n in rows if isinstance(self.given.get(n), list)]
         self.prompts = max([*counts, self.given.get("batch_size", 1)])
-        self.made = self.prompts * self.given.get("num_images_per_prompt", 1)
+        self.made = self.prompts * each
 
     def _sizes(self) -> None:
         state, bins = self.loop["state"], self.program["bins"]

@@ -177,6 +177,8 @@ class _Typing:
         expect(len(step["shape"]) == 3 and step["shape"][0] == channels, "pixels: bad shape")
         expect((step["item"] is None) == (count is None), "an item of no list")
         expect(0 <= (step["item"] or 0) < (count or 1), "an item beyond the list")
+        gap = 1 if step["reducing_gap"] is None else step["reducing_gap"]
+        expect(1 <= gap <= 16 and (step["reducing_gap"] is None or step["fit"] != "crop"), "a gap")
         if step["fill_where"] is not None:
             self._are([step["fill_where"]], "mask")
             expect(channels == 3 and 0 <= step["fill"] <= 1, "a bad fill")
