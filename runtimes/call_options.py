@@ -288,8 +288,7 @@ def arguments_of(
         if name in extra:
             raise InputError(f"--arg {name} is given twice")
         extra.add(name)
-        numeric = name in signature.numbers or name in signature.scales
-        arguments[name] = _numbers(name, value) if numeric else value
+        arguments[name] = _numbers(name, value) if name in signature.number_names else value
     return {name: value for name, value in arguments.items() if value is not None}
 
 
