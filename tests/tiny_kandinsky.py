@@ -43,7 +43,8 @@ def prior(**options: Any) -> PriorTransformer:
         model.clip_std.uniform_(0.5, 1.5)
         model.clip_mean.normal_()
         model.positional_embedding.normal_(std=0.1)
-        model.prd_embedding.normal_()
+        if model.prd_embedding is not None:
+            model.prd_embedding.normal_()
     return model
 
 

@@ -78,9 +78,9 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
 VALUES: Mapping[str, Any] = {
     "guidance_start": 0.5, "guidance_stop": 0.5, "strength": 0.5, "denoising_end": 0.5,
     "control_guidance_start": 0.5, "control_guidance_end": 0.5, "adapter_conditioning_factor": 0.5,
-    "guidance_rescale": 0.7, "prior_num_inference_steps": 3, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
+    "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
     "num_images_per_prompt": 2, "batch_size": 2, "output_type": "np", "prompt_weighting": True,
-    "use_resolution_binning": True, "class_labels": 360,
+    "use_resolution_binning": True, "class_labels": 360, "prior_num_inference_steps": 3,
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
@@ -444,7 +444,11 @@ def test_every_value_can_be_given_back(kind: str, opened: Callable[[str], Pipeli
             call["negative_prompt"] = "a green star"
         if "true_cfg_scale" in pipe.signature.names:
             call["true_cfg_scale"] = 3.0
-        if kind in ("lcm", "unconditional", "kandinsky"):  # whose other steps draw, too: an earlier draw then
+        if kind in (
+            "lcm",
+            "unconditional",
+            "kandinsky",
+        ):  # whose other steps draw, too: an earlier draw then
             call |= {"num_inference_steps": 1} | ({"strength": 1.0} if "strength" in call else {})
         whole = pipe(**call)
         noises = {step.gives for step in program.steps if isinstance(step, Noise)}
