@@ -243,6 +243,16 @@ def test_the_other_reader(bundle: Path, scheduler: str) -> None:
             assert relative_l2(latents, found.latents) < 1e-5
 
 
+def test_one_size_for_several_images(bundle: Path) -> None:
+    """Every graph is told how many rows it gets, those after the prior's loop too."""
+    call = CALL | {"num_images_per_prompt": 2, "seed": 3, "output_type": "latent"}
+    sizes = {"images": 2, "height": 64, "width": 128}
+    with latentc.load(bundle, backend="openvino") as usual:
+        expected = usual(**call).latents
+    with latentc.load(bundle, backend="onnxruntime", static=sizes) as fixed:
+        assert relative_l2(fixed(**call).latents, expected) < 1e-4
+
+
 def test_on_the_command_line(bundle: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     sizes = ["--height", "64", "--width", "64", "--steps", "4"]
