@@ -281,7 +281,11 @@ def _error_of_images(
     """Return the relative L2 of the images of a program that does more with them than to decode
     latents, such as to make some of them black."""
     own = program.name == subject.description.program.name
-    call = subject.description.call if own else calling(of_class(subject.pipe, program.name))
+    call = (
+        subject.description.call
+        if own
+        else subject.description.calling(of_class(subject.pipe, program.name))
+    )
     generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
     with quiet_loading(), torch.no_grad():
         one = generators if len(generators) > 1 else generators[0]
