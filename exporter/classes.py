@@ -105,6 +105,8 @@ CLASSES: Mapping[str, PipelineClass] = {
     # Bundles are guided by scales above 1; its class is by those below too, which are refused.
     "LDMTextToImagePipeline": PipelineClass("latent_diffusion", offers=()),
     "WanPipeline": PipelineClass("wan", offers=()),
+    "KandinskyV22CombinedPipeline": PipelineClass("kandinsky", offers=(IMAGE_TO_IMAGE,)),
+    "KandinskyV22Img2ImgCombinedPipeline": PipelineClass("kandinsky", (IMAGE_TO_IMAGE,), offers=()),
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),
 }

@@ -159,7 +159,8 @@ class Compilation:
         shift = shifting.line(scheduler.config, description.shifted)
         denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
         sample, latents = denoiser.inputs["sample"], description.latents
-        return shifting.told_by(self.source.pipeline_class, shift, latents, sample)
+        programs = description.programs
+        return shifting.told_by(self.source.pipeline_class, shift, latents, sample, programs)
 
     def _steps_there(self, previous: Manifest | None) -> Mapping[str, tuple[int, ...]]:
         """Step counts that were added to the bundle since: they are not lost."""

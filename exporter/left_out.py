@@ -16,6 +16,7 @@ _WATERMARKED, _UNMARKED = "StableDiffusionXL", "StableDiffusionXLAdapterPipeline
 _UNUSED: Mapping[str, str] = {
     SAFETY_CHECKER: "images are not checked, and none is made black",
     "feature_extractor": "it prepares images for the safety checker or an image encoder alone",
+    "prior_image_processor": "it is for images in the place of texts, which bundles do not take",
     "image_encoder": "it is for IP-Adapters alone, which come with one (--ip-adapter)",
     "watermarker": "images have no watermark: bundles cannot put one into them",
     WATERMARK: "images have no invisible watermark (--watermark); diffusers adds it where the "

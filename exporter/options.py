@@ -57,6 +57,7 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal pictures
+_VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
 CAPTURE_CODE = (
@@ -177,6 +178,8 @@ def components_of(source: PipelineSource, options: ExportOptions) -> Mapping[str
         made[SAFETY_CHECKER] = (SAFETY_CHECKER, "feature_extractor")
     for task in options.tasks_of(source):
         made |= TASKS[task]
+    if _VAE_ENCODER in made:  # of the part that is the decoder, whatever the pipeline calls it
+        made[_VAE_ENCODER] = own.get(_VAE_DECODER, made[_VAE_ENCODER])
     return made
 
 

@@ -71,6 +71,8 @@ def build_table(runs: TracedRuns) -> PlanTable:
         init_noise_scale=np.array([runs.init_noise_scale]),
         add_noise=np.array(allowed),
         known=np.array([pair or (np.nan, np.nan) for pair in runs.known]),
+        log_low=np.array([step.log_variance[0] for step in runs.full]),
+        log_high=np.array([step.log_variance[1] for step in runs.full]),
         clip=_clip(runs),
         shift=np.zeros(1),
         **{name: np.array(values) for name, values in rows.items()},
@@ -119,7 +121,8 @@ def _window(runs: TracedRuns, grid: Grid, nodes: list[list[RawStep]], ages: int)
         for age in range(len(steps)):
             i = start + age
             late, full = nodes[i][age], runs.full[i]
-            if (late.input_scale, late.draws) != (full.input_scale, full.draws):
+            own, whole = ((e.input_scale, e.draws, e.log_variance) for e in (late, full))
+            if own != whole:
                 raise NotLinear("scales its input or draws noise depending on where it began")
             same = _close(grid[i][age], grid[i][ages])
             if not same or not _close(late.clean_from, full.clean_from):

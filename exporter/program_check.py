@@ -19,7 +19,7 @@ import torch
 
 from exporter.classes import class_of, of_class
 from exporter.eager import pipeline_over
-from exporter.families import Description, calling
+from exporter.families import Description
 from exporter.miniature import numbers_of, same_but_for_widths
 from exporter.probe_calls import (
     GUIDANCE,
@@ -290,7 +290,11 @@ def _error_of_images(
     """Return the relative L2 of the images of a program that does more with them than to decode
     latents, such as to make some of them black."""
     own = program.name == subject.description.program.name
-    call = subject.description.call if own else calling(of_class(subject.pipe, program.name))
+    call = (
+        subject.description.call
+        if own
+        else subject.description.calling(of_class(subject.pipe, program.name))
+    )
     generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
     with quiet_loading(), torch.no_grad():
         one = generators if len(generators) > 1 else generators[0]
@@ -343,7 +347,7 @@ def _theirs(
         own = program.name == description.program.name
         other = pipe if own else of_class(pipe, program.name)
         with watched(other, description.denoiser, description) as seen, torch.no_grad():
-            call = description.call if own else calling(other)
+            call = description.call if own else description.calling(other)
             if description.gives_latents:
                 held: torch.Tensor = call(output_type="latent", **given)
                 return seen.read(held).numpy()

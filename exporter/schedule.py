@@ -21,7 +21,7 @@ from exporter.scheduler_names import (
     NamedScheduler,
     unknown_scheduler,
 )
-from exporter.scheduler_trace import RawStep, StepTracer
+from exporter.scheduler_trace import VARIANCE, RawStep, StepTracer, learns_variance
 from exporter.symbols import NotLinear
 from runtimes.errors import ExportError
 from runtimes.plan import PlanTable, join
@@ -140,7 +140,7 @@ def trace(
     Raises `ExportError` when the scheduler is not linear, or the plan differs from the
     original by more than 1e-6.
     """
-    _refuse_learned_variance(scheduler)
+    _refuse_variance(scheduler)
     refused: dict[int, str] = {}
     tables: list[PlanTable] = []
     worst = 0.0
@@ -160,15 +160,16 @@ def trace(
     return TracedSchedule(join(tables), refused, worst)
 
 
-def _refuse_learned_variance(scheduler: SchedulerMixin) -> None:
-    """Raise `ExportError` where a scheduler reads a variance from the model's output."""
-    entry = "variance_type"
-    takes_it = entry in inspect.signature(type(scheduler).__init__).parameters
-    kind = scheduler.config.get(entry) if takes_it else None
-    if str(kind).startswith("learned"):
+def _refuse_variance(scheduler: SchedulerMixin) -> None:
+    """Raise `ExportError` where a scheduler reads a variance from the model's output, and no plan
+    can: where it is the variance itself, or where the scheduler only cuts it off."""
+    takes_it = VARIANCE in inspect.signature(type(scheduler).__init__).parameters
+    kind = scheduler.config.get(VARIANCE) if takes_it else None
+    if str(kind).startswith("learned") and not learns_variance(scheduler):
         raise ExportError(
-            f"{_name(scheduler)} with the {entry} {kind!r} expects a model that predicts its "
-            "variance, which is not supported"
+            f"{_name(scheduler)} with the {VARIANCE} {kind!r} expects a model that predicts its "
+            "variance, which is supported for DDPMScheduler and UnCLIPScheduler with "
+            f"'learned_range'; other schedulers take none: set their {VARIANCE} to null"
         )
 
 
@@ -219,7 +220,7 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
         prints.append(tracer.fingerprint())
     late: dict[int, list[RawStep]] = {}
     add_noise: dict[int, tuple[float, float]] = {}
-    for start in range(0, evaluations, scheduler.order):
+    for start in range(0, evaluations, getattr(scheduler, "order", 1)):
         pair = tracer.add_noise(start)
         steps = _late_run(tracer, start, full, prints) if pair and start else []
         if pair is not None and steps is not None:

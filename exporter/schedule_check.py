@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from exporter.scheduler_trace import StepTracer, accepted_options, replaced_noise, scaled_input
+from exporter.scheduler_trace import (
+    StepTracer,
+    accepted_options,
+    learns_variance,
+    replaced_noise,
+    scaled_input,
+    steps_to,
+)
 from runtimes.plan import Array, SamplingPlan
 from runtimes.sampler import denoise
 
@@ -50,10 +57,11 @@ def probe(tracer: StepTracer, options: Mapping[str, Any]) -> Exception | None:
     tracer.reset(None)
     sample = torch.ones(_SHAPE)
     try:
-        for timestep in scheduler.timesteps:
+        for index, timestep in enumerate(scheduler.timesteps):
             scaled_input(scheduler, sample, timestep)
-            known = accepted_options(scheduler, options)
-            sample = scheduler.step(sample, timestep, sample, **known, return_dict=False)[0]
+            known = accepted_options(scheduler, options) | steps_to(scheduler, index)
+            said = torch.cat([sample] * (2 if learns_variance(scheduler) else 1), 1)
+            sample = scheduler.step(said, timestep, sample, **known, return_dict=False)[0]
     except Exception as error:
         return error
     return None
@@ -67,11 +75,15 @@ def check_run(tracer: StepTracer, plan: SamplingPlan, options: Mapping[str, Any]
     """
     random = np.random.default_rng(plan.num_inference_steps * 1000 + plan.start)
     outputs = random.standard_normal((plan.num_evaluations, *_SHAPE))
+    variances = random.uniform(-1, 1, (plan.num_evaluations, *_SHAPE))
     noises = random.standard_normal((plan.num_evaluations, *_SHAPE))
     noise, clean = random.standard_normal((2, *_SHAPE))
     first = plan.initial_sample(noise, clean if plan.add_noise is not None else None)
-    arguments = (tracer, plan, options, outputs, noises, noise, clean)
-    run = _planned(plan, first, outputs, noises)
+    whole = outputs
+    if learns_variance(tracer.scheduler):
+        whole = np.concatenate([outputs, variances], axis=2)
+    arguments = (tracer, plan, options, whole, noises, noise, clean)
+    run = _planned(plan, first, outputs, noises, variances)
     error = _worst(run, _original(*arguments))
     if not error <= TOLERANCE:
         with _KeepDouble():
@@ -79,7 +91,9 @@ def check_run(tracer: StepTracer, plan: SamplingPlan, options: Mapping[str, Any]
     return error
 
 
-def _planned(plan: SamplingPlan, first: Array, outputs: Array, noises: Array) -> _Recorded:
+def _planned(
+    plan: SamplingPlan, first: Array, outputs: Array, noises: Array, variances: Array
+) -> _Recorded:
     record = _Recorded(first)
     inputs, drawn = record.inputs, record.drawn
 
@@ -91,7 +105,10 @@ def _planned(plan: SamplingPlan, first: Array, outputs: Array, noises: Array) ->
         drawn.append(len(inputs) - 1)
         return np.asarray(noises[len(inputs) - 1])
 
-    loop = denoise(plan, first, predict, draw, dtype=np.float64)
+    def said() -> Array:
+        return np.asarray(variances[len(inputs) - 1])
+
+    loop = denoise(plan, first, predict, draw, variance=said, dtype=np.float64)
     record.samples.extend(step.latents for step in loop)
     return record
 
@@ -135,10 +152,11 @@ def _original(
     record = _Recorded(sample.numpy().copy())
     tracer.reset(start or None)
     with replaced_noise(scheduler, draw):
-        for timestep, output in zip(scheduler.timesteps[start:], outputs, strict=True):
+        for index, output in enumerate(outputs, start):
+            timestep, more = scheduler.timesteps[index], steps_to(scheduler, index)
             record.inputs.append(scaled_input(scheduler, sample, timestep).numpy().copy())
             guided = torch.from_numpy(output)
-            sample = scheduler.step(guided, timestep, sample, **known, return_dict=False)[0]
+            sample = scheduler.step(guided, timestep, sample, **known, **more, return_dict=False)[0]
             record.samples.append(sample.numpy().copy())
     return record
 

@@ -32,7 +32,9 @@ _KARRAS = {**_PLAIN, "use_karras_sigmas": True}
 
 
 def _dpm(algorithm: str, order: int, sigmas: Mapping[str, Any] = _PLAIN) -> dict[str, Any]:
-    return {**sigmas, "algorithm_type": algorithm, "solver_order": order}
+    # A variance that the pipeline's own scheduler reads from the model these have no use for.
+    fixed = {"variance_type": None}
+    return {**sigmas, **fixed, "algorithm_type": algorithm, "solver_order": order}
 
 
 _UNIPC = {"solver_order": 2, "solver_type": "bh2", "predict_x0": True}
@@ -65,7 +67,8 @@ SCHEDULERS: Mapping[str, NamedScheduler] = MappingProxyType(
         "kdpm2": NamedScheduler("KDPM2DiscreteScheduler", _PLAIN),
         "kdpm2_a": NamedScheduler("KDPM2AncestralDiscreteScheduler", _PLAIN),
         "sa_solver": NamedScheduler(
-            "SASolverScheduler", {**_PLAIN, "algorithm_type": "data_prediction"}
+            "SASolverScheduler",
+            {**_PLAIN, "variance_type": None, "algorithm_type": "data_prediction"},
         ),
         "tcd": NamedScheduler("TCDScheduler", {}),
         "edm_euler": NamedScheduler("EDMEulerScheduler", {}),

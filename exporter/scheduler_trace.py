@@ -37,6 +37,7 @@ from exporter.symbols import (
 from runtimes.plan import Clip, Floats
 from runtimes.plan_schema import ClipKind
 
+VARIANCE = "variance_type"  # of a scheduler's config
 # Patching a module's noise source is global: one trace at a time.
 _PATCHING = threading.Lock()
 
@@ -45,7 +46,9 @@ _PATCHING = threading.Lock()
 class RawStep:
     """One traced step. Columns: `MAX_SLOTS` slots, output, clean, noise.
 
-    matrix: f8[MAX_SLOTS, WIDTH], row s being the next value of slot s; clean_from: f8[2].
+    matrix: f8[MAX_SLOTS, WIDTH], row s being the next value of slot s; clean_from: f8[2];
+    log_variance: logarithms of the smallest and the largest variance of noise that has a learned
+    one, else NaN.
     """
 
     matrix: Floats
@@ -53,6 +56,10 @@ class RawStep:
     input_scale: float
     draws: bool
     clip: Clip
+    log_variance: tuple[float, float]
+
+
+_FIXED = (float("nan"), float("nan"))
 
 
 @dataclass
@@ -62,9 +69,10 @@ class _Events:
     clipped: torch.Tensor | None = None
     clip: Clip = field(default_factory=Clip)
     draws: int = 0
+    log_variance: tuple[float, float] = _FIXED
 
     def clear(self) -> None:
-        self.clipped, self.clip, self.draws = None, Clip(), 0
+        self.clipped, self.clip, self.draws, self.log_variance = None, Clip(), 0, _FIXED
 
     def limit(self, argument: Symbol, clip: Clip) -> Symbol:
         if self.clipped is not None:
@@ -113,6 +121,26 @@ class StepTracer:
             if hasattr(cls, "_threshold_sample"):
                 method = staticmethod(threshold)
                 stack.enter_context(mock.patch.object(cls, "_threshold_sample", method))
+            if learns_variance(self.scheduler):
+                stack.enter_context(self._recording_limits())
+            yield
+
+    @contextmanager
+    def _recording_limits(self) -> Iterator[None]:
+        """While this lasts, the scheduler's noise has the variance 1, and the limits of that which
+        it would have are noted: what the scheduler makes of -1 and of 1."""
+        limits = self.scheduler._get_variance
+
+        def noted(t: Any, predicted_variance: None = None, **options: Any) -> torch.Tensor:
+            low, high = (
+                float(limits(t, predicted_variance=torch.tensor(said), **options))
+                for said in (-1.0, 1.0)
+            )
+            self._events.log_variance = (low, high)
+            return torch.zeros(())  # a logarithm
+
+        # Not on the instance, whose attributes are its state.
+        with mock.patch.object(type(self.scheduler), "_get_variance", staticmethod(noted)):
             yield
 
     def reset(self, start: int | None) -> None:
@@ -133,14 +161,16 @@ class StepTracer:
         sample, events = unit(0), self._events
         events.clear()
         scale = self._input_scale(scaled_input(scheduler, sample, timestep))
-        result = scheduler.step(unit(OUTPUT), timestep, sample, **self._options, return_dict=False)
+        options = self._options | steps_to(scheduler, index)
+        result = scheduler.step(unit(OUTPUT), timestep, sample, **options, return_dict=False)
         matrix = np.zeros((MAX_SLOTS, WIDTH))
         matrix[0] = coefficients(result[0]).numpy()
         for path, symbol, _ in _stored(scheduler):
             slot = self._slot(path)
             if slot is not None:
                 matrix[slot] = coefficients(symbol).numpy()
-        return RawStep(matrix, _clean_from(events), scale, events.draws > 0, events.clip)
+        clean_from, draws = _clean_from(events), events.draws > 0
+        return RawStep(matrix, clean_from, scale, draws, events.clip, events.log_variance)
 
     def add_noise(self, start: int) -> tuple[float, float] | None:
         """Coefficients of (clean sample, noise) for a run that starts here, if it can."""
@@ -208,6 +238,22 @@ def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> d
     """Those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
     known = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in options.items() if name in known}
+
+
+def steps_to(scheduler: SchedulerMixin, index: int) -> dict[str, Any]:
+    """Return what diffusers' pipelines tell a scheduler that asks for the timestep which a step
+    leads to: the next one, None after the last."""
+    if "prev_timestep" not in inspect.signature(scheduler.step).parameters:
+        return {}
+    following = scheduler.timesteps[index + 1 : index + 2]
+    return {"prev_timestep": following[0] if len(following) else None}
+
+
+def learns_variance(scheduler: SchedulerMixin) -> bool:
+    """Return whether a scheduler's noise has a variance that the model says, between two limits."""
+    own = getattr(scheduler, "_get_variance", None)
+    reads = own is not None and "predicted_variance" in inspect.signature(own).parameters
+    return reads and scheduler.config.get(VARIANCE) == "learned_range"
 
 
 def _clean_from(events: _Events) -> Floats:

@@ -215,7 +215,7 @@ def _add_fixed(
     a call which asks for none."""
     class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
     usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
-    steps = sorted({*usual, *wanted.kept.get(name, ())})
+    steps = sorted({*usual, fixed.default_steps, *wanted.kept.get(name, ())})
     return _add(store, name, OWN, class_name, config, steps, Told(), progress)
 
 
@@ -353,4 +353,5 @@ def _told(manifest: Manifest) -> Told:
     """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
     size."""
     shift = manifest.schedule(manifest.defaults.scheduler).shift
-    return told_by(manifest.source.pipeline_class, shift, manifest.latents, manifest.sample())
+    own, programs = manifest.source.pipeline_class, manifest.programs
+    return told_by(own, shift, manifest.latents, manifest.sample(), programs)

@@ -20,11 +20,13 @@ from diffusers import SchedulerMixin
 from exporter.classes import record_of
 from exporter.families import Shifted
 from exporter.schedule import DEFAULT_STEPS, AllRefused, trace
+from exporter.scheduler_trace import VARIANCE, learns_variance
 from runtimes.errors import BundleError, ExportError
 from runtimes.manifest import Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 from runtimes.programs.latents import Latents
+from runtimes.programs.statements import Program, loop_of
 
 _NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
 # Latents of an image, height times width, up to which there are plans where the model has no limit
@@ -46,12 +48,14 @@ class Told:
 
     `even_sigmas`: evenly spaced noise levels; `shift`: the line that mu is on, None where it tells
     none; `ranges`: the smallest and the largest mu that there are to be plans for, equal where the
-    size is fixed; where there are several ranges, the first that the scheduler can have.
+    size is fixed; where there are several ranges, the first that the scheduler can have;
+    `variance`: whether it has a model that predicts the variance of noise.
     """
 
     even_sigmas: bool = False
     shift: Shift | None = None
     ranges: tuple[tuple[float, float], ...] = ()
+    variance: bool = False
 
     def options(self, mu: float | None = None) -> Callable[[int], Mapping[str, Any]]:
         """The arguments of `set_timesteps` for a number of steps."""
@@ -75,22 +79,31 @@ def line(config: Mapping[str, Any], shifted: Shifted | None) -> Shift | None:
     return Shift(base - slope * first, slope / shifted.patch**2)
 
 
-def told_by(pipeline_class: str, shift: Shift | None, latents: Latents, sample: TensorSpec) -> Told:
+def told_by(
+    pipeline_class: str,
+    shift: Shift | None,
+    latents: Latents,
+    sample: TensorSpec,
+    programs: Sequence[Program],
+) -> Told:
     """Return what pipelines of this class tell their scheduler.
 
     Args:
         sample: of the denoiser's input; its height and width may be fixed.
+        programs: all whose loops may follow the scheduler.
     """
     even = record_of(pipeline_class).even_sigmas
+    variance = all(loop_of(each).state.variance is not None for each in programs)
     if shift is None:
-        return Told(even)
+        return Told(even, variance=variance)
     fixed = [side for side in sample.shape[2:] if isinstance(side, int)]
     if len(fixed) == 2:
-        return Told(even, shift, ((shift.of(*fixed), shift.of(*fixed)),))
+        return Told(even, shift, ((shift.of(*fixed), shift.of(*fixed)),), variance)
     smallest = shift.of(1, latents.multiple**2)
     areas = (latents.maximum**2,) if latents.maximum else LARGEST_AREAS
     ends = [shift.of(1, area) for area in areas]
-    return Told(even, shift, tuple((min(smallest, end), max(smallest, end)) for end in ends))
+    ranges = tuple((min(smallest, end), max(smallest, end)) for end in ends)
+    return Told(even, shift, ranges, variance)
 
 
 def trace_told(
@@ -104,6 +117,11 @@ def trace_told(
     Raises:
         ExportError: as `exporter.schedule.trace` does, or no polynomial comes close enough.
     """
+    if learns_variance(scheduler) and not told.variance:
+        raise ExportError(
+            f"{type(scheduler).__name__} expects a model that predicts the variance of noise, and "
+            f"this one does not: save the pipeline with another {VARIANCE}, such as 'fixed_small'"
+        )
     skip_refused = skip_refused or steps is None
     if not scheduler.config.get("use_dynamic_shifting"):
         options = told.options()

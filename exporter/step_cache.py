@@ -49,7 +49,7 @@ def split(description: Description) -> Description:
     programs = tuple(with_cache(each, SHALLOW, [FEATURES]) for each in description.programs)
     graphs: list[Graph] = []
     for graph in description.graphs:
-        if graph.component.role == "denoiser":
+        if graph.component.name == DENOISER:
             graphs += _halves(graph, cut, symbols)
         else:
             graphs.append(graph)
@@ -119,7 +119,7 @@ class _Cut:
 
 
 class _Whole(torch.nn.Module):
-    """The denoiser; returns its prediction and the features at the cut."""
+    """The denoiser; returns what it gives and the features at the cut."""
 
     def __init__(self, denoiser: torch.nn.Module, cut: _Cut, names: Sequence[str]) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ class _Whole(torch.nn.Module):
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with self._cut.read() as seen:
-            (prediction,) = self.denoiser(**inputs)
-        return prediction, seen[0].contiguous()
+            made: tuple[torch.Tensor, ...] = self.denoiser(**inputs)
+        return (*made, seen[0].contiguous())
 
 
 class _Shallow(torch.nn.Module):
@@ -188,18 +188,19 @@ def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph,
 
 
 def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:
-    """The inputs that the prediction depends on: those that it has a gradient by, and those that
+    """The inputs that the outputs depend on: those that it has a gradient by, and those that
     change it when they change, as a class does, which is rounded before it is looked up."""
     inputs = {n: v.requires_grad_() for n, v in example_inputs(graph, symbols).items()}
     with torch.enable_grad():
-        (prediction,) = graph.module.eval()(**inputs)
-        gradients = torch.autograd.grad(prediction.sum(), list(inputs.values()), allow_unused=True)
+        outputs = graph.module.eval()(**inputs)
+        total = torch.stack([each.sum() for each in outputs]).sum()
+        gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
     pairs: Iterable[tuple[str, Any]] = zip(inputs, gradients, strict=True)  # stubs deny None
     used = {name for name, gradient in pairs if gradient is not None}
     others = example_inputs(graph, symbols, seed=1)
     for name in inputs.keys() - used:
         with torch.no_grad():
-            (changed,) = graph.module(**{**inputs, name: others[name]})
-        if not torch.equal(changed, prediction):
+            changed = graph.module(**{**inputs, name: others[name]})
+        if not all(torch.equal(*pair) for pair in zip(changed, outputs, strict=True)):
             used.add(name)
     return used

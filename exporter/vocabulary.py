@@ -7,10 +7,12 @@ from typing import Any
 
 from runtimes.errors import SourceError
 
-# "bert": of latent diffusion's pipelines, which have no other text encoder.
+# "bert": of latent diffusion's pipelines, "prior_…" of Kandinsky's, which have no other text
+# encoder.
 _PAIRS = (
     *((f"tokenizer{suffix}", f"text_encoder{suffix}") for suffix in ("", "_2", "_3")),
     ("tokenizer", "bert"),
+    ("prior_tokenizer", "prior_text_encoder"),
 )
 # So many rows of an embedding may have no word: tables are made longer to be a round number of rows
 # for the hardware, T5's of 32,100 words 32,128; or one for every so many rows, as Qwen2.5-VL's has

@@ -290,7 +290,7 @@ def arguments_of(
         if name in extra:
             raise InputError(f"--arg {name} is given twice")
         extra.add(name)
-        numeric = {*signature.numbers, *signature.scales, *signature.sizes}
+        numeric = {*signature.number_names, *signature.sizes}
         arguments[name] = _numbers(name, value) if name in numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
 

@@ -16,7 +16,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.folders import cache_folder, expanded
 from runtimes.interpreter.calls import Calls
-from runtimes.interpreter.loop import batches, first_step
+from runtimes.interpreter.loop import batches, first_step, refuse_unplanned
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.manifest import Build, Component
@@ -114,11 +114,7 @@ class Loading:
         InputError, PlanNotFound."""
         steps, name = request.steps_of(loop), loop.plan.fixed or request.scheduler
         planned = self.bundle.manifest.schedule(name).steps
-        if steps not in planned and loop.plan.fixed is not None:
-            raise PlanNotFound(
-                f"{loop.plan.steps} {steps}: no sampling plan for as many; there are plans for "
-                f"{', '.join(map(str, planned))}: export again with --steps {steps} for another"
-            )
+        refuse_unplanned(loop, steps, planned)
         if steps not in planned:
             raise PlanNotFound(
                 f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "

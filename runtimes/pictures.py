@@ -141,6 +141,17 @@ def arrays(
     return np.stack([_array(name, image, height, width, kind) for image in pictures])
 
 
+def reduced(image: Any, height: int, width: int, resample: str, gap: float) -> Any:
+    """Return a Pillow image in a size, made smaller in whole steps first where it is `gap` times
+    larger (diffusers' ``VaeImageProcessor`` with a ``reducing_gap``); an array as it is."""
+    if isinstance(image, np.ndarray):
+        return image
+    from PIL import Image
+
+    method = Image.Resampling[resample.upper()]
+    return image.resize((width, height), method, reducing_gap=gap)
+
+
 def _array(name: str, image: Any, height: int, width: int, kind: Kind) -> Array:
     if not isinstance(image, np.ndarray):
         from PIL import Image

@@ -7,10 +7,14 @@ model evaluation i is
     e = guided prediction of the model for (input_scale[i] * S[0], timesteps[i])
     v = clip(clean_from[i, 0] * S[0] + clean_from[i, 1] * e)       predicted clean sample
     n = one draw of standard normal noise                          if noise_draws[i]
+    n = n * exp((w * log_high[i] + (1 - w) * log_low[i]) / 2)      if these are no NaN
     S = state[i] @ S + prediction[i] * e + clean[i] * v + noise[i] * n
 
 and the sample is S[0] after the last one. `v` is needed only where `clean[i]` is not all zero,
-that is in plans that clip. A slot that was never written counts as zero.
+that is in plans that clip. A slot that was never written counts as zero. The variance of the
+noise may be learnt, between two limits: w = (u + 1) / 2, where u is what the model says of it for
+each number of the sample (Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic
+Models", equation 15, https://arxiv.org/abs/2102.09672).
 
 Some schedulers depend on the picture's size besides, by one number, the shift. Their tables hold
 plans for several shifts; in between the coefficients are those of the polynomial through them.
@@ -33,11 +37,13 @@ from runtimes.errors import BundleError, InputError, PlanNotFound
 from runtimes.files import LARGEST_DOCUMENT, read_regular
 from runtimes.parsing import parser
 from runtimes.plan_document import decode, encode
-from runtimes.plan_schema import DTYPES, ROW_FIELDS, ClipKind, check_table
+from runtimes.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int32]
 Array: TypeAlias = np.ndarray[Any, Any]
+# What a shift between those of a table changes.
+_MIXED = ("timesteps", "input_scale", "known", *LEARNED, *ROW_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class SamplingPlan:
     prediction, clean, noise: f8[n, K]; clean_from: f8[n, 2]. See the module's docstring.
     `add_noise` is (clean, noise) coefficients of the sample at this start, None where the
     scheduler offers none. known: f8[n, 2], those of a clean sample that is to be as noisy as the
-    sample is after each evaluation; NaN where the scheduler offers none.
+    sample is after each evaluation; NaN where the scheduler offers none. log_low, log_high: f8[n],
+    the logarithms of the smallest and the largest variance of noise that has a learned one, else
+    NaN.
     """
 
     num_inference_steps: int
@@ -74,6 +82,13 @@ class SamplingPlan:
     init_noise_scale: float
     add_noise: tuple[float, float] | None
     known: Floats
+    log_low: Floats
+    log_high: Floats
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the model has to say what the variance of the noise is."""
+        return not bool(np.isnan(self.log_low).all())
 
     @property
     def num_evaluations(self) -> int:
@@ -88,7 +103,7 @@ class SamplingPlan:
     def until(self, evaluations: int) -> SamplingPlan:
         """The first so many evaluations of it. What is known of the sample is clean after the last
         one, as in diffusers, though the rest of the sample is not."""
-        fields = ("timesteps", "input_scale", "noise_draws", "known", *ROW_FIELDS)
+        fields = ("timesteps", "input_scale", "noise_draws", "known", *LEARNED, *ROW_FIELDS)
         parts = {name: getattr(self, name)[:evaluations] for name in fields}
         if evaluations and not np.isnan(parts["known"]).any():
             parts["known"] = np.concatenate([parts["known"][:-1], [(1.0, 0.0)]])
@@ -133,6 +148,8 @@ class PlanTable:
     known             f8[E, 2]    coefficients of (clean sample, noise) for what is known of the
                                   sample after this evaluation, 1 and 0 after the last; NaN where
                                   the scheduler cannot say
+    log_low, log_high f8[E]       logarithms of the limits of a learned variance; NaN where the
+                                  noise has a fixed one
     clip              f8[3]       kind (0 none, 1 range, 2 dynamic), limit, ratio
     shift             f8[P]       the shift of each plan; where there are several, plans stand in
                                   their order, and every shift has the same step counts
@@ -152,6 +169,8 @@ class PlanTable:
     init_noise_scale: Floats
     add_noise: Floats
     known: Floats
+    log_low: Floats
+    log_high: Floats
     clip: Floats
     shift: Floats
 
@@ -260,6 +279,8 @@ class PlanTable:
             init_noise_scale=float(self.init_noise_scale[self._index(num_inference_steps, sheet)]),
             add_noise=(float(added[0]), float(added[1])) if np.isfinite(added[0]) else None,
             known=self.known[at],
+            log_low=self.log_low[at],
+            log_high=self.log_high[at],
             **{name: getattr(self, name)[row] for name in ROW_FIELDS},
         )
 
@@ -322,6 +343,8 @@ class PlanTable:
             init_noise_scale=self.init_noise_scale[index : index + 1],
             add_noise=self.add_noise[first:last],
             known=self.known[first:last],
+            log_low=self.log_low[first:last],
+            log_high=self.log_high[first:last],
             clip=self.clip,
             shift=self.shift[index : index + 1],
             **{name: getattr(self, name)[used] for name in ROW_FIELDS},
@@ -369,7 +392,7 @@ def interpolated(
         plans[0],
         init_noise_scale=float(mixed("init_noise_scale")),
         add_noise=None if added is None else (float(added[0]), float(added[1])),
-        **{name: mixed(name) for name in ("timesteps", "input_scale", "known", *ROW_FIELDS)},
+        **{name: mixed(name) for name in _MIXED},
     )
 
 
@@ -396,7 +419,7 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
     kept, index = _distinct(coefficients)
     lengths = [len(part.timesteps) for part in parts]
     per_plan = ("steps", "init_noise_scale", "shift")
-    per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
+    per_evaluation = ("timesteps", "input_scale", "noise_draws", "add_noise", "known", *LEARNED)
     fields: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in (*per_plan, *per_evaluation)

@@ -1,7 +1,8 @@
 """The JSON document of a table of sampling plans: its columns as lists, row by row.
 
 A member has the name of an array of `PlanTable` and its values as nested lists in row-major order.
-``null`` stands for NaN, which JSON cannot express. Numbers have the fewest digits that give the
+``null`` stands for NaN, which JSON cannot express; members of `LEARNED` that hold nothing else are
+left out. Numbers have the fewest digits that give the
 same float64 again, and there are no spaces: equal tables give equal bytes.
 """
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 
 from runtimes.errors import BundleError
-from runtimes.plan_schema import DTYPES, Array
+from runtimes.plan_schema import DTYPES, LEARNED, Array
 from runtimes.strict import Strict
 
 # Within what the arrays can hold: numpy would wrap larger numbers around, or overflow.
@@ -23,7 +24,7 @@ _Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)
 _Byte: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
-class _Columns(Strict, frozen=True):
+class _Columns(Strict, frozen=True, kw_only=True):
     """The document. How long the lists are is checked of the arrays that they become."""
 
     steps: list[_Int32]
@@ -40,6 +41,8 @@ class _Columns(Strict, frozen=True):
     init_noise_scale: list[float]
     add_noise: list[list[float | None]]
     known: list[list[float | None]]
+    log_low: list[float | None] | None = None
+    log_high: list[float | None] | None = None
     clip: list[float]
     shift: list[float]
 
@@ -47,18 +50,26 @@ class _Columns(Strict, frozen=True):
 def encode(arrays: Mapping[str, Array]) -> bytes:
     """Return the document of arrays with the names of `DTYPES`, which passed `check_table`."""
     # msgspec writes NaN as null, and infinity as well, which no table has.
-    return msgspec.json.encode({name: arrays[name].tolist() for name in DTYPES})
+    names = [n for n in DTYPES if n not in LEARNED or not np.isnan(arrays[n]).all()]
+    return msgspec.json.encode({name: arrays[name].tolist() for name in names})
 
 
 def decode(data: bytes) -> dict[str, Array]:
     """Return the arrays of a document, C-contiguous and of the dtypes of `DTYPES`.
 
     Raises:
-        BundleError: lists that stand side by side have different lengths.
+        BundleError: lists that stand side by side have different lengths, or one limit of a
+            learned variance stands there alone.
         msgspec.DecodeError: `data` is no JSON, or a member is missing, unknown or of another type.
     """
     columns = msgspec.json.decode(data, type=_Columns)
-    return {name: _array(name, getattr(columns, name), dtype) for name, dtype in DTYPES.items()}
+    lists = {name: getattr(columns, name) for name in DTYPES}
+    if lists["log_low"] is None and lists["log_high"] is None:
+        lists |= dict.fromkeys(LEARNED, [None] * len(columns.timesteps))
+    for name in LEARNED:
+        if lists[name] is None:
+            raise BundleError(f"{name}: expected both of {', '.join(LEARNED)}, or none of them")
+    return {name: _array(name, lists[name], dtype) for name, dtype in DTYPES.items()}
 
 
 def _array(name: str, values: list[Any], dtype: str) -> Array:

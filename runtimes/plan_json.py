@@ -8,6 +8,7 @@ docs/bundle-format.md specifies the document.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.manifest import Schedule
 from runtimes.plan import PlanTable, SamplingPlan
+from runtimes.plan_schema import LEARNED
 
 FORMAT_VERSION = 1
 
@@ -93,7 +95,14 @@ def _plan(plan: SamplingPlan) -> dict[str, Any]:
                 "clean": plan.clean[index].tolist(),
                 "noise": plan.noise[index].tolist(),
                 "clean_from": plan.clean_from[index].tolist(),
+                **_learned(plan, index),
             }
             for index in range(plan.num_evaluations)
         ],
     }
+
+
+def _learned(plan: SamplingPlan, index: int) -> dict[str, float]:
+    """Return the limits of the variance of an evaluation's noise, where it is learnt."""
+    limits = {name: float(getattr(plan, name)[index]) for name in LEARNED}
+    return {} if math.isnan(limits["log_low"]) else limits

@@ -27,10 +27,14 @@ DTYPES = {
     "init_noise_scale": "<f8",
     "add_noise": "<f8",
     "known": "<f8",
+    "log_low": "<f8",
+    "log_high": "<f8",
     "clip": "<f8",
     "shift": "<f8",
 }
 ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
+# Members that a file leaves out where all their numbers are NaN: those of a learned variance.
+LEARNED = ("log_low", "log_high")
 MAX_STEPS = 10_000
 MAX_SLOTS = 64
 MAX_SHIFTS = 64
@@ -81,6 +85,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> None:
         "init_noise_scale": plans,
         "add_noise": (*evaluations, 2),
         "known": (*evaluations, 2),
+        **dict.fromkeys(LEARNED, evaluations),
         "clip": (3,),
         "shift": plans,
     }
@@ -133,6 +138,7 @@ def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) 
         ("noise_draws", arrays["noise_draws"]),
         ("add_noise", np.isnan(arrays["add_noise"])),
         ("known", np.isnan(arrays["known"])),
+        ("log_low", np.isnan(arrays["log_low"])),
     ):
         whole = len(values) % len(shifts) == 0
         sheets = values.reshape(len(shifts), -1) if whole else values
@@ -148,6 +154,7 @@ def _check_coefficients(arrays: Mapping[str, Array]) -> None:
             not np.isinf(arrays[name]).any() and (unknown[:, 0] == unknown[:, 1]).all(),
             f"{name}: expected two finite numbers or two NaN per evaluation",
         )
+    _check_learned(arrays)
     kind, limit, ratio = (float(value) for value in arrays["clip"])
     _expect(kind in tuple(ClipKind), f"clip: unknown kind {kind}")
     _expect(kind != ClipKind.RANGE or limit > 0, f"clip: limit {limit}, expected more than 0")
@@ -162,3 +169,17 @@ def _check_coefficients(arrays: Mapping[str, Array]) -> None:
     draws = arrays["noise_draws"][:, np.newaxis] != 0
     uses = np.any(arrays["noise"] != 0, axis=1)[arrays["rows"]]
     _expect((draws | ~uses).all(), "noise: a row uses noise that its evaluation does not draw")
+
+
+def _check_learned(arrays: Mapping[str, Array]) -> None:
+    """Check the limits of a learned variance, which are those of noise that is drawn."""
+    low, high = (arrays[name] for name in LEARNED)
+    learned = ~np.isnan(low)
+    _expect(
+        not np.isinf(low).any() and not np.isinf(high).any() and (learned == ~np.isnan(high)).all(),
+        "log_low: expected a finite number where log_high has one, else NaN in both",
+    )
+    _expect(
+        (arrays["noise_draws"][learned] == 1).all(),
+        "log_low: limits of noise that its evaluation does not draw",
+    )

@@ -7,6 +7,7 @@ becomes an alias, and what remains is a short list of multiply-adds into preallo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from runtimes.plan_schema import ClipKind
 Array: TypeAlias = np.ndarray[Any, Any]
 Predict: TypeAlias = Callable[[Array, Array], Array]
 DrawNoise: TypeAlias = Callable[[], Array]
+Variance: TypeAlias = Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def denoise(
     *,
     weights: Sequence[Sequence[float]] | None = None,
     adjust: Sequence[Adjust] = (),
+    variance: Variance | None = None,
     segments: Sequence[slice] = (slice(None),),
     dtype: np.dtype[Any] | type = np.float32,
 ) -> Steps:
@@ -109,6 +112,8 @@ def denoise(
     weights: for each evaluation one for each guidance branch that is evaluated, G of them; the
         prediction used is the branches' weighted sum. None: there is one branch.
     adjust: what is done to the weighted sum where more branches than one are evaluated, in order.
+    variance: () -> [B, ...], what the model said in the last evaluation of the variance of noise:
+        -1 is the smallest and 1 the largest one; a plan with limits of it needs it.
     segments: the numbers of a row that are clipped together.
     dtype: what is computed in; float64 is for checking plans.
 
@@ -117,10 +122,16 @@ def denoise(
     """
     if draw_noise is None and plan.noise_draws.any():
         raise InputError("this plan draws noise in the loop, and no source of noise was given")
+    if variance is None and plan.learns_variance:
+        raise InputError(
+            "this plan is for a model that predicts the variance of the noise, and this one does "
+            "not; take another with `scheduler`"
+        )
     weights = [(1.0,)] * plan.num_evaluations if weights is None else weights
     branches = max(map(len, weights))
     program = _Program(plan, latents, branches, segments, np.dtype(dtype))
-    return _loop(plan, program, latents.shape, predict, draw_noise, weights, adjust)
+    noise = None if draw_noise is None else _Noise(plan, draw_noise, variance)
+    return _loop(plan, program, latents.shape, predict, noise, weights, adjust)
 
 
 def _loop(
@@ -128,7 +139,7 @@ def _loop(
     program: _Program,
     shape: tuple[int, ...],
     predict: Predict,
-    draw_noise: DrawNoise | None,
+    noise: _Noise | None,
     weights: Sequence[Sequence[float]],
     adjust: Sequence[Adjust],
 ) -> Steps:
@@ -149,8 +160,8 @@ def _loop(
                 f"the model returned NaN or infinity at step {index + 1} of {total} "
                 f"(timestep {timesteps[index]:g})"
             )
-        if draw_noise is not None and plan.noise_draws[index]:
-            np.copyto(program.noise, draw_noise().reshape(-1))
+        if noise is not None:
+            noise.draw(index, program.noise)
         with np.errstate(invalid="ignore", over="ignore"):
             program.run(index)
         sample = program.samples[index]
@@ -164,6 +175,28 @@ def _loop(
         )
         if edited is not None:
             np.copyto(sample, edited.reshape(-1))
+
+
+class _Noise:
+    """The noise of a plan's evaluations, with the variance that the model predicts for it."""
+
+    def __init__(self, plan: SamplingPlan, draw: DrawNoise, variance: Variance | None) -> None:
+        self._plan = plan
+        self._draw = draw
+        self._variance = variance
+
+    def draw(self, index: int, out: Array) -> None:
+        """Write the noise of evaluation `index` [B*C*H*W], if it draws any, into `out`."""
+        if not self._plan.noise_draws[index]:
+            return
+        np.copyto(out, self._draw().reshape(-1))
+        low, high = float(self._plan.log_low[index]), float(self._plan.log_high[index])
+        if self._variance is None or math.isnan(low):
+            return
+        said = self._variance().reshape(-1).astype(out.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the sample is looked at below
+            share = (said + 1) / 2
+            out *= np.exp((share * high + (1 - share) * low) / 2)
 
 
 def _all_finite(values: Array) -> bool:

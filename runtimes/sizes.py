@@ -17,10 +17,12 @@ from msgspec.structs import replace
 
 from runtimes.errors import InputError
 from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.programs.checker import types_of
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of_loop
 from runtimes.programs.latents import Latents, other_sizes
 from runtimes.programs.statements import Program, Run, Symbol, Tokens, loop_of, loops_of
+from runtimes.programs.values import Rows
 
 
 class Sides(Protocol):
@@ -137,6 +139,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         asked_scale = static.get(scale) if guidance.scale == scale else None
         names = (*loop.denoisers, *([loop.cache.component] if loop.cache is not None else []))
         rows |= dict.fromkeys(names, images * guidance.evaluations(asked_scale))
+    rows |= dict.fromkeys(_run_on_images(manifest), images)
     values = {
         "encoder": {"batch": 1},
         "denoiser": inner,
@@ -152,6 +155,17 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         | dict(lengths.get(each.name, {}))
         for each in manifest.components
     }
+
+
+def _run_on_images(manifest: Manifest) -> set[str]:
+    """Return the components that the first program runs on a row for each image that is made,
+    outside of its loops."""
+    program = manifest.programs[0]
+    types = types_of(program, {each.name: each for each in manifest.components})
+    runs = (step for step in program.steps if isinstance(step, Run))
+    kinds = {run.component: {types[value].rows for value in run.feeds.values()} for run in runs}
+    # What looks at images of the call gets one of them at a time.
+    return {name for name, own in kinds.items() if Rows.IMAGES in own and Rows.GIVEN not in own}
 
 
 def ranges(

@@ -47,6 +47,10 @@ class StepCache:
         evaluations: the kinds of what will be called for, in order.
         varying: conditioning that the sessions are not bound to, by number of rows, and in order.
         packing: the denoiser's inputs and outputs of the latents.
+        variance: the output that says what the variance of the noise is, if the denoiser has one.
+
+    Attributes:
+        variance: what that output was in the last evaluation, [rows, ...].
     """
 
     def __init__(
@@ -58,10 +62,13 @@ class StepCache:
         varying: Mapping[int, Sequence[Mapping[str, Array]]] | None = None,
         *,
         packing: Packing,
+        variance: str | None = None,
     ) -> None:
         self._whole = whole
         self._shallow = shallow
         self._packing = packing
+        self._variance = variance
+        self.variance: Array | None = None
         # One timestep for each row, or one for all of them: as all denoisers of a loop take it.
         self._per_row = next(iter(whole(0).values())).inputs[TIMESTEP].shape != (1,)
         self._cached = cached if shallow else ()
@@ -77,8 +84,10 @@ class StepCache:
         index, (_, whole) = next(self._evaluations)
         if self._varying:
             feeds |= self._varying[rows][index]
-        if not whole:
-            return self._packing.predicted(self._shallow[rows].run(feeds | self._features))
-        made = self._whole(index)[rows].run(feeds)
-        self._features = {name: made[name] for name in self._cached}
+        if whole:
+            made = self._whole(index)[rows].run(feeds)
+            self._features = {name: made[name] for name in self._cached}
+        else:
+            made = self._shallow[rows].run(feeds | self._features)
+        self.variance = None if self._variance is None else made[self._variance]
         return self._packing.predicted(made)

@@ -247,6 +247,8 @@ def plan_table(noisy: bool) -> PlanTable:
         init_noise_scale=np.full(len(STEPS), 2.0),
         add_noise=np.full((total, 2), np.nan),
         known=np.full((total, 2), np.nan),
+        log_low=np.full(total, np.nan),
+        log_high=np.full(total, np.nan),
         clip=np.zeros(3),
         shift=np.zeros(len(STEPS)),
     )

@@ -26,6 +26,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("dit", "class-to-image", "A number of a class for each image"),
     ("panorama", "text-to-image", "A denoiser that looks at views of a wide image"),
     ("wan-2.2", "text-to-video", "Frames of a video, by two denoisers"),
+    ("kandinsky", "text-to-image", "A prior and a decoder"),
     ("unconditional", "unconditional", "A model without prompts"),
 )
 

@@ -60,6 +60,7 @@ FAMILIES = {
     "qwen-image": "Qwen-Image",
     "dit": "DiT",
     "wan-2.2": "Wan 2.2",
+    "kandinsky": "Kandinsky 2.2",
     "unconditional": "Unconditional (DDPM, DDIM)",
 }
 TARGETS = {

@@ -602,8 +602,10 @@ PIPELINES: Mapping[str, Callable[[Path], None]] = {
 
 def make(name: str, folder: Path) -> Path:
     """Build the pipeline `name` into `folder`, the same weights every time."""
-    from tests import tiny_qwen, tiny_transformers  # they build on this file
+    from tests import tiny_kandinsky, tiny_qwen, tiny_transformers  # they build on this file
 
     torch.manual_seed(3)
-    {**PIPELINES, **tiny_transformers.PIPELINES, **tiny_qwen.PIPELINES}[name](folder)
+    others = (tiny_transformers, tiny_qwen, tiny_kandinsky)
+    every = {**PIPELINES} | {name: make for each in others for name, make in each.PIPELINES.items()}
+    every[name](folder)
     return folder

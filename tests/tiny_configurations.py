@@ -247,6 +247,9 @@ UNCONDITIONAL: Mapping[str, Configuration] = {
         },
         scheduler={"thresholding": True, "prediction_type": "v_prediction"},
     ),
+    "variance": Configuration(
+        unet={"out_channels": 6}, scheduler={"variance_type": "learned_range"}
+    ),
 }
 
 

@@ -118,6 +118,7 @@ class Description:
         call: runs the pipeline as the first program does: keyword arguments as in the runtime,
             `generator` and `num_inference_steps` included; returns images [batch, height, width,
             channels] float in [0, 1], or frames with one axis more.
+        calling: returns what runs another pipeline of the same parts so, for the other programs.
         resizable: whether the diffusers pipeline itself can be asked for another size than the
             default.
         gives_latents: whether the diffusers pipeline can be asked for latents.
@@ -132,6 +133,7 @@ class Description:
     tokens: tuple[Tokens, ...]
     denoiser: torch.nn.Module
     call: Callable[..., Any]
+    calling: Callable[[Any], Callable[..., Any]] = calling
     resizable: bool = True
     gives_latents: bool = True
     makes_several: bool = True

@@ -5,28 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from exporter.families import Description, Graph, calling, latents_of_unet, size_multiple
 from exporter.families.text_to_image import sample_spec, timestep_spec
 from exporter.programs.draft import Draft
+from exporter.scheduler_trace import VARIANCE, learns_variance
 from runtimes.errors import UnsupportedPipeline
 from runtimes.manifest import Component
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 
 
+_VARIANCE = "variance"
+
+
 class Denoiser(torch.nn.Module):
-    """The UNet alone. One that has learned a vector for each timestep looks it up by its number."""
+    """The UNet alone. One that has learned a vector for each timestep looks it up by its number;
+    one that has learned the variance of noise gives it besides."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
         self.looks_up = unet.config.time_embedding_type == "learned"
+        self.channels = unet.config.in_channels
+        self.says_variance = unet.config.out_channels > self.channels
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.looks_up:
             timestep = timestep.to(torch.int64)
-        return (self.unet(sample, timestep, return_dict=False)[0],)
+        made = self.unet(sample, timestep, return_dict=False)[0]
+        return made.split(self.channels, dim=1) if self.says_variance else (made,)
 
 
 class Denormalise(torch.nn.Module):
@@ -35,6 +44,25 @@ class Denormalise(torch.nn.Module):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         return (latents / 2 + 0.5,)
+
+
+def _check_channels(pipe: Any) -> None:
+    """Refuse a UNet that gives more than its scheduler knows what to do with.
+
+    Raises:
+        UnsupportedPipeline: naming what it has and what it would need.
+    """
+    config, scheduler = pipe.unet.config, pipe.scheduler
+    given, made = config.in_channels, config.out_channels
+    learned = scheduler.config.get(VARIANCE) == "learned_range"
+    if made != (2 * given if learned else given) or (learned and not learns_variance(scheduler)):
+        kind = scheduler.config.get(VARIANCE)
+        raise UnsupportedPipeline(
+            f"a UNet with {given} input and {made} output channels does not fit a "
+            f"{type(scheduler).__name__} with the {VARIANCE} {kind!r}: one that predicts the "
+            "variance of noise has twice as many as it takes, and a DDPMScheduler with "
+            "'learned_range'; diffusers cannot run it otherwise either"
+        )
 
 
 def _check_timesteps(pipe: Any) -> None:
@@ -56,12 +84,7 @@ def _check_timesteps(pipe: Any) -> None:
 def describe(pipe: Any) -> Description:
     """See `exporter.families.Description`."""
     config = pipe.unet.config
-    if config.out_channels != config.in_channels:
-        raise UnsupportedPipeline(
-            f"a UNet with {config.in_channels} input and {config.out_channels} output channels "
-            "(learned variance) is not supported: the noise is multiplied by what the UNet says, "
-            "and a sampling plan is linear in both"
-        )
+    _check_channels(pipe)
     if pipe.unet.class_embedding is not None:
         named = "num_class_embeds" if config.class_embed_type is None else "class_embed_type"
         raise UnsupportedPipeline(
@@ -69,20 +92,22 @@ def describe(pipe: Any) -> Description:
             f"{type(pipe).__name__} has none to give: diffusers cannot run it either"
         )
     _check_timesteps(pipe)
+    says_variance = config.out_channels > config.in_channels
     sample = sample_spec(config.in_channels)
     denoiser = Component(
         name="denoiser",
         role="denoiser",
         inputs={"sample": sample, "timestep": timestep_spec()},
-        outputs={"prediction": sample},
+        outputs={"prediction": sample} | ({_VARIANCE: sample} if says_variance else {}),
     )
     decoder = Component(
         name="decoder", role="decoder", inputs={"latents": sample}, outputs={"image": sample}
     )
-    draft = Draft(
-        "unconditional", type(pipe), latents_of_unet(pipe.unet, 1, size_multiple(pipe.unet))
-    )
+    latents = latents_of_unet(pipe.unet, 1, size_multiple(pipe.unet))
+    latents = structs.replace(latents, channels=config.in_channels)
+    draft = Draft("unconditional", type(pipe), latents)
     draft.branch("image")
+    draft.variance = _VARIANCE if says_variance else None
     draft.decoder = decoder.name
     return Description(
         programs=(draft.program(),),

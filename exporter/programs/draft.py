@@ -85,6 +85,7 @@ class Draft:
         together: whether a call gives height and width, or none of them.
         rescale: the argument that gives predictions the base's deviation back.
         keep: what is put back after each step.
+        variance: the denoiser's output that says what the variance of the noise is.
         views: the parts of the latents that the denoiser is given one after the other.
         other_states: what is denoised beside the latents, of noise that the draft draws.
         switches: components that run in the denoiser's place, and when.
@@ -102,6 +103,7 @@ class Draft:
         self.together = False
         self.rescale: str | None = None
         self.keep: form.Keep | None = None
+        self.variance: str | None = None
         self.views: form.Views | None = None
         self.other_states: tuple[form.State, ...] = ()
         self.switches: tuple[form.Switch, ...] = ()
@@ -195,6 +197,13 @@ class Draft:
         self._numbers.setdefault(name, argument)
         return name
 
+    def steps(self, name: str) -> str:
+        """Declare the step count of a loop before the main one."""
+        default = self._defaults[name]
+        steps = form.Numbers(name=name, default=default, least=1, most=MOST_STEPS, whole=True)
+        self._numbers.setdefault(name, steps)
+        return name
+
     def row_number(self, name: str, least: float, most: float) -> str:
         """Declare a whole number for each prompt, which a call must give."""
         argument = form.Numbers(name=name, least=least, most=most, whole=True, rows=True)
@@ -258,11 +267,18 @@ class Draft:
         return noise.gives
 
     def run(
-        self, component: str, feeds: Mapping[str, str], gives: Mapping[str, str], phase: Phase
+        self,
+        component: str,
+        feeds: Mapping[str, str],
+        gives: Mapping[str, str],
+        phase: Phase,
+        group: str | None = None,
     ) -> dict[str, str]:
-        """Add a run of a component, and return the values by output. `gives`: names by output."""
+        """Add a run of a component, and return the values by output. `gives`: names by output;
+        `group`: of values that are given together."""
         names = {output: self.named(name) for output, name in gives.items()}
-        self.add(form.Run(component=component, feeds=dict(feeds), gives=names), phase)
+        run = form.Run(component=component, feeds=dict(feeds), gives=names, group=group)
+        self.add(run, phase)
         return dict(names)
 
     def zeros_like(self, value: str, phase: Phase) -> str:
@@ -347,6 +363,7 @@ class Draft:
                 noise=LATENTS,
                 clean=start.clean if start else None,
                 clean_when=(Test(argument=STRENGTH, below=1.0),) if below else (),
+                variance=self.variance,
                 keep=self.keep,
             ),
             branches=tuple(self._branches(shared)),

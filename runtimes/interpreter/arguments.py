@@ -54,9 +54,11 @@ def check_groups(facts: Facts, values: Collection[str]) -> None:
         here = [name for name in names if name in values]
         missing = [name for name in names if name not in values]
         if here and missing:
+            of_texts = all(facts.types[name].rows == Rows.PROMPTS for name in names)
             raise InputError(
                 f"{' and '.join(map(repr, here))} without {' and '.join(map(repr, missing))}: this "
-                "bundle needs all of them (encode_prompt gives them), or a text"
+                f"bundle needs all of them ({'encode_prompt' if of_texts else 'compute'} gives "
+                "them), or a text"
             )
 
 
@@ -68,8 +70,8 @@ def prompts_of_values(
     wanted: Sequence[str],
 ) -> int:
     """Return how many prompts a call without texts is for, as what else it gives says: encoded
-    texts, latents that are denoised already, or where values are asked for all that has rows; 0
-    where nothing says it.
+    texts, what was made of them, latents that are denoised already, or where values are asked for
+    all that has rows; 0 where nothing says it.
 
     Args:
         lists: the call's images.
@@ -82,7 +84,7 @@ def prompts_of_values(
     others = [len(v) for n, v in values.items() if rows[n] == Rows.PROMPTS and wanted]
     if others:
         return max(others)
-    counted = values.keys() if wanted else values.keys() & {facts.loop.state.name}
+    counted = values.keys() if wanted else values.keys() & {facts.loop.state.name, *facts.encoded}
     images = [len(values[name]) for name in counted if rows[name] >= Rows.GIVEN]
     images += [len(item) for items in lists.values() for item in items if wanted]
     return -(-max(images, default=0) // each)

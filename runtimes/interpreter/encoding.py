@@ -9,6 +9,7 @@ from runtimes.argument_values import boolean
 from runtimes.errors import InputError
 from runtimes.interpreter.choices import READING
 from runtimes.programs.demand import of_call
+from runtimes.programs.values import Rows
 from runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) ->
     names = [name for name, value in given.items() if value is not None]
     demand = of_call(facts.program, names, None) if guided else facts.demand_of_base(names)
     groups = [name for group in facts.groups.values() for name in group]
-    wanted = [name for name in groups if name in demand.values]
+    encoded = [name for name in groups if facts.types[name].rows == Rows.PROMPTS]
+    wanted = [name for name in encoded if name in demand.values]
     texts = {name: given[name] for name in names if name in (*demand.arguments, *READING)}
     return pipeline.computed(pipeline.calls.request(texts, wanted), wanted)

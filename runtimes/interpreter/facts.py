@@ -14,7 +14,7 @@ from runtimes.programs.guidance import scale_arguments
 from runtimes.programs.lengths import stretchable
 from runtimes.programs.statements import Emit, Image, Loop, Mask, Numbers, Program, Text
 from runtimes.programs.uses import feeds_of, windows_of_feeds
-from runtimes.programs.values import Type
+from runtimes.programs.values import Rows, Type
 
 # diffusers' names of the argument that says how many are made of each prompt, by what is emitted.
 SEVERAL: Mapping[str, str] = {
@@ -141,6 +141,22 @@ class Facts:
         """Return what the base branch needs of a call that gives these arguments. Every number
         counts as minus infinity, for which no guidance scale turns another branch on."""
         return of_call(self.program, given, dict.fromkeys(self.numbers, float("-inf")))
+
+    @cached_property
+    def encoded(self) -> frozenset[str]:
+        """The values with a row for each image that stand for all texts that a call must give: what
+        a loop before the main one made of them, say."""
+        made = (n for n in self.public & self.of_base if self.types[n].rows == Rows.IMAGES)
+        texts = {*self.required}
+        return frozenset(
+            name
+            for name in made
+            if texts and not texts & self.demand_of_base(self._together(name)).arguments
+        )
+
+    def _together(self, name: str) -> tuple[str, ...]:
+        """Return a value and those that are given with it."""
+        return next((names for names in self.groups.values() if name in names), (name,))
 
     @cached_property
     def required(self) -> tuple[str, ...]:

@@ -200,7 +200,10 @@ def pixels(statement: Pixels, images: Images, symbols: Mapping[str, int]) -> Arr
     if statement.of in images.masks:
         return _thinned(images.masks[statement.of], height)
     own = images.lists[statement.of][statement.item or 0]
-    if statement.resample != "lanczos":
+    if statement.reducing_gap is not None:
+        gap = statement.reducing_gap
+        own = [pictures.reduced(each, height, width, statement.resample, gap) for each in own]
+    elif statement.resample != "lanczos":
         how = statement.fit == "crop", statement.resample
         own = [masking.resized(masking.pillow(image), height, width, *how) for image in own]
     made = pictures.arrays(statement.of, own, height, width)

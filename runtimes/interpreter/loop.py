@@ -10,7 +10,7 @@ import numpy as np
 
 from runtimes import noise
 from runtimes.blending import blended
-from runtimes.errors import InputError
+from runtimes.errors import InputError, PlanNotFound
 from runtimes.interpreter.request import Request
 from runtimes.packing import Packing, unpacked_steps
 from runtimes.plan import PlanTable, SamplingPlan
@@ -50,6 +50,7 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     """
     part, table, shift = loop.part, schedule.table, schedule.shift
     steps = int(call.number(loop.plan.steps))
+    refuse_unplanned(loop, steps, table.step_counts)
     if part.start is not None and call.continues(loop):
         cutoff = round(schedule.num_train_timesteps * (1 - call.number(part.start)))
         plan = table.plan_from_timestep(steps, cutoff, shift)
@@ -63,6 +64,22 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     if kept < 1:
         raise InputError(f"{part.stop} {stop:g} leaves no step")
     return plan.until(kept)
+
+
+def refuse_unplanned(loop: Loop, steps: int, planned: Sequence[int]) -> None:
+    """Refuse a step count of a loop that follows one schedule in every call.
+
+    Args:
+        planned: the step counts that the schedule has plans for.
+
+    Raises:
+        PlanNotFound: it has none for this one.
+    """
+    if loop.plan.fixed is not None and steps not in planned:
+        raise PlanNotFound(
+            f"{loop.plan.steps} {steps}: no sampling plan for as many; there are plans for "
+            f"{', '.join(map(str, planned))}: export again with --steps {steps} for another"
+        )
 
 
 def first_step(call: Request, loop: Loop, steps: int) -> int:
@@ -170,13 +187,16 @@ class LoopRun:
         first = self._packing.packed(states)
         views = self._views(first)
         all_run = guided(self._call, self._loop, self._plan.num_evaluations)
+        count = 1 if views is None else len(views)
+        predict = self._predict(all_run, count)
         steps = denoise(
             self._plan,
             first if views is None else cut(first, views),
-            self._predict(all_run, 1 if views is None else len(views)),
+            predict if count == 1 else one_by_one(predict, count, self._call.made),
             lambda: self._noise(generators, states, views),
             weights=self._weights(all_run),
             adjust=self._adjustments(),
+            variance=self._variance(predict),
             segments=self._packing.segments() if self._packing.several else (slice(None),),
         )
         if views is not None:
@@ -298,8 +318,22 @@ class LoopRun:
             adjustments.append(_combining(session, places, self._loop.state.prediction))
         return adjustments
 
-    def _predict(self, all_run: list[bool], views: int) -> Callable[[Array, Array], Array]:
-        """Return what predicts for the branches that run; of several views, for one at a time."""
+    def _variance(self, predict: StepCache) -> Callable[[], Array] | None:
+        """Return what says the variance of the noise: the base in the evaluation just made, as
+        diffusers' pipelines take it."""
+        if self._loop.state.variance is None:
+            return None
+        made, place = self._call.made, self.branches.index(self._base)
+
+        def said() -> Array:
+            assert predict.variance is not None
+            rows = predict.variance
+            return rows if len(rows) == made else rows[place * made : (place + 1) * made]
+
+        return said
+
+    def _predict(self, all_run: list[bool], views: int) -> StepCache:
+        """Return what predicts for the branches that run, for one of several views at a time."""
         made = self._call.made
         by_rows = {len(self.branches) * made: self._constants(self.branches)}
         if len(self.branches) > 1 and not all(all_run):
@@ -312,7 +346,7 @@ class LoopRun:
         }
         cache = self._loop.cache
         interval = 1 if cache is None else int(self._call.number(cache.every))
-        predict = StepCache(
+        return StepCache(
             self._denoisers(fixed, views),
             self._bind(cache.component, fixed, self._held)
             if cache is not None and interval > 1
@@ -323,8 +357,8 @@ class LoopRun:
             if changing
             else None,
             packing=self._packing,
+            variance=self._loop.state.variance,
         )
-        return predict if views == 1 else one_by_one(predict, views, made)
 
     def _feeds(self, branch: Branch) -> dict[str, Feed]:
         return {**self._loop.feeds, **branch.feeds}

@@ -65,6 +65,11 @@ class Signature:
         }
 
     @cached_property
+    def number_names(self) -> tuple[str, ...]:
+        """All arguments that are numbers."""
+        return _distinct(name for facts in self.facts for name in facts.numbers)
+
+    @cached_property
     def rows(self) -> tuple[str, ...]:
         """The arguments that are one number for each prompt."""
         return _distinct(name for facts in self.facts for name in facts.row_numbers)
@@ -118,7 +123,6 @@ class Signature:
         counted = any(facts.row_numbers for facts in self.facts)  # they say how many images
         reading = (*READING, *self.embeddings) if self.texts else ("batch_size",) * (not counted)
         masks = MASK_OPTIONS if any(facts.masks for facts in self.facts) else ()
-        numbers = _distinct(name for facts in self.facts for name in facts.numbers)
         sizes = _distinct(name for facts in self.facts for name in facts.symbols)
         bins = _distinct(f.program.bins.argument for f in self.facts if f.program.bins is not None)
         several = _distinct(facts.several for facts in self.facts)
@@ -128,7 +132,7 @@ class Signature:
         stops = _distinct(loop.part.stop for loop in loops if loop.part.stop is not None)
         common = (*steps, "scheduler", "seed", *sizes, *bins, *several, *starts)
         last = (*common, "output_type", *stops)
-        own = (*texts, *numbers, *self.pictures, *masks, *reading)
+        own = (*texts, *self.number_names, *self.pictures, *masks, *reading)
         results = frozenset[str]().union(*(facts.results for facts in self.facts))
         given = (name for name in self.values if name not in results)
         return _distinct((*(name for name in own if name not in last), *last, *given))

@@ -30,6 +30,7 @@ MOST_AXES = 8  # of a tensor
 _LARGEST = 1 << 20
 _MOST_NUMBERS = 1 << 28  # in a row of a value, at the default size
 _NAME = re.compile(r"_?[a-z][a-z0-9_]{0,63}\Z")
+_WIDEST_GAP = 16
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, RGB and alpha
 _AXES = {
     "images": ("channels", "height", "width"),
@@ -316,6 +317,9 @@ class _Checker:
         count = argument.count if isinstance(argument, Image) else None
         if (pixels.item is None) != (count is None) or not 0 <= (pixels.item or 0) < (count or 1):
             yield f"item {pixels.item} of {pixels.of!r}, which holds {count or 'no list'}"
+        gap = pixels.reducing_gap
+        if gap is not None and (not 1 <= gap <= _WIDEST_GAP or pixels.fit == "crop"):
+            yield f"a reducing gap of {gap:g}: expected 1 to {_WIDEST_GAP}, and no crop"
         if pixels.fill_where is not None:
             if not isinstance(self.arguments[pixels.fill_where], Mask):
                 yield f"{pixels.fill_where!r} is no mask"

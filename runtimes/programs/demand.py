@@ -116,10 +116,10 @@ class _Walk:
     def demand(self, wanted: Sequence[str]) -> Demand:
         live, values = self._of_emitted()
         if wanted:
-            drawn = {place for place in live if isinstance(self._program.steps[place], form.Noise)}
+            drawing = {place for place in live if self._draws(place)}
             live, values = self._of(wanted, ())
             last = max((place for place in live if self._draws(place)), default=-1)
-            live |= {place for place in drawn if place < last}
+            live, values = self._of(wanted, sorted(place for place in drawing if place < last))
         steps = self._program.steps
         arguments = {name for place in live for name in self._arguments(steps[place])}
         return Demand(tuple(sorted(live)), frozenset(values), frozenset(self._whole(arguments)))

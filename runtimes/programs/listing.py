@@ -154,6 +154,7 @@ def _tokens(tokens: form.Tokens) -> str:
 def _pixels(pixels: form.Pixels) -> str:
     item = "" if pixels.item is None else f"[{pixels.item}]"
     how = "" if pixels.resample == "lanczos" else f" {pixels.resample}"
+    how += "" if pixels.reducing_gap is None else f" reducing_gap {pixels.reducing_gap:g}"
     fit = "" if pixels.fit == "stretch" else f" {pixels.fit}"
     fill = f" fill {pixels.fill:g} where {pixels.fill_where}" if pixels.fill_where else ""
     rows = " for prompts" if pixels.for_prompts else ""
@@ -220,7 +221,9 @@ def _state(state: form.State) -> Iterator[str]:
     if state.clean is not None:
         when = f" when {_tests(state.clean_when)}" if state.clean_when else ""
         clean = f", clean {state.clean}{when}"
-    yield f"state {state.name} from {state.noise}{clean} -> {state.input}/{state.prediction}"
+    variance = "" if state.variance is None else f", variance {state.variance}"
+    gives = f"{state.input}/{state.prediction}{variance}"
+    yield f"state {state.name} from {state.noise}{clean} -> {gives}"
     if state.keep is not None:
         keep = state.keep
         kept = f"keep {keep.value} where {keep.where} = 0"

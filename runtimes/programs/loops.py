@@ -217,6 +217,8 @@ def _view_problems(
         return
     if loop.cache is not None:
         yield "views, and a cache, which knows one"
+    if state.variance is not None:
+        yield "views, and a variance, which is that of one"
     if len(noise.shape) != 3 or any(
         _multiple(side, sizes) % views.stride for side in noise.shape[1:]
     ):
@@ -284,6 +286,9 @@ def _prediction_problems(loop: Loop, denoiser: Graph, types: Mapping[str, Type])
         prediction = None if output is None else type_of(output, symbols, noise.rows)
         if prediction is None or not prediction.same_form(noise):
             yield f"{loop.denoiser!r} gives no {state.prediction!r} of the form {noise}"
+        said = None if state.variance is None else denoiser.outputs.get(state.variance)
+        if state.variance is not None and (said != output or state.variance == state.prediction):
+            yield f"{loop.denoiser!r} gives no {state.variance!r} like {state.prediction!r}"
 
 
 def _several_state_problems(loop: Loop) -> Iterator[str]:
@@ -300,6 +305,8 @@ def _several_state_problems(loop: Loop) -> Iterator[str]:
     for name in ("cache", "views", "rescale", "combine"):
         if getattr(loop, name) is not None:
             yield f"several states, and {name!r}, which knows one"
+    if any(state.variance is not None for state in loop.states):
+        yield "several states, and a variance, which is that of one"
 
 
 def _switch_problems(
@@ -314,9 +321,9 @@ def _switch_problems(
     if other is None or switch.component == loop.denoiser:
         yield f"no component {switch.component!r} in the place of {loop.denoiser!r}"
         return
-    predictions = [state.prediction for state in loop.states]
+    predictions = [*(state.prediction for state in loop.states), loop.state.variance]
     if dict(other.inputs) != dict(denoiser.inputs) or any(
-        other.outputs.get(name) != denoiser.outputs.get(name) for name in predictions
+        other.outputs.get(name) != denoiser.outputs.get(name) for name in predictions if name
     ):
         yield f"{switch.component!r} does not take and predict what {loop.denoiser!r} does"
     if loop.cache is not None:
@@ -364,6 +371,6 @@ def _cache_problems(
         yield f"{cache.component!r} needs the inputs {loop.state.input!r} and {TIMESTEP!r}"
     if not cache.keeps or not set(cache.keeps) <= shallow.inputs.keys():
         yield f"{cache.component!r} does not take all of {list(cache.keeps)}"
-    prediction = loop.state.prediction
-    if shallow.outputs.get(prediction) != denoiser.outputs.get(prediction):
-        yield f"{cache.component!r} does not give {prediction!r} as the denoiser does"
+    for output in (loop.state.prediction, loop.state.variance):
+        if output is not None and shallow.outputs.get(output) != denoiser.outputs.get(output):
+            yield f"{cache.component!r} does not give {output!r} as the denoiser does"

@@ -173,7 +173,8 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
     is white, an image is `fill`. There is a row for each image that the call gives, and those of
     the first and the second stand in turn where more images are made; `for_prompts`: the call gives
     one image for all prompts or one for each of them, and the rows of a prompt are next to each
-    other.
+    other. `reducing_gap`: an image is made smaller in whole steps before it is resized, as Pillow's
+    ``resize`` does with this number.
     """
 
     gives: str
@@ -182,6 +183,7 @@ class Pixels(Member, frozen=True, tag="pixels", tag_field="do"):
     item: int | None = None
     for_prompts: bool = False
     resample: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
+    reducing_gap: float | None = None
     fit: Literal["stretch", "crop"] = "stretch"
     fill: float = 0.5
     fill_where: str | None = None
@@ -292,7 +294,11 @@ class Keep(Member, frozen=True):
 
 class State(Member, frozen=True):
     """What a loop changes: it begins with `noise`, or with `clean` and the noise of the start where
-    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out."""
+    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out.
+
+    `variance` is the output that says what the variance of noise is, for plans that leave it open:
+    between -1, their smallest one, and 1, their largest. The base's counts.
+    """
 
     name: str
     noise: str
@@ -300,6 +306,7 @@ class State(Member, frozen=True):
     clean_when: tuple[Test, ...] = ()
     input: str = "sample"
     prediction: str = "prediction"
+    variance: str | None = None
     keep: Keep | None = None
 
 

@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from runtimes.errors import BundleError
 from runtimes.npz import read_arrays
 from runtimes.parsing import parser
 from runtimes.plan import PlanTable
-from runtimes.plan_schema import DTYPES
+from runtimes.plan_schema import DTYPES, LEARNED
 
 
 @parser(BundleError, "path", "a table of sampling plans of format 1")
 def read_plans(path: str | os.PathLike[str]) -> PlanTable:
     """Return the table of a file ``schedules/<name>.npz``, checked as today's tables are.
 
-    Its arrays have the names, dtypes and shapes of `PlanTable`.
+    Its arrays have the names, dtypes and shapes of `PlanTable`, but for the limits of a learned
+    variance, which no table of format 1 has.
 
     Raises:
         BundleError: says what was expected and what was found.
     """
-    arrays = read_arrays(path, DTYPES)
+    arrays = read_arrays(
+        path, {name: dtype for name, dtype in DTYPES.items() if name not in LEARNED}
+    )
+    fixed = np.full(arrays["timesteps"].size, np.nan)
     try:
-        return PlanTable(**arrays)
+        return PlanTable(**arrays, **dict.fromkeys(LEARNED, fixed))
     except BundleError as error:
         raise BundleError(f"{Path(path).name}: {error}") from error

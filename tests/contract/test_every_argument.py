@@ -25,6 +25,7 @@ from runtimes.programs.statements import (
     Noise,
     Numbers,
     Program,
+    loop_of,
     names_given,
 )
 from runtimes.sizes import BINNING
@@ -80,12 +81,13 @@ VALUES: Mapping[str, Any] = {
     "guidance_rescale": 0.7, "num_inference_steps": 3, "seed": 6, "height": 48, "width": 48,
     "num_images_per_prompt": 2, "num_videos_per_prompt": 2, "num_frames": 9, "batch_size": 2,
     "output_type": "np", "prompt_weighting": True,
-    "use_resolution_binning": True, "class_labels": 360,
+    "use_resolution_binning": True, "class_labels": 360, "prior_num_inference_steps": 3,
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
 ELSEWHERE = (
     *("scheduler", "latents", "image_latents", "denoised", "denoising_start", "cache_interval"),
+    *("prior_latents", "image_embeds", "negative_image_embeds"),
 )
 # By argument that some bundles know and have no use for: why, as the refusal says it.
 REFUSED = {
@@ -96,10 +98,12 @@ REFUSED = {
 KINDS = (
     *("sd", "sdxl", "inpaint", "inpaint-xl", "pix2pix", "pix2pix-xl", "upscaler", "depth"),
     *("refiner", "lcm", "sd3", "sd3-masks", "flux-dev", "flux-fill", "pixart-alpha"),
-    *("ldm", "dit", "qwen-image", "panorama", "unconditional", "wan-2.2"),
+    *("ldm", "dit", "qwen-image", "panorama", "kandinsky", "unconditional", "wan-2.2"),
     *("sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter"),
 )
 HAS_PARTS = ("pix2pix-xl", "sd+controlnet", "sdxl+t2i-adapter", "sd+ip-adapter")
+# By kind, the tasks that its class offers.
+OFFERS = {"kandinsky": ("image-to-image",)}
 HAS_TASKS = ("sd", "sdxl", "sd3", "flux-dev", "sd+controlnet", "sd+ip-adapter")
 
 
@@ -129,7 +133,7 @@ def bundle_of(kind: str, source: Path, folder: Path, **options: Any) -> Pipeline
     return uncaptured(
         source,
         folder / "bundle",
-        ("image-to-image", "inpainting") if kind in HAS_TASKS else (),
+        ("image-to-image", "inpainting") if kind in HAS_TASKS else OFFERS.get(kind, ()),
         asked=_added(added, source, folder),
         **{**usual, **options},
     )
@@ -169,6 +173,9 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
         call |= {"height": 2 * SIDE, "width": 2 * SIDE}
     if "num_frames" in pipe.signature.sizes:
         call["num_frames"] = 5
+    unit = pipe.manifest.latents.factor * pipe.manifest.latents.multiple
+    if unit > SIDE:
+        call |= {"height": unit, "width": unit}
     if BINNING in pipe.signature.names:
         call[BINNING] = False
     if pipe.signature.texts:
@@ -179,6 +186,8 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
         masks = any(isinstance(each, Mask) for each in program.arguments)
         call["strength"] = 1.0 if masks else 0.75
         call["num_inference_steps"] = 4
+    if "prior_num_inference_steps" in numbers_of(program):
+        call["prior_num_inference_steps"] = 2
     call |= rows_of(program, 1)
     return call | {name: PICTURES[name] for name in images_of(program)}
 
@@ -257,7 +266,7 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
     left = set(pipe.signature.names) - useful - set(ELSEWHERE)
     assert left <= set(REFUSED), f"taken by no task: {sorted(left)}"
     assert kind == "dit" or not left & {"height", "width"}
-    assert kind == "qwen-image" or "prompt_weighting" not in left
+    assert kind in ("qwen-image", "kandinsky") or "prompt_weighting" not in left
     for name in left:
         with pytest.raises(InputError, match=REFUSED[name]):
             pipe.stream(**pair(pipe, pipe.manifest.programs[0], name)[1])
@@ -365,10 +374,22 @@ def test_values_can_be_asked_for(opened: Callable[[str], Pipeline]) -> None:
         np.testing.assert_array_equal(array, encoded[name])
 
 
+def draws(pipe: Pipeline, call: Mapping[str, Any]) -> set[str]:
+    """Return the values that a call draws, and those of loops before the main one, which draw."""
+    request = pipe.calls.request(call)
+    steps = [request.facts.program.steps[place] for place in request.demand.live]
+    return {
+        name
+        for step in steps
+        if isinstance(step, Noise) or (isinstance(step, Loop) and step is not request.facts.loop)
+        for name in names_given(step)
+    }
+
+
 def given_back(pipe: Pipeline, program: Program, call: Mapping[str, Any], name: str) -> Any:
     """Return a call with a computed value in the place of what makes it: with all of its group,
     and with the noise that is drawn after an image's, which is an earlier draw without it."""
-    state = next(step for step in program.steps if isinstance(step, Loop)).state
+    state = loop_of(program).state
     groups = [getattr(step, "group", None) for step in program.steps if name in names_given(step)]
     group = [
         each
@@ -380,26 +401,34 @@ def given_back(pipe: Pipeline, program: Program, call: Mapping[str, Any], name: 
     starts = name in (state.clean, state.noise) and state.clean in pipe.signature.values
     names = group or ([state.clean, state.noise] if starts else [name])
     left = {"image"} if starts else {each for each in call if each in groups}
+    if pipe.calls.choose(call).encoded & {*names}:
+        left |= {*pipe.signature.texts, "prior_num_inference_steps"}
     if name == state.name:
         left = {*call} - {"output_type", BINNING}
     made = {each: pipe.compute(each, **call) for each in names}
+    rest = {each: value for each, value in call.items() if each not in left}
+    if name != state.name and draws(pipe, rest | made) < draws(pipe, call) - {*names}:
+        # What is drawn after a loop that does not run now would be an earlier draw.
+        own = [state.noise, *([] if state.clean is None else [state.clean])]
+        made |= {each: pipe.compute(each, **call) for each in own}
+        left |= {"image"} if state.clean is not None else set()
     if len(names) > 1:
         together = pipe.compute(*names[:1], *names[1:], **call)
         assert all(np.array_equal(made[each], together[each]) for each in names)
     return {each: value for each, value in call.items() if each not in left} | made
 
 
-def _is_not_alone(pipe: Pipeline, program: Program, call: Mapping[str, Any]) -> bool:
-    """Return whether a call draws more after its first latents, or has a clean value to start from
-    that cannot be given."""
-    state = next(step for step in program.steps if isinstance(step, Loop)).state
+def _is_not_alone(pipe: Pipeline, program: Program, call: Mapping[str, Any], name: str) -> bool:
+    """Return whether a call draws more after this noise, or has a clean value to start from that
+    cannot be given."""
+    state = loop_of(program).state
     if state.clean is not None and not state.clean_when and state.clean.startswith("_"):
         with pytest.raises(InputError, match="both what to start from"):
             pipe.stream(**call, latents=pipe.compute("latents", **call))
         return True
     demand = pipe.calls.request(call).demand
     drawn = [step for p in demand.live if isinstance(step := program.steps[p], Noise)]
-    return drawn[-1].gives != state.noise
+    return drawn[-1].gives != name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -417,12 +446,17 @@ def test_every_value_can_be_given_back(kind: str, opened: Callable[[str], Pipeli
             call["negative_prompt"] = "a green star"
         if "true_cfg_scale" in pipe.signature.names:
             call["true_cfg_scale"] = 3.0
-        if kind in ("lcm", "unconditional"):  # whose other steps draw, too: an earlier draw then
+        if kind in (
+            "lcm",
+            "unconditional",
+            "kandinsky",
+        ):  # whose other steps draw, too: an earlier draw then
             call |= {"num_inference_steps": 1} | ({"strength": 1.0} if "strength" in call else {})
         whole = pipe(**call)
+        noises = {step.gives for step in program.steps if isinstance(step, Noise)}
         public = [each for step in program.steps for each in names_given(step) if each[0] != "_"]
         for name in public:
-            if name == "latents" and _is_not_alone(pipe, program, call):
+            if name in noises and _is_not_alone(pipe, program, call, name):
                 continue
             again = pipe(**given_back(pipe, program, call, name))
             label = f"{program.name}: {name}"

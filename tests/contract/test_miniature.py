@@ -105,9 +105,9 @@ def usual(pipe: Any, manifest: Manifest) -> Subject:
     return subject_of(miniature_of(pipe), manifest)
 
 
-# Latent diffusion's own text encoder cannot be made smaller, nor need it be; of panoramas diffusers
-# makes one image right.
-SHRINKABLE = tuple(kind for kind in KINDS if kind not in ("ldm", "panorama"))
+# Latent diffusion's own text encoder cannot be made smaller, nor need it be, nor Kandinsky's parts;
+# of panoramas diffusers makes one image right.
+SHRINKABLE = tuple(kind for kind in KINDS if kind not in ("ldm", "panorama", "kandinsky"))
 
 
 @pytest.mark.usefixtures("everything_is_large")

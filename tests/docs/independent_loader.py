@@ -47,7 +47,8 @@ __all__ = ["Bundle", "Refused", "checked"]
 Array = np.ndarray[Any, Any]
 Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 ROWS = ("state", "prediction", "clean", "noise", "clean_from")
-EVALUATIONS = ("timesteps", "input_scale", "noise_draws", "add_noise", "known")
+LEARNED = ("log_low", "log_high")
+EVALUATIONS = ("timesteps", "input_scale", "noise_draws", "add_noise", "known", *LEARNED)
 ELEMENTS: Mapping[str, set[type]] = {
     "integer": {int},
     "number": {int, float},
@@ -72,6 +73,8 @@ def read_npz(path: Path) -> dict[str, Array]:
 def read_table(path: Path) -> dict[str, Array]:
     """Return a table of plans that keeps the rules (section 9.2)."""
     document = read_json(read_inside(path.parent, path, 64 << 20))
+    if not {*LEARNED} & document.keys():
+        document = {**document, **dict.fromkeys(LEARNED, [None] * len(document["timesteps"]))}
     expect(document.keys() == MEMBERS.keys(), f"members {sorted(document)}")
     t: dict[str, Array] = {}
     sizes = {"2": 2, "3": 3}
@@ -93,7 +96,9 @@ def _rules(t: Mapping[str, Array], plans: int, rows: int, slots: int) -> dict[st
     each, (kind, limit, ratio), draws = plans // len(shifts), t["clip"], t["noise_draws"]
     expect(t["rows"].min() >= 0 and t["rows"].max() < rows, "rows beyond the table")
     uses = (t["noise"] != 0).any(axis=1)[t["rows"]].any(axis=1)
-    forms = (t["steps"], lengths, draws, *(missing(t[name]) for name in ("add_noise", "known")))
+    low, high = (missing(t[name]) for name in LEARNED)
+    pairs = [missing(t[name]) for name in ("add_noise", "known")]
+    forms = (t["steps"], lengths, draws, low, *pairs)
     sheets = [values.reshape(len(shifts), -1) for values in forms]
     return {
         "shift": len(shifts) <= 64 and np.array_equal(np.repeat(shifts, each), t["shift"]),
@@ -103,8 +108,8 @@ def _rules(t: Mapping[str, Array], plans: int, rows: int, slots: int) -> dict[st
         "offsets": not t["offsets"][0] and t["offsets"][-1] == len(draws) and lengths.min() > 0,
         "state": slots <= 64 and slots**2 * lengths.max() <= 2**24,
         "noise_draws": {*draws.tolist()} <= {0, 1} and draws[uses].all(),
-        "add_noise": not (missing(t["add_noise"]).sum(axis=1) == 1).any(),
-        "known": not (missing(t["known"]).sum(axis=1) == 1).any(),
+        "add_noise, known": not any((pair.sum(axis=1) == 1).any() for pair in pairs),
+        "log_low": (low == high).all() and draws[~low].all(),
         "clip": kind in (0, 1, 2) and (kind != 1 or limit > 0) and (kind or not t["clean"].any()),
         "clip, dynamic": kind != 2 or (limit >= 1 and 0 <= ratio <= 1),
     }
@@ -147,8 +152,11 @@ def run_plan(
     draw: Callable[[], Array],
     after: Callable[[Array, int], Array] = lambda sample, index: sample,
     limit: Callable[..., Array] | None = None,
+    variance: Callable[[], Array] | None = None,
 ) -> Array:
-    """Return the final sample (section 9.1); `predict` gets sample, timestep and evaluation."""
+    """Return the final sample (section 9.1); `predict` gets sample, timestep and evaluation,
+    `variance` gives what the denoiser said besides in the last one."""
+    expect(variance or np.isnan(plan["log_low"]).all(), "nothing says the variance")
     limit = limit or clip
     slots = [sample, *[np.zeros_like(sample)] * (plan["state"].shape[1] - 1)]
     for i, timestep in enumerate(plan["timesteps"].astype(np.float32)):
@@ -156,6 +164,10 @@ def run_plan(
         e = predict(np.float32(plan["input_scale"][i]) * slots[0], timestep, i)
         v = limit(a * slots[0] + b * e, *plan["clip"]) if clean.any() else 0
         z = draw() if plan["noise_draws"][i] > 0.5 else 0
+        low, high = (plan[name][i].astype(np.float32) for name in LEARNED)
+        if variance and not np.isnan(low):
+            w = (variance() + 1) / 2
+            z = z * np.exp((w * high + (1 - w) * low) / 2)
         made = [prediction[k] * e + clean[k] * v + noise[k] * z for k in range(len(slots))]
         old = [sum(c * s for c, s in zip(row, slots, strict=True) if c) for row in state]
         slots = [np.asarray(m + o) for m, o in zip(made, old, strict=True)]
@@ -420,10 +432,16 @@ class Call:
                 self.texts[each["name"]] = self.texts[each["fallback"]]
         counts = [len(value) for n, value in self.values.items() if self.kinds[n] == PROMPT]
         counts += [len(text) for text in self.texts.values()]
+        each = self.given.get(self.several, 1)
+        if not self.given.keys() & self.texts.keys():
+            made = [n for n in self.values if self.kinds[n] == MADE]
+            counts += [
+                -(-len(self.values[n]) // each) for n in made if self.makers[n]["do"] != "noise"
+            ]
         rows = (a["name"] for a in self.program["arguments"] if a.get("rows"))
         counts += [len(self.given[n]) for n in rows if isinstance(self.given.get(n), list)]
         self.prompts = max([*counts, self.given.get("batch_size", 1)])
-        self.made = self.prompts * self.given.get(self.several, 1)
+        self.made = self.prompts * each
 
     def _sizes(self) -> None:
         state, bins = self.loop["state"], self.program["bins"]
@@ -713,6 +731,7 @@ class Call:
             lambda: joined([self.draw(array.shape) for array in first]),
             after,
             lambda sample, *how: joined([clip(part, *how) for part in parts(sample)]),
+            (lambda: joined([predict.variance])) if loop["state"]["variance"] else None,
         )
         self.values |= zip((s["name"] for s in states_of(loop)), parts(last), strict=True)
 
@@ -755,6 +774,7 @@ class Denoiser:
         self.branches = [b for b in loop["branches"] if True in call.holds(b["when"])]
         self.base = next(b for b in self.branches if not b["push"])
         self.features: dict[str, Array] = {}
+        self.variance = np.zeros(())  # of the base in the last evaluation
         self.age, self.rows = 0, 0
 
     def within(self, window: Node, i: int) -> Array:
@@ -782,6 +802,9 @@ class Denoiser:
             parts = [(self.loop["feeds"] | branch["feeds"])[name] for branch in live]
             feeds[name] = np.concatenate([self._fed(part, i) for part in parts])
         outputs = self._run(feeds, timestep, i)
+        if self.loop["state"]["variance"]:
+            place, said = live.index(self.base), outputs[self.loop["state"]["variance"]]
+            self.variance = np.split(said, len(live))[place]
         return [self._guided(outputs[s["prediction"]], live, i) for s, _ in pairs]
 
     def _guided(self, prediction: Array, live: Sequence[Node], i: int) -> Array:

@@ -178,6 +178,8 @@ class _Typing:
         expect(len(step["shape"]) == 3 and step["shape"][0] == channels, "pixels: bad shape")
         expect((step["item"] is None) == (count is None), "an item of no list")
         expect(0 <= (step["item"] or 0) < (count or 1), "an item beyond the list")
+        gap = 1 if step["reducing_gap"] is None else step["reducing_gap"]
+        expect(1 <= gap <= 16 and (step["reducing_gap"] is None or step["fit"] != "crop"), "a gap")
         if step["fill_where"] is not None:
             self._are([step["fill_where"]], "mask")
             expect(channels == 3 and 0 <= step["fill"] <= 1, "a bad fill")
@@ -237,10 +239,16 @@ class _Typing:
         expect(time["shape"] in ([1], ["batch"]), f"loop: timestep {time['shape']}")
         for names in ([s["input"] for s in states], [s["prediction"] for s in states]):
             expect(len({*names}) == len(names) <= 16 > len(loop["switches"]), "loop: too many")
+        said = [each["prediction"] for each in states]
+        if any(each["variance"] for each in states):
+            expect(len(states) == 1 != said.count(state["variance"]), "loop: a bad variance")
+            said.append(state["variance"])
+            like = graph["outputs"][state["prediction"]]
+            expect(graph["outputs"].get(state["variance"]) == like, "loop: no such variance")
         for switch in loop["switches"]:
             other = self.graphs[switch["component"]]
             alike = other["inputs"] == graph["inputs"] and not cache and other is not graph
-            forms = [[g["outputs"].get(s["prediction"]) for s in states] for g in (graph, other)]
+            forms = [[g["outputs"].get(name) for name in said] for g in (graph, other)]
             expect(alike and forms[0] == forms[1], "loop: another denoiser")
         if loop["combine"]:
             self._combine(loop, graph["outputs"][state["prediction"]])
@@ -248,6 +256,7 @@ class _Typing:
         self.graphs = {**self.graphs, loop["denoiser"]: {**graph, "inputs": inputs}}
         if loop["views"]:
             shape = self._view(loop["views"], shape, cache)
+            expect(not state["variance"], "loop: views, and a variance")
             sides = [side for side in own["shape"][2:] if isinstance(side, str)]
             alike = len({*sides, "batch"}) <= len(sides)
             every = [n for n in inputs if n != state["input"]]
@@ -266,7 +275,7 @@ class _Typing:
             shallow = self.graphs[cache["component"]]
             known = graph["inputs"] | {name: graph["outputs"][name] for name in cache["keeps"]}
             right = all(known[name] == spec for name, spec in shallow["inputs"].items())
-            given = [each["outputs"][state["prediction"]] for each in (graph, shallow)]
+            given = [[each["outputs"].get(n) for n in said] for each in (graph, shallow)]
             taken = 0 < len({*cache["keeps"]} & shallow["inputs"].keys()) == len(cache["keeps"])
             expect(right and taken and given[0] == given[1], "loop: a bad cache")
         self.types = {**self.types, state["noise"]: sample}

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,7 @@ from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
 from runtimes.pipeline import load, open_pipeline
 from runtimes.plan import PlanTable, join
 from runtimes.plan_schema import DTYPES as ARRAYS
-from runtimes.plan_schema import MAX_SLOTS, MAX_STEPS, ClipKind, check_table
+from runtimes.plan_schema import LEARNED, MAX_SLOTS, MAX_STEPS, ClipKind, check_table
 from runtimes.programs.latents import Latents
 from runtimes.sampler import Rescale, denoise
 from runtimes.verify import TOLERANCES, relative_l2
@@ -391,6 +391,7 @@ def test_shapes_of_a_plan() -> None:
         arrays[name] = np.zeros(shape, ARRAYS[name])
     arrays["steps"][:] = [2, 3]
     arrays["offsets"][:] = [0, 2, 5]
+    arrays["noise_draws"][:] = 1
     check_table(arrays)
     for name, array in arrays.items():
         with pytest.raises(BundleError):
@@ -403,6 +404,7 @@ def test_null_stands_where_the_document_says(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     fakes.plan_table(noisy=True).save(path)
     good = json.loads(path.read_bytes())
+    good |= dict.fromkeys(LEARNED, [None] * len(good["timesteps"]))
     for row in MEMBER_ROWS:
         name = plain(row["Member"])
         nulls = np.full(np.shape(good[name]), None).tolist()
@@ -432,6 +434,7 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
     add_noise[rng.random(total) < 0.5] = np.nan
     known = rng.normal(size=(total, 2))
     known[rng.random(total) < 0.5] = np.nan
+    low = np.where((draws == 1) & (rng.random(total) < 0.6), rng.uniform(-3, 0, total), np.nan)
     clean = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.4)
     on_noise = rng.normal(size=(rows, slots)) * (rng.random((rows, slots)) < 0.5)
     on_noise[rows // 2 :] = 0
@@ -453,6 +456,8 @@ def random_table(rng: np.random.Generator, kind: ClipKind, window: int) -> PlanT
         init_noise_scale=rng.uniform(0.5, 15, len(plans)),
         add_noise=add_noise,
         known=known,
+        log_low=low,
+        log_high=low + rng.uniform(0, 2, total),
         clip=np.array([kind, 1.5, 0.9]),
         shift=np.zeros(len(plans)),
     )
@@ -481,11 +486,18 @@ def test_the_recurrence(kind: ClipKind, window: int, seed: int, tmp_path: Path) 
                 drawn = [rng.normal(size=shape).astype(np.float32) for _ in range(8)]
                 ours, theirs = iter(drawn), iter(drawn)
                 first = plan.initial_sample(next(ours), clean)
-                loop = denoise(plan, first, predict, lambda it=ours: next(it))
+                said = rng.normal(size=shape).astype(np.float32)
+                loop = denoise(
+                    *(plan, first, predict, lambda it=ours: next(it)),
+                    variance=lambda said=said: said,
+                )
                 expected = [step.latents for step in loop][-1]
                 own = reader.plan_of(arrays, steps, start)
                 sample = reader.first_sample(own, next(theirs), clean)
-                found = reader.run_plan(own, sample, predict, lambda it=theirs: next(it))
+                found = reader.run_plan(
+                    *(own, sample, predict, lambda it=theirs: next(it)),
+                    variance=lambda said=said: said,
+                )
                 assert relative_l2(found, expected) < 1e-5
                 assert len(list(ours)) == len(list(theirs)), "as many draws"
 
@@ -523,11 +535,14 @@ def test_plans_that_depend_on_the_size(window: int, seed: int, tmp_path: Path) -
             drawn = [rng.normal(size=shape).astype(np.float32) for _ in range(8)]
             ours, theirs = iter(drawn), iter(drawn)
             first = plan.initial_sample(next(ours))
-            loop = denoise(plan, first, predict, lambda it=ours: next(it))
+            said = rng.normal(size=shape).astype(np.float32)
+            variance = {"variance": lambda said=said: said}
+            loop = denoise(plan, first, predict, lambda it=ours: next(it), **variance)
             expected = [step.latents for step in loop][-1]
             own = reader.plan_of(arrays, steps, 0, shift)
             sample = reader.first_sample(own, next(theirs))
-            found = reader.run_plan(own, sample, predict, lambda it=theirs: next(it))
+            draws = partial(next, theirs)
+            found = reader.run_plan(own, sample, predict, draws, **variance)
             assert relative_l2(found, expected) < 1e-5
     with pytest.raises(reader.Refused):
         reader.plan_of(arrays, 2, 0, 1.6)

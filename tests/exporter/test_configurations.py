@@ -35,7 +35,7 @@ STABLE_DIFFUSION = {
     "many blocks": ("onnx",),
 }
 STABLE_DIFFUSION_XL = {"normalised latents": ("onnx",), "one encoder": ("openvino",)}
-UNCONDITIONAL = {"fourier": ("openvino",), "learned": ("onnx",)}
+UNCONDITIONAL = {"fourier": ("openvino",), "learned": ("onnx",), "variance": ("onnx",)}
 
 Make = Callable[[Path, tiny.Configuration], None]
 
@@ -181,10 +181,15 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
         tiny.Configuration(unet={"sample_size": None}),
         "does not say its sample_size",
     ),
-    "learned variance": (
+    "a variance that nothing reads": (
         tiny.unconditional,
-        tiny.Configuration(unet={"out_channels": 6}, scheduler={"variance_type": "learned_range"}),
-        "3 input and 6 output channels",
+        tiny.Configuration(unet={"out_channels": 6}),
+        "3 input and 6 output channels does not fit a DDPMScheduler",
+    ),
+    "no variance": (
+        tiny.unconditional,
+        tiny.Configuration(scheduler={"variance_type": "learned_range"}),
+        "3 input and 3 output channels does not fit a DDPMScheduler",
     ),
     "timesteps without a vector": (
         tiny.unconditional,

@@ -25,6 +25,7 @@ TEXT, IMAGE, MASK = "text-to-image", "image-to-image", "inpainting"
 SD, XL, SD3 = "StableDiffusion", "StableDiffusionXL", "StableDiffusion3"
 CONTROLLED, XL_CONTROLLED = "StableDiffusionControlNet", "StableDiffusionXLControlNet"
 LCM = "LatentConsistencyModel"
+KANDINSKY = "KandinskyV22"
 
 
 def three(stem: str) -> dict[str, str]:
@@ -75,6 +76,14 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "QwenImagePipeline": ("qwen-image", alone(TEXT, "QwenImagePipeline")),
     "DiTPipeline": ("dit", alone("class-to-image", "DiTPipeline")),
     "LDMTextToImagePipeline": ("ldm", alone(TEXT, "LDMTextToImagePipeline")),
+    f"{KANDINSKY}CombinedPipeline": (
+        "kandinsky",
+        {TEXT: f"{KANDINSKY}CombinedPipeline", IMAGE: f"{KANDINSKY}Img2ImgCombinedPipeline"},
+    ),
+    f"{KANDINSKY}Img2ImgCombinedPipeline": (
+        "kandinsky",
+        alone(IMAGE, f"{KANDINSKY}Img2ImgCombinedPipeline"),
+    ),
     "DDPMPipeline": ("unconditional", alone("unconditional", "DDPMPipeline")),
     "DDIMPipeline": ("unconditional", alone("unconditional", "DDIMPipeline")),
 }

@@ -106,7 +106,8 @@ def test_the_watermark(name: str) -> None:
 # Of each class's constructor: what graphs are made of, or what changes how they are made.
 USED = {
     *("vae", "unet", "transformer", "scheduler", "low_res_scheduler", "depth_estimator"),
-    *("vqvae", "bert"),
+    *("vqvae", "bert", "movq", "prior_prior", "prior_image_encoder", "prior_text_encoder"),
+    *("prior_tokenizer", "prior_scheduler"),
     *(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
     *("controlnet", "adapter", "max_noise_level", "is_cosxl_edit"),
     *("force_zeros_for_empty_prompt", "requires_aesthetics_score", "id2label"),

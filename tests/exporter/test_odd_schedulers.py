@@ -118,12 +118,14 @@ def runs_in_diffusers(scheduler: SchedulerMixin) -> bool:
     """Whether diffusers itself makes finite samples with it, of four channels."""
     scheduler = copy.deepcopy(scheduler)
     sample = torch.ones(1, 4, 2, 2)
+    learned = scheduler.config.get("variance_type") == "learned_range"
     try:
         scheduler.set_timesteps(STEPS)
         for timestep in scheduler.timesteps:
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(sample, timestep)
-            sample = scheduler.step(sample, timestep, sample, return_dict=False)[0]
+            said = torch.cat([sample] * (2 if learned else 1), 1)
+            sample = scheduler.step(said, timestep, sample, return_dict=False)[0]
     except Exception:
         return False
     return bool(torch.isfinite(sample).all())
@@ -155,9 +157,13 @@ def test_odd_configurations(class_name: str) -> None:
     assert not [changes for changes, scheduler in refused if runs_in_diffusers(scheduler)]
 
 
-def test_a_learned_variance_is_refused_by_name() -> None:
-    scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
-    with pytest.raises(ExportError, match="'learned_range' expects a model that predicts its var"):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("DDPMScheduler", "learned"), ("DPMSolverMultistepScheduler", "learned_range")],
+)
+def test_a_variance_without_limits_is_refused_by_name(name: str, kind: str) -> None:
+    scheduler = getattr(diffusers, name)(variance_type=kind)
+    with pytest.raises(ExportError, match=f"{name}.*{kind!r} expects a model that predicts its va"):
         trace(scheduler, [STEPS])
 
 

@@ -71,6 +71,9 @@ def real_run(
     rng = np.random.default_rng(0)
     noise, clean = (torch.from_numpy(a) for a in rng.standard_normal((2, *SHAPE)))
     outputs = torch.from_numpy(rng.standard_normal((plan.num_evaluations, *SHAPE)))
+    if plan.learns_variance:
+        variances = rng.uniform(-1.5, 1.5, (plan.num_evaluations, *SHAPE))
+        outputs = torch.cat([outputs, torch.from_numpy(variances)], 2)
     scheduler.set_timesteps(plan.num_inference_steps)
     sample = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     if plan.start:
@@ -92,7 +95,10 @@ def real_run(
     more = {"generator": generator, **options}
     more = {name: value for name, value in more.items() if name in accepts}
     with replaced_noise(scheduler, drawn):
-        for timestep, output in zip(scheduler.timesteps[plan.start :], outputs, strict=True):
+        timesteps = scheduler.timesteps[plan.start :]
+        for place, (timestep, output) in enumerate(zip(timesteps, outputs, strict=True)):
+            if type(scheduler) is diffusers.UnCLIPScheduler:  # as the prior of Kandinsky tells it
+                more["prev_timestep"] = next(iter(timesteps[place + 1 :]), None)
             scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
             inputs.append(scale(sample, timestep).numpy().copy())
             sample = scheduler.step(output, timestep, sample, **more, return_dict=False)[0]
@@ -104,6 +110,7 @@ def planned_run(plan: SamplingPlan, draw: Any) -> tuple[list[Any], list[Any]]:
     rng = np.random.default_rng(0)
     noise, clean = rng.standard_normal((2, *SHAPE))
     outputs = rng.standard_normal((plan.num_evaluations, *SHAPE))
+    variances = rng.uniform(-1.5, 1.5, (plan.num_evaluations, *SHAPE))
     inputs: list[Any] = []
 
     def predict(model_input: Any, _: Any) -> Any:
@@ -111,7 +118,8 @@ def planned_run(plan: SamplingPlan, draw: Any) -> tuple[list[Any], list[Any]]:
         return outputs[len(inputs) - 1]
 
     first = plan.initial_sample(noise, clean if plan.start else None)
-    steps = denoise(plan, first, predict, draw, dtype=np.float64)
+    more = {"variance": lambda: variances[len(inputs) - 1]} if plan.learns_variance else {}
+    steps = denoise(plan, first, predict, draw, dtype=np.float64, **more)
     return inputs, [step.latents for step in steps]
 
 
@@ -189,6 +197,25 @@ VARIANTS = {
         },
     ),
     "ddpm, large variance": ("ddpm", {"variance_type": "fixed_large"}),
+    "ddpm, learned variance": ("ddpm", {"variance_type": "learned_range"}),
+    "ddpm, learned variance and a limited sample": (
+        "ddpm",
+        {"variance_type": "learned_range", "thresholding": True, "timestep_spacing": "trailing"},
+    ),
+    "unclip": ("UnCLIPScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+    "unclip's prior": (
+        "UnCLIPScheduler",
+        {
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "sample",
+            "clip_sample": True,
+            "clip_sample_range": 1.2,
+        },
+    ),
+    "unclip, learned variance": (
+        "UnCLIPScheduler",
+        {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range"},
+    ),
     "unipc predicting noise": (
         "UniPCMultistepScheduler",
         {"predict_x0": False, "final_sigmas_type": "sigma_min"},
@@ -211,6 +238,19 @@ def test_variants(case: str) -> None:
     table = trace(scheduler, [18]).table
     for start in some_starts(table, 18):
         assert_same(scheduler, table, 18, start)
+
+
+def test_only_a_learned_variance_needs_the_model() -> None:
+    """The last step draws nothing, and so it has no limits."""
+    changes = {"variance_type": "learned_range", "steps_offset": 0}
+    learned = trace(build("ddpm", config(**changes)), [4]).table.plan(4)
+    np.testing.assert_array_equal(np.isnan(learned.log_low), [False, False, False, True])
+    assert (learned.log_low[:3] < learned.log_high[:3]).all()
+    with pytest.raises(InputError, match="a model that predicts the variance of the noise"):
+        denoise(learned, np.zeros(SHAPE), lambda *_: np.zeros(SHAPE), noise_source(7))
+    for name in ("ddpm", "dpmpp_2m", "ddim"):
+        fixed = {} if name == "ddpm" else {"variance_type": "learned_range"}
+        assert not trace(build(name, config(**fixed)), [4]).table.plan(4).learns_variance
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "lcm", "heun"])

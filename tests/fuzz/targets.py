@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -150,6 +150,16 @@ def _bundle_files(*names: str) -> Seeds:
                 yield (bundle / name).read_bytes()
 
     return read
+
+
+def _plans() -> Iterator[bytes]:
+    """Tables without noise, with noise, and with noise of a learned variance."""
+    from tests import fakes
+
+    yield from _bundle_files("schedules/plain.json", "schedules/noisy.json")()
+    noisy = fakes.plan_table(noisy=True)
+    low = np.where(noisy.noise_draws == 1, -2.0, np.nan)
+    yield replace(noisy, log_low=low, log_high=low + 1).encoded()
 
 
 def _images() -> Iterator[bytes]:
@@ -355,7 +365,7 @@ SEEDS: Mapping[str, Seeds] = {
     "runtimes.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
     "runtimes.engine_store:_load": _json({"recipe": "a", "device": "b", "version": "1"}),
     "runtimes.precision:canonical": _texts("fp32", "fp32,denoiser=int8+downsampled-attention"),
-    "runtimes.plan:PlanTable.load": _bundle_files("schedules/plain.json", "schedules/noisy.json"),
+    "runtimes.plan:PlanTable.load": _plans,
     "runtimes.version_1.plans:read_plans": _old_plans,
     "runtimes.version_1.manifest:Manifest.decode": lambda: [json.dumps(old_manifest()).encode()],
     "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),

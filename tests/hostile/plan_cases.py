@@ -189,3 +189,23 @@ def plans_of_other_steps(bad: BadBundle) -> None:
     steps = _document(bad)["steps"]
     steps[-1] += 1
     _changed(bad, steps=steps)
+
+
+@case("plans", "expected both of log_low, log_high")
+def plans_with_one_limit(bad: BadBundle) -> None:
+    """Variances have a smallest one and no largest."""
+    _changed(bad, log_low=[None] * len(_document(bad)["timesteps"]))
+
+
+@case("plans", "log_low")
+def plans_with_limits_in_other_places(bad: BadBundle) -> None:
+    """A variance has a largest one where it has no smallest."""
+    count = len(_document(bad)["timesteps"])
+    _changed(bad, log_low=[None] * count, log_high=[*[None] * (count - 1), 0.0])
+
+
+@case("plans", "log_low")
+def plans_with_limits_of_no_noise(bad: BadBundle) -> None:
+    """A variance is that of noise which is not drawn."""
+    count = len(_document(bad)["timesteps"])
+    _changed(bad, log_low=[-1.0] * count, log_high=[0.0] * count, noise_draws=[0] * count)

@@ -714,6 +714,36 @@ def number_beyond_all(bad: BadBundle) -> None:
     _before_the_loop(bad, {"do": "numbers", "gives": "labels", "of": [1e10]})
 
 
+# Images that are made smaller in steps
+
+
+@case("manifest", "a reducing gap of 0.5")
+def gap_that_enlarges(bad: BadBundle) -> None:
+    """An image is made larger before it is made smaller."""
+    pixels = {"do": "pixels", "gives": "small", "of": "image", "shape": [3, "height", "width"]}
+
+    def change(program: Program) -> None:
+        program["arguments"].append({"kind": "image", "name": "image"})
+        program["steps"].insert(0, {**pixels, "reducing_gap": 0.5})
+
+    _edit(bad, change)
+
+
+# A learned variance
+
+
+@case("manifest", "gives no 'variance' like 'prediction'")
+def variance_that_nothing_gives(bad: BadBundle) -> None:
+    """The state's variance is an output that the denoiser does not have."""
+    _edit(bad, lambda program: _first(program, "loop")["state"].update(variance="variance"))
+
+
+@case("manifest", "gives no 'prediction' like 'prediction'")
+def variance_that_is_the_prediction(bad: BadBundle) -> None:
+    """The state's variance is what the denoiser predicts."""
+    _edit(bad, lambda program: _first(program, "loop")["state"].update(variance="prediction"))
+
+
 # Views of the state
 
 

@@ -18,7 +18,7 @@ from runtimes.errors import BundleError
 from runtimes.manifest import MANIFEST, File, Manifest, Schedule
 from runtimes.manifest_rules import is_inside, problems
 from runtimes.plan import PlanTable
-from runtimes.plan_schema import DTYPES
+from runtimes.plan_schema import DTYPES, LEARNED
 from tests.fakes import make_bundle
 from tests.steps import steps_of
 
@@ -368,6 +368,8 @@ def plans(count: int) -> PlanTable:
         init_noise_scale=ones.copy(),
         add_noise=np.zeros((count, 2)),
         known=np.zeros((count, 2)),
+        log_low=np.full(count, np.nan),
+        log_high=np.full(count, np.nan),
         clip=np.zeros(3),
         shift=np.zeros(count),
     )
@@ -390,7 +392,8 @@ def test_a_small_table_of_large_plans() -> None:
     table = plans(1)
     evaluations, slots = 1 << 15, 64
     arrays: dict[str, Any] = {name: getattr(table, name) for name in DTYPES}
-    for name in ("timesteps", "input_scale", "noise_draws", "rows", "add_noise", "known"):
+    each = ("timesteps", "input_scale", "noise_draws", "rows", "add_noise", "known", *LEARNED)
+    for name in each:
         arrays[name] = np.repeat(arrays[name], evaluations, axis=0)
     arrays["offsets"] = np.array([0, evaluations], np.int32)
     arrays["state"] = np.ones((1, slots, slots))

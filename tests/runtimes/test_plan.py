@@ -16,7 +16,7 @@ import pytest
 
 from runtimes.errors import BundleError, InputError, PlanNotFound
 from runtimes.plan import PlanTable, join
-from runtimes.plan_schema import DTYPES
+from runtimes.plan_schema import DTYPES, LEARNED
 
 
 def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -38,6 +38,8 @@ def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) ->
         "init_noise_scale": np.array([14.6]),
         "add_noise": rng.uniform(0, 1, (steps, 2)),
         "known": rng.uniform(0, 1, (steps, 2)),
+        "log_low": rng.uniform(-9, -2, steps),
+        "log_high": rng.uniform(-2, 0, steps),
         "clip": np.array([1.0, 1.0, 0.0]),
         "shift": np.zeros(1),
     }
@@ -107,6 +109,25 @@ def test_equal_rows_are_stored_once() -> None:
     assert len(join([PlanTable(**arrays)]).state) == 1
 
 
+def test_limits_of_a_variance_are_those_of_the_evaluation() -> None:
+    late = table_of(steps=5).plan(5, start=2).until(2)
+    table = join([table_of(steps=n, seed=n) for n in (3, 5)])
+    for name in LEARNED:
+        np.testing.assert_array_equal(getattr(late, name), getattr(table_of(), name)[2:4])
+        np.testing.assert_array_equal(
+            getattr(table.plan(5), name), getattr(table_of(steps=5, seed=5), name)
+        )
+
+
+def test_a_table_without_a_learned_variance_has_no_limits_in_its_file(tmp_path: Path) -> None:
+    arrays = arrays_of()
+    arrays |= {name: np.full(5, np.nan) for name in LEARNED}
+    PlanTable(**arrays).save(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_bytes()).keys() == DTYPES.keys() - {*LEARNED}
+    assert not PlanTable.load(tmp_path / "a.json").plan(5).learns_variance
+    assert table_of().plan(5).learns_variance
+
+
 def test_tables_that_clip_differently_do_not_mix() -> None:
     arrays = arrays_of(steps=6)
     arrays["clip"] = np.array([1.0, 2.0, 0.0])
@@ -152,6 +173,7 @@ def test_every_bit_is_kept(tmp_path: Path) -> None:
     arrays["state"][0] = [[-0.0, 5e-324], [-1.7976931348623157e308, 0.1 + 0.2]]
     arrays["add_noise"][[0, 3]] = np.nan
     arrays["known"][:] = np.nan
+    arrays["log_low"][5], arrays["log_high"][5] = np.nan, np.nan
     table = PlanTable(**arrays)
     table.save(tmp_path / "a.json")
     loaded = PlanTable.load(tmp_path / "a.json")
@@ -193,6 +215,8 @@ BAD_VALUES = {
     "infinite timestep": (_set("timesteps", 0, np.inf), "timesteps"),
     "nan input scale": (_set("input_scale", 0, np.nan), "input_scale"),
     "half a nan": (_set("add_noise", (1, 0), np.nan), "add_noise"),
+    "half a variance": (_set("log_high", 1, np.nan), "log_low"),
+    "an infinite variance": (_set("log_low", 1, -np.inf), "log_low"),
     "half a known": (_set("known", (1, 0), np.nan), "known"),
     "infinite add_noise": (_set("add_noise", (1, 0), np.inf), "add_noise"),
     "offset": (_set("offsets", 1, 6), "offsets"),
@@ -239,6 +263,7 @@ def _member(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
 # What a document may not say though it is JSON: a change of it, and what the error says.
 BAD_DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a missing member": (lambda document: document.pop("rows"), "missing required field `rows`"),
+    "one limit of a variance": (lambda d: d.pop("log_low"), "log_low: expected both"),
     "another member": (_member("other", [1]), "unknown field `other`"),
     "a ragged row": (lambda d: d["prediction"][3].append(0.5), "prediction: expected lists of one"),
     "a ragged matrix": (lambda d: d["state"][3].pop(), "state: expected lists of one length"),

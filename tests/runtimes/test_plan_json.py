@@ -89,6 +89,17 @@ def test_kinds_of_clipping(bundle: Bundle) -> None:
     assert clip == {"kind": "dynamic", "limit": 1.5, "ratio": 0.9}
 
 
+def test_limits_of_a_variance(bundle: Bundle) -> None:
+    schedule = next(each for each in bundle.manifest.schedules if each.name == "noisy")
+    table = PlanTable.load(bundle.path(schedule.file))
+    arrays = {name: getattr(table, name) for name in PlanTable.__dataclass_fields__}
+    learned = np.where(table.noise_draws == 1, 0.5, np.nan)
+    made = PlanTable(**(arrays | {"log_low": learned - 1, "log_high": learned}))
+    first, *_, last = document(schedule, made, (4,))["plans"][0]["evaluations"]
+    assert (first["log_low"], first["log_high"]) == (-0.5, 0.5)
+    assert first.keys() - last.keys() == {"log_low", "log_high"}
+
+
 def test_the_command(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["plans", str(bundle.root), "-o", str(tmp_path / "plans"), "--steps", "2"]) == 0
     names = {schedule.name for schedule in bundle.manifest.schedules}

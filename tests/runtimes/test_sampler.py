@@ -48,6 +48,8 @@ def make_plan(
         init_noise_scale=1.0,
         add_noise=None,
         known=np.full((evaluations, 2), np.nan),
+        log_low=np.full(evaluations, np.nan),
+        log_high=np.full(evaluations, np.nan),
     )
 
 
@@ -77,6 +79,40 @@ def by_definition(
             slots = slots + np.multiply.outer(column[i], value)
         samples.append(slots[0])
     return inputs, samples
+
+
+def with_variance(plan: SamplingPlan, seed: int) -> SamplingPlan:
+    """The plan with limits of the variance of some of its noise."""
+    rng = np.random.default_rng(seed)
+    learned = plan.noise_draws & (rng.integers(0, 3, plan.num_evaluations) > 0)
+    low = np.where(learned, rng.uniform(-3, -1, plan.num_evaluations), np.nan)
+    return replace(plan, log_low=low, log_high=low + 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_variance_that_the_model_says_is_between_two_limits(seed: int) -> None:
+    plan = with_variance(make_plan(seed=seed), seed)
+    rng = np.random.default_rng(seed + 100)
+    predictions, noises = rng.standard_normal((2, plan.num_evaluations, *SHAPE))
+    said = rng.uniform(-2, 2, (plan.num_evaluations, *SHAPE))  # models go beyond them
+    first, index = rng.standard_normal(SHAPE), -1
+
+    def predict(*_: Any) -> Any:
+        nonlocal index
+        index += 1
+        return predictions[index]
+
+    scaled = noises.copy()
+    for i in np.flatnonzero(~np.isnan(plan.log_low)):
+        share = (said[i] + 1) / 2
+        variance = np.exp(share * plan.log_high[i] + (1 - share) * plan.log_low[i])
+        scaled[i] *= np.sqrt(variance)
+    _, expected = by_definition(plan, first, predictions, scaled)
+    loop = denoise(
+        *(plan, first, predict, lambda: noises[index]), variance=lambda: said[index], dtype=float
+    )
+    found = [step.latents for step in loop]
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 CLIPS = [None, Clip(ClipKind.RANGE, 1.5), Clip(ClipKind.DYNAMIC, 1.7, 0.9)]
