@@ -423,13 +423,9 @@ def _wan(part: Any, widths: _Widths) -> Changes:
     }
 
 
-def _wan_vae(_: Any, __: _Widths) -> Changes:
-    return {"base_dim": _GROUPS, "decoder_base_dim": None}
-
-
 _DIFFUSERS: Mapping[str, Callable[[Any, _Widths], Changes]] = {
     "AutoencoderKL": _alone,
-    "AutoencoderKLWan": _wan_vae,
+    "AutoencoderKLWan": _video_vae,
     "UNet2DModel": _alone,
     "T2IAdapter": _alone,
     "UNet2DConditionModel": _unet,
