@@ -10,12 +10,11 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from runtimes.run import Result, Run
+from runtimes.run import Result, Run
 
-Observer: TypeAlias = Callable[["Run", "Result"], None]
+Observer: TypeAlias = Callable[[Run, Result], None]
 
 _observers: list[Observer] = []
 _failed: set[Observer] = set()

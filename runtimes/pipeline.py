@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from runtimes import argument_values as checked
-from runtimes import tiling
+from runtimes import observe, tiling
 from runtimes.attributes import SchedulerName, Sealed
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle, graph_digest
@@ -276,7 +276,7 @@ class Pipeline(Sealed):
     def start(self, request: Request) -> Run:
         """Start the run of a call of this bundle that was checked already, as by
         `runtimes.loading.Loading.request` before anything was loaded."""
-        return self._begun(request, Run)
+        return self._begun(request, lambda pipe, execution: Run(pipe, execution, observe.notify))
 
     @overload
     def compute(self, name: str, /, **arguments: Any) -> Array: ...

@@ -7,21 +7,20 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from runtimes import observe
 from runtimes.attributes import Sealed
+from runtimes.backend import Backend
 from runtimes.calls import Cancellation
 from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
 from runtimes.interpreter.execution import Execution
 from runtimes.interpreter.loop import guided
+from runtimes.interpreter.signature import Signature
 from runtimes.interpreter.timings import Timings
+from runtimes.manifest import Build, Manifest
 from runtimes.session import Array
-
-if TYPE_CHECKING:
-    from runtimes.pipeline import Pipeline
 
 # Pillow images for "pil", float32 [batch, height, width, channels] for "np"; of videos a list of
 # those for each, and [batch, frames, height, width, channels]; the latents for "latent".
@@ -92,6 +91,38 @@ class Progress:
 Callback: TypeAlias = Callable[["Run", int, float, dict[str, Any]], Any]
 
 
+class Loaded(Protocol):
+    """What a run needs of the pipeline that it belongs to; see `runtimes.pipeline.Pipeline`."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def build(self) -> Build: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def decode(
+        self, latents: Array, output_type: str = ..., size: tuple[int, int] | None = ...
+    ) -> Images: ...
+
+
+# Is called with a run and its result when there is one.
+Done: TypeAlias = Callable[["Run", Result], None]
+
+
 class Run(Sealed):
     """Iterate over it for the steps, then ask `finish` for the result.
 
@@ -102,8 +133,9 @@ class Run(Sealed):
 
     _settable = ("latents",)
 
-    def __init__(self, pipeline: Pipeline, execution: Execution) -> None:
+    def __init__(self, pipeline: Loaded, execution: Execution, done: Done) -> None:
         self.pipeline = pipeline
+        self._done = done
         self.request = execution.call
         self.timings = execution.timings
         self.num_timesteps = execution.evaluations()
@@ -243,7 +275,7 @@ class Run(Sealed):
             kind=request.facts.emit.kind,
             rate=request.facts.emit.rate,
         )
-        observe.notify(self, self._result)
+        self._done(self, self._result)
 
 
 def converted(array: Array, output_type: str) -> Images:

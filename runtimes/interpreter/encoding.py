@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from runtimes.argument_values import boolean
 from runtimes.errors import InputError
+from runtimes.interpreter.calls import Calls
 from runtimes.interpreter.choices import READING
+from runtimes.interpreter.request import Request
+from runtimes.interpreter.signature import Signature
 from runtimes.programs.demand import of_call
 from runtimes.programs.values import Rows
 from runtimes.session import Array
 
-if TYPE_CHECKING:
-    from runtimes.pipeline import Pipeline
+
+class Loaded(Protocol):
+    """What encoding needs of a pipeline; see `runtimes.pipeline.Pipeline`."""
+
+    @property
+    def calls(self) -> Calls: ...
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def computed(self, request: Request, names: Sequence[str]) -> dict[str, Array]: ...
 
 
-def encode_prompt(pipeline: Pipeline, given: Mapping[str, Any], guided: bool) -> dict[str, Array]:
+def encode_prompt(pipeline: Loaded, given: Mapping[str, Any], guided: bool) -> dict[str, Array]:
     """See `runtimes.pipeline.Pipeline.encode_prompt`."""
     signature = pipeline.signature
     guided = boolean({"do_classifier_free_guidance": guided}, "do_classifier_free_guidance")
