@@ -30,7 +30,7 @@ from exporter.families.unet_pipelines import least_side
 from runtimes import backend
 from runtimes.backend import SessionOptions
 from runtimes.files import temporary_folder
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.session import Array, Session
 from runtimes.terminal import say
 

@@ -33,7 +33,8 @@ from benchmarks.measure import (
 )
 from exporter.targets import TARGETS
 from runtimes.files import temporary_folder
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build
 from runtimes.terminal import say
 
 LIMIT = 1.3  # of the bare script's time and memory

@@ -18,7 +18,7 @@ from benchmarks.measure import current_memory, gib, peak_memory, report, run_chi
 if TYPE_CHECKING:
     from benchmarks.measure import Child
     from exporter.progress import Event
-    from runtimes.manifest import Component
+    from runtimes.manifest_structures import Component
     from runtimes.session import Array
 
 PROMPT = "a large red circle above a small blue square"

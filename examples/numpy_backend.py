@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.session import Array, Feeds, Session
 
 

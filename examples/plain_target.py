@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from exporter.passes import Choices
     from exporter.targets import TargetInfo
-    from runtimes.manifest import Component
+    from runtimes.manifest_structures import Component
 
 
 class PlainBackend(OnnxRuntimeBackend):

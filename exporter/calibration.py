@@ -66,7 +66,7 @@ def trajectories(
     """
     from exporter.probe_calls import arguments_of, images_of
     from exporter.reference import program_inputs
-    from runtimes.manifest import LoopProbe
+    from runtimes.manifest_structures import LoopProbe
 
     program, latents = description.program, description.latents
     size = latents.default_height, latents.default_width

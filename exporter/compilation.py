@@ -34,14 +34,13 @@ from exporter.targets import computes
 from exporter.verification import verified
 from exporter.versions import libraries
 from runtimes.errors import BundleError, ExportError, VerificationError
-from runtimes.manifest import (
-    FORMAT_VERSION,
+from runtimes.manifest import FORMAT_VERSION, Manifest
+from runtimes.manifest_structures import (
     Artifact,
     Build,
     CreatedBy,
     Defaults,
     Ingredient,
-    Manifest,
     Probes,
     ProgramCheck,
     Schedule,

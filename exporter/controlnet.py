@@ -7,7 +7,8 @@ from typing import Any
 
 from exporter import model_folders
 from exporter.ingredients import Ingredient, Reading
-from exporter.source import load_model, quiet_loading
+from exporter.quiet import quiet_loading
+from exporter.source import load_model
 from runtimes.errors import SourceError
 from runtimes.session import first_line
 

@@ -12,7 +12,8 @@ import torch
 from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.interpreter.calls import Calls
-from runtimes.manifest import Build, Component, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build, Component
 from runtimes.pipeline import Pipeline, tokenizers_of
 from runtimes.session import Array, Feeds, Session
 from runtimes.sessions import Sessions

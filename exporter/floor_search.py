@@ -15,7 +15,8 @@ from exporter.passes import QUANTIZED
 from exporter.progress import Progress
 from exporter.targets import computes, verifier
 from exporter.watch import Inputs
-from runtimes.manifest import Artifact, Build, File, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Artifact, Build, File
 from runtimes.precision import build_name, of_component, split_passes
 
 _TRIAL = ".trial"

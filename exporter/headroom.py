@@ -21,7 +21,7 @@ from exporter.capture import example_inputs
 from exporter.families import Graph
 from exporter.passes import half_compute
 from exporter.watch import Inputs, Watched
-from runtimes.manifest import Probes
+from runtimes.manifest_structures import Probes
 
 # Other pictures reach further than the probes: a value may be at most half of the largest.
 HEADROOM = 2.0

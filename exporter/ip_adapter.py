@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from exporter import hub, unread_keys, weight_files
 from exporter.ingredients import Ingredient, Reading
 from exporter.names import IP_IMAGE_ENCODER
-from exporter.source import digest, digest_folder, load_model, quiet_loading
+from exporter.quiet import quiet_loading
+from exporter.source import digest_folder, load_model
+from exporter.versions import digest
 from exporter.weight_files import SAFE
 from runtimes.errors import SourceError
 from runtimes.files import LARGEST_DOCUMENT, read_regular

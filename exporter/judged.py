@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from exporter.families import Description
-from exporter.source import NOTES, quiet_loading
+from exporter.quiet import quiet_loading
+from exporter.source import NOTES
 from runtimes import judges
 from runtimes.errors import InputError, SourceError
 from runtimes.files import LARGEST_DOCUMENT, read_regular
-from runtimes.manifest import JudgeProbe, Schedule
+from runtimes.manifest_structures import JudgeProbe, Schedule
 from runtimes.parsing import parser
 
 SEED = 100

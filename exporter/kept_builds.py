@@ -11,7 +11,8 @@ from exporter.passes import STEP_CACHE
 from exporter.source import PipelineSource
 from exporter.store import Item, Store
 from runtimes.errors import ExportError
-from runtimes.manifest import Build, Component, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build, Component
 
 
 def refuse_loss(

@@ -8,7 +8,7 @@ from typing import Any
 from exporter.classes import CLASSES, record_of
 from exporter.names import SAFETY_CHECKER, WATERMARK
 from runtimes.errors import InputError
-from runtimes.manifest import LeftOut
+from runtimes.manifest_structures import LeftOut
 
 # How the classes begin that take an add_watermarker, and the one that does not.
 _WATERMARKED, _UNMARKED = "StableDiffusionXL", "StableDiffusionXLAdapterPipeline"

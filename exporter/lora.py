@@ -144,7 +144,7 @@ def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     under names of the same layers."""
     import inspect
 
-    from exporter.source import quiet_loading
+    from exporter.quiet import quiet_loading
 
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     takes = inspect.signature(pipe.lora_state_dict).parameters

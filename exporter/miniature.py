@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import ExportError, first_line
 from runtimes.programs.statements import Cut, Program, Zeros
 

@@ -24,12 +24,13 @@ from exporter.passes import (
     rewriting,
 )
 from exporter.scheduler_names import SCHEDULERS, unknown_scheduler
-from exporter.source import PipelineSource, digest
+from exporter.source import PipelineSource
 from exporter.targets import TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
-from exporter.versions import CAPTURE, code, libraries, versions
+from exporter.versions import CAPTURE, code, digest, libraries, versions
 from runtimes.errors import InputError
-from runtimes.manifest import LeftOut, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import LeftOut
 from runtimes.precision import (
     DENOISER,
     SHALLOW,

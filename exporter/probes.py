@@ -15,10 +15,11 @@ from exporter.judged import read as read_judged
 from exporter.options import CAPTURE_CODE, ExportOptions
 from exporter.probe_calls import arguments_of, takes_images
 from exporter.progress import Progress
-from exporter.source import PipelineSource, digest
+from exporter.source import PipelineSource
 from exporter.store import Store
-from exporter.versions import CAPTURE, code, versions
-from runtimes.manifest import JudgeProbe, LoopProbe, Manifest, Probes, Schedule
+from exporter.versions import CAPTURE, code, digest, versions
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import JudgeProbe, LoopProbe, Probes, Schedule
 from runtimes.npz import write_arrays
 
 FOLDER = "probes"

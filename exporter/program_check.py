@@ -31,12 +31,13 @@ from exporter.probe_calls import (
     texts_of,
 )
 from exporter.progress import Progress
+from exporter.quiet import quiet_loading
 from exporter.reference import LARGEST, loop_size, watched
-from exporter.source import quiet_loading
 from runtimes.errors import ExportError, LatentcError, VerificationError, first_line
 from runtimes.interpreter.facts import SEVERAL
-from runtimes.manifest import Manifest, ProgramCall, ProgramCheck
+from runtimes.manifest import Manifest
 from runtimes.manifest_rules import LONGEST_REFUSAL
+from runtimes.manifest_structures import ProgramCall, ProgramCheck
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import Numbers, Program, Text, decoding_of, emit_of
 from runtimes.verify import relative_l2

@@ -22,10 +22,11 @@ from exporter.capture import example_inputs
 from exporter.eager import Inputs, pipeline_over
 from exporter.families import Description, Graph, as_held
 from exporter.probe_calls import arguments_of, images_of, size_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from exporter.step_cache import with_features
 from runtimes.errors import ExportError, NumericalError
-from runtimes.manifest import LoopProbe, Manifest, Schedule
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import LoopProbe, Schedule
 from runtimes.programs.statements import loop_of
 from runtimes.session import first_line
 

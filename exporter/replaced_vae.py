@@ -9,7 +9,8 @@ from typing import Any
 from exporter import hub
 from exporter.ingredients import Ingredient, Reading
 from exporter.model_folders import CONFIG, configured_class
-from exporter.source import digest_folder, load_model, quiet_loading
+from exporter.quiet import quiet_loading
+from exporter.source import digest_folder, load_model
 from runtimes.errors import SourceError
 
 _PART = "vae"

@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 from diffusers import SchedulerMixin
 
+from exporter.learned_variance import VARIANCE, learns_variance
 from exporter.plan_rows import TracedRuns, build_table, same_row
 from exporter.schedule_check import TOLERANCE, check_run, probe
 from exporter.scheduler_names import (
@@ -21,7 +22,7 @@ from exporter.scheduler_names import (
     NamedScheduler,
     unknown_scheduler,
 )
-from exporter.scheduler_trace import VARIANCE, RawStep, StepTracer, learns_variance
+from exporter.scheduler_trace import RawStep, StepTracer
 from exporter.symbols import NotLinear
 from runtimes.errors import ExportError
 from runtimes.plan import PlanTable, join

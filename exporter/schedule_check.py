@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from exporter.learned_variance import learns_variance
 from exporter.scheduler_trace import (
     StepTracer,
     accepted_options,
-    learns_variance,
     replaced_noise,
     scaled_input,
     steps_to,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
+from exporter.learned_variance import learns_variance
 from exporter.symbols import (
     CLEAN,
     MAX_SLOTS,
@@ -37,7 +38,6 @@ from exporter.symbols import (
 from runtimes.plan import Clip, Floats
 from runtimes.plan_schema import ClipKind
 
-VARIANCE = "variance_type"  # of a scheduler's config
 # Patching a module's noise source is global: one trace at a time.
 _PATCHING = threading.Lock()
 
@@ -247,13 +247,6 @@ def steps_to(scheduler: SchedulerMixin, index: int) -> dict[str, Any]:
         return {}
     following = scheduler.timesteps[index + 1 : index + 2]
     return {"prev_timestep": following[0] if len(following) else None}
-
-
-def learns_variance(scheduler: SchedulerMixin) -> bool:
-    """Return whether a scheduler's noise has a variance that the model says, between two limits."""
-    own = getattr(scheduler, "_get_variance", None)
-    reads = own is not None and "predicted_variance" in inspect.signature(own).parameters
-    return reads and scheduler.config.get(VARIANCE) == "learned_range"
 
 
 def _clean_from(events: _Events) -> Floats:

@@ -16,16 +16,17 @@ from msgspec.structs import replace
 from exporter import schedule as tracing
 from exporter.families import FixedScheduler
 from exporter.progress import Progress
+from exporter.quiet import quiet_loading
 from exporter.scheduler_names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from exporter.shifting import Told, told_by, trace_more, trace_told
-from exporter.source import digest, quiet_loading
 from exporter.store import Store, full_disk_reported
-from exporter.versions import code, versions
+from exporter.versions import code, digest, versions
 from runtimes import files
 from runtimes.bundle import Bundle
 from runtimes.errors import ExportError, InputError
 from runtimes.locks import writing
-from runtimes.manifest import MANIFEST, File, Manifest, Schedule
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import File, Schedule
 from runtimes.outputs import check_folder
 from runtimes.plan import PlanTable
 from runtimes.trust import check_unlinked, checked

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from runtimes.errors import BundleError, ExportError
 from runtimes.files import check_inside, replace_by_link
-from runtimes.manifest import File, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import File
 from runtimes.trust import checked
 
 _SMALLEST = 1 << 12  # bytes: smaller ones take a block of the disk either way

@@ -19,10 +19,10 @@ from diffusers import SchedulerMixin
 
 from exporter.classes import record_of
 from exporter.families import Shifted
+from exporter.learned_variance import VARIANCE, learns_variance
 from exporter.schedule import DEFAULT_STEPS, AllRefused, trace
-from exporter.scheduler_trace import VARIANCE, learns_variance
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import Shift, TensorSpec
+from runtimes.manifest_structures import Shift, TensorSpec
 from runtimes.plan import PlanTable, SamplingPlan, join
 from runtimes.plan_schema import ROW_FIELDS
 from runtimes.programs.latents import Latents

@@ -7,9 +7,7 @@ random as the libraries do.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,11 +29,13 @@ from exporter.families import family_of
 from exporter.ingredients import Ingredient
 from exporter.left_out import OTHER_PARTS, left_out, present, unused
 from exporter.model_card import Card
+from exporter.quiet import quiet_loading
 from exporter.single_file import SingleFile
+from exporter.versions import digest
 from exporter.weight_files import SAFE, check
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.files import LARGEST_DOCUMENT, read_regular
-from runtimes.manifest import LeftOut
+from runtimes.manifest_structures import LeftOut
 from runtimes.parsing import parser
 from runtimes.session import first_line
 from runtimes.trust import sha256
@@ -291,32 +291,6 @@ def _former_names(source: PipelineSource) -> Iterator[None]:
     finally:
         for name in missing:
             delattr(transformers, name)
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silence the libraries' progress bars and notes; what matters is raised by `load`."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()
 
 
 def _locate(source: str, revision: str | None, variant: str | None) -> tuple[Path, str | None]:

@@ -21,7 +21,7 @@ from exporter.families import Description, Graph
 from exporter.programs.changes import with_cache
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.precision import DENOISER, SHALLOW
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.statements import loop_of

@@ -19,7 +19,8 @@ from typing import Any
 
 from runtimes import files
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import MANIFEST, File, Manifest
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import File
 from runtimes.parsing import parser
 from runtimes.trust import checked, is_intact, sha256
 

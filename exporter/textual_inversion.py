@@ -51,7 +51,7 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     """Add the words."""
-    from exporter.source import quiet_loading
+    from exporter.quiet import quiet_loading
 
     if not hasattr(pipe, "load_textual_inversion"):
         raise SourceError(f"{type(pipe).__name__} takes no new words ({ingredients[0].id})")

@@ -8,11 +8,11 @@ from typing import Any
 
 from exporter import vocabulary
 from exporter.families import Description, Tokens
-from exporter.source import PipelineSource, digest
+from exporter.source import PipelineSource
 from exporter.store import Store
-from exporter.versions import code, versions
+from exporter.versions import code, digest, versions
 from runtimes.errors import ExportError
-from runtimes.manifest import Tokenizer
+from runtimes.manifest_structures import Tokenizer
 from runtimes.tokenizer import frame_of
 
 _PROBES = (

@@ -12,7 +12,8 @@ from exporter.progress import Progress
 from exporter.resources import LARGE_BUILD
 from exporter.targets import verifier
 from runtimes.errors import VerificationError
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build
 
 
 def verified(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from runtimes.version import __version__
 
@@ -46,3 +48,9 @@ def libraries() -> dict[str, str]:
     names = (*CAPTURE, "onnx", "onnxscript", "onnxruntime", "openvino", "tokenizers", "numpy")
     found = {name: package_version(name) for name in names}
     return {name: text for name, text in found.items() if text != "absent"}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

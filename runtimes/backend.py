@@ -20,7 +20,7 @@ from runtimes.errors import (
     InputError,
     LatentcError,
 )
-from runtimes.manifest import Build, Component
+from runtimes.manifest_structures import Build, Component
 from runtimes.precision import split_passes
 from runtimes.session import Session, first_line
 from runtimes.sizes import fix

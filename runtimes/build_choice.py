@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from runtimes import backend as engines
 from runtimes.backend import Backend
 from runtimes.errors import BackendError, BackendUnavailable, InputError
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build
 from runtimes.precision import canonical, has_passes
 
 _PREFERRED = (

@@ -18,7 +18,8 @@ from runtimes.terminal import say
 if TYPE_CHECKING:
     from runtimes.backend import Backend, Built, SessionOptions
     from runtimes.bundle import Bundle
-    from runtimes.manifest import Build, Manifest
+    from runtimes.manifest import Manifest
+    from runtimes.manifest_structures import Build
     from runtimes.recipe import Range
 
 _GIB = 1 << 30

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from runtimes.errors import BundleError
-from runtimes.manifest import Artifact, Build, File, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Artifact, Build, File
 from runtimes.trust import HashCache, Hashing, check_file
 
 

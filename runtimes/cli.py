@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from runtimes.interpreter.request import Request
     from runtimes.interpreter.signature import Signature
     from runtimes.loading import Loading
-    from runtimes.manifest import Build, Manifest, Verification
+    from runtimes.manifest import Manifest
+    from runtimes.manifest_structures import Build, Verification
     from runtimes.pipeline import Pipeline
     from runtimes.run import Result, Run
 

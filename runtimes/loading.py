@@ -19,7 +19,7 @@ from runtimes.interpreter.calls import Calls
 from runtimes.interpreter.loop import batches, first_step, refuse_unplanned
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
-from runtimes.manifest import Build, Component
+from runtimes.manifest_structures import Build, Component
 from runtimes.preset_choice import prepare
 from runtimes.presets import Asked, Preset
 from runtimes.programs.statements import Loop, value_of

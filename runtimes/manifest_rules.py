@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
 
-from runtimes.manifest import (
+from runtimes.manifest_structures import (
     Component,
+    Document,
     File,
-    Manifest,
     ProgramCall,
     Source,
     TensorSpec,
@@ -43,7 +43,7 @@ _DEVICE = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while it is written
 
 
-def problems(manifest: Manifest) -> Iterator[str]:
+def problems(manifest: Document) -> Iterator[str]:
     """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
     for file in manifest.files():
         yield from _file_problems(file)
@@ -77,7 +77,7 @@ def _source_problems(source: Source) -> Iterator[str]:
         yield f"source.base_model names {len(source.base_model)}, more than {MOST_BASE_MODELS}"
 
 
-def _component_problems(manifest: Manifest) -> Iterator[str]:
+def _component_problems(manifest: Document) -> Iterator[str]:
     yield from _duplicates("component", [component.name for component in manifest.components])
     for component in manifest.components:
         for name, spec in [*component.inputs.items(), *component.outputs.items()]:
@@ -105,7 +105,7 @@ def _position_problems(
         yield f"{component.name}: the positions of {output!r} do not make {list(made.shape)}"
 
 
-def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
+def _tokenizer_problems(manifest: Document) -> Iterator[str]:
     yield from _duplicates("tokenizer", [each.name for each in manifest.tokenizers])
     for each in manifest.tokenizers:
         most = _MOST_WORDS if each.vocabulary is None else each.vocabulary
@@ -121,7 +121,7 @@ def _tokenizer_problems(manifest: Manifest) -> Iterator[str]:
             )
 
 
-def _program_problems(manifest: Manifest) -> Iterator[str]:
+def _program_problems(manifest: Document) -> Iterator[str]:
     programs = manifest.programs
     if not 1 <= len(programs) <= _MOST_PROGRAMS or len(manifest.needs) > _MOST_NEEDS:
         yield f"{len(programs)} programs and {len(manifest.needs)} needs: expected 1 to " + (
@@ -145,14 +145,14 @@ def _program_problems(manifest: Manifest) -> Iterator[str]:
             yield f"no program uses {name!r}"
 
 
-def _plan_problems(manifest: Manifest) -> Iterator[str]:
+def _plan_problems(manifest: Document) -> Iterator[str]:
     """Check that a schedule which loops always follow is there."""
     names = {schedule.name for schedule in manifest.schedules}
     for name in manifest.fixed_schedules - names:
         yield f"a loop follows the schedule {name!r}, which is not among the schedules"
 
 
-def _record_problems(manifest: Manifest) -> Iterator[str]:
+def _record_problems(manifest: Document) -> Iterator[str]:
     """Check what is said of the programs that were held against diffusers."""
     yield from _duplicates("checked program", [each.program for each in manifest.programs_checked])
     names = {program.name for program in manifest.programs}
@@ -221,7 +221,7 @@ def _id_problems(
                     )
 
 
-def _build_problems(manifest: Manifest) -> Iterator[str]:
+def _build_problems(manifest: Document) -> Iterator[str]:
     yield from _duplicates("build", [build.name for build in manifest.builds])
     names = {component.name for component in manifest.components}
     for build in manifest.builds:

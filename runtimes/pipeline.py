@@ -24,7 +24,8 @@ from runtimes.interpreter.loop import Schedule
 from runtimes.interpreter.request import Request
 from runtimes.interpreter.signature import Signature
 from runtimes.loading import Loading, chosen, misfit, requested
-from runtimes.manifest import Build, Component, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build, Component
 from runtimes.plan import PlanTable
 from runtimes.presets import Asked, Preset
 from runtimes.programs import statements

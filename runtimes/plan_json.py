@@ -15,7 +15,7 @@ from typing import Any
 
 from runtimes.bundle import Bundle
 from runtimes.errors import InputError, PlanNotFound
-from runtimes.manifest import Schedule
+from runtimes.manifest_structures import Schedule
 from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.plan_schema import LEARNED
 

@@ -27,7 +27,8 @@ from runtimes.presets import (
 
 if TYPE_CHECKING:
     from runtimes.bundle import Bundle
-    from runtimes.manifest import Build, Manifest
+    from runtimes.manifest import Manifest
+    from runtimes.manifest_structures import Build
     from runtimes.tuning_records import Choice
 
 

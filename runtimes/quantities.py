@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtimes.manifest import Build
+from runtimes.manifest_structures import Build
 
 
 def build_size(build: Build) -> int:

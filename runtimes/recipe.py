@@ -13,7 +13,7 @@ import msgspec
 
 from runtimes.errors import BundleError, InputError
 from runtimes.files import LARGEST_SETTINGS, read_regular
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.parsing import parser
 from runtimes.sizes import dimension
 from runtimes.strict import readable

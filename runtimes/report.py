@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runtimes.errors import LatentcError
-from runtimes.manifest import (
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import (
     Build,
     Component,
-    Manifest,
     ProgramCall,
     ProgramCheck,
     Score,

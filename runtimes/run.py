@@ -19,7 +19,8 @@ from runtimes.interpreter.execution import Execution
 from runtimes.interpreter.loop import guided
 from runtimes.interpreter.signature import Signature
 from runtimes.interpreter.timings import Timings
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build
 from runtimes.session import Array
 
 # Pillow images for "pil", float32 [batch, height, width, channels] for "np"; of videos a list of

@@ -22,7 +22,7 @@ from runtimes.errors import BackendError, InputError, LatentcError, NumericalErr
 from runtimes.errors import first_line as first_line  # for the many that look for it here
 
 if TYPE_CHECKING:
-    from runtimes.manifest import TensorSpec
+    from runtimes.manifest_structures import TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]

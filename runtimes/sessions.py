@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from runtimes.errors import BackendError
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.session import Session
 
 Open = Callable[[str], Session]

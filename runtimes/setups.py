@@ -11,7 +11,7 @@ from runtimes.build_choice import choose_build
 from runtimes.bundle import Bundle
 from runtimes.errors import DeviceUnavailable, InputError
 from runtimes.machine import cores
-from runtimes.manifest import Build
+from runtimes.manifest_structures import Build
 from runtimes.precision import DENOISER, of_component
 from runtimes.presets import expected_rank
 

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from runtimes.errors import InputError
-from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.checker import types_of
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of_loop

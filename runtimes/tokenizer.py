@@ -68,7 +68,7 @@ class TextTokenizer:
 
     `expansions`: words that stand for several; `vocabulary`: what ids must be below; `frame`: what
     every row must have around its text; `unescape`: whether character references of HTML are
-    written out; see `runtimes.manifest.Tokenizer`. Safe to use from several threads.
+    written out; see `runtimes.manifest_structures.Tokenizer`. Safe to use from several threads.
     """
 
     def __init__(

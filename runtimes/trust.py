@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 from runtimes.errors import BundleError
 from runtimes.files import UnsafeTarget, check_inside, open_regular, read_regular, write
 from runtimes.folders import cache_folder
-from runtimes.manifest import File
+from runtimes.manifest_structures import File
 from runtimes.parsing import parser
 
 # "once": hash what is not remembered; "always": hash everything; "never": sizes only.

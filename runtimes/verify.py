@@ -22,7 +22,8 @@ from runtimes.backend import Backend, SessionOptions
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, NumericalError, VerificationError
 from runtimes.loading import Loading
-from runtimes.manifest import (
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import (
     Build,
     Check,
     Component,
@@ -30,7 +31,6 @@ from runtimes.manifest import (
     JudgeProbe,
     Loop,
     LoopProbe,
-    Manifest,
     Score,
     Verification,
 )

@@ -29,7 +29,7 @@ from benchmarks.bench.model import (
 )
 from benchmarks.bench.runner import speedup
 from runtimes.backend import SessionOptions
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.session import Array, Feeds, Session
 from tests.fakes import FakeBackend, FakeSession
 

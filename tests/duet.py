@@ -19,7 +19,7 @@ from exporter.families import Description, Graph, calling
 from exporter.families.text_to_image import sample_spec, timestep_spec
 from exporter.families.unconditional import Denormalise
 from exporter.programs.draft import Draft, Phase
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.programs.statements import State
 

@@ -16,9 +16,8 @@ import msgspec
 import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
+from runtimes.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from runtimes.manifest_structures import (
     Artifact,
     Build,
     Component,
@@ -27,7 +26,6 @@ from runtimes.manifest import (
     File,
     Loop,
     LoopProbe,
-    Manifest,
     Probes,
     ProgramCall,
     ProgramCheck,

@@ -25,7 +25,8 @@ from exporter.progress import Progress
 from exporter.source import resolve
 from exporter.store import Store
 from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import Artifact, Build, Component, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Artifact, Build, Component
 from runtimes.pipeline import Pipeline, load
 from runtimes.session import Array, Feeds, Session
 from runtimes.sizes import dimension

@@ -14,7 +14,8 @@ from runtimes import backend as engines
 from runtimes.backend import SessionOptions
 from runtimes.build_choice import choose_build
 from runtimes.errors import InputError, PlanNotFound, SourceError
-from runtimes.manifest import Build, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Build
 from runtimes.sizes import side
 
 DEFAULT_STEPS = 10

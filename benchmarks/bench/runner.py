@@ -33,7 +33,7 @@ from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
 from runtimes.files import temporary_folder
 from runtimes.machine import cores
-from runtimes.manifest import Artifact, Build, Role
+from runtimes.manifest_structures import Artifact, Build, Role
 from runtimes.precision import split_passes
 from runtimes.quantities import build_size
 from runtimes.version import __version__

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.classes import record_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.programs.latents import Latents, latents_of
 from runtimes.programs.statements import Program
 

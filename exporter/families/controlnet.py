@@ -15,7 +15,7 @@ from exporter.families.text_to_image import vae_factor
 from exporter.names import numbered
 from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import TensorSpec
+from runtimes.manifest_structures import TensorSpec
 from runtimes.programs.statements import During, Window
 
 IMAGE = "control_image"  # as diffusers' pipelines call it that take other pictures as well

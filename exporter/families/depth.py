@@ -14,7 +14,7 @@ from exporter.families.tasks import IMAGE, Task, encode_image, size_by
 from exporter.families.text_to_image import vae_factor
 from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 _NAME, _INPUT = "depth_estimator", "depth"
 _CANVAS = "canvas"

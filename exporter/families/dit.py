@@ -27,7 +27,7 @@ from exporter.programs.changes import with_sizes
 from exporter.programs.draft import SIDES, Draft
 from exporter.programs.sides import NEGATIVE
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import Program, Push, Test
 from runtimes.sizes import fix
 

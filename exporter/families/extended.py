@@ -13,7 +13,7 @@ from msgspec import structs
 
 from exporter.families import Graph
 from exporter.signatures import named
-from runtimes.manifest import TensorSpec
+from runtimes.manifest_structures import TensorSpec
 
 
 class Extended(torch.nn.Module):

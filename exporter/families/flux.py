@@ -35,7 +35,7 @@ from exporter.families.transformer_parts import (
 from exporter.families.unet_pipelines import text_length
 from exporter.programs.draft import Draft
 from exporter.programs.sides import NEGATIVE, Side, sides_of
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import Push, Test
 
 COMPONENTS = {

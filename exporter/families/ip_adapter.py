@@ -16,7 +16,7 @@ from exporter.families.text_to_image import feed_numbers
 from exporter.names import IP_IMAGE_ENCODER, numbered
 from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"

@@ -31,7 +31,7 @@ from exporter.programs.defaults import defaults_of
 from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from exporter.programs.sides import NEGATIVE, Side
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.programs.statements import Branch, Feed, Loop, Plan, Program, Push, State, Test, Zeros
 

@@ -39,7 +39,7 @@ from exporter.families.unet_pipelines import (
 from exporter.programs.draft import Draft
 from exporter.programs.sides import sides_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("bert",), "denoiser": ("unet",), "vae_decoder": ("vqvae",)}
 _STATES = "encoder_hidden_states"

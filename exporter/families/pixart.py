@@ -31,7 +31,7 @@ from exporter.families.transformer_parts import (
 )
 from exporter.programs.draft import SIDES, Draft
 from exporter.programs.sides import sides_of
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),

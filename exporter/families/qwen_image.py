@@ -23,7 +23,7 @@ from exporter.families.unet_pipelines import check_parts
 from exporter.programs.draft import Draft
 from exporter.programs.sides import NEGATIVE, sides_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import GUIDED, Combine, Push, Test
 
 _COMBINER = "combiner"

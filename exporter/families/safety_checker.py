@@ -14,7 +14,7 @@ from exporter.families.text_to_image import image_spec
 from exporter.names import SAFETY_CHECKER
 from exporter.programs.changes import with_postprocessor
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import Program
 
 FLAGS = "nsfw_content_detected"  # diffusers' name, in the output of its pipelines

@@ -31,7 +31,7 @@ from exporter.families.unet_pipelines import (
 from exporter.families.unet_programs import describe_unet
 from exporter.programs.draft import Draft
 from exporter.programs.sides import sides_of
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 _STATES = "encoder_hidden_states"

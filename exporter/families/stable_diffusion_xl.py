@@ -33,7 +33,7 @@ from exporter.programs.draft import SIDES, Draft
 from exporter.programs.sides import NEGATIVE, Missing, Side, sides_of
 from exporter.signatures import named
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),

@@ -25,7 +25,7 @@ from exporter.names import T2I_ADAPTER, numbered
 from exporter.programs.defaults import takes
 from exporter.programs.draft import Draft, Phase
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.programs.statements import During, Window
 

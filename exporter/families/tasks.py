@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from exporter.families import Graph
 from exporter.programs.draft import Draft, Phase
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import SizeOf
 from runtimes.sizes import dimension
 

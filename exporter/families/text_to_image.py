@@ -10,7 +10,7 @@ import torch
 from exporter.families import Graph
 from exporter.programs.draft import Draft
 from exporter.programs.sides import NEGATIVE
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import Push, Test
 
 SCALE = "guidance_scale"

@@ -23,7 +23,7 @@ from exporter.programs.defaults import takes
 from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from exporter.programs.sides import NEGATIVE
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.statements import Push, Test
 
 _MASK_INPUT, _MASKED_LATENTS = "mask", "masked_image_latents"

@@ -11,7 +11,7 @@ from exporter.families import Graph
 from exporter.families.text_to_image import ids_spec
 from exporter.programs.defaults import defaults_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 
 

@@ -9,10 +9,10 @@ from msgspec import structs
 
 from exporter.families import Description, Graph, calling, latents_of_unet, size_multiple
 from exporter.families.text_to_image import sample_spec, timestep_spec
+from exporter.learned_variance import VARIANCE, learns_variance
 from exporter.programs.draft import Draft
-from exporter.scheduler_trace import VARIANCE, learns_variance
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 

@@ -30,7 +30,7 @@ from exporter.programs.defaults import defaults_of
 from exporter.programs.draft import DENOISER, Draft
 from exporter.programs.sides import NEGATIVE, sides_of
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.programs.loops import LARGEST_TIMESTEP
 from runtimes.programs.statements import Push, Switch, Symbol, Test, Window

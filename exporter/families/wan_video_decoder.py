@@ -15,7 +15,7 @@ from torch.nn import functional
 from exporter.families import Graph
 from exporter.families.transformer_parts import with_module_at
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 
 class Upsample(torch.nn.Module):

@@ -14,7 +14,7 @@ from exporter.families.text_to_image import image_spec, vae_factor
 from exporter.names import WATERMARK
 from exporter.programs.changes import with_postprocessor
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 
 # The message of Stability AI's own code, as in diffusers' stable_diffusion_xl/watermark.py.
 MESSAGE = 0b101100111110110010010000011110111011000110011110

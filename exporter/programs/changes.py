@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import structs
 
 from exporter.programs.draft import STEPS
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.programs.statements import (
     Argument,
     Cache,

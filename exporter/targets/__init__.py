@@ -24,7 +24,7 @@ from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes import plugins
 from runtimes.errors import InputError, first_line
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.precision import split_passes
 
 if TYPE_CHECKING:

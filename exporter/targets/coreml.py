@@ -24,7 +24,7 @@ from exporter.targets.coreml_shapes import input_types
 from exporter.targets.coreml_weights import compress
 from exporter.targets.options import Settings
 from exporter.weights import in_one_file
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.mil.toolkit import load_toolkit
 
 MODEL = "model.json"

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import Settings
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.latents import Latents
 

@@ -22,7 +22,7 @@ from exporter.targets import (
     onnx_types,
     onnx_weights,
 )
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
 OPSET = 23

@@ -17,7 +17,7 @@ from exporter.capture import quiet, variant
 from exporter.decompose import Table, decomposed
 from exporter.targets import openvino_int4
 from exporter.weights import in_one_file
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 
 MODEL = "model.xml"
 

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from exporter.families import Description
 from exporter.targets import onnx
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of
 from runtimes.programs.latents import other_sizes

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from exporter.capture import quiet
 from exporter.weights import in_one_file
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 
 MODEL = "model.pt2"
 

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import ClassVar
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.mil.package import limits_of
 from runtimes.mil.package_files import files_of
 from runtimes.mil.session import PackageSession, Stage, packages_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.mil.evaluator import Evaluator
 from runtimes.mil.package import limits_of, read_spec
 from runtimes.mil.package_files import files_of

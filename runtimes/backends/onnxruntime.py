@@ -14,7 +14,7 @@ import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
 from runtimes.errors import DeviceUnavailable
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.session import Array, Feeds, Session
 
 # Weights of 8 and 4 bits become float32 once, as a session is made, and products are exact. By

@@ -16,7 +16,7 @@ import numpy as np
 from runtimes.backend import Backend, SessionOptions
 from runtimes.backends.openvino_nan import VERSION, keep_nan
 from runtimes.errors import InputError
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.mapped import MappedFile
 from runtimes.model_cache import Facts, ModelCache
 from runtimes.session import Array, Feeds, Session, first_line

@@ -21,7 +21,7 @@ from runtimes.backend import Backend, BuildRequest, Built, SessionOptions
 from runtimes.cuda import Buffer, Cuda, Gpu, nbytes
 from runtimes.errors import BackendError, DeviceUnavailable
 from runtimes.files import read_regular
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.recipe import RECIPE, Recipe, check_profile
 from runtimes.session import Array, Feeds, Session
 from runtimes.trust import sha256

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtimes.backend import Backend, SessionOptions
 from runtimes.errors import BackendError, BundleError
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.session import Array, Feeds, Session
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from runtimes.encoded import Encoded, check_finite, run_encoder
 from runtimes.errors import InputError
 from runtimes.interpreter.facts import Facts
 from runtimes.interpreter.request import Request
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.programs.demand import of_call
 from runtimes.programs.statements import Run, Tokens
 from runtimes.prompt_weights import Weighted

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtimes.errors import BackendError, InputError
 from runtimes.files import read_regular
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.mil.package import Limits
 from runtimes.parsing import parser
 from runtimes.session import Array, Feeds, Session

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from runtimes.errors import BundleError
-from runtimes.manifest import (
+from runtimes.manifest_structures import (
     Build,
     Component,
     CreatedBy,

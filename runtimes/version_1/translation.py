@@ -13,7 +13,7 @@ from itertools import count, pairwise
 from msgspec import structs
 
 from runtimes.errors import BundleError
-from runtimes.manifest import Component
+from runtimes.manifest_structures import Component
 from runtimes.programs import statements as form
 from runtimes.programs.loops import MOST_STEPS
 from runtimes.programs.statements import Feed, Program, Statement, Test

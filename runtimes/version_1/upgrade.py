@@ -16,16 +16,9 @@ from msgspec.structs import replace
 from runtimes import files
 from runtimes.errors import BundleError, InputError
 from runtimes.locks import Stages, writing
-from runtimes.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    File,
-    Manifest,
-    Schedule,
-    read_document,
-    version_of,
-)
-from runtimes.manifest import Tokenizer as NewTokenizer
+from runtimes.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_document, version_of
+from runtimes.manifest_structures import File, Schedule
+from runtimes.manifest_structures import Tokenizer as NewTokenizer
 from runtimes.outputs import check_folder
 from runtimes.parsing import parsing
 from runtimes.programs.statements import Program

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from tests.loaded import Ours, kept_open
 
 

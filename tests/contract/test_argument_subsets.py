@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 
 import latentc
 from exporter.classes import class_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline
 from runtimes.verify import relative_l2

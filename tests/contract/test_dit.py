@@ -15,7 +15,7 @@ from diffusers import DiTPipeline
 import latentc
 from benchmarks.bench.latentc_case import arguments
 from exporter.compile import export
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.cli import generate
 from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline

@@ -16,7 +16,7 @@ from msgspec import structs
 from exporter.probe_calls import rows_of
 from exporter.progress import Progress
 from runtimes.errors import InputError, NumericalError
-from runtimes.manifest import Tokenizer
+from runtimes.manifest_structures import Tokenizer
 from runtimes.pipeline import Pipeline
 from runtimes.programs.statements import (
     Image,

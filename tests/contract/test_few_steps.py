@@ -18,10 +18,10 @@ from diffusers import DiffusionPipeline
 
 import latentc
 from exporter.compile import export
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
-from exporter.source import quiet_loading
 from runtimes.errors import InputError
 from runtimes.verify import relative_l2
 from tests import tiny_configurations as tiny

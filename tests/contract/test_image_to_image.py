@@ -17,10 +17,10 @@ from PIL import Image
 
 import latentc
 from exporter.compile import export
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
-from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError
 from runtimes.manifest import Manifest

@@ -14,9 +14,9 @@ from diffusers import AutoPipelineForInpainting
 from PIL import Image
 
 import latentc
+from exporter.quiet import quiet_loading
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
-from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError
 from runtimes.manifest import Manifest

@@ -15,7 +15,7 @@ from PIL import Image
 
 import latentc
 from exporter.compile import export
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError
 from runtimes.manifest import Manifest

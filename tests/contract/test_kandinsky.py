@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import latentc
 from exporter.compile import export
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.cli import generate
 from runtimes.errors import InputError, PlanNotFound
 from runtimes.pipeline import Pipeline

@@ -21,7 +21,7 @@ from exporter.capture import variant
 from exporter.passes import Choices, Range
 from exporter.passes.quantization import sites
 from runtimes.backend import SessionOptions, find
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 CHANNELS, SIDE = 4, 8
 Operator: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

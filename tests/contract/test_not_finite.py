@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from runtimes.backend import find
 from runtimes.backends.openvino import OpenVinoBackend
 from runtimes.errors import NumericalError
-from runtimes.manifest import MANIFEST, Component, Manifest, TensorSpec
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.pipeline import Pipeline, load
 
 # By component weights of its source that every call uses, of which the first is broken that a build

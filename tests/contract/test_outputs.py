@@ -15,7 +15,8 @@ import torch
 from runtimes import backend as backends
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendError, BundleError
-from runtimes.manifest import MANIFEST, TensorSpec
+from runtimes.manifest import MANIFEST
+from runtimes.manifest_structures import TensorSpec
 from runtimes.pipeline import load
 from runtimes.session import Array, Feeds
 from tests.fakes import GRAPHS, FakeBackend, make_bundle

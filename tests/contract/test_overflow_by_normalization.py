@@ -21,7 +21,7 @@ from exporter import targets
 from exporter.capture import variant
 from exporter.targets.options import Settings
 from runtimes.backend import SessionOptions, find
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.verify import relative_l2
 

@@ -18,8 +18,8 @@ from diffusers import (
 
 import latentc
 from exporter.compile import export
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
-from exporter.source import quiet_loading
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.pipeline import Pipeline

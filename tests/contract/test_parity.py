@@ -13,10 +13,10 @@ from diffusers import DDIMPipeline, DiffusionPipeline
 
 import latentc
 from exporter.compile import export
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
 from exporter.schedule import build
 from exporter.scheduler_names import DEFAULT_SCHEDULERS
-from exporter.source import quiet_loading
 from runtimes.verify import psnr, relative_l2
 from tests.loaded import Ours, kept_open
 

@@ -14,8 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
-from exporter.source import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError
 from runtimes.tokenizer import TextTokenizer

@@ -16,8 +16,8 @@ from diffusers import QwenImagePipeline
 import latentc
 from exporter.compile import export
 from exporter.families.qwen_image import describe
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
-from exporter.source import quiet_loading
 from runtimes.errors import InputError
 from runtimes.pipeline import Pipeline
 from runtimes.sizes import of_longest_texts, ranges, text_lengths

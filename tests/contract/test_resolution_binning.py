@@ -15,7 +15,7 @@ from diffusers.image_processor import PixArtImageProcessor
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
 
 from exporter.families.pixart import bins_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import InputError
 from runtimes.image import resized
 from runtimes.manifest import Manifest

@@ -24,7 +24,8 @@ from diffusers import (
 import latentc
 from exporter.compile import export
 from exporter.families import safety_checker
-from exporter.source import quiet_loading, resolve
+from exporter.quiet import quiet_loading
+from exporter.source import resolve
 from runtimes.errors import InputError, VerificationError
 from runtimes.manifest import Manifest
 from runtimes.pipeline import Pipeline

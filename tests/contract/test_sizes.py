@@ -26,7 +26,8 @@ from diffusers import DiffusionPipeline
 from exporter.capture import capture, example_inputs, symbol_values
 from exporter.classes import class_of
 from exporter.families import family_of
-from exporter.source import load, quiet_loading, resolve
+from exporter.quiet import quiet_loading
+from exporter.source import load, resolve
 from runtimes.verify import relative_l2
 from tests import transformers
 from tests.loaded import Ours, kept_open

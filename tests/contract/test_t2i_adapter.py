@@ -26,7 +26,8 @@ from exporter.capture import capture, example_inputs, symbol_values
 from exporter.compile import export
 from exporter.families import family_of
 from exporter.families.t2i_adapter import Adapter, Feature, Packing
-from exporter.source import load, quiet_loading, resolve
+from exporter.quiet import quiet_loading
+from exporter.source import load, resolve
 from exporter.step_cache import split
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline

@@ -21,7 +21,7 @@ from exporter.classes import record_of
 from exporter.compile import export
 from exporter.families import family_of
 from exporter.programs.changes import usual_steps
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest
 from runtimes.programs.statements import Program

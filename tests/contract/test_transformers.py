@@ -17,9 +17,9 @@ import latentc
 from exporter.compile import export
 from exporter.families import family_of
 from exporter.progress import Progress
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
 from exporter.schedules import add_to_bundle
-from exporter.source import quiet_loading
 from runtimes.errors import ExportError, InputError
 from runtimes.manifest import Manifest
 from runtimes.tokenizer import PromptTruncatedWarning

@@ -26,7 +26,7 @@ from benchmarks.bench.latentc_case import arguments as bench_arguments
 from exporter.compile import export
 from exporter.families import family_of, wan
 from exporter.families.wan_video_decoder import video_decoder_graph
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from exporter.step_cache import split
 from exporter.targets.tensorrt import default_profile
 from runtimes.cli import generate

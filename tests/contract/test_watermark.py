@@ -16,7 +16,7 @@ import latentc
 from exporter import program_check, reference
 from exporter.compile import export
 from exporter.families.watermark import Marker
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.manifest import Manifest
 from tests import tiny
 from tests.docs import independent_loader as reader

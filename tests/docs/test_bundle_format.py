@@ -58,7 +58,10 @@ def plain(cell: str) -> str:
 
 UNIONS = {"kind": "Argument", "do": "Statement"}
 # Two structures have one name in the code; the document has a name for each.
-NAMES = {"runtimes.manifest.Loop": "LoopCheck", "runtimes.programs.statements.Loop": "Loop"}
+NAMES = {
+    "runtimes.manifest_structures.Loop": "LoopCheck",
+    "runtimes.programs.statements.Loop": "Loop",
+}
 
 
 def name_of(reference: str) -> str:

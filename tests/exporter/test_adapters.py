@@ -17,7 +17,7 @@ from exporter import source
 from exporter.asked import with_tasks
 from exporter.classes import CLASSES
 from exporter.families import family_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError
 from tests import tiny

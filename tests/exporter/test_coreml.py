@@ -31,7 +31,8 @@ from exporter.targets.coreml_options import CoreMLOptions
 from exporter.targets.options import Settings, gather
 from runtimes import backend as engines
 from runtimes.errors import InputError
-from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.mil.package import limits_of, read_spec
 from runtimes.programs.latents import Latents
 from runtimes.session import Session

@@ -21,9 +21,9 @@ from torch.export import ExportedProgram
 from exporter.capture import capture, example_inputs, symbol_values
 from exporter.decompose import decomposed
 from exporter.families import Description, family_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from exporter.targets import coreml_operations, onnx, onnx_registry, onnx_types, openvino
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 
 TABLES = {
     "onnx": lambda: onnx._table(onnx.OPSET),

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from exporter.classes import CLASSES
 from exporter.families import family_of
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.programs.statements import Numbers, Program
 from tests import tiny
 from tests.pictures import mask, picture

@@ -22,7 +22,7 @@ from exporter.programs.draft import Draft
 from exporter.progress import Progress
 from exporter.source import load, resolve
 from runtimes.errors import ExportError, InputError
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.recipe import Recipe
 from runtimes.verify import relative_l2

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from exporter.compile import export, preflight
 from exporter.families import family_of
-from exporter.source import load, quiet_loading, resolve
+from exporter.quiet import quiet_loading
+from exporter.source import load, resolve
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.interpreter.loop import live_branches
 from runtimes.manifest import Manifest

@@ -19,11 +19,13 @@ from exporter.classes import CLASSES
 from exporter.compilation import refuse_unreadable
 from exporter.left_out import left_out, present
 from exporter.options import ExportOptions, up_to_date
-from exporter.source import load, quiet_loading, resolve
+from exporter.quiet import quiet_loading
+from exporter.source import load, resolve
 from exporter.store import Store
 from exporter.versions import libraries
 from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.manifest import LeftOut, Manifest
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import LeftOut
 from runtimes.programs.statements import Numbers
 from runtimes.strict import readable
 from runtimes.tuning_records import Choice, Record

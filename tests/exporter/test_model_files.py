@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from exporter import model_files, source
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import SourceError
 
 D, T = "diffusion_pytorch_model", "model"

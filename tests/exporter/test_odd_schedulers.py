@@ -18,9 +18,9 @@ from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, SchedulerMi
 
 from exporter import schedules
 from exporter.families import family_of
+from exporter.quiet import quiet_loading
 from exporter.schedule import SCHEDULERS, trace
 from exporter.shifting import Told
-from exporter.source import quiet_loading
 from runtimes.errors import ExportError
 from runtimes.plan import PlanTable
 from tests.exporter.test_schedule import assert_same

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from exporter.targets import onnx as target
 from exporter.targets.onnx_attention import DOMAIN, NAME
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.verify import relative_l2
 
 HEADS, WIDTH = 4, 6

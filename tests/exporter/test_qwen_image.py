@@ -18,7 +18,7 @@ from exporter.families.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
 from exporter.targets.options import Settings
 from runtimes.backend import find
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from tests import tiny_qwen
 

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessorPil
 from exporter.families import stable_diffusion
 from exporter.families.processors import Prepared
 from exporter.families.safety_checker import SafetyChecker
-from exporter.source import quiet_loading
+from exporter.quiet import quiet_loading
 from runtimes.errors import UnsupportedPipeline
 from runtimes.precision import canonical, of_component
 from tests import tiny

@@ -20,7 +20,8 @@ from exporter.progress import Progress
 from exporter.schedules import add_to_bundle, plain_config
 from exporter.shifting import Told, line, told_by, trace_told
 from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.manifest import MANIFEST, Manifest, Shift, Source, TensorSpec
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import Shift, Source, TensorSpec
 from runtimes.pipeline import Pipeline
 from runtimes.plan import PlanTable, join
 from runtimes.programs.latents import Latents

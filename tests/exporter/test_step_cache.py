@@ -17,9 +17,9 @@ import latentc
 from exporter.capture import capture, example_inputs, symbol_values
 from exporter.compile import export
 from exporter.families import Description, Graph, family_of
+from exporter.quiet import quiet_loading
 from exporter.reference import watched
 from exporter.schedule import build
-from exporter.source import quiet_loading
 from exporter.step_cache import FEATURES, split
 from runtimes.errors import ExportError, InputError, UnsupportedPipeline
 from runtimes.manifest import Manifest

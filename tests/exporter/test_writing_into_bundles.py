@@ -19,7 +19,8 @@ from exporter.sharing import share
 from exporter.store import Store
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError, ExportError, LatentcError
-from runtimes.manifest import MANIFEST, Manifest, Source
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import Source
 from runtimes.pipeline import load
 from runtimes.plan_json import write_plans
 from tests import fakes

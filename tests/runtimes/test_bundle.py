@@ -24,7 +24,8 @@ from runtimes.errors import (
     InputError,
     LatentcError,
 )
-from runtimes.manifest import MANIFEST, Build, Manifest
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import Build
 from runtimes.pipeline import load
 from runtimes.trust import HashCache
 from tests.fakes import FakeBackend, make_bundle

@@ -17,7 +17,8 @@ from PIL import Image
 from latentc import cli
 from runtimes import backend as engines
 from runtimes.interpreter import calls
-from runtimes.manifest import MANIFEST, Manifest, ProgramCall
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import ProgramCall
 from runtimes.pipeline import Pipeline
 from tests.conftest import Run
 from tests.fakes import FakeBackend, add_probes, make_bundle

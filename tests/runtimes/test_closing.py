@@ -21,7 +21,7 @@ import latentc
 from runtimes import observe
 from runtimes.errors import BackendError, InputError
 from runtimes.interrupts import on_interrupt
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.pipeline import Pipeline, load
 from runtimes.run import Run
 from runtimes.session import Array, Feeds, Session

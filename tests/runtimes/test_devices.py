@@ -16,7 +16,8 @@ import latentc
 from runtimes import backend as engines
 from runtimes.backend import SessionOptions
 from runtimes.errors import BackendError, DeviceUnavailable, InputError
-from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.sizes import fixed
 from runtimes.verify import relative_l2

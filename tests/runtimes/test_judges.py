@@ -12,7 +12,8 @@ from PIL import Image
 
 from runtimes import judges, plugins
 from runtimes.errors import InputError
-from runtimes.manifest import MANIFEST, JudgeProbe, Manifest, Probes, Verification
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import JudgeProbe, Probes, Verification
 from runtimes.report import print_manifest
 from runtimes.verify import check_build
 from tests.fakes import FakeBackend, add_probes, make_bundle

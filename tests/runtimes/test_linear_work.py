@@ -15,8 +15,9 @@ import pytest
 
 from runtimes import plan_json
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, File, Manifest, Schedule
+from runtimes.manifest import MANIFEST, Manifest
 from runtimes.manifest_rules import is_inside, problems
+from runtimes.manifest_structures import File, Schedule
 from runtimes.plan import PlanTable
 from runtimes.plan_schema import DTYPES, LEARNED
 from tests.fakes import make_bundle

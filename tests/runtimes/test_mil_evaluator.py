@@ -15,7 +15,7 @@ import pytest
 
 from runtimes import backend as engines
 from runtimes.errors import BackendError, BackendUnavailable, InputError
-from runtimes.manifest import Component, TensorSpec
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.mil.evaluator import Evaluator
 from runtimes.mil.package import Limits, limits_of, read_spec
 from runtimes.mil.session import PackageSession, Stage, packages_of

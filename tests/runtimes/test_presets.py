@@ -15,7 +15,8 @@ from runtimes import presets, tuning_records
 from runtimes.backend import Backend
 from runtimes.cli import generate
 from runtimes.errors import InputError
-from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import JudgeProbe
 from runtimes.pipeline import Pipeline, load
 from runtimes.presets import LIMITS, content, expected_rank
 from runtimes.tune_cli import tune

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from runtimes.errors import BundleError
-from runtimes.manifest import TensorSpec
+from runtimes.manifest_structures import TensorSpec
 from runtimes.programs.checker import MOST_BINS, MOST_STATEMENTS, problems, types_of
 from runtimes.programs.demand import of_call
 from runtimes.programs.dimensions import Dimension, parse

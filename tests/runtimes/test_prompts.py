@@ -12,7 +12,8 @@ import pytest
 
 from runtimes.errors import BundleError, InputError
 from runtimes.loading import Loading
-from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.pipeline import Pipeline, load, open_pipeline
 from runtimes.presets import Preset
 from runtimes.session import Array, Feeds

@@ -17,7 +17,7 @@ from runtimes import references as reading
 from runtimes.backend import BACKENDS, find
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
-from runtimes.manifest import Artifact, Build, File
+from runtimes.manifest_structures import Artifact, Build, File
 from runtimes.mil.package_files import MESSAGES
 from runtimes.trust import sha256
 from tests.fakes import FakeBackend

@@ -11,7 +11,8 @@ import pytest
 
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, TensorSpec
+from runtimes.manifest import MANIFEST
+from runtimes.manifest_structures import TensorSpec
 from runtimes.packing import Packing
 from runtimes.session import Array, Feeds, Session
 from runtimes.step_cache import StepCache, kinds

@@ -23,7 +23,8 @@ from runtimes.errors import (
     DeviceUnavailable,
     InputError,
 )
-from runtimes.manifest import Component, Manifest, TensorSpec
+from runtimes.manifest import Manifest
+from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.recipe import Recipe, check_profile, parse_range
 from runtimes.verify import relative_l2
 from tests.fake_tensorrt import Machine, installed

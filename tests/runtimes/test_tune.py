@@ -20,7 +20,8 @@ from runtimes import judges, plugins, report, setups, tune
 from runtimes.bundle import Bundle
 from runtimes.encoded import Encoded
 from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
-from runtimes.manifest import MANIFEST, JudgeProbe, Manifest
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import JudgeProbe
 from runtimes.pipeline import Pipeline, load
 from runtimes.presets import LIMITS
 from runtimes.run import Timings

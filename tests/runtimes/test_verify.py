@@ -12,7 +12,8 @@ import pytest
 
 from runtimes import verify
 from runtimes.errors import BundleError, VerificationError
-from runtimes.manifest import MANIFEST, Build, Manifest, Verification
+from runtimes.manifest import MANIFEST, Manifest
+from runtimes.manifest_structures import Build, Verification
 from runtimes.verify import check_build, psnr, relative_l2
 from tests.fakes import FakeBackend, add_probes, file_of, make_bundle
 
