@@ -22,16 +22,16 @@ import numpy as np
 import torch
 
 from exporter import targets
-from exporter.capture import capture
-from exporter.families import Graph, size_multiple
+from exporter.capture.graphs import capture
+from exporter.components.description import Graph, size_multiple
+from exporter.components.text_to_image import sample_spec
+from exporter.components.unets import least_side
 from exporter.families.stable_diffusion import Denoiser
-from exporter.families.text_to_image import sample_spec
-from exporter.families.unet_pipelines import least_side
-from runtimes import backend
-from runtimes.backend import SessionOptions
-from runtimes.files import temporary_folder
-from runtimes.manifest_structures import Component, TensorSpec
-from runtimes.session import Array, Session
+from runtimes.backends import backend
+from runtimes.backends.backend import SessionOptions
+from runtimes.backends.session import Array, Session
+from runtimes.bundle.structures import Component, TensorSpec
+from runtimes.storage.files import temporary_folder
 from runtimes.terminal import say
 
 ENGINES: Mapping[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from runtimes.pipeline import Pipeline, load
+from runtimes.pipeline.pipeline import Pipeline, load
 from runtimes.terminal import say
 
 LIMIT = 0.3  # seconds from giving up to the end

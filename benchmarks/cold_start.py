@@ -32,9 +32,9 @@ from benchmarks.measure import (
     write_json,
 )
 from exporter.targets import TARGETS
-from runtimes.files import temporary_folder
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Build
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.structures import Build
+from runtimes.storage.files import temporary_folder
 from runtimes.terminal import say
 
 LIMIT = 1.3  # of the bare script's time and memory

@@ -4,8 +4,8 @@
     python -m benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
 
 Anonymous memory (Linux's RssAnon) is what a process cannot do without. Mapped files count as
-resident too, but the system drops them when memory is short. What `exporter.preflight` expects
-stands beside what was measured, and its constants come from this command.
+resident too, but the system drops them when memory is short. What `exporter.compiler.preflight`
+expects stands beside what was measured, and its constants come from this command.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Peak:
 
 def export(source: str, output: str, targets: Sequence[str], precision: str, verify: bool) -> Any:
     """In a fresh process: compile, and tell what each stage took."""
-    from exporter.compile import export as compiler
-    from exporter.compile import preflight
+    from exporter.compiler.export import export as compiler
+    from exporter.compiler.export import preflight
 
     asked: dict[str, Any] = {"targets": targets, "precision": precision, "verify": verify}
     expected = preflight(source, output, **asked)

@@ -20,8 +20,8 @@ import click
 from benchmarks import jobs
 from benchmarks.measure import Child, ChildFailed, gib, machine, table, write_json
 from exporter.targets import TARGETS
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import LatentcError
-from runtimes.manifest import Manifest
 from runtimes.terminal import say
 
 LIMIT = 6.0  # GiB, of an export

@@ -105,7 +105,7 @@ def main(source: str | None, folder: Path, records: Path, only: tuple[str, ...],
 
 def _obstacle(case: Case) -> str:
     """Why a case cannot run here; "" if it can."""
-    from runtimes import backend as engines
+    from runtimes.backends import backend as engines
 
     try:
         engines.get(case.backend).device(case.device)
@@ -117,7 +117,7 @@ def _obstacle(case: Case) -> str:
 def _export(source: str | None, bundle: Path, cases: Iterable[Case]) -> None:
     """All builds that the cases need, into one bundle."""
     from exporter.cli import builtin_folder
-    from exporter.compile import export
+    from exporter.compiler.export import export
 
     wanted: dict[str, list[str]] = {}
     for case in cases:
@@ -143,11 +143,11 @@ def _check(case: Case, bundle: Path, runs: int) -> Outcome:
 
 
 def _measured(case: Case, bundle: Path, runs: int) -> Outcome:
-    from runtimes import backend as engines
-    from runtimes.manifest import Manifest
-    from runtimes.pipeline import load
-    from runtimes.report import worst_checks
-    from runtimes.verify import check_build
+    from runtimes.backends import backend as engines
+    from runtimes.bundle.manifest import Manifest
+    from runtimes.commands.report import worst_checks
+    from runtimes.pipeline.pipeline import load
+    from runtimes.verification.verify import check_build
 
     if case.engines:
         _build_engines(case, bundle)
@@ -170,9 +170,9 @@ def _measured(case: Case, bundle: Path, runs: int) -> Outcome:
 
 
 def _build_engines(case: Case, bundle: Path) -> None:
-    from runtimes import backend as engines
-    from runtimes.backend import SessionOptions
-    from runtimes.bundle import Bundle, graph_digest
+    from runtimes.backends import backend as engines
+    from runtimes.backends.backend import SessionOptions
+    from runtimes.bundle.files import Bundle, graph_digest
 
     opened = Bundle.open(bundle)
     build = next(each for each in opened.manifest.builds if each.name == case.build)

@@ -18,8 +18,8 @@ from benchmarks.measure import current_memory, gib, peak_memory, report, run_chi
 if TYPE_CHECKING:
     from benchmarks.measure import Child
     from exporter.progress import Event
-    from runtimes.manifest_structures import Component
-    from runtimes.session import Array
+    from runtimes.backends.session import Array
+    from runtimes.bundle.structures import Component
 
 PROMPT = "a large red circle above a small blue square"
 # Of an encoder and a denoiser: one row for each branch of the guidance.
@@ -36,7 +36,7 @@ def run(name: str, arguments: Mapping[str, Any], echo: bool = False) -> Child:
 
 def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any]:
     """Compile; seconds, bytes written and memory after each stage."""
-    from exporter.compile import export as compiler
+    from exporter.compiler.export import export as compiler
 
     stages: list[dict[str, Any]] = []
 
@@ -73,9 +73,9 @@ def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any
 
 def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dict[str, Any]:
     """Load one component and run it: seconds to load, of the first call, median of the rest."""
-    from runtimes.build_choice import choose_build
-    from runtimes.bundle import Bundle
-    from runtimes.pipeline import open_component
+    from runtimes.backends.choosing import choose_build
+    from runtimes.bundle.files import Bundle
+    from runtimes.pipeline.pipeline import open_component
 
     opened = Bundle.open(bundle, hashing="never")
     build, engine = choose_build(opened.manifest, backend)
@@ -99,8 +99,8 @@ def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dic
 
 def pipeline(bundle: str, backend: str, size: int, steps: int) -> dict[str, Any]:
     """Load everything and make a picture of `size` pixels a side, guidance on."""
-    from runtimes.bundle import Bundle
-    from runtimes.pipeline import load as load_pipeline
+    from runtimes.bundle.files import Bundle
+    from runtimes.pipeline.pipeline import load as load_pipeline
 
     _, hashing = timed(Bundle.open(bundle).check)  # once per machine; not part of a load
     pipe, load = timed(lambda: load_pipeline(bundle, backend))

@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import click
 import numpy as np
 
-from exporter.schedule import DEFAULT_SCHEDULERS, build, trace
-from runtimes.plan import SamplingPlan
-from runtimes.sampler import denoise
+from exporter.schedulers.tables import DEFAULT_SCHEDULERS, build, trace
+from runtimes.sampling.plan import SamplingPlan
+from runtimes.sampling.sampler import denoise
 from runtimes.terminal import say
 
 Shape: TypeAlias = tuple[int, int, int, int]  # of latents: batch, channels, height, width

@@ -26,8 +26,8 @@ from benchmarks.measure import (
     table,
     write_json,
 )
-from runtimes.files import temporary_folder
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
+from runtimes.storage.files import temporary_folder
 from runtimes.terminal import say
 
 FIRST, SECOND, UNCACHED = "first start", "second start", "second, compiled again"

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from runtimes import pictures
+from runtimes.calls import given_images as pictures
 from runtimes.errors import LatentcError
-from runtimes.files import LARGEST_DOCUMENT, open_regular
-from runtimes.parsing import reason
+from runtimes.storage.files import LARGEST_DOCUMENT, open_regular
+from runtimes.storage.parsing import reason
 
 PROJECT = "latentc-benchmarks"
 ROWS = "rows"

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from runtimes.verify import Tolerance
+from runtimes.verification.verify import Tolerance
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from exporter.passes import Choices
     from exporter.targets import TargetInfo
-    from runtimes.manifest_structures import Component
+    from runtimes.bundle.structures import Component
 
 
 class PlainBackend(OnnxRuntimeBackend):
@@ -44,7 +44,7 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     """Round the weights to 24 bits, 15 of them mantissa: the pass of the precision "fp24"."""
     import torch
 
-    from exporter.weights import actual
+    from exporter.stored_weights import actual
 
     names = program.graph_signature.parameters
     for name in names:
@@ -56,6 +56,6 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 def lower(program: ExportedProgram, component: Component, folder: Path, **settings: Any) -> str:
     """Write the graph as ONNX."""
-    from exporter.targets import onnx
+    from exporter.targets.onnx import lowering as onnx
 
     return onnx.lower(program, component, folder, **settings)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.errors import InputError
-from runtimes.files import LARGEST_DOCUMENT, read_regular
-from runtimes.parsing import parser
+from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from runtimes.storage.parsing import parser
 
 # Varied subjects and styles. Whoever knows what a model is for gives prompts of that kind.
 PROMPTS = (

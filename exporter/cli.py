@@ -12,7 +12,7 @@ import click
 from exporter.passes import PASSES
 from exporter.targets import options as options_of_targets
 from exporter.targets.options import flag
-from runtimes.locks import WAITING
+from runtimes.storage.locks import WAITING
 from runtimes.terminal import markup, say, visible
 
 if TYPE_CHECKING:
@@ -256,9 +256,9 @@ def export(
     PyTorch on its own runtime; if it differs, nothing is written and the exit code is 6.
     Running an unchanged export again does nothing; an interrupted one resumes.
     """
-    from exporter import compile as compiler
-    from exporter.preflight import Need
-    from runtimes.report import print_verification
+    from exporter.compiler import export as compiler
+    from exporter.compiler.preflight import Need
+    from runtimes.commands.report import print_verification
 
     reporter = Reporter(quiet)
     place = builtin_folder() if source == BUILTIN else source
@@ -343,7 +343,7 @@ def schedule(
 ) -> None:
     """Add sampling plans to a bundle, without exporting it again."""
     from exporter.progress import Progress
-    from exporter.schedules import add_to_bundle
+    from exporter.schedulers.plans import add_to_bundle
 
     reporter = Reporter(quiet)
     with reporter:

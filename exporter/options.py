@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter import ingredients
 from exporter.calibration_prompts import Calibration
 from exporter.classes import CLASSES, record_of
+from exporter.components.names import IP_IMAGE_ENCODER, SAFETY_CHECKER, T2I_ADAPTER, WATERMARK
 from exporter.families import family_of
-from exporter.left_out import takes_watermark
-from exporter.names import IP_IMAGE_ENCODER, SAFETY_CHECKER, T2I_ADAPTER, WATERMARK
 from exporter.passes import (
     CALIBRATED,
     COMPUTES,
@@ -23,15 +21,15 @@ from exporter.passes import (
     module_of,
     rewriting,
 )
-from exporter.scheduler_names import SCHEDULERS, unknown_scheduler
-from exporter.source import PipelineSource
+from exporter.schedulers.names import SCHEDULERS, unknown_scheduler
+from exporter.source.adapters import kinds as ingredients
+from exporter.source.left_out import takes_watermark
+from exporter.source.resolving import PipelineSource
 from exporter.targets import TARGETS, passes, verifier
 from exporter.targets.options import TargetOptions
 from exporter.versions import CAPTURE, code, digest, libraries, versions
-from runtimes.errors import InputError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import LeftOut
-from runtimes.precision import (
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.precision import (
     DENOISER,
     SHALLOW,
     build_name,
@@ -40,7 +38,9 @@ from runtimes.precision import (
     split_passes,
     with_passes,
 )
-from runtimes.trust import is_intact
+from runtimes.bundle.structures import LeftOut
+from runtimes.bundle.trust import is_intact
+from runtimes.errors import InputError
 
 # What a bundle can be asked to be for besides what its pipeline does anyhow, and the components
 # that it takes: for each the parts of the source that it is made of.
@@ -62,16 +62,25 @@ _VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
 CAPTURE_CODE = (
-    *("exporter.capture", "exporter.families", "exporter.signatures", "exporter.weights"),
-    *("exporter.families.text_to_image", "exporter.families.unet_pipelines"),
-    *("exporter.families.tasks", "exporter.families.image_tasks"),
-    *("exporter.families.trained_tasks", "exporter.families.unet_programs"),
-    *("exporter.families.safety_checker", "exporter.families.watermark"),
-    *("exporter.families.depth", "exporter.families.t2i_adapter"),
-    *("exporter.families.controlnet", "exporter.families.ip_adapter"),
-    *("exporter.families.extended", "exporter.families.processors", "exporter.names"),
-    *("exporter.families.transformer_parts", "exporter.families.flow_tasks"),
-    "exporter.families.qwen_image_graphs",
+    *(
+        "exporter.capture.graphs",
+        "exporter.families",
+        "exporter.components.signatures",
+        "exporter.stored_weights",
+    ),
+    *("exporter.components.text_to_image", "exporter.components.unets"),
+    *("exporter.components.tasks.task", "exporter.components.tasks.image_tasks"),
+    *("exporter.components.tasks.trained_tasks", "exporter.components.unet_programs"),
+    *("exporter.components.safety_checker", "exporter.components.watermark"),
+    *("exporter.components.tasks.depth", "exporter.components.adapters.t2i_adapter"),
+    *("exporter.components.adapters.controlnet", "exporter.components.adapters.ip_adapter"),
+    *(
+        "exporter.components.extended",
+        "exporter.components.processors",
+        "exporter.components.names",
+    ),
+    *("exporter.components.transformers", "exporter.components.tasks.flow_tasks"),
+    "exporter.components.qwen_image_graphs",
 )
 
 
@@ -244,7 +253,7 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
 def _split(options: ExportOptions, component: str) -> dict[str, Any]:
     if not options.step_cache or component not in (DENOISER, SHALLOW):
         return {}
-    return {"step_cache": code("exporter.step_cache")}
+    return {"step_cache": code("exporter.capture.step_cache")}
 
 
 def _measured(
@@ -253,10 +262,14 @@ def _measured(
     """What was learnt from runs of the whole pipeline."""
     made: dict[str, Any] = {}
     if CALIBRATED & set(names):
-        looking = code("exporter.calibration", "exporter.watch", "exporter.reference")
+        looking = code(
+            "exporter.lowering.calibration",
+            "exporter.capture.interpreter",
+            "exporter.verification.reference",
+        )
         made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
     if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
-        looking = code("exporter.floor", "exporter.reference")
+        looking = code("exporter.lowering.layer_ranking", "exporter.verification.reference")
         made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
     return made
 
@@ -267,7 +280,11 @@ def _looked_at(
     """Whether a component can be half is decided on inputs from a run of the whole pipeline."""
     if not any(name in COMPUTES for name in names):
         return {}
-    looking = code("exporter.headroom", "exporter.passes.half_compute", "exporter.reference")
+    looking = code(
+        "exporter.lowering.overflow",
+        "exporter.passes.half_compute",
+        "exporter.verification.reference",
+    )
     return {"headroom": [source.fingerprint, options.verify, looking]}
 
 
@@ -311,7 +328,7 @@ def check(options: ExportOptions) -> None:
     if (options.height is None) != (options.width is None):
         raise InputError("give both height and width, or neither for a dynamic size")
     if options.verify:
-        from runtimes import backend
+        from runtimes.backends import backend
 
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
             backend.get(name)
@@ -324,7 +341,7 @@ def _check_scheduler(name: str) -> None:
         return
     if not name.endswith("Scheduler"):
         raise unknown_scheduler(name)
-    from exporter.schedule import resolve
+    from exporter.schedulers.tables import resolve
 
     resolve(name)
 
@@ -353,7 +370,7 @@ def up_to_date(
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
-    from exporter.scheduler_names import DEFAULT_SCHEDULERS, flow_matching
+    from exporter.schedulers.names import DEFAULT_SCHEDULERS, flow_matching
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes import files
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import File
+from runtimes.bundle.trust import checked, is_intact, sha256
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import File
-from runtimes.parsing import parser
-from runtimes.trust import checked, is_intact, sha256
+from runtimes.storage import files
+from runtimes.storage.parsing import parser
 
 # Rights, and what stands in the place of a file or folder of the export's own.
 _IN_THE_WAY = (

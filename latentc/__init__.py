@@ -31,20 +31,20 @@ from runtimes.errors import (
 from runtimes.version import __version__
 
 if TYPE_CHECKING:
-    from exporter.compile import export
+    from exporter.compiler.export import export
     from latentc import wandb as wandb
-    from runtimes.pipeline import Pipeline, load
-    from runtimes.run import Progress, Result, Run
-    from runtimes.tokenizer import PromptTruncatedWarning
+    from runtimes.pipeline.pipeline import Pipeline, load
+    from runtimes.pipeline.run import Progress, Result, Run
+    from runtimes.texts.tokenizer import PromptTruncatedWarning
 
 _LAZY = {
-    "export": "exporter.compile",
-    "load": "runtimes.pipeline",
-    "Pipeline": "runtimes.pipeline",
-    "Progress": "runtimes.run",
-    "Result": "runtimes.run",
-    "Run": "runtimes.run",
-    "PromptTruncatedWarning": "runtimes.tokenizer",
+    "export": "exporter.compiler.export",
+    "load": "runtimes.pipeline.pipeline",
+    "Pipeline": "runtimes.pipeline.pipeline",
+    "Progress": "runtimes.pipeline.run",
+    "Result": "runtimes.pipeline.run",
+    "Run": "runtimes.pipeline.run",
+    "PromptTruncatedWarning": "runtimes.texts.tokenizer",
 }
 _MODULES = ("wandb",)  # of this package, for `latentc.wandb.autolog()` after `import latentc`
 

@@ -25,16 +25,22 @@ from runtimes.version import __version__
 COMMANDS = {
     "export": ("exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
     "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
-    "generate": ("runtimes.cli:generate", "Make pictures."),
-    "compute": ("runtimes.compute_cli:compute", "Write values of a call, such as encoded texts."),
-    "inspect": ("runtimes.cli:inspect", "Show what a bundle holds."),
-    "upgrade": ("runtimes.upgrade_cli:upgrade", "Bring an older bundle up to date."),
-    "build": ("runtimes.build_cli:build", "Build a bundle's engines for this machine."),
-    "tune": ("runtimes.tune_cli:tune", "Find the fastest settings on this machine."),
-    "verify": ("runtimes.cli:verify", "Check a bundle's files and figures on this machine."),
-    "plans": ("runtimes.cli:plans", "Write sampling plans as JSON."),
+    "generate": ("runtimes.commands.generate:generate", "Make pictures."),
+    "compute": (
+        "runtimes.commands.compute:compute",
+        "Write values of a call, such as encoded texts.",
+    ),
+    "inspect": ("runtimes.commands.generate:inspect", "Show what a bundle holds."),
+    "upgrade": ("runtimes.commands.upgrade:upgrade", "Bring an older bundle up to date."),
+    "build": ("runtimes.commands.build:build", "Build a bundle's engines for this machine."),
+    "tune": ("runtimes.commands.tune:tune", "Find the fastest settings on this machine."),
+    "verify": (
+        "runtimes.commands.generate:verify",
+        "Check a bundle's files and figures on this machine.",
+    ),
+    "plans": ("runtimes.commands.generate:plans", "Write sampling plans as JSON."),
     "bench": ("benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),
-    "backends": ("runtimes.cli:backends", "List the inference engines."),
+    "backends": ("runtimes.commands.generate:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _BROKEN_PIPE = 1  # as click has it, where it notices first

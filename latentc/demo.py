@@ -21,15 +21,15 @@ import click
 import numpy as np
 
 from latentc import builtin_model, demo_tasks
-from runtimes.backend import get
+from runtimes.backends.backend import get
+from runtimes.bundle.manifest import Manifest
+from runtimes.commands.report import print_verification
 from runtimes.errors import LatentcError
-from runtimes.image import grid, save
-from runtimes.manifest import Manifest
-from runtimes.outputs import check_folder
-from runtimes.pipeline import load
-from runtimes.report import print_verification
+from runtimes.images.image import grid, save
+from runtimes.pipeline.pipeline import load
+from runtimes.storage.outputs import check_folder
 from runtimes.terminal import markup, say
-from runtimes.verify import psnr, relative_l2
+from runtimes.verification.verify import psnr, relative_l2
 
 PROMPTS = (
     "a large red circle",
@@ -128,8 +128,8 @@ def draw_tasks(
 ) -> tuple[list[list[Any]], list[dict[str, Any]]]:
     """The rows of what else a bundle does, and what the judges say of them."""
     from exporter.cli import Reporter
-    from exporter.source import load as load_pipeline
-    from exporter.source import resolve
+    from exporter.source.resolving import load as load_pipeline
+    from exporter.source.resolving import resolve
 
     say("Exporting the built-in model with its LoRA, and drawing the tasks …")
     call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "seed": SEED}
@@ -167,7 +167,7 @@ def measure(bundle: Path, report: Path) -> None:
 def compile_builtin(bundle: Path) -> Manifest:
     """Export the built-in model to every target, with the command line's progress."""
     from exporter.cli import Reporter
-    from exporter.compile import export
+    from exporter.compiler.export import export
 
     say(f"Exporting the built-in model to {', '.join(TARGETS.values())} …")
     reporter = Reporter(quiet=False)
@@ -188,9 +188,9 @@ def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
     """Pictures and final latents of the real pipeline, and seconds per picture."""
     import torch
 
-    from exporter.reference import watched
-    from exporter.source import load as load_pipeline
-    from exporter.source import resolve
+    from exporter.source.resolving import load as load_pipeline
+    from exporter.source.resolving import resolve
+    from exporter.verification.reference import watched
 
     pipe = load_pipeline(resolve(builtin_model()))
     pictures, latents = [], []

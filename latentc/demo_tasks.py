@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentc import builtin_lora
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 
 TASKS = ("image-to-image", "inpainting")
 WEIGHTED = "a (red:8) blue circle"
@@ -99,7 +99,7 @@ def from_diffusers(
 
 def right(pictures: Sequence[Any]) -> list[bool]:
     """Whether each row's picture shows what it should, by the judges."""
-    from runtimes import judges
+    from runtimes.verification import judges
 
     return [
         judges.get(row.judge).agrees(picture, row.shows)
@@ -109,7 +109,7 @@ def right(pictures: Sequence[Any]) -> list[bool]:
 
 def styled_bundle(bundle: Path, targets: Sequence[str], steps: int, report: Any) -> None:
     """Export the built-in model with the built-in LoRA."""
-    from exporter.compile import export
+    from exporter.compiler.export import export
     from latentc import builtin_model
 
     export(

@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.wandb_report import library, log_report
-from runtimes import observe
-from runtimes.run import Result, Run
+from runtimes.pipeline import observe
+from runtimes.pipeline.run import Result, Run
 from runtimes.version import __version__
 
 __all__ = ["COLUMNS", "Autolog", "autolog", "chain", "log_report"]
@@ -312,7 +312,7 @@ def _pictures(active: _Active, run: Run, result: Result) -> Sequence[Any]:
     its first frame."""
     kind, of_videos = run.request.output_type, result.kind == "frames"
     if kind == "np":
-        from runtimes.image import to_pil
+        from runtimes.images.image import to_pil
 
         images = result.images[:, 0] if of_videos else result.images
         return to_pil(images.transpose(0, 3, 1, 2))

@@ -28,9 +28,9 @@ from benchmarks.bench.model import (
     Settings,
 )
 from benchmarks.bench.runner import speedup
-from runtimes.backend import SessionOptions
-from runtimes.manifest_structures import Component
-from runtimes.session import Array, Feeds, Session
+from runtimes.backends.backend import SessionOptions
+from runtimes.backends.session import Array, Feeds, Session
+from runtimes.bundle.structures import Component
 from tests.fakes import FakeBackend, FakeSession
 
 SCENARIOS = ("cold_start", "load", "denoiser_step", "text_encode", "vae_decode", "end_to_end")

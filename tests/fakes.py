@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from runtimes.backend import Backend, SessionOptions
-from runtimes.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from runtimes.manifest_structures import (
+from runtimes.backends.backend import Backend, SessionOptions
+from runtimes.backends.session import Array, Feeds, Session
+from runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from runtimes.bundle.structures import (
     Artifact,
     Build,
     Component,
@@ -36,10 +37,9 @@ from runtimes.manifest_structures import (
     Tokenizer,
     Verification,
 )
-from runtimes.pipeline import load
-from runtimes.plan import PlanTable
+from runtimes.pipeline.pipeline import load
 from runtimes.programs.latents import Latents
-from runtimes.session import Array, Feeds, Session
+from runtimes.sampling.plan import PlanTable
 from runtimes.version_1.fields import Argument, Branch, CallFields, Embedding, Guidance, VectorInput
 from runtimes.version_1.tasks import Task
 from runtimes.version_1.translation import program_of, with_positions

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from runtimes.errors import LatentcError
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of, calls_of
 

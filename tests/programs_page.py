@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
 from runtimes.programs.listing import listing
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "programs.md"

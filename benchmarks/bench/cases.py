@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from benchmarks.bench.model import SCENARIOS
 from runtimes.errors import InputError
-from runtimes.files import LARGEST_SETTINGS, read_regular
-from runtimes.parsing import parser
+from runtimes.storage.files import LARGEST_SETTINGS, read_regular
+from runtimes.storage.parsing import parser
 
 # Kinds of PyTorch pipelines, each with what a person calls it.
 BASELINES = {

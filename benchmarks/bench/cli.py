@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.bench.cases import BASELINES
+from runtimes.commands.option_types import Finite
 from runtimes.errors import InputError, LatentcError, PerformanceRegression
-from runtimes.option_types import Finite
 from runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def bench() -> None:
 @click.option("--wandb-project", metavar="NAME")
 def run(bundle: Path, output: Path, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
-    from runtimes.outputs import check_folder
+    from runtimes.storage.outputs import check_folder
 
     _require(options)
     check_folder(output)
@@ -239,7 +239,7 @@ def _require(options: dict[str, Any]) -> None:
 
 def _plan(bundle: Path, options: dict[str, Any]) -> Plan:
     from benchmarks.bench import cases, plan
-    from runtimes.manifest import Manifest
+    from runtimes.bundle.manifest import Manifest
 
     manifest = Manifest.load(bundle)
     file = cases.read(options["case_file"]) if options["case_file"] else None

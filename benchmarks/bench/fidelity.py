@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench.model import Fidelity
-from runtimes import pictures
+from runtimes.backends.session import Array
+from runtimes.calls import given_images as pictures
 from runtimes.errors import InputError
-from runtimes.files import open_regular
-from runtimes.parsing import parser
-from runtimes.session import Array
-from runtimes.verify import NOT_COMPARABLE, psnr, relative_l2
+from runtimes.storage.files import open_regular
+from runtimes.storage.parsing import parser
+from runtimes.verification.verify import NOT_COMPARABLE, psnr, relative_l2
 
 _WINDOW = 7  # pixels, of the SSIM
 

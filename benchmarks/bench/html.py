@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks.bench import charts, model, texts
 from benchmarks.bench.model import SCENARIOS, Report
-from runtimes import pictures
+from runtimes.calls import given_images as pictures
 from runtimes.errors import InputError
-from runtimes.files import read_regular
-from runtimes.parsing import parser
+from runtimes.storage.files import read_regular
+from runtimes.storage.parsing import parser
 
 _SIDE = 256  # pixels: no picture of the page is larger
 _QUALITY = 85  # of smaller copies

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import msgspec
 
 from runtimes.errors import InputError
-from runtimes.files import LARGEST_DOCUMENT, read_regular
-from runtimes.parsing import parser
+from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from runtimes.storage.parsing import parser
 from runtimes.strict import readable
 
 FORMAT = "latentc-bench"

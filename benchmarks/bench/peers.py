@@ -15,11 +15,11 @@ from typing import Any
 
 from benchmarks.bench.cases import Case
 from benchmarks.measure import Bounds, ChildFailed, run_child
+from runtimes.backends.session import first_line
 from runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
-from runtimes.files import LARGEST_DOCUMENT, read_regular
-from runtimes.folders import cache_folder
-from runtimes.parsing import parser
-from runtimes.session import first_line
+from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from runtimes.storage.folders import cache_folder
+from runtimes.storage.parsing import parser
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "peers"
 # a stage of a peer's result → our scenario

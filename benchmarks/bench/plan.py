@@ -10,13 +10,13 @@ from benchmarks.bench import latentc_case
 from benchmarks.bench.cases import Case, Group, with_baselines
 from benchmarks.bench.model import Settings
 from benchmarks.bench.peers import python_of, script_of
-from runtimes import backend as engines
-from runtimes.backend import SessionOptions
-from runtimes.build_choice import choose_build
+from runtimes.backends import backend as engines
+from runtimes.backends.backend import SessionOptions
+from runtimes.backends.choosing import choose_build
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.sizes import side
+from runtimes.bundle.structures import Build
 from runtimes.errors import InputError, PlanNotFound, SourceError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Build
-from runtimes.sizes import side
 
 DEFAULT_STEPS = 10
 
@@ -181,7 +181,7 @@ def _needs_source(cases: Iterable[Case], baselines: Sequence[str]) -> bool:
 def _source(manifest: Manifest, given: Path | None, needed: bool) -> tuple[Path | None, bool]:
     """The diffusers folder that the bundle was made from, and whether it is the built-in model."""
     from exporter.cli import builtin_folder
-    from exporter.source import resolve
+    from exporter.source.resolving import resolve
 
     if needed and manifest.source.ingredients:
         names = ", ".join(each.id for each in manifest.source.ingredients)

@@ -31,11 +31,11 @@ from benchmarks.bench.plan import Plan
 from benchmarks.bench.worker import STARTED
 from benchmarks.measure import Bounds, Child, ChildFailed, run_child
 from benchmarks.measure import machine as this_machine
-from runtimes.files import temporary_folder
+from runtimes.bundle.precision import split_passes
+from runtimes.bundle.quantities import build_size
+from runtimes.bundle.structures import Artifact, Build, Role
 from runtimes.machine import cores
-from runtimes.manifest_structures import Artifact, Build, Role
-from runtimes.precision import split_passes
-from runtimes.quantities import build_size
+from runtimes.storage.files import temporary_folder
 from runtimes.version import __version__
 
 WARM_UP, ROUND = "warm-up", "round"

@@ -57,7 +57,7 @@ class Latentc:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         from benchmarks.bench import latentc_case
-        from runtimes.pipeline import open_pipeline
+        from runtimes.pipeline.pipeline import open_pipeline
 
         self.compiles = bool(request["case"]["compile"])
         self._request = request
@@ -332,7 +332,7 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
     """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
     from benchmarks.shapes.judge import ShapesJudge
-    from runtimes.judges import count_right
+    from runtimes.verification.judges import count_right
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
         at_once = 1 if request["case"]["static"] else len(prompts)
@@ -352,12 +352,12 @@ def _build_engines(request: Mapping[str, Any]) -> float | None:
     case = request["case"]
     if case["engine"] != "latentc":
         return None
-    from runtimes import backend as engines
+    from runtimes.backends import backend as engines
 
     if not engines.find(case["backend"]).builds:
         return None
-    from runtimes.backend import SessionOptions
-    from runtimes.bundle import Bundle, graph_digest
+    from runtimes.backends.backend import SessionOptions
+    from runtimes.bundle.files import Bundle, graph_digest
 
     begun = perf_counter()
     opened = Bundle.open(request["bundle"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import BackendError, InputError
-from runtimes.files import temporary_folder
+from runtimes.storage.files import temporary_folder
 
 HERE = Path(__file__).parent
 HOME = "LATENTC_PEERS"  # environment variable: the folder that holds the environments

@@ -100,7 +100,7 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class HollowJudge:
-    """The judge as latentc asks it (`runtimes.judges`)."""
+    """The judge as latentc asks it (`runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
         """Those of the built-in model's judge."""

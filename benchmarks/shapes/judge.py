@@ -69,7 +69,8 @@ def look(image: Image.Image) -> list[SeenObject]:
 
 
 class ShapesJudge:
-    """The judge as latentc's verification and benchmarks ask it (`runtimes.judges`)."""
+    """The judge as latentc's verification and benchmarks ask it
+    (`runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
         """Held-out prompts, half of them of one shape, the others of two."""

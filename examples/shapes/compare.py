@@ -16,7 +16,7 @@ from tqdm import tqdm
 import latentc
 from benchmarks.shapes.judge import reasons
 from benchmarks.shapes.scenes import Prompt, held_out_prompts
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
 
 from .evaluate import GUIDANCE, STEPS, evaluate
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from exporter.classes import class_of, of_class
-from exporter.families import Description, Graph, Shifted, Tokens, calling
-from exporter.families.flow_tasks import FLOW, tasks_of
-from exporter.families.image_tasks import joined_graphs, with_inputs
-from exporter.families.text_to_image import (
+from exporter.components.description import Description, Graph, Shifted, Tokens, calling
+from exporter.components.tasks.flow_tasks import FLOW, tasks_of
+from exporter.components.tasks.image_tasks import joined_graphs, with_inputs
+from exporter.components.tasks.trained_tasks import filling
+from exporter.components.text_to_image import (
     decoder_graph,
     feed_scale,
     ids_spec,
@@ -22,8 +23,7 @@ from exporter.families.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.families.trained_tasks import filling
-from exporter.families.transformer_parts import (
+from exporter.components.transformers import (
     Rotary,
     latents_of_transformer,
     longest_text,
@@ -32,10 +32,10 @@ from exporter.families.transformer_parts import (
     unpacked,
     with_module,
 )
-from exporter.families.unet_pipelines import text_length
+from exporter.components.unets import text_length
 from exporter.programs.draft import Draft
 from exporter.programs.sides import NEGATIVE, Side, sides_of
-from runtimes.manifest_structures import Component, TensorSpec
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.programs.statements import Push, Test
 
 COMPONENTS = {
@@ -121,7 +121,7 @@ def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+    """See `exporter.components.description.Description`."""
     config = pipe.transformer.config
     channels = (config.out_channels or config.in_channels) // (_PATCH * _PATCH)
     factor, fills = vae_factor(pipe.vae), type(pipe).__name__ == "FluxFillPipeline"

@@ -17,21 +17,28 @@ from typing import Any
 import torch
 
 from exporter.classes import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, class_of, record_of
-from exporter.families import Description, FixedScheduler, Graph, Tokens, calling, size_multiple
-from exporter.families.tasks import IMAGE
-from exporter.families.text_to_image import (
+from exporter.components.description import (
+    Description,
+    FixedScheduler,
+    Graph,
+    Tokens,
+    calling,
+    size_multiple,
+)
+from exporter.components.tasks.task import IMAGE
+from exporter.components.text_to_image import (
     SCALE,
     ids_spec,
     sample_spec,
     timestep_spec,
     vae_factor,
 )
-from exporter.families.unet_pipelines import Unpadded, check_parts, text_length
+from exporter.components.unets import Unpadded, check_parts, text_length
 from exporter.programs.defaults import defaults_of
 from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from exporter.programs.sides import NEGATIVE, Side
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from runtimes.programs.statements import Branch, Feed, Loop, Plan, Program, Push, State, Test, Zeros
 
@@ -180,7 +187,7 @@ class Encoder(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+    """See `exporter.components.description.Description`."""
     parts = ("unet", "movq", "prior_prior", "prior_image_encoder", "prior_text_encoder")
     check_parts(pipe, *parts, _TOKENIZER, _PRIOR_SCHEDULER)
     _check_unet(pipe)
@@ -207,8 +214,8 @@ def describe(pipe: Any) -> Description:
 
 
 def _calling(pipe: Any) -> Callable[..., Any]:
-    """Return what runs a pipeline (see `exporter.families.calling`). The class that makes images
-    from others takes height and width for one another."""
+    """Return what runs a pipeline (see `exporter.components.description.calling`). The class that
+    makes images from others takes height and width for one another."""
     run = calling(pipe, callback_steps=None)  # which diffusers warns of otherwise
     if IMAGE_TO_IMAGE not in record_of(type(pipe).__name__).tasks:
         return run

@@ -16,8 +16,8 @@ import torch
 from msgspec import structs
 
 from exporter.classes import TEXT_TO_IMAGE
-from exporter.families import Description, Graph, Tokens, calling, latents_of_unet
-from exporter.families.text_to_image import (
+from exporter.components.description import Description, Graph, Tokens, calling, latents_of_unet
+from exporter.components.text_to_image import (
     SCALE,
     Scaling,
     classifier_free_guidance,
@@ -27,7 +27,7 @@ from exporter.families.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.families.unet_pipelines import (
+from exporter.components.unets import (
     check_parts,
     check_unet,
     check_vae,
@@ -38,8 +38,8 @@ from exporter.families.unet_pipelines import (
 )
 from exporter.programs.draft import Draft
 from exporter.programs.sides import sides_of
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("bert",), "denoiser": ("unet",), "vae_decoder": ("vqvae",)}
 _STATES = "encoder_hidden_states"
@@ -79,7 +79,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+    """See `exporter.components.description.Description`."""
     check_parts(pipe, "bert", "tokenizer", "unet", "vqvae")
     _check_unet(pipe.unet, type(pipe).__name__)
     _check_vae(pipe.vqvae, pipe.unet)
@@ -178,7 +178,7 @@ def _check_positions(bert: Any) -> None:
 
 
 def _call(pipe: Any) -> Callable[..., Any]:
-    """Return what runs the pipeline (see `exporter.families.calling`), with
+    """Return what runs the pipeline (see `exporter.components.description.calling`), with
     `num_images_per_prompt`, which it has not: as so many prompts next to each other."""
     run = calling(pipe)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from msgspec import structs
 
-from exporter.families import Description, stable_diffusion
-from exporter.families.text_to_image import vae_factor
+from exporter.components.description import Description
+from exporter.components.text_to_image import vae_factor
+from exporter.families import stable_diffusion
 from exporter.programs.defaults import defaults_of
 from exporter.programs.draft import Draft
 from runtimes.errors import UnsupportedPipeline
@@ -21,7 +22,7 @@ _VIEWS = Views(size=64, stride=8)  # of the pipeline's `get_views`, which its ca
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`.
+    """See `exporter.components.description.Description`.
 
     Raises:
         UnsupportedPipeline: the VAE makes another number of pixels of a latent than 8.

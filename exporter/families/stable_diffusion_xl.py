@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from exporter.classes import TEXT_TO_IMAGE
-from exporter.families import Description, Graph, Tokens
-from exporter.families.text_to_image import (
+from exporter.components.description import Description, Graph, Tokens
+from exporter.components.signatures import named
+from exporter.components.text_to_image import (
     Scaling,
     distilled,
     guidance_embedding,
@@ -19,7 +20,8 @@ from exporter.families.text_to_image import (
     scale_inputs,
     timestep_spec,
 )
-from exporter.families.unet_pipelines import (
+from exporter.components.unet_programs import describe_unet
+from exporter.components.unets import (
     check_parts,
     check_unet,
     check_vae,
@@ -27,13 +29,11 @@ from exporter.families.unet_pipelines import (
     least_side,
     text_length,
 )
-from exporter.families.unet_programs import describe_unet
 from exporter.programs.defaults import takes
 from exporter.programs.draft import SIDES, Draft
 from exporter.programs.sides import NEGATIVE, Missing, Side, sides_of
-from exporter.signatures import named
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest_structures import Component, TensorSpec
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -86,7 +86,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+    """See `exporter.components.description.Description`."""
     # Without the pooled text of the second encoder it cannot run; the first may be missing.
     parts = ("text_encoder", "tokenizer")
     first = parts if any(getattr(pipe, name) is not None for name in parts) else ()

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.families import Description, Graph, calling, latents_of_unet, size_multiple
-from exporter.families.text_to_image import sample_spec, timestep_spec
-from exporter.learned_variance import VARIANCE, learns_variance
+from exporter.components.description import (
+    Description,
+    Graph,
+    calling,
+    latents_of_unet,
+    size_multiple,
+)
+from exporter.components.learned_variance import VARIANCE, learns_variance
+from exporter.components.text_to_image import sample_spec, timestep_spec
 from exporter.programs.draft import Draft
+from runtimes.bundle.structures import Component
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest_structures import Component
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 
@@ -40,7 +46,7 @@ class Denoiser(torch.nn.Module):
 
 class Denormalise(torch.nn.Module):
     """Pixels in [-1, 1] → image, 0 to 1: the whole decoder of a pixel-space pipeline. It limits
-    nothing, as `exporter.families.text_to_image.Decoder`."""
+    nothing, as `exporter.components.text_to_image.Decoder`."""
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         return (latents / 2 + 0.5,)
@@ -82,7 +88,7 @@ def _check_timesteps(pipe: Any) -> None:
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.families.Description`."""
+    """See `exporter.components.description.Description`."""
     config = pipe.unet.config
     _check_channels(pipe)
     if pipe.unet.class_embedding is not None:

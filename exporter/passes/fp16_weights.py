@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from exporter.passes import Choices
-from exporter.weights import finite, later
+from exporter.stored_weights import finite, later
 from runtimes.errors import ExportError
 
 SMALLEST = 1024  # elements; norms and biases weigh nothing and are better left exact

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from exporter.weights import finite, later
+from exporter.stored_weights import finite, later
 from runtimes.errors import ExportError
 
 _aten = torch.ops.aten

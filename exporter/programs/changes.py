@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from msgspec import structs
 
 from exporter.programs.draft import STEPS
-from runtimes.manifest_structures import Component
+from runtimes.bundle.sizes import dimension
+from runtimes.bundle.structures import Component
 from runtimes.programs.statements import (
     Argument,
     Cache,
@@ -23,7 +24,6 @@ from runtimes.programs.statements import (
     loop_of,
     loops_of,
 )
-from runtimes.sizes import dimension
 
 _EVERY = "cache_interval"
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from msgspec import structs
 
 from exporter.programs.defaults import defaults_of, fitted
+from runtimes.bundle.sizes import BINNING
 from runtimes.programs import statements as form
 from runtimes.programs.latents import Latents
 from runtimes.programs.loops import MOST_STEPS
 from runtimes.programs.statements import Feed, Program, Shape, Statement, Test
-from runtimes.sizes import BINNING
 
 STEPS, STRENGTH = "num_inference_steps", "strength"
 LATENTS, IMAGE_LATENTS, DENOISED = "latents", "image_latents", "denoised"

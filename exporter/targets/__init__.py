@@ -20,17 +20,17 @@ from exporter.passes import (
     bytes_of,
     modules,
 )
-from exporter.targets.coreml_options import CoreMLOptions
+from exporter.targets.coreml.options import CoreMLOptions
 from exporter.targets.options import TargetOptions
 from runtimes import plugins
+from runtimes.bundle.precision import split_passes
+from runtimes.bundle.structures import Component
 from runtimes.errors import InputError, first_line
-from runtimes.manifest_structures import Component
-from runtimes.precision import split_passes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from exporter.families import Description
+    from exporter.components.description import Description
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TargetInfo:
 
 ENTRY_POINTS = "latentc.targets"
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_DECOMPOSED = "exporter.decompose"
+_DECOMPOSED = "exporter.capture.decompose"
 _ONNX_CODE = (
     _DECOMPOSED,
     *(
@@ -87,7 +87,7 @@ _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palett
 
 _OWN: Mapping[str, TargetInfo] = {
     "onnx": TargetInfo(
-        "exporter.targets.onnx",
+        "exporter.targets.onnx.lowering",
         "onnxruntime",
         _ONNX,
         {**STORED, **WEIGHTS},
@@ -97,12 +97,12 @@ _OWN: Mapping[str, TargetInfo] = {
         rewrites=False,
     ),
     "openvino": TargetInfo(
-        "exporter.targets.openvino",
+        "exporter.targets.openvino.lowering",
         "openvino",
         ("openvino",),
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
         code=(
-            *(_DECOMPOSED, "exporter.targets.openvino_int4"),
+            *(_DECOMPOSED, "exporter.targets.openvino.int4"),
             "exporter.passes.plain_integers",
         ),
         computes={"bf16": "bf16"},
@@ -131,16 +131,16 @@ _OWN: Mapping[str, TargetInfo] = {
         rewrites=False,
     ),
     "coreml": TargetInfo(
-        "exporter.targets.coreml",
+        "exporter.targets.coreml.lowering",
         "coreml" if sys.platform == "darwin" else "coreml-reference",
         ("coremltools",),
         _COREML,
         options=CoreMLOptions,
         sides_alone=True,
         code=(
-            *("exporter.targets.coreml_options", "exporter.targets.coreml_shapes"),
-            *("exporter.targets.coreml_weights", "exporter.targets.coreml_operations"),
-            *("exporter.targets.coreml_overflow", _DECOMPOSED),
+            *("exporter.targets.coreml.options", "exporter.targets.coreml.shapes"),
+            *("exporter.targets.coreml.weights", "exporter.targets.coreml.operations"),
+            *("exporter.targets.coreml.overflow", _DECOMPOSED),
             "exporter.passes.split_einsum_attention",
         ),
         memory=2.5,

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from exporter.families import Description
-from exporter.targets import onnx
-from runtimes.manifest_structures import Component
+from exporter.components.description import Description
+from exporter.targets.onnx import lowering as onnx
+from runtimes.bundle.recipe import FORMAT, RECIPE, Recipe
+from runtimes.bundle.sizes import Span, ranges, smallest_side, text_lengths
+from runtimes.bundle.structures import Component
 from runtimes.programs.dimensions import symbolic
 from runtimes.programs.guidance import guidance_of
 from runtimes.programs.latents import other_sizes
-from runtimes.recipe import FORMAT, RECIPE, Recipe
-from runtimes.sizes import Span, ranges, smallest_side, text_lengths
 
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
@@ -59,7 +59,7 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
     default number of frames), good for the smallest one that there is to one and a half times the
     default, and for four pictures. The
     probes' shapes are within, so that `latentc verify` can repeat them."""
-    from exporter.capture import symbol_values
+    from exporter.capture.graphs import symbol_values
 
     latents = description.latents
     probe = symbol_values(description, traced=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture import quiet
-from exporter.weights import in_one_file
-from runtimes.manifest_structures import Component
+from exporter.capture.graphs import quiet
+from exporter.stored_weights import in_one_file
+from runtimes.bundle.structures import Component
 
 MODEL = "model.pt2"
 

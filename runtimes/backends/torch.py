@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from runtimes.backend import Backend, SessionOptions
+from runtimes.backends.backend import Backend, SessionOptions
+from runtimes.backends.session import Array, Feeds, Session
+from runtimes.bundle.structures import Component
 from runtimes.errors import BackendError, BundleError
-from runtimes.manifest_structures import Component
-from runtimes.session import Array, Feeds, Session
 
 if TYPE_CHECKING:
     from runtimes.backends.torch_program import LoadedProgram

@@ -22,8 +22,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from runtimes.errors import BundleError
-from runtimes.files import open_regular
-from runtimes.parsing import parsing
+from runtimes.storage.files import open_regular
+from runtimes.storage.parsing import parsing
 
 _WHAT = "a program archive"
 SCHEMA = 8  # torch._export.serde.schema.SCHEMA_VERSION[0] of PyTorch 2.13

@@ -8,24 +8,25 @@ from time import perf_counter
 
 import numpy as np
 
-from runtimes import image, noise
-from runtimes.encoded import Encoded, check_finite
+from runtimes.backends.session import Array, Session, cast
+from runtimes.backends.sessions import Sessions
+from runtimes.calls.request import Request
 from runtimes.errors import NumericalError
+from runtimes.images import image
+from runtimes.images.tiling import Tiling, decode
 from runtimes.interpreter import texts
 from runtimes.interpreter.loop import LoopRun, Schedule, sampling_plan
-from runtimes.interpreter.request import Request
 from runtimes.interpreter.texts import Tokenizers
 from runtimes.interpreter.timings import Timings
 from runtimes.interpreter.values import Value, together
-from runtimes.plan import SamplingPlan
 from runtimes.programs import statements as form
 from runtimes.programs.dimensions import parse
 from runtimes.programs.statements import Run, Statement, Tokens
 from runtimes.programs.values import Rows
-from runtimes.sampler import Step, Steps
-from runtimes.session import Array, Session, cast
-from runtimes.sessions import Sessions
-from runtimes.tiling import Tiling, decode
+from runtimes.sampling import noise
+from runtimes.sampling.plan import SamplingPlan
+from runtimes.sampling.sampler import Step, Steps
+from runtimes.texts.encoded import Encoded, check_finite
 
 
 class Execution:

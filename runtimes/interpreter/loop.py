@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtimes import noise
-from runtimes.blending import blended
+from runtimes.backends.session import Array, Session, cast
+from runtimes.backends.sessions import Sessions
+from runtimes.calls.request import Request
 from runtimes.errors import InputError, PlanNotFound
-from runtimes.interpreter.request import Request
-from runtimes.packing import Packing, unpacked_steps
-from runtimes.plan import PlanTable, SamplingPlan
 from runtimes.programs.statements import (
     GUIDED,
     Branch,
@@ -25,11 +23,13 @@ from runtimes.programs.statements import (
     Window,
     value_of,
 )
-from runtimes.sampler import Adjust, Rescale, Steps, denoise
-from runtimes.session import Array, Session, cast
-from runtimes.sessions import Sessions
-from runtimes.step_cache import StepCache, kinds
-from runtimes.views import View, cut, merged, one_by_one, views_of
+from runtimes.sampling import noise
+from runtimes.sampling.blending import blended
+from runtimes.sampling.packing import Packing, unpacked_steps
+from runtimes.sampling.plan import PlanTable, SamplingPlan
+from runtimes.sampling.sampler import Adjust, Rescale, Steps, denoise
+from runtimes.sampling.step_cache import StepCache, kinds
+from runtimes.sampling.views import View, cut, merged, one_by_one, views_of
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtimes import prompt_weights
-from runtimes.encoded import Encoded, check_finite, run_encoder
+from runtimes.backends.session import Array
+from runtimes.backends.sessions import Sessions
+from runtimes.bundle.structures import Component
+from runtimes.calls.facts import Facts
+from runtimes.calls.request import Request
 from runtimes.errors import InputError
-from runtimes.interpreter.facts import Facts
-from runtimes.interpreter.request import Request
-from runtimes.manifest_structures import Component
 from runtimes.programs.demand import of_call
 from runtimes.programs.statements import Run, Tokens
-from runtimes.prompt_weights import Weighted
-from runtimes.session import Array
-from runtimes.sessions import Sessions
-from runtimes.tokenizer import Chunk, TextTokenizer
+from runtimes.texts import prompt_weights
+from runtimes.texts.encoded import Encoded, check_finite, run_encoder
+from runtimes.texts.prompt_weights import Weighted
+from runtimes.texts.tokenizer import Chunk, TextTokenizer
 
 Tokenizers = Mapping[str, TextTokenizer]
 

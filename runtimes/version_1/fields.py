@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from runtimes.manifest_structures import Component
+from runtimes.bundle.structures import Component
 from runtimes.programs.latents import Latents
 from runtimes.strict import Strict
 

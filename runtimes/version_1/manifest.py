@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from runtimes.errors import BundleError
-from runtimes.manifest_structures import (
+from runtimes.bundle.structures import (
     Build,
     Component,
     CreatedBy,
@@ -19,8 +18,9 @@ from runtimes.manifest_structures import (
     Source,
     files_of,
 )
-from runtimes.parsing import parser
+from runtimes.errors import BundleError
 from runtimes.programs.latents import Latents
+from runtimes.storage.parsing import parser
 from runtimes.strict import Strict
 from runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
 from runtimes.version_1.tasks import Task

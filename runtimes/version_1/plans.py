@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from runtimes.errors import BundleError
-from runtimes.npz import read_arrays
-from runtimes.parsing import parser
-from runtimes.plan import PlanTable
-from runtimes.plan_schema import DTYPES, LEARNED
+from runtimes.sampling.plan import PlanTable
+from runtimes.sampling.plan_schema import DTYPES, LEARNED
+from runtimes.storage.npz import read_arrays
+from runtimes.storage.parsing import parser
 
 
 @parser(BundleError, "path", "a table of sampling plans of format 1")

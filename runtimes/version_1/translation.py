@@ -12,12 +12,12 @@ from itertools import count, pairwise
 
 from msgspec import structs
 
+from runtimes.bundle.sizes import BINNING
+from runtimes.bundle.structures import Component
 from runtimes.errors import BundleError
-from runtimes.manifest_structures import Component
 from runtimes.programs import statements as form
 from runtimes.programs.loops import MOST_STEPS
 from runtimes.programs.statements import Feed, Program, Statement, Test
-from runtimes.sizes import BINNING
 from runtimes.version_1.fields import Branch as OldBranch
 from runtimes.version_1.fields import CallFields, Embedding, VectorInput
 from runtimes.version_1.tasks import NOISE, START, STEPS, Preparation, Task, argument

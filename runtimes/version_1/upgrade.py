@@ -13,17 +13,17 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from runtimes import files
+from runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_document, version_of
+from runtimes.bundle.structures import File, Schedule
+from runtimes.bundle.structures import Tokenizer as NewTokenizer
+from runtimes.bundle.trust import check_unlinked, checked
 from runtimes.errors import BundleError, InputError
-from runtimes.locks import Stages, writing
-from runtimes.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_document, version_of
-from runtimes.manifest_structures import File, Schedule
-from runtimes.manifest_structures import Tokenizer as NewTokenizer
-from runtimes.outputs import check_folder
-from runtimes.parsing import parsing
 from runtimes.programs.statements import Program
-from runtimes.tokenizer import TextTokenizer
-from runtimes.trust import check_unlinked, checked
+from runtimes.storage import files
+from runtimes.storage.locks import Stages, writing
+from runtimes.storage.outputs import check_folder
+from runtimes.storage.parsing import parsing
+from runtimes.texts.tokenizer import TextTokenizer
 from runtimes.version_1 import manifest as old
 from runtimes.version_1.fields import CallFields
 from runtimes.version_1.plans import read_plans

@@ -12,7 +12,7 @@ from benchmarks.bench import cases, plan
 from benchmarks.bench.cases import Case, Group, with_baselines
 from benchmarks.bench.model import Settings
 from latentc.cli import run as latentc
-from runtimes.backend import Backend
+from runtimes.backends.backend import Backend
 from runtimes.errors import InputError
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import cancelling
-from runtimes.pipeline import load
+from runtimes.pipeline.pipeline import load
 from tests.fakes import FakeBackend, make_bundle
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import CASES, Case, Outcome, write_record
-from runtimes import backend as engines
+from runtimes.backends import backend as engines
 from tests.fake_tensorrt import Machine, installed
 
 FACTS = {"GPU": "NVIDIA L4", "Driver": "580.1"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks import loop_overhead
-from exporter.schedule import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import DEFAULT_SCHEDULERS
 
 
 def test_the_command_runs(tmp_path: Path) -> None:

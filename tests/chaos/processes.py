@@ -24,12 +24,12 @@ def import_everything() -> None:
     import torch
 
     import benchmarks.bench.cli
-    import exporter.compile
+    import exporter.compiler.export
     import exporter.families.stable_diffusion
     import latentc.cli
 
     torch.set_num_threads(1)
-    assert all((benchmarks.bench.cli, exporter.compile, latentc.cli, onnxruntime))
+    assert all((benchmarks.bench.cli, exporter.compiler.export, latentc.cli, onnxruntime))
     exporter.families.stable_diffusion  # noqa: B018
     import diffusers
 

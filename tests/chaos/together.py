@@ -66,7 +66,7 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
 
     def replace() -> int:
         from exporter.store import Store
-        from runtimes.manifest import Manifest
+        from runtimes.bundle.manifest import Manifest
 
         for _ in range(rounds):
             manifest = Manifest.load(place.output)

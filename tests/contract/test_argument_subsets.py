@@ -22,8 +22,8 @@ import latentc
 from exporter.classes import class_of
 from exporter.quiet import quiet_loading
 from runtimes.errors import InputError
-from runtimes.pipeline import Pipeline
-from runtimes.verify import relative_l2
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, mask, picture
 from tests.uncaptured import uncaptured
 

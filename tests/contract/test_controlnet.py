@@ -20,11 +20,11 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import CONTROLLED
 from tests.loaded import Ours, kept_open

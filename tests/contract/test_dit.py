@@ -14,12 +14,12 @@ from diffusers import DiTPipeline
 
 import latentc
 from benchmarks.bench.latentc_case import arguments
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
-from runtimes.cli import generate
+from runtimes.commands.generate import generate
 from runtimes.errors import InputError
-from runtimes.pipeline import Pipeline
-from runtimes.verify import relative_l2
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
 
 STEPS = 5

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from exporter.probe_calls import rows_of
 from exporter.progress import Progress
+from exporter.verification.probe_calls import rows_of
+from runtimes.bundle.sizes import BINNING
+from runtimes.bundle.structures import Tokenizer
 from runtimes.errors import InputError, NumericalError
-from runtimes.manifest_structures import Tokenizer
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 from runtimes.programs.statements import (
     Image,
     Loop,
@@ -28,7 +29,6 @@ from runtimes.programs.statements import (
     loop_of,
     names_given,
 )
-from runtimes.sizes import BINNING
 from runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
 from tests.pictures import mask, picture

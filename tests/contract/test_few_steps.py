@@ -17,13 +17,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
-from exporter.schedule import build
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import build
+from exporter.verification.reference import watched
 from runtimes.errors import InputError
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.exporter.test_ingredients import make_lora

@@ -16,15 +16,15 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
-from exporter.schedule import build
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import build
+from exporter.verification.reference import watched
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError
-from runtimes.manifest import Manifest
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 from tests.tiny import tiny_autoencoder
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 import latentc
 from exporter.quiet import quiet_loading
-from exporter.schedule import build
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import build
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError
-from runtimes.manifest import Manifest
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, mask, picture
 
 SIZE = {"height": 32, "width": 48}

@@ -14,11 +14,11 @@ from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, SourceError
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Loop, Run
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time

@@ -14,22 +14,30 @@ import pytest
 import torch
 from msgspec import structs
 
-import exporter.program_check
-from exporter.asked import with_tasks
-from exporter.compilation import planned_programs
-from exporter.compile import export
-from exporter.families import Description, family_of
-from exporter.miniature import (
+import exporter.verification.programs
+from exporter.compiler.export import export
+from exporter.compiler.requested import with_tasks
+from exporter.compiler.run import planned_programs
+from exporter.components.description import Description
+from exporter.families import family_of
+from exporter.progress import Progress
+from exporter.verification.miniature import (
     AFFORDABLE,
     NoMiniature,
     miniature_of,
     numbers_of,
     same_but_for_widths,
 )
-from exporter.program_check import LIMIT, SHAPES, Comparison, Subject, check_programs, recorded
-from exporter.progress import Progress
+from exporter.verification.programs import (
+    LIMIT,
+    SHAPES,
+    Comparison,
+    Subject,
+    check_programs,
+    recorded,
+)
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import VerificationError
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Noise, Program
 from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of
@@ -55,7 +63,7 @@ MADE: Mapping[Callable[[Path, Configuration], None], Mapping[str, Configuration]
 
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter.program_check, "_LARGE", 0)
+    monkeypatch.setattr(exporter.verification.programs, "_LARGE", 0)
 
 
 def modules_of(pipe: Any) -> list[torch.nn.Module]:

@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional
 
 from exporter import targets
-from exporter.capture import variant
+from exporter.capture.graphs import variant
 from exporter.passes import Choices, Range
 from exporter.passes.quantization import sites
-from runtimes.backend import SessionOptions, find
-from runtimes.manifest_structures import Component, TensorSpec
+from runtimes.backends.backend import SessionOptions, find
+from runtimes.bundle.structures import Component, TensorSpec
 
 CHANNELS, SIDE = 4, 8
 Operator: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from runtimes import backend as backends
-from runtimes.bundle import Bundle
+from runtimes.backends import backend as backends
+from runtimes.backends.session import Array, Feeds
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST
+from runtimes.bundle.structures import TensorSpec
 from runtimes.errors import BackendError, BundleError
-from runtimes.manifest import MANIFEST
-from runtimes.manifest_structures import TensorSpec
-from runtimes.pipeline import load
-from runtimes.session import Array, Feeds
+from runtimes.pipeline.pipeline import load
 from tests.fakes import GRAPHS, FakeBackend, make_bundle
 
 Outputs = Mapping[str, TensorSpec]

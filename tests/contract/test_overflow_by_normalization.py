@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional
 
 from exporter import targets
-from exporter.capture import variant
+from exporter.capture.graphs import variant
 from exporter.targets.options import Settings
-from runtimes.backend import SessionOptions, find
-from runtimes.manifest_structures import Component, TensorSpec
+from runtimes.backends.backend import SessionOptions, find
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 
 CHANNELS, SIDE = 4, 8
 SCALES = (1.0, 600.0, 6000.0)

@@ -17,15 +17,15 @@ from diffusers import (
 )
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
+from exporter.verification.reference import watched
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.manifest import Manifest
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 from runtimes.programs.listing import listing
-from runtimes.verify import relative_l2
-from runtimes.views import cut, put_together, views_of
+from runtimes.sampling.views import cut, put_together, views_of
+from runtimes.verification.verify import relative_l2
 from tests import tiny
 from tests.docs import independent_loader as reader
 

@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMPipeline, DiffusionPipeline
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
-from exporter.schedule import build
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
-from runtimes.verify import psnr, relative_l2
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import build
+from exporter.verification.reference import watched
+from runtimes.verification.verify import psnr, relative_l2
 from tests.loaded import Ours, kept_open
 
 STEPS = 20

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-import exporter.compilation
+import exporter.compiler.run
 from exporter import classes
-from exporter.compile import export
-from exporter.families import Description
-from exporter.program_check import LIMIT, SHAPES, Comparison, check_programs, recorded
+from exporter.compiler.export import export
+from exporter.components.description import Description
 from exporter.progress import Progress
+from exporter.verification.programs import LIMIT, SHAPES, Comparison, check_programs, recorded
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, VerificationError
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program, loop_of
 from tests.contract.test_every_argument import HAS_TASKS, bundle_of
 from tests.uncaptured import uncaptured
@@ -219,12 +219,12 @@ def test_the_record_says_what_diffusers_refuses(
 def test_an_export_writes_nothing_then(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = exporter.compilation.with_planned_steps
+    planned = exporter.compiler.run.with_planned_steps
 
     def changed(*arguments: Any) -> Program:
         return with_steps(planned(*arguments), Noise, each_made=False)
 
-    monkeypatch.setattr(exporter.compilation, "with_planned_steps", changed)
+    monkeypatch.setattr(exporter.compiler.run, "with_planned_steps", changed)
     with pytest.raises(VerificationError, match="no bundle was written"):
         export(
             pipeline_folder("sd"),

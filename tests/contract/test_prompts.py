@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline
 
 import latentc
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
+from exporter.verification.reference import watched
 from latentc.cli import run as command
 from runtimes.errors import InputError
-from runtimes.tokenizer import TextTokenizer
-from runtimes.verify import relative_l2
+from runtimes.texts.tokenizer import TextTokenizer
+from runtimes.verification.verify import relative_l2
 from tests.loaded import Ours, kept_open
 
 BACKENDS = ("onnxruntime", "openvino", "torch")

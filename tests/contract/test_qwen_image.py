@@ -14,15 +14,15 @@ import torch
 from diffusers import QwenImagePipeline
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.families.qwen_image import describe
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
+from exporter.verification.reference import watched
+from runtimes.bundle.sizes import of_longest_texts, ranges, text_lengths
 from runtimes.errors import InputError
-from runtimes.pipeline import Pipeline
-from runtimes.sizes import of_longest_texts, ranges, text_lengths
-from runtimes.tokenizer import PromptTruncatedWarning
-from runtimes.verify import relative_l2
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.texts.tokenizer import PromptTruncatedWarning
+from runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader
 
 SEED = 7

@@ -13,11 +13,11 @@ import torch
 
 import latentc
 from exporter.quiet import quiet_loading
-from exporter.schedule import build
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
+from exporter.schedulers.tables import build
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError
-from runtimes.manifest import Manifest
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 

@@ -16,11 +16,11 @@ from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pix
 
 from exporter.families.pixart import bins_of
 from exporter.quiet import quiet_loading
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.sizes import fixed
 from runtimes.errors import InputError
-from runtimes.image import resized
-from runtimes.manifest import Manifest
-from runtimes.pipeline import Pipeline
-from runtimes.sizes import fixed
+from runtimes.images.image import resized
+from runtimes.pipeline.pipeline import Pipeline
 from tests import tiny_transformers
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import assert_same

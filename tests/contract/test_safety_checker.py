@@ -22,13 +22,13 @@ from diffusers import (
 )
 
 import latentc
-from exporter.compile import export
-from exporter.families import safety_checker
+from exporter.compiler.export import export
+from exporter.components import safety_checker
 from exporter.quiet import quiet_loading
-from exporter.source import resolve
+from exporter.source.resolving import resolve
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, VerificationError
-from runtimes.manifest import Manifest
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 from runtimes.programs.listing import listing
 from tests import tiny
 from tests.conftest import Run

@@ -22,16 +22,16 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.capture import capture, example_inputs, symbol_values
-from exporter.compile import export
+from exporter.capture.graphs import capture, example_inputs, symbol_values
+from exporter.capture.step_cache import split
+from exporter.compiler.export import export
+from exporter.components.adapters.t2i_adapter import Adapter, Feature, Packing
 from exporter.families import family_of
-from exporter.families.t2i_adapter import Adapter, Feature, Packing
 from exporter.quiet import quiet_loading
-from exporter.source import load, resolve
-from exporter.step_cache import split
+from exporter.source.resolving import load, resolve
 from latentc.cli import run as command
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Image as ImageArgument
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time

@@ -16,16 +16,16 @@ import torch
 from msgspec import structs
 
 import latentc
-from exporter.asked import with_tasks
 from exporter.classes import record_of
-from exporter.compile import export
+from exporter.compiler.export import export
+from exporter.compiler.requested import with_tasks
 from exporter.families import family_of
 from exporter.programs.changes import usual_steps
 from exporter.quiet import quiet_loading
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.manifest import Manifest
 from runtimes.programs.statements import Program
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture

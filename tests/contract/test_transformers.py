@@ -14,16 +14,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.families import family_of
 from exporter.progress import Progress
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
-from exporter.schedules import add_to_bundle
+from exporter.schedulers.plans import add_to_bundle
+from exporter.verification.reference import watched
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import ExportError, InputError
-from runtimes.manifest import Manifest
-from runtimes.tokenizer import PromptTruncatedWarning
-from runtimes.verify import relative_l2
+from runtimes.texts.tokenizer import PromptTruncatedWarning
+from runtimes.verification.verify import relative_l2
 from tests.transformers import FROM_TEXT, STEPS, exported
 
 SEED = 7

@@ -15,9 +15,9 @@ import torch
 
 import latentc
 from exporter.classes import CLASSES, PipelineClass
-from exporter.compile import export
+from exporter.compiler.export import export
 from runtimes.programs.statements import loop_of
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests import duet
 from tests.docs import independent_loader as reader
 

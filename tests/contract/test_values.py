@@ -13,8 +13,8 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from runtimes.errors import InputError, NumericalError, PlanNotFound
-from runtimes.pipeline import Pipeline
-from runtimes.verify import relative_l2
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.verification.verify import relative_l2
 from tests.pictures import mask, picture
 from tests.uncaptured import uncaptured
 

@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 
 import latentc
 from benchmarks.bench.latentc_case import arguments as bench_arguments
-from exporter.compile import export
+from exporter.capture.step_cache import split
+from exporter.compiler.export import export
+from exporter.components.wan_video_decoder import video_decoder_graph
 from exporter.families import family_of, wan
-from exporter.families.wan_video_decoder import video_decoder_graph
 from exporter.quiet import quiet_loading
-from exporter.step_cache import split
 from exporter.targets.tensorrt import default_profile
-from runtimes.cli import generate
+from runtimes.commands.generate import generate
 from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.pipeline import Pipeline
-from runtimes.verify import relative_l2
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.verification.verify import relative_l2
 from tests import tiny_transformers as tiny
 from tests.docs import independent_loader as reader
 from tests.uncaptured import uncaptured

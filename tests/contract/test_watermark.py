@@ -13,11 +13,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 import latentc
-from exporter import program_check, reference
-from exporter.compile import export
-from exporter.families.watermark import Marker
+from exporter.compiler.export import export
+from exporter.components.watermark import Marker
 from exporter.quiet import quiet_loading
-from runtimes.manifest import Manifest
+from exporter.verification import programs as program_check
+from exporter.verification import reference
+from runtimes.bundle.manifest import Manifest
 from tests import tiny
 from tests.docs import independent_loader as reader
 

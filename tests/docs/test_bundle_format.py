@@ -21,20 +21,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from exporter.targets import TARGETS
-from runtimes import noise
-from runtimes.bundle import Bundle
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import FORMAT_VERSION, Manifest, schema
+from runtimes.bundle.rules import DTYPES, is_dimension, is_inside
 from runtimes.errors import BundleError
-from runtimes.files import LARGEST_DOCUMENT
-from runtimes.loading import Loading
-from runtimes.manifest import FORMAT_VERSION, Manifest, schema
-from runtimes.manifest_rules import DTYPES, is_dimension, is_inside
-from runtimes.pipeline import load, open_pipeline
-from runtimes.plan import PlanTable, join
-from runtimes.plan_schema import DTYPES as ARRAYS
-from runtimes.plan_schema import LEARNED, MAX_SLOTS, MAX_STEPS, ClipKind, check_table
+from runtimes.pipeline.loading import Loading
+from runtimes.pipeline.pipeline import load, open_pipeline
 from runtimes.programs.latents import Latents
-from runtimes.sampler import Rescale, denoise
-from runtimes.verify import TOLERANCES, relative_l2
+from runtimes.sampling import noise
+from runtimes.sampling.plan import PlanTable, join
+from runtimes.sampling.plan_schema import DTYPES as ARRAYS
+from runtimes.sampling.plan_schema import LEARNED, MAX_SLOTS, MAX_STEPS, ClipKind, check_table
+from runtimes.sampling.sampler import Rescale, denoise
+from runtimes.storage.files import LARGEST_DOCUMENT
+from runtimes.verification.verify import TOLERANCES, relative_l2
 from runtimes.version_1.fields import Branch, Guidance
 from tests import fakes
 from tests.conftest import KEPT, one_at_a_time
@@ -59,7 +59,7 @@ def plain(cell: str) -> str:
 UNIONS = {"kind": "Argument", "do": "Statement"}
 # Two structures have one name in the code; the document has a name for each.
 NAMES = {
-    "runtimes.manifest_structures.Loop": "LoopCheck",
+    "runtimes.bundle.structures.Loop": "LoopCheck",
     "runtimes.programs.statements.Loop": "Loop",
 }
 
@@ -695,7 +695,7 @@ def with_images(
     controlled: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for calls with images."""
-    from exporter.compile import export
+    from exporter.compiler.export import export
 
     @cache
     def make(name: str) -> Path:

@@ -14,7 +14,7 @@ import click
 import pytest
 
 import latentc
-from exporter.scheduler_names import DEFAULT_SCHEDULERS
+from exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc import cli as command_line
 from runtimes.errors import LatentcError
 from tests import faults, support

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from benchmarks.shapes import captions, scenes
 from examples.shapes import evaluate
-from exporter import lora
+from exporter.source.adapters import lora
 from latentc import builtin_lora
 
 FOLDER = Path(__file__).parents[2] / "latentc" / "models" / "shapes"

@@ -15,7 +15,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from exporter import source
+from exporter.source import resolving as source
 from runtimes.errors import SourceError
 
 RANK = 4

@@ -13,11 +13,11 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from exporter import source
-from exporter.asked import with_tasks
 from exporter.classes import CLASSES
+from exporter.compiler.requested import with_tasks
 from exporter.families import family_of
 from exporter.quiet import quiet_loading
+from exporter.source import resolving as source
 from latentc.cli import run as command
 from runtimes.errors import InputError, SourceError
 from tests import tiny

@@ -13,14 +13,14 @@ import torch
 from diffusers import AutoPipelineForImage2Image
 
 import latentc
-from exporter.capture import capture, example_inputs, symbol_values, variant
-from exporter.compilation import Exported
-from exporter.compile import export
+from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from exporter.capture.step_cache import FEATURES, split
+from exporter.compiler.export import export
+from exporter.compiler.run import Exported
 from exporter.families import family_of
-from exporter.source import load, resolve
-from exporter.step_cache import FEATURES, split
+from exporter.source.resolving import load, resolve
 from runtimes.errors import ExportError, LatentcError, SourceError, UnsupportedPipeline
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 

@@ -20,24 +20,24 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch.export import ExportedProgram
 
 import latentc
-from exporter.capture import capture, example_inputs, variant
-from exporter.compile import export
-from exporter.families import Graph
+from exporter.capture.graphs import capture, example_inputs, variant
+from exporter.compiler.export import export
+from exporter.components.description import Graph
 from exporter.options import ExportOptions, artifact_keys
 from exporter.passes import Choices, split_einsum_attention
-from exporter.source import resolve
-from exporter.targets import coreml
-from exporter.targets.coreml_options import CoreMLOptions
+from exporter.source.resolving import resolve
+from exporter.targets.coreml import lowering as coreml
+from exporter.targets.coreml.options import CoreMLOptions
 from exporter.targets.options import Settings, gather
-from runtimes import backend as engines
+from runtimes.backends import backend as engines
+from runtimes.backends.coreml.mil.package import limits_of, read_spec
+from runtimes.backends.session import Session
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.sizes import fix
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import InputError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Component, TensorSpec
-from runtimes.mil.package import limits_of, read_spec
 from runtimes.programs.latents import Latents
-from runtimes.session import Session
-from runtimes.sizes import fix
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 
 SIZES = {"batch": 2, "height": 8, "width": 12, "sequence": 7}
 LATENTS = Latents(channels=4, factor=2, multiple=2, default_height=16, default_width=16)

@@ -18,12 +18,17 @@ from diffusers import DiffusionPipeline
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
-from exporter.capture import capture, example_inputs, symbol_values
-from exporter.decompose import decomposed
-from exporter.families import Description, family_of
+from exporter.capture.decompose import decomposed
+from exporter.capture.graphs import capture, example_inputs, symbol_values
+from exporter.components.description import Description
+from exporter.families import family_of
 from exporter.quiet import quiet_loading
-from exporter.targets import coreml_operations, onnx, onnx_registry, onnx_types, openvino
-from runtimes.manifest_structures import Component, TensorSpec
+from exporter.targets.coreml import operations as coreml_operations
+from exporter.targets.onnx import lowering as onnx
+from exporter.targets.onnx import registry as onnx_registry
+from exporter.targets.onnx import types as onnx_types
+from exporter.targets.openvino import lowering as openvino
+from runtimes.bundle.structures import Component, TensorSpec
 
 TABLES = {
     "onnx": lambda: onnx._table(onnx.OPSET),

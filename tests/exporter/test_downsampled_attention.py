@@ -17,22 +17,23 @@ from torch.export import ExportedProgram
 
 import latentc
 from exporter import targets
-from exporter.calibration import ranges
-from exporter.capture import capture, example_inputs, symbol_values, variant
-from exporter.compile import export
-from exporter.families import Description, Graph, family_of
+from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from exporter.capture.interpreter import Watched
+from exporter.compiler.export import export
+from exporter.components.description import Description, Graph
+from exporter.families import family_of
+from exporter.lowering.calibration import ranges
 from exporter.options import ExportOptions
 from exporter.passes import W8A8, Choices, downsampled_attention
-from exporter.source import load, resolve
-from exporter.targets.coreml_options import CoreMLOptions
+from exporter.source.resolving import load, resolve
+from exporter.targets.coreml.options import CoreMLOptions
 from exporter.targets.options import Settings
-from exporter.watch import Watched
 from latentc.cli import run as command
-from runtimes import backend as backends
-from runtimes.backend import SessionOptions
+from runtimes.backends import backend as backends
+from runtimes.backends.backend import SessionOptions
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import ExportError
-from runtimes.manifest import Manifest
-from runtimes.verify import TOLERANCES, relative_l2
+from runtimes.verification.verify import TOLERANCES, relative_l2
 from tests import tiny
 
 NAME = "downsampled-attention"

@@ -20,11 +20,12 @@ import pytest
 import torch
 
 import latentc
-from exporter import reference
-from exporter.compilation import Exported
-from exporter.compile import export
+from exporter.compiler.export import export
+from exporter.compiler.run import Exported
 from exporter.progress import Event
-from exporter.targets import onnx as onnx_target
+from exporter.targets.onnx import lowering as onnx_target
+from exporter.verification import reference
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import (
     ExportError,
     InputError,
@@ -33,7 +34,6 @@ from runtimes.errors import (
     UnsupportedPipeline,
     VerificationError,
 )
-from runtimes.manifest import Manifest
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, Run
 from tests.docs.markdown import ROOT

@@ -12,20 +12,21 @@ import torch
 from diffusers import DDPMPipeline
 from torch.export import ExportedProgram
 
-from exporter import headroom
-from exporter.capture import capture, example_inputs, symbol_values, variant
-from exporter.families import Description, Graph, family_of
-from exporter.lowering import Lowering
+from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from exporter.components.description import Description, Graph
+from exporter.families import family_of
+from exporter.lowering import overflow as headroom
+from exporter.lowering.component import Lowering
 from exporter.options import ExportOptions
 from exporter.passes import COMPUTED, COMPUTES
 from exporter.programs.draft import Draft
 from exporter.progress import Progress
-from exporter.source import load, resolve
+from exporter.source.resolving import load, resolve
+from runtimes.bundle.recipe import Recipe
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import ExportError, InputError
-from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
-from runtimes.recipe import Recipe
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 
 LIMITS = {"fp16_compute": 2e-3, "bf16_compute": 2e-2}
 IMAGE = TensorSpec("float32", ("batch", 4, "height", "width"))

@@ -11,8 +11,9 @@ import pytest
 import transformers
 from diffusers import DiffusionPipeline
 
-from exporter import model_files, source
 from exporter.families import family_of
+from exporter.source import model_files
+from exporter.source import resolving as source
 from runtimes.errors import SourceError, UnsupportedPipeline
 from tests.uncaptured import uncaptured
 

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import latentc
-from exporter import judged
-from exporter.compilation import Exported
-from exporter.compile import export
-from runtimes import judges, plugins
+from exporter.compiler.export import export
+from exporter.compiler.run import Exported
+from exporter.verification import judging as judged
+from runtimes import plugins
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import SourceError
-from runtimes.manifest import Manifest
+from runtimes.verification import judges
 
 ASKED = {
     "name": "reddish",

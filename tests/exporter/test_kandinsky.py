@@ -14,10 +14,10 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.families import family_of
 from exporter.quiet import quiet_loading
-from exporter.source import load, resolve
+from exporter.source.resolving import load, resolve
 from runtimes.errors import ExportError, SourceError, UnsupportedPipeline
 from tests import tiny_kandinsky, tiny_transformers
 from tests.tiny_kandinsky import WIDTH

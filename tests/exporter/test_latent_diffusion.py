@@ -14,13 +14,13 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter.compile import export, preflight
+from exporter.compiler.export import export, preflight
 from exporter.families import family_of
 from exporter.quiet import quiet_loading
-from exporter.source import load, resolve
+from exporter.source.resolving import load, resolve
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from runtimes.interpreter.loop import live_branches
-from runtimes.manifest import Manifest
 from tests import tiny, tiny_transformers
 from tests.uncaptured import uncaptured
 

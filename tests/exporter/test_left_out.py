@@ -16,19 +16,19 @@ from diffusers import StableDiffusionXLInpaintPipeline
 from msgspec import structs
 
 from exporter.classes import CLASSES
-from exporter.compilation import refuse_unreadable
-from exporter.left_out import left_out, present
+from exporter.compiler.run import refuse_unreadable
 from exporter.options import ExportOptions, up_to_date
 from exporter.quiet import quiet_loading
-from exporter.source import load, resolve
+from exporter.source.left_out import left_out, present
+from exporter.source.resolving import load, resolve
 from exporter.store import Store
 from exporter.versions import libraries
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.structures import LeftOut
 from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import LeftOut
+from runtimes.presets.records import Choice, Record
 from runtimes.programs.statements import Numbers
 from runtimes.strict import readable
-from runtimes.tuning_records import Choice, Record
 from tests import fakes
 from tests.conftest import Run
 from tests.pictures import mask, picture
@@ -172,8 +172,8 @@ def test_a_checkpoint_of_one_file() -> None:
 def test_the_export_says_it(
     smallest: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import compile as entry
-    from exporter.compilation import Exported
+    from exporter.compiler import export as entry
+    from exporter.compiler.run import Exported
 
     manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
     parts = (LeftOut("safety_checker", "images are not checked"), LeftOut("asked", "so", True))

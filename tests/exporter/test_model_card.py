@@ -19,12 +19,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from msgspec import structs
 from safetensors.numpy import save_file
 
-from exporter import model_card, source
-from exporter.compile import export
-from exporter.model_card import CARD, Card, of_checkpoint, of_folder
+from exporter.compiler.export import export
+from exporter.source import model_card
+from exporter.source import resolving as source
+from exporter.source.model_card import CARD, Card, of_checkpoint, of_folder
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.rules import LONGEST_SAID, MOST_BASE_MODELS
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_rules import LONGEST_SAID, MOST_BASE_MODELS
 from tests import fakes
 from tests.conftest import Run
 

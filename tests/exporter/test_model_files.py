@@ -15,8 +15,9 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from exporter import model_files, source
 from exporter.quiet import quiet_loading
+from exporter.source import model_files
+from exporter.source import resolving as source
 from runtimes.errors import SourceError
 
 D, T = "diffusion_pytorch_model", "model"

@@ -16,13 +16,13 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, SchedulerMixin
 
-from exporter import schedules
 from exporter.families import family_of
 from exporter.quiet import quiet_loading
-from exporter.schedule import SCHEDULERS, trace
-from exporter.shifting import Told
+from exporter.schedulers import plans as schedules
+from exporter.schedulers.shifting import Told
+from exporter.schedulers.tables import SCHEDULERS, trace
 from runtimes.errors import ExportError
-from runtimes.plan import PlanTable
+from runtimes.sampling.plan import PlanTable
 from tests.exporter.test_schedule import assert_same
 
 pytestmark = [

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.models import MODELS
-from exporter import preflight
-from exporter.compile import export
-from exporter.compile import preflight as preflight_of
-from exporter.preflight import GIB, Need, Weights, available_memory, need, refuse
+from exporter.compiler import preflight
+from exporter.compiler.export import export
+from exporter.compiler.export import preflight as preflight_of
+from exporter.compiler.preflight import GIB, Need, Weights, available_memory, need, refuse
 from latentc.cli import cli
 from runtimes.errors import ExportError
 

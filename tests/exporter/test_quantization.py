@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from exporter import floor, targets
-from exporter.calibration import ranges, trajectories
+from exporter import targets
 from exporter.calibration_prompts import Calibration
-from exporter.capture import capture, example_inputs, symbol_values, variant
-from exporter.families import Description, Graph, family_of
+from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from exporter.capture.interpreter import Watched
+from exporter.components.description import Description, Graph
+from exporter.families import family_of
+from exporter.lowering import layer_ranking as floor
+from exporter.lowering.calibration import ranges, trajectories
 from exporter.passes import (
     TYPED_INTEGERS,
     W8A8,
@@ -27,13 +30,12 @@ from exporter.passes import (
     int8_weights,
 )
 from exporter.passes.quantization import operators, sites
-from exporter.source import load, resolve
-from exporter.watch import Watched
-from runtimes import backend as backends
-from runtimes.backend import SessionOptions
+from exporter.source.resolving import load, resolve
+from runtimes.backends import backend as backends
+from runtimes.backends.backend import SessionOptions
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import ExportError
-from runtimes.manifest import Manifest
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.uncaptured import uncaptured
 
 PASSES = {**WEIGHTS, **W8A8}
@@ -250,7 +252,7 @@ def test_ranges_hold_what_was_met(
 
 
 def test_a_range_is_clipped_where_that_loses_less() -> None:
-    from exporter.calibration import _clipped
+    from exporter.lowering.calibration import _clipped
 
     even = torch.linspace(-1, 3, 4096)
     assert _clipped(Range(-1.0, 3.0), even) == Range(-1.0, 3.0)
@@ -293,7 +295,8 @@ def test_one_layer_at_a_time_is_what_the_passes_make_of_it(
     samples: list[Mapping[str, torch.Tensor]],
     precision: str,
 ) -> None:
-    """`exporter.floor` ranks layers by values rounded on the way, not by rewritten programs."""
+    """`exporter.lowering.layer_ranking` ranks layers by values rounded on the way, not by rewritten
+    programs."""
     passes = tuple(name for name in PASSES[precision] if not name.startswith("fp16"))
     rounding = floor.Rounding(passes, choices.ranges)
     watched = Watched(program)

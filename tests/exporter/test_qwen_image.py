@@ -13,12 +13,12 @@ import torch
 from diffusers import QwenImagePipeline
 
 from exporter import targets
+from exporter.components.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
 from exporter.families.qwen_image import describe
-from exporter.families.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
 from exporter.targets.options import Settings
-from runtimes.backend import find
+from runtimes.backends.backend import find
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import UnsupportedPipeline
-from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
 from tests import tiny_qwen
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from exporter import compile as compiler
-from exporter import source
-from exporter.compile import export, preflight
+from exporter.compiler import export as compiler
+from exporter.compiler.export import export, preflight
+from exporter.source import resolving as source
 from runtimes.errors import InputError, SourceError
 from tests.conftest import Run
 

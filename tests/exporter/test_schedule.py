@@ -13,8 +13,9 @@ import pytest
 import torch
 from diffusers import SchedulerMixin
 
-from exporter import schedule_check
-from exporter.schedule import (
+from exporter.schedulers import checking as schedule_check
+from exporter.schedulers.symbols import NotLinear, Symbol, coefficients, unit
+from exporter.schedulers.tables import (
     DEFAULT_SCHEDULERS,
     DEFAULT_STEPS,
     SCHEDULERS,
@@ -22,12 +23,11 @@ from exporter.schedule import (
     resolve,
     trace,
 )
-from exporter.scheduler_trace import replaced_noise
-from exporter.symbols import NotLinear, Symbol, coefficients, unit
+from exporter.schedulers.tracing import replaced_noise
 from runtimes.errors import ExportError, InputError
-from runtimes.plan import PlanTable, SamplingPlan
-from runtimes.plan_schema import ClipKind
-from runtimes.sampler import denoise
+from runtimes.sampling.plan import PlanTable, SamplingPlan
+from runtimes.sampling.plan_schema import ClipKind
+from runtimes.sampling.sampler import denoise
 
 CONFIG: dict[str, Any] = {
     "num_train_timesteps": 1000,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from exporter import sharing
+from exporter.compiler import sharing
 from exporter.store import Store, missing_artifacts
 from latentc.cli import run as command
-from runtimes.bundle import Bundle
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
 from runtimes.errors import BundleError, ExportError
-from runtimes.manifest import MANIFEST, Manifest
 from tests import fakes
 
 

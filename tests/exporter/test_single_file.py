@@ -12,8 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter import source
-from exporter.compile import export
+from exporter.compiler.export import export
+from exporter.source import resolving as source
 from latentc.cli import run as command
 from runtimes.errors import SourceError
 from tests.exporter.original_layout import checkpoint

@@ -14,16 +14,17 @@ from diffusers import DiffusionPipeline
 from torch.fx import Node
 
 import latentc
-from exporter.capture import capture, example_inputs, symbol_values
-from exporter.compile import export
-from exporter.families import Description, Graph, family_of
+from exporter.capture.graphs import capture, example_inputs, symbol_values
+from exporter.capture.step_cache import FEATURES, split
+from exporter.compiler.export import export
+from exporter.components.description import Description, Graph
+from exporter.families import family_of
 from exporter.quiet import quiet_loading
-from exporter.reference import watched
-from exporter.schedule import build
-from exporter.step_cache import FEATURES, split
+from exporter.schedulers.tables import build
+from exporter.verification.reference import watched
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import ExportError, InputError, UnsupportedPipeline
-from runtimes.manifest import Manifest
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 
 INTERVAL, STEPS, SEED = 3, 6, 7

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from exporter import schedules
-from exporter.compile import export
+from exporter.compiler.export import export
 from exporter.progress import Event as Stage
 from exporter.progress import Progress
-from exporter.schedules import add_to_bundle
+from exporter.schedulers import plans as schedules
+from exporter.schedulers.plans import add_to_bundle
 from exporter.store import Store, recover
-from exporter.targets import onnx as onnx_target
-from runtimes.bundle import Bundle
+from exporter.targets.onnx import lowering as onnx_target
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
 from runtimes.errors import BundleError, ExportError
-from runtimes.locks import WAITING, writing
-from runtimes.manifest import MANIFEST, Manifest
+from runtimes.storage.locks import WAITING, writing
 from tests import fakes
 from tests import tiny_configurations as tiny
 
@@ -265,7 +265,7 @@ def test_no_lock_is_made_beside_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from runtimes.locks import writing; "
+        "import os, signal, sys; from pathlib import Path; from runtimes.storage.locks import writing; "
         "from exporter.progress import Progress; held = writing(Path(sys.argv[1]), Progress()); "
         "held.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )

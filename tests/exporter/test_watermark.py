@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.compile import export
-from exporter.families.watermark import BITS, MESSAGE, Watermark
-from exporter.left_out import takes_watermark
+from exporter.compiler.export import export
+from exporter.components.watermark import BITS, MESSAGE, Watermark
+from exporter.source.left_out import takes_watermark
 from runtimes.errors import InputError
 from tests.exporter.watermark_record import RECORD, SIZES, image_of, parts_of
 from tests.uncaptured import uncaptured

@@ -12,17 +12,21 @@ from typing import Any
 import pytest
 
 from benchmarks.measure import run_child
-from exporter import compile, ingredients, verification, weights
-from exporter.capture import capture, symbol_values, variant
-from exporter.families import Description, family_of
-from exporter.source import load, load_model, resolve
+from exporter import stored_weights as weights
+from exporter.capture.graphs import capture, symbol_values, variant
+from exporter.compiler import export as compile
+from exporter.components.description import Description
+from exporter.families import family_of
+from exporter.source.adapters import kinds as ingredients
+from exporter.source.resolving import load, load_model, resolve
+from exporter.stored_weights import Stored, actual, later
 from exporter.targets import get
-from exporter.targets.onnx_weights import stood_in
-from exporter.weights import Stored, actual, later
-from runtimes import pipeline
-from runtimes.backend import SessionOptions
+from exporter.targets.onnx.weights import stood_in
+from exporter.verification import builds as verification
+from runtimes.backends.backend import SessionOptions
 from runtimes.backends.onnxruntime import OnnxRuntimeBackend
 from runtimes.errors import SourceError
+from runtimes.pipeline import pipeline
 from tests.tiny_transformers import t5_encoder, t5_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -229,7 +233,7 @@ def test_the_optimiser_makes_the_same_graph_as_torchs(
             output_names=list(graph.component.outputs),
             verbose=False,
         )
-    from exporter.targets import onnx as target
+    from exporter.targets.onnx import lowering as target
 
     translations, target._translations = target._translations, dict  # type: ignore[assignment]
     try:

@@ -13,16 +13,16 @@ import msgspec
 import pytest
 from diffusers import DDPMScheduler
 
+from exporter.compiler.sharing import share
 from exporter.progress import Progress
-from exporter.schedules import add_to_bundle, plain_config
-from exporter.sharing import share
+from exporter.schedulers.plans import add_to_bundle, plain_config
 from exporter.store import Store
-from runtimes.bundle import Bundle
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import Source
 from runtimes.errors import BundleError, ExportError, LatentcError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import Source
-from runtimes.pipeline import load
-from runtimes.plan_json import write_plans
+from runtimes.pipeline.pipeline import load
+from runtimes.sampling.plan_json import write_plans
 from tests import fakes
 
 TABLE = "schedules/ddpm.json"
@@ -220,7 +220,7 @@ def test_a_link_in_the_staging_folder_is_not_written_through(
 def test_files_are_shared_from_inside_of_the_other_bundle_only(
     way: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.sharing._SMALLEST", 1)
+    monkeypatch.setattr("exporter.compiler.sharing._SMALLEST", 1)
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     manifest = Manifest.load(other)
     path = other / manifest.schedule("ddpm").file.path
@@ -239,7 +239,7 @@ def test_files_are_shared_from_inside_of_the_other_bundle_only(
 def test_sharing_puts_no_file_outside_of_the_bundle(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.sharing._SMALLEST", 1)
+    monkeypatch.setattr("exporter.compiler.sharing._SMALLEST", 1)
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     outside = Path(shutil.copytree(bundle / "schedules", tmp_path / "copy"))
     shutil.rmtree(bundle / "schedules")

@@ -1,4 +1,4 @@
-"""What is fuzzed: every function of the code that is marked `runtimes.parsing.parser`.
+"""What is fuzzed: every function of the code that is marked `runtimes.storage.parsing.parser`.
 
 `names` finds them in the code. A parser is called with a damaged file, text or folder; what else it
 takes, and the good input that the damage starts from, stands in `SEEDS` and `ARGUMENTS`. A parser
@@ -62,7 +62,7 @@ def target(name: str) -> Target:
     Raises:
         LookupError: no seeds are entered for it.
     """
-    from runtimes.parsing import PARSERS
+    from runtimes.storage.parsing import PARSERS
 
     if name not in SEEDS:
         raise LookupError(f"{name} has no target: enter good inputs for it in {__name__}.SEEDS")
@@ -341,52 +341,66 @@ steps = 2
 """
 
 SEEDS: Mapping[str, Seeds] = {
-    "runtimes.pictures:read": _images,
+    "runtimes.calls.given_images:read": _images,
     "runtimes.backends.torch_program:load_program": _programs,
-    "runtimes.references:_of_onnx": _graphs,
-    "runtimes.references:_of_ir": _texts(_IR),
-    "runtimes.weight_differences:read": _safetensors,
-    "runtimes.mil.package_files:_weights": lambda: [b"\n\x1e@model_path/weights/weight.bin"],
-    "runtimes.mil.package_files:_items": _json(
+    "runtimes.bundle.references:_of_onnx": _graphs,
+    "runtimes.bundle.references:_of_ir": _texts(_IR),
+    "runtimes.verification.weight_differences:read": _safetensors,
+    "runtimes.backends.coreml.mil.package_files:_weights": lambda: [
+        b"\n\x1e@model_path/weights/weight.bin"
+    ],
+    "runtimes.backends.coreml.mil.package_files:_items": _json(
         {"itemInfoEntries": {"a": {"path": "weights/b.bin"}}}
     ),
-    "exporter.lora:_parsed": _json({"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": 2.0}}),
-    "exporter.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
-    "exporter.model_files:read_configuration": _json(
+    "exporter.source.adapters.lora:_parsed": _json(
+        {"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": 2.0}}
+    ),
+    "exporter.source.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
+    "exporter.source.model_files:read_configuration": _json(
         {"_class_name": "UNet2DModel", "sample_size": 8}
     ),
-    "runtimes.tokenizer:TextTokenizer.load": _bundle_files("tokenizer/tokenizer.json"),
-    "runtimes.prompt_weights:parse": _texts(
+    "runtimes.texts.tokenizer:TextTokenizer.load": _bundle_files("tokenizer/tokenizer.json"),
+    "runtimes.texts.prompt_weights:parse": _texts(
         "a (red:1.3) circle, [blue] sky++ and (a (b:0.5)++ c)--", "\\(a\\) ((((b))))"
     ),
-    "runtimes.recipe:Recipe.load": _json(_RECIPE),
-    "runtimes.recipe:parse_range": _texts("1:2:4", "8", "1..4"),
-    "runtimes.tuning_records:_load": _json({"format_version": 1, "presets": {}, "machine": {}}),
-    "runtimes.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
-    "runtimes.engine_store:_load": _json({"recipe": "a", "device": "b", "version": "1"}),
-    "runtimes.precision:canonical": _texts("fp32", "fp32,denoiser=int8+downsampled-attention"),
-    "runtimes.plan:PlanTable.load": _plans,
+    "runtimes.bundle.recipe:Recipe.load": _json(_RECIPE),
+    "runtimes.bundle.recipe:parse_range": _texts("1:2:4", "8", "1..4"),
+    "runtimes.presets.records:_load": _json({"format_version": 1, "presets": {}, "machine": {}}),
+    "runtimes.backends.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
+    "runtimes.backends.tensorrt.engine_store:_load": _json(
+        {"recipe": "a", "device": "b", "version": "1"}
+    ),
+    "runtimes.bundle.precision:canonical": _texts(
+        "fp32", "fp32,denoiser=int8+downsampled-attention"
+    ),
+    "runtimes.sampling.plan:PlanTable.load": _plans,
     "runtimes.version_1.plans:read_plans": _old_plans,
     "runtimes.version_1.manifest:Manifest.decode": lambda: [json.dumps(old_manifest()).encode()],
-    "runtimes.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
-    "runtimes.mil.session:packages_of": _json({"packages": ["a.mlpackage", "b.mlpackage"]}),
-    "runtimes.npz:read_arrays": _arrays,
-    "runtimes.npz:read_array": _array,
-    "runtimes.manifest:Manifest.decode": _bundle_files("manifest.json"),
-    "exporter.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
-    "exporter.weight_files:check": _safetensors,
-    "exporter.weight_files:metadata": _safetensors,
-    "exporter.model_card:_front_matter": _texts(
+    "runtimes.bundle.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
+    "runtimes.backends.coreml.mil.session:packages_of": _json(
+        {"packages": ["a.mlpackage", "b.mlpackage"]}
+    ),
+    "runtimes.storage.npz:read_arrays": _arrays,
+    "runtimes.storage.npz:read_array": _array,
+    "runtimes.bundle.manifest:Manifest.decode": _bundle_files("manifest.json"),
+    "exporter.source.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
+    "exporter.source.weight_files:check": _safetensors,
+    "exporter.source.weight_files:metadata": _safetensors,
+    "exporter.source.model_card:_front_matter": _texts(
         "---\nlicense: other\nlicense_name: own\nbase_model:\n- a/b\n- c/d\n---\n# Card\n",
         "---\nauthors: [a, 'b']\nwidget: {text: >-\n  x}\n---",
     ),
     "exporter.calibration_prompts:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
-    "exporter.source:_read_index": _json(_INDEX),
-    "exporter.weights:headers": _safetensors,
-    "exporter.textual_inversion:_held": _weights,
-    "exporter.weight_files:content": _weights,
-    "exporter.ip_adapter:_configured": _json({"vision_config": {"patch_size": 2}}),
-    "exporter.judged:read": _json({"judge": {"name": "shapes", "prompts": ["a"], "pictures": 4}}),
+    "exporter.source.resolving:_read_index": _json(_INDEX),
+    "exporter.stored_weights:headers": _safetensors,
+    "exporter.source.adapters.textual_inversion:_held": _weights,
+    "exporter.source.weight_files:content": _weights,
+    "exporter.source.adapters.ip_adapter_files:_configured": _json(
+        {"vision_config": {"patch_size": 2}}
+    ),
+    "exporter.verification.judging:read": _json(
+        {"judge": {"name": "shapes", "prompts": ["a"], "pictures": 4}}
+    ),
     "exporter.store:_read_item": _json(_ITEM),
     "benchmarks.bench.model:read": _reports,
     "benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
@@ -399,7 +413,7 @@ SEEDS: Mapping[str, Seeds] = {
 
 # What a parser takes besides its input.
 ARGUMENTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
-    "runtimes.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
-    "runtimes.recipe:parse_range": lambda: {"name": "--images"},
+    "runtimes.texts.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
+    "runtimes.bundle.recipe:parse_range": lambda: {"name": "--images"},
     "runtimes.backends.torch_program:load_program": _torch,
 }

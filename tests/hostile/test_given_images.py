@@ -17,8 +17,9 @@ from diffusers.utils import load_image
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from runtimes import masks, pictures
+from runtimes.calls import given_images as pictures
 from runtimes.errors import InputError
+from runtimes.images import masks
 
 HEIGHT, WIDTH = 16, 24
 GREYS = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).round().astype(np.uint8)

@@ -20,11 +20,11 @@ from PIL import Image
 
 from benchmarks.bench import compare, model, texts
 from benchmarks.wandb_report import mapped
-from runtimes.plan_document import encode
-from runtimes.plan_schema import DTYPES
-from runtimes.prompt_weights import parse
-from runtimes.tokenizer import TextTokenizer
-from runtimes.tokenizer_rules import LONGEST_TEXT
+from runtimes.sampling.plan_document import encode
+from runtimes.sampling.plan_schema import DTYPES
+from runtimes.texts.prompt_weights import parse
+from runtimes.texts.tokenizer import TextTokenizer
+from runtimes.texts.tokenizer_rules import LONGEST_TEXT
 from tests import bench_reports, fakes
 from tests.fuzz import targets
 from tests.runtimes.test_linear_work import plans
@@ -232,93 +232,95 @@ _CASE = '[[case]]\nname = "a{0}"\nprompt = "a red circle"\nsize = "64x64"\nsteps
 _FILE = {"path": "a/b", "size": 3, "sha256": "0" * 64}
 
 GROWING: Mapping[str, tuple[Growing, ...]] = {
-    "runtimes.pictures:read": (_written_out, _png),
+    "runtimes.calls.given_images:read": (_written_out, _png),
     "runtimes.backends.torch_program:load_program": (_program,),
-    "runtimes.references:_of_onnx": (_onnx, _graphs_in_graphs),
-    "runtimes.references:_of_ir": (_ir,),
-    "runtimes.weight_differences:read": (_safetensors, _header),
-    "runtimes.mil.package_files:_weights": (
+    "runtimes.bundle.references:_of_onnx": (_onnx, _graphs_in_graphs),
+    "runtimes.bundle.references:_of_ir": (_ir,),
+    "runtimes.verification.weight_differences:read": (_safetensors, _header),
+    "runtimes.backends.coreml.mil.package_files:_weights": (
         lambda count: b"\n\x1e@model_path/weights/weight.bin" * count,
     ),
-    "runtimes.mil.package_files:_items": (
+    "runtimes.backends.coreml.mil.package_files:_items": (
         _json(lambda count: {"itemInfoEntries": _map(count, {"path": "weights/b.bin"})}),
     ),
-    "exporter.lora:_parsed": (
+    "exporter.source.adapters.lora:_parsed": (
         _json(lambda count: {"unet.alpha_pattern": _map(count, 2.0)}),
         _json(lambda count: {f"{n}.lora_alpha": 1 for n in range(count)}),
     ),
-    "exporter.model_files:_shards": (
+    "exporter.source.model_files:_shards": (
         _json(lambda count: {"weight_map": _map(count, "b.safetensors")}),
         _json(lambda count: {"weight_map": {f"a{n}": f"{n}.safetensors" for n in range(count)}}),
     ),
-    "exporter.model_files:read_configuration": (_json(_map),),
-    "runtimes.tokenizer:TextTokenizer.load": (
+    "exporter.source.model_files:read_configuration": (_json(_map),),
+    "runtimes.texts.tokenizer:TextTokenizer.load": (
         _tokenizer("vocab", lambda count: {f"word{n}": 100 + n for n in range(count)}),
         _tokenizer("added_tokens", _added),
     ),
-    "runtimes.prompt_weights:parse": tuple(
+    "runtimes.texts.prompt_weights:parse": tuple(
         _texts(lambda count, part=part: part * count)  # type: ignore[misc]
         for part in ("a ", "a", "(a:1.1) ", "(", "[a]", "a++ ", "+", "\\(", "(a)+b", ": ", ")")
     ),
-    "runtimes.recipe:Recipe.load": (
+    "runtimes.bundle.recipe:Recipe.load": (
         _numbered(
             {"graph": "model.onnx", "precision": "fp32"}, "profile", lambda n: _map(n, [1, 2, 4])
         ),
     ),
-    "runtimes.recipe:parse_range": (
+    "runtimes.bundle.recipe:parse_range": (
         _texts(lambda count: "1:" * count),
         _texts(lambda count: "1" * count),
         _texts(lambda count: "." * count),
     ),
-    "runtimes.tuning_records:_load": (
+    "runtimes.presets.records:_load": (
         _numbered(_RECORD, "presets", lambda count: _map(count, _CHOICE)),
         _numbered(_RECORD, "machine", _map),
         _numbered(
             _RECORD, "presets", lambda count: {"a": {**_CHOICE, "arguments": _map(count, 1)}}
         ),
     ),
-    "runtimes.model_cache:_load": (_json(_map),),
-    "runtimes.engine_store:_load": (_json(_map),),
-    "runtimes.precision:canonical": (
+    "runtimes.backends.model_cache:_load": (_json(_map),),
+    "runtimes.backends.tensorrt.engine_store:_load": (_json(_map),),
+    "runtimes.bundle.precision:canonical": (
         _texts(lambda count: "fp32" + "".join(f",part{n}=fp16" for n in range(count))),
         _texts(lambda count: "fp32" + "+downsampled-attention" * count),
         _texts(lambda count: "," * count),
     ),
-    "runtimes.plan:PlanTable.load": (_plans, _slots),
+    "runtimes.sampling.plan:PlanTable.load": (_plans, _slots),
     "runtimes.version_1.plans:read_plans": (_old_plans,),
     "runtimes.version_1.manifest:Manifest.decode": tuple(
         _old_manifest(member)
         for member, value in targets.old_manifest().items()
         if isinstance(value, list)
     ),
-    "runtimes.trust:_known_hashes": (
+    "runtimes.bundle.trust:_known_hashes": (
         _json(lambda count: {f"/a/{n}": [1, 2, 3, 4, "0" * 64] for n in range(count)}),
     ),
-    "runtimes.mil.session:packages_of": (
+    "runtimes.backends.coreml.mil.session:packages_of": (
         _json(lambda count: {"packages": [f"{n}.mlpackage" for n in range(count)]}),
     ),
-    "runtimes.npz:read_arrays": (_archive,),
-    "runtimes.npz:read_array": (_array,),
-    "runtimes.manifest:Manifest.decode": (_manifest,),
-    "exporter.model_folders:configured_class": (_json(_map),),
-    "exporter.weight_files:check": (_safetensors,),
+    "runtimes.storage.npz:read_arrays": (_archive,),
+    "runtimes.storage.npz:read_array": (_array,),
+    "runtimes.bundle.manifest:Manifest.decode": (_manifest,),
+    "exporter.source.model_folders:configured_class": (_json(_map),),
+    "exporter.source.weight_files:check": (_safetensors,),
     "exporter.calibration_prompts:read_prompts": (
         _texts(lambda count: "a red circle\n" * count),
         _texts(lambda count: "\r\n#\n" * count),
     ),
-    "exporter.source:_read_index": (
+    "exporter.source.resolving:_read_index": (
         _json(lambda count: {**targets._INDEX, **_map(count, ["diffusers", "UNet"])}),
     ),
-    "exporter.weights:headers": (_safetensors,),
-    "exporter.textual_inversion:_held": (_safetensors, _pickle),
-    "exporter.weight_files:metadata": (_safetensors,),
-    "exporter.model_card:_front_matter": (
+    "exporter.stored_weights:headers": (_safetensors,),
+    "exporter.source.adapters.textual_inversion:_held": (_safetensors, _pickle),
+    "exporter.source.weight_files:metadata": (_safetensors,),
+    "exporter.source.model_card:_front_matter": (
         _texts(lambda count: "---\nlicense: mit\ntags:\n" + "- a\n" * count + "---\n"),
         _texts(lambda count: "---\n" * count),
     ),
-    "exporter.weight_files:content": (_safetensors, _pickle),
-    "exporter.ip_adapter:_configured": (_json(lambda count: {"vision_config": _map(count)}),),
-    "exporter.judged:read": (
+    "exporter.source.weight_files:content": (_safetensors, _pickle),
+    "exporter.source.adapters.ip_adapter_files:_configured": (
+        _json(lambda count: {"vision_config": _map(count)}),
+    ),
+    "exporter.verification.judging:read": (
         _json(lambda count: {"judge": {"name": "shapes", "prompts": ["a"] * count, "pictures": 4}}),
     ),
     "exporter.store:_read_item": (

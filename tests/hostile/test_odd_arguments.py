@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import latentc
-from runtimes.backend import SessionOptions, get
+from runtimes.backends.backend import SessionOptions, get
 from runtimes.errors import InputError, LatentcError
-from runtimes.pipeline import Pipeline
+from runtimes.pipeline.pipeline import Pipeline
 from tests import fakes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runtimes.errors import BundleError, InputError, SourceError
-from runtimes.parsing import PARSERS, parser, reason
+from runtimes.storage.parsing import PARSERS, parser, reason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "benchmarks/bench", "latentc")
@@ -35,21 +35,21 @@ DECODERS = frozenset(
 # "file:function": why no rule is needed there.
 OURS = {
     "runtimes/strict.py:readable": "decodes what it has just encoded",
-    "exporter/vocabulary.py:_check_words": "decodes what a library has just encoded",
-    "runtimes/cli.py:inspect": "decodes what it has just encoded",
-    "runtimes/npz.py:write_arrays": "writes",
-    "exporter/schedules.py:plain_config": "decodes what it has just encoded",
-    "exporter/headroom.py:probe_samples": "reads what this export has just written",
+    "exporter/source/vocabulary.py:_check_words": "decodes what a library has just encoded",
+    "runtimes/commands/generate.py:inspect": "decodes what it has just encoded",
+    "runtimes/storage/npz.py:write_arrays": "writes",
+    "exporter/schedulers/plans.py:plain_config": "decodes what it has just encoded",
+    "exporter/lowering/overflow.py:probe_samples": "reads what this export has just written",
     "benchmarks/bench/html.py:page": "decodes what it has just encoded",
     "benchmarks/bench/worker.py:": "reads what its parent has just written",
     "benchmarks/bench/roofline.py:": "reads what its parent has just written",
     "runtimes/backends/torch_archive.py:opened": "is a generator, inside of which the rule holds",
     "runtimes/backends/torch_archive.py:_document": "the rule holds inside of it",
     "runtimes/backends/torch_program.py:_keywords": "is called by a parser",
-    "runtimes/plan_document.py:decode": "is called by a parser",
-    "runtimes/manifest.py:version_of": "the rule holds inside of it",
-    "runtimes/tokenizer_rules.py:checked": "is called by a parser",
-    "runtimes/tokenizer_rules.py:_check_model": "is called by a parser",
+    "runtimes/sampling/plan_document.py:decode": "is called by a parser",
+    "runtimes/bundle/manifest.py:version_of": "the rule holds inside of it",
+    "runtimes/texts/tokenizer_rules.py:checked": "is called by a parser",
+    "runtimes/texts/tokenizer_rules.py:_check_model": "is called by a parser",
 }
 
 DEEP = b"[" * 200_000
@@ -111,9 +111,9 @@ def test_damaged_input_gives_one_error_that_names_it(
     known = PARSERS[name]
     arguments = _arguments(known.source, DAMAGED[damage], tmp_path)
     fitting = {
-        "runtimes.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
-        "runtimes.tokenizer:TextTokenizer.load": (*arguments, 4),
-        "runtimes.recipe:parse_range": ("--images", *arguments),
+        "runtimes.bundle.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
+        "runtimes.texts.tokenizer:TextTokenizer.load": (*arguments, 4),
+        "runtimes.bundle.recipe:parse_range": ("--images", *arguments),
     }.get(name, arguments)
     with suppress(known.error):  # some damage is none for some of them
         owner(*fitting)
@@ -139,7 +139,7 @@ def test_parsers_are_listed() -> None:
     for name in names:
         import_module(name.partition(":")[0])
     assert {name for name in PARSERS if not name.startswith("tests.")} == set(names)
-    assert PARSERS["exporter.source:_read_index"].error is SourceError
+    assert PARSERS["exporter.source.resolving:_read_index"].error is SourceError
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from exporter import model_files
+from exporter.source import model_files
+from runtimes.bundle.manifest import MANIFEST, Manifest
 from runtimes.errors import BundleError, LatentcError, SourceError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.parsing import PARSERS
+from runtimes.storage.parsing import PARSERS
 from tests import fakes
 from tests.conftest import Run
 from tests.hostile.test_parsers import parsers
@@ -33,20 +33,20 @@ NO_PATH = ("text", "origin")
 IN_FOLDERS = ("model_index.json", "latentc.json")
 # "file:function": why reading a file directly is right there.
 DIRECTLY = {
-    "runtimes/files.py:open_regular": "has checked the file",
-    "runtimes/files.py:link_or_copy": "its callers have checked the file",
-    "runtimes/files.py:_new_file": "writes a file that it has made",
-    "runtimes/mapped.py:__init__": "maps a file of a bundle, which was checked",
+    "runtimes/storage/files.py:open_regular": "has checked the file",
+    "runtimes/storage/files.py:link_or_copy": "its callers have checked the file",
+    "runtimes/storage/files.py:_new_file": "writes a file that it has made",
+    "runtimes/storage/mapped.py:__init__": "maps a file of a bundle, which was checked",
     "runtimes/machine.py:processor": "/proc",
-    "runtimes/cuda.py:driver": "/proc",
+    "runtimes/backends/tensorrt/cuda.py:driver": "/proc",
     "runtimes/backends/openvino.py:_read": "reads a file of a bundle, which was checked",
     "exporter/memory.py:_forget_pages": "/proc",
-    "exporter/preflight.py:_number": "/sys",
-    "exporter/preflight.py:_files_of": "/proc",
-    "exporter/preflight.py:_left": "/sys",
+    "exporter/compiler/preflight.py:_number": "/sys",
+    "exporter/compiler/preflight.py:_files_of": "/proc",
+    "exporter/compiler/preflight.py:_left": "/sys",
     "exporter/versions.py:code": "latentc's own code",
-    "exporter/weights.py:_written": "writes",
-    "exporter/schedules.py:_extended": "reads what it has just written",
+    "exporter/stored_weights.py:_written": "writes",
+    "exporter/schedulers/plans.py:_extended": "reads what it has just written",
     "benchmarks/bench/energy.py:read": "/sys",
     "benchmarks/bench/worker.py:": "reads what its parent has just written",
     "benchmarks/bench/roofline.py:": "reads what its parent has just written",
@@ -100,8 +100,8 @@ def test_every_reader_refuses_what_is_no_bounded_regular_file(
             make(place / each)
     else:
         make(place)
-    arguments = (place, 4) if name == "runtimes.tokenizer:TextTokenizer.load" else (place,)
-    if name == "exporter.judged:read" and make is not huge:
+    arguments = (place, 4) if name == "runtimes.texts.tokenizer:TextTokenizer.load" else (place,)
+    if name == "exporter.verification.judging:read" and make is not huge:
         assert owner(*arguments) is None  # counts as a pipeline without such a file
         return
 
@@ -161,7 +161,7 @@ def test_what_a_call_names_is_a_bounded_regular_file(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtimes.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
+    monkeypatch.setattr("runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
     bundle = fakes.make_bundle(tmp_path / "bundle")
     make(tmp_path / "odd")
 
@@ -225,7 +225,7 @@ def test_files_are_read_by_the_one_helper_only() -> None:
         for path in sorted((ROOT / package).rglob("*.py"))
         for place in _direct(ast.parse(path.read_text("utf-8")), str(path.relative_to(ROOT)))
     }
-    assert found == set(DIRECTLY), "use runtimes.files, or say in DIRECTLY why not"
+    assert found == set(DIRECTLY), "use runtimes.storage.files, or say in DIRECTLY why not"
 
 
 def _direct(tree: ast.Module, path: str) -> Iterator[str]:

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtimes.bundle.manifest import MANIFEST
 from runtimes.errors import BundleError, InputError
-from runtimes.manifest import MANIFEST
-from runtimes.pipeline import load
-from runtimes.prompt_weights import unweighted
-from runtimes.regular_expressions import read_pattern
-from runtimes.tokenizer import TextTokenizer
-from runtimes.tokenizer_rules import LONGEST_TEXT
+from runtimes.pipeline.pipeline import load
+from runtimes.texts.prompt_weights import unweighted
+from runtimes.texts.regular_expressions import read_pattern
+from runtimes.texts.tokenizer import TextTokenizer
+from runtimes.texts.tokenizer_rules import LONGEST_TEXT
 from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 Document = dict[str, Any]
@@ -246,7 +246,7 @@ def test_what_well_known_tokenizers_do_is_taken(tmp_path: Path, change: Document
     if "Precompiled" not in path.read_text():  # the map here has no index
         TextTokenizer.load(path, MAX_LENGTH)
     else:
-        from runtimes.tokenizer_rules import checked
+        from runtimes.texts.tokenizer_rules import checked
 
         checked(path.read_bytes(), MAX_LENGTH)
 

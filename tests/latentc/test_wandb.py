@@ -18,7 +18,7 @@ from PIL import Image
 
 import latentc
 from latentc.wandb import COLUMNS, Autolog, chain
-from runtimes import observe
+from runtimes.pipeline import observe
 from tests.docs.markdown import ROOT, blocks
 from tests.wandb_file import Read, read, records
 

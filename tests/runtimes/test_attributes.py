@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtimes.errors import InputError
-from runtimes.pipeline import Pipeline, load
+from runtimes.pipeline.pipeline import Pipeline, load
 from tests.fakes import FakeBackend, make_bundle
 
 

@@ -14,20 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimes import backend as engines
-from runtimes import trust
-from runtimes.build_choice import choose_build
-from runtimes.bundle import Bundle
+from runtimes.backends import backend as engines
+from runtimes.backends.choosing import choose_build
+from runtimes.bundle import trust
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import Build
+from runtimes.bundle.trust import HashCache
 from runtimes.errors import (
     BackendUnavailable,
     BundleError,
     InputError,
     LatentcError,
 )
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import Build
-from runtimes.pipeline import load
-from runtimes.trust import HashCache
+from runtimes.pipeline.pipeline import load
 from tests.fakes import FakeBackend, make_bundle
 
 GRAPH = "fake-fp32/denoiser/graph.json"

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from latentc import cli
-from runtimes import backend as engines
-from runtimes.interpreter import calls
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import ProgramCall
-from runtimes.pipeline import Pipeline
+from runtimes.backends import backend as engines
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import ProgramCall
+from runtimes.calls import choosing as calls
+from runtimes.pipeline.pipeline import Pipeline
 from tests.conftest import Run
 from tests.fakes import FakeBackend, add_probes, make_bundle
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 import latentc
-from runtimes import observe
+from runtimes.backends.session import Array, Feeds, Session
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import BackendError, InputError
 from runtimes.interrupts import on_interrupt
-from runtimes.manifest_structures import Component, TensorSpec
-from runtimes.pipeline import Pipeline, load
-from runtimes.run import Run
-from runtimes.session import Array, Feeds, Session
+from runtimes.pipeline import observe
+from runtimes.pipeline.pipeline import Pipeline, load
+from runtimes.pipeline.run import Run
 from tests.fakes import GRAPHS, FakeBackend, FakeSession, make_bundle
 
 PROMPT = "a red circle"

@@ -13,14 +13,14 @@ import pytest
 from msgspec import structs
 
 import latentc
-from runtimes import backend as engines
-from runtimes.backend import SessionOptions
+from runtimes.backends import backend as engines
+from runtimes.backends.backend import SessionOptions
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.sizes import fixed
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import BackendError, DeviceUnavailable, InputError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Component, TensorSpec
 from runtimes.programs.latents import Latents
-from runtimes.sizes import fixed
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests import fakes
 from tests.fakes import make_bundle
 
@@ -130,7 +130,7 @@ def test_large_weights_from_the_cache(
 def test_a_damaged_cache(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    from runtimes import model_cache
+    from runtimes.backends import model_cache
 
     session = latentc.load(bundle, "openvino", cache=tmp_path)
     session.close()
@@ -160,12 +160,12 @@ def test_a_damaged_cache(
 def test_a_cache_that_cannot_be_written(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtimes.model_cache import CacheWarning
+    from runtimes.backends.model_cache import CacheWarning
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="is a file; give a folder"):
         latentc.load(bundle, "openvino", cache=tmp_path / "file")
-    monkeypatch.setattr("runtimes.model_cache._SPARE", 1 << 60)
+    monkeypatch.setattr("runtimes.backends.model_cache._SPARE", 1 << 60)
     with pytest.warns(CacheWarning, match="no room"):
         latentc.load(bundle, "openvino", cache=tmp_path / "full").close()
 

@@ -18,9 +18,12 @@ import onnx
 import pytest
 
 from exporter import targets
-from runtimes import backend, judges, pipeline, plugins
+from runtimes import plugins
+from runtimes.backends import backend
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import InputError, LatentcError
-from runtimes.manifest import Manifest
+from runtimes.pipeline import pipeline
+from runtimes.verification import judges
 from tests.conftest import Run
 from tests.fakes import add_probes, make_bundle
 
@@ -156,7 +159,7 @@ BROKEN = {
     "absent": "import there_is_no_such_engine",
     "memory": "raise MemoryError",
     "other": "class Backend: pass",
-    "bare": "from runtimes.backend import Backend as Base\nclass Backend(Base): pass",
+    "bare": "from runtimes.backends.backend import Backend as Base\nclass Backend(Base): pass",
     "panics": "class PanicException(BaseException): pass\nraise PanicException('index')",
 }
 STARTS = """
@@ -269,7 +272,9 @@ def test_passes_of_a_broken_package(
     plain = PLAIN.read_text("utf-8").replace("(__name__,)", repr((name,)))
     project = tomllib.loads(blocks("toml")[1])["project"]
     install(packages, "latentc_plain", plain, project["entry-points"])
-    monkeypatch.setattr("exporter.compile.resolve", lambda *_: pytest.fail("the source was read"))
+    monkeypatch.setattr(
+        "exporter.compiler.export.resolve", lambda *_: pytest.fail("the source was read")
+    )
     given = ("source", "-o", tmp_path / "b", "--target", "plain", "--precision", "fp24")
     status, _, err = run("export", *given)
     assert (status, message in err) == (2, True), err

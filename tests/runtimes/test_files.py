@@ -1,4 +1,4 @@
-"""`runtimes.files`: bounded reading of regular files, and replacing files as a whole."""
+"""`runtimes.storage.files`: bounded reading of regular files, and replacing files as a whole."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from runtimes import files
-from runtimes.files import UnreadableFile, UnsafeTarget
+from runtimes.storage import files
+from runtimes.storage.files import UnreadableFile, UnsafeTarget
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "latentc", "benchmarks")
@@ -413,7 +413,7 @@ def test_files_are_renamed_in_one_module_only() -> None:
         for path in modules
         if renames(ast.parse(path.read_text("utf-8")))
     }
-    assert renaming == {"runtimes/files.py"}
+    assert renaming == {"runtimes/storage/files.py"}
 
 
 @pytest.mark.fault("1.9", "temporary folders of killed benchmarks are never removed")
@@ -432,7 +432,7 @@ def test_temporary_files_are_made_by_one_module_only() -> None:
 
 def test_a_temporary_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     script = (
-        "import os, signal\nfrom runtimes.files import temporary_folder\n"
+        "import os, signal\nfrom runtimes.storage.files import temporary_folder\n"
         "with temporary_folder():\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     for text, left in ((script, 1), (script.split("    os")[0] + "    pass", 0)):

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 import pytest
 
-from runtimes import folders
-from runtimes.engine_store import engines_folder
-from runtimes.folders import cache_folder, expanded
+from runtimes.backends.tensorrt.engine_store import engines_folder
+from runtimes.storage import folders
+from runtimes.storage.folders import cache_folder, expanded
 from tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent

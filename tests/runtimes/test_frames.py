@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from runtimes.bundle.manifest import MANIFEST, Manifest
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.pipeline import load
-from runtimes.prompt_weights import unweighted
-from runtimes.tokenizer import Frame, TextTokenizer, frame_of
+from runtimes.pipeline.pipeline import load
+from runtimes.texts.prompt_weights import unweighted
+from runtimes.texts.tokenizer import Frame, TextTokenizer, frame_of
 from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 BEGIN, END, PAD = 1, 2, 0

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import judges, plugins
+from runtimes import plugins
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import JudgeProbe, Probes, Verification
+from runtimes.commands.report import print_manifest
 from runtimes.errors import InputError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import JudgeProbe, Probes, Verification
-from runtimes.report import print_manifest
-from runtimes.verify import check_build
+from runtimes.verification import judges
+from runtimes.verification.verify import check_build
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
 PROMPTS = tuple(f"picture {number}" for number in range(23))

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.measure import run_child
-from runtimes import pipeline
-from runtimes.backend import SessionOptions
-from runtimes.session import Session
+from runtimes.backends.backend import SessionOptions
+from runtimes.backends.session import Session
+from runtimes.pipeline import pipeline
 from tests.fakes import FakeBackend, make_bundle
 
 WIDTH, LAYERS = 2048, 8  # 64 MiB in float16

@@ -13,13 +13,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes import plan_json
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.rules import is_inside, problems
+from runtimes.bundle.structures import File, Schedule
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_rules import is_inside, problems
-from runtimes.manifest_structures import File, Schedule
-from runtimes.plan import PlanTable
-from runtimes.plan_schema import DTYPES, LEARNED
+from runtimes.sampling import plan_json
+from runtimes.sampling.plan import PlanTable
+from runtimes.sampling.plan_schema import DTYPES, LEARNED
 from tests.fakes import make_bundle
 from tests.steps import steps_of
 

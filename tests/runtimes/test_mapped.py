@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.measure import run_child
-from runtimes.mapped import MappedFile
+from runtimes.storage.mapped import MappedFile
 
 SIZE = 128 << 20
 

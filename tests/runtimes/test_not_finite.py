@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtimes.backends.session import Array, Feeds
+from runtimes.bundle.manifest import MANIFEST
 from runtimes.errors import InputError, LatentcError, NumericalError
-from runtimes.manifest import MANIFEST
-from runtimes.pipeline import Pipeline, load
-from runtimes.session import Array, Feeds
+from runtimes.pipeline.pipeline import Pipeline, load
 from tests import fakes
 from tests.fakes import FakeBackend, make_bundle
 

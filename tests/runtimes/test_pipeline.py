@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.encoded import Encoded
+from runtimes.bundle.manifest import Manifest
 from runtimes.errors import (
     BackendError,
     BundleError,
@@ -21,9 +21,9 @@ from runtimes.errors import (
     NumericalError,
     PlanNotFound,
 )
-from runtimes.manifest import Manifest
-from runtimes.noise import Generator
-from runtimes.pipeline import Pipeline, load
+from runtimes.pipeline.pipeline import Pipeline, load
+from runtimes.sampling.noise import Generator
+from runtimes.texts.encoded import Encoded
 from tests import fakes
 from tests.fakes import FakeBackend, FakeSession, make_bundle
 

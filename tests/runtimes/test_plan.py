@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from runtimes.errors import BundleError, InputError, PlanNotFound
-from runtimes.plan import PlanTable, join
-from runtimes.plan_schema import DTYPES, LEARNED
+from runtimes.sampling.plan import PlanTable, join
+from runtimes.sampling.plan_schema import DTYPES, LEARNED
 
 
 def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -189,7 +189,9 @@ def test_a_table_that_could_not_be_read_is_not_written(
 ) -> None:
     table = table_of()
     table.save(tmp_path / "a.json")
-    monkeypatch.setattr("runtimes.plan.LARGEST_DOCUMENT", (tmp_path / "a.json").stat().st_size - 1)
+    monkeypatch.setattr(
+        "runtimes.sampling.plan.LARGEST_DOCUMENT", (tmp_path / "a.json").stat().st_size - 1
+    )
     with pytest.raises(BundleError, match=r"b\.json: .* take fewer step counts"):
         table.save(tmp_path / "b.json")
     assert not (tmp_path / "b.json").exists()

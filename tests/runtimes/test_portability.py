@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.manifest import MANIFEST
+from runtimes.bundle.manifest import MANIFEST
 from tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent

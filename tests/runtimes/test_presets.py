@@ -10,17 +10,18 @@ import msgspec
 import pytest
 
 from latentc import cli
-from runtimes import backend as engines
-from runtimes import presets, tuning_records
-from runtimes.backend import Backend
-from runtimes.cli import generate
+from runtimes.backends import backend as engines
+from runtimes.backends.backend import Backend
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import JudgeProbe
+from runtimes.commands.generate import generate
+from runtimes.commands.tune import tune
 from runtimes.errors import InputError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import JudgeProbe
-from runtimes.pipeline import Pipeline, load
-from runtimes.presets import LIMITS, content, expected_rank
-from runtimes.tune_cli import tune
-from runtimes.tuning_records import Choice, Record, machine, save
+from runtimes.pipeline.pipeline import Pipeline, load
+from runtimes.presets import preset as presets
+from runtimes.presets import records as tuning_records
+from runtimes.presets.preset import LIMITS, content, expected_rank
+from runtimes.presets.records import Choice, Record, machine, save
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
 CHOICE = Choice(

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from runtimes.bundle.structures import TensorSpec
 from runtimes.errors import BundleError
-from runtimes.manifest_structures import TensorSpec
 from runtimes.programs.checker import MOST_BINS, MOST_STATEMENTS, problems, types_of
 from runtimes.programs.demand import of_call
 from runtimes.programs.dimensions import Dimension, parse

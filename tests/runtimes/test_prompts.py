@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from runtimes.backends.session import Array, Feeds
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import BundleError, InputError
-from runtimes.loading import Loading
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Component, TensorSpec
-from runtimes.pipeline import Pipeline, load, open_pipeline
-from runtimes.presets import Preset
-from runtimes.session import Array, Feeds
-from runtimes.tokenizer import PromptTruncatedWarning
+from runtimes.pipeline.loading import Loading
+from runtimes.pipeline.pipeline import Pipeline, load, open_pipeline
+from runtimes.presets.preset import Preset
+from runtimes.texts.tokenizer import PromptTruncatedWarning
 from runtimes.version_1.fields import Embedding
 from tests import fakes
 

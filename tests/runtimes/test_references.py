@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtimes import references as reading
-from runtimes.backend import BACKENDS, find
-from runtimes.bundle import Bundle
+from runtimes.backends.backend import BACKENDS, find
+from runtimes.backends.coreml.mil.package_files import MESSAGES
+from runtimes.bundle import references as reading
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.structures import Artifact, Build, File
+from runtimes.bundle.trust import sha256
 from runtimes.errors import BundleError
-from runtimes.manifest_structures import Artifact, Build, File
-from runtimes.mil.package_files import MESSAGES
-from runtimes.trust import sha256
 from tests.fakes import FakeBackend
 from tests.steps import steps_of
 

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.bundle import Bundle
+from runtimes.backends.session import Array, Feeds, Session
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST
+from runtimes.bundle.structures import TensorSpec
 from runtimes.errors import BundleError
-from runtimes.manifest import MANIFEST
-from runtimes.manifest_structures import TensorSpec
-from runtimes.packing import Packing
-from runtimes.session import Array, Feeds, Session
-from runtimes.step_cache import StepCache, kinds
+from runtimes.sampling.packing import Packing
+from runtimes.sampling.step_cache import StepCache, kinds
 from tests.fakes import make_bundle
 
 SAMPLE = TensorSpec("float32", ("batch", 1, 2, 2))

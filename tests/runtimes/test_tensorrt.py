@@ -14,8 +14,11 @@ import pytest
 
 import latentc
 from latentc import cli
-from runtimes import backend as engines
-from runtimes.backend import SessionOptions
+from runtimes.backends import backend as engines
+from runtimes.backends.backend import SessionOptions
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.recipe import Recipe, check_profile, parse_range
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import (
     BackendError,
     BackendUnavailable,
@@ -23,10 +26,7 @@ from runtimes.errors import (
     DeviceUnavailable,
     InputError,
 )
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Component, TensorSpec
-from runtimes.recipe import Recipe, check_profile, parse_range
-from runtimes.verify import relative_l2
+from runtimes.verification.verify import relative_l2
 from tests.fake_tensorrt import Machine, installed
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "output_type": "latent"}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtimes.backends.session import Array
 from runtimes.errors import InputError
-from runtimes.pipeline import load
+from runtimes.images.tiling import Tiling, decode, tile_of
+from runtimes.pipeline.pipeline import load
 from runtimes.programs.latents import Latents
-from runtimes.session import Array
-from runtimes.tiling import Tiling, decode, tile_of
 from tests.fakes import FakeBackend, make_bundle
 
 FACTOR = 4

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import latentc
 from runtimes.errors import BundleError
-from runtimes.prompt_weights import escape, parse, unweighted
-from runtimes.tokenizer import PromptTruncatedWarning, TextTokenizer
+from runtimes.texts.prompt_weights import escape, parse, unweighted
+from runtimes.texts.tokenizer import PromptTruncatedWarning, TextTokenizer
 from tests.fakes import MAX_LENGTH, word_tokenizer
 
 _MODEL = Path(latentc.builtin_model()) / "tokenizer" / "tokenizer.json"

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from exporter.targets import torch as target
-from runtimes import backend as engines
+from runtimes.backends import backend as engines
 from runtimes.backends import torch_archive, torch_program
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.structures import Component, TensorSpec
 from runtimes.errors import BundleError, InputError, LatentcError
-from runtimes.manifest import Manifest
-from runtimes.manifest_structures import Component, TensorSpec
 
 SIZES = TensorSpec("float32", ("batch", 4, "height", "width"))
 COMPONENT = Component("denoiser", "denoiser", {"sample": SIZES, "scale": SIZES}, {"out": SIZES})

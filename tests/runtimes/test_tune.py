@@ -15,22 +15,26 @@ import pytest
 from PIL import Image
 
 from latentc import cli
-from runtimes import backend as engines
-from runtimes import judges, plugins, report, setups, tune
-from runtimes.bundle import Bundle
-from runtimes.encoded import Encoded
+from runtimes import plugins
+from runtimes.backends import backend as engines
+from runtimes.backends.session import Array, Feeds
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import JudgeProbe
+from runtimes.commands import report
 from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import JudgeProbe
-from runtimes.pipeline import Pipeline, load
-from runtimes.presets import LIMITS
-from runtimes.run import Timings
-from runtimes.session import Array, Feeds
-from runtimes.setups import Setup
-from runtimes.step_cache import kinds
-from runtimes.step_times import Times, measure
-from runtimes.trials import Budget, Fidelity, Trial, Tuning, cuts_more
-from runtimes.tune import Search
+from runtimes.pipeline.pipeline import Pipeline, load
+from runtimes.pipeline.run import Timings
+from runtimes.presets import setups
+from runtimes.presets.preset import LIMITS
+from runtimes.presets.setups import Setup
+from runtimes.presets.trials import Budget, Fidelity, Trial, Tuning, cuts_more
+from runtimes.sampling.step_cache import kinds
+from runtimes.texts.encoded import Encoded
+from runtimes.tuning import tune
+from runtimes.tuning.step_times import Times, measure
+from runtimes.tuning.tune import Search
+from runtimes.verification import judges
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
@@ -379,7 +383,9 @@ def test_the_command_with_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("runtimes.outputs.check_folder", lambda *_: None)  # as it was before
+    monkeypatch.setattr(
+        "runtimes.storage.outputs.check_folder", lambda *_: None
+    )  # as it was before
     assert cli.run(["tune", str(bundle)]) == 0
     captured = capsys.readouterr()
     assert "warning: cannot keep what was found" in captured.err

@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from latentc.cli import cli
-from runtimes import files
+from runtimes.bundle.manifest import MANIFEST, Manifest
 from runtimes.errors import BundleError, InputError
-from runtimes.locks import WAITING, writing
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.plan import PlanTable
+from runtimes.sampling.plan import PlanTable
+from runtimes.storage import files
+from runtimes.storage.locks import WAITING, writing
 from runtimes.version_1.upgrade import upgrade
 
 ARCHIVE = Path(__file__).with_name("bundles_of_format_1.zip")
@@ -91,7 +91,7 @@ def test_every_kind(kind: str, bundle_of: Callable[[str], Path]) -> None:
 
 def same_tables(table: PlanTable, place: Path) -> bool:
     """Return whether a table has the numbers of one of format 1, to the bit."""
-    from runtimes.plan_schema import DTYPES
+    from runtimes.sampling.plan_schema import DTYPES
     from runtimes.version_1.plans import read_plans
 
     old = read_plans(place)

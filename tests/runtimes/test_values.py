@@ -10,9 +10,9 @@ import pytest
 
 import latentc
 from runtimes.errors import InputError
-from runtimes.loading import requested
-from runtimes.pipeline import Pipeline
-from runtimes.presets import Preset
+from runtimes.pipeline.loading import requested
+from runtimes.pipeline.pipeline import Pipeline
+from runtimes.presets.preset import Preset
 from tests.fakes import FakeBackend, make_bundle
 from tests.hostile.test_odd_arguments import ODD
 

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes import verify
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import Build, Verification
 from runtimes.errors import BundleError, VerificationError
-from runtimes.manifest import MANIFEST, Manifest
-from runtimes.manifest_structures import Build, Verification
-from runtimes.verify import check_build, psnr, relative_l2
+from runtimes.verification import verify
+from runtimes.verification.verify import check_build, psnr, relative_l2
 from tests.fakes import FakeBackend, add_probes, file_of, make_bundle
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from runtimes.errors import BundleError, PlanNotFound
-from runtimes.npz import write_arrays
-from runtimes.plan import PlanTable, join
-from runtimes.plan_schema import DTYPES, LEARNED
+from runtimes.sampling.plan import PlanTable, join
+from runtimes.sampling.plan_schema import DTYPES, LEARNED
+from runtimes.storage.npz import write_arrays
 from runtimes.version_1.plans import read_plans
 from tests.runtimes.test_plan import BAD_VALUES, arrays_of, table_of
 

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from runtimes.calls.request import Request
 from runtimes.interpreter.loop import in_window
-from runtimes.interpreter.request import Request
 from runtimes.programs.statements import Loop, Plan, Window
 
 

@@ -1,0 +1,72 @@
+"""A pipeline's description, changed to what the user asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from exporter.components.description import Description
+from exporter.options import ExportOptions
+from exporter.programs.changes import with_sizes
+from exporter.targets import TARGETS
+from runtimes.errors import InputError
+from runtimes.programs.latents import other_sizes
+from runtimes.programs.statements import loop_of
+from runtimes.programs.uses import components_run
+
+
+def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:
+    """Return the description with the asked programs alone, the pipeline's own first, and the
+    graphs that they need.
+
+    Raises:
+        InputError: the pipeline's class has no such task.
+    """
+    offers = {program.name: program for program in description.programs}
+    programs = {description.program.name: description.program}
+    for name in asked:
+        if name not in offers:
+            has = ", ".join(offers)
+            raise InputError(f"{pipeline_class} has no task {name}; it has: {has}")
+        programs[name] = offers[name]
+    needed = {name for program in programs.values() for name in components_run(program)}
+    graphs = tuple(graph for graph in description.graphs if graph.component.name in needed)
+    return dataclasses.replace(description, programs=tuple(programs.values()), graphs=graphs)
+
+
+def check_sizes(description: Description, targets: Sequence[str]) -> None:
+    """Refuse targets whose graphs cannot have the sizes of a pipeline open.
+
+    Raises:
+        InputError: it names the size.
+    """
+    others = [symbol.argument for symbol in other_sizes(description.program).values()]
+    for target in targets if others else ():
+        if TARGETS[target].sides_alone:
+            raise InputError(
+                f"target {target!r} has graphs of any height and width alone, and this pipeline's "
+                f"calls say {' and '.join(others)}, too: take another target"
+            )
+
+
+def with_size(description: Description, options: ExportOptions) -> Description:
+    """Fix the latents' height and width where the user fixed the image's."""
+    if options.height is None or options.width is None:
+        return description
+    from runtimes.bundle.sizes import check_side, fix
+
+    latents = description.latents
+    for label, value in (("height", options.height), ("width", options.width)):
+        check_side(latents, label, value)
+    fixed = {"height": options.height // latents.factor, "width": options.width // latents.factor}
+    loop = loop_of(description.program)
+    viewed = {name: loop.given_side(side) for name, side in fixed.items()}
+    graphs = tuple(
+        dataclasses.replace(
+            graph,
+            component=fix(graph.component, viewed if graph.component.role == "denoiser" else fixed),
+        )
+        for graph in description.graphs
+    )
+    programs = tuple(with_sizes(program, fixed) for program in description.programs)
+    return dataclasses.replace(description, graphs=graphs, programs=programs)

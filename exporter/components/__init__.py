@@ -1,0 +1,1 @@
+"""What families share: modules of graphs, and the parts of programs that feed them."""

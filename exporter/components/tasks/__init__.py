@@ -1,0 +1,1 @@
+"""What a pipeline can be asked for, as parts of programs."""

@@ -1,0 +1,1 @@
+"""Schedulers of diffusers, traced into tables of sampling plans."""

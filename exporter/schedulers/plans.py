@@ -1,0 +1,358 @@
+"""The sampling plans of a bundle: which ones, under which names, in which files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from exporter.components.description import FixedScheduler
+from exporter.progress import Progress
+from exporter.quiet import quiet_loading
+from exporter.schedulers import tables as tracing
+from exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
+from exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
+from exporter.store import Store, full_disk_reported
+from exporter.versions import code, digest, versions
+from runtimes.bundle.files import Bundle
+from runtimes.bundle.manifest import MANIFEST, Manifest
+from runtimes.bundle.structures import File, Schedule
+from runtimes.bundle.trust import check_unlinked, checked
+from runtimes.errors import ExportError, InputError
+from runtimes.sampling.plan import PlanTable
+from runtimes.storage import files
+from runtimes.storage.locks import writing
+from runtimes.storage.outputs import check_folder
+
+FOLDER = "schedules"
+# The pipeline's own scheduler, where its settings are those of no named one.
+OWN = "default"
+_ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
+
+_TRACING_CODE = (
+    "exporter.schedulers.tables",
+    "exporter.schedulers.names",
+    "exporter.schedulers.tracing",
+    "exporter.schedulers.shifting",
+    "exporter.schedulers.symbols",
+    "exporter.schedulers.rows",
+    "runtimes.sampling.plan",
+    "runtimes.sampling.plan_document",
+)
+
+
+def plain_config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's config as JSON-able values.
+
+    Of diffusers' private entries `_use_default_values` stays: the settings that the source
+    left open, for which another scheduler class takes its own defaults.
+    """
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    config[tracing.LEFT_OPEN] = sorted(scheduler.config.get(tracing.LEFT_OPEN, ()))
+    found: dict[str, Any] = json.loads(json.dumps(config, default=list))
+    return found
+
+
+def own_name(scheduler: Any) -> str:
+    """The short name whose settings are exactly those of `scheduler`, else ``"default"``."""
+    config = plain_config(scheduler)
+    for name in SCHEDULERS:
+        named = tracing.resolve(name)
+        if named.class_name == type(scheduler).__name__:
+            with quiet_loading(), suppress(ExportError):
+                made = plain_config(tracing.build(name, config))
+                if made | {tracing.LEFT_OPEN: None} == config | {tracing.LEFT_OPEN: None}:
+                    return name
+    return OWN
+
+
+def make(
+    name: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    steps: Sequence[int] | None,
+    path: Path,
+    told: Told,
+    skip_refused: bool = False,
+    there: PlanTable | None = None,
+) -> tuple[str, tuple[int, ...]]:
+    """Trace scheduler `name` into `path`, beside the plans that are `there`; returns its class name
+    and all step counts.
+
+    `class_name` and `config` are the pipeline's own scheduler's, `told` what the pipeline tells
+    it. Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
+    refuses.
+    """
+    scheduler = _built(name, class_name, config)
+    if there is None:
+        table = trace_told(scheduler, steps, told, skip_refused)
+    else:
+        table = trace_more(there, scheduler, steps, told)
+    table.save(path)
+    return type(scheduler).__name__, table.step_counts
+
+
+def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    """The scheduler `name` of a pipeline whose own one is given.
+
+    Raises:
+        ExportError: there is none, or it is for another kind of model.
+    """
+    with quiet_loading():
+        own = name == OWN
+        scheduler = tracing.rebuild(class_name, config) if own else tracing.build(name, config)
+    made = type(scheduler).__name__
+    if flow_matching(class_name, config) != flow_matching(made, scheduler.config):
+        kind = "flow matching" if flow_matching(class_name, config) else "diffusion"
+        raise ExportError(
+            f"{made} is not for models of {kind}, as the pipeline's own {class_name} is"
+        )
+    return scheduler
+
+
+def check_kinds(names: Sequence[str], class_name: str, config: Mapping[str, Any]) -> None:
+    """Refuse schedulers that cannot stand in the place of a pipeline's own one.
+
+    Raises:
+        InputError: one is for another kind of model, or cannot be made from that configuration.
+    """
+    for name in names:
+        try:
+            _built(name, class_name, config)
+        except ExportError as error:
+            raise InputError(f"scheduler {name!r}: {error}") from error
+
+
+def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The default set, less what is for other kinds of models."""
+    if not flow_matching(class_name, config):
+        return DEFAULT_SCHEDULERS
+    usable = []
+    for name in DEFAULT_SCHEDULERS:
+        with suppress(ExportError):
+            _built(name, class_name, config)
+            usable.append(name)
+    return tuple(usable)
+
+
+def key_of(
+    name: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    steps: Sequence[int] | None,
+    told: Told,
+) -> str:
+    """The store's key of one scheduler's table."""
+    return digest(
+        {
+            "kind": "schedule",
+            "name": name,
+            "class": class_name,
+            "config": dict(config),
+            "steps": list(steps) if steps is not None else None,
+            "told": [told.even_sigmas, told.ranges],
+            "versions": versions(("diffusers", "torch", "numpy")),
+            "code": code(*_TRACING_CODE),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which plans: scheduler names (None: the default set, beside the pipeline's own), step
+    counts (None: the usual ones), the pipeline's own default step count, by scheduler the
+    step counts that an older bundle has and that stay, what the pipeline tells its scheduler, and
+    the schedulers of loops that never follow another one."""
+
+    names: tuple[str, ...] | None
+    steps: tuple[int, ...] | None
+    default_steps: int
+    kept: Mapping[str, tuple[int, ...]]
+    told: Told = field(default_factory=Told)
+    fixed: Mapping[str, FixedScheduler] = field(default_factory=dict)
+
+
+def add_all(
+    store: Store, scheduler: Any, wanted: Wanted, progress: Progress
+) -> tuple[Schedule, ...]:
+    """Trace the pipeline's own scheduler, which comes first, the wanted ones, and those of loops
+    that never follow another one.
+
+    A scheduler of the default set that cannot be made from the pipeline's configuration, or that
+    refuses all the wanted step counts (PNDM one step), is left out; one that was asked for is an
+    error.
+    """
+    own = own_name(scheduler)
+    class_name, config = type(scheduler).__name__, plain_config(scheduler)
+    asked = _defaults(class_name, config) if wanted.names is None else wanted.names
+    made = []
+    for name in dict.fromkeys([own, *asked]):
+        steps: Sequence[int] | None = wanted.steps
+        if name == own and steps is None:
+            steps = _own_steps(wanted.default_steps, config)
+        usual = set(tracing.DEFAULT_STEPS if steps is None else steps)
+        if not usual >= set(wanted.kept.get(name, ())):
+            steps = sorted(usual | set(wanted.kept[name]))
+        try:
+            told = wanted.told
+            made.append(_add(store, name, name, class_name, config, steps, told, progress))
+        except ExportError:
+            if name == own or wanted.names is not None:
+                raise
+    return (*made, *(_add_fixed(store, n, f, wanted, progress) for n, f in wanted.fixed.items()))
+
+
+def _add_fixed(
+    store: Store, name: str, fixed: FixedScheduler, wanted: Wanted, progress: Progress
+) -> Schedule:
+    """Trace the scheduler that a loop follows in every call, at the wanted step counts and that of
+    a call which asks for none."""
+    class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
+    usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
+    steps = sorted({*usual, fixed.default_steps, *wanted.kept.get(name, ())})
+    return _add(store, name, OWN, class_name, config, steps, Told(), progress)
+
+
+def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:
+    """The usual step counts and the pipeline's own, where that is an unusual one."""
+    if default in tracing.DEFAULT_STEPS:
+        return None
+    limit = int(config.get("num_train_timesteps", default))
+    return sorted({count for count in (*tracing.DEFAULT_STEPS, default) if count <= limit})
+
+
+def _add(
+    store: Store,
+    name: str,
+    kind: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    steps: Sequence[int] | None,
+    told: Told,
+    progress: Progress,
+) -> Schedule:
+    """Trace a scheduler into the store, and return what the manifest says of it.
+
+    Args:
+        name: of the table; `kind`: of the scheduler.
+    """
+    key = key_of(name, class_name, config, steps, told)
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        with progress.stage(f"schedule {name}", "trace") as wrote:
+            path = folder / f"{name}.json"
+            found, counts = make(kind, class_name, config, steps, path, told, skip_refused=True)
+            wrote(path.stat().st_size)
+        return {"class_name": found, "steps": list(counts)}
+
+    item = store.item(key, FOLDER, write)
+    found = tracing.resolve(class_name if kind == OWN else kind).class_name
+    counts = tuple(item.meta["steps"])
+    shift = told.shift if _follows_size(kind, class_name, config) else None
+    return Schedule(name, found, item.files[0], counts, key, shift, _trained_timesteps(config))
+
+
+def _trained_timesteps(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_train_timesteps", 1000))
+
+
+def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the plans of a scheduler depend on the picture's size."""
+    return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
+
+
+def add_to_bundle(
+    bundle: Path, names: Sequence[str], steps: Sequence[int] | None, progress: Progress
+) -> Manifest:
+    """Add plans to a bundle without exporting it again; returns the new manifest.
+
+    A new table is written beside the old one and the manifest is replaced last, in one
+    step, so that the bundle is whole at every moment.
+
+    Raises:
+        InputError: an unknown scheduler, one that is not for such a model, or a bundle that cannot
+            be written.
+        BundleError: no bundle there, or links in it where something is to be written.
+        ExportError: a scheduler that cannot be traced, or step counts that
+            the scheduler refuses.
+    """
+    for name in names:
+        if name != OWN:
+            tracing.resolve(name)
+    source = Manifest.load(bundle).source  # before a lock is made beside what may be no bundle
+    check_folder(bundle)
+    check_kinds(names, source.scheduler_class, source.scheduler_config)
+    with writing(bundle, progress):
+        return _add_locked(bundle, names, steps, progress)
+
+
+def _add_locked(
+    bundle: Path, names: Sequence[str], steps: Sequence[int] | None, progress: Progress
+) -> Manifest:
+    opened = Bundle.open(bundle)
+    root, manifest = opened.root, opened.manifest
+    check_unlinked(root, (root / MANIFEST, root / FOLDER))
+    with files.temporary_folder() as folder:
+        for name in names:
+            manifest = _extended(root, manifest, name, steps, folder, progress)
+    with full_disk_reported():
+        files.write(root / MANIFEST, manifest.checked(), root=root)
+        _remove_stale(root, opened.manifest, manifest)
+    return manifest
+
+
+def _remove_stale(root: Path, before: Manifest, now: Manifest) -> None:
+    """Remove the files that the manifest lists no longer, and tables that a killed run left."""
+    listed = {file.path for file in now.files()}
+    stale = {file.path for file in before.files()}
+    stale |= {f"{FOLDER}/{path.name}" for path in (root / FOLDER).glob("*") if _ADDED(path.name)}
+    for path in stale - listed:
+        files.remove(root / path, root=root)
+
+
+def _extended(
+    root: Path,
+    manifest: Manifest,
+    name: str,
+    steps: Sequence[int] | None,
+    folder: Path,
+    progress: Progress,
+) -> Manifest:
+    source = manifest.source
+    old = next((schedule for schedule in manifest.schedules if schedule.name == name), None)
+    with progress.stage(f"schedule {name}", "trace") as wrote:
+        path = folder / "table.json"
+        config = source.scheduler_config
+        told = _told(manifest)
+        there = None
+        if old is not None:
+            there = PlanTable.load(checked(root, old.file, "always"), old.steps)
+        class_name, counts = make(
+            name, source.scheduler_class, config, steps, path, told, there=there
+        )
+        data = path.read_bytes()
+        wrote(len(data))
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = File(f"{FOLDER}/{name}-{sha256[:8]}.json", len(data), sha256)
+    with full_disk_reported():
+        files.write(root / file.path, data, root=root)
+    key = key_of(name, source.scheduler_class, config, counts, told)
+    shift = told.shift if _follows_size(name, source.scheduler_class, config) else None
+    made = Schedule(name, class_name, file, counts, key, shift, _trained_timesteps(config))
+    others = tuple(schedule for schedule in manifest.schedules if schedule.name != name)
+    return replace(manifest, schedules=(*others, made))
+
+
+def _told(manifest: Manifest) -> Told:
+    """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
+    size."""
+    shift = manifest.schedule(manifest.defaults.scheduler).shift
+    own, programs = manifest.source.pipeline_class, manifest.programs
+    return told_by(own, shift, manifest.latents, manifest.sample(), programs)

@@ -1,0 +1,63 @@
+"""ControlNets for a pipeline that has none: models in folders or on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from exporter.quiet import quiet_loading
+from exporter.source import model_folders
+from exporter.source.adapters.kinds import Ingredient, Reading
+from exporter.source.resolving import load_model
+from runtimes.backends.session import first_line
+from runtimes.errors import SourceError
+
+
+def find(asked: str, _: Reading | None = None) -> Ingredient:
+    """The folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
+    return model_folders.find(asked, "controlnet", "ControlNet", "ControlNetModel")
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    """It is fused with the UNet."""
+    return ("unet",)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
+    """The pipeline of the same parts that takes them, in the order in which they were given."""
+    from diffusers import AutoPipelineForText2Image, ControlNetModel
+
+    nets = []
+    with quiet_loading():
+        for each in ingredients:
+            net = load_model(ControlNetModel, each.path, None)
+            _check(pipe, net, each.id)
+            nets.append(net)
+        try:
+            made = AutoPipelineForText2Image.from_pipe(
+                pipe, controlnet=nets if len(nets) > 1 else nets[0]
+            )
+        except Exception as error:
+            raise SourceError(
+                f"{type(pipe).__name__} takes no ControlNet: {first_line(error)}"
+            ) from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _check(pipe: Any, net: Any, name: str) -> None:
+    """Refuse one for another family."""
+    unet = getattr(pipe, "unet", None)
+    if unet is None:
+        raise SourceError(f"{type(pipe).__name__} has no UNet for the ControlNet {name}")
+    for what in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
+        ours, theirs = (_plain(getattr(each.config, what, None)) for each in (unet, net))
+        if ours != theirs:
+            raise SourceError(
+                f"the ControlNet {name} is for another family: its {what} is {theirs}, and the "
+                f"pipeline's UNet has {ours}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

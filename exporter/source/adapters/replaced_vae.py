@@ -1,0 +1,83 @@
+"""Another VAE in the place of a pipeline's own, such as a tiny autoencoder or a repaired one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.quiet import quiet_loading
+from exporter.source import hub
+from exporter.source.adapters.kinds import Ingredient, Reading
+from exporter.source.model_folders import CONFIG, configured_class
+from exporter.source.resolving import digest_folder, load_model
+from runtimes.errors import SourceError
+
+_PART = "vae"
+
+
+def find(asked: str, _: Reading | None = None) -> Ingredient:
+    """The folder of a VAE, or of a pipeline that has one; ``OWNER/NAME`` on the Hub."""
+    path = Path(asked).expanduser()
+    here = path.exists()
+    folder = path if here else _download(asked)
+    if not (folder / CONFIG).is_file():
+        folder = folder / _PART
+    _class_of(folder, asked)
+    name = path.resolve().name if here else asked
+    return Ingredient("vae", name, folder, digest_folder(folder))
+
+
+def parts(pipeline_class: str) -> tuple[str, ...]:
+    return (_PART,)
+
+
+def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
+    """Only one can be meant, and its latents must have the form of the pipeline's own."""
+    if len(ingredients) > 1:
+        names = ", ".join(each.id for each in ingredients)
+        raise SourceError(f"a pipeline has one VAE; {len(ingredients)} were given ({names})")
+    (given,) = ingredients
+    own = getattr(pipe, _PART, None)
+    if own is None:
+        raise SourceError(f"{type(pipe).__name__} has no VAE to replace with {given.id}")
+    with quiet_loading():
+        made = load_model(_class_of(given.path, given.id), given.path, None)
+    for what in ("latent_channels", "block_out_channels"):
+        ours, theirs = (_form(vae, what) for vae in (own, made))
+        if ours != theirs:
+            raise SourceError(
+                f"the VAE {given.id} does not fit: {what.replace('_', ' ')} {theirs}, and the "
+                f"pipeline's own has {ours}"
+            )
+    pipe.register_modules(vae=made)
+
+
+def _form(vae: Any, what: str) -> int:
+    """Of channels the number; of blocks how many, which says how many pixels a latent has."""
+    value = getattr(vae.config, what)
+    return value if isinstance(value, int) else len(value)
+
+
+def _class_of(folder: Path, asked: str) -> Any:
+    import diffusers
+
+    try:
+        name = configured_class(folder / CONFIG)
+    except SourceError as error:
+        raise SourceError(
+            f"{asked} is no VAE: expected a folder with the {CONFIG} of a diffusers model, or a "
+            f"pipeline's with {_PART}/{CONFIG} ({error})"
+        ) from error
+    if not name.startswith("Autoencoder") or not hasattr(diffusers, name):
+        raise SourceError(f"{asked} is no VAE: it is a {name}")
+    return getattr(diffusers, name)
+
+
+def _download(asked: str) -> Path:
+    def get() -> str:
+        wanted = ["*.json", "*.safetensors"]
+        own = [*wanted, *(f"{_PART}/{each}" for each in wanted)]
+        return str(hub.snapshot(asked, allow_patterns=own))
+
+    return hub.fetch(asked, "VAE", "folder", get)

@@ -1,0 +1,112 @@
+"""What a pipeline folder says to latentc itself, in ``latentc.json``: who can judge its pictures.
+
+    {"judge": {"name": "shapes", "pictures": 50, "height": 64, "width": 64,
+               "num_inference_steps": 10, "arguments": {"guidance_scale": 2.0}}}
+
+The judge is an installed one (`runtimes.verification.judges`). The pipeline's own pictures are
+judged at export, in PyTorch, and what it says of them is what each build is held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporter.components.description import Description
+from exporter.quiet import quiet_loading
+from exporter.source.resolving import NOTES
+from runtimes.bundle.structures import JudgeProbe, Schedule
+from runtimes.errors import InputError, SourceError
+from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from runtimes.storage.parsing import parser
+from runtimes.verification import judges
+
+SEED = 100
+_MAX_PICTURES = 10_000
+
+
+class Judged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who judges, and pictures of which settings; height and width are in pixels."""
+
+    name: str
+    pictures: int
+    height: int
+    width: int
+    num_inference_steps: int
+    arguments: dict[str, str | int | float] = {}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    judge: Judged | None = None
+
+
+@parser(SourceError, "folder", "a pipeline with a latentc.json that can be read")
+def read(folder: Path) -> Judged | None:
+    """What the folder's file asks for; None without one.
+
+    Raises:
+        SourceError: not such a file, or a judge that is not installed.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return None
+    found = msgspec.json.decode(read_regular(path, LARGEST_DOCUMENT), type=_File).judge
+    if found is None:
+        return None
+    numbers = (found.pictures, found.height, found.width, found.num_inference_steps)
+    if min(numbers) < 1 or found.pictures > _MAX_PICTURES:
+        raise SourceError(f"{path}: expected positive numbers and at most {_MAX_PICTURES} pictures")
+    try:
+        judges.get(found.name)
+    except InputError as error:
+        raise SourceError(f"{path}: {error}") from error
+    return found
+
+
+def judge_probe(
+    description: Description, asked: Judged, own: Schedule, told: Callable[[int], None]
+) -> JudgeProbe:
+    """Have the pipeline draw in PyTorch, and the judge look at it.
+
+    Args:
+        own: the pipeline's own schedule; the step count is the nearest that it has.
+        told: called with the number of pictures so far.
+    """
+    import torch
+
+    size = {"height": asked.height, "width": asked.width}
+    steps = min(own.steps, key=lambda count: abs(count - asked.num_inference_steps))
+    judge, done = judges.get(asked.name), 0
+    prompts = tuple(judge.prompts(asked.pictures))
+
+    def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
+        from diffusers.image_processor import VaeImageProcessor
+
+        nonlocal done
+        images = description.call(
+            prompt=prompts,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **(size if description.resizable else {}),
+            **asked.arguments,
+        )
+        done += len(prompts)
+        told(done)
+        pictures: list[Any] = VaeImageProcessor.numpy_to_pil(images)
+        return pictures
+
+    with torch.no_grad(), quiet_loading():
+        right = judges.count_right(judge, prompts, SEED, draw)
+    return JudgeProbe(
+        asked.arguments,
+        own.name,
+        steps,
+        SEED,
+        **size,
+        judge=asked.name,
+        prompts=prompts,
+        right=right,
+    )

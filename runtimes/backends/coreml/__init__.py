@@ -1,0 +1,1 @@
+"""Core ML: on a Mac the engine, elsewhere an evaluator."""

@@ -1,0 +1,1 @@
+"""TensorRT: engines that are built for one GPU, and kept."""

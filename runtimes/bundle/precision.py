@@ -1,0 +1,129 @@
+"""What ``--precision`` says: one precision for a whole build, or one for each component.
+
+``fp16``; ``denoiser=int8,vae_decoder=fp16`` (the rest fp32); ``fp16,denoiser=int8``.
+
+The denoiser may besides have been changed by passes that are asked for by name, which stand behind
+its precision, ``w8a8+downsampled-attention``, or ``fp32,denoiser=w8a8+downsampled-attention`` where
+it has one of its own. A build that has such passes is only taken where they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from runtimes.errors import InputError
+from runtimes.storage.parsing import parser
+
+DENOISER = "denoiser"
+SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
+# Precisions of the denoiser, where nearly all of the work and most of the weights are, and what
+# the other components then get: they are sensitive and run once a picture.
+ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
+# What decides by thresholds, in fp32 unless it is named: half precision has steps of 5e-4 just
+# below 1, as large as what a score must be above its threshold, and would decide otherwise.
+EXACT = ("safety_checker", "watermark")
+_PLUS = "+"
+
+
+@parser(InputError, "text", "a precision")
+def canonical(text: str) -> str:
+    """The one spelling of a precision: the base first, components in alphabetical order, and
+    none that says what the base says already; passes in alphabetical order.
+
+    Raises:
+        InputError: not a precision or a list of ``component=precision``.
+    """
+    return with_passes(text, ())
+
+
+def with_passes(precision: str, names: Iterable[str]) -> str:
+    """The canonical precision with the named passes besides those that it has.
+
+    Raises:
+        InputError: as `canonical`.
+    """
+    base, own, passes = _parse(precision)
+    named = "".join(f"{_PLUS}{name}" for name in sorted(passes | set(names)))
+    rest = {name: value for name, value in own.items() if value != _usual(base, name)}
+    if DENOISER in rest:
+        rest[DENOISER] += named
+    else:
+        base += named
+    return ",".join([base, *(f"{name}={rest[name]}" for name in sorted(rest))])
+
+
+def of_component(precision: str, component: str) -> str:
+    """The precision of one component under what was asked for (in any spelling); the denoiser's
+    with its passes, that of its shallow part without them."""
+    base, own, passes = _parse(precision)
+    if component not in (DENOISER, SHALLOW):
+        return own.get(component, _usual(base, component))
+    found = own.get(component) or own.get(DENOISER) or base
+    return _PLUS.join([found, *(sorted(passes) if component == DENOISER else ())])
+
+
+def split_passes(precision: str) -> tuple[str, tuple[str, ...]]:
+    """One component's precision without its passes, and the passes: ``w8a8+a`` is ``w8a8`` and
+    ``(a,)``."""
+    base, *passes = precision.split(_PLUS)
+    return base, tuple(passes)
+
+
+def has_passes(precision: str) -> bool:
+    """Whether a build of this precision was changed by passes that were asked for by name."""
+    return _PLUS in precision
+
+
+def check_components(precision: str, known: Iterable[str]) -> None:
+    """Raise InputError for a component that the pipeline does not have."""
+    known = list(known)
+    for name in _parse(precision)[1]:
+        if name not in known:
+            raise InputError(
+                f"--precision {precision}: the pipeline has no component {name!r}; "
+                f"it has {', '.join(known)}"
+            )
+
+
+def build_name(target: str, precision: str) -> str:
+    """The name of a build, and of its folder."""
+    plain = precision.replace(_PLUS, "-").replace("=", ".").replace(",", "+")
+    return f"{target}-{plain}"
+
+
+def _usual(base: str, component: str) -> str:
+    if component in EXACT:
+        return "fp32"
+    return base if component in (DENOISER, SHALLOW) else ELSEWHERE.get(base, base)
+
+
+def _parse(text: str) -> tuple[str, dict[str, str], frozenset[str]]:
+    """The base, the components' own precisions, and the passes of the denoiser."""
+    base, own, passes = "", dict[str, str](), set[str]()
+    for part in text.split(","):
+        name, equals, value = (each.strip() for each in part.partition("="))
+        said, *named = (each.strip() for each in (value if equals else name).split(_PLUS))
+        if not name or not said or not all(named):
+            raise InputError(_FORM.format(text))
+        if named and equals and name != DENOISER:
+            raise InputError(
+                f"--precision {text}: {named[0]!r} of {name!r}: only the {DENOISER} has passes"
+            )
+        passes.update(named)
+        if equals:
+            _once(text, name, own.setdefault(name, said) != said)
+        else:
+            _once(text, "all components", bool(base))
+            base = said
+    return base or "fp32", own, frozenset(passes)
+
+
+def _once(text: str, what: str, twice: bool) -> None:
+    if twice:
+        raise InputError(f"--precision {text}: two precisions for {what}")
+
+
+_FORM = (
+    "--precision {!r}: expected a precision such as fp16, or component=precision pairs such as "
+    "denoiser=int8,vae_decoder=fp16"
+)

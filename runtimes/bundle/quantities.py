@@ -1,0 +1,29 @@
+"""Sizes and numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runtimes.bundle.structures import Build
+
+
+def build_size(build: Build) -> int:
+    """Bytes of a build's files, shared ones counted once."""
+    files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
+    return sum(files.values())
+
+
+def megabytes(size: int) -> str:
+    """A size in MB with one decimal, in kB below 100 kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """1, 2, 3, 5 → '1-3, 5'."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

@@ -1,0 +1,1 @@
+"""The commands that need no PyTorch, one file each."""

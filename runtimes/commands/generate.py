@@ -1,0 +1,516 @@
+"""The runtime's commands: generate, inspect, verify, plans, backends.
+
+Only click is imported here; what a command needs, it imports when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from runtimes.commands.call_options import (
+    ARGUMENTS,
+    BUNDLE,
+    LOADING,
+    arguments_of,
+    arrays_of,
+    chosen,
+    declared,
+)
+from runtimes.errors import (
+    BackendError,
+    BundleError,
+    InputError,
+    LatentcError,
+    VerificationError,
+)
+from runtimes.terminal import say
+
+if TYPE_CHECKING:
+    from runtimes.backends.backend import Backend
+    from runtimes.bundle.files import Bundle
+    from runtimes.bundle.manifest import Manifest
+    from runtimes.bundle.structures import Build, Verification
+    from runtimes.calls.request import Request
+    from runtimes.calls.signature import Signature
+    from runtimes.pipeline.loading import Loading
+    from runtimes.pipeline.pipeline import Pipeline
+    from runtimes.pipeline.run import Result, Run
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc generate shapes "a large red circle" --steps 25 --seed 42 -o circle.png
+      latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
+      latentc generate bundle "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
+          --arg original_size=1024,1024 --backend openvino --json
+      latentc generate bundle "a castle" --backend openvino --device GPU --static
+      latentc generate bundle "a castle" --backend onnxruntime --device cuda
+      latentc generate bundle "a castle" --preset fast
+      latentc generate bundle "a castle" --image sketch.png --strength 0.7
+      latentc generate bundle "a castle" --image photo.png --mask mask.png --padding-mask-crop 32
+      latentc generate base "a castle" --denoising-end 0.8 --refiner refiner
+      latentc generate bundle "a castle" --value image_latents=latents.npz --strength 0.7
+      latentc generate video "a red circle rises" --num-frames 33 -o circle.webp
+    """
+)
+@BUNDLE
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Where to: .png, .jpg or .webp. Several pictures are numbered: out-0.png, "
+    "out-1.png …, or where {index} stands in the name. Videos are animations, .webp, .png or "
+    ".gif, or, with a name that ends in /, folders of numbered frames.  [default: out.png, of "
+    "videos out.webp]",
+)
+@declared(ARGUMENTS)
+@click.option(
+    "--refiner",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="A second bundle that goes on with the latents of the first.",
+)
+@declared(LOADING)
+@click.option("--vae-slicing", is_flag=True, help="Decode one picture at a time: less memory.")
+@click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
+def generate(
+    bundle: Path, prompts: tuple[str, ...], output: str | None, as_json: bool, **options: Any
+) -> None:
+    """Make pictures or videos with BUNDLE, one or more for each PROMPT."""
+    from runtimes.pipeline.pipeline import open_pipeline
+
+    options["given_texts"], options["given_values"] = arrays_of(options)
+    rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
+    count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
+    calls = _planned(bundle, prompts, options, count)
+    paths = _output_paths(output, calls[-1].request)
+    _check_sizes(calls[0].request, paths)
+    with open_pipeline(calls[0].loading) as pipe:
+        result = _drawn(pipe, options, calls[0].request)
+    for call in calls[1:]:
+        request = call.loading.request({**call.arguments, "image": result.latents})
+        with open_pipeline(call.loading) as pipe:
+            result = _drawn(pipe, options, request)
+    _save(result, paths)
+    _print_generated(result, paths, as_json)
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc inspect shapes
+      latentc inspect shapes --json | jq .builds
+      latentc inspect shapes --program text-to-image
+    """
+)
+@BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and sizes as JSON.")
+@click.option(
+    "--program",
+    metavar="TASK",
+    help="Print what a call of this task does with the components, step by step.",
+)
+def inspect(bundle: Path, as_json: bool, program: str | None) -> None:
+    """Show what BUNDLE holds: components, builds, schedulers, sizes, verification figures."""
+    from runtimes.bundle.manifest import Manifest
+    from runtimes.bundle.quantities import build_size
+    from runtimes.commands.report import print_manifest
+
+    manifest = Manifest.load(bundle)
+    if program is not None:
+        _print_program(manifest, program, as_json)
+        return
+    if not as_json:
+        print_manifest(manifest)
+        return
+    document = json.loads(manifest.encode())
+    document["sizes"] = {
+        "total": sum({file.path: file.size for file in manifest.files()}.values()),
+        "builds": {build.name: build_size(build) for build in manifest.builds},
+    }
+    say(json.dumps(document, indent=2))
+
+
+def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
+    """Print one of a bundle's programs.
+
+    Raises:
+        InputError: it has none of this name.
+    """
+    import msgspec
+
+    from runtimes.programs.listing import listing
+
+    by_name = {program.name: program for program in manifest.programs}
+    if name not in by_name:
+        raise InputError(f"no program {name!r} in this bundle; it has: {', '.join(by_name)}")
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(by_name[name]), indent=2).decode())
+    else:
+        say(listing(by_name[name]).rstrip())
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc verify shapes
+      latentc verify shapes --backend openvino --device GPU --json figures.json
+      latentc verify shapes --files-only
+    """
+)
+@BUNDLE
+@click.option("--backend", metavar="NAME", help="Only this one.  [default: all that are installed]")
+@click.option("--device", metavar="NAME", help="With --backend: where to run.")
+@click.option("--build", metavar="NAME", help="Only this one.  [default: all]")
+@click.option("--files-only", is_flag=True, help="Compare sizes and hashes, run nothing.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Write the figures there; - is the standard output.",
+)
+def verify(
+    bundle: Path,
+    backend: str | None,
+    device: str | None,
+    build: str | None,
+    files_only: bool,
+    json_file: str | None,
+) -> None:
+    """Hash every file of BUNDLE, then repeat its probes on this machine's backends.
+
+    A probe is an input with what PyTorch made of it at export. Exit code 6 says that a build
+    does not reproduce it here.
+    """
+    from runtimes.bundle.files import Bundle
+    from runtimes.bundle.quantities import megabytes
+    from runtimes.commands.report import print_measured
+    from runtimes.storage.outputs import check_file
+
+    if json_file and json_file != "-":
+        check_file(Path(json_file), "--json")
+    opened = Bundle.open(bundle, hashing="always")
+    if device and not backend:
+        raise InputError("--device names a device of one engine: give --backend too")
+    chosen_builds = [] if files_only else _to_verify(opened.manifest, backend, build, device)
+    size = opened.check()
+    say(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
+    if files_only:
+        return
+    if opened.manifest.probes is None:
+        raise VerificationError(
+            f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
+        )
+    measured, failures = _verified_all(opened, chosen_builds, device)
+    if measured and json_file != "-":
+        print_measured(measured)
+    if json_file:
+        _write_figures(json_file, bundle, measured, failures)
+    misses = [f"{each.name} on {found.backend}" for each, found in measured if not found.passed]
+    words = [f"does not reproduce PyTorch: {', '.join(misses)}"] if misses else []
+    words += [f"{name} on {engine} failed: {error}" for name, engine, error in failures]
+    if misses:
+        raise VerificationError("; ".join(words))
+    if failures:
+        raise BackendError("; ".join(words))
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc plans shapes -o plans
+      latentc plans shapes -o plans --scheduler euler --steps 20 --steps 30
+    """
+)
+@BUNDLE
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder.")
+@click.option("--scheduler", "schedulers", multiple=True, metavar="NAME", help="Only this one.")
+@click.option("--steps", type=int, multiple=True, metavar="N", help="Only this step count.")
+def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    """Write the sampling plans of BUNDLE as JSON, one file per scheduler.
+
+    For programs that start from noise only: each plan is whole, without the table's indices.
+    """
+    from runtimes.bundle.files import Bundle
+    from runtimes.bundle.quantities import megabytes
+    from runtimes.sampling.plan_json import write_plans
+    from runtimes.storage.outputs import check_folder
+
+    check_folder(output)
+    for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
+        say(f"{path}  {megabytes(path.stat().st_size)}")
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc backends
+      latentc backends --json
+    """
+)
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def backends(as_json: bool) -> None:
+    """List the inference engines: installed or how to install, versions, devices, targets."""
+    from runtimes.commands.report import backend_records, print_backends
+
+    records = backend_records()
+    if as_json:
+        say(json.dumps(records, indent=2))
+    else:
+        print_backends(records)
+
+
+class _Call(NamedTuple):
+    """One bundle's part of the work: how it is loaded, and its call, as given and as checked."""
+
+    loading: Loading
+    arguments: Mapping[str, Any]
+    request: Request
+
+
+def _planned(
+    bundle: Path, prompts: tuple[str, ...], options: Mapping[str, Any], count: int
+) -> list[_Call]:
+    """Return the call of the bundle, then that of the refiner if there is one; nothing is loaded.
+
+    Raises:
+        InputError: an option that cannot be used.
+        PlanNotFound: no sampling plan for the step count.
+        BackendError: an engine or device that is not here.
+    """
+    refiner = options["refiner"]
+    loading = chosen(bundle, options, count)
+    arguments = arguments_of(loading.signature, prompts, options)
+    arguments["output_type"] = "pil" if refiner is None else "latent"
+    calls = [_Call(loading, arguments, loading.request(arguments))]
+    if refiner is not None:
+        loading = chosen(refiner, options, count)
+        arguments = _refining(loading.signature, calls[0])
+        calls.append(_Call(loading, arguments, loading.request(arguments)))
+    return calls
+
+
+def _check_sizes(request: Request, paths: list[Path]) -> None:
+    """Refuse images that do not fit into the formats of their files."""
+    from runtimes.images.animation import FORMATS
+    from runtimes.images.image import FORMATS as STILL
+    from runtimes.images.image import check_format
+
+    formats = FORMATS if request.facts.emit.kind == "frames" else STILL
+    for width, height in request.image_sizes():
+        for path in paths:
+            check_format(path, formats.get(path.suffix.lower(), "PNG"), width, height)
+
+
+def _drawn(pipe: Pipeline, options: Mapping[str, Any], request: Request) -> Result:
+    """Run a call, with a progress bar."""
+    from runtimes.interrupts import on_interrupt
+
+    for name in ("vae_slicing", "vae_tiling"):
+        if options[name]:
+            getattr(pipe, f"enable_{name}")()
+    run = pipe.start(request)
+    with on_interrupt(run.close), _progress(run) as advance:
+        for _ in run:
+            advance()
+    return run.finish()
+
+
+def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
+    """Return the call of a refiner that goes on with the latents of another bundle's call; zeros
+    stand for these, which are not there yet."""
+    import numpy as np
+
+    known = {name: call.arguments[name] for name in signature.names if name in call.arguments}
+    end = call.arguments.get("denoising_end")
+    start = {} if end is None else {"denoising_start": end}
+    sizes = ("height", "width", "latents", "denoising_end", "output_type")
+    pictures = ("image", "mask_image", "control_image")
+    left = {*sizes, *pictures, *signature.values}  # which the other bundle's components made
+    kept = {name: value for name, value in known.items() if name not in left}
+    seeds = call.request.seeds
+    latents = np.zeros(call.request.latents_shape(), np.float32)
+    return {**kept, **start, "image": latents, "seed": seeds[0] if len(seeds) == 1 else list(seeds)}
+
+
+def _output_paths(output: str | None, request: Request) -> list[Path]:
+    """Return where the pictures or videos go; refused now rather than after the work."""
+    from runtimes.images import animation, image
+
+    videos = request.facts.emit.kind == "frames"
+    named = output or ("out.webp" if videos else "out.png")
+    if request.made > 1 and "{index}" not in named:
+        path = Path(named)
+        folder = "/" if videos and animation.is_folder(named) else ""
+        named = str(path.with_name(f"{path.stem}-{{index}}{path.suffix}")) + folder
+    check = animation.check_path if videos else image.check_path
+    return [check(named.replace("{index}", str(index))) for index in range(request.made)]
+
+
+def _save(result: Result, paths: list[Path]) -> None:
+    from runtimes.images import animation, image
+
+    for index, (made, path) in enumerate(zip(result.images, paths, strict=True)):
+        settings = {**result.settings, "index": index}
+        if result.kind == "frames":
+            animation.save(made, path, result.rate, settings)
+        else:
+            image.save(made, path, settings)
+
+
+def _print_generated(result: Result, paths: list[Path], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        document = {
+            "videos" if result.kind == "frames" else "images": [str(path) for path in paths],
+            "seeds": list(result.seeds),
+            "values": {name: array.tolist() for name, array in result.values.items()},
+            "timings": asdict(result.timings),
+            "settings": result.settings,
+        }
+        say(json.dumps(document, indent=2))
+        return
+    seeds, timings = result.seeds, result.timings
+    for index, path in enumerate(paths):
+        seed = seeds[index] if len(seeds) > 1 else seeds[0]
+        say("  ".join((str(path), f"seed {seed}", *_remarks(result, index))))
+    say(
+        f"{timings.total:.2f} s: encode {timings.encode:.2f}, denoise {timings.denoise:.2f} "
+        f"({len(timings.steps)} steps), decode {timings.decode:.2f}  "
+        f"[{_used(result.settings)}]"
+    )
+
+
+def _remarks(result: Result, index: int) -> list[str]:
+    """Return the names of what the bundle says of an image or a video with a number that is not 0,
+    such as that it was made black."""
+    shown = result.images[index]
+    frames = shown if result.kind == "frames" else [shown]
+    black = "" if any(frame.getbbox() for frame in frames) else " (made black)"
+    return [
+        f"{name}{black}"
+        for name, array in result.values.items()
+        if array.shape == (len(result.images),) and array[index]
+    ]
+
+
+def _used(settings: Mapping[str, Any]) -> str:
+    """What made the pictures, in a few words."""
+    words = [settings[name] for name in ("backend", "device", "build")]
+    if "preset" in settings:
+        shortcuts = ("guidance_start", "guidance_stop", "cache_interval")
+        words += [f"{name} {settings[name]:g}" for name in shortcuts if settings.get(name)]
+        words.append(f"preset {settings['preset']}")
+    return ", ".join(words)
+
+
+@contextmanager
+def _progress(run: Run) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere; yields what to call after each step."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with click.progressbar(length=run.num_timesteps, label="denoise", file=sys.stderr) as bar:
+        yield lambda: bar.update(1)
+
+
+def _to_verify(
+    manifest: Manifest, backend: str | None, build: str | None, device: str | None
+) -> list[tuple[Build, Backend]]:
+    """Return every asked build with every asked backend that loads it here; say which build has
+    none.
+
+    Raises:
+        InputError: no such build, backend or device.
+    """
+    from runtimes.backends.backend import find, for_build, get
+    from runtimes.backends.choosing import choose_build
+
+    choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
+    builds = [each for each in manifest.builds if build in (None, each.name)]
+    if backend:
+        engine = get(backend)
+        engine.device(device)  # refuses what there is not
+        return [(b, engine) for b in builds if find(backend).loads(b)]
+    found = {each.name: for_build(each) for each in builds}
+    for name in (name for name, engines in found.items() if not engines):
+        say(f"{name}: not checked, no backend that loads it is installed here", err=True)
+    return [(each, get(name)) for each in builds for name in found[each.name]]
+
+
+def _verified_all(
+    bundle: Bundle, builds: list[tuple[Build, Backend]], device: str | None
+) -> tuple[list[tuple[Build, Verification]], list[tuple[str, str, str]]]:
+    """Check each build on its engine, whatever happens to the others.
+
+    Returns:
+        what was measured, and the build, the engine and the error of each one that failed.
+    """
+    measured, failures = [], []
+    for build, engine in builds:
+        try:
+            measured.append((build, _verified(bundle, build, engine, device)))
+        except BundleError:  # what is damaged is so for every engine
+            raise
+        except (LatentcError, ImportError) as error:
+            failures.append((build.name, engine.name, str(error)))
+            say(f"{build.name} on {engine.name}: failed: {error}", err=True)
+    return measured, failures
+
+
+def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:
+    """Check one build; whatever an engine of another package raises is a BrokenPlugin."""
+    from runtimes.plugins import started
+    from runtimes.verification.verify import check_build
+
+    with started(f"backend {engine.name!r}"):
+        return check_build(
+            bundle.root,
+            bundle.manifest,
+            build,
+            engine,
+            device,
+            report=lambda what: say(f"{build.name} on {engine.name}: {what}", err=True),
+        )
+
+
+def _write_figures(
+    target: str,
+    bundle: Path,
+    measured: list[tuple[Build, Verification]],
+    failures: list[tuple[str, str, str]],
+) -> None:
+    import msgspec
+
+    from runtimes.bundle.quantities import build_size
+
+    records = [
+        {"build": build.name, "size": build_size(build), **msgspec.to_builtins(found)}
+        | {"passed": found.passed}
+        for build, found in measured
+    ]
+    failed = [dict(zip(("build", "backend", "error"), each, strict=True)) for each in failures]
+    document = {"bundle": str(bundle), "verified": records, "failed": failed}
+    text = json.dumps(document, indent=2)
+    if target == "-":
+        say(text)
+    else:
+        Path(target).write_text(text + "\n", "utf-8")

@@ -1,0 +1,140 @@
+"""``latentc tune``: what is fastest on this machine, for each preset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtimes.commands.option_types import Finite
+from runtimes.terminal import markup, say
+
+if TYPE_CHECKING:
+    from runtimes.presets.trials import Tuning
+    from runtimes.tuning.tune import Tell
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      latentc tune shapes
+      latentc tune bundle --seconds 3600 --prompt "a castle on a hill" --prompt "a red car"
+      latentc tune bundle --backend openvino --device GPU --json
+      latentc generate bundle "a castle" --preset fast
+    """
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--backend", metavar="NAME", help="Only this engine.  [default: all installed ones]")
+@click.option("--device", metavar="NAME", help="See: latentc backends.")
+@click.option(
+    "--seconds",
+    type=Finite(0, min_open=True),
+    default=600,
+    show_default=True,
+    metavar="N",
+    help="Stop trying after so long; what was found by then counts.",
+)
+@click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Of the pictures that are compared.  [default: the bundle's, or what time allows]",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="What to draw; may be repeated.  [default: the prompts of the bundle's probes]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
+def tune(
+    bundle: Path,
+    backend: str | None,
+    device: str | None,
+    seconds: float,
+    steps: int | None,
+    prompts: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Find the fastest settings of BUNDLE on this machine, for each preset.
+
+    A preset says how far a picture may be from that of fp32: faithful 30 dB and none of the
+    judge's points, balanced 20 dB and 2 of 100, fast 12 dB and 4. Tried are the builds on each
+    engine, what they compute in, threads, fixed sizes, the guidance window and step caching. What
+    was found is kept in the cache folder, not in the bundle; latentc generate uses it.
+    """
+    from runtimes.bundle.files import Bundle
+    from runtimes.commands.report import print_tuning
+    from runtimes.presets.preset import records_folder
+    from runtimes.presets.records import save
+    from runtimes.storage.outputs import check_folder
+    from runtimes.tuning.tune import tune as search
+
+    opened = Bundle.open(bundle)
+    check_folder(records_folder(), "the cache folder (LATENTC_CACHE)")
+    with _progress(seconds) as tell:
+        found = search(
+            opened, backend, device, seconds=seconds, steps=steps, prompts=prompts, tell=tell
+        )
+    opened.cache.save()
+    place = None
+    try:
+        place = save(found.record, backend, device)
+    except OSError as error:
+        say(
+            f"warning: cannot keep what was found: {error}; set LATENTC_CACHE to a folder that "
+            "can be written",
+            err=True,
+        )
+    if as_json:
+        say(json.dumps(_document(found, place), indent=2))
+        return
+    print_tuning(found)
+    for note in found.notes:
+        say(f"note: {note}")
+    if place:
+        say(f"kept in {place}; latentc generate {bundle} uses it (--preset NAME)")
+
+
+def _document(found: Tuning, place: Path | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from runtimes.presets.preset import LIMITS
+
+    trials = [
+        asdict(trial) | {"presets": [n for n, each in found.winners.items() if each == trial]}
+        for trial in found.trials
+    ]
+    return {
+        "machine": found.record.machine,
+        "limits": {name: asdict(limits) for name, limits in LIMITS.items()},
+        "num_inference_steps": found.steps,
+        "prompts": list(found.prompts),
+        "reference": asdict(found.reference),
+        "trials": trials,
+        "winners": {name: asdict(trial) for name, trial in found.winners.items()},
+        "notes": list(found.notes),
+        "record": str(place) if place else None,
+    }
+
+
+@contextmanager
+def _progress(seconds: float) -> Iterator[Tell]:
+    """A bar of the time spent on a terminal, lines elsewhere; yields what to call."""
+    if not sys.stderr.isatty():
+        yield lambda what, spent: say(f"{spent:6.0f} s  {what}", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=seconds)
+        yield lambda what, spent: bar.update(task, completed=spent, description=markup(what))

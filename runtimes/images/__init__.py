@@ -1,0 +1,1 @@
+"""Images: read, written, masked, decoded in tiles."""

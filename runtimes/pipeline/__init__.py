@@ -1,0 +1,1 @@
+"""A loaded bundle, its calls and their results."""

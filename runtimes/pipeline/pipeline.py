@@ -1,0 +1,704 @@
+"""A loaded bundle that makes pictures: prompt → ids → conditioning → loop → images."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from runtimes.backends.backend import Backend, SessionOptions
+from runtimes.backends.session import Array, Session, cast
+from runtimes.backends.sessions import Sessions
+from runtimes.bundle.files import Bundle, graph_digest
+from runtimes.bundle.manifest import Manifest
+from runtimes.bundle.structures import Build, Component
+from runtimes.calls import values as checked
+from runtimes.calls.choices import check_output_type, scheduler_name
+from runtimes.calls.choosing import Calls
+from runtimes.calls.request import Request
+from runtimes.calls.signature import Signature
+from runtimes.errors import InputError, PlanNotFound
+from runtimes.images import tiling
+from runtimes.interpreter.execution import Execution
+from runtimes.interpreter.loop import Schedule
+from runtimes.pipeline import observe
+from runtimes.pipeline.attributes import SchedulerName, Sealed
+from runtimes.pipeline.encoding import encode_prompt
+from runtimes.pipeline.loading import Loading, chosen, misfit, requested
+from runtimes.pipeline.run import Callback, Images, Result, Run, converted, report_step
+from runtimes.presets.preset import Asked, Preset
+from runtimes.programs import statements
+from runtimes.sampling.plan import PlanTable
+from runtimes.texts.encoded import Encoded, check_finite
+from runtimes.texts.tokenizer import Frame, TextTokenizer
+from runtimes.version import __version__
+
+# Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
+# in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
+_PARALLEL = 64 << 20
+_ROUNDING = 1e-12  # of a product, by the order of its factors
+LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
+_ON_DEMAND = ("image_encoder", "shallow", "combiner")  # most calls have no use for them
+_Begun = TypeVar("_Begun")
+
+
+class Pipeline(Sealed):
+    """One build of a bundle, loaded. Make one with `load`.
+
+    Calls may come from several threads at once: nothing of a call is kept here but its encoded
+    texts (`encoded`), which a later call with the same texts takes. `close` frees the engines'
+    memory, from any thread; calls that are under way then end with a BackendError.
+    """
+
+    _settable = ("scheduler",)
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        build: Build,
+        backend: Backend,
+        device: str,
+        sessions: Sessions,
+        tokenizers: Mapping[str, TextTokenizer],
+        calls: Calls,
+        preset: Preset | None = None,
+        other_sizes: Callable[[], Pipeline] | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.build = build
+        self.backend = backend
+        self.device = device
+        self.tokenizers = tokenizers
+        self.calls = calls
+        self._decoding = bundle.manifest.decoding
+        self._images = statements.emit_of(bundle.manifest.programs[0]).of
+        self.sessions = sessions
+        self.encoded = Encoded()
+        self._plans: dict[str, PlanTable] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._tiling = tiling.Tiling()
+        self._preset = preset
+        self._open_other_sizes = other_sizes
+        self._other_sizes: Pipeline | None = None
+        self._scheduler: str | None = None
+        self._sealed = True
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.bundle.manifest
+
+    @property
+    def signature(self) -> Signature:
+        """The arguments that calls take."""
+        return self.calls.signature
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """The names that `scheduler` accepts."""
+        return tuple(schedule.name for schedule in self.manifest.offered)
+
+    @property
+    def scheduler(self) -> SchedulerName:
+        """The name of the scheduler that calls use which name none; assigning another one of
+        `schedulers`, or the name of its diffusers class, changes it, and None takes it back.
+
+        Raises:
+            InputError: no such name, or a scheduler object of diffusers.
+        """
+        own = self._preset.arguments if self._preset is not None else {}
+        usual = own.get("scheduler", self.manifest.defaults.scheduler)
+        return SchedulerName(self._scheduler or usual)
+
+    @scheduler.setter
+    def scheduler(self, name: str | None) -> None:
+        self._scheduler = None if name is None else scheduler_name(self.manifest, name)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_weighting: bool | None = None,
+        max_embeddings_multiples: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_start: float | None = None,
+        guidance_stop: float | None = None,
+        cache_interval: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        use_resolution_binning: bool | None = None,
+        num_images_per_prompt: int | None = None,
+        batch_size: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        scheduler: str | None = None,
+        latents: Array | None = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        control_image: Any = None,
+        ip_adapter_image: Any = None,
+        strength: float | None = None,
+        mask_blur: float | None = None,
+        padding_mask_crop: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **arguments: Any,
+    ) -> Result:
+        """Make pictures; names and meanings are diffusers'.
+
+        Args:
+            prompt: a text, or one per picture; needed where the bundle has a text encoder.
+            negative_prompt: what guidance leads away from; a text, or one per prompt.
+            prompt_weighting: read marks for weights in the texts: ``(word:1.3)``, ``word++``.
+            max_embeddings_multiples: how many times as long as the text encoder's own limit texts
+                may be; what is beyond is cut. 1 by default, as in diffusers' pipelines.
+            num_inference_steps: one that the bundle has a sampling plan for.
+            guidance_scale: strength of the guidance; at 1 or below it is off.
+            guidance_rescale: from 0 to 1: how much of what guidance adds to the predictions'
+                standard deviation is taken away again. For models with zero terminal SNR.
+            guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
+                others cost half, less the negative prompt. All are by default.
+            cache_interval: run the whole denoiser in one of so many steps and only its shallow part
+                in the others (DeepCache; bundles exported with the pass step-cache). 1 is off.
+            height, width: of the picture, in pixels.
+            use_resolution_binning: make the image in the size of the model's list whose proportions
+                are nearest, and resize it to `height` and `width`; True by default, for bundles
+                that have such a list.
+            num_images_per_prompt: pictures of one prompt are next to each other; 1 by default. Of
+                bundles that make videos `num_videos_per_prompt`.
+            batch_size: how many pictures, where the bundle takes no text.
+            seed: one for the whole batch, or a list with one per picture. The picture is that
+                of diffusers with a CPU generator of this seed. None draws one (see the result).
+            scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
+            latents: float32 [pictures, channels, height, width], of videos
+                [videos, channels, frames, height, width], noise of unit variance to start from
+                instead of drawing it. As it, any other value that `compute` gives may be
+                given in the place of what it is made of.
+            prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
+                `encode_prompt` gives them: [prompts, positions, width].
+            denoising_start: go on from latents that another run left at this fraction of the
+                schedule, given as `image`.
+            denoising_end: stop at this fraction of the schedule; take `output_type` "latent".
+            image: a picture to start from, or several: Pillow images, which are resized to the
+                call's `height` and `width`, or arrays [height, width, 3]; or latents, float32
+                [pictures, channels, height, width]. For bundles that were exported for a task with
+                pictures, such as image-to-image, or with T2I-Adapters, which take a list with one
+                for each of several, and `adapter_conditioning_scale` besides.
+            mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
+                picture; Pillow images or arrays [height, width]. For bundles that were exported
+                for inpainting.
+            control_image: for the ControlNet of bundles that have one, which may take
+                `controlnet_conditioning_scale`, `control_guidance_start` and
+                `control_guidance_end` besides; a list with one for each of several.
+            ip_adapter_image: for the IP-Adapter of bundles that have one, which may take an
+                `ip_adapter_scale` besides; a list with one for each of several.
+            strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
+            mask_blur: make the mask's edges soft by so many pixels, as
+                ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
+            padding_mask_crop: cut out what is so many pixels around the mask, make that anew in
+                the call's size, and put it back into the whole picture.
+            output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]; of videos
+                [batch, frames, height, width, channels]) or "latent".
+            callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
+                after each step. May return ``{"latents": …}`` to replace them, and stop the
+                run by ``run.interrupt()``; ``run._interrupt = True`` does the same.
+            arguments: what else this bundle takes; a wrong name gets the list.
+
+        Raises:
+            InputError: an argument that cannot be used.
+            PlanNotFound: no sampling plan for the step count.
+            NumericalError: NaN or infinity came out of a component.
+            BackendError: the engine failed.
+        """
+        tensors = list(callback_on_step_end_tensor_inputs)
+        if tensors not in ([], ["latents"]):
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs may only hold 'latents', not {tensors}"
+            )
+        run = self.stream(
+            prompt,
+            negative_prompt=negative_prompt,
+            prompt_weighting=prompt_weighting,
+            max_embeddings_multiples=max_embeddings_multiples,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_start=guidance_start,
+            guidance_stop=guidance_stop,
+            cache_interval=cache_interval,
+            height=height,
+            width=width,
+            use_resolution_binning=use_resolution_binning,
+            num_images_per_prompt=num_images_per_prompt,
+            batch_size=batch_size,
+            seed=seed,
+            scheduler=scheduler,
+            latents=latents,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            image=image,
+            mask_image=mask_image,
+            control_image=control_image,
+            ip_adapter_image=ip_adapter_image,
+            strength=strength,
+            mask_blur=mask_blur,
+            padding_mask_crop=padding_mask_crop,
+            output_type=output_type,
+            **arguments,
+        )
+        try:
+            for step in run:
+                if callback_on_step_end is not None:
+                    report_step(run, step, callback_on_step_end)
+            return run.finish()
+        finally:
+            run.close()
+
+    def stream(self, prompt: str | Sequence[str] | None = None, **arguments: Any) -> Run:
+        """Start a run to iterate over: it yields a `Progress` after each step.
+
+        Takes the arguments of a call, less the callback's. They are checked at once, the work
+        begins with the first ``next()``. ``finish()`` runs the rest and returns the result.
+        """
+        return self.start(self._request({"prompt": prompt, **arguments}))
+
+    def start(self, request: Request) -> Run:
+        """Start the run of a call of this bundle that was checked already, as by
+        `runtimes.pipeline.loading.Loading.request` before anything was loaded."""
+        return self._begun(request, lambda pipe, execution: Run(pipe, execution, observe.notify))
+
+    @overload
+    def compute(self, name: str, /, **arguments: Any) -> Array: ...
+
+    @overload
+    def compute(
+        self, name: str, another: str, /, *others: str, **arguments: Any
+    ) -> dict[str, Array]: ...
+
+    def compute(self, name: str, /, *others: str, **arguments: Any) -> Array | dict[str, Array]:
+        """Values that a call makes on its way to images, such as ``"image_latents"``: only what
+        they need is run, and what is drawn at random is what the whole call draws.
+
+        Args:
+            name, others: one value or several; those of `manifest.programs` without an underscore
+                before their names, which a call takes as arguments, too.
+            arguments: those of a call, less the callback's. What the values do not need may be left
+                out.
+
+        Returns:
+            the array that is asked for, or several by name: a row for each prompt, for each image
+            that is given, or for each that is made, and the shape that the program says.
+
+        Raises:
+            InputError: a name that is none of a public value, or an argument that cannot be used.
+            PlanNotFound, NumericalError, BackendError: as in a call.
+        """
+        names = (name, *others)
+        found = self.computed(self._request(arguments, names), names)
+        return found if others else found[name]
+
+    def computed(self, request: Request, names: Sequence[str]) -> dict[str, Array]:
+        """Return values that a call asks for which was checked already, as by
+        `runtimes.pipeline.loading.Loading.request`; see `compute`."""
+        return self._begun(request, lambda pipe, execution: execution.values_of(names))
+
+    def _request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
+        """Check the arguments of a call, the pipeline's scheduler added."""
+        given = dict(arguments)
+        if given.get("scheduler") is None and self._scheduler is not None:
+            given["scheduler"] = self._scheduler
+        return requested(self.calls, self._preset, given, wanted)
+
+    def _begun(self, request: Request, begin: Callable[[Pipeline, Execution], _Begun]) -> _Begun:
+        """Return what `begin` makes of the execution of a call that was checked, and of the
+        pipeline that runs it: this one, or the one for other sizes.
+
+        Raises:
+            InputError: it is closed, or was loaded for other calls.
+            PlanNotFound: there is no plan for the step count.
+        """
+        if self._closed:
+            raise InputError("this pipeline is closed")
+        unfit = misfit(self.sessions.components, request)
+        if unfit:
+            return self._of_other_sizes(unfit)._begun(request, begin)
+        try:
+            return begin(self, self.execution(request))
+        except PlanNotFound as error:
+            hint = str(error).replace("BUNDLE", str(self.bundle.root))
+            raise PlanNotFound(
+                f"scheduler {request.scheduler!r}: {hint.replace('NAME', request.scheduler)}"
+            ) from None
+
+    def execution(self, request: Request) -> Execution:
+        """Return the execution of a call that was checked; nothing of it has run yet."""
+
+        def schedule_of(loop: statements.Loop) -> Schedule:
+            name = loop.plan.fixed or request.scheduler
+            trained = self.manifest.schedule(name).num_train_timesteps
+            shift = self.shift(name, *[*request.symbols.values()][:2])
+            return Schedule(self.plans(name), trained, shift)
+
+        sessions, known = self.sessions, self.encoded
+        return Execution(request, sessions, self.tokenizers, schedule_of, known, self._tiling)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        prompt_weighting: bool | None = None,
+        max_embeddings_multiples: int | None = None,
+        do_classifier_free_guidance: bool = True,
+        **texts: str | Sequence[str] | None,
+    ) -> dict[str, Array]:
+        """Encoded texts, to be kept, changed and given to a call in the place of the texts.
+
+        Args:
+            prompt, negative_prompt, prompt_weighting, max_embeddings_multiples: as in a call.
+            do_classifier_free_guidance: False leaves out what guidance leads away from.
+            texts: other texts that this bundle takes, such as ``prompt_2``.
+
+        Returns:
+            by the call's argument that takes them (``prompt_embeds`` …), arrays with a row per
+            prompt: ``pipe(**pipe.encode_prompt("a cat"))`` is ``pipe("a cat")``.
+
+        Raises:
+            InputError: an argument that cannot be used, or a bundle that names no such arguments.
+            NumericalError, BackendError: as in a call.
+        """
+        given = {
+            **texts,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_weighting": prompt_weighting,
+            "max_embeddings_multiples": max_embeddings_multiples,
+        }
+        return encode_prompt(self, given, do_classifier_free_guidance)
+
+    def decode(
+        self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
+    ) -> Images:
+        """Latents float32 [batch, channels, height, width] → pictures, as a call makes them: by the
+        decoder, and by what comes after it, such as a safety checker; of videos
+        [batch, channels, frames, height, width] → lists of frames.
+
+        Args:
+            size: height and width in pixels to resize and crop them to; None leaves them as the
+                decoder gives them.
+
+        Raises:
+            InputError: another shape, no numbers, or a size that is none.
+            NumericalError: the latents hold NaN or infinity, or the decoder returned some.
+        """
+        check_output_type(output_type)
+        latents = checked.decodable(latents, self.manifest)
+        if size is not None and latents.ndim != 4:
+            raise InputError("'size' is for images: frames of videos are not resized")
+        size = None if size is None else checked.image_size("size", size)
+        if output_type == "latent":
+            return latents
+        from runtimes.images import image
+
+        decoded = self._decoded(latents)
+        if size is not None:
+            decoded = image.resized(decoded, *size)
+        return converted(decoded, output_type)
+
+    def _decoded(self, latents: Array) -> Array:
+        """Return the images that the first program makes of what its loop gives."""
+        (first,) = self._decoding[0].feeds.values()
+        values = {first: latents}
+        for run in self._decoding:
+            ((input, name),) = run.feeds.items()
+            check_finite(run.component, input, values[name], "input")
+            made = self._run(run, input, values[name])
+            for output, value in run.gives.items():
+                check_finite(run.component, output, made[output])
+                values[value] = made[output]
+        return values[self._images]
+
+    def _run(self, run: statements.Run, input: str, array: Array) -> dict[str, Array]:
+        """Run a component of one input, in the pipeline's tiles where it may run in tiles."""
+        with self.sessions.using(run.component) as session:
+            if not run.tiles:
+                return session.run(cast(session, {input: array}))
+            (output,) = run.gives
+            made = tiling.decode(
+                lambda part: session.run(cast(session, {input: part}))[output], array, self._tiling
+            )
+            return {output: made}
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture at a time: less memory for batches, the same pictures."""
+        self._tiling = replace(self._tiling, slicing=True)
+
+    def disable_vae_slicing(self) -> None:
+        """Decode all pictures of a call at once, as by default."""
+        self._tiling = replace(self._tiling, slicing=False)
+
+    def enable_vae_tiling(self, tile_size: int | None = None) -> None:
+        """Decode pictures larger than a tile in overlapping tiles: memory does not grow with the
+        size. The pictures are those of diffusers with the same tiles.
+
+        Args:
+            tile_size: a tile's side in pixels; None is the model's default size.
+
+        Raises:
+            InputError: not a multiple of what tiles of this model must be.
+        """
+        side = tiling.tile_of(self.manifest.latents, tile_size)
+        self._tiling = replace(self._tiling, tile=side)
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures in one go, as by default."""
+        self._tiling = replace(self._tiling, tile=0)
+
+    def settings(self) -> dict[str, Any]:
+        """What is loaded, and where, as JSON-compatible values."""
+        return {
+            "source": self.manifest.source.id,
+            "build": self.build.name,
+            "backend": f"{self.backend.name} {self.backend.version()}",
+            "device": self.device,
+            "latentc": __version__,
+            **(self._preset.settings(self._open_other_sizes is not None) if self._preset else {}),
+        }
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Free the engines' memory. Closing twice is harmless.
+
+        Calls that are under way in other threads end with a BackendError, at once where the engine
+        can end a graph half-way; this waits for them. Within a call, as in a signal handler, it
+        returns at once, and the memory is freed when the call has ended.
+        """
+        self._closed = True
+        self.encoded.clear()
+        self.sessions.close()
+        if self._other_sizes is not None:
+            self._other_sizes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _of_other_sizes(self, misfit: str) -> Pipeline:
+        """The same build for calls of any size, where it was a preset that fixed the size.
+
+        Raises:
+            InputError: it was the caller.
+        """
+        if self._open_other_sizes is None:
+            raise InputError(misfit)
+        with self._lock:
+            if self._other_sizes is None:
+                self._other_sizes = self._open_other_sizes()
+            if self._closed:  # while it was opened
+                self._other_sizes.close()
+        self._other_sizes._tiling = self._tiling
+        return self._other_sizes
+
+    def plans(self, scheduler: str) -> PlanTable:
+        """Return the sampling plans of a scheduler. Raises BundleError where they are damaged."""
+        with self._lock:
+            if scheduler not in self._plans:
+                listed = self.manifest.schedule(scheduler)
+                path = self.bundle.path(listed.file)
+                self._plans[scheduler] = PlanTable.load(path, listed.steps)
+            return self._plans[scheduler]
+
+    def shift(self, scheduler: str, height: int, width: int) -> float | None:
+        """Return the shift of a scheduler's plans for latents of a size; None where they have none.
+
+        Raises:
+            InputError: the image is larger than those that there are plans for.
+        """
+        shift, table = self.manifest.schedule(scheduler).shift, self.plans(scheduler)
+        if shift is None:
+            return None
+        of_size = shift.of(height, width)
+        smallest, largest = table.shifts[0], table.shifts[-1]
+        slack = _ROUNDING * max(abs(smallest), abs(largest), 1.0)
+        if smallest == largest or smallest - slack <= of_size <= largest + slack:
+            return min(max(of_size, smallest), largest)
+        factor = self.manifest.latents.factor
+        end = largest if of_size > largest else smallest
+        pixels = factor**2 * (end - shift.intercept) / shift.slope
+        raise InputError(
+            f"height {height * factor} and width {width * factor}: the plans of scheduler "
+            f"{scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"
+        )
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    backend: str | Backend | None = None,
+    device: str | None = None,
+    *,
+    build: str | None = None,
+    precision: str | None = None,
+    threads: int = 0,
+    cache: str | os.PathLike[str] | bool | None = True,
+    options: Mapping[str, str] | None = None,
+    verify: bool = False,
+    compute: str | None = None,
+    compile: bool = False,
+    static: Mapping[str, float] | bool | None = None,
+    low_memory: bool = False,
+    preset: str | None = None,
+) -> Pipeline:
+    """Load a bundle.
+
+    Args:
+        bundle: its folder.
+        backend: an engine by name; None takes the first installed one that fits.
+        device: by the engine's own name, such as "cpu"; None takes the engine's default.
+        build: by name, where the bundle has several.
+        precision: such as "fp32"; None prefers fp32.
+        threads: for the engine; 0 leaves the choice to it.
+        cache: keep compiled graphs, for engines that can: in a folder, in latentc's own (True),
+            or not at all (False or None). TensorRT's engines, which must be built before, are
+            looked for in latentc's own folder then.
+        options: passed to the engine as they are.
+        verify: hash every file that is loaded, also those hashed here before.
+        compute: precision to calculate in, for engines that have a choice: "fp32", "fp16",
+            "bf16", or "auto" for the engine's own; None is the build's.
+        compile: let the engine spend minutes on the graphs, to be faster afterwards.
+        static: load for calls of one size only, which some engines run faster: any of
+            "height", "width", "images" and "guidance_scale", or what else turns the bundle's
+            guidance on; defaults for the others, for all of them if True.
+        low_memory: load each component when a call needs it, and free it after: as much memory
+            as the largest one takes, and loading times at each call.
+        preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,
+            arguments of calls included, which a call may replace. Calls of any size work. Without
+            a record the figures in the manifest choose, with a warning. "auto" is "faithful" where
+            there is a record and nothing else was asked for, else the same as None.
+
+    Raises:
+        BundleError: missing, damaged or altered.
+        InputError: no such build, backend or preset; a preset that is something else than what the
+            other arguments say.
+        BackendUnavailable: the engine is not installed.
+        DeviceUnavailable: no such device here.
+        BackendError: the engine refused a graph.
+    """
+    sizes = ({} if static else None) if isinstance(static, bool) else static
+    asked = Asked(
+        *(backend, device, build, precision, threads, compute, compile, sizes), options=options
+    )
+    return load_asked(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
+
+
+def load_asked(
+    bundle: str | os.PathLike[str],
+    asked: Asked,
+    preset: str | None = None,
+    *,
+    cache: str | os.PathLike[str] | bool | None = True,
+    verify: bool = False,
+    low_memory: bool = False,
+) -> Pipeline:
+    """`load` with its choices in one value."""
+    return open_pipeline(
+        chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
+    )
+
+
+def open_pipeline(loading: Loading) -> Pipeline:
+    """Load what was chosen.
+
+    Where the one size is a preset's, calls of other sizes load the build a second time, for all.
+    """
+    bundle, build, backend = loading.bundle, loading.build, loading.backend
+    components, sizes = loading.components, loading.sizes
+
+    def open_one(name: str) -> Session:
+        weighs = sum(file.size for file in build.artifacts[name].files)
+        own = replace(loading.options, lean=loading.low_memory and weighs >= LEAN)
+        return open_component(
+            bundle, build, components[name], backend, loading.device, own, sizes.get(name)
+        )
+
+    files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
+    parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL
+    later = [each.name for each in bundle.manifest.components if each.role in _ON_DEMAND]
+    sessions = Sessions(components, open_one, not loading.low_memory, parallel, later)
+    try:
+        tokenizers = tokenizers_of(bundle)
+    except BaseException:
+        sessions.close()
+        raise
+    bundle.cache.save()
+    general = None
+    if loading.fixed_by_preset:
+
+        def general() -> Pipeline:
+            return open_pipeline(loading.of_any_size())
+
+    return Pipeline(
+        *(bundle, build, backend, loading.device, sessions, tokenizers),
+        *(loading.calls, loading.preset, general),
+    )
+
+
+def open_component(
+    bundle: Bundle,
+    build: Build,
+    component: Component,
+    backend: Backend,
+    device: str,
+    options: SessionOptions | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Session:
+    """Check the files of one component and load it, for the values of `sizes` only if given."""
+    options, artifact = options or SessionOptions(), build.artifacts[component.name]
+    compute = options.compute or (
+        artifact.compute if artifact.compute in backend.computes else None
+    )
+    chosen = replace(options, sizes=sizes or {}, key=graph_digest(artifact), compute=compute)
+    entry = bundle.entry(build, component.name, backend)
+    return backend.open(entry, component, device, chosen)
+
+
+def tokenizers_of(bundle: Bundle) -> dict[str, TextTokenizer]:
+    """Return the tokenizers of a bundle, by name.
+
+    Raises:
+        BundleError: one is missing or damaged, or is another one than the manifest says.
+    """
+    return {
+        each.name: TextTokenizer.load(
+            bundle.path(each.file),
+            each.max_length,
+            each.expansions,
+            each.vocabulary,
+            Frame(each.before, each.after, each.pad),
+            each.unescape,
+        )
+        for each in bundle.manifest.tokenizers
+    }

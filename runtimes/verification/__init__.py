@@ -1,0 +1,1 @@
+"""Checks of a bundle on the machine where it runs."""
