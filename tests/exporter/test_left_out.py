@@ -112,6 +112,7 @@ USED = {
     *("prior_tokenizer", "prior_scheduler"),
     *(f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")),
     *("controlnet", "adapter", "max_noise_level", "is_cosxl_edit"),
+    *("transformer_2", "boundary_ratio", "expand_timesteps"),
     *("force_zeros_for_empty_prompt", "requires_aesthetics_score", "id2label"),
 }
 # What says something of parts that are named by themselves.
