@@ -78,7 +78,7 @@ _DECOMPOSED = "exporter.capture.decompose"
 _ONNX_CODE = (
     _DECOMPOSED,
     *(
-        f"exporter.targets.onnx_{each}"
+        f"exporter.targets.onnx.{each}"
         for each in ("attention", "integers", "masks", "optimize", "registry", "types", "weights")
     ),
 )

@@ -265,8 +265,9 @@ def test_no_lock_is_made_beside_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from runtimes.storage.locks import writing; "
-        "from exporter.progress import Progress; held = writing(Path(sys.argv[1]), Progress()); "
+        "import os, signal, sys; from pathlib import Path; "
+        "from runtimes.storage.locks import writing; from exporter.progress import Progress; "
+        "held = writing(Path(sys.argv[1]), Progress()); "
         "held.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", script, tmp_path / "bundle"], cwd=ROOT)
