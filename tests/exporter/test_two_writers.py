@@ -37,10 +37,10 @@ LONGEST = 120  # seconds for a thread to get where it is waited for
 WRITER = """
 import shutil, sys, time
 from pathlib import Path
-from runtimes.locks import writing
+from runtimes.storage.locks import writing
 from exporter.progress import Progress
 from exporter.store import Store, recover
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
 
 output, template, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 manifest = Manifest.load(template)

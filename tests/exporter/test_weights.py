@@ -340,7 +340,7 @@ from exporter import weights
 from exporter.capture import capture, variant
 from exporter.families import Graph
 from exporter.targets import get
-from runtimes.manifest import Component, TensorSpec
+from runtimes.bundle.structures import Component, TensorSpec
 import onnx, onnxscript.optimizer, openvino
 folder, target, *passes = Path(sys.argv[1]), *sys.argv[2:]
 width, layers = 2048, 48

@@ -31,7 +31,7 @@ TRY = f"""
 import sys
 from pathlib import Path
 from runtimes.errors import BundleError
-from runtimes.tokenizer import TextTokenizer
+from runtimes.texts.tokenizer import TextTokenizer
 for path in sys.argv[1:]:
     try:
         TextTokenizer.load(Path(path), {MAX_LENGTH}).encode(["a red circle " * 20, "a" * 400])

@@ -201,7 +201,7 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 SWALLOWING = """
 import signal, sys
 from latentc.cli import run
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
 
 def load(*_):
     try:

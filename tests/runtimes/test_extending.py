@@ -163,7 +163,7 @@ BROKEN = {
     "panics": "class PanicException(BaseException): pass\nraise PanicException('index')",
 }
 STARTS = """
-from runtimes.backend import Backend as Base
+from runtimes.backends.backend import Backend as Base
 class Backend(Base):
     name, package, install, targets = "starts", "p", "pip install p", ("fake",)
     def __init__(self): {init}

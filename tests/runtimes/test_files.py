@@ -282,7 +282,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     with files.replacing(tmp_path / "file") as file, files.scratch_folder(tmp_path) as folder:
         before = os.listdir(tmp_path)
         files.sweep(tmp_path)
-        script = "import sys; from runtimes import files; files.sweep(sys.argv[1])"
+        script = "import sys; from runtimes.storage import files; files.sweep(sys.argv[1])"
         subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=True)
         assert sorted(os.listdir(tmp_path)) == sorted(before)
         file.write(b"data")

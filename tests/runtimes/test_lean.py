@@ -24,9 +24,9 @@ import sys
 from pathlib import Path
 import numpy as np
 from benchmarks.measure import anonymous_memory, report
-from runtimes.backend import SessionOptions
+from runtimes.backends.backend import SessionOptions
 from runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from runtimes.manifest import Component, TensorSpec
+from runtimes.bundle.structures import Component, TensorSpec
 spec = TensorSpec("float32", ("batch", int(sys.argv[2])))
 component = Component("denoiser", "denoiser", {"sample": spec}, {"prediction": spec})
 before = anonymous_memory()

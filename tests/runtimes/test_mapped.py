@@ -17,7 +17,7 @@ READ = """
 import sys
 from pathlib import Path
 from benchmarks.measure import current_memory, report
-from runtimes.mapped import MappedFile
+from runtimes.storage.mapped import MappedFile
 mapped = MappedFile(Path(sys.argv[1]))
 before = current_memory()
 first = int(mapped.array.sum())

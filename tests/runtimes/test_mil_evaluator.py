@@ -309,8 +309,8 @@ for name in ("torch", "diffusers", "transformers"):
     sys.modules[name] = None  # as where it is not installed
 from pathlib import Path
 import numpy as np
-from runtimes.mil.evaluator import Evaluator
-from runtimes.mil.package import read_spec
+from runtimes.backends.coreml.mil.evaluator import Evaluator
+from runtimes.backends.coreml.mil.package import read_spec
 package = Path(sys.argv[1])
 found = Evaluator.load(package, read_spec(package)).predict({"x": np.ones(2, np.float32)})
 assert [value.tolist() for value in found.values()] == [[1.0, 1.0]], found

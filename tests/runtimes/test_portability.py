@@ -69,18 +69,18 @@ codes = [
 ]
 assert codes == [0] * 4, codes
 
-from runtimes.model_cache import ModelCache
+from runtimes.backends.model_cache import ModelCache
 cache = ModelCache(folder / "models")
 with cache.scratch(10) as made:
     (made / "blob").write_bytes(b"x" * 10)
     cache.keep({"graph": "a"}, made / "blob")
 assert cache.find({"graph": "a"}).read_bytes() == b"x" * 10
 
-from runtimes.locks import writing
+from runtimes.storage.locks import writing
 from exporter.progress import Progress
-from exporter.sharing import share
+from exporter.compiler.sharing import share
 from exporter.store import Store
-from runtimes.manifest import Manifest
+from runtimes.bundle.manifest import Manifest
 manifest = Manifest.load(bundle)
 for _ in range(2):
     with writing(folder / "copy", Progress()):
