@@ -6,8 +6,9 @@ import json
 import re
 from html.parser import HTMLParser
 
-from benchmarks.bench import html, model
+from benchmarks.bench import model
 from benchmarks.bench.model import Report
+from benchmarks.bench.pages import html
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use"}
 DIGIT = re.compile(r"\d")

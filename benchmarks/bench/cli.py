@@ -139,7 +139,7 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
             plan, output, ["latentc", "bench", *_command(bundle, options)], progress
         )
     paths = write(report, output)
-    from benchmarks.bench import texts
+    from benchmarks.bench.pages import texts
 
     say(_summary(report))
     for path in paths:
@@ -203,7 +203,8 @@ def schema() -> None:
 
 def write(report: Report, output: Path) -> list[Path]:
     """Write a report in every form into a folder."""
-    from benchmarks.bench import html, model, texts
+    from benchmarks.bench import model
+    from benchmarks.bench.pages import html, texts
 
     # First of all what cannot be made again.
     (output / model.REPORT).write_bytes(model.encode(report))
@@ -370,7 +371,7 @@ def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
 
 def _summary(report: Report) -> str:
     """The rows on a terminal: p50, interval and speed-up of each case in each scenario."""
-    from benchmarks.bench import texts
+    from benchmarks.bench.pages import texts
     from benchmarks.measure import table
 
     lines = []

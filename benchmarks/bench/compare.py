@@ -12,7 +12,7 @@ from typing import Literal
 
 from benchmarks.bench import statistics
 from benchmarks.bench.model import SCENARIOS, CaseRecord, Report
-from benchmarks.bench.texts import percent, seconds, times
+from benchmarks.bench.pages.texts import percent, seconds, times
 from benchmarks.measure import table
 from runtimes.errors import InputError
 

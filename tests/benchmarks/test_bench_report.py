@@ -18,8 +18,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.bench import cli, compare, html, model, texts
+from benchmarks.bench import cli, compare, model
 from benchmarks.bench.model import Report
+from benchmarks.bench.pages import html, texts
 from latentc.cli import run as latentc
 from runtimes.errors import InputError, PerformanceRegression
 from tests.bench_reports import make_report

@@ -12,7 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchmarks.bench import compare, html, model, peers, plan, runner
+from benchmarks.bench import compare, model, peers, plan, runner
+from benchmarks.bench.pages import html
 from benchmarks.measure import Bounds, ChildFailed, run_child
 from latentc.cli import run as latentc
 from runtimes.errors import PerformanceRegression

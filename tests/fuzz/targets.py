@@ -408,7 +408,7 @@ SEEDS: Mapping[str, Seeds] = {
     "benchmarks.bench.fidelity:Pictures.of_file": _images,
     "benchmarks.bench.cases:read": _texts(_CASES),
     "benchmarks.bench.cases:parse_size": _texts("512x512", "64"),
-    "benchmarks.bench.html:small": _images,
+    "benchmarks.bench.pages.html:small": _images,
 }
 
 # What a parser takes besides its input.

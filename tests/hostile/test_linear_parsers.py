@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.bench import compare, model, texts
+from benchmarks.bench import compare, model
+from benchmarks.bench.pages import texts
 from benchmarks.wandb_report import mapped
 from runtimes.sampling.plan_document import encode
 from runtimes.sampling.plan_schema import DTYPES
@@ -337,7 +338,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _texts(lambda count: "".join(_CASE.format(n) for n in range(count))),
     ),
     "benchmarks.bench.cases:parse_size": (_texts(lambda count: "1" * count + "x64"),),
-    "benchmarks.bench.html:small": (_png,),
+    "benchmarks.bench.pages.html:small": (_png,),
 }
 
 

@@ -13,8 +13,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import charts, model, texts
+from benchmarks.bench import model
 from benchmarks.bench.model import SCENARIOS, Report
+from benchmarks.bench.pages import charts, texts
 from runtimes.calls import given_images as pictures
 from runtimes.errors import InputError
 from runtimes.storage.files import read_regular
