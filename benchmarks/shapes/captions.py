@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .scenes import COLOURS, SHAPES, SIZES, Prompt, Spec, Thing, inverse
+from .scenes import COLOURS, SHAPES, SIZES, Prompt, Spec, Thing, inverse, is_held_out, random_spec
 
 OPENINGS = ("", "", "", "", "a picture of ", "a drawing of ", "an image of ")
 ENDINGS = ("", "", "", "", "", "", ".", " on a plain background", " on a white background")
@@ -134,3 +134,23 @@ def _find(words: str, table: Mapping[str, tuple[str, ...]]) -> str | None:
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
+
+
+def held_out_prompts(n: int, objects: int | None = None, seed: int = 0) -> list[Prompt]:
+    """``n`` prompts whose pictures were never trained on, no two with the same text.
+
+    ``objects`` 1 or 2 gives prompts of that many shapes; ``None`` alternates between them.
+    """
+    rng = np.random.default_rng([seed, 7])
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    while len(prompts) < n:
+        count = objects or 1 + len(prompts) % 2
+        spec = random_spec(rng, count)
+        if not is_held_out(spec):
+            continue
+        prompt = caption(spec, rng)
+        if prompt.text not in seen:
+            seen.add(prompt.text)
+            prompts.append(prompt)
+    return prompts

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .captions import read
+from .captions import held_out_prompts, read
 from .draw import BACKGROUND, RGB, coverage
-from .scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing, held_out_prompts
+from .scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -165,28 +165,6 @@ def inverse(relation: str) -> str:
     return _INVERSE[relation]
 
 
-def held_out_prompts(n: int, objects: int | None = None, seed: int = 0) -> list[Prompt]:
-    """``n`` prompts whose pictures were never trained on, no two with the same text.
-
-    ``objects`` 1 or 2 gives prompts of that many shapes; ``None`` alternates between them.
-    """
-    from .captions import caption  # captions build on this module
-
-    rng = np.random.default_rng([seed, 7])
-    prompts: list[Prompt] = []
-    seen: set[str] = set()
-    while len(prompts) < n:
-        count = objects or 1 + len(prompts) % 2
-        spec = random_spec(rng, count)
-        if not is_held_out(spec):
-            continue
-        prompt = caption(spec, rng)
-        if prompt.text not in seen:
-            seen.add(prompt.text)
-            prompts.append(prompt)
-    return prompts
-
-
 def _random_kind(rng: np.random.Generator) -> tuple[str, str]:
     return COLOURS[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))]
 

@@ -14,8 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentc
+from benchmarks.shapes.captions import held_out_prompts
 from benchmarks.shapes.judge import reasons
-from benchmarks.shapes.scenes import Prompt, held_out_prompts
+from benchmarks.shapes.scenes import Prompt
 from runtimes.bundle.manifest import Manifest
 
 from .evaluate import GUIDANCE, STEPS, evaluate

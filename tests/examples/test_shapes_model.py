@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 
-from benchmarks.shapes import captions, scenes
+from benchmarks.shapes import captions
 from examples.shapes import evaluate
 from exporter.source.adapters import lora
 from latentc import builtin_lora
@@ -65,7 +65,7 @@ def test_pictures_agree_with_their_prompts(pipeline: StableDiffusionPipeline) ->
         "a purple star at the bottom right",
         "a yellow square",
     ]
-    prompts = [captions.read(text) for text in texts] + scenes.held_out_prompts(4, 1)
+    prompts = [captions.read(text) for text in texts] + captions.held_out_prompts(4, 1)
     results = evaluate.evaluate(pipeline, prompts, steps=12)
     assert evaluate.share_right(results) >= 0.75, [r.faults for r in results]
 

@@ -120,7 +120,7 @@ def test_held_out_pictures_never_reach_training() -> None:
         captions.caption(spec, np.random.default_rng(i)).text for i, spec in enumerate(trained)
     }
     for objects in (1, 2):
-        prompts = scenes.held_out_prompts(100, objects)
+        prompts = captions.held_out_prompts(100, objects)
         assert len({prompt.text for prompt in prompts}) == 100
         assert all(len(prompt.things) == objects for prompt in prompts)
         assert not {prompt.text for prompt in prompts} & words
@@ -137,9 +137,9 @@ def test_every_size_of_a_held_out_pair_is_held_out() -> None:
 
 
 def test_held_out_prompts_are_repeatable() -> None:
-    assert scenes.held_out_prompts(20, seed=3) == scenes.held_out_prompts(20, seed=3)
-    assert scenes.held_out_prompts(20, seed=3) != scenes.held_out_prompts(20, seed=4)
-    assert {len(prompt.things) for prompt in scenes.held_out_prompts(4)} == {1, 2}
+    assert captions.held_out_prompts(20, seed=3) == captions.held_out_prompts(20, seed=3)
+    assert captions.held_out_prompts(20, seed=3) != captions.held_out_prompts(20, seed=4)
+    assert {len(prompt.things) for prompt in captions.held_out_prompts(4)} == {1, 2}
 
 
 def test_pictures_are_repeatable_and_stay_inside() -> None:
