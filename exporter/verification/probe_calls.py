@@ -68,6 +68,18 @@ def texts_of(program: Program) -> dict[str, str]:
     return own | {each.name: _OTHER_PROMPT for each in texts if each.fallback in own}
 
 
+def negatives_of(program: Program) -> tuple[str, ...]:
+    """Return the texts that a call may leave out and that no other text stands for: what guidance
+    leads away from."""
+    return tuple(
+        each.name
+        for each in program.arguments
+        if isinstance(each, Text)
+        and each.fallback is None
+        and (each.optional or each.default is not None)
+    )
+
+
 def images_of(program: Program, height: int, width: int, count: int = 1) -> dict[str, Any]:
     """Return images and masks for a result of `height` by `width` pixels, as Pillow images: one of
     each, or a list of `count` different ones; an argument that is a list has as many as it takes.

@@ -19,6 +19,7 @@ import torch
 
 from exporter.classes import class_of, of_class
 from exporter.components.description import Description
+from exporter.programs.defaults import takes
 from exporter.progress import Progress
 from exporter.quiet import quiet_loading
 from exporter.verification.eager import pipeline_over
@@ -27,6 +28,7 @@ from exporter.verification.probe_calls import (
     GUIDANCE,
     images_of,
     lengths_of,
+    negatives_of,
     rows_of,
     size_of,
     takes_images,
@@ -45,6 +47,7 @@ from runtimes.verification.verify import relative_l2
 _STEPS = 2
 _SEEDS = (20, 21, 22, 23)
 _PROMPTS = ("a large red circle", "two small blue squares beside a tree")
+_NEGATIVES = ("blurred", "a house with a green roof")
 # Numbers: four images of such a model take as long as its export, and are left to a miniature.
 _LARGE = 4_000_000_000
 # Relative L2. The largest is 2.5e-4, of T2I-Adapters for grey images, whose colours diffusers
@@ -257,7 +260,7 @@ def _compared(
     against = (type(pipe) if own else class_of(pipe, program.name)).__name__
     refused = ""
     for way in _ways(shape):
-        arguments = {**_arguments(description, program, way, size), **_several(program, shape)}
+        arguments = {**_arguments(subject, program, way, size), **_several(program, shape)}
         arguments |= _steps(ours, program)
         try:
             latents = _theirs(pipe, description, program, way, arguments)
@@ -358,10 +361,10 @@ def _theirs(
 
 
 def _arguments(
-    description: Description, program: Program, shape: Shape, size: tuple[int, int]
+    subject: Subject, program: Program, shape: Shape, size: tuple[int, int]
 ) -> dict[str, Any]:
     """Return what both are given, but for seeds and counts."""
-    height, width = size
+    description, (height, width) = subject.description, size
     arguments: dict[str, Any] = images_of(program, height, width, shape.given)
     arguments |= lengths_of(program)
     if description.resizable and size_of(program) is None:
@@ -369,5 +372,9 @@ def _arguments(
     for name, text in texts_of(program).items():
         texts = [text, *_PROMPTS]
         arguments[name] = texts[: shape.prompts] if shape.prompts > 1 else text
+    if shape.prompts > 1:  # one of the calls is guided away from a text
+        theirs, negatives = class_of(subject.pipe, program.name), [*_NEGATIVES[: shape.prompts]]
+        names = (name for name in negatives_of(program) if takes(theirs, name))
+        arguments |= dict.fromkeys(names, negatives)
     numbers = {each.name for each in program.arguments if isinstance(each, Numbers)}
     return arguments | {name: value for name, value in GUIDANCE.items() if name in numbers}
