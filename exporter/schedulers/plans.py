@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -202,11 +203,26 @@ def add_all(
             steps = sorted(usual | set(wanted.kept[name]))
         try:
             told = wanted.told
-            made.append(_add(store, name, name, class_name, config, steps, told, progress))
+            schedule = _add(store, name, name, class_name, config, steps, told, progress)
+            _warn_refused(schedule, wanted.steps)
+            made.append(schedule)
         except ExportError:
             if name == own or wanted.names is not None:
                 raise
     return (*made, *(_add_fixed(store, n, f, wanted, progress) for n, f in wanted.fixed.items()))
+
+
+def _warn_refused(schedule: Schedule, asked: Sequence[int] | None) -> None:
+    """Say which of the step counts that were asked for a scheduler refuses."""
+    refused = sorted({*(asked or ())} - {*schedule.steps})
+    if refused:
+        counts = ", ".join(map(str, refused))
+        warnings.warn(
+            f"{schedule.class_name} refuses {counts} steps, in diffusers too: the bundle has no "
+            f"plan of {schedule.name!r} for them",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _add_fixed(
@@ -217,7 +233,9 @@ def _add_fixed(
     class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
     usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
     steps = sorted({*usual, fixed.default_steps, *wanted.kept.get(name, ())})
-    return _add(store, name, OWN, class_name, config, steps, Told(), progress)
+    schedule = _add(store, name, OWN, class_name, config, steps, Told(), progress)
+    _warn_refused(schedule, wanted.steps)
+    return schedule
 
 
 def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:

@@ -241,7 +241,7 @@ def rounded(latents: Sides, name: str, pixels: int) -> int:
     larger = latents.nearest and 2 * beyond > unit
     made = pixels - beyond + (unit if larger else 0)
     warnings.warn(
-        f"{name} {pixels} is not {form_of(latents)}: the image is made with {made}, as diffusers "
+        f"{name} {pixels} is not {form_of(latents)}: {made} is taken in its place, as diffusers "
         "does",
         UserWarning,
         stacklevel=2,

@@ -353,6 +353,8 @@ def _output_paths(output: str | None, request: Request) -> list[Path]:
     from runtimes.images import animation, image
 
     videos = request.facts.emit.kind == "frames"
+    if output == "":
+        raise InputError("--output: expected the name of a file, not an empty one")
     named = output or ("out.webp" if videos else "out.png")
     if request.made > 1 and "{index}" not in named:
         path = Path(named)

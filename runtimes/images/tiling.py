@@ -40,6 +40,10 @@ def tile_of(latents: Latents, side: int | None) -> int:
         InputError: not a multiple of what tiles and their overlap must be.
     """
     unit = latents.factor * latents.multiple * round(1 / OVERLAP)
+    if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
+        raise InputError(
+            f"tiles: expected a side in pixels, a multiple of {unit}, not {side!r:.80}"
+        )
     if side is None:
         usual = min(latents.default_height, latents.default_width)
         side = usual // unit * unit or usual

@@ -221,6 +221,11 @@ class Pipeline(Sealed):
             NumericalError: NaN or infinity came out of a component.
             BackendError: the engine failed.
         """
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise InputError(
+                "callback_on_step_end must be a function of (run, step_index, timestep, tensors), "
+                f"not {callback_on_step_end!r:.80}"
+            )
         tensors = list(callback_on_step_end_tensor_inputs)
         if tensors not in ([], ["latents"]):
             raise InputError(

@@ -191,7 +191,10 @@ class Run(Sealed):
     def latents(self, value: Array) -> None:
         if self._latents is None:
             raise InputError("latents can be replaced after the first step")
-        array = np.ascontiguousarray(value, np.float32)
+        try:
+            array = np.ascontiguousarray(value, np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"latents: expected an array of numbers, not {value!r:.80}") from error
         if array.shape != self._latents.shape:
             raise InputError(
                 f"latents of shape {list(array.shape)} cannot replace those of shape "

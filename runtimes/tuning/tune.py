@@ -54,6 +54,7 @@ from runtimes.presets.trials import (
     key_of,
     preference,
 )
+from runtimes.programs.statements import emit_of
 from runtimes.sampling.step_cache import kinds
 from runtimes.tuning.step_times import Times, measure
 from runtimes.verification.verify import (
@@ -126,6 +127,8 @@ class Search:
         prompts: Sequence[str] = (),
         tell: Tell | None = None,
     ) -> None:
+        if emit_of(bundle.manifest.programs[0]).kind != "images":
+            raise InputError("latentc tune compares images, and this bundle makes videos")
         self.bundle = bundle
         self.budget = budget
         self.prompts = tuple(prompts) or _prompts(bundle)

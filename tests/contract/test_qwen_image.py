@@ -24,6 +24,7 @@ from runtimes.pipeline.pipeline import Pipeline
 from runtimes.texts.tokenizer import PromptTruncatedWarning
 from runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader
+from tests.uncaptured import uncaptured
 
 SEED = 7
 LATENTS = 1e-4  # relative L2 of the final latents
@@ -197,3 +198,13 @@ def test_loaded_for_one_length(bundle: Path, ours: Pipeline) -> None:
 def test_arguments_that_bundles_do_not_have(name: str, ours: Pipeline) -> None:
     with pytest.raises(InputError, match=f"unknown argument '{name}'"):
         ours.stream("a red circle", **{name: 1})
+
+
+def test_step_counts_that_the_scheduler_refuses_are_named(
+    pipeline_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One step has no noise levels where they are shifted until the last one."""
+    with pytest.warns(UserWarning, match="FlowMatchEulerDiscreteScheduler refuses 1 steps"):
+        pipe = uncaptured(pipeline_folder("qwen-image"), tmp_path / "bundle", steps=(1, 4))
+    assert pipe.manifest.schedules[0].steps == (4,)
+    pipe.close()

@@ -29,9 +29,11 @@ from exporter.components.wan_video_decoder import video_decoder_graph
 from exporter.families import family_of, wan
 from exporter.quiet import quiet_loading
 from exporter.targets.tensorrt import default_profile
+from runtimes.bundle.files import Bundle
 from runtimes.commands.generate import generate
 from runtimes.errors import InputError, UnsupportedPipeline
 from runtimes.pipeline.pipeline import Pipeline
+from runtimes.tuning.tune import tune
 from runtimes.verification.verify import relative_l2
 from tests import tiny_transformers as tiny
 from tests.docs import independent_loader as reader
@@ -244,11 +246,20 @@ def test_frames_in_folders_on_the_command_line(bundle: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("circle.mp4", "a name that ends in / is a folder"), ("circle.gif/", "with the extension")],
+    [
+        ("circle.mp4", "a name that ends in / is a folder"),
+        ("circle.gif/", "with the extension"),
+        ("", "not an empty one"),
+    ],
 )
 def test_files_that_hold_no_video(bundle: Path, tmp_path: Path, name: str, says: str) -> None:
-    asked = [str(bundle), PROMPT, "-o", f"{tmp_path}/{name}"]
+    asked = [str(bundle), PROMPT, "-o", name and f"{tmp_path}/{name}"]
     assert says in str(CliRunner().invoke(generate, asked).exception)
+
+
+def test_tuning_compares_images(bundle: Path) -> None:
+    with pytest.raises(InputError, match="latentc tune compares images, and this bundle makes"):
+        tune(Bundle.open(bundle), seconds=1, prompts=["a"])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])

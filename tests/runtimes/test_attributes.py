@@ -108,6 +108,18 @@ def test_attributes_of_runs_and_results(pipe: Pipeline) -> None:
             frozen.anything = 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("callback", "says"),
+    [
+        (3, "callback_on_step_end must be a function"),
+        (lambda *_: {"latents": "x"}, "latents: expected an array of numbers, not 'x'"),
+    ],
+)
+def test_callbacks_that_are_none(pipe: Pipeline, callback: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        pipe("a", callback_on_step_end=callback)
+
+
 @pytest.mark.fault("2.8", "what diffusers' pipelines have, and these have not, says what to do")
 @pytest.mark.parametrize(
     ("look", "hint"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_sides_of_tiles() -> None:
     for side in (0, -32, 48, 65):
         with pytest.raises(InputError, match=f"tiles of {side} pixels: expected a multiple of 32"):
             tile_of(LATENTS, side)
+
+
+@pytest.mark.parametrize("size", ["x", [], (1, 2), True, 7])
+def test_tiles_of_no_size(tmp_path: Path, size: Any) -> None:
+    with (
+        load(make_bundle(tmp_path / "bundle"), FakeBackend()) as pipe,
+        pytest.raises(InputError, match=r"tiles.*a multiple of 16"),
+    ):
+        pipe.enable_vae_tiling(size)
 
 
 def test_a_pipeline_with_tiles(tmp_path: Path) -> None:
