@@ -271,7 +271,7 @@ def test_a_large_build_is_verified(
     half_source: Path, low_threshold: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One component at a time, with weights left in their files."""
-    monkeypatch.setattr(verification, "LARGE", 1)
+    monkeypatch.setattr(verification, "LARGE_BUILD", 1)
     monkeypatch.setattr(pipeline, "LEAN", 1)
     opened: list[bool] = []
     settings = OnnxRuntimeBackend._settings
@@ -336,9 +336,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from benchmarks.measure import anonymous_memory, report
-from exporter import weights
-from exporter.capture import capture, variant
-from exporter.families import Graph
+from exporter import stored_weights as weights
+from exporter.capture.graphs import capture, variant
+from exporter.components.description import Graph
 from exporter.targets import get
 from runtimes.bundle.structures import Component, TensorSpec
 import onnx, onnxscript.optimizer, openvino

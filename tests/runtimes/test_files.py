@@ -257,7 +257,7 @@ def killed_while_writing(folder: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from typing import Any
-from runtimes import files
+from runtimes.storage import files
 with files.replacing(Path(sys.argv[1]) / "file") as file:
     file.write(b"half")
     file.flush()
