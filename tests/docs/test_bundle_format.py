@@ -354,7 +354,7 @@ def test_limits_of_verification() -> None:
 
 
 def test_bounds_of_symbols() -> None:
-    source = (ROOT / "exporter" / "capture.py").read_text("utf-8")
+    source = (ROOT / "exporter" / "capture" / "graphs.py").read_text("utf-8")
     batch, side = (
         re.search(rf"^{name} = (\d+)$", source, re.MULTILINE)[1]  # type: ignore[index]
         for name in ("MAX_BATCH", "MAX_LATENT")

@@ -75,6 +75,7 @@ TABLE: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "PixArtSigmaPipeline": ("pixart-sigma", alone(TEXT, "PixArtSigmaPipeline")),
     "QwenImagePipeline": ("qwen-image", alone(TEXT, "QwenImagePipeline")),
     "DiTPipeline": ("dit", alone("class-to-image", "DiTPipeline")),
+    "WanPipeline": ("wan-2.2", alone("text-to-video", "WanPipeline")),
     "LDMTextToImagePipeline": ("ldm", alone(TEXT, "LDMTextToImagePipeline")),
     f"{KANDINSKY}CombinedPipeline": (
         "kandinsky",

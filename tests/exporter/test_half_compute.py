@@ -174,7 +174,8 @@ def described(graph: Graph) -> Any:
     latents = Latents(channels=4, factor=1, multiple=1, default_height=16, default_width=16)
     draft = Draft("unconditional", DDPMPipeline, latents)
     draft.branch("image")
-    return SimpleNamespace(graphs=(graph,), latents=latents, program=draft.program())
+    program = draft.program()
+    return SimpleNamespace(graphs=(graph,), latents=latents, program=program, programs=(program,))
 
 
 def probes_of(graph: Graph) -> Any:

@@ -13,8 +13,10 @@ import pytest
 from exporter.compiler import export as compiler
 from exporter.compiler.export import export, preflight
 from exporter.source import resolving as source
+from runtimes.backends import backend
 from runtimes.errors import InputError, SourceError
 from tests.conftest import Run
+from tests.fakes import make_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +116,10 @@ def test_a_folder_that_cannot_be_written(
 def test_an_images_folder_that_cannot_be_written(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bundle = make_bundle(tmp_path / "bundle")  # it says whether these are images
+    monkeypatch.setattr(backend, "BACKENDS", {"fake": "tests.fakes:FakeBackend"})
     monkeypatch.setattr(os, "access", lambda path, *_: Path(path) != tmp_path)
-    code, _, errors = run("generate", "bundle", "red", "-o", tmp_path / "a.png")
+    code, _, errors = run("generate", bundle, "red", "-o", tmp_path / "a.png")
     assert (code, f"the folder {tmp_path} is read-only" in errors) == (2, True)
 
 

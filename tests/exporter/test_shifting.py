@@ -46,7 +46,7 @@ def scheduler_of(**settings: Any) -> FlowMatchEulerDiscreteScheduler:
 
 def told_of(scheduler: Any, latents: Latents = LATENTS, sample: TensorSpec = FREE) -> Told:
     shift = line(scheduler.config, _PATCHES)
-    return told_by("FluxPipeline", shift, latents, sample)
+    return told_by("FluxPipeline", shift, latents, sample, ())
 
 
 def run(scheduler: Any, steps: int, mu: float) -> tuple[np.ndarray, np.ndarray]:

@@ -40,6 +40,7 @@ OURS = {
     "runtimes/storage/npz.py:write_arrays": "writes",
     "exporter/schedulers/plans.py:plain_config": "decodes what it has just encoded",
     "exporter/lowering/overflow.py:probe_samples": "reads what this export has just written",
+    "exporter/targets/coreml/lowering.py:_forget_empty_folders": "reads what was just written",
     "benchmarks/bench/pages/html.py:page": "decodes what it has just encoded",
     "benchmarks/bench/worker.py:": "reads what its parent has just written",
     "benchmarks/bench/roofline.py:": "reads what its parent has just written",

@@ -47,6 +47,7 @@ DIRECTLY = {
     "exporter/versions.py:code": "latentc's own code",
     "exporter/stored_weights.py:_written": "writes",
     "exporter/schedulers/plans.py:_extended": "reads what it has just written",
+    "exporter/targets/coreml/lowering.py:_forget_empty_folders": "reads what was just written",
     "benchmarks/bench/energy.py:read": "/sys",
     "benchmarks/bench/worker.py:": "reads what its parent has just written",
     "benchmarks/bench/roofline.py:": "reads what its parent has just written",

@@ -56,7 +56,7 @@ for name in ("replace", "rename", "unlink", "remove"):
 """
 
 GENERATE = """
-from runtimes import backend
+from runtimes.backends import backend
 backend.BACKENDS = {"fake": "tests.fakes:FakeBackend"}
 from latentc.cli import run
 bundle, folder = Path(sys.argv[1]), Path(sys.argv[2])

@@ -162,7 +162,10 @@ WRONG: Mapping[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "channels": (put([4, "height", "width"], "steps", 5, "shape"), r"shape \[1, height, width\]"),
     "an unknown symbol": (put([4, "h", "width"], "steps", 8, "shape"), "bad shape"),
     "a size of zero": (put([0, "height", "width"], "steps", 8, "shape"), "bad shape"),
-    "nothing emitted": (lambda d: d["steps"].pop(), "0 statements 'emit images': expected one"),
+    "nothing emitted": (
+        lambda d: d["steps"].pop(),
+        "0 statements 'emit images' or 'emit frames': expected one",
+    ),
     "no loop": (lambda d: d["steps"].pop(LOOP), "0 statements 'loop': expected 1 to 8"),
     "nine loops": (
         lambda d: [again(d, LOOP) for _ in range(8)],
