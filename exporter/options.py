@@ -112,7 +112,7 @@ class ExportOptions:
         return tuple(dict.fromkeys((*record_of(source.pipeline_class).tasks, *self.tasks)))
 
     def left_out(self, source: PipelineSource) -> tuple[LeftOut, ...]:
-        """What the bundle does without: what the source says, less what was asked for."""
+        """Return what the bundle does without: what the source says, less what was asked for."""
         return tuple(
             each for each in source.left_out if not (self.watermark and each.name == WATERMARK)
         )

@@ -1,1 +1,1 @@
-"""What families share: modules of graphs, and the parts of programs that feed them."""
+"""Holds what families share: modules of graphs, and the parts of programs that feed them."""

@@ -107,7 +107,7 @@ def as_held(held: torch.Tensor, _: Mapping[str, Any]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Description:
-    """What a pipeline is made of, in the manifest's terms.
+    """A description says what a pipeline is made of, in the manifest's terms.
 
     Attributes:
         programs: what the pipeline can be asked for, what it is asked for without images first.

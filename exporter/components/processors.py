@@ -1,4 +1,4 @@
-"""What image processors of transformers do, as parts of graphs."""
+"""Parts of graphs do what image processors of transformers do."""
 
 from __future__ import annotations
 

@@ -174,6 +174,11 @@ def classifier_free_guidance(draft: Draft) -> None:
     order. The deviation of the positive branch can be given back to it (Lin et al. 2023)."""
     scale = draft.scale(SCALE, 1.0)
     draft.rescale = draft.scale("guidance_rescale", 0.0, least=0.0, most=1.0)
+    guided_branches(draft, scale)
+
+
+def guided_branches(draft: Draft, scale: str) -> None:
+    """Add the branches of that guidance, where the argument `scale` is above 1."""
     when = (Test(argument=scale, above=1.0),)
     draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
     draft.branch("positive")

@@ -206,3 +206,22 @@ def _resize(upsampler: Any, sizes: Sequence[Any], place: int, undo: ExitStack) -
     undo.callback(upsampler.register_forward_pre_hook(enlarge).remove)
     undo.callback(setattr, upsampler, "interpolate", upsampler.interpolate)
     upsampler.interpolate = False
+
+
+def check_scheduler(scheduler: Any, usable: Sequence[str], pipeline: str, unusual: str) -> None:
+    """Refuse a scheduler of the pipeline's own that diffusers' class runs wrongly.
+
+    Args:
+        usable: the classes of those that it runs well.
+        pipeline: what is said to be refused.
+        unusual: what its class does, which others do not.
+
+    Raises:
+        UnsupportedPipeline: naming those that it runs well.
+    """
+    name = type(scheduler).__name__
+    if name not in usable:
+        raise UnsupportedPipeline(
+            f"{pipeline} with a {name}: diffusers' class {unusual}, so that there are no images of "
+            f"it to compare with; save it with a {' or '.join(usable)}. Bundles have others besides"
+        )

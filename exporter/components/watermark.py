@@ -140,7 +140,7 @@ def _is_odd(places: torch.Tensor) -> torch.Tensor:
 
 
 class Marker:
-    """In the place of a diffusers pipeline's watermark, which is another package's."""
+    """Stands in the place of a diffusers pipeline's watermark, which is another package's."""
 
     def __init__(self) -> None:
         self._watermark = Watermark()

@@ -28,12 +28,13 @@ from exporter.components.description import (
 from exporter.components.tasks.task import IMAGE
 from exporter.components.text_to_image import (
     SCALE,
+    guided_branches,
     ids_spec,
     sample_spec,
     timestep_spec,
     vae_factor,
 )
-from exporter.components.unets import Unpadded, check_parts, text_length
+from exporter.components.unets import Unpadded, check_parts, check_scheduler, text_length
 from exporter.programs.defaults import defaults_of
 from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
 from exporter.programs.sides import NEGATIVE, Side
@@ -63,6 +64,8 @@ _PRIOR_SCALE, _PRIOR_STEPS = "prior_guidance_scale", "prior_num_inference_steps"
 _PRIOR_SCHEDULER, _PRIOR_LATENTS = "prior_scheduler", "prior_latents"
 # The pipelines hand their samples to the UNet as they are, and a generator to every step.
 _SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
+# What diffusers' class does with them.
+_UNUSUAL = "scales no samples for its scheduler, and hands a generator to each of its steps"
 
 
 class TextEncoder(torch.nn.Module):
@@ -81,7 +84,8 @@ class TextEncoder(torch.nn.Module):
 
 
 class NoText(torch.nn.Module):
-    """What the text encoder makes of no text, for each row of `rows` [batch, 1]: constants."""
+    """Gives what the text encoder makes of no text: constants, for each row of `rows` [batch,
+    1]."""
 
     def __init__(self, encoder: TextEncoder, ids: torch.Tensor) -> None:
         super().__init__()
@@ -122,8 +126,8 @@ class Prior(torch.nn.Module):
 
 
 class PriorOutput(torch.nn.Module):
-    """What the prior denoised [batch, width] → the embedding of an image, scaled back, and that of
-    no image, a constant, both in the same form."""
+    """Takes what the prior denoised [batch, width] → the embedding of an image, scaled back, and
+    that of no image, a constant, both in the same form."""
 
     deviation: torch.Tensor
     mean: torch.Tensor
@@ -193,7 +197,7 @@ def describe(pipe: Any) -> Description:
     _check_unet(pipe)
     _check_movq(pipe)
     _check_prior(pipe.prior_prior)
-    _check_scheduler(pipe.scheduler)
+    check_scheduler(pipe.scheduler, _SCHEDULERS, "Kandinsky 2.2", _UNUSUAL)
     record, encoder = record_of(type(pipe).__name__), _encoder(pipe)
     fixed = FixedScheduler(pipe.prior_scheduler, int(defaults_of(type(pipe))[_PRIOR_STEPS][0]))
     return Description(
@@ -242,10 +246,7 @@ def _program(pipe: Any, task: str, encoder: Component) -> Program:
 def _write_guidance(draft: Draft) -> None:
     """Guide images by Ho and Salimans 2022, away from the embedding of no image, in diffusers'
     order of a batch."""
-    scale = draft.scale(SCALE, 1.0)
-    when = (Test(argument=scale, above=1.0),)
-    draft.branch("negative", NEGATIVE, when, Push(branch="positive", by=scale, less=1.0))
-    draft.branch("positive")
+    guided_branches(draft, draft.scale(SCALE, 1.0))
     draft.variance = "variance"
 
 
@@ -456,19 +457,4 @@ def _check_prior(prior: Any) -> None:
         raise UnsupportedPipeline(
             f"a prior that takes embeddings of {config.embedding_dim} numbers and gives {made}: "
             "diffusers cannot run it either"
-        )
-
-
-def _check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler of the pipeline's own that diffusers' class runs wrongly.
-
-    Raises:
-        UnsupportedPipeline: naming those that it runs well.
-    """
-    name = type(scheduler).__name__
-    if name not in _SCHEDULERS:
-        raise UnsupportedPipeline(
-            f"Kandinsky 2.2 with a {name}: diffusers' class scales no samples for its scheduler, "
-            "and hands a generator to each of its steps, so that there are no images of it to "
-            f"compare with; save it with a {' or '.join(_SCHEDULERS)}. Bundles have others besides"
         )

@@ -29,6 +29,7 @@ from exporter.components.text_to_image import (
 )
 from exporter.components.unets import (
     check_parts,
+    check_scheduler,
     check_unet,
     check_vae,
     for_any_size,
@@ -50,6 +51,8 @@ _LENGTH, _FACTOR = 77, 8
 # Those of its signature that it can run: it does not scale noise and samples, which the third one
 # needs, and gives no generator to a scheduler's step, which others draw from.
 _SCHEDULERS = ("DDIMScheduler", "PNDMScheduler")
+# What diffusers' class does with them.
+_UNUSUAL = "scales no noise for its scheduler and gives it no generator"
 
 
 class TextEncoder(torch.nn.Module):
@@ -83,7 +86,7 @@ def describe(pipe: Any) -> Description:
     check_parts(pipe, "bert", "tokenizer", "unet", "vqvae")
     _check_unet(pipe.unet, type(pipe).__name__)
     _check_vae(pipe.vqvae, pipe.unet)
-    _check_scheduler(pipe.scheduler)
+    check_scheduler(pipe.scheduler, _SCHEDULERS, type(pipe).__name__, _UNUSUAL)
     _check_positions(pipe.bert)
     latents = latents_of_unet(pipe.unet, _FACTOR, multiple_of(pipe.unet))
     draft = Draft(TEXT_TO_IMAGE, type(pipe), latents)
@@ -145,21 +148,6 @@ def _check_vae(vae: Any, unet: Any) -> None:
         raise UnsupportedPipeline(
             f"a VAE that makes {factor} pixels of a latent along a side: LDMTextToImagePipeline "
             f"counts on {_FACTOR}, and makes images of another size than asked for"
-        )
-
-
-def _check_scheduler(scheduler: Any) -> None:
-    """Refuse a scheduler of the pipeline's own that diffusers' class runs wrongly.
-
-    Raises:
-        UnsupportedPipeline: naming those that it runs well.
-    """
-    name = type(scheduler).__name__
-    if name not in _SCHEDULERS:
-        raise UnsupportedPipeline(
-            f"LDMTextToImagePipeline with a {name}: diffusers' class scales no noise for its "
-            "scheduler and gives it no generator, so that there are no images of it to compare "
-            f"with; save it with a {' or '.join(_SCHEDULERS)}. Bundles have others besides"
         )
 
 

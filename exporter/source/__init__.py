@@ -1,1 +1,1 @@
-"""Where a pipeline comes from: the Hub, a folder, a file; what is read of it, and what is not."""
+"""Finds a pipeline on the Hub, in a folder or a file, and reads what an export needs of it."""

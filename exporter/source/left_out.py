@@ -1,4 +1,4 @@
-"""What the diffusers pipeline has and its bundle does not, and what follows from that."""
+"""Says what the diffusers pipeline has and its bundle does not, and what follows from that."""
 
 from __future__ import annotations
 

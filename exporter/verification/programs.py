@@ -269,42 +269,21 @@ def _compared(
             continue
         if subject.miniature and not np.isfinite(latents).all():
             raise ExportError(f"its random weights give no finite latents in {program.name}")
-        seed = list(way.seeds) if len(way.seeds) > 1 else way.seeds[0]
+        shows = len(decoding_of(program)) > 1  # it does more with images than to decode latents
+        output_type = "np" if shows else "latent"
         try:
-            result = ours(**arguments, seed=seed, output_type="latent")
+            result = ours(**arguments, seed=_one_or_all(way.seeds), output_type=output_type)
         except LatentcError as error:
             raise VerificationError(
                 f"the program {program.name!r} refuses a call that {program.stands_for} takes in "
                 f"diffusers: {error}; no bundle was written"
             ) from error
         off = relative_l2(result.latents, latents)
-        if len(decoding_of(program)) > 1:
-            off = max(off, _error_of_images(subject, ours, program, way, arguments))
+        if shows:
+            images = _images_of_theirs(pipe, description, program, way, arguments)
+            off = max(off, relative_l2(result.images, images))
         return Comparison(program, against, way, off, None, subject.miniature)
     return Comparison(program, against, shape, 0.0, refused, subject.miniature)
-
-
-def _error_of_images(
-    subject: Subject,
-    ours: Pipeline,
-    program: Program,
-    shape: Shape,
-    arguments: Mapping[str, Any],
-) -> float:
-    """Return the relative L2 of the images of a program that does more with them than to decode
-    latents, such as to make some of them black."""
-    own = program.name == subject.description.program.name
-    call = (
-        subject.description.call
-        if own
-        else subject.description.calling(of_class(subject.pipe, program.name))
-    )
-    generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
-    with quiet_loading(), torch.no_grad():
-        one = generators if len(generators) > 1 else generators[0]
-        expected = call(**arguments, generator=one)
-    seed = list(shape.seeds) if len(shape.seeds) > 1 else shape.seeds[0]
-    return relative_l2(ours(**arguments, seed=seed, output_type="np").images, expected)
 
 
 def _ways(shape: Shape) -> Iterator[Shape]:
@@ -337,6 +316,38 @@ def _several(program: Program, shape: Shape) -> dict[str, Any]:
     return {"batch_size": shape.prompts * shape.images}
 
 
+def _one_or_all(values: Sequence[Any]) -> Any:
+    """Return the one of several seeds or generators that stands for all, or a list of them."""
+    return list(values) if len(values) > 1 else values[0]
+
+
+def _caller(pipe: Any, description: Description, program: Program) -> tuple[Any, Any]:
+    """Return the pipeline of the diffusers class that a program stands for, and what runs it."""
+    if program.name == description.program.name:
+        return pipe, description.call
+    other = of_class(pipe, program.name)
+    return other, description.calling(other)
+
+
+def _generated(shape: Shape) -> dict[str, Any]:
+    """Return the generators of a call of diffusers'."""
+    return {"generator": _one_or_all([torch.Generator().manual_seed(s) for s in shape.seeds])}
+
+
+def _images_of_theirs(
+    pipe: Any,
+    description: Description,
+    program: Program,
+    shape: Shape,
+    arguments: Mapping[str, Any],
+) -> np.ndarray[Any, Any]:
+    """Return the images that diffusers makes."""
+    with quiet_loading(), torch.no_grad():
+        _, call = _caller(pipe, description, program)
+        images: np.ndarray[Any, Any] = call(**arguments, **_generated(shape))
+    return images
+
+
 def _theirs(
     pipe: Any,
     description: Description,
@@ -345,13 +356,10 @@ def _theirs(
     arguments: Mapping[str, Any],
 ) -> np.ndarray[Any, Any]:
     """Return the latents that diffusers makes."""
-    generators = [torch.Generator().manual_seed(seed) for seed in shape.seeds]
-    given = {**arguments, "generator": generators if len(generators) > 1 else generators[0]}
+    given = {**arguments, **_generated(shape)}
     with quiet_loading():
-        own = program.name == description.program.name
-        other = pipe if own else of_class(pipe, program.name)
+        other, call = _caller(pipe, description, program)
         with watched(other, description.denoiser, description) as seen, torch.no_grad():
-            call = description.call if own else description.calling(other)
             if description.gives_latents:
                 held: torch.Tensor = call(output_type="latent", **given)
                 return seen.read(held).numpy()

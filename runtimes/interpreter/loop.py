@@ -197,7 +197,7 @@ class LoopRun:
             weights=self._weights(all_run),
             adjust=self._adjustments(),
             variance=self._variance(predict),
-            segments=self._packing.segments() if self._packing.several else (slice(None),),
+            segments=self._packing.segments(),
         )
         if views is not None:
             steps = merged(steps, views, first.shape)
@@ -212,12 +212,6 @@ class LoopRun:
         keeps = [state.keep for state in self._loop.states]
         if not any(keeps):
             return None
-        if not self._packing.several:
-            (keep,) = keeps
-            assert keep is not None
-            names = (keep.where, keep.value, keep.noise)
-            where, value, drawn = map(self._images, names)
-            return where, value, drawn
         parts: list[list[Array]] = [[], [], []]
         for keep, state in zip(keeps, states, strict=True):
             own = (

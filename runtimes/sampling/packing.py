@@ -32,7 +32,9 @@ class Packing:
         return len(self.shapes) > 1
 
     def segments(self) -> list[slice]:
-        """Return the columns of each state, of several."""
+        """Return the columns of each state; of one alone, all that there are."""
+        if not self.several:
+            return [slice(None)]
         ends = accumulate((prod(shape) for shape in self.shapes), initial=0)
         return [slice(start, end) for start, end in pairwise(ends)]
 

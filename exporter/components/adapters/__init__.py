@@ -1,1 +1,1 @@
-"""What adapters add to graphs and programs."""
+"""Holds what adapters add to graphs and programs."""

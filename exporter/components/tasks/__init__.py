@@ -1,1 +1,1 @@
-"""What a pipeline can be asked for, as parts of programs."""
+"""Parts of programs say what a pipeline can be asked for."""

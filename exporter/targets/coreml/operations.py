@@ -16,7 +16,7 @@ _aten = torch.ops.aten
 
 
 def table() -> dict[Any, Callable[..., Any]]:
-    """For `exporter.capture.decompose.decomposed`."""
+    """Return what `exporter.capture.decompose.decomposed` takes."""
     return {
         _aten.__and__.Tensor: torch.bitwise_and,
         _aten.split_with_sizes.default: _split_with_sizes,
