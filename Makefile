@@ -61,7 +61,7 @@ soak: $(STAMP) ## make images for long; memory, descriptors and threads must sta
 	$(PY) -m tests.reliability
 
 gpu-check: $(STAMP) ## run what can run on this machine's NVIDIA GPU; a record goes to docs/verified
-	$(PY) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+	$(PY) -m latentc.benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 lint: $(STAMP) ## ruff, mypy and import-linter
 	$(PY) -m ruff check .

@@ -1,6 +1,6 @@
 """What a denoiser's graph for every size costs beside one for sizes that halve evenly.
 
-    python -m benchmarks.any_size
+    python -m latentc.benchmarks.any_size
 
 The graph for even sizes enlarges by two; the one for every size enlarges to the size of the skip
 connection (docs/decisions/0045). Both are made of the same UNet, written for each engine and run in
@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,21 +22,21 @@ import click
 import numpy as np
 import torch
 
-from exporter import targets
-from exporter.capture.graphs import capture
-from exporter.components.description import Graph, size_multiple
-from exporter.components.text_to_image import sample_spec
-from exporter.components.unets import least_side
-from exporter.families.stable_diffusion import Denoiser
-from runtimes.backends import backend
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.session import Array, Session
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.storage.files import temporary_folder
-from runtimes.terminal import say
+from latentc.exporter import targets
+from latentc.exporter.capture.graphs import capture
+from latentc.exporter.components.description import Graph, size_multiple
+from latentc.exporter.components.text_to_image import sample_spec
+from latentc.exporter.components.unets import least_side
+from latentc.exporter.families.stable_diffusion import Denoiser
+from latentc.runtimes.backends import backend
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.session import Array, Session
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.storage.files import temporary_folder
+from latentc.runtimes.terminal import say
 
 ENGINES: Mapping[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
-_BUILTIN = Path(__file__).resolve().parent.parent / "latentc" / "models" / "shapes"
+_BUILTIN = Path(str(files("latentc"))) / "models" / "shapes"
 # Both are what each image of a guided call is to the denoiser.
 _ROWS, _LENGTH = 2, 77
 # Three of Stable Diffusion 1.5's four widths, one layer of each kind.

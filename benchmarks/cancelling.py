@@ -1,6 +1,6 @@
 """How long a run that is given up in the middle of a long step goes on.
 
-    python -m benchmarks.cancelling BUNDLE
+    python -m latentc.benchmarks.cancelling BUNDLE
 
 So many images are made at once that a step takes about `--seconds`, so no full-size weights are
 needed. Another thread then calls `Run.close` at a random moment of the step, and what counts is the
@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
-from runtimes.pipeline.pipeline import Pipeline, load
-from runtimes.terminal import say
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.terminal import say
 
 LIMIT = 0.3  # seconds from giving up to the end
 BACKENDS = ("onnxruntime", "openvino")

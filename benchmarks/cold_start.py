@@ -1,6 +1,6 @@
 """From a new process to the first picture: latentc against a bare script.
 
-    python -m benchmarks.cold_start BUNDLE
+    python -m latentc.benchmarks.cold_start BUNDLE
 
 Every run is a new process that imports, loads, makes one picture and saves it; wall time and
 peak memory are those of the whole process. The files are in the system's cache: the first
@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from benchmarks import importtime
-from benchmarks.measure import (
+from latentc.benchmarks import importtime
+from latentc.benchmarks.measure import (
     Child,
     ChildFailed,
     Summary,
@@ -31,11 +31,11 @@ from benchmarks.measure import (
     take_turns,
     write_json,
 )
-from exporter.targets import TARGETS
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build
-from runtimes.storage.files import temporary_folder
-from runtimes.terminal import say
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.storage.files import temporary_folder
+from latentc.runtimes.terminal import say
 
 LIMIT = 1.3  # of the bare script's time and memory
 SCHEDULER = "ddim"  # what the bare script knows
@@ -80,7 +80,7 @@ result = pipe(prompt, num_inference_steps=int(steps), guidance_scale=float(guida
 marks.append(perf_counter())
 result.images[0].save(out)
 marks.append(perf_counter())
-from benchmarks.measure import report
+from latentc.benchmarks.measure import report
 times = result.timings
 stages = dict(zip(["import", "load", "call", "save"], (b - a for a, b in zip(marks, marks[1:]))))
 inside = dict(tokenize=times.tokenize, encode=times.encode, denoise=times.denoise,
@@ -217,9 +217,9 @@ def _ratio(value: float | None) -> str:
     epilog="""
     \b
     Examples:
-      python -m benchmarks.cold_start build/demo/bundle
-      python -m benchmarks.cold_start build/demo/bundle --breakdown --runs 15
-      python -m benchmarks.cold_start build/demo/bundle --diffusers latentc/models/shapes
+      python -m latentc.benchmarks.cold_start build/demo/bundle
+      python -m latentc.benchmarks.cold_start build/demo/bundle --breakdown --runs 15
+      python -m latentc.benchmarks.cold_start build/demo/bundle --diffusers latentc/models/shapes
     """
 )
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))

@@ -1,11 +1,12 @@
 """What does an export cost: anonymous memory, seconds and disk, stage by stage?
 
-    python -m benchmarks.models sdxl build/sdxl --dtype fp16
-    python -m benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
+    python -m latentc.benchmarks.models sdxl build/sdxl --dtype fp16
+    python -m latentc.benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
 
 Anonymous memory (Linux's RssAnon) is what a process cannot do without. Mapped files count as
-resident too, but the system drops them when memory is short. What `exporter.compiler.preflight`
-expects stands beside what was measured, and its constants come from this command.
+resident too, but the system drops them when memory is short. What
+`latentc.exporter.compiler.preflight` expects stands beside what was measured, and its constants
+come from this command.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.measure import (
+from latentc.benchmarks.measure import (
     ChildFailed,
     anonymous_memory,
     gib,
@@ -33,11 +34,11 @@ from benchmarks.measure import (
     table,
     write_json,
 )
-from exporter.targets import TARGETS
-from runtimes.terminal import say
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from exporter.progress import Event
+    from latentc.exporter.progress import Event
 
 INTERVAL = 0.02  # seconds between two looks
 
@@ -74,8 +75,8 @@ class Peak:
 
 def export(source: str, output: str, targets: Sequence[str], precision: str, verify: bool) -> Any:
     """In a fresh process: compile, and tell what each stage took."""
-    from exporter.compiler.export import export as compiler
-    from exporter.compiler.export import preflight
+    from latentc.exporter.compiler.export import export as compiler
+    from latentc.exporter.compiler.export import preflight
 
     asked: dict[str, Any] = {"targets": targets, "precision": precision, "verify": verify}
     expected = preflight(source, output, **asked)
@@ -145,8 +146,8 @@ def show(found: dict[str, Any], title: str) -> str:
     epilog="""
     \b
     Examples:
-      python -m benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
-      python -m benchmarks.export_cost build/sd15 --target openvino --json cost.json
+      python -m latentc.benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
+      python -m latentc.benchmarks.export_cost build/sd15 --target openvino --json cost.json
     """
 )
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -187,7 +188,9 @@ def main(
     asked = [str(model), str(output), list(targets), precision, verify]
     say(machine().line())
     try:
-        child = run_child(["-m", "benchmarks.export_cost", _CHILD, json.dumps(asked)], echo=True)
+        child = run_child(
+            ["-m", "latentc.benchmarks.export_cost", _CHILD, json.dumps(asked)], echo=True
+        )
     except ChildFailed as error:
         raise click.ClickException(str(error)) from error
     finally:

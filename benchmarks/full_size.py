@@ -1,7 +1,7 @@
 """Does a full-size pipeline export within bounds, and does the result run?
 
-    python -m benchmarks.models sd15 build/sd15
-    python -m benchmarks.full_size build/sd15 -o build/full-size
+    python -m latentc.benchmarks.models sd15 build/sd15
+    python -m latentc.benchmarks.full_size build/sd15 -o build/full-size
 
 Every export and every run is a process of its own, so that each peak of memory is its own.
 """
@@ -17,12 +17,12 @@ from typing import Any
 
 import click
 
-from benchmarks import jobs
-from benchmarks.measure import Child, ChildFailed, gib, machine, table, write_json
-from exporter.targets import TARGETS
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import LatentcError
-from runtimes.terminal import say
+from latentc.benchmarks import jobs
+from latentc.benchmarks.measure import Child, ChildFailed, gib, machine, table, write_json
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.terminal import say
 
 LIMIT = 6.0  # GiB, of an export
 
@@ -106,7 +106,7 @@ def show(case: Case, pieces: Mapping[str, Measured]) -> str:
 
 
 def _components(source: Path) -> Iterator[str]:
-    from exporter.families import family_of
+    from latentc.exporter.families import family_of
 
     index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     yield from family_of(index["_class_name"]).COMPONENTS
@@ -176,8 +176,8 @@ def _refuse_foreign(output: Path) -> None:
     epilog="""
     \b
     Examples:
-      python -m benchmarks.full_size build/sd15 -o build/full-size
-      python -m benchmarks.full_size build/sd15 -o build/full-size --target openvino \\
+      python -m latentc.benchmarks.full_size build/sd15 -o build/full-size
+      python -m latentc.benchmarks.full_size build/sd15 -o build/full-size --target openvino \\
           --runs 5 --json build/full-size.json
     """
 )

@@ -1,7 +1,7 @@
 """What runs on this machine's NVIDIA GPU, and does it agree with PyTorch on the CPU?
 
     make gpu-check
-    python -m benchmarks.gpu_check --source ./my-pipeline --only tensorrt
+    python -m latentc.benchmarks.gpu_check --source ./my-pipeline --only tensorrt
 
 Exports a pipeline (the built-in one by default), builds TensorRT engines where TensorRT is, runs
 every probe and a whole picture through each engine on the GPU, and compares with what PyTorch made
@@ -24,11 +24,15 @@ from typing import Any
 
 import click
 
-from runtimes.errors import BackendError, BackendUnavailable, DeviceUnavailable, LatentcError
-from runtimes.terminal import say
-from runtimes.version import __version__
+from latentc.runtimes.errors import (
+    BackendError,
+    BackendUnavailable,
+    DeviceUnavailable,
+    LatentcError,
+)
+from latentc.runtimes.terminal import say
+from latentc.runtimes.version import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
 _EMPTY_INDEX = "# Verified on GPUs\n\n| Date | GPU | Record |\n|---|---|---|\n"
 
 
@@ -78,8 +82,8 @@ class Outcome:
 
 @click.command(epilog="Exit codes: 0 all agree · 5 nothing could run here · 6 something disagrees.")
 @click.option("--source", help="Hub id or diffusers folder.  [default: the built-in model]")
-@click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "build" / "gpu-check")
-@click.option("--records", type=click.Path(path_type=Path), default=ROOT / "docs" / "verified")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("build/gpu-check"))
+@click.option("--records", type=click.Path(path_type=Path), default=Path("docs/verified"))
 @click.option("--only", multiple=True, help="Backends to check; may be repeated.  [default: all]")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="To time.")
 def main(source: str | None, folder: Path, records: Path, only: tuple[str, ...], runs: int) -> None:
@@ -105,7 +109,7 @@ def main(source: str | None, folder: Path, records: Path, only: tuple[str, ...],
 
 def _obstacle(case: Case) -> str:
     """Why a case cannot run here; "" if it can."""
-    from runtimes.backends import backend as engines
+    from latentc.runtimes.backends import backend as engines
 
     try:
         engines.get(case.backend).device(case.device)
@@ -116,8 +120,8 @@ def _obstacle(case: Case) -> str:
 
 def _export(source: str | None, bundle: Path, cases: Iterable[Case]) -> None:
     """All builds that the cases need, into one bundle."""
-    from exporter.cli import builtin_folder
-    from exporter.compiler.export import export
+    from latentc.exporter.cli import builtin_folder
+    from latentc.exporter.compiler.export import export
 
     wanted: dict[str, list[str]] = {}
     for case in cases:
@@ -143,11 +147,11 @@ def _check(case: Case, bundle: Path, runs: int) -> Outcome:
 
 
 def _measured(case: Case, bundle: Path, runs: int) -> Outcome:
-    from runtimes.backends import backend as engines
-    from runtimes.bundle.manifest import Manifest
-    from runtimes.commands.report import worst_checks
-    from runtimes.pipeline.pipeline import load
-    from runtimes.verification.verify import check_build
+    from latentc.runtimes.backends import backend as engines
+    from latentc.runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.commands.report import worst_checks
+    from latentc.runtimes.pipeline.pipeline import load
+    from latentc.runtimes.verification.verify import check_build
 
     if case.engines:
         _build_engines(case, bundle)
@@ -170,9 +174,9 @@ def _measured(case: Case, bundle: Path, runs: int) -> Outcome:
 
 
 def _build_engines(case: Case, bundle: Path) -> None:
-    from runtimes.backends import backend as engines
-    from runtimes.backends.backend import SessionOptions
-    from runtimes.bundle.files import Bundle, graph_digest
+    from latentc.runtimes.backends import backend as engines
+    from latentc.runtimes.backends.backend import SessionOptions
+    from latentc.runtimes.bundle.files import Bundle, graph_digest
 
     opened = Bundle.open(bundle)
     build = next(each for each in opened.manifest.builds if each.name == case.build)

@@ -1,8 +1,8 @@
-"""What `benchmarks.full_size` measures, each job in a process of its own.
+"""What `latentc.benchmarks.full_size` measures, each job in a process of its own.
 
-    python -m benchmarks.jobs NAME '{"argument": value}'
+    python -m latentc.benchmarks.jobs NAME '{"argument": value}'
 
-A job returns something JSON-able; `benchmarks.measure.run_child` gets it together with the
+A job returns something JSON-able; `latentc.benchmarks.measure.run_child` gets it together with the
 process's peak memory. The jobs that run a bundle never import PyTorch.
 """
 
@@ -13,13 +13,21 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import current_memory, gib, peak_memory, report, run_child, summarise, timed
+from latentc.benchmarks.measure import (
+    current_memory,
+    gib,
+    peak_memory,
+    report,
+    run_child,
+    summarise,
+    timed,
+)
 
 if TYPE_CHECKING:
-    from benchmarks.measure import Child
-    from exporter.progress import Event
-    from runtimes.backends.session import Array
-    from runtimes.bundle.structures import Component
+    from latentc.benchmarks.measure import Child
+    from latentc.exporter.progress import Event
+    from latentc.runtimes.backends.session import Array
+    from latentc.runtimes.bundle.structures import Component
 
 PROMPT = "a large red circle above a small blue square"
 # Of an encoder and a denoiser: one row for each branch of the guidance.
@@ -31,12 +39,12 @@ _BATCH: Mapping[str, int] = {
 
 def run(name: str, arguments: Mapping[str, Any], echo: bool = False) -> Child:
     """Run a job of this module in a fresh process."""
-    return run_child(["-m", "benchmarks.jobs", name, json.dumps(arguments)], echo=echo)
+    return run_child(["-m", "latentc.benchmarks.jobs", name, json.dumps(arguments)], echo=echo)
 
 
 def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any]:
     """Compile; seconds, bytes written and memory after each stage."""
-    from exporter.compiler.export import export as compiler
+    from latentc.exporter.compiler.export import export as compiler
 
     stages: list[dict[str, Any]] = []
 
@@ -73,9 +81,9 @@ def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any
 
 def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dict[str, Any]:
     """Load one component and run it: seconds to load, of the first call, median of the rest."""
-    from runtimes.backends.choosing import choose_build
-    from runtimes.bundle.files import Bundle
-    from runtimes.pipeline.pipeline import open_component
+    from latentc.runtimes.backends.choosing import choose_build
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.pipeline.pipeline import open_component
 
     opened = Bundle.open(bundle, hashing="never")
     build, engine = choose_build(opened.manifest, backend)
@@ -99,8 +107,8 @@ def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dic
 
 def pipeline(bundle: str, backend: str, size: int, steps: int) -> dict[str, Any]:
     """Load everything and make a picture of `size` pixels a side, guidance on."""
-    from runtimes.bundle.files import Bundle
-    from runtimes.pipeline.pipeline import load as load_pipeline
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.pipeline.pipeline import load as load_pipeline
 
     _, hashing = timed(Bundle.open(bundle).check)  # once per machine; not part of a load
     pipe, load = timed(lambda: load_pipeline(bundle, backend))

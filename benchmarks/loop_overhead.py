@@ -1,6 +1,6 @@
 """What the sampling loop costs beside the model: seconds of a step minus seconds of `predict`.
 
-    python -m benchmarks.loop_overhead
+    python -m latentc.benchmarks.loop_overhead
 
 The model is replaced by a function that returns a prepared array, so nothing but the loop is
 measured. The bare loop is DDIM written out in numpy by hand, in the same process.
@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import click
 import numpy as np
 
-from exporter.schedulers.tables import DEFAULT_SCHEDULERS, build, trace
-from runtimes.sampling.plan import SamplingPlan
-from runtimes.sampling.sampler import denoise
-from runtimes.terminal import say
+from latentc.exporter.schedulers.tables import DEFAULT_SCHEDULERS, build, trace
+from latentc.runtimes.sampling.plan import SamplingPlan
+from latentc.runtimes.sampling.sampler import denoise
+from latentc.runtimes.terminal import say
 
 Shape: TypeAlias = tuple[int, int, int, int]  # of latents: batch, channels, height, width
 

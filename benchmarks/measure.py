@@ -22,8 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtimes.machine import cores, processor
-from runtimes.storage.files import temporary_folder
+from latentc.runtimes.machine import cores, processor
+from latentc.runtimes.storage.files import temporary_folder
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Full-size pipelines with random weights, built without a download.
 
-    python -m benchmarks.models sd15 OUT
+    python -m latentc.benchmarks.models sd15 OUT
 
 What an export needs in memory and time depends on a model's architecture, not on what its
 weights have learnt: random weights measure the same. Parts are built, saved and freed one
@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from benchmarks.model_parts import (
+from latentc.benchmarks.model_parts import (
     ClipTokenizer,
     Model,
     Network,
@@ -29,7 +29,7 @@ from benchmarks.model_parts import (
 )
 
 __all__ = ["MODELS", "ClipTokenizer", "Network", "clip_vocabulary", "count_parameters", "write"]
-from runtimes.terminal import say
+from latentc.runtimes.terminal import say
 
 INDEX = "model_index.json"
 
@@ -366,11 +366,11 @@ def _index(model: Model) -> dict[str, Any]:
     epilog="""
     \b
     Examples:
-      python -m benchmarks.models sd15 build/sd15
-      python -m benchmarks.models sd15 build/sd15-fp16 --dtype fp16
-      python -m benchmarks.models sdxl build/sdxl
-      python -m benchmarks.models flux build/flux-1 --depth 1
-      python -m benchmarks.models sd3 build/sd3-2 --depth 2
+      python -m latentc.benchmarks.models sd15 build/sd15
+      python -m latentc.benchmarks.models sd15 build/sd15-fp16 --dtype fp16
+      python -m latentc.benchmarks.models sdxl build/sdxl
+      python -m latentc.benchmarks.models flux build/flux-1 --depth 1
+      python -m latentc.benchmarks.models sd3 build/sd3-2 --depth 2
     """
 )
 @click.argument("name", type=click.Choice(list(MODELS)))
@@ -395,7 +395,7 @@ def main(name: str, out: Path, dtype: str, depth: int | None) -> None:
     transformer, 30.8 GB in all. flux: FLUX.1 dev, 47.6 GB and 67.5 GB; at a depth of 1 they are
     0.3 GB and 5.2 GB, 2.2 GB and 4.3 GB.
     """
-    from benchmarks.measure import gib, peak_memory
+    from latentc.benchmarks.measure import gib, peak_memory
 
     write(name, out, dtype, depth=depth)
     say(f"{out}: peak memory {gib(peak_memory())}")

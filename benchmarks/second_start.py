@@ -1,6 +1,6 @@
 """The first start of a bundle on a machine against the second: what kept graphs are worth.
 
-    python -m benchmarks.second_start BUNDLE --build openvino-bf16 --static
+    python -m latentc.benchmarks.second_start BUNDLE --build openvino-bf16 --static
 
 Every round is three new processes with an empty folder for what latentc keeps: the first reads
 and hashes the bundle's files, compiles the graphs and keeps them; the second finds them; the
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import (
+from latentc.benchmarks.measure import (
     Child,
     ChildFailed,
     Summary,
@@ -26,15 +26,15 @@ from benchmarks.measure import (
     table,
     write_json,
 )
-from runtimes.bundle.manifest import Manifest
-from runtimes.storage.files import temporary_folder
-from runtimes.terminal import say
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.storage.files import temporary_folder
+from latentc.runtimes.terminal import say
 
 FIRST, SECOND, UNCACHED = "first start", "second start", "second, compiled again"
 SCRIPT = """
 import json, sys
 from time import perf_counter
-from benchmarks.measure import report
+from latentc.benchmarks.measure import report
 import latentc
 bundle, build, compute, static, cache = sys.argv[1:]
 begun = perf_counter()
@@ -100,8 +100,9 @@ def show(starts: Mapping[str, Start]) -> str:
     epilog="""
     \b
     Examples:
-      python -m benchmarks.second_start build/demo/bundle --build openvino-fp32
-      python -m benchmarks.second_start build/sd15-bundle --build openvino-bf16 --static --runs 3
+      python -m latentc.benchmarks.second_start build/demo/bundle --build openvino-fp32
+      python -m latentc.benchmarks.second_start build/sd15-bundle --build openvino-bf16 --static
+      --runs 3
     """
 )
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from runtimes.calls import given_images as pictures
-from runtimes.errors import LatentcError
-from runtimes.storage.files import LARGEST_DOCUMENT, open_regular
-from runtimes.storage.parsing import reason
+from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, open_regular
+from latentc.runtimes.storage.parsing import reason
 
 PROJECT = "latentc-benchmarks"
 ROWS = "rows"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component
 
 
 class NumpyBackend(Backend):

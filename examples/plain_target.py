@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from runtimes.verification.verify import Tolerance
+from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
+from latentc.runtimes.verification.verify import Tolerance
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from exporter.passes import Choices
-    from exporter.targets import TargetInfo
-    from runtimes.bundle.structures import Component
+    from latentc.exporter.passes import Choices
+    from latentc.exporter.targets import TargetInfo
+    from latentc.runtimes.bundle.structures import Component
 
 
 class PlainBackend(OnnxRuntimeBackend):
@@ -29,7 +29,7 @@ FP24 = Tolerance(1e-4, 1e-3, 2, 40.0, 0.02)
 
 def target() -> TargetInfo:
     """What the compiler has to know of the target."""
-    from exporter.targets import TargetInfo
+    from latentc.exporter.targets import TargetInfo
 
     return TargetInfo(
         module=__name__,
@@ -44,7 +44,7 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     """Round the weights to 24 bits, 15 of them mantissa: the pass of the precision "fp24"."""
     import torch
 
-    from exporter.stored_weights import actual
+    from latentc.exporter.stored_weights import actual
 
     names = program.graph_signature.parameters
     for name in names:
@@ -56,6 +56,6 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 def lower(program: ExportedProgram, component: Component, folder: Path, **settings: Any) -> str:
     """Write the graph as ONNX."""
-    from exporter.targets.onnx import lowering as onnx
+    from latentc.exporter.targets.onnx import lowering as onnx
 
     return onnx.lower(program, component, folder, **settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.errors import UnsupportedPipeline
 
 # Names of tasks, as diffusers calls its pipelines.
 TEXT_TO_IMAGE = "text-to-image"
@@ -30,7 +30,7 @@ class PipelineClass:
     """This record says what is known of a diffusers class before a pipeline is loaded.
 
     Attributes:
-        family: the module of `exporter.families` that describes its pipelines.
+        family: the module of `latentc.exporter.families` that describes its pipelines.
         tasks: what it is for, which its bundles have without being asked.
         offers: what its bundles can have because diffusers has classes for it with the same parts.
         needs: of the parts that graphs are usually made without, those that it cannot do without.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.passes import PASSES
-from exporter.targets import options as options_of_targets
-from exporter.targets.options import flag
-from runtimes.storage.locks import WAITING
-from runtimes.terminal import markup, say, visible
+from latentc.exporter.passes import PASSES
+from latentc.exporter.targets import options as options_of_targets
+from latentc.exporter.targets.options import flag
+from latentc.runtimes.storage.locks import WAITING
+from latentc.runtimes.terminal import markup, say, visible
 
 if TYPE_CHECKING:
-    from exporter.progress import Event
+    from latentc.exporter.progress import Event
 
 BUILTIN = "builtin"
 
@@ -256,9 +256,9 @@ def export(
     PyTorch on its own runtime; if it differs, nothing is written and the exit code is 6.
     Running an unchanged export again does nothing; an interrupted one resumes.
     """
-    from exporter.compiler import export as compiler
-    from exporter.compiler.preflight import Need
-    from runtimes.commands.report import print_verification
+    from latentc.exporter.compiler import export as compiler
+    from latentc.exporter.compiler.preflight import Need
+    from latentc.runtimes.commands.report import print_verification
 
     reporter = Reporter(quiet)
     place = builtin_folder() if source == BUILTIN else source
@@ -342,8 +342,8 @@ def schedule(
     bundle: Path, schedulers: tuple[str, ...], steps: tuple[int, ...], quiet: bool
 ) -> None:
     """Add sampling plans to a bundle, without exporting it again."""
-    from exporter.progress import Progress
-    from exporter.schedulers.plans import add_to_bundle
+    from latentc.exporter.progress import Progress
+    from latentc.exporter.schedulers.plans import add_to_bundle
 
     reporter = Reporter(quiet)
     with reporter:

@@ -57,7 +57,7 @@ def release_weights(modules: Iterable[torch.nn.Module], source: Path) -> None:
     """
     import torch
 
-    from exporter.stored_weights import Stored
+    from latentc.exporter.stored_weights import Stored
 
     for module in modules:
         for parameter in module.parameters():

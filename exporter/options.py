@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.calibration_prompts import Calibration
-from exporter.classes import CLASSES, record_of
-from exporter.components.names import IP_IMAGE_ENCODER, SAFETY_CHECKER, T2I_ADAPTER, WATERMARK
-from exporter.families import family_of
-from exporter.passes import (
+from latentc.exporter.calibration_prompts import Calibration
+from latentc.exporter.classes import CLASSES, record_of
+from latentc.exporter.components.names import (
+    IP_IMAGE_ENCODER,
+    SAFETY_CHECKER,
+    T2I_ADAPTER,
+    WATERMARK,
+)
+from latentc.exporter.families import family_of
+from latentc.exporter.passes import (
     CALIBRATED,
     COMPUTES,
     QUANTIZED,
@@ -21,15 +26,15 @@ from exporter.passes import (
     module_of,
     rewriting,
 )
-from exporter.schedulers.names import SCHEDULERS, unknown_scheduler
-from exporter.source.adapters import kinds as ingredients
-from exporter.source.left_out import takes_watermark
-from exporter.source.resolving import PipelineSource
-from exporter.targets import TARGETS, passes, verifier
-from exporter.targets.options import TargetOptions
-from exporter.versions import CAPTURE, code, digest, libraries, versions
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.precision import (
+from latentc.exporter.schedulers.names import SCHEDULERS, unknown_scheduler
+from latentc.exporter.source.adapters import kinds as ingredients
+from latentc.exporter.source.left_out import takes_watermark
+from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.targets import TARGETS, passes, verifier
+from latentc.exporter.targets.options import TargetOptions
+from latentc.exporter.versions import CAPTURE, code, digest, libraries, versions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precision import (
     DENOISER,
     SHALLOW,
     build_name,
@@ -38,9 +43,9 @@ from runtimes.bundle.precision import (
     split_passes,
     with_passes,
 )
-from runtimes.bundle.structures import LeftOut
-from runtimes.bundle.trust import is_intact
-from runtimes.errors import InputError
+from latentc.runtimes.bundle.structures import LeftOut
+from latentc.runtimes.bundle.trust import is_intact
+from latentc.runtimes.errors import InputError
 
 # What a bundle can be asked to be for besides what its pipeline does anyhow, and the components
 # that it takes: for each the parts of the source that it is made of.
@@ -63,24 +68,33 @@ _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
 CAPTURE_CODE = (
     *(
-        "exporter.capture.graphs",
-        "exporter.families",
-        "exporter.components.signatures",
-        "exporter.stored_weights",
+        "latentc.exporter.capture.graphs",
+        "latentc.exporter.families",
+        "latentc.exporter.components.signatures",
+        "latentc.exporter.stored_weights",
     ),
-    *("exporter.components.text_to_image", "exporter.components.unets"),
-    *("exporter.components.tasks.task", "exporter.components.tasks.image_tasks"),
-    *("exporter.components.tasks.trained_tasks", "exporter.components.unet_programs"),
-    *("exporter.components.safety_checker", "exporter.components.watermark"),
-    *("exporter.components.tasks.depth", "exporter.components.adapters.t2i_adapter"),
-    *("exporter.components.adapters.controlnet", "exporter.components.adapters.ip_adapter"),
+    *("latentc.exporter.components.text_to_image", "latentc.exporter.components.unets"),
+    *("latentc.exporter.components.tasks.task", "latentc.exporter.components.tasks.image_tasks"),
     *(
-        "exporter.components.extended",
-        "exporter.components.processors",
-        "exporter.components.names",
+        "latentc.exporter.components.tasks.trained_tasks",
+        "latentc.exporter.components.unet_programs",
     ),
-    *("exporter.components.transformers", "exporter.components.tasks.flow_tasks"),
-    "exporter.components.qwen_image_graphs",
+    *("latentc.exporter.components.safety_checker", "latentc.exporter.components.watermark"),
+    *(
+        "latentc.exporter.components.tasks.depth",
+        "latentc.exporter.components.adapters.t2i_adapter",
+    ),
+    *(
+        "latentc.exporter.components.adapters.controlnet",
+        "latentc.exporter.components.adapters.ip_adapter",
+    ),
+    *(
+        "latentc.exporter.components.extended",
+        "latentc.exporter.components.processors",
+        "latentc.exporter.components.names",
+    ),
+    *("latentc.exporter.components.transformers", "latentc.exporter.components.tasks.flow_tasks"),
+    "latentc.exporter.components.qwen_image_graphs",
 )
 
 
@@ -253,7 +267,7 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
 def _split(options: ExportOptions, component: str) -> dict[str, Any]:
     if not options.step_cache or component not in (DENOISER, SHALLOW):
         return {}
-    return {"step_cache": code("exporter.capture.step_cache")}
+    return {"step_cache": code("latentc.exporter.capture.step_cache")}
 
 
 def _measured(
@@ -263,13 +277,15 @@ def _measured(
     made: dict[str, Any] = {}
     if CALIBRATED & set(names):
         looking = code(
-            "exporter.lowering.calibration",
-            "exporter.capture.interpreter",
-            "exporter.verification.reference",
+            "latentc.exporter.lowering.calibration",
+            "latentc.exporter.capture.interpreter",
+            "latentc.exporter.verification.reference",
         )
         made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
     if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
-        looking = code("exporter.lowering.layer_ranking", "exporter.verification.reference")
+        looking = code(
+            "latentc.exporter.lowering.layer_ranking", "latentc.exporter.verification.reference"
+        )
         made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
     return made
 
@@ -281,9 +297,9 @@ def _looked_at(
     if not any(name in COMPUTES for name in names):
         return {}
     looking = code(
-        "exporter.lowering.overflow",
-        "exporter.passes.half_compute",
-        "exporter.verification.reference",
+        "latentc.exporter.lowering.overflow",
+        "latentc.exporter.passes.half_compute",
+        "latentc.exporter.verification.reference",
     )
     return {"headroom": [source.fingerprint, options.verify, looking]}
 
@@ -328,7 +344,7 @@ def check(options: ExportOptions) -> None:
     if (options.height is None) != (options.width is None):
         raise InputError("give both height and width, or neither for a dynamic size")
     if options.verify:
-        from runtimes.backends import backend
+        from latentc.runtimes.backends import backend
 
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
             backend.get(name)
@@ -341,7 +357,7 @@ def _check_scheduler(name: str) -> None:
         return
     if not name.endswith("Scheduler"):
         raise unknown_scheduler(name)
-    from exporter.schedulers.tables import resolve
+    from latentc.exporter.schedulers.tables import resolve
 
     resolve(name)
 
@@ -370,7 +386,7 @@ def up_to_date(
     keys: Mapping[tuple[str, str], Mapping[str, str]],
     options: ExportOptions,
 ) -> bool:
-    from exporter.schedulers.names import DEFAULT_SCHEDULERS, flow_matching
+    from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS, flow_matching
 
     if (manifest.source.id, manifest.source.fingerprint) != (source.id, source.fingerprint):
         return False

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import File
-from runtimes.bundle.trust import checked, is_intact, sha256
-from runtimes.errors import BundleError, ExportError
-from runtimes.storage import files
-from runtimes.storage.parsing import parser
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import File
+from latentc.runtimes.bundle.trust import checked, is_intact, sha256
+from latentc.runtimes.errors import BundleError, ExportError
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.parsing import parser
 
 # Rights, and what stands in the place of a file or folder of the export's own.
 _IN_THE_WAY = (

@@ -20,9 +20,9 @@ from unittest import mock
 import torch
 from torch.utils import _pytree as pytree
 
-from runtimes.errors import SourceError
-from runtimes.storage.files import require_regular, scratch_folder
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import require_regular, scratch_folder
+from latentc.runtimes.storage.parsing import parser
 
 # Elements; what is smaller is kept as it is used. All the norms and biases of a UNet together
 # are a few MB.

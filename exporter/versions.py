@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runtimes.version import __version__
+from latentc.runtimes.version import __version__
 
 # What every captured program depends on.
 CAPTURE = ("torch", "diffusers", "transformers")

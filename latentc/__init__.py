@@ -13,7 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtimes.errors import (
+# In a checkout the exporter, the runtimes and the benchmarks stand beside this folder, and links
+# in it lead to them. Where links cannot be (git on Windows writes small files), their parent is
+# a place to look for them.
+if not Path(__file__).with_name("runtimes").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
+from latentc.runtimes.errors import (
     BackendError,
     BackendUnavailable,
     BundleError,
@@ -28,23 +34,23 @@ from runtimes.errors import (
     UnsupportedPipeline,
     VerificationError,
 )
-from runtimes.version import __version__
+from latentc.runtimes.version import __version__
 
 if TYPE_CHECKING:
-    from exporter.compiler.export import export
     from latentc import wandb as wandb
-    from runtimes.pipeline.pipeline import Pipeline, load
-    from runtimes.pipeline.run import Progress, Result, Run
-    from runtimes.texts.tokenizer import PromptTruncatedWarning
+    from latentc.exporter.compiler.export import export
+    from latentc.runtimes.pipeline.pipeline import Pipeline, load
+    from latentc.runtimes.pipeline.run import Progress, Result, Run
+    from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
 
 _LAZY = {
-    "export": "exporter.compiler.export",
-    "load": "runtimes.pipeline.pipeline",
-    "Pipeline": "runtimes.pipeline.pipeline",
-    "Progress": "runtimes.pipeline.run",
-    "Result": "runtimes.pipeline.run",
-    "Run": "runtimes.pipeline.run",
-    "PromptTruncatedWarning": "runtimes.texts.tokenizer",
+    "export": "latentc.exporter.compiler.export",
+    "load": "latentc.runtimes.pipeline.pipeline",
+    "Pipeline": "latentc.runtimes.pipeline.pipeline",
+    "Progress": "latentc.runtimes.pipeline.run",
+    "Result": "latentc.runtimes.pipeline.run",
+    "Run": "latentc.runtimes.pipeline.run",
+    "PromptTruncatedWarning": "latentc.runtimes.texts.tokenizer",
 }
 _MODULES = ("wandb",)  # of this package, for `latentc.wandb.autolog()` after `import latentc`
 

@@ -15,32 +15,35 @@ from typing import TextIO
 
 import click
 
-from runtimes.errors import LatentcError
-from runtimes.interrupts import noticed
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.interrupts import noticed
 
 # name → where it is, one line about it
-from runtimes.terminal import say
-from runtimes.version import __version__
+from latentc.runtimes.terminal import say
+from latentc.runtimes.version import __version__
 
 COMMANDS = {
-    "export": ("exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
-    "schedule": ("exporter.cli:schedule", "Add sampling plans to a bundle."),
-    "generate": ("runtimes.commands.generate:generate", "Make pictures."),
+    "export": ("latentc.exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
+    "schedule": ("latentc.exporter.cli:schedule", "Add sampling plans to a bundle."),
+    "generate": ("latentc.runtimes.commands.generate:generate", "Make pictures."),
     "compute": (
-        "runtimes.commands.compute:compute",
+        "latentc.runtimes.commands.compute:compute",
         "Write values of a call, such as encoded texts.",
     ),
-    "inspect": ("runtimes.commands.generate:inspect", "Show what a bundle holds."),
-    "upgrade": ("runtimes.commands.upgrade:upgrade", "Bring an older bundle up to date."),
-    "build": ("runtimes.commands.build:build", "Build a bundle's engines for this machine."),
-    "tune": ("runtimes.commands.tune:tune", "Find the fastest settings on this machine."),
+    "inspect": ("latentc.runtimes.commands.generate:inspect", "Show what a bundle holds."),
+    "upgrade": ("latentc.runtimes.commands.upgrade:upgrade", "Bring an older bundle up to date."),
+    "build": (
+        "latentc.runtimes.commands.build:build",
+        "Build a bundle's engines for this machine.",
+    ),
+    "tune": ("latentc.runtimes.commands.tune:tune", "Find the fastest settings on this machine."),
     "verify": (
-        "runtimes.commands.generate:verify",
+        "latentc.runtimes.commands.generate:verify",
         "Check a bundle's files and figures on this machine.",
     ),
-    "plans": ("runtimes.commands.generate:plans", "Write sampling plans as JSON."),
-    "bench": ("benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),
-    "backends": ("runtimes.commands.generate:backends", "List the inference engines."),
+    "plans": ("latentc.runtimes.commands.generate:plans", "Write sampling plans as JSON."),
+    "bench": ("latentc.benchmarks.bench.cli:bench", "Measure a bundle's builds against PyTorch."),
+    "backends": ("latentc.runtimes.commands.generate:backends", "List the inference engines."),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _BROKEN_PIPE = 1  # as click has it, where it notices first

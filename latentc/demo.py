@@ -21,15 +21,15 @@ import click
 import numpy as np
 
 from latentc import builtin_model, demo_tasks
-from runtimes.backends.backend import get
-from runtimes.bundle.manifest import Manifest
-from runtimes.commands.report import print_verification
-from runtimes.errors import LatentcError
-from runtimes.images.image import grid, save
-from runtimes.pipeline.pipeline import load
-from runtimes.storage.outputs import check_folder
-from runtimes.terminal import markup, say
-from runtimes.verification.verify import psnr, relative_l2
+from latentc.runtimes.backends.backend import get
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.commands.report import print_verification
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.images.image import grid, save
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.storage.outputs import check_folder
+from latentc.runtimes.terminal import markup, say
+from latentc.runtimes.verification.verify import psnr, relative_l2
 
 PROMPTS = (
     "a large red circle",
@@ -127,9 +127,9 @@ def draw_tasks(
     bundle: Path, styled: Path, given: list[Any]
 ) -> tuple[list[list[Any]], list[dict[str, Any]]]:
     """The rows of what else a bundle does, and what the judges say of them."""
-    from exporter.cli import Reporter
-    from exporter.source.resolving import load as load_pipeline
-    from exporter.source.resolving import resolve
+    from latentc.exporter.cli import Reporter
+    from latentc.exporter.source.resolving import load as load_pipeline
+    from latentc.exporter.source.resolving import resolve
 
     say("Exporting the built-in model with its LoRA, and drawing the tasks …")
     call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "seed": SEED}
@@ -156,7 +156,7 @@ def draw_tasks(
 
 def measure(bundle: Path, report: Path) -> None:
     """A short form of `latentc bench`: every fp32 build against PyTorch."""
-    from benchmarks.bench.cli import bench
+    from latentc.benchmarks.bench.cli import bench
 
     say("\nMeasuring the builds …")
     builds = [word for target in TARGETS.values() for word in ("--build", f"{target}-fp32")]
@@ -166,8 +166,8 @@ def measure(bundle: Path, report: Path) -> None:
 
 def compile_builtin(bundle: Path) -> Manifest:
     """Export the built-in model to every target, with the command line's progress."""
-    from exporter.cli import Reporter
-    from exporter.compiler.export import export
+    from latentc.exporter.cli import Reporter
+    from latentc.exporter.compiler.export import export
 
     say(f"Exporting the built-in model to {', '.join(TARGETS.values())} …")
     reporter = Reporter(quiet=False)
@@ -188,9 +188,9 @@ def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
     """Pictures and final latents of the real pipeline, and seconds per picture."""
     import torch
 
-    from exporter.source.resolving import load as load_pipeline
-    from exporter.source.resolving import resolve
-    from exporter.verification.reference import watched
+    from latentc.exporter.source.resolving import load as load_pipeline
+    from latentc.exporter.source.resolving import resolve
+    from latentc.exporter.verification.reference import watched
 
     pipe = load_pipeline(resolve(builtin_model()))
     pictures, latents = [], []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentc import builtin_lora
-from runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.pipeline.pipeline import Pipeline
 
 TASKS = ("image-to-image", "inpainting")
 WEIGHTED = "a (red:8) blue circle"
@@ -99,7 +99,7 @@ def from_diffusers(
 
 def right(pictures: Sequence[Any]) -> list[bool]:
     """Whether each row's picture shows what it should, by the judges."""
-    from runtimes.verification import judges
+    from latentc.runtimes.verification import judges
 
     return [
         judges.get(row.judge).agrees(picture, row.shows)
@@ -109,8 +109,8 @@ def right(pictures: Sequence[Any]) -> list[bool]:
 
 def styled_bundle(bundle: Path, targets: Sequence[str], steps: int, report: Any) -> None:
     """Export the built-in model with the built-in LoRA."""
-    from exporter.compiler.export import export
     from latentc import builtin_model
+    from latentc.exporter.compiler.export import export
 
     export(
         builtin_model(),

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.wandb_report import library, log_report
-from runtimes.pipeline import observe
-from runtimes.pipeline.run import Result, Run
-from runtimes.version import __version__
+from latentc.benchmarks.wandb_report import library, log_report
+from latentc.runtimes.pipeline import observe
+from latentc.runtimes.pipeline.run import Result, Run
+from latentc.runtimes.version import __version__
 
 __all__ = ["COLUMNS", "Autolog", "autolog", "chain", "log_report"]
 
@@ -312,7 +312,7 @@ def _pictures(active: _Active, run: Run, result: Result) -> Sequence[Any]:
     its first frame."""
     kind, of_videos = run.request.output_type, result.kind == "frames"
     if kind == "np":
-        from runtimes.images.image import to_pil
+        from latentc.runtimes.images.image import to_pil
 
         images = result.images[:, 0] if of_videos else result.images
         return to_pil(images.transpose(0, 3, 1, 2))

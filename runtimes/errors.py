@@ -19,7 +19,7 @@ Ctrl-C exits with 130, as shells expect.
 
 from __future__ import annotations
 
-from runtimes.terminal import visible
+from latentc.runtimes.terminal import visible
 
 
 class LatentcError(Exception):

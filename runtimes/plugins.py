@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from runtimes.errors import LatentcError, first_line
+from latentc.runtimes.errors import LatentcError, first_line
 
 
 class BrokenPlugin(LatentcError):

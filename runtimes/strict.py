@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from runtimes.errors import BundleError
+from latentc.runtimes.errors import BundleError
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

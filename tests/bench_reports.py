@@ -1,4 +1,5 @@
-"""Reports made by hand for the tests of `benchmarks.bench`, and a backend that misbehaves."""
+"""Reports made by hand for the tests of `latentc.benchmarks.bench`, and a backend that
+misbehaves."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from benchmarks.bench import statistics
-from benchmarks.bench.model import (
+from latentc.benchmarks.bench import statistics
+from latentc.benchmarks.bench.model import (
     BundleRecord,
     CaseRecord,
     Fidelity,
@@ -27,10 +28,10 @@ from benchmarks.bench.model import (
     Score,
     Settings,
 )
-from benchmarks.bench.runner import speedup
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component
+from latentc.benchmarks.bench.runner import speedup
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component
 from tests.fakes import FakeBackend, FakeSession
 
 SCENARIOS = ("cold_start", "load", "denoiser_step", "text_encode", "vae_decode", "end_to_end")

@@ -6,9 +6,9 @@ import json
 import re
 from html.parser import HTMLParser
 
-from benchmarks.bench import model
-from benchmarks.bench.model import Report
-from benchmarks.bench.pages import html
+from latentc.benchmarks.bench import model
+from latentc.benchmarks.bench.model import Report
+from latentc.benchmarks.bench.pages import html
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use"}
 DIGIT = re.compile(r"\d")

@@ -106,7 +106,7 @@ def one_thread() -> Iterator[None]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
-    from runtimes.backends.backend import Backend, SessionOptions
+    from latentc.runtimes.backends.backend import Backend, SessionOptions
 
     whole = Backend.open
 
@@ -194,7 +194,7 @@ def smallest() -> Path:
 @pytest.fixture(scope="session")
 def smallest_bundle(smallest: Path) -> Path:
     """Its verified bundle, with a build for each engine."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     bundle = KEPT / "bundles" / "smallest"
     with one_at_a_time("bundle-smallest"):
@@ -219,7 +219,7 @@ def smallest_unconditional() -> Path:
 @pytest.fixture(scope="session")
 def smallest_unconditional_bundle(smallest_unconditional: Path) -> Path:
     """Its verified bundle for ONNX Runtime and PyTorch."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     bundle = KEPT / "bundles" / "smallest-unconditional"
     with one_at_a_time("bundle-smallest-unconditional"):
@@ -241,7 +241,7 @@ def builtin_folder() -> Path:
     import shutil
 
     import latentc
-    from exporter.source.resolving import NOTES
+    from latentc.exporter.source.resolving import NOTES
 
     folder = KEPT / "pipelines" / "builtin" / "shapes"
     with one_at_a_time("pipeline-builtin"):
@@ -256,7 +256,7 @@ def builtin_folder() -> Path:
 def exported(pipeline_folder: Callable[[str], Path], builtin_folder: Path) -> Callable[[str], Path]:
     """A function: name → a verified bundle with every target in fp32, every default scheduler
     and the step counts `STEPS`."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     made: dict[str, Path] = {}
 
@@ -283,7 +283,7 @@ def bundles(
 ) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO, for every
     task that starts from an image."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
     from tests.pictures import STEPS as WITH_IMAGES
 
     @cache
@@ -333,7 +333,7 @@ def controlled(
     bundles: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name in `CONTROLLED` → its bundle with ControlNets."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     @cache
     def get(name: str) -> Path:
@@ -358,7 +358,7 @@ def controlled(
 @pytest.fixture(scope="session")
 def coreml_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
     """The tiny Stable Diffusion pipeline for Core ML, verified by the reference evaluator."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     bundle = KEPT / "bundles" / "sd-coreml"
     with one_at_a_time("bundle-sd-coreml"):
@@ -398,7 +398,7 @@ def builtin_bundle(exported: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def tensorrt_bundle(pipeline_folder: Callable[[str], Path]) -> Path:
     """TensorRT builds of the tiny text-to-image pipeline in fp32 and fp16."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     with one_at_a_time("bundle-tensorrt"):
         return export(

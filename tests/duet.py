@@ -15,13 +15,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from exporter.components.description import Description, Graph, calling
-from exporter.components.text_to_image import sample_spec, timestep_spec
-from exporter.families.unconditional import Denormalise
-from exporter.programs.draft import Draft, Phase
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.latents import Latents
-from runtimes.programs.statements import State
+from latentc.exporter.components.description import Description, Graph, calling
+from latentc.exporter.components.text_to_image import sample_spec, timestep_spec
+from latentc.exporter.families.unconditional import Denormalise
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.statements import State
 
 CHANNELS, SIDE, STRIP = 3, 8, (2, 12)
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("denoiser",), "decoder": ()}
@@ -124,7 +124,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     sample, strip = sample_spec(CHANNELS), TensorSpec("float32", ("batch", *STRIP))
     inputs = {"sample": sample, "timestep": timestep_spec(), "strip": strip}
     outputs = {"prediction": sample, "strip_prediction": strip}

@@ -412,5 +412,5 @@ def installed(machine: Machine) -> Iterator[Machine]:
         patch.setitem(sys.modules, "tensorrt", tensorrt(machine))
         patch.setitem(sys.modules, "cuda", ModuleType("cuda"))
         patch.setitem(sys.modules, "cuda.bindings", bindings)
-        patch.setattr("runtimes.backends.tensorrt.cuda._DRIVER", Path("/nowhere"))
+        patch.setattr("latentc.runtimes.backends.tensorrt.cuda._DRIVER", Path("/nowhere"))
         yield machine

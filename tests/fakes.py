@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from runtimes.bundle.structures import (
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import (
     Artifact,
     Build,
     Component,
@@ -37,12 +37,19 @@ from runtimes.bundle.structures import (
     Tokenizer,
     Verification,
 )
-from runtimes.pipeline.pipeline import load
-from runtimes.programs.latents import Latents
-from runtimes.sampling.plan import PlanTable
-from runtimes.version_1.fields import Argument, Branch, CallFields, Embedding, Guidance, VectorInput
-from runtimes.version_1.tasks import Task
-from runtimes.version_1.translation import program_of, with_positions
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.version_1.fields import (
+    Argument,
+    Branch,
+    CallFields,
+    Embedding,
+    Guidance,
+    VectorInput,
+)
+from latentc.runtimes.version_1.tasks import Task
+from latentc.runtimes.version_1.translation import program_of, with_positions
 
 FACTOR = 2
 MAX_LENGTH = 6

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from runtimes.errors import LatentcError
-from runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of, calls_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from runtimes.verification.verify import relative_l2
+from latentc.runtimes.verification.verify import relative_l2
 
 STEPS = 10
 BACKENDS = ("onnxruntime", "openvino")

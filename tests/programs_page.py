@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.programs.listing import listing
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.programs.listing import listing
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "programs.md"
 # The kinds of bundle (test_every_argument.KINDS) and the tasks of each that are shown.

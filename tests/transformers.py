@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exporter.compiler.export import export
+from latentc.exporter.compiler.export import export
 from tests.conftest import KEPT, one_at_a_time
 
 STEPS = 4

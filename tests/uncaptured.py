@@ -17,19 +17,19 @@ from unittest import mock
 import numpy as np
 import torch
 
-from exporter.compiler.run import Compilation
-from exporter.components.description import Description
-from exporter.options import ExportOptions
-from exporter.progress import Progress
-from exporter.source.resolving import resolve
-from exporter.store import Store
-from exporter.verification.eager import EagerSession
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.sizes import dimension
-from runtimes.bundle.structures import Artifact, Build, Component
-from runtimes.pipeline.pipeline import Pipeline, load
+from latentc.exporter.compiler.run import Compilation
+from latentc.exporter.components.description import Description
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.progress import Progress
+from latentc.exporter.source.resolving import resolve
+from latentc.exporter.store import Store
+from latentc.exporter.verification.eager import EagerSession
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.sizes import dimension
+from latentc.runtimes.bundle.structures import Artifact, Build, Component
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
 from tests import fakes
 
 # Called with the pipeline, its description, the draft of the manifest and where its files stand.
@@ -153,7 +153,7 @@ def uncaptured(
     )
     store = Store(folder, None)
     run = _Uncaptured(found, options, {}, store, Progress(None), examine=examine)
-    with mock.patch("exporter.compiler.run.release_weights"):  # they are what is run here
+    with mock.patch("latentc.exporter.compiler.run.release_weights"):  # they are what is run here
         store.publish(run._draft(None))
     backend: Backend = _Backend(None if mixing else run.modules)
     return load(folder, backend)

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.bench.model import SCENARIOS
-from runtimes.errors import InputError
-from runtimes.storage.files import LARGEST_SETTINGS, read_regular
-from runtimes.storage.parsing import parser
+from latentc.benchmarks.bench.model import SCENARIOS
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.files import LARGEST_SETTINGS, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 # Kinds of PyTorch pipelines, each with what a person calls it.
 BASELINES = {

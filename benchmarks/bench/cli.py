@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.bench.cases import BASELINES
-from runtimes.commands.option_types import Finite
-from runtimes.errors import InputError, LatentcError, PerformanceRegression
-from runtimes.terminal import markup, say
+from latentc.benchmarks.bench.cases import BASELINES
+from latentc.runtimes.commands.option_types import Finite
+from latentc.runtimes.errors import InputError, LatentcError, PerformanceRegression
+from latentc.runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
-    from benchmarks.bench.cases import CaseFile, Group
-    from benchmarks.bench.model import Report, Settings
-    from benchmarks.bench.plan import Plan
-    from benchmarks.bench.runner import Progress
+    from latentc.benchmarks.bench.cases import CaseFile, Group
+    from latentc.benchmarks.bench.model import Report, Settings
+    from latentc.benchmarks.bench.plan import Plan
+    from latentc.benchmarks.bench.runner import Progress
 
 _DEFAULT_SCENARIOS = ("cold_start", "load", "first_call", "denoiser_step", "text_encode",
                       "vae_decode", "end_to_end")  # fmt: skip
@@ -126,20 +126,20 @@ def bench() -> None:
 @click.option("--wandb-project", metavar="NAME")
 def run(bundle: Path, output: Path, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
-    from runtimes.storage.outputs import check_folder
+    from latentc.runtimes.storage.outputs import check_folder
 
     _require(options)
     check_folder(output)
     plan = _plan(bundle, options)
     output.mkdir(parents=True, exist_ok=True)
-    from benchmarks.bench import runner
+    from latentc.benchmarks.bench import runner
 
     with _bar() as progress:
         report = runner.run(
             plan, output, ["latentc", "bench", *_command(bundle, options)], progress
         )
     paths = write(report, output)
-    from benchmarks.bench.pages import texts
+    from latentc.benchmarks.bench.pages import texts
 
     say(_summary(report))
     for path in paths:
@@ -179,9 +179,9 @@ def compare(
     as_json: bool,
 ) -> None:
     """Compare the reports BEFORE and AFTER, case by case and scenario by scenario."""
-    from benchmarks.bench import compare as comparing
-    from benchmarks.bench.cases import check_scenarios
-    from benchmarks.bench.model import read
+    from latentc.benchmarks.bench import compare as comparing
+    from latentc.benchmarks.bench.cases import check_scenarios
+    from latentc.benchmarks.bench.model import read
 
     found = comparing.compare(
         read(before), read(after), threshold, check_scenarios(scenarios), divide=not seconds
@@ -196,15 +196,15 @@ def schema() -> None:
     """Print the JSON Schema of report.json."""
     import json
 
-    from benchmarks.bench.model import schema as made
+    from latentc.benchmarks.bench.model import schema as made
 
     say(json.dumps(made(), indent=2))
 
 
 def write(report: Report, output: Path) -> list[Path]:
     """Write a report in every form into a folder."""
-    from benchmarks.bench import model
-    from benchmarks.bench.pages import html, texts
+    from latentc.benchmarks.bench import model
+    from latentc.benchmarks.bench.pages import html, texts
 
     # First of all what cannot be made again.
     (output / model.REPORT).write_bytes(model.encode(report))
@@ -225,7 +225,7 @@ def _require(options: dict[str, Any]) -> None:
     if options["wandb_project"] and not options["wandb"]:
         raise InputError("--wandb-project names where --wandb logs to: give --wandb too")
     if options["wandb"]:
-        from benchmarks.wandb_report import library
+        from latentc.benchmarks.wandb_report import library
 
         library()
 
@@ -239,8 +239,8 @@ def _require(options: dict[str, Any]) -> None:
 
 
 def _plan(bundle: Path, options: dict[str, Any]) -> Plan:
-    from benchmarks.bench import cases, plan
-    from runtimes.bundle.manifest import Manifest
+    from latentc.benchmarks.bench import cases, plan
+    from latentc.runtimes.bundle.manifest import Manifest
 
     manifest = Manifest.load(bundle)
     file = cases.read(options["case_file"]) if options["case_file"] else None
@@ -269,7 +269,7 @@ def _baselines(options: dict[str, Any], file: CaseFile | None) -> list[str]:
 
 def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
     """The file's cases, and one group of what the flags name."""
-    from benchmarks.bench.cases import Group, parse_size
+    from latentc.benchmarks.bench.cases import Group, parse_size
 
     flags = ("compile", "static", "low_memory", "no_cache")
     axes: dict[str, Any] = {name: options[name] for name in flags}
@@ -299,7 +299,7 @@ def _argument(text: str) -> tuple[str, float]:
 
 
 def _peers(names: Sequence[str]) -> tuple[str, ...]:
-    from benchmarks.bench.cases import PEERS
+    from latentc.benchmarks.bench.cases import PEERS
 
     for name in names:
         if name not in PEERS:
@@ -308,8 +308,8 @@ def _peers(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _settings(options: dict[str, Any], file: CaseFile | None, texts: bool) -> Settings:
-    from benchmarks.bench.cases import check_scenarios
-    from benchmarks.bench.model import Settings
+    from latentc.benchmarks.bench.cases import check_scenarios
+    from latentc.benchmarks.bench.model import Settings
 
     scenarios = options["scenarios"] or (file.scenarios if file else None) or ()
     usual = (*_DEFAULT_SCENARIOS, *(["compile"] if _compiles(options) else []))
@@ -371,8 +371,8 @@ def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
 
 def _summary(report: Report) -> str:
     """The rows on a terminal: p50, interval and speed-up of each case in each scenario."""
-    from benchmarks.bench.pages import texts
-    from benchmarks.measure import table
+    from latentc.benchmarks.bench.pages import texts
+    from latentc.benchmarks.measure import table
 
     lines = []
     for row in report.rows:

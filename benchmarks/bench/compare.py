@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from benchmarks.bench import statistics
-from benchmarks.bench.model import SCENARIOS, CaseRecord, Report
-from benchmarks.bench.pages.texts import percent, seconds, times
-from benchmarks.measure import table
-from runtimes.errors import InputError
+from latentc.benchmarks.bench import statistics
+from latentc.benchmarks.bench.model import SCENARIOS, CaseRecord, Report
+from latentc.benchmarks.bench.pages.texts import percent, seconds, times
+from latentc.benchmarks.measure import table
+from latentc.runtimes.errors import InputError
 
 CONFIDENCE = 0.99  # of many rows, some would leave 95% by chance
 _DECIDING_PACKAGES = ("torch", "diffusers", "transformers")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.bench.model import Fidelity
-from runtimes.backends.session import Array
-from runtimes.calls import given_images as pictures
-from runtimes.errors import InputError
-from runtimes.storage.files import open_regular
-from runtimes.storage.parsing import parser
-from runtimes.verification.verify import NOT_COMPARABLE, psnr, relative_l2
+from latentc.benchmarks.bench.model import Fidelity
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.files import open_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.verification.verify import NOT_COMPARABLE, psnr, relative_l2
 
 _WINDOW = 7  # pixels, of the SSIM
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.calls.signature import Signature
-from runtimes.errors import InputError
-from runtimes.pipeline.loading import Loading, chosen
-from runtimes.presets.preset import Asked
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.loading import Loading, chosen
+from latentc.runtimes.presets.preset import Asked
 
 
 def loading(bundle: str, request: Mapping[str, Any]) -> Loading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from benchmarks.bench.model import Gpu
+from latentc.benchmarks.bench.model import Gpu
 
 _MIB = 1 << 20
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from runtimes.errors import InputError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
-from runtimes.strict import readable
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.strict import readable
 
 FORMAT = "latentc-bench"
 FORMAT_VERSION = 1

@@ -13,13 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench.cases import Case
-from benchmarks.measure import Bounds, ChildFailed, run_child
-from runtimes.backends.session import first_line
-from runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.folders import cache_folder
-from runtimes.storage.parsing import parser
+from latentc.benchmarks.bench.cases import Case
+from latentc.benchmarks.measure import Bounds, ChildFailed, run_child
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError, LatentcError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.folders import cache_folder
+from latentc.runtimes.storage.parsing import parser
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "peers"
 # a stage of a peer's result → our scenario
@@ -56,10 +56,10 @@ def python_of(name: str) -> Path:
     Raises:
         BackendUnavailable: there is none; names the command that makes it.
     """
-    create = f"python -m benchmarks.peers create {name}"
+    create = f"python -m latentc.benchmarks.peers create {name}"
     try:
         # The module that makes environments knows where they are.
-        found = Path(import_module("benchmarks.peers").python_of(name))
+        found = Path(import_module("latentc.benchmarks.peers").python_of(name))
     except (ImportError, AttributeError):
         base = os.environ.get("LATENTC_PEERS") or cache_folder() / "peers"
         found = Path(base) / name / "bin" / "python"

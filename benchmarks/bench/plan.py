@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.bench import latentc_case
-from benchmarks.bench.cases import Case, Group, with_baselines
-from benchmarks.bench.model import Settings
-from benchmarks.bench.peers import python_of, script_of
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.choosing import choose_build
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.sizes import side
-from runtimes.bundle.structures import Build
-from runtimes.errors import InputError, PlanNotFound, SourceError
+from latentc.benchmarks.bench import latentc_case
+from latentc.benchmarks.bench.cases import Case, Group, with_baselines
+from latentc.benchmarks.bench.model import Settings
+from latentc.benchmarks.bench.peers import python_of, script_of
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.sizes import side
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.errors import InputError, PlanNotFound, SourceError
 
 DEFAULT_STEPS = 10
 
@@ -180,8 +180,8 @@ def _needs_source(cases: Iterable[Case], baselines: Sequence[str]) -> bool:
 
 def _source(manifest: Manifest, given: Path | None, needed: bool) -> tuple[Path | None, bool]:
     """The diffusers folder that the bundle was made from, and whether it is the built-in model."""
-    from exporter.cli import builtin_folder
-    from exporter.source.resolving import resolve
+    from latentc.exporter.cli import builtin_folder
+    from latentc.exporter.source.resolving import resolve
 
     if needed and manifest.source.ingredients:
         names = ", ".join(each.id for each in manifest.source.ingredients)

@@ -1,6 +1,6 @@
 """What this machine can do at best, measured; and how many operations a pipeline takes, counted.
 
-    python -m benchmarks.bench.roofline REQUEST.json
+    python -m latentc.benchmarks.bench.roofline REQUEST.json
 
 Peaks are the best of several products of square matrices and of several copies, with the library
 that the baseline uses (PyTorch, or numpy where there is none): a limit that real programs reach on
@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from benchmarks.bench.model import Limit, Operations, Peak
+from latentc.benchmarks.bench.model import Limit, Operations, Peak
 
 BANDWIDTH = "memory copy"
 _SIDES = (512, 1024, 2048)
@@ -153,7 +153,7 @@ def _record(
 
 
 if __name__ == "__main__":
-    from benchmarks.measure import report
+    from latentc.benchmarks.measure import report
 
     asked = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     report(measure(asked["device"], asked["threads"]))

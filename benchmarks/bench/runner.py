@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import energy, fidelity, machine, peers, roofline, statistics
-from benchmarks.bench.cases import Case
-from benchmarks.bench.fidelity import Pictures
-from benchmarks.bench.model import (
+from latentc.benchmarks.bench import energy, fidelity, machine, peers, roofline, statistics
+from latentc.benchmarks.bench.cases import Case
+from latentc.benchmarks.bench.fidelity import Pictures
+from latentc.benchmarks.bench.model import (
     BundleRecord,
     CaseRecord,
     Interval,
@@ -27,16 +27,16 @@ from benchmarks.bench.model import (
     Speedup,
     Status,
 )
-from benchmarks.bench.plan import Plan
-from benchmarks.bench.worker import STARTED
-from benchmarks.measure import Bounds, Child, ChildFailed, run_child
-from benchmarks.measure import machine as this_machine
-from runtimes.bundle.precision import split_passes
-from runtimes.bundle.quantities import build_size
-from runtimes.bundle.structures import Artifact, Build, Role
-from runtimes.machine import cores
-from runtimes.storage.files import temporary_folder
-from runtimes.version import __version__
+from latentc.benchmarks.bench.plan import Plan
+from latentc.benchmarks.bench.worker import STARTED
+from latentc.benchmarks.measure import Bounds, Child, ChildFailed, run_child
+from latentc.benchmarks.measure import machine as this_machine
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.quantities import build_size
+from latentc.runtimes.bundle.structures import Artifact, Build, Role
+from latentc.runtimes.machine import cores
+from latentc.runtimes.storage.files import temporary_folder
+from latentc.runtimes.version import __version__
 
 WARM_UP, ROUND = "warm-up", "round"
 # Scenarios of one component, where it is not the denoiser.
@@ -138,7 +138,7 @@ class _Bench:
             self._tell(f"peaks of {device}")
             request = self._request("peaks", {"device": device, "threads": threads})
             try:
-                child = run_child(["-m", "benchmarks.bench.roofline", request],
+                child = run_child(["-m", "latentc.benchmarks.bench.roofline", request],
                                   bounds=self._bounds)  # fmt: skip
                 found += child.result
             except ChildFailed:
@@ -198,7 +198,7 @@ class _Bench:
         )
         started = {STARTED: repr(time.perf_counter())}
         environment = {**started, **_threads(each.case), **self._caches()}
-        child = run_child(["-m", "benchmarks.bench.worker", request], environment,
+        child = run_child(["-m", "latentc.benchmarks.bench.worker", request], environment,
                           bounds=self._bounds)  # fmt: skip
         self._keep(each, mode, child)
         if mode == WARM_UP:

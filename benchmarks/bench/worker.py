@@ -1,6 +1,6 @@
 """Measures one case in this process, which makes nothing else.
 
-    python -m benchmarks.bench.worker REQUEST.json
+    python -m latentc.benchmarks.bench.worker REQUEST.json
 
 `LATENTC_BENCH_STARTED` in the environment is `time.perf_counter()` from just before the process was
 made (the clock is the system's, not the process's): the first picture's time is counted from there.
@@ -56,8 +56,8 @@ class Latentc:
     """A build of a bundle on one backend."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        from benchmarks.bench import latentc_case
-        from runtimes.pipeline.pipeline import open_pipeline
+        from latentc.benchmarks.bench import latentc_case
+        from latentc.runtimes.pipeline.pipeline import open_pipeline
 
         self.compiles = bool(request["case"]["compile"])
         self._request = request
@@ -137,7 +137,7 @@ class Torch:
 
     def operations(self, prompt: Any, seed: int, guidance: float | None) -> dict[str, Any]:
         """What each stage takes, counted by running the pipeline under a counter."""
-        from benchmarks.bench import roofline
+        from latentc.benchmarks.bench import roofline
 
         with roofline.counting() as counter, self._marks(counter) as marks:
             self.pipe(**self._arguments(prompt, self._case["steps"], seed, guidance))
@@ -291,7 +291,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     """The steady state: calls after the first, and the energy that they took."""
-    from benchmarks.bench import energy
+    from latentc.benchmarks.bench import energy
 
     case = request["case"]
     before = energy.read()
@@ -331,8 +331,8 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
     """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
-    from benchmarks.shapes.judge import ShapesJudge
-    from runtimes.verification.judges import count_right
+    from latentc.benchmarks.shapes.judge import ShapesJudge
+    from latentc.runtimes.verification.judges import count_right
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
         at_once = 1 if request["case"]["static"] else len(prompts)
@@ -352,12 +352,12 @@ def _build_engines(request: Mapping[str, Any]) -> float | None:
     case = request["case"]
     if case["engine"] != "latentc":
         return None
-    from runtimes.backends import backend as engines
+    from latentc.runtimes.backends import backend as engines
 
     if not engines.find(case["backend"]).builds:
         return None
-    from runtimes.backends.backend import SessionOptions
-    from runtimes.bundle.files import Bundle, graph_digest
+    from latentc.runtimes.backends.backend import SessionOptions
+    from latentc.runtimes.bundle.files import Bundle, graph_digest
 
     begun = perf_counter()
     opened = Bundle.open(request["bundle"])
@@ -378,7 +378,7 @@ def _device_memory(case: Mapping[str, Any]) -> int | None:
             import torch
 
             return int(torch.cuda.max_memory_reserved())
-    from benchmarks.bench.machine import process_gpu_memory
+    from latentc.benchmarks.bench.machine import process_gpu_memory
 
     return process_gpu_memory(os.getpid())
 
@@ -399,6 +399,6 @@ def _quiet() -> None:
 
 if __name__ == "__main__":
     measured = measure(json.loads(Path(sys.argv[1]).read_text("utf-8")))
-    from benchmarks.measure import report
+    from latentc.benchmarks.measure import report
 
     report(measured)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import BackendError, InputError
-from runtimes.storage.files import temporary_folder
+from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.storage.files import temporary_folder
 
 HERE = Path(__file__).parent
 HOME = "LATENTC_PEERS"  # environment variable: the folder that holds the environments
@@ -96,7 +96,7 @@ def python(peer: Peer, into: Path | None = None) -> Path:
         InputError: it is missing, unfinished or out of date; names the command that makes it.
     """
     folder = home(into) / peer.name
-    command = f"python -m benchmarks.peers create {peer.name}"
+    command = f"python -m latentc.benchmarks.peers create {peer.name}"
     command += f" --into {into}" if into else ""
     state = read_stamp(folder)
     if state is None:

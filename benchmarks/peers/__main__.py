@@ -1,4 +1,5 @@
-"""Make the environments of peers, list them, and run one: ``python -m benchmarks.peers``."""
+"""Make the environments of peers, list them, and run one: ``python -m
+latentc.benchmarks.peers``."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from typing import Any
 
 import click
 
-from benchmarks import peers
-from benchmarks.measure import table
-from runtimes.errors import BackendError, LatentcError
-from runtimes.terminal import say
+from latentc.benchmarks import peers
+from latentc.benchmarks.measure import table
+from latentc.runtimes.errors import BackendError, LatentcError
+from latentc.runtimes.terminal import say
 
 INTO = click.option(
     "--into",
@@ -48,7 +49,7 @@ def list_(into: Path | None) -> None:
             state = "out of date"
         rows.append((peer.name, state, peer.about))
     say(table(("peer", "environment", "what it is"), rows))
-    say(f"\n{peers.home(into)}; to make one: python -m benchmarks.peers create NAME")
+    say(f"\n{peers.home(into)}; to make one: python -m latentc.benchmarks.peers create NAME")
 
 
 @cli.command()
@@ -84,4 +85,4 @@ def _fail(work: Callable[[], Any]) -> Any:
 
 
 if __name__ == "__main__":
-    cli(prog_name="python -m benchmarks.peers")
+    cli(prog_name="python -m latentc.benchmarks.peers")

@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .scenes import COLOURS, SHAPES, SIZES, Prompt, Spec, Thing, inverse, is_held_out, random_spec
+from latentc.benchmarks.shapes.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Prompt,
+    Spec,
+    Thing,
+    inverse,
+    is_held_out,
+    random_spec,
+)
 
 OPENINGS = ("", "", "", "", "a picture of ", "a drawing of ", "an image of ")
 ENDINGS = ("", "", "", "", "", "", ".", " on a plain background", " on a white background")

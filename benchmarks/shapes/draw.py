@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .scenes import CANVAS, Placed, Scene
+from latentc.benchmarks.shapes.scenes import CANVAS, Placed, Scene
 
 BACKGROUND = (245, 244, 238)
 RGB = {

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .captions import read
-from .draw import BACKGROUND, RGB, coverage
-from .judge import MIN_CONTRAST, agrees
-from .scenes import CANVAS, Scene
+from latentc.benchmarks.shapes.captions import read
+from latentc.benchmarks.shapes.draw import BACKGROUND, RGB, coverage
+from latentc.benchmarks.shapes.judge import MIN_CONTRAST, agrees
+from latentc.benchmarks.shapes.scenes import CANVAS, Scene
 
 HOLE = 0.5  # diameter of the hole over that of the shape
 LEAST_HOLE = 0.08  # share of what lies inside an outline that has to be empty
@@ -100,11 +100,11 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class HollowJudge:
-    """The judge as latentc asks it (`runtimes.verification.judges`)."""
+    """The judge as latentc asks it (`latentc.runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
         """Those of the built-in model's judge."""
-        from .judge import ShapesJudge
+        from latentc.benchmarks.shapes.judge import ShapesJudge
 
         return ShapesJudge().prompts(count)
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .captions import held_out_prompts, read
-from .draw import BACKGROUND, RGB, coverage
-from .scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing
+from latentc.benchmarks.shapes.captions import held_out_prompts, read
+from latentc.benchmarks.shapes.draw import BACKGROUND, RGB, coverage
+from latentc.benchmarks.shapes.scenes import CANVAS, DIAMETERS, SHAPES, Placed, Prompt, Thing
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -70,7 +70,7 @@ def look(image: Image.Image) -> list[SeenObject]:
 
 class ShapesJudge:
     """The judge as latentc's verification and benchmarks ask it
-    (`runtimes.verification.judges`)."""
+    (`latentc.runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
         """Held-out prompts, half of them of one shape, the others of two."""

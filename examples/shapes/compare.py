@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import latentc
-from benchmarks.shapes.captions import held_out_prompts
-from benchmarks.shapes.judge import reasons
-from benchmarks.shapes.scenes import Prompt
-from runtimes.bundle.manifest import Manifest
+from latentc.benchmarks.shapes.captions import held_out_prompts
+from latentc.benchmarks.shapes.judge import reasons
+from latentc.benchmarks.shapes.scenes import Prompt
+from latentc.runtimes.bundle.manifest import Manifest
 
 from .evaluate import GUIDANCE, STEPS, evaluate
 

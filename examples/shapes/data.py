@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from benchmarks.shapes.captions import caption
-from benchmarks.shapes.draw import render
-from benchmarks.shapes.scenes import (
+from latentc.benchmarks.shapes.captions import caption
+from latentc.benchmarks.shapes.draw import render
+from latentc.benchmarks.shapes.scenes import (
     COLOURS,
     SHAPES,
     Placed,

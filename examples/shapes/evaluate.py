@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.shapes.captions import held_out_prompts
-from benchmarks.shapes.judge import look, reasons
-from benchmarks.shapes.scenes import CANVAS, Prompt
+from latentc.benchmarks.shapes.captions import held_out_prompts
+from latentc.benchmarks.shapes.judge import look, reasons
+from latentc.benchmarks.shapes.scenes import CANVAS, Prompt
 
 GUIDANCE = 2.0
 STEPS = 25

@@ -19,10 +19,10 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from tqdm import tqdm
 
-from benchmarks.shapes.captions import caption
-from benchmarks.shapes.hollow import HollowJudge, render
-from benchmarks.shapes.scenes import place_scene
 from latentc import builtin_model
+from latentc.benchmarks.shapes.captions import caption
+from latentc.benchmarks.shapes.hollow import HollowJudge, render
+from latentc.benchmarks.shapes.scenes import place_scene
 
 from .data import CAPTION_DROPOUT, spec_at, to_tensor, tokenize
 from .loop import Plan, learning_rate

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.shapes.scenes import CANVAS
+from latentc.benchmarks.shapes.scenes import CANVAS
 
 from .tokenizer import MAX_LENGTH, build_tokenizer
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.shapes.draw import coverage
-from benchmarks.shapes.scenes import CANVAS, Scene
+from latentc.benchmarks.shapes.draw import coverage
+from latentc.benchmarks.shapes.scenes import CANVAS, Scene
 
 AXES = (("red", "green"), ("blue", "yellow"), ("orange", "purple"))
 # A fifth of a typical picture is covered.  With these spans each channel has a spread near one.

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from benchmarks.shapes.captions import caption
-from benchmarks.shapes.scenes import COLOURS, PLACES, SHAPES, SIZES, Spec, training_spec
+from latentc.benchmarks.shapes.captions import caption
+from latentc.benchmarks.shapes.scenes import COLOURS, PLACES, SHAPES, SIZES, Spec, training_spec
 
 from .data import tokenize
 

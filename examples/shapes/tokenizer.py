@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from benchmarks.shapes.captions import all_words
+from latentc.benchmarks.shapes.captions import all_words
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77  # tokens, as in Stable Diffusion

@@ -1,6 +1,6 @@
 """A component's module → one ExportedProgram, with named dynamic axes.
 
-Every target lowers the same program, so whatever is done to it (see `exporter.passes`)
+Every target lowers the same program, so whatever is done to it (see `latentc.exporter.passes`)
 reaches every backend.
 """
 
@@ -18,16 +18,16 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from exporter import stored_weights as weights
-from exporter.components.description import Description, Graph
-from exporter.passes import Choices
-from exporter.passes import load as load_pass
-from runtimes.backends.session import first_line
-from runtimes.bundle import sizes
-from runtimes.errors import ExportError
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.latents import other_sizes
-from runtimes.programs.statements import Program
+from latentc.exporter import stored_weights as weights
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.passes import Choices
+from latentc.exporter.passes import load as load_pass
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle import sizes
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.latents import other_sizes
+from latentc.runtimes.programs.statements import Program
 
 # diffusers' Upsample2D takes another (equivalent) path from 64 images on, so a program
 # with a dynamic batch is captured for fewer. Only the torch target enforces the bound.

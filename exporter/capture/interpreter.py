@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 
-from exporter.capture.graphs import quiet
+from latentc.exporter.capture.graphs import quiet
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 # Called with a node, its positional arguments and its result.

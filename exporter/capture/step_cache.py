@@ -1,5 +1,6 @@
 """The denoiser in two graphs, for step caching: the whole one, which also gives its deep features,
-and its shallow part, which takes them from an earlier step (see `runtimes.sampling.step_cache`).
+and its shallow part, which takes them from an earlier step (see
+`latentc.runtimes.sampling.step_cache`).
 
 In the UNets of diffusers the last layer of the last up block takes the results of all deeper
 layers and, by the outermost skip connection, that of the first convolution. The cut is there,
@@ -16,15 +17,15 @@ from typing import Any
 
 import torch
 
-from exporter.capture.graphs import example_inputs, symbol_values
-from exporter.components.description import Description, Graph
-from exporter.components.signatures import named
-from exporter.programs.changes import with_cache
-from runtimes.bundle.precision import DENOISER, SHALLOW
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.statements import loop_of
+from latentc.exporter.capture.graphs import example_inputs, symbol_values
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.components.signatures import named
+from latentc.exporter.programs.changes import with_cache
+from latentc.runtimes.bundle.precision import DENOISER, SHALLOW
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.statements import loop_of
 
 FEATURES = "deep_features"
 # Blocks whose layers each join the outermost skip connection last.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.compiler.requested import check_sizes, with_size, with_tasks
-from exporter.components.description import Description
-from exporter.families import family_of
-from exporter.options import ExportOptions
-from exporter.source.model_files import CONFIG, read_configuration
-from exporter.source.resolving import PipelineSource, assembled
-from exporter.targets import TARGETS
-from runtimes.errors import LatentcError
+from latentc.exporter.compiler.requested import check_sizes, with_size, with_tasks
+from latentc.exporter.components.description import Description
+from latentc.exporter.families import family_of
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.source.model_files import CONFIG, read_configuration
+from latentc.exporter.source.resolving import PipelineSource, assembled
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.errors import LatentcError
 
 _SCHEDULER = "scheduler"
 
@@ -28,7 +28,7 @@ def check(source: PipelineSource, options: ExportOptions) -> None:
             that its model cannot make, a target that cannot have the pipeline's sizes.
     """
     if options.schedulers and _SCHEDULER in source.parts:
-        from exporter.schedulers.plans import check_kinds
+        from latentc.exporter.schedulers.plans import check_kinds
 
         config = read_configuration(source.folder / _SCHEDULER / "scheduler_config.json")
         check_kinds(options.schedulers, source.parts[_SCHEDULER][1], config)

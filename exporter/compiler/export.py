@@ -1,5 +1,5 @@
 """The compiler's entry: check what is asked, digest the source, stop if the bundle is up to date,
-say what the export needs; then `exporter.compiler.run` runs it.
+say what the export needs; then `latentc.exporter.compiler.run` runs it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from typing import Any
 
 from msgspec import structs
 
-from exporter.calibration_prompts import Calibration, read_prompts
-from exporter.compiler import early_checks as early
-from exporter.compiler.output import check_output
-from exporter.compiler.preflight import Need, need, refuse, weights_of
-from exporter.compiler.previous_builds import refuse_loss
-from exporter.compiler.run import Compilation, Exported
-from exporter.compiler.sharing import check as check_shared
-from exporter.compiler.sharing import share
-from exporter.memory import looking_at_what_is_new
-from exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
-from exporter.progress import Event, Progress
-from exporter.source import given_files, left_out
-from exporter.source.model_card import Card
-from exporter.source.resolving import PipelineSource, resolve
-from exporter.store import (
+from latentc.exporter.calibration_prompts import Calibration, read_prompts
+from latentc.exporter.compiler import early_checks as early
+from latentc.exporter.compiler.output import check_output
+from latentc.exporter.compiler.preflight import Need, need, refuse, weights_of
+from latentc.exporter.compiler.previous_builds import refuse_loss
+from latentc.exporter.compiler.run import Compilation, Exported
+from latentc.exporter.compiler.sharing import check as check_shared
+from latentc.exporter.compiler.sharing import share
+from latentc.exporter.memory import looking_at_what_is_new
+from latentc.exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
+from latentc.exporter.progress import Event, Progress
+from latentc.exporter.source import given_files, left_out
+from latentc.exporter.source.model_card import Card
+from latentc.exporter.source.resolving import PipelineSource, resolve
+from latentc.exporter.store import (
     Store,
     full_disk_reported,
     missing_artifacts,
     previous_manifest,
     recover,
 )
-from exporter.targets import TARGETS
-from exporter.targets import options as options_of_targets
-from exporter.targets.options import gather
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.precision import canonical
-from runtimes.storage import files
-from runtimes.storage.locks import writing
+from latentc.exporter.targets import TARGETS
+from latentc.exporter.targets import options as options_of_targets
+from latentc.exporter.targets.options import gather
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.precision import canonical
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.locks import writing
 
 
 def export(
@@ -86,9 +86,9 @@ def export(
         targets: ``"onnx"``, ``"openvino"``, ``"torch"``, ``"coreml"``, ``"tensorrt"``, or
             ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
-            `exporter.targets` says what each target has. ``"all"`` is all of them.
+            `latentc.exporter.targets` says what each target has. ``"all"`` is all of them.
         passes: names of passes that make the denoiser faster and the picture another one
-            (`exporter.passes.PASSES`). These builds are named after them, and stand beside
+            (`latentc.exporter.passes.PASSES`). These builds are named after them, and stand beside
             those without: ``precision="w8a8+downsampled-attention"`` asks for the same.
             ``"step-cache"`` adds the denoiser's shallow part to all builds, which the call argument
             `cache_interval` needs.
@@ -131,12 +131,12 @@ def export(
             not made again, and what is the same in one of them is a hard link to its file, and
             stored once.
         preflight: refuse what does not fit into the memory and the disk that there are; see
-            `exporter.compiler.preflight`.
-        report: called with an `exporter.progress.Event` at the begin and end of each stage.
+            `latentc.exporter.compiler.preflight`.
+        report: called with an `latentc.exporter.progress.Event` at the begin and end of each stage.
         target_options: own options of the targets, such as ``coreml_target="iOS17"``.
 
     Raises:
-        InputError, SourceError, ExportError, VerificationError: see `runtimes.errors`.
+        InputError, SourceError, ExportError, VerificationError: see `latentc.runtimes.errors`.
             Nothing is left at `output` that was not there before.
     """
     asked = _read(dict(locals()))

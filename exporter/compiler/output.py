@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runtimes.bundle.manifest import MANIFEST
-from runtimes.errors import InputError
-from runtimes.storage.outputs import check_folder
+from latentc.runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.outputs import check_folder
 
 
 def check_output(output: Path) -> None:

@@ -1,8 +1,9 @@
 """What an export will need, said before it begins: memory, disk, time.
 
 Sizes come from the headers of the files of weights. What an export takes besides is measured on
-full-size models (`python -m benchmarks.export_cost`; docs/exporting-large-models.md compares).
-Memory is anonymous memory: mapped files go out of memory when it is wanted for something else.
+full-size models (`python -m latentc.benchmarks.export_cost`; docs/exporting-large-models.md
+compares). Memory is anonymous memory: mapped files go out of memory when it is wanted for something
+else.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.options import ExportOptions, components_of
-from exporter.resources import GIB, LARGE_BUILD, MIB, free_disk
-from exporter.source import model_files
-from exporter.source.adapters.kinds import WRITING, kind
-from exporter.source.resolving import PipelineSource
-from exporter.targets import TARGETS, verifier
-from runtimes.backends import backend as engines
-from runtimes.bundle.precision import of_component, split_passes
-from runtimes.errors import ExportError
-from runtimes.pipeline.pipeline import LEAN
+from latentc.exporter.options import ExportOptions, components_of
+from latentc.exporter.resources import GIB, LARGE_BUILD, MIB, free_disk
+from latentc.exporter.source import model_files
+from latentc.exporter.source.adapters.kinds import WRITING, kind
+from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.targets import TARGETS, verifier
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.bundle.precision import of_component, split_passes
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.pipeline.pipeline import LEAN
 
 _HALF, _FULL = 2, 4  # bytes of a number
 _STORED = ("fp32", "fp16", "bf16")  # precisions that are no integers
 _INTEGERS = ("int8", "int4", "w8a8")
 
 # Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up. What depends on a
-# target stands in `exporter.targets.TargetInfo`, what depends on an engine in its backend's class;
-# those of torch and coreml, and of all engines but onnxruntime, are estimates: so many copies of
-# the weights.
+# target stands in `latentc.exporter.targets.TargetInfo`, what depends on an engine in its backend's
+# class; those of torch and coreml, and of all engines but onnxruntime, are estimates: so many
+# copies of the weights.
 _BASE = 0.45 * GIB  # PyTorch, diffusers and the converters, a pipeline's small weights
 _GRAPH = 0.20 * GIB  # a captured program and what converters make of it …
 _GRAPH_PER_PARAMETER = 0.14  # … and bytes for each parameter: larger models have more layers
@@ -120,7 +121,7 @@ def _verifying(
     held: float,
 ) -> list[tuple[float, str]]:
     """The reference runs in PyTorch, and then, without PyTorch's weights, each build. Engines get
-    one component at a time where all would be large (`exporter.compiler.export`)."""
+    one component at a time where all would be large (`latentc.exporter.compiler.export`)."""
     peaks = [(held + _REFERENCE, "the reference in PyTorch")]
     for target, precision in builds:
         own = {name: split_passes(of_component(precision, name))[0] for name in components}
@@ -162,7 +163,7 @@ def weights_of(source: PipelineSource, options: ExportOptions) -> dict[str, Weig
 
 
 def _part(source: PipelineSource, name: str, changed: bool) -> Weights:
-    from exporter.stored_weights import headers, stored_type
+    from latentc.exporter.stored_weights import headers, stored_type
 
     replaced = [each.path for each in source.ingredients if each.kind == "vae"]
     if name == "vae" and replaced:

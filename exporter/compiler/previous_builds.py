@@ -6,13 +6,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from exporter.options import ExportOptions
-from exporter.passes import STEP_CACHE
-from exporter.source.resolving import PipelineSource
-from exporter.store import Item, Store
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build, Component
-from runtimes.errors import ExportError
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.passes import STEP_CACHE
+from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.store import Item, Store
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build, Component
+from latentc.runtimes.errors import ExportError
 
 
 def refuse_loss(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from exporter.components.description import Description
-from exporter.options import ExportOptions
-from exporter.programs.changes import with_sizes
-from exporter.targets import TARGETS
-from runtimes.errors import InputError
-from runtimes.programs.latents import other_sizes
-from runtimes.programs.statements import loop_of
-from runtimes.programs.uses import components_run
+from latentc.exporter.components.description import Description
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.programs.changes import with_sizes
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.latents import other_sizes
+from latentc.runtimes.programs.statements import loop_of
+from latentc.runtimes.programs.uses import components_run
 
 
 def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:
@@ -53,7 +53,7 @@ def with_size(description: Description, options: ExportOptions) -> Description:
     """Fix the latents' height and width where the user fixed the image's."""
     if options.height is None or options.width is None:
         return description
-    from runtimes.bundle.sizes import check_side, fix
+    from latentc.runtimes.bundle.sizes import check_side, fix
 
     latents = description.latents
     for label, value in (("height", options.height), ("width", options.width)):

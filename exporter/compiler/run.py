@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from exporter.capture.step_cache import split
-from exporter.compiler.previous_builds import entry, refuse_other_graphs, with_kept
-from exporter.compiler.requested import check_sizes, with_size, with_tasks
-from exporter.compiler.sharing import share
-from exporter.components.description import Description, Graph
-from exporter.families import family_of
-from exporter.lowering.calibration import Trajectories
-from exporter.lowering.component import Lowering
-from exporter.memory import free_memory, keep_nothing, release_weights
-from exporter.options import ExportOptions
-from exporter.programs.changes import nearest, usual_steps, with_planned_steps
-from exporter.progress import Progress
-from exporter.source.resolving import PipelineSource, load
-from exporter.store import Store
-from exporter.targets import computes
-from exporter.verification.builds import verified
-from exporter.verification.probes import Probing
-from exporter.versions import libraries
-from runtimes.bundle.manifest import FORMAT_VERSION, Manifest
-from runtimes.bundle.precision import build_name, of_component
-from runtimes.bundle.structures import (
+from latentc.exporter.capture.step_cache import split
+from latentc.exporter.compiler.previous_builds import entry, refuse_other_graphs, with_kept
+from latentc.exporter.compiler.requested import check_sizes, with_size, with_tasks
+from latentc.exporter.compiler.sharing import share
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.families import family_of
+from latentc.exporter.lowering.calibration import Trajectories
+from latentc.exporter.lowering.component import Lowering
+from latentc.exporter.memory import free_memory, keep_nothing, release_weights
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.programs.changes import nearest, usual_steps, with_planned_steps
+from latentc.exporter.progress import Progress
+from latentc.exporter.source.resolving import PipelineSource, load
+from latentc.exporter.store import Store
+from latentc.exporter.targets import computes
+from latentc.exporter.verification.builds import verified
+from latentc.exporter.verification.probes import Probing
+from latentc.exporter.versions import libraries
+from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest
+from latentc.runtimes.bundle.precision import build_name, of_component
+from latentc.runtimes.bundle.structures import (
     Artifact,
     Build,
     CreatedBy,
@@ -48,13 +48,13 @@ from runtimes.bundle.structures import (
     Source,
     Tokenizer,
 )
-from runtimes.errors import BundleError, ExportError, VerificationError
-from runtimes.version import __version__
+from latentc.runtimes.errors import BundleError, ExportError, VerificationError
+from latentc.runtimes.version import __version__
 
 if TYPE_CHECKING:
-    from exporter.schedulers.shifting import Told
-    from exporter.verification.programs import Subject
-    from runtimes.programs.statements import Program
+    from latentc.exporter.schedulers.shifting import Told
+    from latentc.exporter.verification.programs import Subject
+    from latentc.runtimes.programs.statements import Program
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Compilation:
 
     def _draft(self, previous: Manifest | None) -> Manifest:
         """The manifest with everything but verification; writes all files to the staging."""
-        from exporter.compiler import tokenizer_files as tokenizers
-        from exporter.schedulers import plans as schedules
+        from latentc.exporter.compiler import tokenizer_files as tokenizers
+        from latentc.exporter.schedulers import plans as schedules
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
@@ -139,7 +139,7 @@ class Compilation:
 
     def _described(self, pipe: Any) -> Description:
         """Return the description of a pipeline, changed to what was asked for."""
-        from exporter.components.watermark import Marker, with_watermark
+        from latentc.exporter.components.watermark import Marker, with_watermark
 
         if hasattr(pipe, "watermark"):  # which it has or not as another package is installed
             pipe.watermark = Marker() if self.options.watermark else None
@@ -155,7 +155,7 @@ class Compilation:
 
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
-        from exporter.schedulers import shifting
+        from latentc.exporter.schedulers import shifting
 
         shift = shifting.line(scheduler.config, description.shifted)
         denoiser = next(g for g in description.graphs if g.component.role == "denoiser").component
@@ -219,7 +219,7 @@ class Compilation:
         Raises:
             VerificationError: one does something else.
         """
-        from exporter.verification.programs import check_programs, recorded
+        from latentc.exporter.verification.programs import check_programs, recorded
 
         options = self.options
         fixed = (options.height, options.width) if options.height and options.width else None
@@ -233,8 +233,8 @@ class Compilation:
         Raises:
             LatentcError: there is none.
         """
-        from exporter.verification.miniature import miniature_of
-        from exporter.verification.programs import Subject
+        from latentc.exporter.verification.miniature import miniature_of
+        from latentc.exporter.verification.programs import Subject
 
         small = miniature_of(pipe)
         description = self._described(small)
@@ -244,7 +244,7 @@ class Compilation:
         return Subject(small, description, manifest, miniature=True)
 
     def _builds(self, pipe: Any, description: Description, manifest: Manifest) -> tuple[Build, ...]:
-        from exporter.lowering.overflow import probe_samples
+        from latentc.exporter.lowering.overflow import probe_samples
 
         def samples(graph: Graph) -> Iterator[Any]:
             return probe_samples(graph, manifest.probes, self.store.staging)
@@ -298,7 +298,7 @@ class Compilation:
 
         @cache
         def run() -> Trajectories:
-            from exporter.lowering.calibration import trajectories
+            from latentc.exporter.lowering.calibration import trajectories
 
             wanted = self.options.calibration
             with self.progress.counted("calibration", "denoise", wanted.samples) as told:
@@ -317,7 +317,7 @@ class Compilation:
         """For each quantised build the layers to keep so that it reaches the fidelity floor."""
         if self.options.fidelity_floor is None:
             return {}
-        from exporter.lowering.fidelity_floor import FloorSearch
+        from latentc.exporter.lowering.fidelity_floor import FloorSearch
 
         search = FloorSearch(
             lowerings,

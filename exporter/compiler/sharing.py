@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import File
-from runtimes.bundle.trust import checked
-from runtimes.errors import BundleError, ExportError
-from runtimes.storage.files import check_inside, replace_by_link
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import File
+from latentc.runtimes.bundle.trust import checked
+from latentc.runtimes.errors import BundleError, ExportError
+from latentc.runtimes.storage.files import check_inside, replace_by_link
 
 _SMALLEST = 1 << 12  # bytes: smaller ones take a block of the disk either way
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.components.description import Description, Tokens
-from exporter.source import vocabulary
-from exporter.source.resolving import PipelineSource
-from exporter.store import Store
-from exporter.versions import code, digest, versions
-from runtimes.bundle.structures import Tokenizer
-from runtimes.errors import ExportError
-from runtimes.texts.tokenizer import frame_of
+from latentc.exporter.components.description import Description, Tokens
+from latentc.exporter.source import vocabulary
+from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.store import Store
+from latentc.exporter.versions import code, digest, versions
+from latentc.runtimes.bundle.structures import Tokenizer
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.texts.tokenizer import frame_of
 
 _PROBES = (
     "",
@@ -77,7 +77,7 @@ def add_all(
 def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tokenizer:
     from tokenizers import Tokenizer as Words
 
-    from exporter.source.adapters.textual_inversion import expansions
+    from latentc.exporter.source.adapters.textual_inversion import expansions
 
     tokenizer = getattr(pipe, text.tokenizer)
     length = text.length(tokenizer)
@@ -89,7 +89,7 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tok
             "lowercase": text.lowercase,
             "clean": text.clean,
             "versions": versions(("transformers", "tokenizers")),
-            "code": code("exporter.compiler.tokenizer_files"),
+            "code": code("latentc.exporter.compiler.tokenizer_files"),
         }
     )
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runtimes.bundle.structures import Component
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents, latents_of
-from runtimes.programs.statements import Program
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents, latents_of
+from latentc.runtimes.programs.statements import Program
 
 if TYPE_CHECKING:
     import torch

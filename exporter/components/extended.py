@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.components.description import Graph
-from exporter.components.signatures import named
-from runtimes.bundle.structures import TensorSpec
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.signatures import named
+from latentc.runtimes.bundle.structures import TensorSpec
 
 
 class Extended(torch.nn.Module):

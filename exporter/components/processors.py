@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.errors import UnsupportedPipeline
 
 LEVELS = 255  # of a channel of 8 bits, above black
 _BILINEAR, _BICUBIC = 2, 3  # Pillow's numbers

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exporter.components.transformers import Rotary, packed, unpacked, with_module
+from latentc.exporter.components.transformers import Rotary, packed, unpacked, with_module
 
 PATCH = 2
 _LEAST_NORM = 1e-12  # of `torch.nn.functional.normalize`

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.components.names import SAFETY_CHECKER
-from exporter.components.processors import Prepared
-from exporter.components.text_to_image import image_spec
-from exporter.programs.changes import with_postprocessor
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import Program
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.names import SAFETY_CHECKER
+from latentc.exporter.components.processors import Prepared
+from latentc.exporter.components.text_to_image import image_spec
+from latentc.exporter.programs.changes import with_postprocessor
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import Program
 
 FLAGS = "nsfw_content_detected"  # diffusers' name, in the output of its pipelines
 _KIND = "StableDiffusionSafetyChecker"

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.programs.draft import Draft
-from exporter.programs.sides import NEGATIVE
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.statements import Push, Test
+from latentc.exporter.components.description import Graph
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import NEGATIVE
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.statements import Push, Test
 
 SCALE = "guidance_scale"
 

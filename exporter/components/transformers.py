@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.components.text_to_image import ids_spec
-from exporter.programs.defaults import defaults_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.text_to_image import ids_spec
+from latentc.exporter.programs.defaults import defaults_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents
 
 
 def longest_text(pipe: Any) -> int:

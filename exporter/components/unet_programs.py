@@ -6,14 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exporter.classes import class_of, of_class
-from exporter.components.adapters.controlnet import call_with_controlnets, with_controlnets
-from exporter.components.adapters.ip_adapter import with_ip_adapter
-from exporter.components.adapters.t2i_adapter import call_with_t2i_adapters, with_t2i_adapters
-from exporter.components.description import Description, Graph, Tokens, calling, latents_of_unet
-from exporter.components.safety_checker import with_safety_checker
-from exporter.components.tasks.image_tasks import joined_graphs, tasks_of, with_inputs
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import class_of, of_class
+from latentc.exporter.components.adapters.controlnet import call_with_controlnets, with_controlnets
+from latentc.exporter.components.adapters.ip_adapter import with_ip_adapter
+from latentc.exporter.components.adapters.t2i_adapter import (
+    call_with_t2i_adapters,
+    with_t2i_adapters,
+)
+from latentc.exporter.components.description import (
+    Description,
+    Graph,
+    Tokens,
+    calling,
+    latents_of_unet,
+)
+from latentc.exporter.components.safety_checker import with_safety_checker
+from latentc.exporter.components.tasks.image_tasks import joined_graphs, tasks_of, with_inputs
+from latentc.exporter.components.text_to_image import (
     Scaling,
     classifier_free_guidance,
     decoder_graph,
@@ -21,8 +30,8 @@ from exporter.components.text_to_image import (
     feed_scale,
     vae_factor,
 )
-from exporter.components.unets import multiple_of
-from exporter.programs.draft import Draft
+from latentc.exporter.components.unets import multiple_of
+from latentc.exporter.programs.draft import Draft
 
 
 def describe_unet(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from exporter.classes import record_of
-from exporter.components.description import size_multiple
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.classes import record_of
+from latentc.exporter.components.description import size_multiple
+from latentc.runtimes.errors import UnsupportedPipeline
 
 _LONGEST = 4096  # ids of a text, where the encoder itself sets no limit
 # Blocks of diffusers that hand the size of their skip connections to their upsampler.

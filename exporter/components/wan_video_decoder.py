@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from exporter.components.description import Graph
-from exporter.components.transformers import with_module_at
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.transformers import with_module_at
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
 
 
 class Upsample(torch.nn.Module):

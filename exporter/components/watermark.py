@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Description, Graph
-from exporter.components.names import WATERMARK
-from exporter.components.text_to_image import image_spec, vae_factor
-from exporter.programs.changes import with_postprocessor
-from runtimes.bundle.structures import Component
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.components.names import WATERMARK
+from latentc.exporter.components.text_to_image import image_spec, vae_factor
+from latentc.exporter.programs.changes import with_postprocessor
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import UnsupportedPipeline
 
 # The message of Stability AI's own code, as in diffusers' stable_diffusion_xl/watermark.py.
 MESSAGE = 0b101100111110110010010000011110111011000110011110

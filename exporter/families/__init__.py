@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-from exporter.classes import record_of
-from exporter.components.description import Description
+from latentc.exporter.classes import record_of
+from latentc.exporter.components.description import Description
 
 
 class Family(Protocol):
@@ -30,5 +30,5 @@ def family_of(class_name: str) -> Family:
     Raises:
         UnsupportedPipeline: listing the supported classes.
     """
-    module: Any = import_module(f"exporter.families.{record_of(class_name).family}")
+    module: Any = import_module(f"latentc.exporter.families.{record_of(class_name).family}")
     return module  # type: ignore[no-any-return]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Description, Graph, calling
-from exporter.components.text_to_image import (
+from latentc.exporter.components.description import Description, Graph, calling
+from latentc.exporter.components.text_to_image import (
     SCALE,
     decoder_graph,
     feed_numbers,
@@ -17,19 +17,19 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.transformers import (
+from latentc.exporter.components.transformers import (
     check_channels,
     latents_of_transformer,
     projected,
     unpatched,
 )
-from exporter.programs.changes import with_sizes
-from exporter.programs.draft import SIDES, Draft
-from exporter.programs.sides import NEGATIVE
-from runtimes.bundle.sizes import fix
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import Program, Push, Test
+from latentc.exporter.programs.changes import with_sizes
+from latentc.exporter.programs.draft import SIDES, Draft
+from latentc.exporter.programs.sides import NEGATIVE
+from latentc.runtimes.bundle.sizes import fix
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import Program, Push, Test
 
 COMPONENTS = {"denoiser": ("transformer",), "vae_decoder": ("vae",)}
 _LABELS = "class_labels"
@@ -60,7 +60,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels, 2 * config.in_channels))
     most = _classes(pipe.transformer)

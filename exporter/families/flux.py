@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from exporter.classes import class_of, of_class
-from exporter.components.description import Description, Graph, Shifted, Tokens, calling
-from exporter.components.tasks.flow_tasks import FLOW, tasks_of
-from exporter.components.tasks.image_tasks import joined_graphs, with_inputs
-from exporter.components.tasks.trained_tasks import filling
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import class_of, of_class
+from latentc.exporter.components.description import Description, Graph, Shifted, Tokens, calling
+from latentc.exporter.components.tasks.flow_tasks import FLOW, tasks_of
+from latentc.exporter.components.tasks.image_tasks import joined_graphs, with_inputs
+from latentc.exporter.components.tasks.trained_tasks import filling
+from latentc.exporter.components.text_to_image import (
     decoder_graph,
     feed_scale,
     ids_spec,
@@ -23,7 +23,7 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.transformers import (
+from latentc.exporter.components.transformers import (
     Rotary,
     latents_of_transformer,
     longest_text,
@@ -32,11 +32,11 @@ from exporter.components.transformers import (
     unpacked,
     with_module,
 )
-from exporter.components.unets import text_length
-from exporter.programs.draft import Draft
-from exporter.programs.sides import NEGATIVE, Side, sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.statements import Push, Test
+from latentc.exporter.components.unets import text_length
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import NEGATIVE, Side, sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.statements import Push, Test
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -121,7 +121,7 @@ def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     config = pipe.transformer.config
     channels = (config.out_channels or config.in_channels) // (_PATCH * _PATCH)
     factor, fills = vae_factor(pipe.vae), type(pipe).__name__ == "FluxFillPipeline"

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from exporter.classes import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, class_of, record_of
-from exporter.components.description import (
+from latentc.exporter.classes import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, class_of, record_of
+from latentc.exporter.components.description import (
     Description,
     FixedScheduler,
     Graph,
@@ -25,8 +25,8 @@ from exporter.components.description import (
     calling,
     size_multiple,
 )
-from exporter.components.tasks.task import IMAGE
-from exporter.components.text_to_image import (
+from latentc.exporter.components.tasks.task import IMAGE
+from latentc.exporter.components.text_to_image import (
     SCALE,
     guided_branches,
     ids_spec,
@@ -34,14 +34,24 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.unets import Unpadded, check_parts, check_scheduler, text_length
-from exporter.programs.defaults import defaults_of
-from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
-from exporter.programs.sides import NEGATIVE, Side
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents
-from runtimes.programs.statements import Branch, Feed, Loop, Plan, Program, Push, State, Test, Zeros
+from latentc.exporter.components.unets import Unpadded, check_parts, check_scheduler, text_length
+from latentc.exporter.programs.defaults import defaults_of
+from latentc.exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
+from latentc.exporter.programs.sides import NEGATIVE, Side
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.statements import (
+    Branch,
+    Feed,
+    Loop,
+    Plan,
+    Program,
+    Push,
+    State,
+    Test,
+    Zeros,
+)
 
 COMPONENTS = {
     "text_encoder": ("prior_text_encoder", "prior_tokenizer"),
@@ -191,7 +201,7 @@ class Encoder(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     parts = ("unet", "movq", "prior_prior", "prior_image_encoder", "prior_text_encoder")
     check_parts(pipe, *parts, _TOKENIZER, _PRIOR_SCHEDULER)
     _check_unet(pipe)
@@ -218,8 +228,8 @@ def describe(pipe: Any) -> Description:
 
 
 def _calling(pipe: Any) -> Callable[..., Any]:
-    """Return what runs a pipeline (see `exporter.components.description.calling`). The class that
-    makes images from others takes height and width for one another."""
+    """Return what runs a pipeline (see `latentc.exporter.components.description.calling`). The
+    class that makes images from others takes height and width for one another."""
     run = calling(pipe, callback_steps=None)  # which diffusers warns of otherwise
     if IMAGE_TO_IMAGE not in record_of(type(pipe).__name__).tasks:
         return run

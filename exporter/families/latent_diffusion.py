@@ -15,9 +15,15 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.classes import TEXT_TO_IMAGE
-from exporter.components.description import Description, Graph, Tokens, calling, latents_of_unet
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import TEXT_TO_IMAGE
+from latentc.exporter.components.description import (
+    Description,
+    Graph,
+    Tokens,
+    calling,
+    latents_of_unet,
+)
+from latentc.exporter.components.text_to_image import (
     SCALE,
     Scaling,
     classifier_free_guidance,
@@ -27,7 +33,7 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.unets import (
+from latentc.exporter.components.unets import (
     check_parts,
     check_scheduler,
     check_unet,
@@ -37,10 +43,10 @@ from exporter.components.unets import (
     multiple_of,
     sequence,
 )
-from exporter.programs.draft import Draft
-from exporter.programs.sides import sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
 
 COMPONENTS = {"text_encoder": ("bert",), "denoiser": ("unet",), "vae_decoder": ("vqvae",)}
 _STATES = "encoder_hidden_states"
@@ -82,7 +88,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     check_parts(pipe, "bert", "tokenizer", "unet", "vqvae")
     _check_unet(pipe.unet, type(pipe).__name__)
     _check_vae(pipe.vqvae, pipe.unet)
@@ -166,7 +172,7 @@ def _check_positions(bert: Any) -> None:
 
 
 def _call(pipe: Any) -> Callable[..., Any]:
-    """Return what runs the pipeline (see `exporter.components.description.calling`), with
+    """Return what runs the pipeline (see `latentc.exporter.components.description.calling`), with
     `num_images_per_prompt`, which it has not: as so many prompts next to each other."""
     run = calling(pipe)
 

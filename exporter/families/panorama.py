@@ -8,13 +8,13 @@ from typing import Any
 
 from msgspec import structs
 
-from exporter.components.description import Description
-from exporter.components.text_to_image import vae_factor
-from exporter.families import stable_diffusion
-from exporter.programs.defaults import defaults_of
-from exporter.programs.draft import Draft
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import Views
+from latentc.exporter.components.description import Description
+from latentc.exporter.components.text_to_image import vae_factor
+from latentc.exporter.families import stable_diffusion
+from latentc.exporter.programs.defaults import defaults_of
+from latentc.exporter.programs.draft import Draft
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import Views
 
 COMPONENTS = stable_diffusion.COMPONENTS
 _FACTOR = 8  # pixels per latent, whatever the VAE's are: the pipeline counts its views by it
@@ -22,7 +22,7 @@ _VIEWS = Views(size=64, stride=8)  # of the pipeline's `get_views`, which its ca
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`.
+    """See `latentc.exporter.components.description.Description`.
 
     Raises:
         UnsupportedPipeline: the VAE makes another number of pixels of a latent than 8.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.classes import TEXT_TO_IMAGE
-from exporter.components.description import Description, Graph, Tokens, calling
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import TEXT_TO_IMAGE
+from latentc.exporter.components.description import Description, Graph, Tokens, calling
+from latentc.exporter.components.text_to_image import (
     classifier_free_guidance,
     decoder_graph,
     feed_numbers,
@@ -20,7 +20,7 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.transformers import (
+from latentc.exporter.components.transformers import (
     MaskedT5Encoder,
     check_channels,
     latents_of_transformer,
@@ -29,9 +29,9 @@ from exporter.components.transformers import (
     unpatched,
     with_module,
 )
-from exporter.programs.draft import SIDES, Draft
-from exporter.programs.sides import sides_of
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.exporter.programs.draft import SIDES, Draft
+from latentc.exporter.programs.sides import sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -119,15 +119,16 @@ class Denoiser(torch.nn.Module):
 
 
 def bins_of(pipeline_class: type, side: int) -> tuple[tuple[float, int, int], ...]:
-    """Return the sizes that a pipeline makes images in (see `runtimes.bundle.manifest.Latents`):
-    the list that its class has for models of `side` latents, empty where it has none."""
+    """Return the sizes that a pipeline makes images in (see
+    `latentc.runtimes.bundle.manifest.Latents`): the list that its class has for models of `side`
+    latents, empty where it has none."""
     # The class counts 8 pixels for a latent, whatever its VAE does.
     table = getattr(sys.modules[pipeline_class.__module__], f"ASPECT_RATIO_{8 * side}_BIN", {})
     return tuple((float(ratio), int(high), int(wide)) for ratio, (high, wide) in table.items())
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     config = pipe.transformer.config
     check_channels(pipe.transformer, (config.in_channels, 2 * config.in_channels))
     factor = vae_factor(pipe.vae)

@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from exporter.classes import TEXT_TO_IMAGE
-from exporter.components.description import Description, Graph, Shifted, Tokens, calling
-from exporter.components.qwen_image_graphs import (
+from latentc.exporter.classes import TEXT_TO_IMAGE
+from latentc.exporter.components.description import Description, Graph, Shifted, Tokens, calling
+from latentc.exporter.components.qwen_image_graphs import (
     PATCH,
     Combiner,
     Denoiser,
     FrameDecoder,
     TextEncoder,
 )
-from exporter.components.text_to_image import Decoder, Scaling, sample_spec, timestep_spec
-from exporter.components.transformers import latents_of_transformer, longest_text, unpacked
-from exporter.components.unets import check_parts
-from exporter.programs.draft import Draft
-from exporter.programs.sides import NEGATIVE, sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import GUIDED, Combine, Push, Test
+from latentc.exporter.components.text_to_image import Decoder, Scaling, sample_spec, timestep_spec
+from latentc.exporter.components.transformers import latents_of_transformer, longest_text, unpacked
+from latentc.exporter.components.unets import check_parts
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import NEGATIVE, sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import GUIDED, Combine, Push, Test
 
 _COMBINER = "combiner"
 COMPONENTS = {
@@ -42,7 +42,7 @@ _OF_OTHERS = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_la
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     check_parts(pipe, "text_encoder", "tokenizer", "transformer", "vae")
     _check_transformer(pipe.transformer)
     _check_vae(pipe)
@@ -182,9 +182,9 @@ def _decoder(pipe: Any) -> Graph:
 
 
 def _call(pipe: Any) -> Callable[..., Any]:
-    """Return what runs the pipeline (see `exporter.components.description.calling`), with so many
-    prompts next to each other in the place of `num_images_per_prompt`: for several prompts of
-    different lengths, the class puts the masks of its texts in another order than the texts."""
+    """Return what runs the pipeline (see `latentc.exporter.components.description.calling`), with
+    so many prompts next to each other in the place of `num_images_per_prompt`: for several prompts
+    of different lengths, the class puts the masks of its texts in another order than the texts."""
     run = calling(pipe)
 
     def call(

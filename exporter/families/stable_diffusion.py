@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Description, Graph, Tokens
-from exporter.components.text_to_image import (
+from latentc.exporter.components.description import Description, Graph, Tokens
+from latentc.exporter.components.text_to_image import (
     Scaling,
     distilled,
     guidance_embedding,
@@ -18,8 +18,8 @@ from exporter.components.text_to_image import (
     scale_inputs,
     timestep_spec,
 )
-from exporter.components.unet_programs import describe_unet
-from exporter.components.unets import (
+from latentc.exporter.components.unet_programs import describe_unet
+from latentc.exporter.components.unets import (
     Unpadded,
     check_parts,
     check_unet,
@@ -29,9 +29,9 @@ from exporter.components.unets import (
     sequence,
     text_length,
 )
-from exporter.programs.draft import Draft
-from exporter.programs.sides import sides_of
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 
 COMPONENTS = {"text_encoder": ("text_encoder",), "denoiser": ("unet",), "vae_decoder": ("vae",)}
 _STATES = "encoder_hidden_states"
@@ -80,7 +80,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any, texts: Callable[[Draft], None] | None = None) -> Description:
-    """See `exporter.components.description.Description`.
+    """See `latentc.exporter.components.description.Description`.
 
     Args:
         texts: writes into a program in the place of `write`, for a pipeline that does something

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from exporter.classes import class_of, of_class
-from exporter.components.description import Description, Graph, Shifted, Tokens, calling
-from exporter.components.tasks.flow_tasks import FLOW, tasks_of
-from exporter.components.tasks.image_tasks import joined_graphs, with_inputs
-from exporter.components.tasks.trained_tasks import inpainting
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import class_of, of_class
+from latentc.exporter.components.description import Description, Graph, Shifted, Tokens, calling
+from latentc.exporter.components.tasks.flow_tasks import FLOW, tasks_of
+from latentc.exporter.components.tasks.image_tasks import joined_graphs, with_inputs
+from latentc.exporter.components.tasks.trained_tasks import inpainting
+from latentc.exporter.components.text_to_image import (
     classifier_free_guidance,
     decoder_graph,
     ids_spec,
@@ -22,18 +22,18 @@ from exporter.components.text_to_image import (
     timestep_spec,
     vae_factor,
 )
-from exporter.components.transformers import (
+from latentc.exporter.components.transformers import (
     latents_of_transformer,
     longest_text,
     projected,
     t5_graph,
     unpatched,
 )
-from exporter.components.unets import text_length
-from exporter.programs.draft import Draft
-from exporter.programs.sides import Side, sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs import statements as form
+from latentc.exporter.components.unets import text_length
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.programs.sides import Side, sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs import statements as form
 
 COMPONENTS = {
     "text_encoder": ("text_encoder", "text_encoder_2"),
@@ -111,7 +111,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     config = pipe.transformer.config
     channels = config.out_channels or config.in_channels
     encoders = [_clip(pipe), *([_t5(pipe)] if pipe.text_encoder_3 is not None else [])]

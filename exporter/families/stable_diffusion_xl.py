@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from exporter.classes import TEXT_TO_IMAGE
-from exporter.components.description import Description, Graph, Tokens
-from exporter.components.signatures import named
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import TEXT_TO_IMAGE
+from latentc.exporter.components.description import Description, Graph, Tokens
+from latentc.exporter.components.signatures import named
+from latentc.exporter.components.text_to_image import (
     Scaling,
     distilled,
     guidance_embedding,
@@ -20,8 +20,8 @@ from exporter.components.text_to_image import (
     scale_inputs,
     timestep_spec,
 )
-from exporter.components.unet_programs import describe_unet
-from exporter.components.unets import (
+from latentc.exporter.components.unet_programs import describe_unet
+from latentc.exporter.components.unets import (
     check_parts,
     check_unet,
     check_vae,
@@ -29,11 +29,11 @@ from exporter.components.unets import (
     least_side,
     text_length,
 )
-from exporter.programs.defaults import takes
-from exporter.programs.draft import SIDES, Draft
-from exporter.programs.sides import NEGATIVE, Missing, Side, sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.programs.defaults import takes
+from latentc.exporter.programs.draft import SIDES, Draft
+from latentc.exporter.programs.sides import NEGATIVE, Missing, Side, sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -86,7 +86,7 @@ class Denoiser(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     # Without the pooled text of the second encoder it cannot run; the first may be missing.
     parts = ("text_encoder", "tokenizer")
     first = parts if any(getattr(pipe, name) is not None for name in parts) else ()

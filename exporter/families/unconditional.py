@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.components.description import (
+from latentc.exporter.components.description import (
     Description,
     Graph,
     calling,
     latents_of_unet,
     size_multiple,
 )
-from exporter.components.learned_variance import VARIANCE, learns_variance
-from exporter.components.text_to_image import sample_spec, timestep_spec
-from exporter.programs.draft import Draft
-from runtimes.bundle.structures import Component
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
+from latentc.exporter.components.text_to_image import sample_spec, timestep_spec
+from latentc.exporter.programs.draft import Draft
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import UnsupportedPipeline
 
 COMPONENTS: dict[str, tuple[str, ...]] = {"denoiser": ("unet",), "decoder": ()}
 
@@ -46,7 +46,7 @@ class Denoiser(torch.nn.Module):
 
 class Denormalise(torch.nn.Module):
     """Pixels in [-1, 1] → image, 0 to 1: the whole decoder of a pixel-space pipeline. It limits
-    nothing, as `exporter.components.text_to_image.Decoder`."""
+    nothing, as `latentc.exporter.components.text_to_image.Decoder`."""
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor]:
         return (latents / 2 + 0.5,)
@@ -88,7 +88,7 @@ def _check_timesteps(pipe: Any) -> None:
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     config = pipe.unet.config
     _check_channels(pipe)
     if pipe.unet.class_embedding is not None:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from exporter.components.description import Description, Graph, Tokens, calling
-from exporter.components.text_to_image import (
+from latentc.exporter.components.description import Description, Graph, Tokens, calling
+from latentc.exporter.components.text_to_image import (
     SCALE,
     classifier_free_guidance,
     ids_spec,
     timestep_spec,
 )
-from exporter.components.transformers import (
+from latentc.exporter.components.transformers import (
     MaskedT5Encoder,
     check_channels,
     longest_text,
@@ -25,15 +25,15 @@ from exporter.components.transformers import (
     unpatched,
     with_module_at,
 )
-from exporter.components.wan_video_decoder import clip_spec, video_decoder_graph
-from exporter.programs.defaults import defaults_of
-from exporter.programs.draft import DENOISER, Draft
-from exporter.programs.sides import NEGATIVE, sides_of
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents
-from runtimes.programs.loops import LARGEST_TIMESTEP
-from runtimes.programs.statements import Push, Switch, Symbol, Test, Window
+from latentc.exporter.components.wan_video_decoder import clip_spec, video_decoder_graph
+from latentc.exporter.programs.defaults import defaults_of
+from latentc.exporter.programs.draft import DENOISER, Draft
+from latentc.exporter.programs.sides import NEGATIVE, sides_of
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.loops import LARGEST_TIMESTEP
+from latentc.runtimes.programs.statements import Push, Switch, Symbol, Test, Window
 
 COMPONENTS = {
     "text_encoder": ("text_encoder",),
@@ -153,7 +153,7 @@ class TextEncoder(torch.nn.Module):
 
 
 def describe(pipe: Any) -> Description:
-    """See `exporter.components.description.Description`."""
+    """See `latentc.exporter.components.description.Description`."""
     _check(pipe)
     draft = Draft(TEXT_TO_VIDEO, type(pipe), _latents(pipe))
     draft.frames, draft.rate = _frames(pipe), RATE

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.calibration_prompts import Calibration
-from exporter.passes import Range
-from runtimes.programs.statements import loop_of
+from latentc.exporter.calibration_prompts import Calibration
+from latentc.exporter.passes import Range
+from latentc.runtimes.programs.statements import loop_of
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from exporter.components.description import Description, Graph
-    from exporter.verification.eager import Inputs
-    from runtimes.bundle.manifest import Manifest
+    from latentc.exporter.components.description import Description, Graph
+    from latentc.exporter.verification.eager import Inputs
+    from latentc.runtimes.bundle.manifest import Manifest
 
 STEPS = 8  # denoiser calls taken from one trajectory
 SEED = 1000
@@ -41,7 +41,7 @@ class Trajectories:
 
     def of(self, graph: Graph) -> list[Mapping[str, torch.Tensor]]:
         """Return those of one graph; a shallow one gets features of the same call."""
-        from exporter.capture.step_cache import with_features
+        from latentc.exporter.capture.step_cache import with_features
 
         name = (graph.fed_by or graph).component.name
         return [with_features(graph, inputs, inputs) for inputs in self.inputs[name]]
@@ -64,9 +64,9 @@ def trajectories(
         draft: the manifest, whose files stand at `root`.
         told: called with the number of the denoiser's calls so far.
     """
-    from exporter.verification.probe_calls import arguments_of, images_of
-    from exporter.verification.reference import program_inputs
-    from runtimes.bundle.structures import LoopProbe
+    from latentc.exporter.verification.probe_calls import arguments_of, images_of
+    from latentc.exporter.verification.reference import program_inputs
+    from latentc.runtimes.bundle.structures import LoopProbe
 
     program, latents = description.program, description.latents
     size = latents.default_height, latents.default_width
@@ -104,8 +104,8 @@ def ranges(
     """
     import torch
 
-    from exporter.capture.interpreter import Watched
-    from exporter.passes.int8_activations import quantized_layers
+    from latentc.exporter.capture.interpreter import Watched
+    from latentc.exporter.passes.int8_activations import quantized_layers
 
     watched = Watched(program)
     layers = {node.name for node in quantized_layers(watched.program, frozenset())}

@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from exporter import targets
-from exporter.components.description import Description, Graph
-from exporter.options import ExportOptions
-from exporter.passes import CALIBRATED, COMPUTES, Choices, Range
-from exporter.progress import Progress
-from exporter.targets.options import Settings, TargetOptions
-from runtimes.backends.session import first_line
-from runtimes.bundle.precision import split_passes
-from runtimes.errors import ExportError, LatentcError
-from runtimes.programs.latents import other_sizes
+from latentc.exporter import targets
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.passes import CALIBRATED, COMPUTES, Choices, Range
+from latentc.exporter.progress import Progress
+from latentc.exporter.targets.options import Settings, TargetOptions
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.errors import ExportError, LatentcError
+from latentc.runtimes.programs.latents import other_sizes
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from exporter.lowering.calibration import Trajectories
+    from latentc.exporter.lowering.calibration import Trajectories
 
 # Inputs by name that a graph may meet, to look for overflow with.
 Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
@@ -122,7 +122,7 @@ class Lowering:
     def _overflow(self, half: str) -> str:
         import torch
 
-        from exporter.lowering.overflow import problem
+        from latentc.exporter.lowering.overflow import problem
 
         program = self.captured()
         with self._progress.stage(self._graph.component.name, f"look for overflow in {half}"):
@@ -134,7 +134,7 @@ class Lowering:
 
     def captured(self) -> ExportedProgram:
         """The program as it was captured: float32."""
-        from exporter.capture.graphs import capture, symbol_values
+        from latentc.exporter.capture.graphs import capture, symbol_values
 
         if self._captured is None:
             with self._progress.stage(self._graph.component.name, "capture"):
@@ -152,7 +152,7 @@ class Lowering:
 
     def program(self, passes: tuple[str, ...], kept: frozenset[str]) -> ExportedProgram:
         """The captured program after `passes`; calibrates if one of them needs it."""
-        from exporter.capture.graphs import variant
+        from latentc.exporter.capture.graphs import variant
 
         choices = Choices(kept, self.ranges(passes))
         if self._variant is None or self._variant[:2] != (passes, choices):
@@ -162,7 +162,7 @@ class Lowering:
 
     def ranges(self, passes: tuple[str, ...]) -> Mapping[str, Range]:
         """Ranges of activations by the name of their layer, where `passes` want them."""
-        from exporter.lowering.calibration import ranges
+        from latentc.exporter.lowering.calibration import ranges
 
         if not CALIBRATED & set(passes):
             return {}

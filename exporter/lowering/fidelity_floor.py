@@ -1,5 +1,5 @@
-"""Carries out `exporter.lowering.layer_ranking` for the builds of an export: lowers, runs, ranks,
-chooses."""
+"""Carries out `latentc.exporter.lowering.layer_ranking` for the builds of an export: lowers, runs,
+ranks, chooses."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from exporter.capture.interpreter import Inputs
-from exporter.lowering import layer_ranking as floor
-from exporter.lowering.component import Lowering
-from exporter.memory import free_memory
-from exporter.options import ExportOptions
-from exporter.passes import QUANTIZED
-from exporter.progress import Progress
-from exporter.targets import computes, verifier
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.precision import build_name, of_component, split_passes
-from runtimes.bundle.structures import Artifact, Build, File
+from latentc.exporter.capture.interpreter import Inputs
+from latentc.exporter.lowering import layer_ranking as floor
+from latentc.exporter.lowering.component import Lowering
+from latentc.exporter.memory import free_memory
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.passes import QUANTIZED
+from latentc.exporter.progress import Progress
+from latentc.exporter.targets import computes, verifier
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precision import build_name, of_component, split_passes
+from latentc.runtimes.bundle.structures import Artifact, Build, File
 
 _TRIAL = ".trial"
 
@@ -99,8 +99,8 @@ class _Trial:
 
     def psnr(self, kept: Mapping[str, frozenset[str]]) -> float:
         """Of the whole loop's picture, in dB."""
-        from runtimes.backends import backend as backends
-        from runtimes.verification.verify import check_loop
+        from latentc.runtimes.backends import backend as backends
+        from latentc.runtimes.verification.verify import check_loop
 
         search = self._search
         artifacts = {

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from exporter.capture.interpreter import Inputs, Watched
-from exporter.passes import CALIBRATED, Range, int8_activations, load
-from exporter.passes.quantization import Site, sites
-from runtimes.errors import VerificationError
+from latentc.exporter.capture.interpreter import Inputs, Watched
+from latentc.exporter.passes import CALIBRATED, Range, int8_activations, load
+from latentc.exporter.passes.quantization import Site, sites
+from latentc.runtimes.errors import VerificationError
 
 if TYPE_CHECKING:
-    from exporter.lowering.component import Lowering
+    from latentc.exporter.lowering.component import Lowering
 
 # The passes that lose something worth ranking; half precision is what layers are kept in.
 _LOSSY = ("int8", "int4")

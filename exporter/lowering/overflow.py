@@ -17,11 +17,11 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from exporter.capture.graphs import example_inputs
-from exporter.capture.interpreter import Inputs, Watched
-from exporter.components.description import Graph
-from exporter.passes import half_compute
-from runtimes.bundle.structures import Probes
+from latentc.exporter.capture.graphs import example_inputs
+from latentc.exporter.capture.interpreter import Inputs, Watched
+from latentc.exporter.components.description import Graph
+from latentc.exporter.passes import half_compute
+from latentc.runtimes.bundle.structures import Probes
 
 # Other pictures reach further than the probes: a value may be at most half of the largest.
 HEADROOM = 2.0

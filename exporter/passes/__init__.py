@@ -13,8 +13,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from runtimes import plugins
-from runtimes.errors import InputError, first_line
+from latentc.runtimes import plugins
+from latentc.runtimes.errors import InputError, first_line
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:

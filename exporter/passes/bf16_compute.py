@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 
-from exporter.passes import Choices, half_compute
+from latentc.exporter.passes import Choices, half_compute
 
 
 def run(program: ExportedProgram, choices: Choices) -> int:

@@ -21,10 +21,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from exporter.passes import Choices
-from exporter.passes.nodes import add, unmasked_attention, update
-from exporter.passes.quantization import LINEAR
-from runtimes.errors import ExportError
+from latentc.exporter.passes import Choices
+from latentc.exporter.passes.nodes import add, unmasked_attention, update
+from latentc.exporter.passes.quantization import LINEAR
+from latentc.runtimes.errors import ExportError
 
 FACTOR = 2  # of rows and of columns: the paper's for 1024 by 1024 pixels
 

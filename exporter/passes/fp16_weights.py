@@ -11,9 +11,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from exporter.passes import Choices
-from exporter.stored_weights import finite, later
-from runtimes.errors import ExportError
+from latentc.exporter.passes import Choices
+from latentc.exporter.stored_weights import finite, later
+from latentc.runtimes.errors import ExportError
 
 SMALLEST = 1024  # elements; norms and biases weigh nothing and are better left exact
 

@@ -18,8 +18,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from exporter.stored_weights import finite, later
-from runtimes.errors import ExportError
+from latentc.exporter.stored_weights import finite, later
+from latentc.runtimes.errors import ExportError
 
 _aten = torch.ops.aten
 _HALF = {

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 
-from exporter.passes import Choices
-from exporter.passes.quantization import operators, replace_weight, sites
+from latentc.exporter.passes import Choices
+from latentc.exporter.passes.quantization import operators, replace_weight, sites
 
 LOWEST, HIGHEST = -8, 7
 GROUPS = (64, 32)  # inputs, the first that divides; smaller groups cost more than they gain

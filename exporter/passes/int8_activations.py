@@ -14,9 +14,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from exporter.passes import Choices, Range
-from exporter.passes.quantization import Site, last_placeholder, operators, out_dtype, sites
-from runtimes.errors import ExportError
+from latentc.exporter.passes import Choices, Range
+from latentc.exporter.passes.quantization import Site, last_placeholder, operators, out_dtype, sites
+from latentc.runtimes.errors import ExportError
 
 LOWEST, HIGHEST = -128, 127
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from exporter.passes import Choices, int8_activations
+from latentc.exporter.passes import Choices, int8_activations
 
 
 def run(program: ExportedProgram, choices: Choices) -> int:

@@ -12,9 +12,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from exporter.passes import Choices
-from exporter.passes.nodes import add
-from exporter.passes.quantization import operators
+from latentc.exporter.passes import Choices
+from latentc.exporter.passes.nodes import add
+from latentc.exporter.passes.quantization import operators
 
 _ATEN = torch.ops.aten
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.passes import Choices
-from exporter.passes.nodes import add, unmasked_attention
+from latentc.exporter.passes import Choices
+from latentc.exporter.passes.nodes import add, unmasked_attention
 
 _ATEN = torch.ops.aten
 

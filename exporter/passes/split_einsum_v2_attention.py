@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch.export import ExportedProgram
 
-from exporter.passes import Choices, split_einsum_attention
+from latentc.exporter.passes import Choices, split_einsum_attention
 
 QUERY_CHUNK = 512
 

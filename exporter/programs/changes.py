@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import structs
 
-from exporter.programs.draft import STEPS
-from runtimes.bundle.sizes import dimension
-from runtimes.bundle.structures import Component
-from runtimes.programs.statements import (
+from latentc.exporter.programs.draft import STEPS
+from latentc.runtimes.bundle.sizes import dimension
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.programs.statements import (
     Argument,
     Cache,
     Emit,

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from exporter.programs.defaults import defaults_of, fitted
-from runtimes.bundle.sizes import BINNING
-from runtimes.programs import statements as form
-from runtimes.programs.latents import Latents
-from runtimes.programs.loops import MOST_STEPS
-from runtimes.programs.statements import Feed, Program, Shape, Statement, Test
+from latentc.exporter.programs.defaults import defaults_of, fitted
+from latentc.runtimes.bundle.sizes import BINNING
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.loops import MOST_STEPS
+from latentc.runtimes.programs.statements import Feed, Program, Shape, Statement, Test
 
 STEPS, STRENGTH = "num_inference_steps", "strength"
 LATENTS, IMAGE_LATENTS, DENOISED = "latents", "image_latents", "denoised"

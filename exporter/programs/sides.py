@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from exporter.programs.draft import Draft, Phase
-from runtimes.programs import statements as form
-from runtimes.programs.statements import Test
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.statements import Test
 
 NEGATIVE = "negative_"
 # What a side is without its text: the empty text, zeros in the place of what is made of the texts,

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from exporter.components.learned_variance import learns_variance
-from exporter.schedulers.tracing import (
+from latentc.exporter.components.learned_variance import learns_variance
+from latentc.exporter.schedulers.tracing import (
     StepTracer,
     accepted_options,
     replaced_noise,
     scaled_input,
     steps_to,
 )
-from runtimes.sampling.plan import Array, SamplingPlan
-from runtimes.sampling.sampler import denoise
+from latentc.runtimes.sampling.plan import Array, SamplingPlan
+from latentc.runtimes.sampling.sampler import denoise
 
 TOLERANCE = 1e-6
 _SHAPE = (1, 4, 2, 2)

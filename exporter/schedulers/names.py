@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,23 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from exporter.components.description import FixedScheduler
-from exporter.progress import Progress
-from exporter.quiet import quiet_loading
-from exporter.schedulers import tables as tracing
-from exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
-from exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
-from exporter.store import Store, full_disk_reported
-from exporter.versions import code, digest, versions
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import File, Schedule
-from runtimes.bundle.trust import check_unlinked, checked
-from runtimes.errors import ExportError, InputError
-from runtimes.sampling.plan import PlanTable
-from runtimes.storage import files
-from runtimes.storage.locks import writing
-from runtimes.storage.outputs import check_folder
+from latentc.exporter.components.description import FixedScheduler
+from latentc.exporter.progress import Progress
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers import tables as tracing
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
+from latentc.exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
+from latentc.exporter.store import Store, full_disk_reported
+from latentc.exporter.versions import code, digest, versions
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import File, Schedule
+from latentc.runtimes.bundle.trust import check_unlinked, checked
+from latentc.runtimes.errors import ExportError, InputError
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.locks import writing
+from latentc.runtimes.storage.outputs import check_folder
 
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
@@ -38,14 +38,14 @@ OWN = "default"
 _ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
 
 _TRACING_CODE = (
-    "exporter.schedulers.tables",
-    "exporter.schedulers.names",
-    "exporter.schedulers.tracing",
-    "exporter.schedulers.shifting",
-    "exporter.schedulers.symbols",
-    "exporter.schedulers.rows",
-    "runtimes.sampling.plan",
-    "runtimes.sampling.plan_document",
+    "latentc.exporter.schedulers.tables",
+    "latentc.exporter.schedulers.names",
+    "latentc.exporter.schedulers.tracing",
+    "latentc.exporter.schedulers.shifting",
+    "latentc.exporter.schedulers.symbols",
+    "latentc.exporter.schedulers.rows",
+    "latentc.runtimes.sampling.plan",
+    "latentc.runtimes.sampling.plan_document",
 )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.schedulers.symbols import CLEAN, MAX_SLOTS, NOISE, OUTPUT, NotLinear
-from exporter.schedulers.tracing import RawStep
-from runtimes.sampling.plan import Clip, Floats, PlanTable, join
+from latentc.exporter.schedulers.symbols import CLEAN, MAX_SLOTS, NOISE, OUTPUT, NotLinear
+from latentc.exporter.schedulers.tracing import RawStep
+from latentc.runtimes.sampling.plan import Clip, Floats, PlanTable, join
 
 _EQUAL = 1e-12
 Grid = list[list[Floats]]

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from diffusers import SchedulerMixin
 
-from exporter.classes import record_of
-from exporter.components.description import Shifted
-from exporter.components.learned_variance import VARIANCE, learns_variance
-from exporter.schedulers.tables import DEFAULT_STEPS, AllRefused, trace
-from runtimes.bundle.structures import Shift, TensorSpec
-from runtimes.errors import BundleError, ExportError
-from runtimes.programs.latents import Latents
-from runtimes.programs.statements import Program, loop_of
-from runtimes.sampling.plan import PlanTable, SamplingPlan, join
-from runtimes.sampling.plan_schema import ROW_FIELDS
+from latentc.exporter.classes import record_of
+from latentc.exporter.components.description import Shifted
+from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
+from latentc.exporter.schedulers.tables import DEFAULT_STEPS, AllRefused, trace
+from latentc.runtimes.bundle.structures import Shift, TensorSpec
+from latentc.runtimes.errors import BundleError, ExportError
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.statements import Program, loop_of
+from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan, join
+from latentc.runtimes.sampling.plan_schema import ROW_FIELDS
 
 _NUMBERS = ("timesteps", "input_scale", "init_noise_scale", "add_noise", "known")
 # Latents of an image, height times width, up to which there are plans where the model has no limit
@@ -115,8 +115,8 @@ def trace_told(
     """Return the plans of a scheduler that is told so, for every mu where it depends on it.
 
     Raises:
-        ExportError: as `exporter.schedulers.tables.trace` does, or no polynomial comes close
-        enough.
+        ExportError: as `latentc.exporter.schedulers.tables.trace` does, or no polynomial comes
+        close enough.
     """
     if learns_variance(scheduler) and not told.variance:
         raise ExportError(

@@ -13,19 +13,19 @@ import diffusers
 import numpy as np
 from diffusers import SchedulerMixin
 
-from exporter.components.learned_variance import VARIANCE, learns_variance
-from exporter.schedulers.checking import TOLERANCE, check_run, probe
-from exporter.schedulers.names import (
+from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
+from latentc.exporter.schedulers.checking import TOLERANCE, check_run, probe
+from latentc.exporter.schedulers.names import (
     DEFAULT_SCHEDULERS,
     SCHEDULERS,
     NamedScheduler,
     unknown_scheduler,
 )
-from exporter.schedulers.rows import TracedRuns, build_table, same_row
-from exporter.schedulers.symbols import NotLinear
-from exporter.schedulers.tracing import RawStep, StepTracer
-from runtimes.errors import ExportError
-from runtimes.sampling.plan import PlanTable, join
+from latentc.exporter.schedulers.rows import TracedRuns, build_table, same_row
+from latentc.exporter.schedulers.symbols import NotLinear
+from latentc.exporter.schedulers.tracing import RawStep, StepTracer
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.sampling.plan import PlanTable, join
 
 __all__ = [
     "DEFAULT_SCHEDULERS",

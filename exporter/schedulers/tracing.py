@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from exporter.components.learned_variance import learns_variance
-from exporter.schedulers.symbols import (
+from latentc.exporter.components.learned_variance import learns_variance
+from latentc.exporter.schedulers.symbols import (
     CLEAN,
     MAX_SLOTS,
     NOISE,
@@ -35,8 +35,8 @@ from exporter.schedulers.symbols import (
     poison,
     unit,
 )
-from runtimes.sampling.plan import Clip, Floats
-from runtimes.sampling.plan_schema import ClipKind
+from latentc.runtimes.sampling.plan import Clip, Floats
+from latentc.runtimes.sampling.plan_schema import ClipKind
 
 # Patching a module's noise source is global: one trace at a time.
 _PATCHING = threading.Lock()

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from exporter.source import hub
-from exporter.source.weight_files import PICKLES, SAFE
-from runtimes.errors import InputError
+from latentc.exporter.source import hub
+from latentc.exporter.source.weight_files import PICKLES, SAFE
+from latentc.runtimes.errors import InputError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 # What each kind is called, and whether it may be a file inside of a repository on the Hub.
@@ -53,8 +53,8 @@ def check(asked: Mapping[str, Sequence[str]]) -> None:
     """Refuse what is neither a file or folder here, nor may be an id on the Hub.
 
     Args:
-        asked: by kind, as for `exporter.source.adapters.kinds.find`, with ``image-encoder`` and
-        ``config``.
+        asked: by kind, as for `latentc.exporter.source.adapters.kinds.find`, with ``image-encoder``
+        and ``config``.
 
     Raises:
         InputError: naming it.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from exporter.resources import GIB, free_disk
-from runtimes.backends.session import first_line
-from runtimes.errors import SourceError
+from latentc.exporter.resources import GIB, free_disk
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.errors import SourceError
 
 
 def is_id(place: str, inside: bool = False) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter.classes import CLASSES, record_of
-from exporter.components.names import SAFETY_CHECKER, WATERMARK
-from runtimes.bundle.structures import LeftOut
-from runtimes.errors import InputError
+from latentc.exporter.classes import CLASSES, record_of
+from latentc.exporter.components.names import SAFETY_CHECKER, WATERMARK
+from latentc.runtimes.bundle.structures import LeftOut
+from latentc.runtimes.errors import InputError
 
 # How the classes begin that take an add_watermarker, and the one that does not.
 _WATERMARKED, _UNMARKED = "StableDiffusionXL", "StableDiffusionXLAdapterPipeline"

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.source import hub
-from exporter.source.weight_files import SAFE, metadata
-from runtimes.bundle.rules import LONGEST_SAID, MOST_BASE_MODELS
-from runtimes.errors import SourceError, first_line
-from runtimes.storage.files import LARGEST_SETTINGS, read_regular
-from runtimes.storage.parsing import parser
+from latentc.exporter.source import hub
+from latentc.exporter.source.weight_files import SAFE, metadata
+from latentc.runtimes.bundle.rules import LONGEST_SAID, MOST_BASE_MODELS
+from latentc.runtimes.errors import SourceError, first_line
+from latentc.runtimes.storage.files import LARGEST_SETTINGS, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 CARD = "README.md"
 _LARGEST_BLOCK = 1 << 16  # characters; the YAML reader takes seconds for a few of these

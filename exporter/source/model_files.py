@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import SourceError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 CONFIG = "config.json"
 _CONFIGURATION = (".json", ".txt", ".model")

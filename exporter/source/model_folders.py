@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from exporter.source import hub
-from exporter.source.adapters.kinds import Ingredient
-from exporter.source.resolving import digest_folder
-from runtimes.errors import SourceError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
+from latentc.exporter.source import hub
+from latentc.exporter.source.adapters.kinds import Ingredient
+from latentc.exporter.source.resolving import digest_folder
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 CONFIG = "config.json"
 

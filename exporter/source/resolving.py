@@ -15,26 +15,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from exporter.classes import CLASSES, not_supported, record_of
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source import hub, model_card, model_files, single_file, unread_keys, vocabulary
-from exporter.source.adapters import kinds as ingredients
-from exporter.source.adapters.kinds import Ingredient
-from exporter.source.left_out import OTHER_PARTS, left_out, present, unused
-from exporter.source.model_card import Card
-from exporter.source.single_file import SingleFile
-from exporter.source.weight_files import SAFE, check
-from exporter.versions import digest
-from runtimes.backends.session import first_line
-from runtimes.bundle.structures import LeftOut
-from runtimes.bundle.trust import sha256
-from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
+from latentc.exporter.classes import CLASSES, not_supported, record_of
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import (
+    hub,
+    model_card,
+    model_files,
+    single_file,
+    unread_keys,
+    vocabulary,
+)
+from latentc.exporter.source.adapters import kinds as ingredients
+from latentc.exporter.source.adapters.kinds import Ingredient
+from latentc.exporter.source.left_out import OTHER_PARTS, left_out, present, unused
+from latentc.exporter.source.model_card import Card
+from latentc.exporter.source.single_file import SingleFile
+from latentc.exporter.source.weight_files import SAFE, check
+from latentc.exporter.versions import digest
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.structures import LeftOut
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 INDEX = "model_index.json"
-NOTES = "latentc.json"  # see exporter.verification.judging
+NOTES = "latentc.json"  # see latentc.exporter.verification.judging
 # Classes that transformers has under another name today, and published pipelines under the old one.
 _RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
 
@@ -81,10 +88,10 @@ def resolve(
     """Find the source, check its layout, digest its content.
 
     Args:
-        asked: ingredients, by kind (`exporter.source.adapters.kinds.KINDS`).
+        asked: ingredients, by kind (`latentc.exporter.source.adapters.kinds.KINDS`).
         config: for a checkpoint of one file, a folder or Hub id with the configuration.
         allow_pickle: read such a file, or an ingredient's, even if it is a pickle.
-        without: what to leave out of the pipeline (`exporter.families.optional`).
+        without: what to leave out of the pipeline (`latentc.exporter.families.optional`).
         image_encoder: a folder or Hub id, for IP-Adapters that have none beside them, or another.
 
     Raises:
@@ -230,7 +237,7 @@ def load(source: PipelineSource) -> Any:
 
 def _load_file(source: PipelineSource) -> Any:
     assert source.file is not None
-    from exporter import stored_weights as weights
+    from latentc.exporter import stored_weights as weights
 
     absent = _absent(source)
     classes = [_find_class(*named) for named in source.parts.values()]
@@ -369,12 +376,12 @@ def _library(cls: Any) -> str:
 
 def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
     """A model in float32. Weights that are stored in half precision stay in their files
-    (`exporter.stored_weights`).
+    (`latentc.exporter.stored_weights`).
 
     Raises:
         SourceError: a file is damaged, or weights are missing, do not fit or are not finite.
     """
-    from exporter import stored_weights as weights
+    from latentc.exporter import stored_weights as weights
 
     files = model_files.required(folder, _library(cls), variant)
     try:

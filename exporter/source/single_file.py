@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.source.weight_files import PICKLES, SAFE, TRUSTED, check
-from runtimes.backends.session import first_line
-from runtimes.bundle.trust import sha256
-from runtimes.errors import SourceError
+from latentc.exporter.source.weight_files import PICKLES, SAFE, TRUSTED, check
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import SourceError
 
 _CONFIGURATION = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
 
@@ -42,7 +42,7 @@ def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFi
 
 def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
     """The pipeline in float32; weights in half precision stay in the file
-    (`exporter.stored_weights`).
+    (`latentc.exporter.stored_weights`).
 
     Args:
         given: parts that are not to be loaded, each None.
@@ -53,8 +53,8 @@ def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
     import diffusers
     import torch
 
-    from exporter import stored_weights as weights
-    from exporter.source import unread_keys
+    from latentc.exporter import stored_weights as weights
+    from latentc.exporter.source import unread_keys
 
     safe = file.path.suffix.lower() == SAFE
     dtype = weights.stored_type([file.path] if safe else [])

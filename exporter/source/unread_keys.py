@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError
 
 _SHOWN = 3
 # What a checkpoint of one file may have that diffusers leaves out on purpose, with the reason.

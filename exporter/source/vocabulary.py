@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError
 
 # "bert": of latent diffusion's pipelines, "prior_…" of Kandinsky's, which have no other text
 # encoder.

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.source import hub
-from exporter.stored_weights import check_finite
-from runtimes.errors import SourceError
-from runtimes.storage.files import require_regular
-from runtimes.storage.parsing import parser
+from latentc.exporter.source import hub
+from latentc.exporter.stored_weights import check_finite
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import require_regular
+from latentc.runtimes.storage.parsing import parser
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from exporter.passes import (
+from latentc.exporter.passes import (
     COMPUTED,
     STORED,
     TYPED_INTEGERS,
@@ -20,17 +20,17 @@ from exporter.passes import (
     bytes_of,
     modules,
 )
-from exporter.targets.coreml.options import CoreMLOptions
-from exporter.targets.options import TargetOptions
-from runtimes import plugins
-from runtimes.bundle.precision import split_passes
-from runtimes.bundle.structures import Component
-from runtimes.errors import InputError, first_line
+from latentc.exporter.targets.coreml.options import CoreMLOptions
+from latentc.exporter.targets.options import TargetOptions
+from latentc.runtimes import plugins
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from exporter.components.description import Description
+    from latentc.exporter.components.description import Description
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,16 @@ class TargetInfo:
     one, see `instead`), and the packages whose versions decide what it writes.
 
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
-    class of its own options; its lowering is told them (see `exporter.targets.options`). `code`:
-    other modules that decide what it writes. `computes`: what the engine is to be asked to
+    class of its own options; its lowering is told them (see `latentc.exporter.targets.options`).
+    `code`: other modules that decide what it writes. `computes`: what the engine is to be asked to
     calculate in for a precision, where the graph itself does not say it. `sides_alone`: of all
     sizes only height and width can be open in its graphs, and the number of frames cannot.
 
     For the preflight, roughly: `size`, by precision the bytes of one number in a build, where
-    `exporter.passes.bytes_of` does not know it; `memory`, bytes of anonymous memory for each byte
-    of a component's weights while it is lowered; `seconds` of two cores for 1e9 parameters;
-    `rewrites`, whether weights that the files hold in another type are written once more.
+    `latentc.exporter.passes.bytes_of` does not know it; `memory`, bytes of anonymous memory for
+    each byte of a component's weights while it is lowered; `seconds` of two cores for 1e9
+    parameters; `rewrites`, whether weights that the files hold in another type are written once
+    more.
 
     A target of another package is one of these, or a function that returns it, named in the
     entry-point group `ENTRY_POINTS`.
@@ -74,11 +75,11 @@ class TargetInfo:
 
 ENTRY_POINTS = "latentc.targets"
 _ONNX = ("onnx", "onnx-ir", "onnxscript")
-_DECOMPOSED = "exporter.capture.decompose"
+_DECOMPOSED = "latentc.exporter.capture.decompose"
 _ONNX_CODE = (
     _DECOMPOSED,
     *(
-        f"exporter.targets.onnx.{each}"
+        f"latentc.exporter.targets.onnx.{each}"
         for each in ("attention", "integers", "masks", "optimize", "registry", "types", "weights")
     ),
 )
@@ -87,7 +88,7 @@ _COREML = dict.fromkeys(("fp32", "fp16", "int8", "palette8", "palette6", "palett
 
 _OWN: Mapping[str, TargetInfo] = {
     "onnx": TargetInfo(
-        "exporter.targets.onnx.lowering",
+        "latentc.exporter.targets.onnx.lowering",
         "onnxruntime",
         _ONNX,
         {**STORED, **WEIGHTS},
@@ -97,20 +98,20 @@ _OWN: Mapping[str, TargetInfo] = {
         rewrites=False,
     ),
     "openvino": TargetInfo(
-        "exporter.targets.openvino.lowering",
+        "latentc.exporter.targets.openvino.lowering",
         "openvino",
         ("openvino",),
         {**STORED, "bf16": STORED["fp16"], **WEIGHTS, **W8A8},
         code=(
-            *(_DECOMPOSED, "exporter.targets.openvino.int4"),
-            "exporter.passes.plain_integers",
+            *(_DECOMPOSED, "latentc.exporter.targets.openvino.int4"),
+            "latentc.exporter.passes.plain_integers",
         ),
         computes={"bf16": "bf16"},
         memory=0.0,
         seconds=32.0,
     ),
     "torch": TargetInfo(
-        "exporter.targets.torch",
+        "latentc.exporter.targets.torch",
         "torch",
         (),
         {**STORED, "bf16": COMPUTED["bf16"]},
@@ -120,7 +121,7 @@ _OWN: Mapping[str, TargetInfo] = {
     # Verified as plain ONNX: TensorRT's engines are made and checked where its GPU is. ONNX
     # Runtime has no bfloat16 on the CPU; OpenVINO reads it.
     "tensorrt": TargetInfo(
-        "exporter.targets.tensorrt",
+        "latentc.exporter.targets.tensorrt",
         "onnxruntime",
         _ONNX,
         {**COMPUTED, **TYPED_INTEGERS},
@@ -131,17 +132,20 @@ _OWN: Mapping[str, TargetInfo] = {
         rewrites=False,
     ),
     "coreml": TargetInfo(
-        "exporter.targets.coreml.lowering",
+        "latentc.exporter.targets.coreml.lowering",
         "coreml" if sys.platform == "darwin" else "coreml-reference",
         ("coremltools",),
         _COREML,
         options=CoreMLOptions,
         sides_alone=True,
         code=(
-            *("exporter.targets.coreml.options", "exporter.targets.coreml.shapes"),
-            *("exporter.targets.coreml.weights", "exporter.targets.coreml.operations"),
-            *("exporter.targets.coreml.overflow", _DECOMPOSED),
-            "exporter.passes.split_einsum_attention",
+            *("latentc.exporter.targets.coreml.options", "latentc.exporter.targets.coreml.shapes"),
+            *(
+                "latentc.exporter.targets.coreml.weights",
+                "latentc.exporter.targets.coreml.operations",
+            ),
+            *("latentc.exporter.targets.coreml.overflow", _DECOMPOSED),
+            "latentc.exporter.passes.split_einsum_attention",
         ),
         memory=2.5,
         seconds=130.0,

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from runtimes.errors import InputError
-from runtimes.programs.latents import Latents
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.latents import Latents
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TargetOptions:
     """What a target may be told, and what follows from it before anything is lowered."""
 
     def passes(self) -> tuple[str, ...]:
-        """Passes (of `exporter.passes`) to run after those of the precision."""
+        """Passes (of `latentc.exporter.passes`) to run after those of the precision."""
         return ()
 
     def check_alone(self, fixed: bool) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from exporter.components.description import Description
-from exporter.targets.onnx import lowering as onnx
-from runtimes.bundle.recipe import FORMAT, RECIPE, Recipe
-from runtimes.bundle.sizes import Span, ranges, smallest_side, text_lengths
-from runtimes.bundle.structures import Component
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.guidance import guidance_of
-from runtimes.programs.latents import other_sizes
+from latentc.exporter.components.description import Description
+from latentc.exporter.targets.onnx import lowering as onnx
+from latentc.runtimes.bundle.recipe import FORMAT, RECIPE, Recipe
+from latentc.runtimes.bundle.sizes import Span, ranges, smallest_side, text_lengths
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.guidance import guidance_of
+from latentc.runtimes.programs.latents import other_sizes
 
 # TensorRT 10.0 reads operators up to opset 20; its Attention (opset 23) came with 10.14. The
 # products and the softmax that attention is written as here are fused by all of them.
@@ -31,7 +31,7 @@ _MOST_IMAGES = 4
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
-    """See `exporter.targets.Target`."""
+    """See `latentc.exporter.targets.Target`."""
     opsets = {torch.bfloat16: _OPSET_BF16, torch.int8: _OPSET_INTEGERS}
     kinds = {weight.dtype for weight in program.state_dict.values()}
     opset = max((opsets.get(kind, OPSET) for kind in kinds), default=OPSET)
@@ -41,7 +41,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
 def finish(
     component: Component, description: Description, precision: str, note: str, folder: Path
 ) -> None:
-    """Write the recipe beside the graph; see `exporter.targets.Finishing`."""
+    """Write the recipe beside the graph; see `latentc.exporter.targets.Finishing`."""
     profile = default_profile(description)[component.name]
     symbols = {
         symbolic(dim).symbol
@@ -59,7 +59,7 @@ def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]
     default number of frames), good for the smallest one that there is to one and a half times the
     default, and for four pictures. The
     probes' shapes are within, so that `latentc verify` can repeat them."""
-    from exporter.capture.graphs import symbol_values
+    from latentc.exporter.capture.graphs import symbol_values
 
     latents = description.latents
     probe = symbol_values(description, traced=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture.graphs import quiet
-from exporter.stored_weights import in_one_file
-from runtimes.bundle.structures import Component
+from latentc.exporter.capture.graphs import quiet
+from latentc.exporter.stored_weights import in_one_file
+from latentc.runtimes.bundle.structures import Component
 
 MODEL = "model.pt2"
 
@@ -24,8 +24,8 @@ def _forget_places(program: ExportedProgram) -> None:
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
-    """See `exporter.targets.Target`. The inputs that were traced with are left out: they would be
-    the archive's only pickle."""
+    """See `latentc.exporter.targets.Target`. The inputs that were traced with are left out: they
+    would be the archive's only pickle."""
     _forget_places(program)
     examples = program.example_inputs
     program.example_inputs = None

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from exporter.memory import free_memory
-from exporter.options import ExportOptions
-from exporter.progress import Progress
-from exporter.resources import LARGE_BUILD
-from exporter.targets import verifier
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build
-from runtimes.errors import VerificationError
+from latentc.exporter.memory import free_memory
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.progress import Progress
+from latentc.exporter.resources import LARGE_BUILD
+from latentc.exporter.targets import verifier
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.errors import VerificationError
 
 
 def verified(
@@ -43,8 +43,8 @@ def verified(
 
 
 def _checked(build: Build, manifest: Manifest, folder: Path, progress: Progress) -> Build:
-    from runtimes.backends import backend as backends
-    from runtimes.verification.verify import check_build
+    from latentc.runtimes.backends import backend as backends
+    from latentc.runtimes.verification.verify import check_build
 
     if build.verification is not None and build.verification.passed:
         return build

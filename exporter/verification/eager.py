@@ -9,14 +9,14 @@ from typing import ClassVar, TypeAlias
 
 import torch
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.backends.sessions import Sessions
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build, Component
-from runtimes.calls.choosing import Calls
-from runtimes.pipeline.pipeline import Pipeline, tokenizers_of
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build, Component
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.pipeline.pipeline import Pipeline, tokenizers_of
 
 # What components were given, in order, by their names and those of their inputs.
 Inputs: TypeAlias = dict[str, list[Mapping[str, torch.Tensor]]]

@@ -3,8 +3,8 @@
     {"judge": {"name": "shapes", "pictures": 50, "height": 64, "width": 64,
                "num_inference_steps": 10, "arguments": {"guidance_scale": 2.0}}}
 
-The judge is an installed one (`runtimes.verification.judges`). The pipeline's own pictures are
-judged at export, in PyTorch, and what it says of them is what each build is held against.
+The judge is an installed one (`latentc.runtimes.verification.judges`). The pipeline's own pictures
+are judged at export, in PyTorch, and what it says of them is what each build is held against.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from exporter.components.description import Description
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import NOTES
-from runtimes.bundle.structures import JudgeProbe, Schedule
-from runtimes.errors import InputError, SourceError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
-from runtimes.verification import judges
+from latentc.exporter.components.description import Description
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import NOTES
+from latentc.runtimes.bundle.structures import JudgeProbe, Schedule
+from latentc.runtimes.errors import InputError, SourceError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.verification import judges
 
 SEED = 100
 _MAX_PICTURES = 10_000

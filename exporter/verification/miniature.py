@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.quiet import quiet_loading
-from runtimes.errors import ExportError, first_line
-from runtimes.programs.statements import Cut, Program, Zeros
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.errors import ExportError, first_line
+from latentc.runtimes.programs.statements import Cut, Program, Zeros
 
 AFFORDABLE = 500_000_000  # numbers of a part that is taken as it is
 _SEED = 48

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.bundle.sizes import BINNING
-from runtimes.programs.latents import other_sizes
-from runtimes.programs.statements import Image, Mask, Numbers, Program, SizeOf, Text
+from latentc.runtimes.bundle.sizes import BINNING
+from latentc.runtimes.programs.latents import other_sizes
+from latentc.runtimes.programs.statements import Image, Mask, Numbers, Program, SizeOf, Text
 
 PROMPT = "a large red circle above a small blue square"
 _OTHER_PROMPT = "a flat drawing"

@@ -9,19 +9,19 @@ from typing import Any
 
 from msgspec import convert, to_builtins
 
-from exporter.components.description import Description
-from exporter.families import family_of
-from exporter.options import CAPTURE_CODE, ExportOptions
-from exporter.progress import Progress
-from exporter.source.resolving import PipelineSource
-from exporter.store import Store
-from exporter.verification.judging import Judged, judge_probe
-from exporter.verification.judging import read as read_judged
-from exporter.verification.probe_calls import arguments_of, takes_images
-from exporter.versions import CAPTURE, code, digest, versions
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import JudgeProbe, LoopProbe, Probes, Schedule
-from runtimes.storage.npz import write_arrays
+from latentc.exporter.components.description import Description
+from latentc.exporter.families import family_of
+from latentc.exporter.options import CAPTURE_CODE, ExportOptions
+from latentc.exporter.progress import Progress
+from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.store import Store
+from latentc.exporter.verification.judging import Judged, judge_probe
+from latentc.exporter.verification.judging import read as read_judged
+from latentc.exporter.verification.probe_calls import arguments_of, takes_images
+from latentc.exporter.versions import CAPTURE, code, digest, versions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import JudgeProbe, LoopProbe, Probes, Schedule
+from latentc.runtimes.storage.npz import write_arrays
 
 FOLDER = "probes"
 
@@ -41,7 +41,7 @@ class Probing:
 
     def add(self, pipe: Any) -> Probes:
         """Run the pipeline, unless the store has what it would give."""
-        from exporter.verification.reference import reference
+        from latentc.exporter.verification.reference import reference
 
         sizes, fixed = self._sizes()
         of_text = not takes_images(self.description.program)
@@ -77,16 +77,16 @@ class Probing:
                 "versions": versions(CAPTURE),
                 "code": code(
                     *(
-                        "exporter.verification.reference",
-                        "exporter.verification.probe_calls",
-                        "exporter.verification.judging",
+                        "latentc.exporter.verification.reference",
+                        "latentc.exporter.verification.probe_calls",
+                        "latentc.exporter.verification.judging",
                         *CAPTURE_CODE,
                     ),
                     family_of(self.source.pipeline_class).__name__,
                 ),
                 "judged": judged,
                 **(
-                    {"step_cache": code("exporter.capture.step_cache")}
+                    {"step_cache": code("latentc.exporter.capture.step_cache")}
                     if options.step_cache
                     else {}
                 ),
@@ -96,7 +96,7 @@ class Probing:
     def _sizes(self) -> tuple[list[dict[str, int]], tuple[int, int] | None]:
         """Values of dimension symbols for the random probes, and the picture's size if it must
         be a certain one."""
-        from exporter.capture.graphs import symbol_values
+        from latentc.exporter.capture.graphs import symbol_values
 
         options, description = self.options, self.description
         sizes = [symbol_values(description, traced=False)]

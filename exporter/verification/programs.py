@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.classes import class_of, of_class
-from exporter.components.description import Description
-from exporter.programs.defaults import takes
-from exporter.progress import Progress
-from exporter.quiet import quiet_loading
-from exporter.verification.eager import pipeline_over
-from exporter.verification.miniature import numbers_of, same_but_for_widths
-from exporter.verification.probe_calls import (
+from latentc.exporter.classes import class_of, of_class
+from latentc.exporter.components.description import Description
+from latentc.exporter.programs.defaults import takes
+from latentc.exporter.progress import Progress
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification.eager import pipeline_over
+from latentc.exporter.verification.miniature import numbers_of, same_but_for_widths
+from latentc.exporter.verification.probe_calls import (
     GUIDANCE,
     images_of,
     lengths_of,
@@ -34,15 +34,15 @@ from exporter.verification.probe_calls import (
     takes_images,
     texts_of,
 )
-from exporter.verification.reference import LARGEST, loop_size, watched
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.rules import LONGEST_REFUSAL
-from runtimes.bundle.structures import ProgramCall, ProgramCheck
-from runtimes.calls.facts import SEVERAL
-from runtimes.errors import ExportError, LatentcError, VerificationError, first_line
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.programs.statements import Numbers, Program, Text, decoding_of, emit_of
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.verification.reference import LARGEST, loop_size, watched
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.rules import LONGEST_REFUSAL
+from latentc.runtimes.bundle.structures import ProgramCall, ProgramCheck
+from latentc.runtimes.calls.facts import SEVERAL
+from latentc.runtimes.errors import ExportError, LatentcError, VerificationError, first_line
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.programs.statements import Numbers, Program, Text, decoding_of, emit_of
+from latentc.runtimes.verification.verify import relative_l2
 
 _STEPS = 2
 _SEEDS = (20, 21, 22, 23)

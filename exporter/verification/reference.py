@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.capture.graphs import example_inputs
-from exporter.capture.step_cache import with_features
-from exporter.components.description import Description, Graph, as_held
-from exporter.quiet import quiet_loading
-from exporter.verification.eager import Inputs, pipeline_over
-from exporter.verification.probe_calls import arguments_of, images_of, size_of
-from runtimes.backends.session import first_line
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import LoopProbe, Schedule
-from runtimes.errors import ExportError, NumericalError
-from runtimes.programs.statements import loop_of
+from latentc.exporter.capture.graphs import example_inputs
+from latentc.exporter.capture.step_cache import with_features
+from latentc.exporter.components.description import Description, Graph, as_held
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification.eager import Inputs, pipeline_over
+from latentc.exporter.verification.probe_calls import arguments_of, images_of, size_of
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import LoopProbe, Schedule
+from latentc.runtimes.errors import ExportError, NumericalError
+from latentc.runtimes.programs.statements import loop_of
 
 STEPS = 6
 SEED = 20

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from runtimes import plugins
-from runtimes.backends.session import Session, first_line
-from runtimes.bundle.precision import split_passes
-from runtimes.bundle.sizes import fix
-from runtimes.bundle.structures import Build, Component
-from runtimes.errors import (
+from latentc.runtimes import plugins
+from latentc.runtimes.backends.session import Session, first_line
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.sizes import fix
+from latentc.runtimes.bundle.structures import Build, Component
+from latentc.runtimes.errors import (
     BackendError,
     BackendUnavailable,
     DeviceUnavailable,
@@ -28,12 +28,12 @@ from runtimes.errors import (
 ENTRY_POINTS = "latentc.backends"
 
 BACKENDS: Mapping[str, str] = {
-    "onnxruntime": "runtimes.backends.onnxruntime:OnnxRuntimeBackend",
-    "openvino": "runtimes.backends.openvino:OpenVinoBackend",
-    "tensorrt": "runtimes.backends.tensorrt.engine:TensorRtBackend",
-    "torch": "runtimes.backends.torch:TorchBackend",
-    "coreml": "runtimes.backends.coreml.device:CoreMLBackend",
-    "coreml-reference": "runtimes.backends.coreml.reference:CoreMLReferenceBackend",
+    "onnxruntime": "latentc.runtimes.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "latentc.runtimes.backends.openvino:OpenVinoBackend",
+    "tensorrt": "latentc.runtimes.backends.tensorrt.engine:TensorRtBackend",
+    "torch": "latentc.runtimes.backends.torch:TorchBackend",
+    "coreml": "latentc.runtimes.backends.coreml.device:CoreMLBackend",
+    "coreml-reference": "latentc.runtimes.backends.coreml.reference:CoreMLReferenceBackend",
 }
 
 
@@ -127,7 +127,7 @@ class Backend(ABC):
         Raises:
             BundleError: the file is damaged.
         """
-        from runtimes.bundle import references
+        from latentc.runtimes.bundle import references
 
         return references.references(entry)
 

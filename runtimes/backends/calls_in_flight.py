@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from runtimes.errors import BackendError
+from latentc.runtimes.errors import BackendError
 
 _AGAIN = 0.1  # seconds between two attempts to end the calls that a `close` waits for
 

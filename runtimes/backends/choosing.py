@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.precision import canonical, has_passes
-from runtimes.bundle.structures import Build
-from runtimes.errors import BackendError, BackendUnavailable, InputError
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precision import canonical, has_passes
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError
 
 _PREFERRED = (
     "fp32",

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from runtimes.bundle.trust import identity
-from runtimes.errors import BundleError, LatentcError
-from runtimes.storage import files
-from runtimes.storage.parsing import parser
+from latentc.runtimes.bundle.trust import identity
+from latentc.runtimes.errors import BundleError, LatentcError
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.parsing import parser
 
 LIMIT = 16 << 30  # bytes in one folder; what was used longest ago goes first
 _SPARE = 1 << 30  # bytes of the disk that are left to others
@@ -37,7 +37,7 @@ class CacheWarning(UserWarning):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a blob was compiled from and for, and its `runtimes.bundle.trust.identity`."""
+    """What a blob was compiled from and for, and its `latentc.runtimes.bundle.trust.identity`."""
 
     facts: dict[str, str]
     identity: list[int]

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component
-from runtimes.errors import DeviceUnavailable
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import DeviceUnavailable
 
 # Weights of 8 and 4 bits become float32 once, as a session is made, and products are exact. By
 # default it would widen those of convolutions at every call, out of reach of its fast layouts,

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.model_cache import Facts, ModelCache
-from runtimes.backends.openvino_nan import VERSION, keep_nan
-from runtimes.backends.session import Array, Feeds, Session, first_line
-from runtimes.bundle.structures import Component
-from runtimes.errors import InputError
-from runtimes.storage.mapped import MappedFile
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.model_cache import Facts, ModelCache
+from latentc.runtimes.backends.openvino_nan import VERSION, keep_nan
+from latentc.runtimes.backends.session import Array, Feeds, Session, first_line
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.mapped import MappedFile
 
 _LARGE = 64 << 20  # bytes of weights from which on it pays to give memory back
 _OWN_CACHE = "CACHE_DIR"

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from runtimes.backends.calls_in_flight import Call, Calls, current, in_flight
-from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
-from runtimes.errors import first_line as first_line  # for the many that look for it here
+from latentc.runtimes.backends.calls_in_flight import Call, Calls, current, in_flight
+from latentc.runtimes.errors import BackendError, InputError, LatentcError, NumericalError
+from latentc.runtimes.errors import first_line as first_line  # for the many that look for it here
 
 if TYPE_CHECKING:
-    from runtimes.bundle.structures import TensorSpec
+    from latentc.runtimes.bundle.structures import TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]

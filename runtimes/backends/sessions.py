@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from runtimes.backends.session import Session
-from runtimes.bundle.structures import Component
-from runtimes.errors import BackendError
+from latentc.runtimes.backends.session import Session
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import BackendError
 
 Open = Callable[[str], Session]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component
-from runtimes.errors import BackendError, BundleError
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
-    from runtimes.backends.torch_program import LoadedProgram
+    from latentc.runtimes.backends.torch_program import LoadedProgram
 
 # Device type → the package that brings it, where torch itself does not (Gaudi).
 _PLUGINS: Mapping[str, str] = {"hpu": "habana_frameworks.torch.core"}
@@ -84,7 +84,7 @@ class TorchBackend(Backend):
         elif self._threads_set:  # the number is the process's: an earlier session's must not stay
             self._torch.set_num_threads(self._usual_threads)
             self._threads_set = False
-        from runtimes.backends.torch_program import load_program
+        from latentc.runtimes.backends.torch_program import load_program
 
         program = load_program(self._torch, entry, device)
         if {*program.inputs} != {*component.inputs}:

@@ -4,8 +4,8 @@
 it unpickles, evaluates expressions (SymPy's, and the Python code of guards) and looks up functions
 by name in half a dozen places. The archive is a zip of JSON documents and raw tensors, which are
 read here: JSON into the structures below, which hold what a graph is made of and nothing that
-would have to be evaluated, and tensors as bytes. `runtimes.backends.torch_program` makes a module
-of them.
+would have to be evaluated, and tensors as bytes. `latentc.runtimes.backends.torch_program` makes a
+module of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import IO, Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from runtimes.errors import BundleError
-from runtimes.storage.files import open_regular
-from runtimes.storage.parsing import parsing
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import open_regular
+from latentc.runtimes.storage.parsing import parsing
 
 _WHAT = "a program archive"
 SCHEMA = 8  # torch._export.serde.schema.SCHEMA_VERSION[0] of PyTorch 2.13

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from runtimes.backends import torch_archive as archives
-from runtimes.backends.torch_archive import Archive, Argument, TensorMeta
-from runtimes.errors import BundleError, InputError
-from runtimes.storage.parsing import parser
+from latentc.runtimes.backends import torch_archive as archives
+from latentc.runtimes.backends.torch_archive import Archive, Argument, TensorMeta
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.storage.parsing import parser
 
 # Operators beside those of PyTorch's core set (torch.Tag.core), which its exports are made of
 # before they are decomposed. None of them reads or writes a file or calls anything.

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Artifact, Build, File
-from runtimes.bundle.trust import HashCache, Hashing, check_file
-from runtimes.errors import BundleError
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Artifact, Build, File
+from latentc.runtimes.bundle.trust import HashCache, Hashing, check_file
+from latentc.runtimes.errors import BundleError
 
 
 class Opener(Protocol):
-    """What opens graphs, a `runtimes.backends.backend.Backend`: its name, the suffixes of the files
-    that it takes, and which other files one of them makes it open."""
+    """What opens graphs, a `latentc.runtimes.backends.backend.Backend`: its name, the suffixes of
+    the files that it takes, and which other files one of them makes it open."""
 
     @property
     def name(self) -> str: ...

@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
-from runtimes.bundle.rules import problems
-from runtimes.bundle.structures import Document
-from runtimes.errors import BundleError
-from runtimes.storage.files import UnreadableFile, read_regular
-from runtimes.storage.parsing import parser, parsing
+from latentc.runtimes.bundle.rules import problems
+from latentc.runtimes.bundle.structures import Document
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import UnreadableFile, read_regular
+from latentc.runtimes.storage.parsing import parser, parsing
 
 FORMAT_VERSION = 2
 NEEDS: tuple[str, ...] = ()  # what this reader knows of what documents may need

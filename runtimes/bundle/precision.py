@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from runtimes.errors import InputError
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.parsing import parser
 
 DENOISER = "denoiser"
 SHALLOW = "shallow_denoiser"  # a part of it, of the same precision

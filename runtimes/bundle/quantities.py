@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtimes.bundle.structures import Build
+from latentc.runtimes.bundle.structures import Build
 
 
 def build_size(build: Build) -> int:

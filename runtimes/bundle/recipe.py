@@ -11,12 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from runtimes.bundle.sizes import dimension
-from runtimes.bundle.structures import Component
-from runtimes.errors import BundleError, InputError
-from runtimes.storage.files import LARGEST_SETTINGS, read_regular
-from runtimes.storage.parsing import parser
-from runtimes.strict import readable
+from latentc.runtimes.bundle.sizes import dimension
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.storage.files import LARGEST_SETTINGS, read_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.strict import readable
 
 RECIPE = "recipe.json"
 FORMAT = 1

@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from runtimes.errors import BundleError
-from runtimes.storage.files import open_regular
-from runtimes.storage.parsing import parser
-from runtimes.storage.wire import Kind, walk
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import open_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.storage.wire import Kind, walk
 
 # Messages of onnx.proto that can hold a tensor, and the fields in which others of them are.
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _FUNCTION, _TRAINING = range(8)

@@ -1,6 +1,6 @@
 """What a manifest must keep to beyond its types; see docs/bundle-format.md for each rule.
 
-What programs must keep to, `runtimes.programs.checker` says.
+What programs must keep to, `latentc.runtimes.programs.checker` says.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
 
-from runtimes.bundle.structures import (
+from latentc.runtimes.bundle.structures import (
     Component,
     Document,
     File,
@@ -20,10 +20,10 @@ from runtimes.bundle.structures import (
     TensorSpec,
     Tokenizer,
 )
-from runtimes.programs import checker
-from runtimes.programs import statements as form
-from runtimes.programs.checker import MOST_AXES
-from runtimes.programs.uses import components_run
+from latentc.runtimes.programs import checker
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.checker import MOST_AXES
+from latentc.runtimes.programs.uses import components_run
 
 DTYPES = ("float32", "float16", "int64", "int32")
 _DIMENSION = re.compile(r"(?:([1-9]\d{0,3})\*)?([a-z][a-z_]{0,31})(?:[+-][1-9]\d{0,5})?\Z")

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import InputError
-from runtimes.programs.checker import types_of
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.guidance import guidance_of_loop
-from runtimes.programs.latents import Latents, other_sizes
-from runtimes.programs.statements import Program, Run, Symbol, Tokens, loop_of, loops_of
-from runtimes.programs.values import Rows
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.checker import types_of
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.guidance import guidance_of_loop
+from latentc.runtimes.programs.latents import Latents, other_sizes
+from latentc.runtimes.programs.statements import Program, Run, Symbol, Tokens, loop_of, loops_of
+from latentc.runtimes.programs.values import Rows
 
 
 class Sides(Protocol):

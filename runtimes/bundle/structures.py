@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from runtimes.errors import InputError
-from runtimes.programs import statements as form
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.guidance import Guidance, guidance_of
-from runtimes.programs.latents import Latents, latents_of, noise_of
-from runtimes.strict import Strict as _Base
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.guidance import Guidance, guidance_of
+from latentc.runtimes.programs.latents import Latents, latents_of, noise_of
+from latentc.runtimes.strict import Strict as _Base
 
 # "shallow": the part of the denoiser that is run with the rest's results of an earlier step.
 # "combiner": it makes one prediction of those of several branches.
@@ -146,7 +146,8 @@ class Build(_Base, frozen=True):
     """One target at one precision: an artifact for every component.
 
     `precision` is what was asked for: one for all, or ``fp32,denoiser=int8`` and the like, with
-    the denoiser's passes as in ``fp32+downsampled-attention`` (see `runtimes.bundle.precision`).
+    the denoiser's passes as in ``fp32+downsampled-attention`` (see
+    `latentc.runtimes.bundle.precision`).
     """
 
     name: str
@@ -221,9 +222,9 @@ class LoopProbe(_Base, frozen=True):
 
 
 class JudgeProbe(LoopProbe, frozen=True):
-    """Pictures for a judge (`runtimes.verification.judges`): the settings of their runs, and the
-    prompts; picture i has the seed `seed` + i. `right` is how many of the diffusers pipeline's
-    pictures it found right."""
+    """Pictures for a judge (`latentc.runtimes.verification.judges`): the settings of their runs,
+    and the prompts; picture i has the seed `seed` + i. `right` is how many of the diffusers
+    pipeline's pictures it found right."""
 
     judge: str
     prompts: tuple[str, ...]

@@ -19,11 +19,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from runtimes.bundle.structures import File
-from runtimes.errors import BundleError
-from runtimes.storage.files import UnsafeTarget, check_inside, open_regular, read_regular, write
-from runtimes.storage.folders import cache_folder
-from runtimes.storage.parsing import parser
+from latentc.runtimes.bundle.structures import File
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import (
+    UnsafeTarget,
+    check_inside,
+    open_regular,
+    read_regular,
+    write,
+)
+from latentc.runtimes.storage.folders import cache_folder
+from latentc.runtimes.storage.parsing import parser
 
 # "once": hash what is not remembered; "always": hash everything; "never": sizes only.
 Hashing: TypeAlias = Literal["once", "always", "never"]

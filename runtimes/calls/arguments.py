@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.calls import values as checked
-from runtimes.calls.choices import MASK_OPTIONS
-from runtimes.calls.facts import Facts
-from runtimes.calls.images import MaskOptions
-from runtimes.errors import InputError, first_line
-from runtimes.programs.statements import Cut, Image, Numbers
-from runtimes.programs.values import Rows
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.choices import MASK_OPTIONS
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.calls.images import MaskOptions
+from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.programs.statements import Cut, Image, Numbers
+from latentc.runtimes.programs.values import Rows
 
 _MOST_BLUR = 1 << 16  # pixels, as long as the longest side
 

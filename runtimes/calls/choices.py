@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.calls import values as checked
-from runtimes.errors import InputError
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.calls import values as checked
+from latentc.runtimes.errors import InputError
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 # Options that no program declares: how texts are read, and what becomes of masks.

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.calls.choices import scheduler_name
-from runtimes.calls.facts import Facts
-from runtimes.calls.parse import parse
-from runtimes.calls.request import Request
-from runtimes.calls.signature import Signature
-from runtimes.calls.values import shown
-from runtimes.errors import InputError
-from runtimes.programs.demand import of_call
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.calls.choices import scheduler_name
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.calls.parse import parse
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.calls.values import shown
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.demand import of_call
 
 _CACHING = "cache_interval"
 _WAYS = {

@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from runtimes.programs import statements as form
-from runtimes.programs.checker import types_of
-from runtimes.programs.demand import Demand, of_call
-from runtimes.programs.graphs import Graph
-from runtimes.programs.guidance import scale_arguments
-from runtimes.programs.lengths import stretchable
-from runtimes.programs.statements import Emit, Image, Loop, Mask, Numbers, Program, Text
-from runtimes.programs.uses import feeds_of, windows_of_feeds
-from runtimes.programs.values import Rows, Type
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.checker import types_of
+from latentc.runtimes.programs.demand import Demand, of_call
+from latentc.runtimes.programs.graphs import Graph
+from latentc.runtimes.programs.guidance import scale_arguments
+from latentc.runtimes.programs.lengths import stretchable
+from latentc.runtimes.programs.statements import Emit, Image, Loop, Mask, Numbers, Program, Text
+from latentc.runtimes.programs.uses import feeds_of, windows_of_feeds
+from latentc.runtimes.programs.values import Rows, Type
 
 # diffusers' names of the argument that says how many are made of each prompt, by what is emitted.
 SEVERAL: Mapping[str, str] = {

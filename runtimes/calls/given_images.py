@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.calls.values import shown
-from runtimes.errors import InputError
-from runtimes.storage.files import open_regular
-from runtimes.storage.parsing import parser, parsing
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls.values import shown
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.files import open_regular
+from latentc.runtimes.storage.parsing import parser, parsing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.calls import given_images as pictures
-from runtimes.calls.facts import Facts
-from runtimes.errors import InputError
-from runtimes.images import masks as masking
-from runtimes.programs.dimensions import parse
-from runtimes.programs.statements import Mask, Pixels
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.images import masks as masking
+from latentc.runtimes.programs.dimensions import parse
+from latentc.runtimes.programs.statements import Mask, Pixels
 
 
 @dataclass(frozen=True)

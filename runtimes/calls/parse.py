@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from runtimes.calls import values as checked
-from runtimes.calls.arguments import (
+from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.arguments import (
     array_of,
     check_encoded,
     check_groups,
@@ -21,18 +21,18 @@ from runtimes.calls.arguments import (
     taken_as_values,
     texts_of,
 )
-from runtimes.calls.choices import MASK_OPTIONS, READING, check_output_type
-from runtimes.calls.facts import SEVERAL, Facts
-from runtimes.calls.images import check_counts, listed, prepared, with_pixels
-from runtimes.calls.reading import check_reading
-from runtimes.calls.request import Request, singles
-from runtimes.calls.sizes import binning_of, sizes_of
-from runtimes.errors import InputError
-from runtimes.programs.demand import Demand, holds, of_call, truth_of
-from runtimes.programs.statements import Loop, Pixels
-from runtimes.programs.uses import bounds_of_window
-from runtimes.programs.values import Rows
-from runtimes.sampling.views import MOST_VIEWS, count_views
+from latentc.runtimes.calls.choices import MASK_OPTIONS, READING, check_output_type
+from latentc.runtimes.calls.facts import SEVERAL, Facts
+from latentc.runtimes.calls.images import check_counts, listed, prepared, with_pixels
+from latentc.runtimes.calls.reading import check_reading
+from latentc.runtimes.calls.request import Request, singles
+from latentc.runtimes.calls.sizes import binning_of, sizes_of
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.demand import Demand, holds, of_call, truth_of
+from latentc.runtimes.programs.statements import Loop, Pixels
+from latentc.runtimes.programs.uses import bounds_of_window
+from latentc.runtimes.programs.values import Rows
+from latentc.runtimes.sampling.views import MOST_VIEWS, count_views
 
 _CALL_WIDE = (
     *("seed", "scheduler", *SEVERAL.values(), "batch_size", "output_type"),

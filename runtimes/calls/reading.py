@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtimes.calls.facts import Facts
-from runtimes.errors import InputError
-from runtimes.programs.demand import Demand
-from runtimes.programs.statements import Run
-from runtimes.texts import prompt_weights
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.demand import Demand
+from latentc.runtimes.programs.statements import Run
+from latentc.runtimes.texts import prompt_weights
 
 _Texts = Mapping[str, tuple[str, ...]]
 

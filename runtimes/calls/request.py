@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtimes.backends.session import Array
-from runtimes.calls.facts import Facts
-from runtimes.calls.images import Images, MaskOptions, Sizes
-from runtimes.programs.demand import Demand, continues, holds, truth_of
-from runtimes.programs.statements import Emit, Loop, Noise, Pixels, Test
-from runtimes.programs.uses import windows_of_loop
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.calls.images import Images, MaskOptions, Sizes
+from latentc.runtimes.programs.demand import Demand, continues, holds, truth_of
+from latentc.runtimes.programs.statements import Emit, Loop, Noise, Pixels, Test
+from latentc.runtimes.programs.uses import windows_of_loop
 
 
 @dataclass(frozen=True)

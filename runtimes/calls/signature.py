@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from runtimes.calls.choices import MASK_OPTIONS, READING
-from runtimes.calls.facts import Facts
-from runtimes.programs.values import Rows
+from latentc.runtimes.calls.choices import MASK_OPTIONS, READING
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.programs.values import Rows
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtimes.backends.session import Array
-from runtimes.bundle.sizes import Limits, check_side, nearest_bin, rounded
-from runtimes.calls import values as checked
-from runtimes.calls.facts import Facts
-from runtimes.calls.given_images import size as pixels_of
-from runtimes.calls.images import Sizes
-from runtimes.errors import InputError
-from runtimes.programs.statements import Program, Symbol
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.bundle.sizes import Limits, check_side, nearest_bin, rounded
+from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.calls.given_images import size as pixels_of
+from latentc.runtimes.calls.images import Sizes
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.statements import Program, Symbol
 
 
 def sizes_of(

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, first_line
-from runtimes.sampling.noise import fresh_seed
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.sampling.noise import fresh_seed
 
 MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
 _LARGEST = float(np.finfo(np.float32).max)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.commands.option_types import Finite
-from runtimes.errors import BackendError, InputError
-from runtimes.terminal import say
+from latentc.runtimes.commands.option_types import Finite
+from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from runtimes.backends.backend import Backend, Built, SessionOptions
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.manifest import Manifest
-    from runtimes.bundle.recipe import Range
-    from runtimes.bundle.structures import Build
+    from latentc.runtimes.backends.backend import Backend, Built, SessionOptions
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.recipe import Range
+    from latentc.runtimes.bundle.structures import Build
 
 _GIB = 1 << 30
 _SPANS = ("images", "height", "width", "num_frames")
@@ -58,12 +58,12 @@ def build(bundle: Path, target: str | None, name: str | None, **options: Any) ->
     kept, anything else is built anew, and said why. Engines are kept in the cache folder, not
     in the bundle.
     """
-    from runtimes.backends.backend import SessionOptions
-    from runtimes.backends.tensorrt.engine_store import engines_folder
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.sizes import ranges, text_lengths
-    from runtimes.programs.latents import other_sizes
-    from runtimes.storage.outputs import check_folder
+    from latentc.runtimes.backends.backend import SessionOptions
+    from latentc.runtimes.backends.tensorrt.engine_store import engines_folder
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.sizes import ranges, text_lengths
+    from latentc.runtimes.programs.latents import other_sizes
+    from latentc.runtimes.storage.outputs import check_folder
 
     spans = _spans(options)
     opened = Bundle.open(bundle)
@@ -103,8 +103,8 @@ def _build(
 
     `profiles`: by component the ranges of its symbols that the user asked for.
     """
-    from runtimes.backends.backend import BuildRequest
-    from runtimes.bundle.files import graph_digest
+    from latentc.runtimes.backends.backend import BuildRequest
+    from latentc.runtimes.bundle.files import graph_digest
 
     workspace = options["workspace"]
     for component in bundle.manifest.components:
@@ -130,8 +130,8 @@ def _to_build(
         InputError: none; says which there are, or how to export one.
         BackendUnavailable: its engine is not installed.
     """
-    from runtimes.backends.backend import get
-    from runtimes.backends.choosing import describe
+    from latentc.runtimes.backends.backend import get
+    from latentc.runtimes.backends.choosing import describe
 
     targets = _builders()
     chosen = [
@@ -151,7 +151,7 @@ def _to_build(
 
 def _builders() -> dict[str, str]:
     """The backend that builds the engines of each target that needs any."""
-    from runtimes.backends.backend import find, names
+    from latentc.runtimes.backends.backend import find, names
 
     found: dict[str, str] = {}
     for name in names():
@@ -174,7 +174,7 @@ def _refuse_fixed(manifest: Manifest, spans: Mapping[str, Range]) -> None:
 
 
 def _spans(options: Mapping[str, Any]) -> dict[str, Range]:
-    from runtimes.bundle.recipe import parse_range
+    from latentc.runtimes.bundle.recipe import parse_range
 
     return {
         name: parse_range(f"--{name.replace('_', '-')}", options[name])

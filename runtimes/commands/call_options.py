@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 if TYPE_CHECKING:
-    from runtimes.backends.session import Array
-    from runtimes.calls.signature import Signature
-    from runtimes.pipeline.loading import Loading
-    from runtimes.presets.preset import Asked
+    from latentc.runtimes.backends.session import Array
+    from latentc.runtimes.calls.signature import Signature
+    from latentc.runtimes.pipeline.loading import Loading
+    from latentc.runtimes.presets.preset import Asked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Read = TypeVar("_Read")
@@ -203,7 +203,7 @@ def chosen(bundle: Path, options: Mapping[str, Any], images: int) -> Loading:
         InputError: an option that cannot be used.
         BackendError: an engine or device that is not here.
     """
-    from runtimes.pipeline import loading
+    from latentc.runtimes.pipeline import loading
 
     if options["cache"] and options["no_cache"]:
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
@@ -223,8 +223,8 @@ def _counted(signature: Signature, options: Mapping[str, Any], images: int) -> i
 
 def _asked(options: Mapping[str, Any], images: int) -> Asked:
     """Command-line options → how to load."""
-    from runtimes.bundle.sizes import BINNING
-    from runtimes.presets.preset import Asked
+    from latentc.runtimes.bundle.sizes import BINNING
+    from latentc.runtimes.presets.preset import Asked
 
     pairs = [assignment.partition("=") for assignment in options["option"]]
     for name, equals, value in pairs:
@@ -248,8 +248,8 @@ def arguments_of(
     signature: Signature, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
-    from runtimes.bundle.sizes import BINNING
-    from runtimes.calls import given_images as pictures
+    from latentc.runtimes.bundle.sizes import BINNING
+    from latentc.runtimes.calls import given_images as pictures
 
     seeds = list(options["seeds"])
     arguments: dict[str, Any] = {
@@ -301,7 +301,7 @@ def arrays_of(options: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, A
     Raises:
         InputError: a file that is missing, holds something else, or gives a name twice.
     """
-    from runtimes.storage.npz import read_arrays
+    from latentc.runtimes.storage.npz import read_arrays
 
     path = options["prompt_embeds"]
     encoded = {} if path is None else _read("--prompt-embeds", read_arrays, path)
@@ -321,7 +321,7 @@ def arrays_of(options: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, A
 def _read_value(name: str, path: Path) -> Array:
     """Return the array of a .npy file; of a .npz file the one of this name, or the only one. Raises
     InputError."""
-    from runtimes.storage import npz
+    from latentc.runtimes.storage import npz
 
     label = f"--value {name}:"
     if path.suffix.lower() == ".npy":
@@ -335,8 +335,8 @@ def _read_value(name: str, path: Path) -> Array:
 
 def _read(label: str, read: Callable[..., _Read], path: Path) -> _Read:
     """Return what a file of arrays holds. Raises InputError, which begins with the option."""
-    from runtimes.errors import BundleError
-    from runtimes.storage.npz import LARGEST_GIVEN
+    from latentc.runtimes.errors import BundleError
+    from latentc.runtimes.storage.npz import LARGEST_GIVEN
 
     try:
         return read(path, max_bytes=LARGEST_GIVEN)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.commands.call_options import (
+from latentc.runtimes.commands.call_options import (
     ARGUMENTS,
     BUNDLE,
     LOADING,
@@ -21,11 +21,11 @@ from runtimes.commands.call_options import (
     chosen,
     declared,
 )
-from runtimes.errors import InputError
-from runtimes.terminal import say
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from runtimes.backends.session import Array
+    from latentc.runtimes.backends.session import Array
 
 
 @click.command(
@@ -66,8 +66,8 @@ def compute(
     Only what they need is run. latentc inspect BUNDLE --program TASK shows the names; those with an
     underscore before them are private. A call takes each value by --value NAME=FILE.
     """
-    from runtimes.interrupts import on_interrupt
-    from runtimes.pipeline.pipeline import open_pipeline
+    from latentc.runtimes.interrupts import on_interrupt
+    from latentc.runtimes.pipeline.pipeline import open_pipeline
 
     _check_output(output)
     options["given_texts"], options["given_values"] = arrays_of(options)
@@ -83,7 +83,7 @@ def compute(
 
 def _check_output(path: Path) -> None:
     """Refuse a file that cannot be written, or has another extension. Raises InputError."""
-    from runtimes.storage.outputs import check_file
+    from latentc.runtimes.storage.outputs import check_file
 
     if path.suffix.lower() != ".npz":
         raise InputError(f"output {path}: the extension {path.suffix!r} is not .npz")
@@ -92,8 +92,8 @@ def _check_output(path: Path) -> None:
 
 def _write(path: Path, values: Mapping[str, Array]) -> None:
     """Write arrays by their names, the whole file or nothing."""
-    from runtimes.storage.files import replacing
-    from runtimes.storage.npz import write_arrays
+    from latentc.runtimes.storage.files import replacing
+    from latentc.runtimes.storage.npz import write_arrays
 
     with replacing(path) as file:
         write_arrays(file, values)

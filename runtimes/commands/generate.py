@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from runtimes.commands.call_options import (
+from latentc.runtimes.commands.call_options import (
     ARGUMENTS,
     BUNDLE,
     LOADING,
@@ -22,25 +22,25 @@ from runtimes.commands.call_options import (
     chosen,
     declared,
 )
-from runtimes.errors import (
+from latentc.runtimes.errors import (
     BackendError,
     BundleError,
     InputError,
     LatentcError,
     VerificationError,
 )
-from runtimes.terminal import say
+from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from runtimes.backends.backend import Backend
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.manifest import Manifest
-    from runtimes.bundle.structures import Build, Verification
-    from runtimes.calls.request import Request
-    from runtimes.calls.signature import Signature
-    from runtimes.pipeline.loading import Loading
-    from runtimes.pipeline.pipeline import Pipeline
-    from runtimes.pipeline.run import Result, Run
+    from latentc.runtimes.backends.backend import Backend
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.structures import Build, Verification
+    from latentc.runtimes.calls.request import Request
+    from latentc.runtimes.calls.signature import Signature
+    from latentc.runtimes.pipeline.loading import Loading
+    from latentc.runtimes.pipeline.pipeline import Pipeline
+    from latentc.runtimes.pipeline.run import Result, Run
 
 
 @click.command(
@@ -87,7 +87,7 @@ def generate(
     bundle: Path, prompts: tuple[str, ...], output: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make pictures or videos with BUNDLE, one or more for each PROMPT."""
-    from runtimes.pipeline.pipeline import open_pipeline
+    from latentc.runtimes.pipeline.pipeline import open_pipeline
 
     options["given_texts"], options["given_values"] = arrays_of(options)
     rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
@@ -123,9 +123,9 @@ def generate(
 )
 def inspect(bundle: Path, as_json: bool, program: str | None) -> None:
     """Show what BUNDLE holds: components, builds, schedulers, sizes, verification figures."""
-    from runtimes.bundle.manifest import Manifest
-    from runtimes.bundle.quantities import build_size
-    from runtimes.commands.report import print_manifest
+    from latentc.runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.quantities import build_size
+    from latentc.runtimes.commands.report import print_manifest
 
     manifest = Manifest.load(bundle)
     if program is not None:
@@ -150,7 +150,7 @@ def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
     """
     import msgspec
 
-    from runtimes.programs.listing import listing
+    from latentc.runtimes.programs.listing import listing
 
     by_name = {program.name: program for program in manifest.programs}
     if name not in by_name:
@@ -195,10 +195,10 @@ def verify(
     A probe is an input with what PyTorch made of it at export. Exit code 6 says that a build
     does not reproduce it here.
     """
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.quantities import megabytes
-    from runtimes.commands.report import print_measured
-    from runtimes.storage.outputs import check_file
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.quantities import megabytes
+    from latentc.runtimes.commands.report import print_measured
+    from latentc.runtimes.storage.outputs import check_file
 
     if json_file and json_file != "-":
         check_file(Path(json_file), "--json")
@@ -245,10 +245,10 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
 
     For programs that start from noise only: each plan is whole, without the table's indices.
     """
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.quantities import megabytes
-    from runtimes.sampling.plan_json import write_plans
-    from runtimes.storage.outputs import check_folder
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.quantities import megabytes
+    from latentc.runtimes.sampling.plan_json import write_plans
+    from latentc.runtimes.storage.outputs import check_folder
 
     check_folder(output)
     for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
@@ -266,7 +266,7 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def backends(as_json: bool) -> None:
     """List the inference engines: installed or how to install, versions, devices, targets."""
-    from runtimes.commands.report import backend_records, print_backends
+    from latentc.runtimes.commands.report import backend_records, print_backends
 
     records = backend_records()
     if as_json:
@@ -307,9 +307,9 @@ def _planned(
 
 def _check_sizes(request: Request, paths: list[Path]) -> None:
     """Refuse images that do not fit into the formats of their files."""
-    from runtimes.images.animation import FORMATS
-    from runtimes.images.image import FORMATS as STILL
-    from runtimes.images.image import check_format
+    from latentc.runtimes.images.animation import FORMATS
+    from latentc.runtimes.images.image import FORMATS as STILL
+    from latentc.runtimes.images.image import check_format
 
     formats = FORMATS if request.facts.emit.kind == "frames" else STILL
     for width, height in request.image_sizes():
@@ -319,7 +319,7 @@ def _check_sizes(request: Request, paths: list[Path]) -> None:
 
 def _drawn(pipe: Pipeline, options: Mapping[str, Any], request: Request) -> Result:
     """Run a call, with a progress bar."""
-    from runtimes.interrupts import on_interrupt
+    from latentc.runtimes.interrupts import on_interrupt
 
     for name in ("vae_slicing", "vae_tiling"):
         if options[name]:
@@ -350,7 +350,7 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
 
 def _output_paths(output: str | None, request: Request) -> list[Path]:
     """Return where the pictures or videos go; refused now rather than after the work."""
-    from runtimes.images import animation, image
+    from latentc.runtimes.images import animation, image
 
     videos = request.facts.emit.kind == "frames"
     if output == "":
@@ -365,7 +365,7 @@ def _output_paths(output: str | None, request: Request) -> list[Path]:
 
 
 def _save(result: Result, paths: list[Path]) -> None:
-    from runtimes.images import animation, image
+    from latentc.runtimes.images import animation, image
 
     for index, (made, path) in enumerate(zip(result.images, paths, strict=True)):
         settings = {**result.settings, "index": index}
@@ -443,8 +443,8 @@ def _to_verify(
     Raises:
         InputError: no such build, backend or device.
     """
-    from runtimes.backends.backend import find, for_build, get
-    from runtimes.backends.choosing import choose_build
+    from latentc.runtimes.backends.backend import find, for_build, get
+    from latentc.runtimes.backends.choosing import choose_build
 
     choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
     builds = [each for each in manifest.builds if build in (None, each.name)]
@@ -480,8 +480,8 @@ def _verified_all(
 
 def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:
     """Check one build; whatever an engine of another package raises is a BrokenPlugin."""
-    from runtimes.plugins import started
-    from runtimes.verification.verify import check_build
+    from latentc.runtimes.plugins import started
+    from latentc.runtimes.verification.verify import check_build
 
     with started(f"backend {engine.name!r}"):
         return check_build(
@@ -502,7 +502,7 @@ def _write_figures(
 ) -> None:
     import msgspec
 
-    from runtimes.bundle.quantities import build_size
+    from latentc.runtimes.bundle.quantities import build_size
 
     records = [
         {"build": build.name, "size": build_size(build), **msgspec.to_builtins(found)}

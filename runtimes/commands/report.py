@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.quantities import build_size, megabytes, ranges
-from runtimes.bundle.sizes import Limits, form_of
-from runtimes.bundle.structures import (
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.quantities import build_size, megabytes, ranges
+from latentc.runtimes.bundle.sizes import Limits, form_of
+from latentc.runtimes.bundle.structures import (
     Build,
     Component,
     ProgramCall,
@@ -22,16 +22,16 @@ from runtimes.bundle.structures import (
     TensorSpec,
     Verification,
 )
-from runtimes.errors import LatentcError
-from runtimes.programs.latents import other_sizes
-from runtimes.terminal import visible
+from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.programs.latents import other_sizes
+from latentc.runtimes.terminal import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from runtimes.presets.setups import Setup
-    from runtimes.presets.trials import Fidelity, Tuning
+    from latentc.runtimes.presets.setups import Setup
+    from latentc.runtimes.presets.trials import Fidelity, Tuning
 
 _BAD = "bold red"
 _WIDTH_OF_FILES = 140  # characters, where no terminal says how wide it is
@@ -121,8 +121,8 @@ def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
 
 def backend_records() -> list[dict[str, Any]]:
     """One JSON-compatible record per known backend."""
-    from runtimes.backends.backend import find, get, names
-    from runtimes.plugins import started
+    from latentc.runtimes.backends.backend import find, get, names
+    from latentc.runtimes.plugins import started
 
     records = []
     for name in names():

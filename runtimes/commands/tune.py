@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtimes.commands.option_types import Finite
-from runtimes.terminal import markup, say
+from latentc.runtimes.commands.option_types import Finite
+from latentc.runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
-    from runtimes.presets.trials import Tuning
-    from runtimes.tuning.tune import Tell
+    from latentc.runtimes.presets.trials import Tuning
+    from latentc.runtimes.tuning.tune import Tell
 
 
 @click.command(
@@ -70,12 +70,12 @@ def tune(
     engine, what they compute in, threads, fixed sizes, the guidance window and step caching. What
     was found is kept in the cache folder, not in the bundle; latentc generate uses it.
     """
-    from runtimes.bundle.files import Bundle
-    from runtimes.commands.report import print_tuning
-    from runtimes.presets.preset import records_folder
-    from runtimes.presets.records import save
-    from runtimes.storage.outputs import check_folder
-    from runtimes.tuning.tune import tune as search
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.commands.report import print_tuning
+    from latentc.runtimes.presets.preset import records_folder
+    from latentc.runtimes.presets.records import save
+    from latentc.runtimes.storage.outputs import check_folder
+    from latentc.runtimes.tuning.tune import tune as search
 
     opened = Bundle.open(bundle)
     check_folder(records_folder(), "the cache folder (LATENTC_CACHE)")
@@ -106,7 +106,7 @@ def tune(
 def _document(found: Tuning, place: Path | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from runtimes.presets.preset import LIMITS
+    from latentc.runtimes.presets.preset import LIMITS
 
     trials = [
         asdict(trial) | {"presets": [n for n, each in found.winners.items() if each == trial]}

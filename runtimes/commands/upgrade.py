@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from runtimes.terminal import say
+from latentc.runtimes.terminal import say
 
 
 class _Spoken:
@@ -37,8 +37,8 @@ def upgrade(bundles: tuple[Path, ...]) -> None:
     neither PyTorch nor the pipeline that the bundle was made from. A bundle that is up to date
     is left alone.
     """
-    from runtimes.errors import LatentcError
-    from runtimes.version_1.upgrade import upgrade as upgraded
+    from latentc.runtimes.errors import LatentcError
+    from latentc.runtimes.version_1.upgrade import upgrade as upgraded
 
     failed: LatentcError | None = None
     for bundle in bundles:

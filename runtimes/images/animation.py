@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtimes.errors import InputError
-from runtimes.images import image
-from runtimes.storage.outputs import check_folder
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.images import image
+from latentc.runtimes.storage.outputs import check_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,8 +62,8 @@ def save(
 
     Args:
         rate: frames in a second; None is `USUAL_RATE`.
-        metadata: as `runtimes.images.image.save` writes it, into each file; a GIF has it as its
-        comment.
+        metadata: as `latentc.runtimes.images.image.save` writes it, into each file; a GIF has it as
+        its comment.
 
     Returns:
         The path.

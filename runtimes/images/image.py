@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtimes.errors import InputError, LatentcError, NumericalError, first_line
-from runtimes.storage.files import replacing
+from latentc.runtimes.errors import InputError, LatentcError, NumericalError, first_line
+from latentc.runtimes.storage.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont

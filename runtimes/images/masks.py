@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.errors import InputError
-from runtimes.programs.latents import Latents
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.latents import Latents
 
 OVERLAP = 0.25  # of a tile's side, as in diffusers
 

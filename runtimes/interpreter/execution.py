@@ -8,25 +8,25 @@ from time import perf_counter
 
 import numpy as np
 
-from runtimes.backends.session import Array, Session, cast
-from runtimes.backends.sessions import Sessions
-from runtimes.calls.request import Request
-from runtimes.errors import NumericalError
-from runtimes.images import image
-from runtimes.images.tiling import Tiling, decode
-from runtimes.interpreter import texts
-from runtimes.interpreter.loop import LoopRun, Schedule, sampling_plan
-from runtimes.interpreter.texts import Tokenizers
-from runtimes.interpreter.timings import Timings
-from runtimes.interpreter.values import Value, together
-from runtimes.programs import statements as form
-from runtimes.programs.dimensions import parse
-from runtimes.programs.statements import Run, Statement, Tokens
-from runtimes.programs.values import Rows
-from runtimes.sampling import noise
-from runtimes.sampling.plan import SamplingPlan
-from runtimes.sampling.sampler import Step, Steps
-from runtimes.texts.encoded import Encoded, check_finite
+from latentc.runtimes.backends.session import Array, Session, cast
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.errors import NumericalError
+from latentc.runtimes.images import image
+from latentc.runtimes.images.tiling import Tiling, decode
+from latentc.runtimes.interpreter import texts
+from latentc.runtimes.interpreter.loop import LoopRun, Schedule, sampling_plan
+from latentc.runtimes.interpreter.texts import Tokenizers
+from latentc.runtimes.interpreter.timings import Timings
+from latentc.runtimes.interpreter.values import Value, together
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.dimensions import parse
+from latentc.runtimes.programs.statements import Run, Statement, Tokens
+from latentc.runtimes.programs.values import Rows
+from latentc.runtimes.sampling import noise
+from latentc.runtimes.sampling.plan import SamplingPlan
+from latentc.runtimes.sampling.sampler import Step, Steps
+from latentc.runtimes.texts.encoded import Encoded, check_finite
 
 
 class Execution:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtimes.backends.session import Array, Session, cast
-from runtimes.backends.sessions import Sessions
-from runtimes.calls.request import Request
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.programs.statements import (
+from latentc.runtimes.backends.session import Array, Session, cast
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.programs.statements import (
     GUIDED,
     Branch,
     During,
@@ -23,13 +23,13 @@ from runtimes.programs.statements import (
     Window,
     value_of,
 )
-from runtimes.sampling import noise
-from runtimes.sampling.blending import blended
-from runtimes.sampling.packing import Packing, unpacked_steps
-from runtimes.sampling.plan import PlanTable, SamplingPlan
-from runtimes.sampling.sampler import Adjust, Rescale, Steps, denoise
-from runtimes.sampling.step_cache import StepCache, kinds
-from runtimes.sampling.views import View, cut, merged, one_by_one, views_of
+from latentc.runtimes.sampling import noise
+from latentc.runtimes.sampling.blending import blended
+from latentc.runtimes.sampling.packing import Packing, unpacked_steps
+from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
+from latentc.runtimes.sampling.sampler import Adjust, Rescale, Steps, denoise
+from latentc.runtimes.sampling.step_cache import StepCache, kinds
+from latentc.runtimes.sampling.views import View, cut, merged, one_by_one, views_of
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.backends.sessions import Sessions
-from runtimes.bundle.structures import Component
-from runtimes.calls.facts import Facts
-from runtimes.calls.request import Request
-from runtimes.errors import InputError
-from runtimes.programs.demand import of_call
-from runtimes.programs.statements import Run, Tokens
-from runtimes.texts import prompt_weights
-from runtimes.texts.encoded import Encoded, check_finite, run_encoder
-from runtimes.texts.prompt_weights import Weighted
-from runtimes.texts.tokenizer import Chunk, TextTokenizer
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.calls.facts import Facts
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.demand import of_call
+from latentc.runtimes.programs.statements import Run, Tokens
+from latentc.runtimes.texts import prompt_weights
+from latentc.runtimes.texts.encoded import Encoded, check_finite, run_encoder
+from latentc.runtimes.texts.prompt_weights import Weighted
+from latentc.runtimes.texts.tokenizer import Chunk, TextTokenizer
 
 Tokenizers = Mapping[str, TextTokenizer]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.programs.values import Rows, met
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.programs.values import Rows, met
 
 
 @dataclass(frozen=True)

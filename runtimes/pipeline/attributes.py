@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 _FIXED = "the parts of a bundle are fixed when it is exported"
 # What diffusers' pipelines have, by the beginning of its name, and what stands for it here.

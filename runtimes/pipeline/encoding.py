@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from runtimes.backends.session import Array
-from runtimes.calls.choices import READING
-from runtimes.calls.choosing import Calls
-from runtimes.calls.request import Request
-from runtimes.calls.signature import Signature
-from runtimes.calls.values import boolean
-from runtimes.errors import InputError
-from runtimes.programs.demand import of_call
-from runtimes.programs.values import Rows
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.calls.choices import READING
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.calls.values import boolean
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.demand import of_call
+from latentc.runtimes.programs.values import Rows
 
 
 class Loaded(Protocol):
-    """What encoding needs of a pipeline; see `runtimes.pipeline.pipeline.Pipeline`."""
+    """What encoding needs of a pipeline; see `latentc.runtimes.pipeline.pipeline.Pipeline`."""
 
     @property
     def calls(self) -> Calls: ...
@@ -29,7 +29,7 @@ class Loaded(Protocol):
 
 
 def encode_prompt(pipeline: Loaded, given: Mapping[str, Any], guided: bool) -> dict[str, Array]:
-    """See `runtimes.pipeline.pipeline.Pipeline.encode_prompt`."""
+    """See `latentc.runtimes.pipeline.pipeline.Pipeline.encode_prompt`."""
     signature = pipeline.signature
     guided = boolean({"do_classifier_free_guidance": guided}, "do_classifier_free_guidance")
     if not signature.embeddings:

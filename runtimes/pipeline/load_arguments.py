@@ -1,5 +1,5 @@
-"""The arguments of `runtimes.pipeline.pipeline.load`, checked before any file is read: what they
-are, not whether a bundle or an engine takes them."""
+"""The arguments of `latentc.runtimes.pipeline.pipeline.load`, checked before any file is read: what
+they are, not whether a bundle or an engine takes them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from runtimes.backends.backend import Backend
-from runtimes.bundle.sizes import BINNING
-from runtimes.calls.values import integer, number, shown
-from runtimes.errors import InputError
-from runtimes.presets.preset import Asked
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.bundle.sizes import BINNING
+from latentc.runtimes.calls.values import integer, number, shown
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.presets.preset import Asked
 
 _MOST_THREADS = 4096
 _TEXTS = ("device", "build", "precision", "compute")

@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.choosing import choose_build
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.sizes import fix, fixed, of_longest_texts
-from runtimes.bundle.structures import Build, Component
-from runtimes.calls.choosing import Calls
-from runtimes.calls.request import Request
-from runtimes.calls.signature import Signature
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.interpreter.loop import batches, first_step, refuse_unplanned
-from runtimes.pipeline import load_arguments
-from runtimes.presets.choice import prepare
-from runtimes.presets.preset import Asked, Preset
-from runtimes.programs.statements import Loop, value_of
-from runtimes.storage.folders import cache_folder, expanded
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.sizes import fix, fixed, of_longest_texts
+from latentc.runtimes.bundle.structures import Build, Component
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.interpreter.loop import batches, first_step, refuse_unplanned
+from latentc.runtimes.pipeline import load_arguments
+from latentc.runtimes.presets.choice import prepare
+from latentc.runtimes.presets.preset import Asked, Preset
+from latentc.runtimes.programs.statements import Loop, value_of
+from latentc.runtimes.storage.folders import cache_folder, expanded
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Loading:
         low_memory: bool = False,
         preset: Preset | None = None,
     ) -> Loading:
-        """Check the choices that `runtimes.pipeline.pipeline.load` takes.
+        """Check the choices that `latentc.runtimes.pipeline.pipeline.load` takes.
 
         Raises:
             BundleError: a program of the bundle does not keep to the rules.
@@ -133,7 +133,7 @@ def chosen(
     low_memory: bool = False,
 ) -> Loading:
     """Open a bundle and choose the build, the engine and how it is loaded; see
-    `runtimes.pipeline.pipeline.load` for the arguments and the errors."""
+    `latentc.runtimes.pipeline.pipeline.load` for the arguments and the errors."""
     asked = load_arguments.checked_asked(asked)
     for name, value in {"verify": verify, "low_memory": low_memory}.items():
         load_arguments.flag(name, value)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
-from runtimes.pipeline.run import Result, Run
+from latentc.runtimes.pipeline.run import Result, Run
 
 Observer: TypeAlias = Callable[[Run, Result], None]
 

@@ -9,32 +9,32 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, Session, cast
-from runtimes.backends.sessions import Sessions
-from runtimes.bundle.files import Bundle, graph_digest
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build, Component
-from runtimes.calls import values as checked
-from runtimes.calls.choices import check_output_type, scheduler_name
-from runtimes.calls.choosing import Calls
-from runtimes.calls.request import Request
-from runtimes.calls.signature import Signature
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.images import tiling
-from runtimes.interpreter.execution import Execution
-from runtimes.interpreter.loop import Schedule
-from runtimes.pipeline import observe
-from runtimes.pipeline.attributes import SchedulerName, Sealed
-from runtimes.pipeline.encoding import encode_prompt
-from runtimes.pipeline.loading import Loading, chosen, misfit, requested
-from runtimes.pipeline.run import Callback, Images, Result, Run, converted, report_step
-from runtimes.presets.preset import Asked, Preset
-from runtimes.programs import statements
-from runtimes.sampling.plan import PlanTable
-from runtimes.texts.encoded import Encoded, check_finite
-from runtimes.texts.tokenizer import Frame, TextTokenizer
-from runtimes.version import __version__
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, Session, cast
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.bundle.files import Bundle, graph_digest
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build, Component
+from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.choices import check_output_type, scheduler_name
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.images import tiling
+from latentc.runtimes.interpreter.execution import Execution
+from latentc.runtimes.interpreter.loop import Schedule
+from latentc.runtimes.pipeline import observe
+from latentc.runtimes.pipeline.attributes import SchedulerName, Sealed
+from latentc.runtimes.pipeline.encoding import encode_prompt
+from latentc.runtimes.pipeline.loading import Loading, chosen, misfit, requested
+from latentc.runtimes.pipeline.run import Callback, Images, Result, Run, converted, report_step
+from latentc.runtimes.presets.preset import Asked, Preset
+from latentc.runtimes.programs import statements
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.texts.encoded import Encoded, check_finite
+from latentc.runtimes.texts.tokenizer import Frame, TextTokenizer
+from latentc.runtimes.version import __version__
 
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
 # in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
@@ -282,7 +282,7 @@ class Pipeline(Sealed):
 
     def start(self, request: Request) -> Run:
         """Start the run of a call of this bundle that was checked already, as by
-        `runtimes.pipeline.loading.Loading.request` before anything was loaded."""
+        `latentc.runtimes.pipeline.loading.Loading.request` before anything was loaded."""
         return self._begun(request, lambda pipe, execution: Run(pipe, execution, observe.notify))
 
     @overload
@@ -317,7 +317,7 @@ class Pipeline(Sealed):
 
     def computed(self, request: Request, names: Sequence[str]) -> dict[str, Array]:
         """Return values that a call asks for which was checked already, as by
-        `runtimes.pipeline.loading.Loading.request`; see `compute`."""
+        `latentc.runtimes.pipeline.loading.Loading.request`; see `compute`."""
         return self._begun(request, lambda pipe, execution: execution.values_of(names))
 
     def _request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
@@ -416,7 +416,7 @@ class Pipeline(Sealed):
         size = None if size is None else checked.image_size("size", size)
         if output_type == "latent":
             return latents
-        from runtimes.images import image
+        from latentc.runtimes.images import image
 
         decoded = self._decoded(latents)
         if size is not None:

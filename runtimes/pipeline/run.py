@@ -11,17 +11,17 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from runtimes.backends.backend import Backend
-from runtimes.backends.calls_in_flight import Cancellation
-from runtimes.backends.session import Array
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Build
-from runtimes.calls.signature import Signature
-from runtimes.errors import BackendError, InputError, LatentcError, NumericalError
-from runtimes.interpreter.execution import Execution
-from runtimes.interpreter.loop import guided
-from runtimes.interpreter.timings import Timings
-from runtimes.pipeline.attributes import Sealed
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.backends.calls_in_flight import Cancellation
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.calls.signature import Signature
+from latentc.runtimes.errors import BackendError, InputError, LatentcError, NumericalError
+from latentc.runtimes.interpreter.execution import Execution
+from latentc.runtimes.interpreter.loop import guided
+from latentc.runtimes.interpreter.timings import Timings
+from latentc.runtimes.pipeline.attributes import Sealed
 
 # Pillow images for "pil", float32 [batch, height, width, channels] for "np"; of videos a list of
 # those for each, and [batch, frames, height, width, channels]; the latents for "latent".
@@ -94,7 +94,7 @@ Callback: TypeAlias = Callable[["Run", int, float, dict[str, Any]], Any]
 
 class Loaded(Protocol):
     """What a run needs of the pipeline that it belongs to; see
-    `runtimes.pipeline.pipeline.Pipeline`."""
+    `latentc.runtimes.pipeline.pipeline.Pipeline`."""
 
     @property
     def manifest(self) -> Manifest: ...
@@ -287,7 +287,7 @@ def converted(array: Array, output_type: str) -> Images:
     """Return images float32 [batch, channels, height, width], or frames
     [batch, frames, channels, height, width], as a call wants them: of frames the same for each
     video."""
-    from runtimes.images import image
+    from latentc.runtimes.images import image
 
     videos = array[None] if array.ndim == 4 else array
     if output_type == "pil":

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend
-from runtimes.bundle.precision import canonical
-from runtimes.errors import BackendError, InputError
-from runtimes.presets.preset import (
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.bundle.precision import canonical
+from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.presets.preset import (
     AUTO,
     LIMITS,
     Asked,
@@ -26,10 +26,10 @@ from runtimes.presets.preset import (
 )
 
 if TYPE_CHECKING:
-    from runtimes.bundle.files import Bundle
-    from runtimes.bundle.manifest import Manifest
-    from runtimes.bundle.structures import Build
-    from runtimes.presets.records import Choice
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.structures import Build
+    from latentc.runtimes.presets.records import Choice
 
 
 def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | None]:
@@ -48,7 +48,7 @@ def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | No
     wanted = next(iter(LIMITS)) if name == AUTO else name
     if name == AUTO and not os.path.exists(record_path(content(bundle.manifest))):
         return asked, None  # as most often: at the cost of looking for one file
-    from runtimes.presets import records
+    from latentc.runtimes.presets import records
 
     try:
         choice, steps = records.find(bundle, wanted, asked)
@@ -63,7 +63,7 @@ def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | No
 def _apply(
     manifest: Manifest, name: str, choice: Choice, steps: int, asked: Asked
 ) -> tuple[Asked, Preset]:
-    from runtimes.presets.records import contradictions
+    from latentc.runtimes.presets.records import contradictions
 
     wrong = contradictions(choice, asked)
     precision = next(each.precision for each in manifest.builds if each.name == choice.build)

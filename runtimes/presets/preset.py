@@ -1,9 +1,9 @@
 """Presets: how much fidelity may be given for speed, and what that means on this machine.
 
-`latentc tune` (`runtimes.tuning.tune`) measures a bundle's builds and settings and keeps the winner
-of each preset in a record outside of the bundle, in latentc's cache folder. The file is named after
-the bundle's content; the record says which machine it is for. One that does not fit any more, or
-cannot be read, is not used, and the user is told why.
+`latentc tune` (`latentc.runtimes.tuning.tune`) measures a bundle's builds and settings and keeps
+the winner of each preset in a record outside of the bundle, in latentc's cache folder. The file is
+named after the bundle's content; the record says which machine it is for. One that does not fit any
+more, or cannot be read, is not used, and the user is told why.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend
-from runtimes.bundle.precision import DENOISER, of_component, split_passes
-from runtimes.storage.folders import cache_folder
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.bundle.precision import DENOISER, of_component, split_passes
+from latentc.runtimes.storage.folders import cache_folder
 
 if TYPE_CHECKING:
-    from runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class Asked:
-    """How a caller wants a bundle loaded, as in `runtimes.pipeline.pipeline.load`. `sizes` is what
-    `static` may hold: those of the calls to come, where it is the preset that wants one size."""
+    """How a caller wants a bundle loaded, as in `latentc.runtimes.pipeline.pipeline.load`. `sizes`
+    is what `static` may hold: those of the calls to come, where it is the preset that wants one
+    size."""
 
     backend: str | Backend | None = None
     device: str | None = None

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runtimes.calls.choosing import Calls
-from runtimes.errors import BundleError, LatentcError
-from runtimes.machine import cores, processor
-from runtimes.presets.preset import Arguments, Asked, content, record_path, records_folder
-from runtimes.storage.files import read_regular, write
-from runtimes.storage.parsing import parser
-from runtimes.strict import readable
-from runtimes.version import __version__
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.errors import BundleError, LatentcError
+from latentc.runtimes.machine import cores, processor
+from latentc.runtimes.presets.preset import Arguments, Asked, content, record_path, records_folder
+from latentc.runtimes.storage.files import read_regular, write
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.strict import readable
+from latentc.runtimes.version import __version__
 
 if TYPE_CHECKING:
-    from runtimes.bundle.files import Bundle
-    from runtimes.machine import cores, processor
-from runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.files import Bundle
+    from latentc.runtimes.machine import cores, processor
+from latentc.runtimes.bundle.manifest import Manifest
 
 _LARGEST = 1 << 20  # bytes of a record; a search writes a few thousand
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend
-from runtimes.backends.choosing import choose_build
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.precision import DENOISER, of_component
-from runtimes.bundle.structures import Build
-from runtimes.errors import DeviceUnavailable, InputError
-from runtimes.machine import cores
-from runtimes.presets.preset import expected_rank
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.precision import DENOISER, of_component
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.errors import DeviceUnavailable, InputError
+from latentc.runtimes.machine import cores
+from latentc.runtimes.presets.preset import expected_rank
 
 _EXACT = ("fp32", "fp16", "bf16")  # the nearest to the original first
 

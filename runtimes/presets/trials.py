@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeAlias
 
-from runtimes.presets.preset import Arguments, Limits
-from runtimes.presets.records import Record
-from runtimes.presets.setups import Setup
+from latentc.runtimes.presets.preset import Arguments, Limits
+from latentc.runtimes.presets.records import Record
+from latentc.runtimes.presets.setups import Setup
 
 Key: TypeAlias = tuple[Setup, tuple[tuple[str, float], ...]]
 

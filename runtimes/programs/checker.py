@@ -12,14 +12,14 @@ from itertools import chain
 from math import prod
 from typing import TypeAlias
 
-from runtimes.errors import BundleError
-from runtimes.programs import statements as form
-from runtimes.programs.dimensions import LARGEST, Dimension, parse
-from runtimes.programs.graphs import Graph
-from runtimes.programs.loops import is_number, loop_problems, loop_types
-from runtimes.programs.statements import Image, Mask, Numbers, Program, Statement, Text
-from runtimes.programs.uses import arguments_used, tests_of, values_used
-from runtimes.programs.values import Rows, Type, fits, met, type_of
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.dimensions import LARGEST, Dimension, parse
+from latentc.runtimes.programs.graphs import Graph
+from latentc.runtimes.programs.loops import is_number, loop_problems, loop_types
+from latentc.runtimes.programs.statements import Image, Mask, Numbers, Program, Statement, Text
+from latentc.runtimes.programs.uses import arguments_used, tests_of, values_used
+from latentc.runtimes.programs.values import Rows, Type, fits, met, type_of
 
 MOST_STATEMENTS = 256
 MOST_ARGUMENTS = 64

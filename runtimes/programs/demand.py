@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from runtimes.programs import statements as form
-from runtimes.programs.statements import (
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.statements import (
     Loop,
     Numbers,
     Program,
@@ -23,7 +23,7 @@ from runtimes.programs.statements import (
     names_given,
     value_of,
 )
-from runtimes.programs.uses import (
+from latentc.runtimes.programs.uses import (
     arguments_used,
     bounds_of_window,
     plan_arguments,

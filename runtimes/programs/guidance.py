@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from runtimes.programs.demand import compares
-from runtimes.programs.statements import Branch, Loop, Numbers, Program, Test, loop_of
+from latentc.runtimes.programs.demand import compares
+from latentc.runtimes.programs.statements import Branch, Loop, Numbers, Program, Test, loop_of
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from runtimes.programs.statements import Noise, Program, Symbol, loop_of
-from runtimes.strict import Strict
+from latentc.runtimes.programs.statements import Noise, Program, Symbol, loop_of
+from latentc.runtimes.strict import Strict
 
 
 class Latents(Strict, frozen=True):

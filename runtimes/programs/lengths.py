@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from runtimes.programs import statements as form
-from runtimes.programs.graphs import Graph
-from runtimes.programs.statements import Program, Statement, names_given, value_of
-from runtimes.programs.uses import feeds_of
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.graphs import Graph
+from latentc.runtimes.programs.statements import Program, Statement, names_given, value_of
+from latentc.runtimes.programs.uses import feeds_of
 
 
 def stretchable(program: Program, graphs: Mapping[str, Graph]) -> frozenset[str]:

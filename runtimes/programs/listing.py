@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from runtimes.programs import statements as form
-from runtimes.programs.statements import (
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.statements import (
     Branch,
     During,
     Feed,

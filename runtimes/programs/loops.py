@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from runtimes.programs import statements as form
-from runtimes.programs.dimensions import Dimension, parse
-from runtimes.programs.graphs import ROWS, TIMESTEP, Form, Graph
-from runtimes.programs.statements import Branch, During, Feed, Loop, Numbers, Window, value_of
-from runtimes.programs.values import Rows, Type, fits, type_of
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.dimensions import Dimension, parse
+from latentc.runtimes.programs.graphs import ROWS, TIMESTEP, Form, Graph
+from latentc.runtimes.programs.statements import (
+    Branch,
+    During,
+    Feed,
+    Loop,
+    Numbers,
+    Window,
+    value_of,
+)
+from latentc.runtimes.programs.values import Rows, Type, fits, type_of
 
 MOST_BRANCHES = 16
 LARGEST_VIEW = 4096  # latents along a side

@@ -3,7 +3,7 @@
 A program turns the arguments of a call into images: symbols, arguments and statements in
 single-assignment form. Names that begin with ``_`` are private; all others are those of diffusers,
 and a call can give their values or ask for them. docs/programs.md says what each statement means;
-`runtimes.programs.checker` has the rules.
+`latentc.runtimes.programs.checker` has the rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from runtimes.strict import Strict
+from latentc.runtimes.strict import Strict
 
 Shape: TypeAlias = tuple[int | str, ...]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from runtimes.programs import statements as form
-from runtimes.programs.statements import During, Feed, Statement, Test, Window, value_of
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.statements import During, Feed, Statement, Test, Window, value_of
 
 
 def values_used(statement: Statement) -> Iterator[str]:

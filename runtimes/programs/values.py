@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from runtimes.programs.dimensions import Dimension, parse, shown
-from runtimes.programs.graphs import ROWS, Form
+from latentc.runtimes.programs.dimensions import Dimension, parse, shown
+from latentc.runtimes.programs.graphs import ROWS, Form
 
 
 class Rows(IntEnum):

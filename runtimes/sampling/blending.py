@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtimes.sampling.plan import SamplingPlan
-from runtimes.sampling.sampler import Array, Step, Steps, with_latents
+from latentc.runtimes.sampling.plan import SamplingPlan
+from latentc.runtimes.sampling.sampler import Array, Step, Steps, with_latents
 
 
 def blended(
@@ -16,7 +16,7 @@ def blended(
     clean: Array,
     noise: Array,
 ) -> Steps:
-    """The steps of `runtimes.sampling.sampler.denoise`, blended.
+    """The steps of `latentc.runtimes.sampling.sampler.denoise`, blended.
 
     mask: [B, 1, H, W], 1 where the sample stays, 0 where it becomes `clean` [B, C, H, W] and
         `noise` [B, C, H, W], mixed as the plan says (`SamplingPlan.known`).

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.random import RandomState

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from runtimes.sampling.sampler import Array, Steps
+from latentc.runtimes.sampling.sampler import Array, Steps
 
 
 @dataclass(frozen=True)

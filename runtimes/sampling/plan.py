@@ -33,11 +33,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BundleError, InputError, PlanNotFound
-from runtimes.sampling.plan_document import decode, encode
-from runtimes.sampling.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import BundleError, InputError, PlanNotFound
+from latentc.runtimes.sampling.plan_document import decode, encode
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int32]
@@ -127,8 +127,8 @@ class PlanTable:
     """All sampling plans of one scheduler: the content of `schedules/<name>.json`.
 
     P plans, E model evaluations over all of them, R distinct rows, K slots. Arrays are
-    little-endian and C-contiguous; `runtimes.sampling.plan_document` says how they stand in the
-    file.
+    little-endian and C-contiguous; `latentc.runtimes.sampling.plan_document` says how they stand in
+    the file.
 
     steps             i4[P]       the step count of each plan, strictly increasing
     offsets           i4[P+1]     plan p has the evaluations offsets[p] .. offsets[p+1]-1

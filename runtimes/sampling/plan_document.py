@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import numpy as np
 
-from runtimes.errors import BundleError
-from runtimes.sampling.plan_schema import DTYPES, LEARNED, Array
-from runtimes.strict import Strict
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, Array
+from latentc.runtimes.strict import Strict
 
 # Within what the arrays can hold: numpy would wrap larger numbers around, or overflow.
 _Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]

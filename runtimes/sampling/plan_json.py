@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.structures import Schedule
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.sampling.plan import PlanTable, SamplingPlan
-from runtimes.sampling.plan_schema import LEARNED
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.structures import Schedule
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
+from latentc.runtimes.sampling.plan_schema import LEARNED
 
 FORMAT_VERSION = 1
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from runtimes.errors import BundleError
+from latentc.runtimes.errors import BundleError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

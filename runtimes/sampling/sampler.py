@@ -1,8 +1,9 @@
 """The sampling loop. There is one, for every model, scheduler and backend.
 
-A plan says what each step multiplies by what (`runtimes.sampling.plan`). Before the first step the
-plan is compiled: every tensor of the state gets a buffer, a slot that only passes something on
-becomes an alias, and what remains is a short list of multiply-adds into preallocated memory.
+A plan says what each step multiplies by what (`latentc.runtimes.sampling.plan`). Before the first
+step the plan is compiled: every tensor of the state gets a buffer, a slot that only passes
+something on becomes an alias, and what remains is a short list of multiply-adds into preallocated
+memory.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from runtimes.errors import BackendError, InputError, NumericalError
-from runtimes.sampling.plan import Clip, SamplingPlan
-from runtimes.sampling.plan_schema import ClipKind
+from latentc.runtimes.errors import BackendError, InputError, NumericalError
+from latentc.runtimes.sampling.plan import Clip, SamplingPlan
+from latentc.runtimes.sampling.plan_schema import ClipKind
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Predict: TypeAlias = Callable[[Array, Array], Array]

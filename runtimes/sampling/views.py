@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from runtimes.sampling.sampler import Array, Steps, with_latents
+from latentc.runtimes.sampling.sampler import Array, Steps, with_latents
 
 MOST_VIEWS = 4096  # in one call: each is an evaluation of the denoiser in every step
 View: TypeAlias = tuple[slice, slice]
@@ -82,8 +82,8 @@ def one_by_one(
 
 
 def merged(steps: Steps, views: Sequence[View], shape: Sequence[int]) -> Steps:
-    """Return the steps of `runtimes.sampling.sampler.denoise` over views as steps of the whole
-    latents, which the views are cut from again for the next step.
+    """Return the steps of `latentc.runtimes.sampling.sampler.denoise` over views as steps of the
+    whole latents, which the views are cut from again for the next step.
 
     Args:
         shape: of the whole, [B, C, H, W].

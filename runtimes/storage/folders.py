@@ -69,7 +69,7 @@ def _private() -> Path:
     import atexit
     from contextlib import ExitStack
 
-    from runtimes.storage.files import temporary_folder
+    from latentc.runtimes.storage.files import temporary_folder
 
     stack = ExitStack()
     atexit.register(stack.close)

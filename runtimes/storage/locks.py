@@ -11,7 +11,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from runtimes.errors import ExportError
+from latentc.runtimes.errors import ExportError
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _POLL = 0.2  # seconds

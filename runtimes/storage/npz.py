@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from runtimes.errors import BundleError
-from runtimes.storage.files import open_regular, read_regular
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import open_regular, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 # A zip member needs a date; a fixed one makes equal tables equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)

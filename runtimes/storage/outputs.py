@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runtimes.errors import InputError
+from latentc.runtimes.errors import InputError
 
 
 def check_folder(folder: Path, label: str = "output") -> None:

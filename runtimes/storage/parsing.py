@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from runtimes.errors import LatentcError, first_line
+from latentc.runtimes.errors import LatentcError, first_line
 
 _GENERATOR = 0x20  # inspect's, which takes long to import
 _P = ParamSpec("_P")

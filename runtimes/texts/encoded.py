@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.backends.sessions import Sessions
-from runtimes.errors import NumericalError
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.errors import NumericalError
 
 _Key: TypeAlias = tuple[Any, ...]  # an encoder, and the name, shape and content of each input
 

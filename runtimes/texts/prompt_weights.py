@@ -18,8 +18,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from runtimes.errors import InputError
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.parsing import parser
 
 MAX_WEIGHT = 100.0
 MAX_DEPTH = 32

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from runtimes.errors import BundleError, InputError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser, parsing
-from runtimes.texts.prompt_weights import Weighted, unweighted
-from runtimes.texts.tokenizer_rules import LONGEST_TEXT, checked
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser, parsing
+from latentc.runtimes.texts.prompt_weights import Weighted, unweighted
+from latentc.runtimes.texts.tokenizer_rules import LONGEST_TEXT, checked
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -68,7 +68,8 @@ class TextTokenizer:
 
     `expansions`: words that stand for several; `vocabulary`: what ids must be below; `frame`: what
     every row must have around its text; `unescape`: whether character references of HTML are
-    written out; see `runtimes.bundle.structures.Tokenizer`. Safe to use from several threads.
+    written out; see `latentc.runtimes.bundle.structures.Tokenizer`. Safe to use from several
+    threads.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from runtimes.texts.regular_expressions import Pattern, read_pattern
+from latentc.runtimes.texts.regular_expressions import Pattern, read_pattern
 
 LONGEST_TEXT = 1 << 14  # characters of a prompt
 _MOST_GROWTH = 64  # times as long as the text; 18 is what one character can become in Unicode

@@ -12,10 +12,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from runtimes.backends.session import Array
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.presets.preset import Arguments
-from runtimes.sampling.step_cache import Kind, kinds
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.presets.preset import Arguments
+from latentc.runtimes.sampling.step_cache import Kind, kinds
 
 _SHORT = 1.0  # seconds: what is shorter is measured more often
 _FEWEST, _MOST = 3, 24  # steps of a kind

@@ -1,5 +1,6 @@
 """The search of `latentc tune`: which of a bundle's builds, loaded how and called with what, is
-the fastest on this machine within the limits of each preset (`runtimes.presets.preset.LIMITS`).
+the fastest on this machine within the limits of each preset
+(`latentc.runtimes.presets.preset.LIMITS`).
 
 A denoiser step of a full-size model takes seconds, so the product of all settings is never tried:
 
@@ -30,20 +31,20 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array, first_line
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.precision import DENOISER, of_component
-from runtimes.bundle.quantities import ranges
-from runtimes.calls.choosing import Calls
-from runtimes.errors import BackendError, InputError, PlanNotFound
-from runtimes.interpreter.loop import guided, live_branches
-from runtimes.pipeline.loading import Loading, requested
-from runtimes.pipeline.pipeline import Pipeline, open_pipeline
-from runtimes.presets.preset import LIMITS, Arguments, Limits, content, points_lost
-from runtimes.presets.records import Choice, Record, machine
-from runtimes.presets.setups import Setup, exactness, label, setups, thread_counts
-from runtimes.presets.trials import (
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array, first_line
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.precision import DENOISER, of_component
+from latentc.runtimes.bundle.quantities import ranges
+from latentc.runtimes.calls.choosing import Calls
+from latentc.runtimes.errors import BackendError, InputError, PlanNotFound
+from latentc.runtimes.interpreter.loop import guided, live_branches
+from latentc.runtimes.pipeline.loading import Loading, requested
+from latentc.runtimes.pipeline.pipeline import Pipeline, open_pipeline
+from latentc.runtimes.presets.preset import LIMITS, Arguments, Limits, content, points_lost
+from latentc.runtimes.presets.records import Choice, Record, machine
+from latentc.runtimes.presets.setups import Setup, exactness, label, setups, thread_counts
+from latentc.runtimes.presets.trials import (
     Budget,
     Fidelity,
     Key,
@@ -54,10 +55,10 @@ from runtimes.presets.trials import (
     key_of,
     preference,
 )
-from runtimes.programs.statements import emit_of
-from runtimes.sampling.step_cache import kinds
-from runtimes.tuning.step_times import Times, measure
-from runtimes.verification.verify import (
+from latentc.runtimes.programs.statements import emit_of
+from latentc.runtimes.sampling.step_cache import kinds
+from latentc.runtimes.tuning.step_times import Times, measure
+from latentc.runtimes.verification.verify import (
     MAX_PSNR,
     can_judge,
     compare_pictures,

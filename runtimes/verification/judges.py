@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from runtimes import plugins
-from runtimes.backends.session import first_line
-from runtimes.errors import InputError
+from latentc.runtimes import plugins
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image

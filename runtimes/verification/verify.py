@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtimes import plugins
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.session import Array
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.precision import split_passes
-from runtimes.bundle.structures import (
+from latentc.runtimes import plugins
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.structures import (
     Build,
     Check,
     Component,
@@ -34,13 +34,13 @@ from runtimes.bundle.structures import (
     Score,
     Verification,
 )
-from runtimes.bundle.trust import Hashing
-from runtimes.errors import BundleError, NumericalError, VerificationError
-from runtimes.pipeline.loading import Loading
-from runtimes.pipeline.pipeline import Pipeline, open_pipeline
-from runtimes.pipeline.run import Result
-from runtimes.storage.npz import read_arrays
-from runtimes.verification import judges
+from latentc.runtimes.bundle.trust import Hashing
+from latentc.runtimes.errors import BundleError, NumericalError, VerificationError
+from latentc.runtimes.pipeline.loading import Loading
+from latentc.runtimes.pipeline.pipeline import Pipeline, open_pipeline
+from latentc.runtimes.pipeline.run import Result
+from latentc.runtimes.storage.npz import read_arrays
+from latentc.runtimes.verification import judges
 
 if TYPE_CHECKING:
     from PIL import Image

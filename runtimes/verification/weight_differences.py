@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import SourceError
-from runtimes.storage.files import open_regular
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import open_regular
+from latentc.runtimes.storage.parsing import parser
 
 Floats = NDArray[np.float32]
 

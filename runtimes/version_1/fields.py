@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from runtimes.bundle.structures import Component
-from runtimes.programs.latents import Latents
-from runtimes.strict import Strict
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.strict import Strict
 
 
 class VectorInput(Strict, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from runtimes.bundle.structures import (
+from latentc.runtimes.bundle.structures import (
     Build,
     Component,
     CreatedBy,
@@ -18,12 +18,12 @@ from runtimes.bundle.structures import (
     Source,
     files_of,
 )
-from runtimes.errors import BundleError
-from runtimes.programs.latents import Latents
-from runtimes.storage.parsing import parser
-from runtimes.strict import Strict
-from runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
-from runtimes.version_1.tasks import Task
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.strict import Strict
+from latentc.runtimes.version_1.fields import Argument, Embedding, Guidance, VectorInput
+from latentc.runtimes.version_1.tasks import Task
 
 FORMAT_VERSION = 1
 _MOST = 256  # of anything; the work of making programs grows with the square of some

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtimes.errors import BundleError
-from runtimes.sampling.plan import PlanTable
-from runtimes.sampling.plan_schema import DTYPES, LEARNED
-from runtimes.storage.npz import read_arrays
-from runtimes.storage.parsing import parser
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED
+from latentc.runtimes.storage.npz import read_arrays
+from latentc.runtimes.storage.parsing import parser
 
 
 @parser(BundleError, "path", "a table of sampling plans of format 1")

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from runtimes.strict import Strict
+from latentc.runtimes.strict import Strict
 
 START = "start"  # what a preparation's output becomes: the clean latents that a call starts from
 NOISE = "noise"  # the input of an image encoder that takes a draw

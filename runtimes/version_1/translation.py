@@ -12,16 +12,16 @@ from itertools import count, pairwise
 
 from msgspec import structs
 
-from runtimes.bundle.sizes import BINNING
-from runtimes.bundle.structures import Component
-from runtimes.errors import BundleError
-from runtimes.programs import statements as form
-from runtimes.programs.loops import MOST_STEPS
-from runtimes.programs.statements import Feed, Program, Statement, Test
-from runtimes.version_1.fields import Branch as OldBranch
-from runtimes.version_1.fields import CallFields, Embedding, VectorInput
-from runtimes.version_1.tasks import NOISE, START, STEPS, Preparation, Task, argument
-from runtimes.version_1.tasks import Feed as OldFeed
+from latentc.runtimes.bundle.sizes import BINNING
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.programs import statements as form
+from latentc.runtimes.programs.loops import MOST_STEPS
+from latentc.runtimes.programs.statements import Feed, Program, Statement, Test
+from latentc.runtimes.version_1.fields import Branch as OldBranch
+from latentc.runtimes.version_1.fields import CallFields, Embedding, VectorInput
+from latentc.runtimes.version_1.tasks import NOISE, START, STEPS, Preparation, Task, argument
+from latentc.runtimes.version_1.tasks import Feed as OldFeed
 
 _LATENTS, _IMAGE_LATENTS = "latents", "image_latents"
 

@@ -13,21 +13,27 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_document, version_of
-from runtimes.bundle.structures import File, Schedule
-from runtimes.bundle.structures import Tokenizer as NewTokenizer
-from runtimes.bundle.trust import check_unlinked, checked
-from runtimes.errors import BundleError, InputError
-from runtimes.programs.statements import Program
-from runtimes.storage import files
-from runtimes.storage.locks import Stages, writing
-from runtimes.storage.outputs import check_folder
-from runtimes.storage.parsing import parsing
-from runtimes.texts.tokenizer import TextTokenizer
-from runtimes.version_1 import manifest as old
-from runtimes.version_1.fields import CallFields
-from runtimes.version_1.plans import read_plans
-from runtimes.version_1.translation import program_of, tokenizer_of, with_positions
+from latentc.runtimes.bundle.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    read_document,
+    version_of,
+)
+from latentc.runtimes.bundle.structures import File, Schedule
+from latentc.runtimes.bundle.structures import Tokenizer as NewTokenizer
+from latentc.runtimes.bundle.trust import check_unlinked, checked
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.programs.statements import Program
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.locks import Stages, writing
+from latentc.runtimes.storage.outputs import check_folder
+from latentc.runtimes.storage.parsing import parsing
+from latentc.runtimes.texts.tokenizer import TextTokenizer
+from latentc.runtimes.version_1 import manifest as old
+from latentc.runtimes.version_1.fields import CallFields
+from latentc.runtimes.version_1.plans import read_plans
+from latentc.runtimes.version_1.translation import program_of, tokenizer_of, with_positions
 
 
 def upgrade(bundle: Path, progress: Stages) -> Manifest | None:

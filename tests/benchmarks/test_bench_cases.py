@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import cases, plan
-from benchmarks.bench.cases import Case, Group, with_baselines
-from benchmarks.bench.model import Settings
+from latentc.benchmarks.bench import cases, plan
+from latentc.benchmarks.bench.cases import Case, Group, with_baselines
+from latentc.benchmarks.bench.model import Settings
 from latentc.cli import run as latentc
-from runtimes.backends.backend import Backend
-from runtimes.errors import InputError
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.errors import InputError
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle
 
@@ -197,13 +197,13 @@ def test_a_peer_without_environment_names_the_command(
     monkeypatch.setenv("LATENTC_PEERS", str(tmp_path / "none"))
     flags = ["--baseline", "none", "--peer", "optimum-onnx", "-o", str(tmp_path / "out")]
     assert latentc(["bench", str(bundle), *flags]) == 5
-    assert "python -m benchmarks.peers create optimum-onnx" in capsys.readouterr().err
+    assert "python -m latentc.benchmarks.peers create optimum-onnx" in capsys.readouterr().err
 
 
 def test_a_source_that_moved_is_refused(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from exporter.cli import builtin_folder
+    from latentc.exporter.cli import builtin_folder
 
     flags = ["--source", str(builtin_folder()), "-o", str(tmp_path / "out")]
     assert latentc(["bench", str(bundle), *flags]) == 3

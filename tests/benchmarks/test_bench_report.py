@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.bench import cli, compare, model
-from benchmarks.bench.model import Report
-from benchmarks.bench.pages import html, texts
+from latentc.benchmarks.bench import cli, compare, model
+from latentc.benchmarks.bench.model import Report
+from latentc.benchmarks.bench.pages import html, texts
 from latentc.cli import run as latentc
-from runtimes.errors import InputError, PerformanceRegression
+from latentc.runtimes.errors import InputError, PerformanceRegression
 from tests.bench_reports import make_report
 from tests.benchmarks_pages import Page, check_figures
 

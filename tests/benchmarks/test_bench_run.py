@@ -12,11 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from benchmarks.bench import compare, model, peers, plan, runner
-from benchmarks.bench.pages import html
-from benchmarks.measure import Bounds, ChildFailed, run_child
+from latentc.benchmarks.bench import compare, model, peers, plan, runner
+from latentc.benchmarks.bench.pages import html
+from latentc.benchmarks.measure import Bounds, ChildFailed, run_child
 from latentc.cli import run as latentc
-from runtimes.errors import PerformanceRegression
+from latentc.runtimes.errors import PerformanceRegression
 from tests.bench_reports import install_backend
 from tests.fakes import make_bundle
 
@@ -142,7 +142,7 @@ def test_a_child_that_passes_its_bounds_is_ended_with_its_own_children() -> None
 PEER = """
 import json, sys
 from pathlib import Path
-from benchmarks.peers._common import Request
+from latentc.benchmarks.peers._common import Request
 Request.read(Path(sys.argv[1]))  # refuses what the real scripts refuse
 request = json.loads(Path(sys.argv[1]).read_text())
 if request["prompt"] == "fail":

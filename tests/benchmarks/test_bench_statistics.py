@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.bench import energy, fidelity, roofline, statistics
-from benchmarks.bench.fidelity import Pictures
-from benchmarks.bench.model import Operations, Peak
+from latentc.benchmarks.bench import energy, fidelity, roofline, statistics
+from latentc.benchmarks.bench.fidelity import Pictures
+from latentc.benchmarks.bench.model import Operations, Peak
 from tests.bench_reports import series
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import cancelling
-from runtimes.pipeline.pipeline import load
+from latentc.benchmarks import cancelling
+from latentc.runtimes.pipeline.pipeline import load
 from tests.fakes import FakeBackend, make_bundle
 
 

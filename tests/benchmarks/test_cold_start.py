@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import bare_onnx, cold_start, importtime
-from benchmarks.measure import Child
+from latentc.benchmarks import bare_onnx, cold_start, importtime
+from latentc.benchmarks.measure import Child
 
 SEED, STEPS, GUIDANCE = 5, 4, 5.0
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import export_cost
-from benchmarks.measure import Child
+from latentc.benchmarks import export_cost
+from latentc.benchmarks.measure import Child
 
 STAGE = {"subject": "denoiser", "stage": "capture", "seconds": 12.3, "cpu": 11.0, "size": 5_000_000}
 FOUND: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import full_size, jobs
-from benchmarks.measure import Child
+from latentc.benchmarks import full_size, jobs
+from latentc.benchmarks.measure import Child
 
 SIZE = 32
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import CASES, Case, Outcome, write_record
-from runtimes.backends import backend as engines
+from latentc.benchmarks import gpu_check
+from latentc.benchmarks.gpu_check import CASES, Case, Outcome, write_record
+from latentc.runtimes.backends import backend as engines
 from tests.fake_tensorrt import Machine, installed
 
 FACTS = {"GPU": "NVIDIA L4", "Driver": "580.1"}
@@ -27,7 +27,7 @@ def test_nothing_to_run_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_the_cases_name_what_there_is() -> None:
-    from exporter.options import ExportOptions
+    from latentc.exporter.options import ExportOptions
 
     pairs = ExportOptions()
     for case in CASES:

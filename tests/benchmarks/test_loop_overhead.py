@@ -7,8 +7,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from benchmarks import loop_overhead
-from exporter.schedulers.tables import DEFAULT_SCHEDULERS
+from latentc.benchmarks import loop_overhead
+from latentc.exporter.schedulers.tables import DEFAULT_SCHEDULERS
 
 
 def test_the_command_runs(tmp_path: Path) -> None:

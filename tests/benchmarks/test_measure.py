@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from latentc.benchmarks import measure
 
 MIB = 1 << 20
 # Written as pages: memory that is only reserved does not count.
@@ -46,19 +46,21 @@ def test_a_childs_memory_is_seen() -> None:
 
 
 def test_a_child_reports_its_result_and_its_own_peak() -> None:
-    code = f"from benchmarks.measure import report\n{ALLOCATE}\nreport({{'answer': [1, 2.5]}})"
+    code = (
+        f"from latentc.benchmarks.measure import report\n{ALLOCATE}\nreport({{'answer': [1, 2.5]}})"
+    )
     child = measure.run_child(["-c", code])
     assert child.result == {"answer": [1, 2.5]}
     assert 200 * MIB <= child.peak_memory < child.max_rss + MIB
 
 
 def test_freed_memory_still_counts_in_the_peak() -> None:
-    code = f"from benchmarks.measure import report\n{ALLOCATE}\ndel block\nreport(None)"
+    code = f"from latentc.benchmarks.measure import report\n{ALLOCATE}\ndel block\nreport(None)"
     assert measure.run_child(["-c", code]).peak_memory > 200 * MIB
 
 
 def test_a_child_gets_the_environment() -> None:
-    code = "import os\nfrom benchmarks.measure import report\nreport(os.environ['SETTING'])"
+    code = "import os\nfrom latentc.benchmarks.measure import report\nreport(os.environ['SETTING'])"
     assert measure.run_child(["-c", code], {"SETTING": "7"}).result == "7"
     assert "SETTING" not in os.environ
 

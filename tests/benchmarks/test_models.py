@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import models
+from latentc.benchmarks import models
 
 torch = pytest.importorskip("torch")
 

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import peers
-from benchmarks.peers.__main__ import cli
 from latentc import builtin_model
-from runtimes.errors import BackendError, InputError
+from latentc.benchmarks import peers
+from latentc.benchmarks.peers.__main__ import cli
+from latentc.runtimes.errors import BackendError, InputError
 
 # A peer with no packages: it draws one colour, and says what was asked of it.
 STAND_IN = """
@@ -284,7 +284,7 @@ def test_configurations_become_json(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"steps_offset": 1, "_class_name": "DDIMScheduler"}
 
 
-# The real ones. Make an environment by: python -m benchmarks.peers create NAME
+# The real ones. Make an environment by: python -m latentc.benchmarks.peers create NAME
 
 
 def environment_of(name: str) -> peers.Peer:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import second_start
-from benchmarks.measure import summarise
+from latentc.benchmarks import second_start
+from latentc.benchmarks.measure import summarise
 
 
 def test_ratios_are_of_medians() -> None:

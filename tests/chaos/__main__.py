@@ -35,7 +35,7 @@ def prepare(base: Path) -> tuple[Path, Path]:
     """Return a small verified bundle, and the pipeline that it was made from."""
     import torch
 
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
     from tests import tiny_configurations as tiny
 
     source, good = base / "source", base / "good"

@@ -66,7 +66,7 @@ class Operation:
 
 def check_bundle(bundle: Path) -> None:
     """Raise unless every file of a bundle is as its manifest says."""
-    from runtimes.bundle.files import Bundle
+    from latentc.runtimes.bundle.files import Bundle
 
     Bundle.open(bundle, hashing="always").check()
 
@@ -154,7 +154,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def leftovers(place: Place) -> list[str]:
     """Return what stands where nothing but results should, after a run that went through."""
-    from runtimes.bundle.manifest import Manifest
+    from latentc.runtimes.bundle.manifest import Manifest
 
     work = place.output.parent
     allowed = {OUTPUT, "report"}

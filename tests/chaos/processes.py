@@ -23,14 +23,16 @@ def import_everything() -> None:
     import onnxruntime
     import torch
 
-    import benchmarks.bench.cli
-    import exporter.compiler.export
-    import exporter.families.stable_diffusion
+    import latentc.benchmarks.bench.cli
     import latentc.cli
+    import latentc.exporter.compiler.export
+    import latentc.exporter.families.stable_diffusion
 
     torch.set_num_threads(1)
-    assert all((benchmarks.bench.cli, exporter.compiler.export, latentc.cli, onnxruntime))
-    exporter.families.stable_diffusion  # noqa: B018
+    assert all(
+        (latentc.benchmarks.bench.cli, latentc.exporter.compiler.export, latentc.cli, onnxruntime)
+    )
+    latentc.exporter.families.stable_diffusion  # noqa: B018
     import diffusers
 
     for name in ("StableDiffusionPipeline", "DDIMScheduler", "EulerDiscreteScheduler"):

@@ -65,8 +65,8 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
     counts = os.pipe()
 
     def replace() -> int:
-        from exporter.store import Store
-        from runtimes.bundle.manifest import Manifest
+        from latentc.exporter.store import Store
+        from latentc.runtimes.bundle.manifest import Manifest
 
         for _ in range(rounds):
             manifest = Manifest.load(place.output)
@@ -80,7 +80,7 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
         return 0
 
     def read() -> int:
-        from runtimes.errors import BundleError
+        from latentc.runtimes.errors import BundleError
 
         whole = refused = 0
         while not (place.root / "over").exists():
@@ -109,7 +109,7 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
 
 
 def _keys(manifest: object) -> set[str]:
-    from exporter.store import _items_of
+    from latentc.exporter.store import _items_of
 
     return {key for key, _ in _items_of(manifest)}  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
-from exporter.quiet import quiet_loading
+from latentc.exporter.quiet import quiet_loading
 from tests.loaded import Ours, kept_open
 
 

@@ -19,11 +19,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.classes import class_of
-from exporter.quiet import quiet_loading
-from runtimes.errors import InputError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.classes import class_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, mask, picture
 from tests.uncaptured import uncaptured
 

@@ -20,12 +20,12 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.programs.statements import Image as ImageArgument
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import CONTROLLED
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, CALL, assert_same, mask, picture

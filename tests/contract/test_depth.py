@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from exporter.components.tasks.depth import _size
-from exporter.source.resolving import load, resolve
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, UnsupportedPipeline
+from latentc.exporter.components.tasks.depth import _size
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, UnsupportedPipeline
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 
 

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from diffusers import DiTPipeline
 
 import latentc
-from benchmarks.bench.latentc_case import arguments
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from runtimes.commands.generate import generate
-from runtimes.errors import InputError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.verification.verify import relative_l2
+from latentc.benchmarks.bench.latentc_case import arguments
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.commands.generate import generate
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
 
 STEPS = 5

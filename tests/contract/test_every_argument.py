@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from exporter.progress import Progress
-from exporter.verification.probe_calls import rows_of
-from runtimes.bundle.sizes import BINNING
-from runtimes.bundle.structures import Tokenizer
-from runtimes.errors import InputError, NumericalError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.programs.statements import (
+from latentc.exporter.progress import Progress
+from latentc.exporter.verification.probe_calls import rows_of
+from latentc.runtimes.bundle.sizes import BINNING
+from latentc.runtimes.bundle.structures import Tokenizer
+from latentc.runtimes.errors import InputError, NumericalError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.programs.statements import (
     Image,
     Loop,
     Mask,
@@ -29,7 +29,7 @@ from runtimes.programs.statements import (
     loop_of,
     names_given,
 )
-from runtimes.version_1.upgrade import upgrade
+from latentc.runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
 from tests.pictures import mask, picture
 from tests.runtimes.test_upgrade import ARCHIVE as OLD_BUNDLES

@@ -17,13 +17,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
-from exporter.schedulers.tables import build
-from exporter.verification.reference import watched
-from runtimes.errors import InputError
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.exporter.schedulers.tables import build
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.verification.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.exporter.test_ingredients import make_lora

@@ -16,15 +16,15 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
-from exporter.schedulers.tables import build
-from exporter.verification.reference import watched
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.exporter.schedulers.tables import build
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 from tests.tiny import tiny_autoencoder
 

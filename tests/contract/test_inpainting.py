@@ -14,13 +14,13 @@ from diffusers import AutoPipelineForInpainting
 from PIL import Image
 
 import latentc
-from exporter.quiet import quiet_loading
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
-from exporter.schedulers.tables import build
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.exporter.schedulers.tables import build
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.verification.verify import relative_l2
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, mask, picture
 
 SIZE = {"height": 32, "width": 48}

@@ -14,12 +14,12 @@ from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, SourceError
-from runtimes.programs.statements import Loop, Run
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, SourceError
+from latentc.runtimes.programs.statements import Loop, Run
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import BACKENDS, CALL, assert_same, picture

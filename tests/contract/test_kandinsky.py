@@ -14,12 +14,12 @@ import torch
 from click.testing import CliRunner
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from runtimes.commands.generate import generate
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.commands.generate import generate
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
 from tests.pictures import picture
 

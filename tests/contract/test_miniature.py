@@ -14,21 +14,21 @@ import pytest
 import torch
 from msgspec import structs
 
-import exporter.verification.programs
-from exporter.compiler.export import export
-from exporter.compiler.requested import with_tasks
-from exporter.compiler.run import planned_programs
-from exporter.components.description import Description
-from exporter.families import family_of
-from exporter.progress import Progress
-from exporter.verification.miniature import (
+import latentc.exporter.verification.programs
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.requested import with_tasks
+from latentc.exporter.compiler.run import planned_programs
+from latentc.exporter.components.description import Description
+from latentc.exporter.families import family_of
+from latentc.exporter.progress import Progress
+from latentc.exporter.verification.miniature import (
     AFFORDABLE,
     NoMiniature,
     miniature_of,
     numbers_of,
     same_but_for_widths,
 )
-from exporter.verification.programs import (
+from latentc.exporter.verification.programs import (
     LIMIT,
     SHAPES,
     Comparison,
@@ -36,9 +36,9 @@ from exporter.verification.programs import (
     check_programs,
     recorded,
 )
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import VerificationError
-from runtimes.programs.statements import Noise, Program
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import VerificationError
+from latentc.runtimes.programs.statements import Noise, Program
 from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of
 from tests.contract.test_program_check import FAULTS, with_default, with_steps
@@ -63,7 +63,7 @@ MADE: Mapping[Callable[[Path, Configuration], None], Mapping[str, Configuration]
 
 @pytest.fixture
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter.verification.programs, "_LARGE", 0)
+    monkeypatch.setattr(latentc.exporter.verification.programs, "_LARGE", 0)
 
 
 def modules_of(pipe: Any) -> list[torch.nn.Module]:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from exporter import targets
-from exporter.capture.graphs import variant
-from exporter.passes import Choices, Range
-from exporter.passes.quantization import sites
-from runtimes.backends.backend import SessionOptions, find
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.exporter import targets
+from latentc.exporter.capture.graphs import variant
+from latentc.exporter.passes import Choices, Range
+from latentc.exporter.passes.quantization import sites
+from latentc.runtimes.backends.backend import SessionOptions, find
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 
 CHANNELS, SIDE = 4, 8
 Operator: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

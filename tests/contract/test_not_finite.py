@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from runtimes.backends.backend import find
-from runtimes.backends.openvino import OpenVinoBackend
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import NumericalError
-from runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.backends.backend import find
+from latentc.runtimes.backends.openvino import OpenVinoBackend
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import NumericalError
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
 
 # By component weights of its source that every call uses, of which the first is broken that a build
 # holds as it is (some are folded into others), and what runs it.
@@ -183,7 +183,7 @@ class Rectified(torch.nn.Module):
 
 @pytest.mark.fault("2.1", "OpenVINO's ReLU makes 0 of NaN")
 def test_a_relu_keeps_nan(tmp_path: Path) -> None:
-    from exporter.targets.openvino import lowering as openvino
+    from latentc.exporter.targets.openvino import lowering as openvino
 
     torch.manual_seed(0)
     module, image = Rectified().eval(), torch.randn(2, 3, 8, 8)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from runtimes.backends import backend as backends
-from runtimes.backends.session import Array, Feeds
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST
-from runtimes.bundle.structures import TensorSpec
-from runtimes.errors import BackendError, BundleError
-from runtimes.pipeline.pipeline import load
+from latentc.runtimes.backends import backend as backends
+from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.bundle.structures import TensorSpec
+from latentc.runtimes.errors import BackendError, BundleError
+from latentc.runtimes.pipeline.pipeline import load
 from tests.fakes import GRAPHS, FakeBackend, make_bundle
 
 Outputs = Mapping[str, TensorSpec]

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from exporter import targets
-from exporter.capture.graphs import variant
-from exporter.targets.options import Settings
-from runtimes.backends.backend import SessionOptions, find
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.latents import Latents
-from runtimes.verification.verify import relative_l2
+from latentc.exporter import targets
+from latentc.exporter.capture.graphs import variant
+from latentc.exporter.targets.options import Settings
+from latentc.runtimes.backends.backend import SessionOptions, find
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.verification.verify import relative_l2
 
 CHANNELS, SIDE = 4, 8
 SCALES = (1.0, 600.0, 6000.0)

@@ -17,15 +17,15 @@ from diffusers import (
 )
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from exporter.verification.reference import watched
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.programs.listing import listing
-from runtimes.sampling.views import cut, put_together, views_of
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, UnsupportedPipeline
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.programs.listing import listing
+from latentc.runtimes.sampling.views import cut, put_together, views_of
+from latentc.runtimes.verification.verify import relative_l2
 from tests import tiny
 from tests.docs import independent_loader as reader
 

@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMPipeline, DiffusionPipeline
 
 import latentc
-from exporter.compiler.export import export
-from exporter.quiet import quiet_loading
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
-from exporter.schedulers.tables import build
-from exporter.verification.reference import watched
-from runtimes.verification.verify import psnr, relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.exporter.schedulers.tables import build
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.verification.verify import psnr, relative_l2
 from tests.loaded import Ours, kept_open
 
 STEPS = 20

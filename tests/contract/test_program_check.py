@@ -11,15 +11,21 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-import exporter.compiler.run
-from exporter import classes
-from exporter.compiler.export import export
-from exporter.components.description import Description
-from exporter.progress import Progress
-from exporter.verification.programs import LIMIT, SHAPES, Comparison, check_programs, recorded
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, VerificationError
-from runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program, loop_of
+import latentc.exporter.compiler.run
+from latentc.exporter import classes
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.description import Description
+from latentc.exporter.progress import Progress
+from latentc.exporter.verification.programs import (
+    LIMIT,
+    SHAPES,
+    Comparison,
+    check_programs,
+    recorded,
+)
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, VerificationError
+from latentc.runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program, loop_of
 from tests.contract.test_every_argument import HAS_TASKS, bundle_of
 from tests.uncaptured import uncaptured
 
@@ -219,12 +225,12 @@ def test_the_record_says_what_diffusers_refuses(
 def test_an_export_writes_nothing_then(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = exporter.compiler.run.with_planned_steps
+    planned = latentc.exporter.compiler.run.with_planned_steps
 
     def changed(*arguments: Any) -> Program:
         return with_steps(planned(*arguments), Noise, each_made=False)
 
-    monkeypatch.setattr(exporter.compiler.run, "with_planned_steps", changed)
+    monkeypatch.setattr(latentc.exporter.compiler.run, "with_planned_steps", changed)
     with pytest.raises(VerificationError, match="no bundle was written"):
         export(
             pipeline_folder("sd"),

@@ -14,12 +14,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.quiet import quiet_loading
-from exporter.verification.reference import watched
 from latentc.cli import run as command
-from runtimes.errors import InputError
-from runtimes.texts.tokenizer import TextTokenizer
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.texts.tokenizer import TextTokenizer
+from latentc.runtimes.verification.verify import relative_l2
 from tests.loaded import Ours, kept_open
 
 BACKENDS = ("onnxruntime", "openvino", "torch")

@@ -14,15 +14,15 @@ import torch
 from diffusers import QwenImagePipeline
 
 import latentc
-from exporter.compiler.export import export
-from exporter.families.qwen_image import describe
-from exporter.quiet import quiet_loading
-from exporter.verification.reference import watched
-from runtimes.bundle.sizes import of_longest_texts, ranges, text_lengths
-from runtimes.errors import InputError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.texts.tokenizer import PromptTruncatedWarning
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.families.qwen_image import describe
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.bundle.sizes import of_longest_texts, ranges, text_lengths
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
+from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader
 from tests.uncaptured import uncaptured
 

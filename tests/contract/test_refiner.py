@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import latentc
-from exporter.quiet import quiet_loading
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
-from exporter.schedulers.tables import build
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.exporter.schedulers.tables import build
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
 

@@ -14,13 +14,13 @@ from diffusers import DiffusionPipeline, PixArtAlphaPipeline, PixArtSigmaPipelin
 from diffusers.image_processor import PixArtImageProcessor
 from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pixart_sigma
 
-from exporter.families.pixart import bins_of
-from exporter.quiet import quiet_loading
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.sizes import fixed
-from runtimes.errors import InputError
-from runtimes.images.image import resized
-from runtimes.pipeline.pipeline import Pipeline
+from latentc.exporter.families.pixart import bins_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.sizes import fixed
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.images.image import resized
+from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests import tiny_transformers
 from tests.conftest import KEPT, one_at_a_time
 from tests.pictures import assert_same

@@ -22,14 +22,14 @@ from diffusers import (
 )
 
 import latentc
-from exporter.compiler.export import export
-from exporter.components import safety_checker
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import resolve
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, VerificationError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.programs.listing import listing
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components import safety_checker
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import resolve
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, VerificationError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.programs.listing import listing
 from tests import tiny
 from tests.conftest import Run
 from tests.docs import independent_loader as reader

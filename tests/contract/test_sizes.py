@@ -23,12 +23,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from exporter.capture.graphs import capture, example_inputs, symbol_values
-from exporter.classes import class_of
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import load, resolve
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values
+from latentc.exporter.classes import class_of
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.verification.verify import relative_l2
 from tests import transformers
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, CALL, mask, picture

@@ -22,17 +22,17 @@ from diffusers import (
 from PIL import Image
 
 import latentc
-from exporter.capture.graphs import capture, example_inputs, symbol_values
-from exporter.capture.step_cache import split
-from exporter.compiler.export import export
-from exporter.components.adapters.t2i_adapter import Adapter, Feature, Packing
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import load, resolve
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.programs.statements import Image as ImageArgument
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values
+from latentc.exporter.capture.step_cache import split
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.adapters.t2i_adapter import Adapter, Feature, Packing
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open

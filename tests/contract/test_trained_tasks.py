@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.compiler.export import export
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError
+from latentc.exporter.compiler.export import export
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError
 from tests.pictures import BACKENDS, STEPS, assert_same, picture
 
 CALL = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0}

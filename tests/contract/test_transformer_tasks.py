@@ -16,16 +16,16 @@ import torch
 from msgspec import structs
 
 import latentc
-from exporter.classes import record_of
-from exporter.compiler.export import export
-from exporter.compiler.requested import with_tasks
-from exporter.families import family_of
-from exporter.programs.changes import usual_steps
-from exporter.quiet import quiet_loading
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.programs.statements import Program
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.classes import record_of
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.requested import with_tasks
+from latentc.exporter.families import family_of
+from latentc.exporter.programs.changes import usual_steps
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, UnsupportedPipeline
+from latentc.runtimes.programs.statements import Program
+from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
 from tests.pictures import BACKENDS, assert_same, mask, picture

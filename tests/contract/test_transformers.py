@@ -14,16 +14,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 import latentc
-from exporter.compiler.export import export
-from exporter.families import family_of
-from exporter.progress import Progress
-from exporter.quiet import quiet_loading
-from exporter.schedulers.plans import add_to_bundle
-from exporter.verification.reference import watched
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import ExportError, InputError
-from runtimes.texts.tokenizer import PromptTruncatedWarning
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.families import family_of
+from latentc.exporter.progress import Progress
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.plans import add_to_bundle
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import ExportError, InputError
+from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
+from latentc.runtimes.verification.verify import relative_l2
 from tests.transformers import FROM_TEXT, STEPS, exported
 
 SEED = 7
@@ -201,7 +201,9 @@ def test_sizes_are_rounded_as_diffusers_does(
         ).images
     with (
         latentc.load(bundle("flux-dev"), backend="onnxruntime") as pipe,
-        pytest.warns(UserWarning, match="height 71 is not a multiple of .*: .* is taken in its place"),
+        pytest.warns(
+            UserWarning, match="height 71 is not a multiple of .*: .* is taken in its place"
+        ),
     ):
         result = pipe("a red circle", seed=1, output_type="np", **call)
     assert result.images.shape == expected.shape

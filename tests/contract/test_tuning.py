@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from latentc import cli
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import BACKENDS
-from runtimes.pipeline.pipeline import load
-from runtimes.presets.preset import LIMITS
-from runtimes.tuning.tune import SEED
-from runtimes.verification.verify import compare_pictures, to_bytes
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import BACKENDS
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.presets.preset import LIMITS
+from latentc.runtimes.tuning.tune import SEED
+from latentc.runtimes.verification.verify import compare_pictures, to_bytes
 
 PROMPT = "a large red circle"
 STEPS = 6

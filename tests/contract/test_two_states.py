@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import latentc
-from exporter.classes import CLASSES, PipelineClass
-from exporter.compiler.export import export
-from runtimes.programs.statements import loop_of
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.classes import CLASSES, PipelineClass
+from latentc.exporter.compiler.export import export
+from latentc.runtimes.programs.statements import loop_of
+from latentc.runtimes.verification.verify import relative_l2
 from tests import duet
 from tests.docs import independent_loader as reader
 
@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(diffusers, "DuetPipeline", duet.DuetPipeline, raising=False)
         patch.setattr(diffusers, "DuetDenoiser", duet.DuetDenoiser, raising=False)
         patch.setitem(CLASSES, "DuetPipeline", PipelineClass("duet", offers=()))  # type: ignore[arg-type]
-        patch.setitem(sys.modules, "exporter.families.duet", duet)
+        patch.setitem(sys.modules, "latentc.exporter.families.duet", duet)
         duet.make_pipeline().save_pretrained(folder / "pipeline")
         options: dict[str, Any] = {"schedulers": SCHEDULERS, "steps": [4, 7]}
         targets = ["onnx", "openvino"]

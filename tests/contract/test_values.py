@@ -12,9 +12,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
-from runtimes.errors import InputError, NumericalError, PlanNotFound
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.verification.verify import relative_l2
+from latentc.runtimes.errors import InputError, NumericalError, PlanNotFound
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests.pictures import mask, picture
 from tests.uncaptured import uncaptured
 

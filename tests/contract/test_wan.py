@@ -22,19 +22,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import latentc
-from benchmarks.bench.latentc_case import arguments as bench_arguments
-from exporter.capture.step_cache import split
-from exporter.compiler.export import export
-from exporter.components.wan_video_decoder import video_decoder_graph
-from exporter.families import family_of, wan
-from exporter.quiet import quiet_loading
-from exporter.targets.tensorrt import default_profile
-from runtimes.bundle.files import Bundle
-from runtimes.commands.generate import generate
-from runtimes.errors import InputError, UnsupportedPipeline
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.tuning.tune import tune
-from runtimes.verification.verify import relative_l2
+from latentc.benchmarks.bench.latentc_case import arguments as bench_arguments
+from latentc.exporter.capture.step_cache import split
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.wan_video_decoder import video_decoder_graph
+from latentc.exporter.families import family_of, wan
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.targets.tensorrt import default_profile
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.commands.generate import generate
+from latentc.runtimes.errors import InputError, UnsupportedPipeline
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.tuning.tune import tune
+from latentc.runtimes.verification.verify import relative_l2
 from tests import tiny_transformers as tiny
 from tests.docs import independent_loader as reader
 from tests.uncaptured import uncaptured

@@ -13,12 +13,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 import latentc
-from exporter.compiler.export import export
-from exporter.components.watermark import Marker
-from exporter.quiet import quiet_loading
-from exporter.verification import programs as program_check
-from exporter.verification import reference
-from runtimes.bundle.manifest import Manifest
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.watermark import Marker
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.verification import programs as program_check
+from latentc.exporter.verification import reference
+from latentc.runtimes.bundle.manifest import Manifest
 from tests import tiny
 from tests.docs import independent_loader as reader
 

@@ -20,22 +20,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from exporter.targets import TARGETS
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import FORMAT_VERSION, Manifest, schema
-from runtimes.bundle.rules import DTYPES, is_dimension, is_inside
-from runtimes.errors import BundleError
-from runtimes.pipeline.loading import Loading
-from runtimes.pipeline.pipeline import load, open_pipeline
-from runtimes.programs.latents import Latents
-from runtimes.sampling import noise
-from runtimes.sampling.plan import PlanTable, join
-from runtimes.sampling.plan_schema import DTYPES as ARRAYS
-from runtimes.sampling.plan_schema import LEARNED, MAX_SLOTS, MAX_STEPS, ClipKind, check_table
-from runtimes.sampling.sampler import Rescale, denoise
-from runtimes.storage.files import LARGEST_DOCUMENT
-from runtimes.verification.verify import TOLERANCES, relative_l2
-from runtimes.version_1.fields import Branch, Guidance
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest, schema
+from latentc.runtimes.bundle.rules import DTYPES, is_dimension, is_inside
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.pipeline.loading import Loading
+from latentc.runtimes.pipeline.pipeline import load, open_pipeline
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.sampling import noise
+from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.plan_schema import DTYPES as ARRAYS
+from latentc.runtimes.sampling.plan_schema import (
+    LEARNED,
+    MAX_SLOTS,
+    MAX_STEPS,
+    ClipKind,
+    check_table,
+)
+from latentc.runtimes.sampling.sampler import Rescale, denoise
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT
+from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
+from latentc.runtimes.version_1.fields import Branch, Guidance
 from tests import fakes
 from tests.conftest import KEPT, one_at_a_time
 from tests.docs import independent_loader as reader
@@ -59,8 +65,8 @@ def plain(cell: str) -> str:
 UNIONS = {"kind": "Argument", "do": "Statement"}
 # Two structures have one name in the code; the document has a name for each.
 NAMES = {
-    "runtimes.bundle.structures.Loop": "LoopCheck",
-    "runtimes.programs.statements.Loop": "Loop",
+    "latentc.runtimes.bundle.structures.Loop": "LoopCheck",
+    "latentc.runtimes.programs.statements.Loop": "Loop",
 }
 
 
@@ -695,7 +701,7 @@ def with_images(
     controlled: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name of a tiny pipeline → its bundle for calls with images."""
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
 
     @cache
     def make(name: str) -> Path:

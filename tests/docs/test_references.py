@@ -14,9 +14,9 @@ import click
 import pytest
 
 import latentc
-from exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc import cli as command_line
-from runtimes.errors import LatentcError
+from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
+from latentc.runtimes.errors import LatentcError
 from tests import faults, support
 from tests.conftest import WHOLE
 from tests.docs.markdown import ROOT, section, table

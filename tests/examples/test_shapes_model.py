@@ -10,10 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors import safe_open
 
-from benchmarks.shapes import captions
 from examples.shapes import evaluate
-from exporter.source.adapters import lora
 from latentc import builtin_lora
+from latentc.benchmarks.shapes import captions
+from latentc.exporter.source.adapters import lora
 
 FOLDER = Path(__file__).parents[2] / "latentc" / "models" / "shapes"
 PARTS = {

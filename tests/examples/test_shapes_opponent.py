@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from diffusers import AutoencoderKL
 
-from benchmarks.shapes.scenes import COLOURS, Placed, Scene
 from examples.shapes import data
 from examples.shapes.opponent import COLOUR_SPAN, COVER_MIDDLE, COVER_SPAN, opponent_layout
 from latentc import builtin_model
+from latentc.benchmarks.shapes.scenes import COLOURS, Placed, Scene
 
 
 def middle(colour: str) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.shapes import captions, draw, judge, scenes
-from benchmarks.shapes.scenes import Prompt, Spec, Thing
 from examples.shapes import data
+from latentc.benchmarks.shapes import captions, draw, judge, scenes
+from latentc.benchmarks.shapes.scenes import Prompt, Spec, Thing
 
 
 def drawn(spec: Spec, rng: np.random.Generator) -> Image.Image:

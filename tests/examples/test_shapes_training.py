@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 
-from benchmarks.shapes import captions, scenes
 from examples.shapes import data, evaluate, networks, reading, stages, train
 from examples.shapes.loop import Plan, learning_rate
 from examples.shapes.tokenizer import build_tokenizer
 from examples.shapes.workers import Worker
+from latentc.benchmarks.shapes import captions, scenes
 
 TINY = networks.Sizes(
     autoencoder=(8, 8, 16),

@@ -15,8 +15,8 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from exporter.source import resolving as source
-from runtimes.errors import SourceError
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import SourceError
 
 RANK = 4
 Deltas = dict[tuple[str, str], torch.Tensor]

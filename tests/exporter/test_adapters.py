@@ -13,13 +13,13 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from exporter.classes import CLASSES
-from exporter.compiler.requested import with_tasks
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source import resolving as source
 from latentc.cli import run as command
-from runtimes.errors import InputError, SourceError
+from latentc.exporter.classes import CLASSES
+from latentc.exporter.compiler.requested import with_tasks
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import InputError, SourceError
 from tests import tiny
 
 Asked = Mapping[str, list[str]]

@@ -12,9 +12,9 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
-from exporter.source import resolving as source
-from exporter.source.resolving import load_model
-from runtimes.errors import SourceError
+from latentc.exporter.source import resolving as source
+from latentc.exporter.source.resolving import load_model
+from latentc.runtimes.errors import SourceError
 from tests import tiny
 from tests.conftest import Run
 
@@ -48,7 +48,7 @@ def spoil(path: Path, weight: str, value: float, kind: torch.dtype = torch.float
 def test_parts_of_a_pipeline(
     file: str, value: float, kind: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.stored_weights.SMALLEST", 16)  # halves stay in their file
+    monkeypatch.setattr("latentc.exporter.stored_weights.SMALLEST", 16)  # halves stay in their file
     name = spoil(folder / file, WEIGHTS[file], value, kind)
     part = folder / Path(file).parent
     with pytest.raises(SourceError, match=f"^{part}: its tensor '{name}' holds NaN or infinity"):
@@ -63,7 +63,7 @@ def test_an_export(
     def reached(*_: Any, **__: Any) -> None:
         pytest.fail("the work was begun")
 
-    monkeypatch.setattr("exporter.schedulers.plans.add_all", reached)
+    monkeypatch.setattr("latentc.exporter.schedulers.plans.add_all", reached)
     name = spoil(folder / UNET, WEIGHTS[UNET], torch.nan)
     given = [] if verify else ["--no-verify"]
     code, _, errors = run("export", folder, "-o", tmp_path / "bundle", *given)

@@ -13,14 +13,14 @@ import torch
 from diffusers import AutoPipelineForImage2Image
 
 import latentc
-from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
-from exporter.capture.step_cache import FEATURES, split
-from exporter.compiler.export import export
-from exporter.compiler.run import Exported
-from exporter.families import family_of
-from exporter.source.resolving import load, resolve
-from runtimes.errors import ExportError, LatentcError, SourceError, UnsupportedPipeline
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from latentc.exporter.capture.step_cache import FEATURES, split
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.run import Exported
+from latentc.exporter.families import family_of
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.errors import ExportError, LatentcError, SourceError, UnsupportedPipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
 

@@ -20,24 +20,24 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch.export import ExportedProgram
 
 import latentc
-from exporter.capture.graphs import capture, example_inputs, variant
-from exporter.compiler.export import export
-from exporter.components.description import Graph
-from exporter.options import ExportOptions, artifact_keys
-from exporter.passes import Choices, split_einsum_attention
-from exporter.source.resolving import resolve
-from exporter.targets.coreml import lowering as coreml
-from exporter.targets.coreml.options import CoreMLOptions
-from exporter.targets.options import Settings, gather
-from runtimes.backends import backend as engines
-from runtimes.backends.coreml.mil.package import limits_of, read_spec
-from runtimes.backends.session import Session
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.sizes import fix
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import InputError
-from runtimes.programs.latents import Latents
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.capture.graphs import capture, example_inputs, variant
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.description import Graph
+from latentc.exporter.options import ExportOptions, artifact_keys
+from latentc.exporter.passes import Choices, split_einsum_attention
+from latentc.exporter.source.resolving import resolve
+from latentc.exporter.targets.coreml import lowering as coreml
+from latentc.exporter.targets.coreml.options import CoreMLOptions
+from latentc.exporter.targets.options import Settings, gather
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.coreml.mil.package import limits_of, read_spec
+from latentc.runtimes.backends.session import Session
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.sizes import fix
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.verification.verify import relative_l2
 
 SIZES = {"batch": 2, "height": 8, "width": 12, "sequence": 7}
 LATENTS = Latents(channels=4, factor=2, multiple=2, default_height=16, default_width=16)
@@ -194,7 +194,7 @@ def test_fixed_size_in_two_chunks(
     fixed: tuple[Graph, ExportedProgram], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With split attention, queries in chunks, and half precision."""
-    from exporter.passes import split_einsum_v2_attention
+    from latentc.exporter.passes import split_einsum_v2_attention
 
     monkeypatch.setattr(split_einsum_v2_attention, "QUERY_CHUNK", 10)
     made, program = fixed

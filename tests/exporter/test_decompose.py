@@ -18,17 +18,17 @@ from diffusers import DiffusionPipeline
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
-from exporter.capture.decompose import decomposed
-from exporter.capture.graphs import capture, example_inputs, symbol_values
-from exporter.components.description import Description
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.targets.coreml import operations as coreml_operations
-from exporter.targets.onnx import lowering as onnx
-from exporter.targets.onnx import registry as onnx_registry
-from exporter.targets.onnx import types as onnx_types
-from exporter.targets.openvino import lowering as openvino
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.exporter.capture.decompose import decomposed
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values
+from latentc.exporter.components.description import Description
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.targets.coreml import operations as coreml_operations
+from latentc.exporter.targets.onnx import lowering as onnx
+from latentc.exporter.targets.onnx import registry as onnx_registry
+from latentc.exporter.targets.onnx import types as onnx_types
+from latentc.exporter.targets.openvino import lowering as openvino
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 
 TABLES = {
     "onnx": lambda: onnx._table(onnx.OPSET),

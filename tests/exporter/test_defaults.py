@@ -13,10 +13,10 @@ import diffusers
 import pytest
 from diffusers import DiffusionPipeline
 
-from exporter.classes import CLASSES
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from runtimes.programs.statements import Numbers, Program
+from latentc.exporter.classes import CLASSES
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.programs.statements import Numbers, Program
 from tests import tiny
 from tests.pictures import mask, picture
 from tests.uncaptured import uncaptured

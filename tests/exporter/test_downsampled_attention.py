@@ -16,24 +16,24 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.export import ExportedProgram
 
 import latentc
-from exporter import targets
-from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
-from exporter.capture.interpreter import Watched
-from exporter.compiler.export import export
-from exporter.components.description import Description, Graph
-from exporter.families import family_of
-from exporter.lowering.calibration import ranges
-from exporter.options import ExportOptions
-from exporter.passes import W8A8, Choices, downsampled_attention
-from exporter.source.resolving import load, resolve
-from exporter.targets.coreml.options import CoreMLOptions
-from exporter.targets.options import Settings
 from latentc.cli import run as command
-from runtimes.backends import backend as backends
-from runtimes.backends.backend import SessionOptions
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import ExportError
-from runtimes.verification.verify import TOLERANCES, relative_l2
+from latentc.exporter import targets
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from latentc.exporter.capture.interpreter import Watched
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.families import family_of
+from latentc.exporter.lowering.calibration import ranges
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.passes import W8A8, Choices, downsampled_attention
+from latentc.exporter.source.resolving import load, resolve
+from latentc.exporter.targets.coreml.options import CoreMLOptions
+from latentc.exporter.targets.options import Settings
+from latentc.runtimes.backends import backend as backends
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
 from tests import tiny
 
 NAME = "downsampled-attention"

@@ -20,13 +20,13 @@ import pytest
 import torch
 
 import latentc
-from exporter.compiler.export import export
-from exporter.compiler.run import Exported
-from exporter.progress import Event
-from exporter.targets.onnx import lowering as onnx_target
-from exporter.verification import reference
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import (
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.run import Exported
+from latentc.exporter.progress import Event
+from latentc.exporter.targets.onnx import lowering as onnx_target
+from latentc.exporter.verification import reference
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import (
     ExportError,
     InputError,
     LatentcError,
@@ -520,7 +520,7 @@ def test_a_build_that_lives_in_anothers_folder_survives_its_being_made_again(
         return entry
 
     monkeypatch.setattr(onnx_target, "lower", otherwise)
-    monkeypatch.setattr("exporter.options.code", lambda *_: "changed")
+    monkeypatch.setattr("latentc.exporter.options.code", lambda *_: "changed")
     after = quick(source, output, targets=["onnx"], precision="fp32").manifest
     kept, made = (
         {build.precision: build for build in after.builds}[each] for each in (mixed, "fp32")

@@ -12,21 +12,21 @@ import torch
 from diffusers import DDPMPipeline
 from torch.export import ExportedProgram
 
-from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
-from exporter.components.description import Description, Graph
-from exporter.families import family_of
-from exporter.lowering import overflow as headroom
-from exporter.lowering.component import Lowering
-from exporter.options import ExportOptions
-from exporter.passes import COMPUTED, COMPUTES
-from exporter.programs.draft import Draft
-from exporter.progress import Progress
-from exporter.source.resolving import load, resolve
-from runtimes.bundle.recipe import Recipe
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import ExportError, InputError
-from runtimes.programs.latents import Latents
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.families import family_of
+from latentc.exporter.lowering import overflow as headroom
+from latentc.exporter.lowering.component import Lowering
+from latentc.exporter.options import ExportOptions
+from latentc.exporter.passes import COMPUTED, COMPUTES
+from latentc.exporter.programs.draft import Draft
+from latentc.exporter.progress import Progress
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.bundle.recipe import Recipe
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import ExportError, InputError
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.verification.verify import relative_l2
 
 LIMITS = {"fp16_compute": 2e-3, "bf16_compute": 2e-2}
 IMAGE = TensorSpec("float32", ("batch", 4, "height", "width"))

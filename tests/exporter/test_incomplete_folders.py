@@ -11,10 +11,10 @@ import pytest
 import transformers
 from diffusers import DiffusionPipeline
 
-from exporter.families import family_of
-from exporter.source import model_files
-from exporter.source import resolving as source
-from runtimes.errors import SourceError, UnsupportedPipeline
+from latentc.exporter.families import family_of
+from latentc.exporter.source import model_files
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import SourceError, UnsupportedPipeline
 from tests.uncaptured import uncaptured
 
 

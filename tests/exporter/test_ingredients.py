@@ -17,14 +17,14 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import latentc
-from exporter.compiler.export import export
-from exporter.source import given_files
-from exporter.source import resolving as source
-from exporter.source.adapters import textual_inversion
 from latentc.cli import run as command
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import SourceError
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.compiler.export import export
+from latentc.exporter.source import given_files
+from latentc.exporter.source import resolving as source
+from latentc.exporter.source.adapters import textual_inversion
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.verification.verify import relative_l2
 from tests.tiny import tiny_autoencoder
 
 SMALL: dict[str, Any] = {"targets": ["onnx"], "schedulers": (), "steps": (4,)}

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 import latentc
-from exporter.compiler.export import export
-from exporter.compiler.run import Exported
-from exporter.verification import judging as judged
-from runtimes import plugins
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import SourceError
-from runtimes.verification import judges
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.run import Exported
+from latentc.exporter.verification import judging as judged
+from latentc.runtimes import plugins
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.verification import judges
 
 ASKED = {
     "name": "reddish",

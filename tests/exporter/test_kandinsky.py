@@ -14,11 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter.compiler.export import export
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import load, resolve
-from runtimes.errors import ExportError, SourceError, UnsupportedPipeline
+from latentc.exporter.compiler.export import export
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.errors import ExportError, SourceError, UnsupportedPipeline
 from tests import tiny_kandinsky, tiny_transformers
 from tests.tiny_kandinsky import WIDTH
 from tests.uncaptured import uncaptured

@@ -14,13 +14,13 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter.compiler.export import export, preflight
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.source.resolving import load, resolve
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, SourceError, UnsupportedPipeline
-from runtimes.interpreter.loop import live_branches
+from latentc.exporter.compiler.export import export, preflight
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from latentc.runtimes.interpreter.loop import live_branches
 from tests import tiny, tiny_transformers
 from tests.uncaptured import uncaptured
 

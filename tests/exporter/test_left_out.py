@@ -15,20 +15,20 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from msgspec import structs
 
-from exporter.classes import CLASSES
-from exporter.compiler.run import refuse_unreadable
-from exporter.options import ExportOptions, up_to_date
-from exporter.quiet import quiet_loading
-from exporter.source.left_out import left_out, present
-from exporter.source.resolving import load, resolve
-from exporter.store import Store
-from exporter.versions import libraries
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import LeftOut
-from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.presets.records import Choice, Record
-from runtimes.programs.statements import Numbers
-from runtimes.strict import readable
+from latentc.exporter.classes import CLASSES
+from latentc.exporter.compiler.run import refuse_unreadable
+from latentc.exporter.options import ExportOptions, up_to_date
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source.left_out import left_out, present
+from latentc.exporter.source.resolving import load, resolve
+from latentc.exporter.store import Store
+from latentc.exporter.versions import libraries
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import LeftOut
+from latentc.runtimes.errors import BundleError, ExportError, InputError
+from latentc.runtimes.presets.records import Choice, Record
+from latentc.runtimes.programs.statements import Numbers
+from latentc.runtimes.strict import readable
 from tests import fakes
 from tests.conftest import Run
 from tests.pictures import mask, picture
@@ -173,8 +173,8 @@ def test_a_checkpoint_of_one_file() -> None:
 def test_the_export_says_it(
     smallest: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.compiler import export as entry
-    from exporter.compiler.run import Exported
+    from latentc.exporter.compiler import export as entry
+    from latentc.exporter.compiler.run import Exported
 
     manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
     parts = (LeftOut("safety_checker", "images are not checked"), LeftOut("asked", "so", True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import run_child
+from latentc.benchmarks.measure import run_child
 
 SIZE = 128 << 20
 
@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
-from benchmarks.measure import current_memory, report
-from exporter.memory import release_weights
+from latentc.benchmarks.measure import current_memory, report
+from latentc.exporter.memory import release_weights
 folder, size = Path(sys.argv[1]), int(sys.argv[2])
 save_file({"weight": torch.ones(2, size // 8)}, folder / "model.safetensors")
 module = torch.nn.Linear(size // 8, 2, bias=False, device="meta")

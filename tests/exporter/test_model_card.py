@@ -19,13 +19,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from msgspec import structs
 from safetensors.numpy import save_file
 
-from exporter.compiler.export import export
-from exporter.source import model_card
-from exporter.source import resolving as source
-from exporter.source.model_card import CARD, Card, of_checkpoint, of_folder
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.rules import LONGEST_SAID, MOST_BASE_MODELS
-from runtimes.errors import BundleError
+from latentc.exporter.compiler.export import export
+from latentc.exporter.source import model_card
+from latentc.exporter.source import resolving as source
+from latentc.exporter.source.model_card import CARD, Card, of_checkpoint, of_folder
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.rules import LONGEST_SAID, MOST_BASE_MODELS
+from latentc.runtimes.errors import BundleError
 from tests import fakes
 from tests.conftest import Run
 

@@ -15,10 +15,10 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from exporter.quiet import quiet_loading
-from exporter.source import model_files
-from exporter.source import resolving as source
-from runtimes.errors import SourceError
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import model_files
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import SourceError
 
 D, T = "diffusion_pytorch_model", "model"
 # Files of a folder, the variant that is asked for, and those whose weights arrive (none: refused).

@@ -16,13 +16,13 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DiffusionPipeline, SchedulerMixin
 
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.schedulers import plans as schedules
-from exporter.schedulers.shifting import Told
-from exporter.schedulers.tables import SCHEDULERS, trace
-from runtimes.errors import ExportError
-from runtimes.sampling.plan import PlanTable
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers import plans as schedules
+from latentc.exporter.schedulers.shifting import Told
+from latentc.exporter.schedulers.tables import SCHEDULERS, trace
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.sampling.plan import PlanTable
 from tests.exporter.test_schedule import assert_same
 
 pytestmark = [

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from exporter.targets.onnx import lowering as target
-from exporter.targets.onnx.attention import DOMAIN, NAME
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.targets.onnx import lowering as target
+from latentc.exporter.targets.onnx.attention import DOMAIN, NAME
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.verification.verify import relative_l2
 
 HEADS, WIDTH = 4, 6
 TOKENS = TensorSpec("float32", ("batch", "tokens", HEADS * WIDTH))

@@ -11,22 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.calibration_prompts import PROMPTS, read_prompts
-from exporter.compiler.export import export
-from exporter.lowering.layer_ranking import Layer, fewest, kept, promised
-from exporter.options import ExportOptions, check
-from exporter.targets import TARGETS
 from latentc.cli import run
-from runtimes.backends.choosing import choose_build
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.precision import (
+from latentc.exporter.calibration_prompts import PROMPTS, read_prompts
+from latentc.exporter.compiler.export import export
+from latentc.exporter.lowering.layer_ranking import Layer, fewest, kept, promised
+from latentc.exporter.options import ExportOptions, check
+from latentc.exporter.targets import TARGETS
+from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precision import (
     build_name,
     canonical,
     check_components,
     of_component,
     with_passes,
 )
-from runtimes.errors import InputError, VerificationError
+from latentc.runtimes.errors import InputError, VerificationError
 from tests.fakes import FakeBackend, make_bundle
 
 NAMES = st.sampled_from(["denoiser", "vae_decoder", "text_encoder"])

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.models import MODELS
-from exporter.compiler import preflight
-from exporter.compiler.export import export
-from exporter.compiler.export import preflight as preflight_of
-from exporter.compiler.preflight import GIB, Need, Weights, available_memory, need, refuse
+from latentc.benchmarks.models import MODELS
 from latentc.cli import cli
-from runtimes.errors import ExportError
+from latentc.exporter.compiler import preflight
+from latentc.exporter.compiler.export import export
+from latentc.exporter.compiler.export import preflight as preflight_of
+from latentc.exporter.compiler.preflight import GIB, Need, Weights, available_memory, need, refuse
+from latentc.runtimes.errors import ExportError
 
 SD15 = {
     "text_encoder": Weights(123_060_480, 4),

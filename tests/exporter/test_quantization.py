@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from exporter import targets
-from exporter.calibration_prompts import Calibration
-from exporter.capture.graphs import capture, example_inputs, symbol_values, variant
-from exporter.capture.interpreter import Watched
-from exporter.components.description import Description, Graph
-from exporter.families import family_of
-from exporter.lowering import layer_ranking as floor
-from exporter.lowering.calibration import ranges, trajectories
-from exporter.passes import (
+from latentc.exporter import targets
+from latentc.exporter.calibration_prompts import Calibration
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values, variant
+from latentc.exporter.capture.interpreter import Watched
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.families import family_of
+from latentc.exporter.lowering import layer_ranking as floor
+from latentc.exporter.lowering.calibration import ranges, trajectories
+from latentc.exporter.passes import (
     TYPED_INTEGERS,
     W8A8,
     WEIGHTS,
@@ -29,13 +29,13 @@ from exporter.passes import (
     int8_activations,
     int8_weights,
 )
-from exporter.passes.quantization import operators, sites
-from exporter.source.resolving import load, resolve
-from runtimes.backends import backend as backends
-from runtimes.backends.backend import SessionOptions
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import ExportError
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.passes.quantization import operators, sites
+from latentc.exporter.source.resolving import load, resolve
+from latentc.runtimes.backends import backend as backends
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import ExportError
+from latentc.runtimes.verification.verify import relative_l2
 from tests.uncaptured import uncaptured
 
 PASSES = {**WEIGHTS, **W8A8}
@@ -252,7 +252,7 @@ def test_ranges_hold_what_was_met(
 
 
 def test_a_range_is_clipped_where_that_loses_less() -> None:
-    from exporter.lowering.calibration import _clipped
+    from latentc.exporter.lowering.calibration import _clipped
 
     even = torch.linspace(-1, 3, 4096)
     assert _clipped(Range(-1.0, 3.0), even) == Range(-1.0, 3.0)
@@ -279,7 +279,7 @@ def test_a_layer_that_was_not_calibrated(program: ExportedProgram, choices: Choi
 
 
 def test_zero_is_always_a_step() -> None:
-    from exporter.passes.int8_activations import _numbers
+    from latentc.exporter.passes.int8_activations import _numbers
 
     for found in (Range(0.5, 2.0), Range(-3.0, -1.0), Range(-0.3, 7.1), Range(0.0, 0.0)):
         scale, point = _numbers(found, symmetric=False)
@@ -295,8 +295,8 @@ def test_one_layer_at_a_time_is_what_the_passes_make_of_it(
     samples: list[Mapping[str, torch.Tensor]],
     precision: str,
 ) -> None:
-    """`exporter.lowering.layer_ranking` ranks layers by values rounded on the way, not by rewritten
-    programs."""
+    """`latentc.exporter.lowering.layer_ranking` ranks layers by values rounded on the way, not by
+    rewritten programs."""
     passes = tuple(name for name in PASSES[precision] if not name.startswith("fp16"))
     rounding = floor.Rounding(passes, choices.ranges)
     watched = Watched(program)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from diffusers import QwenImagePipeline
 
-from exporter import targets
-from exporter.components.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
-from exporter.families.qwen_image import describe
-from exporter.targets.options import Settings
-from runtimes.backends.backend import find
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents
+from latentc.exporter import targets
+from latentc.exporter.components.qwen_image_graphs import Combiner, Denoiser, FrameDecoder
+from latentc.exporter.families.qwen_image import describe
+from latentc.exporter.targets.options import Settings
+from latentc.runtimes.backends.backend import find
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents
 from tests import tiny_qwen
 
 

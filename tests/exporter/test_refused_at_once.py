@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from exporter.compiler import export as compiler
-from exporter.compiler.export import export, preflight
-from exporter.source import resolving as source
-from runtimes.backends import backend
-from runtimes.errors import InputError, SourceError
+from latentc.exporter.compiler import export as compiler
+from latentc.exporter.compiler.export import export, preflight
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.backends import backend
+from latentc.runtimes.errors import InputError, SourceError
 from tests.conftest import Run
 from tests.fakes import make_bundle
 

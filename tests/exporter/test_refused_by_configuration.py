@@ -10,10 +10,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import DryRunFileInfo
 
-from exporter.compiler.export import preflight
-from exporter.source import hub
-from exporter.source import resolving as source
-from runtimes.errors import SourceError
+from latentc.exporter.compiler.export import preflight
+from latentc.exporter.source import hub
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import SourceError
 from tests.conftest import Run
 
 IMPOSSIBLE: Mapping[str, tuple[str, str]] = {
@@ -33,7 +33,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("weights were loaded")
 
     monkeypatch.setattr(source, "load_model", reached)
-    monkeypatch.setattr("exporter.compiler.run.load", reached)
+    monkeypatch.setattr("latentc.exporter.compiler.run.load", reached)
 
 
 @pytest.mark.fault("3.1", "sizes, tasks and schedulers that the pipeline cannot have")
@@ -105,7 +105,7 @@ def test_room_for_a_download(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.file)
     monkeypatch.setattr(pipeline_utils, "snapshot_download", fake.snapshot)
     monkeypatch.setattr(pipeline_utils.DiffusionPipeline, "download", download_pipeline)
-    monkeypatch.setattr("exporter.source.hub.free_disk", lambda _: room)
+    monkeypatch.setattr("latentc.exporter.source.hub.free_disk", lambda _: room)
     if room < 2 << 30:
         with pytest.raises(SourceError, match=r"owner/name: the download takes 2\.0 GiB, and 2\.0"):
             download(fake)

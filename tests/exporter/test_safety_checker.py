@@ -13,12 +13,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessorPil
 
-from exporter.components.processors import Prepared
-from exporter.components.safety_checker import SafetyChecker
-from exporter.families import stable_diffusion
-from exporter.quiet import quiet_loading
-from runtimes.bundle.precision import canonical, of_component
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.processors import Prepared
+from latentc.exporter.components.safety_checker import SafetyChecker
+from latentc.exporter.families import stable_diffusion
+from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.precision import canonical, of_component
+from latentc.runtimes.errors import UnsupportedPipeline
 from tests import tiny
 
 SIZES = [(24, 24), (32, 48), (17, 40), (128, 96), (300, 200), (23, 25), (512, 520)]

@@ -13,9 +13,9 @@ import pytest
 import torch
 from diffusers import SchedulerMixin
 
-from exporter.schedulers import checking as schedule_check
-from exporter.schedulers.symbols import NotLinear, Symbol, coefficients, unit
-from exporter.schedulers.tables import (
+from latentc.exporter.schedulers import checking as schedule_check
+from latentc.exporter.schedulers.symbols import NotLinear, Symbol, coefficients, unit
+from latentc.exporter.schedulers.tables import (
     DEFAULT_SCHEDULERS,
     DEFAULT_STEPS,
     SCHEDULERS,
@@ -23,11 +23,11 @@ from exporter.schedulers.tables import (
     resolve,
     trace,
 )
-from exporter.schedulers.tracing import replaced_noise
-from runtimes.errors import ExportError, InputError
-from runtimes.sampling.plan import PlanTable, SamplingPlan
-from runtimes.sampling.plan_schema import ClipKind
-from runtimes.sampling.sampler import denoise
+from latentc.exporter.schedulers.tracing import replaced_noise
+from latentc.runtimes.errors import ExportError, InputError
+from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
+from latentc.runtimes.sampling.plan_schema import ClipKind
+from latentc.runtimes.sampling.sampler import denoise
 
 CONFIG: dict[str, Any] = {
     "num_train_timesteps": 1000,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from exporter.compiler import sharing
-from exporter.store import Store, missing_artifacts
 from latentc.cli import run as command
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError, ExportError
+from latentc.exporter.compiler import sharing
+from latentc.exporter.store import Store, missing_artifacts
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError, ExportError
 from tests import fakes
 
 

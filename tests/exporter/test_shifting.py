@@ -15,17 +15,17 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from exporter.components.description import Shifted
-from exporter.progress import Progress
-from exporter.schedulers.plans import add_to_bundle, plain_config
-from exporter.schedulers.shifting import Told, line, told_by, trace_told
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import Shift, Source, TensorSpec
-from runtimes.errors import BundleError, ExportError, InputError
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.programs.latents import Latents
-from runtimes.sampling.plan import PlanTable, join
-from runtimes.sampling.sampler import denoise
+from latentc.exporter.components.description import Shifted
+from latentc.exporter.progress import Progress
+from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
+from latentc.exporter.schedulers.shifting import Told, line, told_by, trace_told
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import Shift, Source, TensorSpec
+from latentc.runtimes.errors import BundleError, ExportError, InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.sampler import denoise
 from tests import fakes
 
 FREE = TensorSpec("float32", ("batch", 16, "height", "width"))

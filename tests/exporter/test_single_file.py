@@ -12,10 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from exporter.compiler.export import export
-from exporter.source import resolving as source
 from latentc.cli import run as command
-from runtimes.errors import SourceError
+from latentc.exporter.compiler.export import export
+from latentc.exporter.source import resolving as source
+from latentc.runtimes.errors import SourceError
 from tests.exporter.original_layout import checkpoint
 
 

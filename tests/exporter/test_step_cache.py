@@ -14,17 +14,17 @@ from diffusers import DiffusionPipeline
 from torch.fx import Node
 
 import latentc
-from exporter.capture.graphs import capture, example_inputs, symbol_values
-from exporter.capture.step_cache import FEATURES, split
-from exporter.compiler.export import export
-from exporter.components.description import Description, Graph
-from exporter.families import family_of
-from exporter.quiet import quiet_loading
-from exporter.schedulers.tables import build
-from exporter.verification.reference import watched
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import ExportError, InputError, UnsupportedPipeline
-from runtimes.verification.verify import relative_l2
+from latentc.exporter.capture.graphs import capture, example_inputs, symbol_values
+from latentc.exporter.capture.step_cache import FEATURES, split
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.families import family_of
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.schedulers.tables import build
+from latentc.exporter.verification.reference import watched
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import ExportError, InputError, UnsupportedPipeline
+from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 
 INTERVAL, STEPS, SEED = 3, 6, 7

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from exporter.compiler.export import export
-from exporter.progress import Event as Stage
-from exporter.progress import Progress
-from exporter.schedulers import plans as schedules
-from exporter.schedulers.plans import add_to_bundle
-from exporter.store import Store, recover
-from exporter.targets.onnx import lowering as onnx_target
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError, ExportError
-from runtimes.storage.locks import WAITING, writing
+from latentc.exporter.compiler.export import export
+from latentc.exporter.progress import Event as Stage
+from latentc.exporter.progress import Progress
+from latentc.exporter.schedulers import plans as schedules
+from latentc.exporter.schedulers.plans import add_to_bundle
+from latentc.exporter.store import Store, recover
+from latentc.exporter.targets.onnx import lowering as onnx_target
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError, ExportError
+from latentc.runtimes.storage.locks import WAITING, writing
 from tests import fakes
 from tests import tiny_configurations as tiny
 
@@ -37,10 +37,10 @@ LONGEST = 120  # seconds for a thread to get where it is waited for
 WRITER = """
 import shutil, sys, time
 from pathlib import Path
-from runtimes.storage.locks import writing
-from exporter.progress import Progress
-from exporter.store import Store, recover
-from runtimes.bundle.manifest import Manifest
+from latentc.runtimes.storage.locks import writing
+from latentc.exporter.progress import Progress
+from latentc.exporter.store import Store, recover
+from latentc.runtimes.bundle.manifest import Manifest
 
 output, template, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 manifest = Manifest.load(template)
@@ -266,7 +266,8 @@ def test_no_lock_is_made_beside_what_is_no_bundle(tmp_path: Path) -> None:
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; "
-        "from runtimes.storage.locks import writing; from exporter.progress import Progress; "
+        "from latentc.runtimes.storage.locks import writing; "
+        "from latentc.exporter.progress import Progress; "
         "held = writing(Path(sys.argv[1]), Progress()); "
         "held.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )

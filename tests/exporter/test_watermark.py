@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.compiler.export import export
-from exporter.components.watermark import BITS, MESSAGE, Watermark
-from exporter.source.left_out import takes_watermark
-from runtimes.errors import InputError
+from latentc.exporter.compiler.export import export
+from latentc.exporter.components.watermark import BITS, MESSAGE, Watermark
+from latentc.exporter.source.left_out import takes_watermark
+from latentc.runtimes.errors import InputError
 from tests.exporter.watermark_record import RECORD, SIZES, image_of, parts_of
 from tests.uncaptured import uncaptured
 

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import run_child
-from exporter import stored_weights as weights
-from exporter.capture.graphs import capture, symbol_values, variant
-from exporter.compiler import export as compile
-from exporter.components.description import Description
-from exporter.families import family_of
-from exporter.source.adapters import kinds as ingredients
-from exporter.source.resolving import load, load_model, resolve
-from exporter.stored_weights import Stored, actual, later
-from exporter.targets import get
-from exporter.targets.onnx.weights import stood_in
-from exporter.verification import builds as verification
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from runtimes.errors import SourceError
-from runtimes.pipeline import pipeline
+from latentc.benchmarks.measure import run_child
+from latentc.exporter import stored_weights as weights
+from latentc.exporter.capture.graphs import capture, symbol_values, variant
+from latentc.exporter.compiler import export as compile
+from latentc.exporter.components.description import Description
+from latentc.exporter.families import family_of
+from latentc.exporter.source.adapters import kinds as ingredients
+from latentc.exporter.source.resolving import load, load_model, resolve
+from latentc.exporter.stored_weights import Stored, actual, later
+from latentc.exporter.targets import get
+from latentc.exporter.targets.onnx.weights import stood_in
+from latentc.exporter.verification import builds as verification
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.pipeline import pipeline
 from tests.tiny_transformers import t5_encoder, t5_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -233,7 +233,7 @@ def test_the_optimiser_makes_the_same_graph_as_torchs(
             output_names=list(graph.component.outputs),
             verbose=False,
         )
-    from exporter.targets.onnx import lowering as target
+    from latentc.exporter.targets.onnx import lowering as target
 
     translations, target._translations = target._translations, dict  # type: ignore[assignment]
     try:
@@ -335,12 +335,12 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
-from benchmarks.measure import anonymous_memory, report
-from exporter import stored_weights as weights
-from exporter.capture.graphs import capture, variant
-from exporter.components.description import Graph
-from exporter.targets import get
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.benchmarks.measure import anonymous_memory, report
+from latentc.exporter import stored_weights as weights
+from latentc.exporter.capture.graphs import capture, variant
+from latentc.exporter.components.description import Graph
+from latentc.exporter.targets import get
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 import onnx, onnxscript.optimizer, openvino
 folder, target, *passes = Path(sys.argv[1]), *sys.argv[2:]
 width, layers = 2048, 48

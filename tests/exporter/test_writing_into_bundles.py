@@ -13,16 +13,16 @@ import msgspec
 import pytest
 from diffusers import DDPMScheduler
 
-from exporter.compiler.sharing import share
-from exporter.progress import Progress
-from exporter.schedulers.plans import add_to_bundle, plain_config
-from exporter.store import Store
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import Source
-from runtimes.errors import BundleError, ExportError, LatentcError
-from runtimes.pipeline.pipeline import load
-from runtimes.sampling.plan_json import write_plans
+from latentc.exporter.compiler.sharing import share
+from latentc.exporter.progress import Progress
+from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
+from latentc.exporter.store import Store
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import Source
+from latentc.runtimes.errors import BundleError, ExportError, LatentcError
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.sampling.plan_json import write_plans
 from tests import fakes
 
 TABLE = "schedules/ddpm.json"
@@ -220,7 +220,7 @@ def test_a_link_in_the_staging_folder_is_not_written_through(
 def test_files_are_shared_from_inside_of_the_other_bundle_only(
     way: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.compiler.sharing._SMALLEST", 1)
+    monkeypatch.setattr("latentc.exporter.compiler.sharing._SMALLEST", 1)
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     manifest = Manifest.load(other)
     path = other / manifest.schedule("ddpm").file.path
@@ -239,7 +239,7 @@ def test_files_are_shared_from_inside_of_the_other_bundle_only(
 def test_sharing_puts_no_file_outside_of_the_bundle(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.compiler.sharing._SMALLEST", 1)
+    monkeypatch.setattr("latentc.exporter.compiler.sharing._SMALLEST", 1)
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
     outside = Path(shutil.copytree(bundle / "schedules", tmp_path / "copy"))
     shutil.rmtree(bundle / "schedules")

@@ -20,8 +20,10 @@ def main() -> None:
 
     name, *options = sys.argv[1:]
     module = name.partition(":")[0]
-    package = module.partition(".")[0]
-    with atheris.instrument_imports(include=[package, "runtimes", "PIL", "msgspec"], exclude=[]):
+    package = ".".join(module.split(".")[:2])
+    with atheris.instrument_imports(
+        include=[package, "latentc.runtimes", "PIL", "msgspec"], exclude=[]
+    ):
         from tests.fuzz import targets
 
         target = targets.target(name)

@@ -1,4 +1,5 @@
-"""What is fuzzed: every function of the code that is marked `runtimes.storage.parsing.parser`.
+"""What is fuzzed: every function of the code that is marked
+`latentc.runtimes.storage.parsing.parser`.
 
 `names` finds them in the code. A parser is called with a damaged file, text or folder; what else it
 takes, and the good input that the damage starts from, stands in `SEEDS` and `ARGUMENTS`. A parser
@@ -46,10 +47,16 @@ class Target:
     seeds: tuple[bytes, ...]
 
 
+def module_name(path: Path) -> str:
+    """Return the import name of a file of the packages, which are installed as `latentc`."""
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["latentc", *([] if folder == "latentc" else [folder]), *parts])
+
+
 def names() -> list[str]:
     """Return the names of all parsers, "module:qualified name", without importing them."""
     return [
-        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}:{name}"
+        f"{module_name(path)}:{name}"
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
         for name in _marked(ast.parse(path.read_text("utf-8")), "")
@@ -62,7 +69,7 @@ def target(name: str) -> Target:
     Raises:
         LookupError: no seeds are entered for it.
     """
-    from runtimes.storage.parsing import PARSERS
+    from latentc.runtimes.storage.parsing import PARSERS
 
     if name not in SEEDS:
         raise LookupError(f"{name} has no target: enter good inputs for it in {__name__}.SEEDS")
@@ -123,10 +130,13 @@ def _marked(node: ast.AST, prefix: str) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef):
             yield from _marked(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.FunctionDef) and any(
-            ast.unparse(each).startswith("parser(") for each in child.decorator_list
-        ):
+        elif isinstance(child, ast.FunctionDef) and is_parser(child):
             yield prefix + child.name
+
+
+def is_parser(function: ast.FunctionDef) -> bool:
+    """Return whether a function is marked with `latentc.runtimes.storage.parsing.parser`."""
+    return any(ast.unparse(mark).startswith("parser(") for mark in function.decorator_list)
 
 
 # Good inputs, made by the code that writes them wherever there is such code
@@ -266,7 +276,7 @@ def _weights() -> Iterator[bytes]:
 
 
 def _reports() -> Iterator[bytes]:
-    from benchmarks.bench import model
+    from latentc.benchmarks.bench import model
     from tests import bench_reports
 
     yield model.encode(bench_reports.make_report())
@@ -341,79 +351,89 @@ steps = 2
 """
 
 SEEDS: Mapping[str, Seeds] = {
-    "runtimes.calls.given_images:read": _images,
-    "runtimes.backends.torch_program:load_program": _programs,
-    "runtimes.bundle.references:_of_onnx": _graphs,
-    "runtimes.bundle.references:_of_ir": _texts(_IR),
-    "runtimes.verification.weight_differences:read": _safetensors,
-    "runtimes.backends.coreml.mil.package_files:_weights": lambda: [
+    "latentc.runtimes.calls.given_images:read": _images,
+    "latentc.runtimes.backends.torch_program:load_program": _programs,
+    "latentc.runtimes.bundle.references:_of_onnx": _graphs,
+    "latentc.runtimes.bundle.references:_of_ir": _texts(_IR),
+    "latentc.runtimes.verification.weight_differences:read": _safetensors,
+    "latentc.runtimes.backends.coreml.mil.package_files:_weights": lambda: [
         b"\n\x1e@model_path/weights/weight.bin"
     ],
-    "runtimes.backends.coreml.mil.package_files:_items": _json(
+    "latentc.runtimes.backends.coreml.mil.package_files:_items": _json(
         {"itemInfoEntries": {"a": {"path": "weights/b.bin"}}}
     ),
-    "exporter.source.adapters.lora:_parsed": _json(
+    "latentc.exporter.source.adapters.lora:_parsed": _json(
         {"unet.lora_alpha": 4, "unet.alpha_pattern": {"a": 2.0}}
     ),
-    "exporter.source.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
-    "exporter.source.model_files:read_configuration": _json(
+    "latentc.exporter.source.model_files:_shards": _json({"weight_map": {"a": "b.safetensors"}}),
+    "latentc.exporter.source.model_files:read_configuration": _json(
         {"_class_name": "UNet2DModel", "sample_size": 8}
     ),
-    "runtimes.texts.tokenizer:TextTokenizer.load": _bundle_files("tokenizer/tokenizer.json"),
-    "runtimes.texts.prompt_weights:parse": _texts(
+    "latentc.runtimes.texts.tokenizer:TextTokenizer.load": _bundle_files(
+        "tokenizer/tokenizer.json"
+    ),
+    "latentc.runtimes.texts.prompt_weights:parse": _texts(
         "a (red:1.3) circle, [blue] sky++ and (a (b:0.5)++ c)--", "\\(a\\) ((((b))))"
     ),
-    "runtimes.bundle.recipe:Recipe.load": _json(_RECIPE),
-    "runtimes.bundle.recipe:parse_range": _texts("1:2:4", "8", "1..4"),
-    "runtimes.presets.records:_load": _json({"format_version": 1, "presets": {}, "machine": {}}),
-    "runtimes.backends.model_cache:_load": _json({"engine": "1", "key": "a", "seconds": 1.5}),
-    "runtimes.backends.tensorrt.engine_store:_load": _json(
+    "latentc.runtimes.bundle.recipe:Recipe.load": _json(_RECIPE),
+    "latentc.runtimes.bundle.recipe:parse_range": _texts("1:2:4", "8", "1..4"),
+    "latentc.runtimes.presets.records:_load": _json(
+        {"format_version": 1, "presets": {}, "machine": {}}
+    ),
+    "latentc.runtimes.backends.model_cache:_load": _json(
+        {"engine": "1", "key": "a", "seconds": 1.5}
+    ),
+    "latentc.runtimes.backends.tensorrt.engine_store:_load": _json(
         {"recipe": "a", "device": "b", "version": "1"}
     ),
-    "runtimes.bundle.precision:canonical": _texts(
+    "latentc.runtimes.bundle.precision:canonical": _texts(
         "fp32", "fp32,denoiser=int8+downsampled-attention"
     ),
-    "runtimes.sampling.plan:PlanTable.load": _plans,
-    "runtimes.version_1.plans:read_plans": _old_plans,
-    "runtimes.version_1.manifest:Manifest.decode": lambda: [json.dumps(old_manifest()).encode()],
-    "runtimes.bundle.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
-    "runtimes.backends.coreml.mil.session:packages_of": _json(
+    "latentc.runtimes.sampling.plan:PlanTable.load": _plans,
+    "latentc.runtimes.version_1.plans:read_plans": _old_plans,
+    "latentc.runtimes.version_1.manifest:Manifest.decode": lambda: [
+        json.dumps(old_manifest()).encode()
+    ],
+    "latentc.runtimes.bundle.trust:_known_hashes": _json({"/a/b": [1, 2, 3, 4, "0" * 64]}),
+    "latentc.runtimes.backends.coreml.mil.session:packages_of": _json(
         {"packages": ["a.mlpackage", "b.mlpackage"]}
     ),
-    "runtimes.storage.npz:read_arrays": _arrays,
-    "runtimes.storage.npz:read_array": _array,
-    "runtimes.bundle.manifest:Manifest.decode": _bundle_files("manifest.json"),
-    "exporter.source.model_folders:configured_class": _json({"_class_name": "AutoencoderKL"}),
-    "exporter.source.weight_files:check": _safetensors,
-    "exporter.source.weight_files:metadata": _safetensors,
-    "exporter.source.model_card:_front_matter": _texts(
+    "latentc.runtimes.storage.npz:read_arrays": _arrays,
+    "latentc.runtimes.storage.npz:read_array": _array,
+    "latentc.runtimes.bundle.manifest:Manifest.decode": _bundle_files("manifest.json"),
+    "latentc.exporter.source.model_folders:configured_class": _json(
+        {"_class_name": "AutoencoderKL"}
+    ),
+    "latentc.exporter.source.weight_files:check": _safetensors,
+    "latentc.exporter.source.weight_files:metadata": _safetensors,
+    "latentc.exporter.source.model_card:_front_matter": _texts(
         "---\nlicense: other\nlicense_name: own\nbase_model:\n- a/b\n- c/d\n---\n# Card\n",
         "---\nauthors: [a, 'b']\nwidget: {text: >-\n  x}\n---",
     ),
-    "exporter.calibration_prompts:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
-    "exporter.source.resolving:_read_index": _json(_INDEX),
-    "exporter.stored_weights:headers": _safetensors,
-    "exporter.source.adapters.textual_inversion:_held": _weights,
-    "exporter.source.weight_files:content": _weights,
-    "exporter.source.adapters.ip_adapter_files:_configured": _json(
+    "latentc.exporter.calibration_prompts:read_prompts": _texts("a\nb\n\n# c\n", "\ufeffa\r\nb"),
+    "latentc.exporter.source.resolving:_read_index": _json(_INDEX),
+    "latentc.exporter.stored_weights:headers": _safetensors,
+    "latentc.exporter.source.adapters.textual_inversion:_held": _weights,
+    "latentc.exporter.source.weight_files:content": _weights,
+    "latentc.exporter.source.adapters.ip_adapter_files:_configured": _json(
         {"vision_config": {"patch_size": 2}}
     ),
-    "exporter.verification.judging:read": _json(
+    "latentc.exporter.verification.judging:read": _json(
         {"judge": {"name": "shapes", "prompts": ["a"], "pictures": 4}}
     ),
-    "exporter.store:_read_item": _json(_ITEM),
-    "benchmarks.bench.model:read": _reports,
-    "benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
-    "benchmarks.bench.fidelity:Pictures.load": _saved_images,
-    "benchmarks.bench.fidelity:Pictures.of_file": _images,
-    "benchmarks.bench.cases:read": _texts(_CASES),
-    "benchmarks.bench.cases:parse_size": _texts("512x512", "64"),
-    "benchmarks.bench.pages.html:small": _images,
+    "latentc.exporter.store:_read_item": _json(_ITEM),
+    "latentc.benchmarks.bench.model:read": _reports,
+    "latentc.benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
+    "latentc.benchmarks.bench.fidelity:Pictures.load": _saved_images,
+    "latentc.benchmarks.bench.fidelity:Pictures.of_file": _images,
+    "latentc.benchmarks.bench.cases:read": _texts(_CASES),
+    "latentc.benchmarks.bench.cases:parse_size": _texts("512x512", "64"),
+    "latentc.benchmarks.bench.pages.html:small": _images,
 }
 
 # What a parser takes besides its input.
 ARGUMENTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
-    "runtimes.texts.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
-    "runtimes.bundle.recipe:parse_range": lambda: {"name": "--images"},
-    "runtimes.backends.torch_program:load_program": _torch,
+    "latentc.runtimes.texts.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
+    "latentc.runtimes.bundle.recipe:parse_range": lambda: {"name": "--images"},
+    "latentc.runtimes.backends.torch_program:load_program": _torch,
 }

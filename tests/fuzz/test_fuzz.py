@@ -39,15 +39,15 @@ def test_damage_is_of_many_kinds_and_the_same_each_time() -> None:
 
 def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A parser that lets another exception through does not pass."""
-    from runtimes.bundle import precision
-    from runtimes.storage import parsing
+    from latentc.runtimes.bundle import precision
+    from latentc.runtimes.storage import parsing
 
     def broken(text: str) -> str:
         if "\0" in text:
             raise KeyError(text)
         return text
 
-    name = "runtimes.bundle.precision:canonical"
+    name = "latentc.runtimes.bundle.precision:canonical"
     monkeypatch.setattr(precision, "canonical", broken)
     assert name in parsing.PARSERS
     target = targets.target(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import LatentcError
+from latentc.runtimes.errors import LatentcError
 from tests.hostile.bad_bundle import BadBundle, case
 
 Members = dict[str, bytes]

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from runtimes.errors import BundleError, LatentcError
+from latentc.runtimes.errors import BundleError, LatentcError
 
 MANIFEST = "manifest.json"
 SECRET = "not for readers of bundles\n"

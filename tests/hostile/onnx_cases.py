@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtimes.errors import LatentcError
+from latentc.runtimes.errors import LatentcError
 from tests.hostile.bad_bundle import BadBundle, case
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from runtimes.errors import LatentcError, NumericalError
+from latentc.runtimes.errors import LatentcError, NumericalError
 from tests.hostile.bad_bundle import BadBundle, case
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import LatentcError, NumericalError
+from latentc.runtimes.errors import LatentcError, NumericalError
 from tests.hostile.bad_bundle import BadBundle, case
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import LatentcError
+from latentc.runtimes.errors import LatentcError
 from tests.hostile.bad_bundle import BadBundle, case
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtimes.errors import LatentcError
+from latentc.runtimes.errors import LatentcError
 
 _MANIFEST = frozenset({"manifest", "anything"})
 _FILES = frozenset({"files"})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.errors import VerificationError
+from latentc.runtimes.errors import VerificationError
 from tests.hostile.bad_bundle import CASES, SECRET, BadBundle, Case, import_cases
 from tests.hostile.corpus_lines import clauses, line_of
 from tests.hostile.readers import READERS, Reader

@@ -17,9 +17,9 @@ from diffusers.utils import load_image
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from runtimes.calls import given_images as pictures
-from runtimes.errors import InputError
-from runtimes.images import masks
+from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.images import masks
 
 HEIGHT, WIDTH = 16, 24
 GREYS = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).round().astype(np.uint8)

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.bench import compare, model
-from benchmarks.bench.pages import texts
-from benchmarks.wandb_report import mapped
-from runtimes.sampling.plan_document import encode
-from runtimes.sampling.plan_schema import DTYPES
-from runtimes.texts.prompt_weights import parse
-from runtimes.texts.tokenizer import TextTokenizer
-from runtimes.texts.tokenizer_rules import LONGEST_TEXT
+from latentc.benchmarks.bench import compare, model
+from latentc.benchmarks.bench.pages import texts
+from latentc.benchmarks.wandb_report import mapped
+from latentc.runtimes.sampling.plan_document import encode
+from latentc.runtimes.sampling.plan_schema import DTYPES
+from latentc.runtimes.texts.prompt_weights import parse
+from latentc.runtimes.texts.tokenizer import TextTokenizer
+from latentc.runtimes.texts.tokenizer_rules import LONGEST_TEXT
 from tests import bench_reports, fakes
 from tests.fuzz import targets
 from tests.runtimes.test_linear_work import plans
@@ -233,112 +233,112 @@ _CASE = '[[case]]\nname = "a{0}"\nprompt = "a red circle"\nsize = "64x64"\nsteps
 _FILE = {"path": "a/b", "size": 3, "sha256": "0" * 64}
 
 GROWING: Mapping[str, tuple[Growing, ...]] = {
-    "runtimes.calls.given_images:read": (_written_out, _png),
-    "runtimes.backends.torch_program:load_program": (_program,),
-    "runtimes.bundle.references:_of_onnx": (_onnx, _graphs_in_graphs),
-    "runtimes.bundle.references:_of_ir": (_ir,),
-    "runtimes.verification.weight_differences:read": (_safetensors, _header),
-    "runtimes.backends.coreml.mil.package_files:_weights": (
+    "latentc.runtimes.calls.given_images:read": (_written_out, _png),
+    "latentc.runtimes.backends.torch_program:load_program": (_program,),
+    "latentc.runtimes.bundle.references:_of_onnx": (_onnx, _graphs_in_graphs),
+    "latentc.runtimes.bundle.references:_of_ir": (_ir,),
+    "latentc.runtimes.verification.weight_differences:read": (_safetensors, _header),
+    "latentc.runtimes.backends.coreml.mil.package_files:_weights": (
         lambda count: b"\n\x1e@model_path/weights/weight.bin" * count,
     ),
-    "runtimes.backends.coreml.mil.package_files:_items": (
+    "latentc.runtimes.backends.coreml.mil.package_files:_items": (
         _json(lambda count: {"itemInfoEntries": _map(count, {"path": "weights/b.bin"})}),
     ),
-    "exporter.source.adapters.lora:_parsed": (
+    "latentc.exporter.source.adapters.lora:_parsed": (
         _json(lambda count: {"unet.alpha_pattern": _map(count, 2.0)}),
         _json(lambda count: {f"{n}.lora_alpha": 1 for n in range(count)}),
     ),
-    "exporter.source.model_files:_shards": (
+    "latentc.exporter.source.model_files:_shards": (
         _json(lambda count: {"weight_map": _map(count, "b.safetensors")}),
         _json(lambda count: {"weight_map": {f"a{n}": f"{n}.safetensors" for n in range(count)}}),
     ),
-    "exporter.source.model_files:read_configuration": (_json(_map),),
-    "runtimes.texts.tokenizer:TextTokenizer.load": (
+    "latentc.exporter.source.model_files:read_configuration": (_json(_map),),
+    "latentc.runtimes.texts.tokenizer:TextTokenizer.load": (
         _tokenizer("vocab", lambda count: {f"word{n}": 100 + n for n in range(count)}),
         _tokenizer("added_tokens", _added),
     ),
-    "runtimes.texts.prompt_weights:parse": tuple(
+    "latentc.runtimes.texts.prompt_weights:parse": tuple(
         _texts(lambda count, part=part: part * count)  # type: ignore[misc]
         for part in ("a ", "a", "(a:1.1) ", "(", "[a]", "a++ ", "+", "\\(", "(a)+b", ": ", ")")
     ),
-    "runtimes.bundle.recipe:Recipe.load": (
+    "latentc.runtimes.bundle.recipe:Recipe.load": (
         _numbered(
             {"graph": "model.onnx", "precision": "fp32"}, "profile", lambda n: _map(n, [1, 2, 4])
         ),
     ),
-    "runtimes.bundle.recipe:parse_range": (
+    "latentc.runtimes.bundle.recipe:parse_range": (
         _texts(lambda count: "1:" * count),
         _texts(lambda count: "1" * count),
         _texts(lambda count: "." * count),
     ),
-    "runtimes.presets.records:_load": (
+    "latentc.runtimes.presets.records:_load": (
         _numbered(_RECORD, "presets", lambda count: _map(count, _CHOICE)),
         _numbered(_RECORD, "machine", _map),
         _numbered(
             _RECORD, "presets", lambda count: {"a": {**_CHOICE, "arguments": _map(count, 1)}}
         ),
     ),
-    "runtimes.backends.model_cache:_load": (_json(_map),),
-    "runtimes.backends.tensorrt.engine_store:_load": (_json(_map),),
-    "runtimes.bundle.precision:canonical": (
+    "latentc.runtimes.backends.model_cache:_load": (_json(_map),),
+    "latentc.runtimes.backends.tensorrt.engine_store:_load": (_json(_map),),
+    "latentc.runtimes.bundle.precision:canonical": (
         _texts(lambda count: "fp32" + "".join(f",part{n}=fp16" for n in range(count))),
         _texts(lambda count: "fp32" + "+downsampled-attention" * count),
         _texts(lambda count: "," * count),
     ),
-    "runtimes.sampling.plan:PlanTable.load": (_plans, _slots),
-    "runtimes.version_1.plans:read_plans": (_old_plans,),
-    "runtimes.version_1.manifest:Manifest.decode": tuple(
+    "latentc.runtimes.sampling.plan:PlanTable.load": (_plans, _slots),
+    "latentc.runtimes.version_1.plans:read_plans": (_old_plans,),
+    "latentc.runtimes.version_1.manifest:Manifest.decode": tuple(
         _old_manifest(member)
         for member, value in targets.old_manifest().items()
         if isinstance(value, list)
     ),
-    "runtimes.bundle.trust:_known_hashes": (
+    "latentc.runtimes.bundle.trust:_known_hashes": (
         _json(lambda count: {f"/a/{n}": [1, 2, 3, 4, "0" * 64] for n in range(count)}),
     ),
-    "runtimes.backends.coreml.mil.session:packages_of": (
+    "latentc.runtimes.backends.coreml.mil.session:packages_of": (
         _json(lambda count: {"packages": [f"{n}.mlpackage" for n in range(count)]}),
     ),
-    "runtimes.storage.npz:read_arrays": (_archive,),
-    "runtimes.storage.npz:read_array": (_array,),
-    "runtimes.bundle.manifest:Manifest.decode": (_manifest,),
-    "exporter.source.model_folders:configured_class": (_json(_map),),
-    "exporter.source.weight_files:check": (_safetensors,),
-    "exporter.calibration_prompts:read_prompts": (
+    "latentc.runtimes.storage.npz:read_arrays": (_archive,),
+    "latentc.runtimes.storage.npz:read_array": (_array,),
+    "latentc.runtimes.bundle.manifest:Manifest.decode": (_manifest,),
+    "latentc.exporter.source.model_folders:configured_class": (_json(_map),),
+    "latentc.exporter.source.weight_files:check": (_safetensors,),
+    "latentc.exporter.calibration_prompts:read_prompts": (
         _texts(lambda count: "a red circle\n" * count),
         _texts(lambda count: "\r\n#\n" * count),
     ),
-    "exporter.source.resolving:_read_index": (
+    "latentc.exporter.source.resolving:_read_index": (
         _json(lambda count: {**targets._INDEX, **_map(count, ["diffusers", "UNet"])}),
     ),
-    "exporter.stored_weights:headers": (_safetensors,),
-    "exporter.source.adapters.textual_inversion:_held": (_safetensors, _pickle),
-    "exporter.source.weight_files:metadata": (_safetensors,),
-    "exporter.source.model_card:_front_matter": (
+    "latentc.exporter.stored_weights:headers": (_safetensors,),
+    "latentc.exporter.source.adapters.textual_inversion:_held": (_safetensors, _pickle),
+    "latentc.exporter.source.weight_files:metadata": (_safetensors,),
+    "latentc.exporter.source.model_card:_front_matter": (
         _texts(lambda count: "---\nlicense: mit\ntags:\n" + "- a\n" * count + "---\n"),
         _texts(lambda count: "---\n" * count),
     ),
-    "exporter.source.weight_files:content": (_safetensors, _pickle),
-    "exporter.source.adapters.ip_adapter_files:_configured": (
+    "latentc.exporter.source.weight_files:content": (_safetensors, _pickle),
+    "latentc.exporter.source.adapters.ip_adapter_files:_configured": (
         _json(lambda count: {"vision_config": _map(count)}),
     ),
-    "exporter.verification.judging:read": (
+    "latentc.exporter.verification.judging:read": (
         _json(lambda count: {"judge": {"name": "shapes", "prompts": ["a"] * count, "pictures": 4}}),
     ),
-    "exporter.store:_read_item": (
+    "latentc.exporter.store:_read_item": (
         _json(lambda count: {"files": [_FILE] * count, "meta": {"entry": "b"}}),
         _json(lambda count: {"files": [_FILE], "meta": _map(count)}),
     ),
-    "benchmarks.bench.model:read": (lambda count: model.encode(_report(count)),),
-    "benchmarks.bench.peers:_answer": (
+    "latentc.benchmarks.bench.model:read": (lambda count: model.encode(_report(count)),),
+    "latentc.benchmarks.bench.peers:_answer": (
         _json(lambda count: {"error": None, "seconds": [1.0] * count, "memory": 3}),
     ),
-    "benchmarks.bench.fidelity:Pictures.load": (_images,),
-    "benchmarks.bench.fidelity:Pictures.of_file": (_written_out,),
-    "benchmarks.bench.cases:read": (
+    "latentc.benchmarks.bench.fidelity:Pictures.load": (_images,),
+    "latentc.benchmarks.bench.fidelity:Pictures.of_file": (_written_out,),
+    "latentc.benchmarks.bench.cases:read": (
         _texts(lambda count: "".join(_CASE.format(n) for n in range(count))),
     ),
-    "benchmarks.bench.cases:parse_size": (_texts(lambda count: "1" * count + "x64"),),
-    "benchmarks.bench.pages.html:small": (_png,),
+    "latentc.benchmarks.bench.cases:parse_size": (_texts(lambda count: "1" * count + "x64"),),
+    "latentc.benchmarks.bench.pages.html:small": (_png,),
 }
 
 
@@ -374,7 +374,7 @@ def test_every_parser(name: str) -> None:
 def test_what_is_made_of_a_report(
     use: Callable[[model.Report], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.bench.statistics.RESAMPLES", 4)
+    monkeypatch.setattr("latentc.benchmarks.bench.statistics.RESAMPLES", 4)
     reports = {count: _report(count // 3) for count in (COUNT, 2 * COUNT)}
     _check(lambda count: steps_of(lambda: use(reports[count])))
 

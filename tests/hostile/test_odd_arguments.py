@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import latentc
-from runtimes.backends.backend import SessionOptions, get
-from runtimes.errors import InputError, LatentcError
-from runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.backends.backend import SessionOptions, get
+from latentc.runtimes.errors import InputError, LatentcError
+from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests import fakes
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.calls.given_images import read
-from runtimes.errors import BundleError, InputError
-from runtimes.version_1.plans import read_plans
+from latentc.runtimes.calls.given_images import read
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.version_1.plans import read_plans
 from tests.fakes import plan_table
 from tests.runtimes.test_version_1_plans import save_plans
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from runtimes.errors import BundleError, InputError, SourceError
-from runtimes.storage.parsing import PARSERS, parser, reason
+from latentc.runtimes.errors import BundleError, InputError, SourceError
+from latentc.runtimes.storage.parsing import PARSERS, parser, reason
+from tests.fuzz.targets import is_parser, names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "benchmarks/bench", "latentc")
@@ -77,31 +78,9 @@ DAMAGED = {
 }
 
 
-def parsers() -> list[str]:
-    """The names of all parsers, as `PARSERS` has them, read from the code without importing it."""
-    return [
-        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}:{name}"
-        for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
-        for name in _marked(ast.parse(path.read_text("utf-8")), "")
-    ]
-
-
-def _marked(node: ast.AST, prefix: str) -> Iterator[str]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
-            yield from _marked(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.FunctionDef) and _is_parser(child):
-            yield prefix + child.name
-
-
-def _is_parser(function: ast.FunctionDef) -> bool:
-    return any(ast.unparse(each).startswith("parser(") for each in function.decorator_list)
-
-
 @pytest.mark.fault("3.4", "a parser lets an exception of a library through")
 @pytest.mark.parametrize("damage", DAMAGED)
-@pytest.mark.parametrize("name", parsers())
+@pytest.mark.parametrize("name", names())
 def test_damaged_input_gives_one_error_that_names_it(
     name: str, damage: str, tmp_path: Path
 ) -> None:
@@ -112,9 +91,9 @@ def test_damaged_input_gives_one_error_that_names_it(
     known = PARSERS[name]
     arguments = _arguments(known.source, DAMAGED[damage], tmp_path)
     fitting = {
-        "runtimes.bundle.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
-        "runtimes.texts.tokenizer:TextTokenizer.load": (*arguments, 4),
-        "runtimes.bundle.recipe:parse_range": ("--images", *arguments),
+        "latentc.runtimes.bundle.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
+        "latentc.runtimes.texts.tokenizer:TextTokenizer.load": (*arguments, 4),
+        "latentc.runtimes.bundle.recipe:parse_range": ("--images", *arguments),
     }.get(name, arguments)
     with suppress(known.error):  # some damage is none for some of them
         owner(*fitting)
@@ -135,12 +114,12 @@ def _arguments(source: str, data: bytes, folder: Path) -> tuple[Any, ...]:
 
 
 def test_parsers_are_listed() -> None:
-    names = parsers()
-    assert len(names) >= 20
-    for name in names:
+    listed = names()
+    assert len(listed) >= 20
+    for name in listed:
         import_module(name.partition(":")[0])
-    assert {name for name in PARSERS if not name.startswith("tests.")} == set(names)
-    assert PARSERS["exporter.source.resolving:_read_index"].error is SourceError
+    assert {name for name in PARSERS if not name.startswith("tests.")} == set(listed)
+    assert PARSERS["latentc.exporter.source.resolving:_read_index"].error is SourceError
 
 
 @pytest.mark.parametrize(
@@ -208,7 +187,7 @@ def _unguarded(tree: ast.Module, path: str) -> Iterator[str]:
 
     def visit(node: ast.AST, function: str, guarded: bool) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef):
-            guarded = guarded or _is_parser(node)
+            guarded = guarded or is_parser(node)
             function = node.name
         if isinstance(node, ast.Call) and not guarded:
             name = ast.unparse(node.func)

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from exporter.source import model_files
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError, LatentcError, SourceError
-from runtimes.storage.parsing import PARSERS
+from latentc.exporter.source import model_files
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError, LatentcError, SourceError
+from latentc.runtimes.storage.parsing import PARSERS
 from tests import fakes
 from tests.conftest import Run
-from tests.hostile.test_parsers import parsers
+from tests.fuzz import targets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "benchmarks/bench", "latentc")
@@ -76,7 +76,7 @@ ODD: tuple[Callable[[Path], None], ...] = (fifo, endless, folder, huge)
 
 def readers() -> list[str]:
     """The parsers that are given a path."""
-    names = parsers()
+    names = targets.names()
     for name in names:
         import_module(name.partition(":")[0])
     return [name for name in names if PARSERS[name].source not in NO_PATH]
@@ -101,8 +101,10 @@ def test_every_reader_refuses_what_is_no_bounded_regular_file(
             make(place / each)
     else:
         make(place)
-    arguments = (place, 4) if name == "runtimes.texts.tokenizer:TextTokenizer.load" else (place,)
-    if name == "exporter.verification.judging:read" and make is not huge:
+    arguments = (
+        (place, 4) if name == "latentc.runtimes.texts.tokenizer:TextTokenizer.load" else (place,)
+    )
+    if name == "latentc.exporter.verification.judging:read" and make is not huge:
         assert owner(*arguments) is None  # counts as a pipeline without such a file
         return
 
@@ -162,7 +164,9 @@ def test_what_a_call_names_is_a_bounded_regular_file(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
+    monkeypatch.setattr(
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+    )
     bundle = fakes.make_bundle(tmp_path / "bundle")
     make(tmp_path / "odd")
 
@@ -226,7 +230,7 @@ def test_files_are_read_by_the_one_helper_only() -> None:
         for path in sorted((ROOT / package).rglob("*.py"))
         for place in _direct(ast.parse(path.read_text("utf-8")), str(path.relative_to(ROOT)))
     }
-    assert found == set(DIRECTLY), "use runtimes.storage.files, or say in DIRECTLY why not"
+    assert found == set(DIRECTLY), "use latentc.runtimes.storage.files, or say in DIRECTLY why not"
 
 
 def _direct(tree: ast.Module, path: str) -> Iterator[str]:
@@ -256,7 +260,7 @@ def _opens_a_path(function: ast.Attribute) -> bool:
 
 def test_an_error_names_the_file_and_what_it_is(tmp_path: Path) -> None:
     fifo(tmp_path / "cases.toml")
-    from benchmarks.bench import cases
+    from latentc.benchmarks.bench import cases
 
     with pytest.raises(LatentcError, match=r"cases.toml: .*expected a regular file, found a FIFO"):
         cases.read(tmp_path / "cases.toml")

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimes.bundle.manifest import MANIFEST
-from runtimes.errors import BundleError, InputError
-from runtimes.pipeline.pipeline import load
-from runtimes.texts.prompt_weights import unweighted
-from runtimes.texts.regular_expressions import read_pattern
-from runtimes.texts.tokenizer import TextTokenizer
-from runtimes.texts.tokenizer_rules import LONGEST_TEXT
+from latentc.runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.texts.prompt_weights import unweighted
+from latentc.runtimes.texts.regular_expressions import read_pattern
+from latentc.runtimes.texts.tokenizer import TextTokenizer
+from latentc.runtimes.texts.tokenizer_rules import LONGEST_TEXT
 from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 Document = dict[str, Any]
@@ -30,8 +30,8 @@ DEEP = 200_000
 TRY = f"""
 import sys
 from pathlib import Path
-from runtimes.errors import BundleError
-from runtimes.texts.tokenizer import TextTokenizer
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.texts.tokenizer import TextTokenizer
 for path in sys.argv[1:]:
     try:
         TextTokenizer.load(Path(path), {MAX_LENGTH}).encode(["a red circle " * 20, "a" * 400])
@@ -246,7 +246,7 @@ def test_what_well_known_tokenizers_do_is_taken(tmp_path: Path, change: Document
     if "Precompiled" not in path.read_text():  # the map here has no index
         TextTokenizer.load(path, MAX_LENGTH)
     else:
-        from runtimes.texts.tokenizer_rules import checked
+        from latentc.runtimes.texts.tokenizer_rules import checked
 
         checked(path.read_bytes(), MAX_LENGTH)
 

@@ -125,7 +125,13 @@ def _import_everything() -> None:
     """Import what the readers need, so that the time for it counts to no case."""
     import importlib
 
-    for name in ("latentc.cli", "exporter.compiler.export", "onnxruntime", "openvino", "torch"):
+    for name in (
+        "latentc.cli",
+        "latentc.exporter.compiler.export",
+        "onnxruntime",
+        "openvino",
+        "torch",
+    ):
         try:
             importlib.import_module(name)
         except ImportError:

@@ -12,21 +12,21 @@ import pytest
 from click.testing import CliRunner
 
 from latentc.cli import COMMANDS, cli
-from runtimes.backends import backend as engines
+from latentc.runtimes.backends import backend as engines
 from tests.conftest import Run
 from tests.exporter.test_refused_at_once import BESIDE, OPTIONS
 from tests.fakes import FakeBackend, make_bundle
 
 # What every work begins with; reaching one of them fails the test. Manifests are read, no more.
 WORK = (
-    "runtimes.bundle.files.check_file",  # any other file of a bundle
-    "runtimes.backends.backend.Backend.open",
-    "runtimes.pipeline.pipeline.Sessions",
-    "runtimes.tuning.tune.Search.run",
-    "runtimes.commands.build._build",
-    "benchmarks.bench.runner.run",
-    "exporter.schedulers.plans.writing",
-    "exporter.compiler.export.resolve",
+    "latentc.runtimes.bundle.files.check_file",  # any other file of a bundle
+    "latentc.runtimes.backends.backend.Backend.open",
+    "latentc.runtimes.pipeline.pipeline.Sessions",
+    "latentc.runtimes.tuning.tune.Search.run",
+    "latentc.runtimes.commands.build._build",
+    "latentc.benchmarks.bench.runner.run",
+    "latentc.exporter.schedulers.plans.writing",
+    "latentc.exporter.compiler.export.resolve",
 )
 # Arguments after the bundle ({here} is a folder with `file` and `folder` in it), and the message.
 REFUSED: tuple[tuple[str, str, str], ...] = (

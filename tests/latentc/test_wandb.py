@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import latentc
+from latentc.runtimes.pipeline import observe
 from latentc.wandb import COLUMNS, Autolog, chain
-from runtimes.pipeline import observe
 from tests.docs.markdown import ROOT, blocks
 from tests.wandb_file import Read, read, records
 

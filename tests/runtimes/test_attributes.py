@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from runtimes.errors import InputError
-from runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
 from tests.fakes import FakeBackend, make_bundle
 
 

@@ -14,20 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtimes.backends import backend as engines
-from runtimes.backends.choosing import choose_build
-from runtimes.bundle import trust
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import Build
-from runtimes.bundle.trust import HashCache
-from runtimes.errors import (
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.bundle import trust
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import Build
+from latentc.runtimes.bundle.trust import HashCache
+from latentc.runtimes.errors import (
     BackendUnavailable,
     BundleError,
     InputError,
     LatentcError,
 )
-from runtimes.pipeline.pipeline import load
+from latentc.runtimes.pipeline.pipeline import load
 from tests.fakes import FakeBackend, make_bundle
 
 GRAPH = "fake-fp32/denoiser/graph.json"

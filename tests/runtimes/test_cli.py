@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from latentc import cli
-from runtimes.backends import backend as engines
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import ProgramCall
-from runtimes.calls import choosing as calls
-from runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import ProgramCall
+from latentc.runtimes.calls import choosing as calls
+from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests.conftest import Run
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
@@ -192,7 +192,7 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("runtimes.interpreter.loop.denoise", interrupted)
+    monkeypatch.setattr("latentc.runtimes.interpreter.loop.denoise", interrupted)
     code, _, err = run("generate", bundle, "a")
     assert (code, err.split()) == (130, ["interrupted"])
     assert not list(tmp_path.glob("*.png"))
@@ -201,7 +201,7 @@ def test_ctrl_c(bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.Monk
 SWALLOWING = """
 import signal, sys
 from latentc.cli import run
-from runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.manifest import Manifest
 
 def load(*_):
     try:
@@ -335,7 +335,7 @@ def test_help(run: Run, command: str) -> None:
 
 
 def test_version(run: Run) -> None:
-    from runtimes.version import __version__
+    from latentc.runtimes.version import __version__
 
     assert run("--version") == (0, f"latentc, version {__version__}\n", "")
 

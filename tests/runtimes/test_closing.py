@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 import latentc
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BackendError, InputError
-from runtimes.interrupts import on_interrupt
-from runtimes.pipeline import observe
-from runtimes.pipeline.pipeline import Pipeline, load
-from runtimes.pipeline.run import Run
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.interrupts import on_interrupt
+from latentc.runtimes.pipeline import observe
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.pipeline.run import Run
 from tests.fakes import GRAPHS, FakeBackend, FakeSession, make_bundle
 
 PROMPT = "a red circle"
@@ -419,8 +419,8 @@ def test_no_tensor_outlives_its_session(ended: str, monkeypatch: pytest.MonkeyPa
     """A thread that frees one of PyTorch's tensors while Python shuts down ends the process, so
     nothing that a caller may still have refers to one, an exception included."""
     torch = pytest.importorskip("torch")
-    from runtimes.backends.torch import TorchSession, _Settings
-    from runtimes.backends.torch_program import LoadedProgram
+    from latentc.runtimes.backends.torch import TorchSession, _Settings
+    from latentc.runtimes.backends.torch_program import LoadedProgram
 
     def module(a: Any, b: Any) -> tuple[Any]:
         if ended == "failed":

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import latentc
-from runtimes.backends import backend as engines
-from runtimes.storage.npz import read_arrays
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.storage.npz import read_arrays
 from tests.conftest import Run
 from tests.fakes import FakeBackend, make_bundle
 from tests.hostile.test_regular_files import ODD

@@ -13,14 +13,14 @@ import pytest
 from msgspec import structs
 
 import latentc
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import SessionOptions
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.sizes import fixed
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BackendError, DeviceUnavailable, InputError
-from runtimes.programs.latents import Latents
-from runtimes.verification.verify import relative_l2
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.sizes import fixed
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BackendError, DeviceUnavailable, InputError
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.verification.verify import relative_l2
 from tests import fakes
 from tests.fakes import make_bundle
 
@@ -78,7 +78,7 @@ def test_a_package_for_one_size(coreml_bundle: Path, plain: np.ndarray) -> None:
 
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The components that OpenVINO compiles from now on."""
-    from runtimes.backends.openvino import OpenVinoBackend
+    from latentc.runtimes.backends.openvino import OpenVinoBackend
 
     told: list[str] = []
     work = OpenVinoBackend._compiled
@@ -115,7 +115,7 @@ def test_large_weights_from_the_cache(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that is given back between calls still reads as what was compiled."""
-    from runtimes.backends import openvino as adapter
+    from latentc.runtimes.backends import openvino as adapter
 
     plain = latents(bundle, backend="openvino", cache=None)
     monkeypatch.setattr(adapter, "_LARGE", 1)
@@ -130,7 +130,7 @@ def test_large_weights_from_the_cache(
 def test_a_damaged_cache(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    from runtimes.backends import model_cache
+    from latentc.runtimes.backends import model_cache
 
     session = latentc.load(bundle, "openvino", cache=tmp_path)
     session.close()
@@ -160,12 +160,12 @@ def test_a_damaged_cache(
 def test_a_cache_that_cannot_be_written(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtimes.backends.model_cache import CacheWarning
+    from latentc.runtimes.backends.model_cache import CacheWarning
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="is a file; give a folder"):
         latentc.load(bundle, "openvino", cache=tmp_path / "file")
-    monkeypatch.setattr("runtimes.backends.model_cache._SPARE", 1 << 60)
+    monkeypatch.setattr("latentc.runtimes.backends.model_cache._SPARE", 1 << 60)
     with pytest.warns(CacheWarning, match="no room"):
         latentc.load(bundle, "openvino", cache=tmp_path / "full").close()
 
@@ -213,7 +213,9 @@ def test_sizes_have_a_minimum(tmp_path: Path) -> None:
 @pytest.mark.fault("3.8", "sizes that a pipeline makes smaller, in fixed graphs too")
 def test_sizes_are_rounded(tmp_path: Path) -> None:
     rounding = Manifest.load(make_bundle(tmp_path / "bundle", latents=latents_with(rounds=True)))
-    with pytest.warns(UserWarning, match="height 11 is not a multiple of 4: 8 is taken in its place"):
+    with pytest.warns(
+        UserWarning, match="height 11 is not a multiple of 4: 8 is taken in its place"
+    ):
         assert fixed(rounding, {"height": 11})["denoiser"]["height"] == 4
     with pytest.raises(InputError, match="height 3 is not a multiple of 4; nearest: 4"):
         fixed(rounding, {"height": 3})
@@ -276,7 +278,7 @@ def test_io_bindings_on_the_real_engine(
     bundle: Path, plain: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of a GPU, with the host's memory as the device's: the engine takes these calls."""
-    from runtimes.backends import onnxruntime as adapter
+    from latentc.runtimes.backends import onnxruntime as adapter
 
     there = adapter._Device(("CPUExecutionProvider",), memory="cpu")
     monkeypatch.setattr(adapter, "_DEVICES", {"cpu": there})

@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import targets
-from runtimes import plugins
-from runtimes.backends import backend
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import InputError, LatentcError
-from runtimes.pipeline import pipeline
-from runtimes.verification import judges
+from latentc.exporter import targets
+from latentc.runtimes import plugins
+from latentc.runtimes.backends import backend
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import InputError, LatentcError
+from latentc.runtimes.pipeline import pipeline
+from latentc.runtimes.verification import judges
 from tests.conftest import Run
 from tests.fakes import add_probes, make_bundle
 
@@ -159,11 +159,13 @@ BROKEN = {
     "absent": "import there_is_no_such_engine",
     "memory": "raise MemoryError",
     "other": "class Backend: pass",
-    "bare": "from runtimes.backends.backend import Backend as Base\nclass Backend(Base): pass",
+    "bare": (
+        "from latentc.runtimes.backends.backend import Backend as Base\nclass Backend(Base): pass"
+    ),
     "panics": "class PanicException(BaseException): pass\nraise PanicException('index')",
 }
 STARTS = """
-from runtimes.backends.backend import Backend as Base
+from latentc.runtimes.backends.backend import Backend as Base
 class Backend(Base):
     name, package, install, targets = "starts", "p", "pip install p", ("fake",)
     def __init__(self): {init}
@@ -273,7 +275,7 @@ def test_passes_of_a_broken_package(
     project = tomllib.loads(blocks("toml")[1])["project"]
     install(packages, "latentc_plain", plain, project["entry-points"])
     monkeypatch.setattr(
-        "exporter.compiler.export.resolve", lambda *_: pytest.fail("the source was read")
+        "latentc.exporter.compiler.export.resolve", lambda *_: pytest.fail("the source was read")
     )
     given = ("source", "-o", tmp_path / "b", "--target", "plain", "--precision", "fp24")
     status, _, err = run("export", *given)

@@ -1,4 +1,5 @@
-"""`runtimes.storage.files`: bounded reading of regular files, and replacing files as a whole."""
+"""`latentc.runtimes.storage.files`: bounded reading of regular files, and replacing files as a
+whole."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from runtimes.storage import files
-from runtimes.storage.files import UnreadableFile, UnsafeTarget
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.files import UnreadableFile, UnsafeTarget
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "latentc", "benchmarks")
@@ -257,7 +258,7 @@ def killed_while_writing(folder: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from typing import Any
-from runtimes.storage import files
+from latentc.runtimes.storage import files
 with files.replacing(Path(sys.argv[1]) / "file") as file:
     file.write(b"half")
     file.flush()
@@ -282,7 +283,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     with files.replacing(tmp_path / "file") as file, files.scratch_folder(tmp_path) as folder:
         before = os.listdir(tmp_path)
         files.sweep(tmp_path)
-        script = "import sys; from runtimes.storage import files; files.sweep(sys.argv[1])"
+        script = "import sys; from latentc.runtimes.storage import files; files.sweep(sys.argv[1])"
         subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=True)
         assert sorted(os.listdir(tmp_path)) == sorted(before)
         file.write(b"data")
@@ -432,7 +433,7 @@ def test_temporary_files_are_made_by_one_module_only() -> None:
 
 def test_a_temporary_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     script = (
-        "import os, signal\nfrom runtimes.storage.files import temporary_folder\n"
+        "import os, signal\nfrom latentc.runtimes.storage.files import temporary_folder\n"
         "with temporary_folder():\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     for text, left in ((script, 1), (script.split("    os")[0] + "    pass", 0)):

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 import pytest
 
-from runtimes.backends.tensorrt.engine_store import engines_folder
-from runtimes.storage import folders
-from runtimes.storage.folders import cache_folder, expanded
+from latentc.runtimes.backends.tensorrt.engine_store import engines_folder
+from latentc.runtimes.storage import folders
+from latentc.runtimes.storage.folders import cache_folder, expanded
 from tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent

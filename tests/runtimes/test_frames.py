@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError
-from runtimes.pipeline.pipeline import load
-from runtimes.texts.prompt_weights import unweighted
-from runtimes.texts.tokenizer import Frame, TextTokenizer, frame_of
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.texts.prompt_weights import unweighted
+from latentc.runtimes.texts.tokenizer import Frame, TextTokenizer, frame_of
 from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 BEGIN, END, PAD = 1, 2, 0

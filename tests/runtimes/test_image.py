@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from runtimes.errors import InputError, LatentcError, NumericalError
-from runtimes.images import animation, image
+from latentc.runtimes.errors import InputError, LatentcError, NumericalError
+from latentc.runtimes.images import animation, image
 
 METADATA = {"prompt": "a large red circle, größer", "seed": 2**63, "steps": 25, "nested": [1.5]}
 
@@ -298,8 +298,8 @@ def test_a_failed_save_leaves_the_old_picture(
 
 def test_importing_does_not_load_pillow() -> None:
     code = (
-        "import sys, numpy, runtimes.images.image; "
-        "runtimes.images.image.to_numpy(numpy.zeros((1, 3, 2, 2), numpy.float32)); "
+        "import sys, numpy, latentc.runtimes.images.image; "
+        "latentc.runtimes.images.image.to_numpy(numpy.zeros((1, 3, 2, 2), numpy.float32)); "
         "sys.exit(int('PIL' in sys.modules or 'torch' in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

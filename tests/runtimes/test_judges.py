@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtimes import plugins
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import JudgeProbe, Probes, Verification
-from runtimes.commands.report import print_manifest
-from runtimes.errors import InputError
-from runtimes.verification import judges
-from runtimes.verification.verify import check_build
+from latentc.runtimes import plugins
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import JudgeProbe, Probes, Verification
+from latentc.runtimes.commands.report import print_manifest
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.verification import judges
+from latentc.runtimes.verification.verify import check_build
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
 PROMPTS = tuple(f"picture {number}" for number in range(23))

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.measure import run_child
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.session import Session
-from runtimes.pipeline import pipeline
+from latentc.benchmarks.measure import run_child
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.session import Session
+from latentc.runtimes.pipeline import pipeline
 from tests.fakes import FakeBackend, make_bundle
 
 WIDTH, LAYERS = 2048, 8  # 64 MiB in float16
@@ -23,10 +23,10 @@ RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-from benchmarks.measure import anonymous_memory, report
-from runtimes.backends.backend import SessionOptions
-from runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from runtimes.bundle.structures import Component, TensorSpec
+from latentc.benchmarks.measure import anonymous_memory, report
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
+from latentc.runtimes.bundle.structures import Component, TensorSpec
 spec = TensorSpec("float32", ("batch", int(sys.argv[2])))
 component = Component("denoiser", "denoiser", {"sample": spec}, {"prediction": spec})
 before = anonymous_memory()

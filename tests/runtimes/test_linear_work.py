@@ -13,13 +13,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.rules import is_inside, problems
-from runtimes.bundle.structures import File, Schedule
-from runtimes.errors import BundleError
-from runtimes.sampling import plan_json
-from runtimes.sampling.plan import PlanTable
-from runtimes.sampling.plan_schema import DTYPES, LEARNED
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.rules import is_inside, problems
+from latentc.runtimes.bundle.structures import File, Schedule
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.sampling import plan_json
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED
 from tests.fakes import make_bundle
 from tests.steps import steps_of
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from runtimes.bundle import manifest as format_2
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError
-from runtimes.pipeline.pipeline import load
+from latentc.runtimes.bundle import manifest as format_2
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.pipeline.pipeline import load
 from tests.fakes import FakeBackend, make_bundle
 
 # What a later writer may add: readers leave it alone, whatever it is.

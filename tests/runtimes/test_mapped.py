@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measure import run_child
-from runtimes.storage.mapped import MappedFile
+from latentc.benchmarks.measure import run_child
+from latentc.runtimes.storage.mapped import MappedFile
 
 SIZE = 128 << 20
 
 READ = """
 import sys
 from pathlib import Path
-from benchmarks.measure import current_memory, report
-from runtimes.storage.mapped import MappedFile
+from latentc.benchmarks.measure import current_memory, report
+from latentc.runtimes.storage.mapped import MappedFile
 mapped = MappedFile(Path(sys.argv[1]))
 before = current_memory()
 first = int(mapped.array.sum())
@@ -60,7 +60,7 @@ def test_openvino_computes_the_same_from_mapped_weights(
     sd_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import latentc
-    from runtimes.backends import openvino
+    from latentc.runtimes.backends import openvino
 
     arguments = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
     with latentc.load(sd_bundle, backend="openvino") as pipe:

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from runtimes.backends import backend as engines
-from runtimes.backends.coreml.mil.evaluator import Evaluator
-from runtimes.backends.coreml.mil.package import Limits, limits_of, read_spec
-from runtimes.backends.coreml.mil.session import PackageSession, Stage, packages_of
-from runtimes.backends.coreml.mil.toolkit import load_toolkit
-from runtimes.bundle.sizes import fix
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BackendError, BackendUnavailable, InputError
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.coreml.mil.evaluator import Evaluator
+from latentc.runtimes.backends.coreml.mil.package import Limits, limits_of, read_spec
+from latentc.runtimes.backends.coreml.mil.session import PackageSession, Stage, packages_of
+from latentc.runtimes.backends.coreml.mil.toolkit import load_toolkit
+from latentc.runtimes.bundle.sizes import fix
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 ct = load_toolkit()
@@ -101,7 +101,7 @@ def test_lists_and_several_outputs(tmp_path: Path) -> None:
 def test_compressed_weights_are_read_back(
     precision: str, kind: str, most: float, tmp_path: Path
 ) -> None:
-    from exporter.targets.coreml.weights import compress
+    from latentc.exporter.targets.coreml.weights import compress
 
     weight = rand(64, 64, seed=1)
     package = saved(tmp_path, lambda x: mb.linear(x=x, weight=weight), {"x": (3, 64)}, half=True)
@@ -290,7 +290,7 @@ def test_the_backend_for_macos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     models = SimpleNamespace(MLModel=FakeModel)
     fake = SimpleNamespace(__version__="9.0", ComputeUnit=units, models=models)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
-    monkeypatch.setattr("runtimes.backends.coreml.device.load_toolkit", lambda: fake)
+    monkeypatch.setattr("latentc.runtimes.backends.coreml.device.load_toolkit", lambda: fake)
     package = saved(tmp_path, lambda x: mb.square(x=x, name="y"), {"x": (1, 2)})
     (tmp_path / "model.json").write_text(json.dumps({"packages": [package.name]}))
     spec = TensorSpec("float32", ("batch", 2))
@@ -309,8 +309,8 @@ for name in ("torch", "diffusers", "transformers"):
     sys.modules[name] = None  # as where it is not installed
 from pathlib import Path
 import numpy as np
-from runtimes.backends.coreml.mil.evaluator import Evaluator
-from runtimes.backends.coreml.mil.package import read_spec
+from latentc.runtimes.backends.coreml.mil.evaluator import Evaluator
+from latentc.runtimes.backends.coreml.mil.package import read_spec
 package = Path(sys.argv[1])
 found = Evaluator.load(package, read_spec(package)).predict({"x": np.ones(2, np.float32)})
 assert [value.tolist() for value in found.values()] == [[1.0, 1.0]], found

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from runtimes.backends.coreml.mil.operators import table
+from latentc.runtimes.backends.coreml.mil.operators import table
 
 OPERATORS = table()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.backends.model_cache import CacheWarning, ModelCache
+from latentc.runtimes.backends.model_cache import CacheWarning, ModelCache
 
 FACTS = {"graph": "a", "device": "CPU"}
 

@@ -12,8 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtimes.errors import InputError
-from runtimes.sampling import noise
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.sampling import noise
 
 # Three times what was measured over a few million values; a wrong word or pairing is off by 1.
 TOLERANCE = 1e-6
@@ -192,7 +192,7 @@ def test_distribution() -> None:
 def test_importing_is_cheap() -> None:
     """Neither torch nor numpy.random is loaded by the import."""
     code = (
-        "import sys, runtimes.sampling.noise; "
+        "import sys, latentc.runtimes.sampling.noise; "
         "sys.exit(int('torch' in sys.modules or 'numpy.random' in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.backends.session import Array, Feeds
-from runtimes.bundle.manifest import MANIFEST
-from runtimes.errors import InputError, LatentcError, NumericalError
-from runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.errors import InputError, LatentcError, NumericalError
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
 from tests import fakes
 from tests.fakes import FakeBackend, make_bundle
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runtimes.pipeline import observe
-from runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.pipeline import observe
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import (
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import (
     BackendError,
     BundleError,
     DeviceUnavailable,
@@ -21,9 +21,9 @@ from runtimes.errors import (
     NumericalError,
     PlanNotFound,
 )
-from runtimes.pipeline.pipeline import Pipeline, load
-from runtimes.sampling.noise import Generator
-from runtimes.texts.encoded import Encoded
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.sampling.noise import Generator
+from latentc.runtimes.texts.encoded import Encoded
 from tests import fakes
 from tests.fakes import FakeBackend, FakeSession, make_bundle
 

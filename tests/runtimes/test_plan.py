@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.errors import BundleError, InputError, PlanNotFound
-from runtimes.sampling.plan import PlanTable, join
-from runtimes.sampling.plan_schema import DTYPES, LEARNED
+from latentc.runtimes.errors import BundleError, InputError, PlanNotFound
+from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED
 
 
 def arrays_of(steps: int = 5, slots: int = 2, window: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def test_a_table_that_could_not_be_read_is_not_written(
     table = table_of()
     table.save(tmp_path / "a.json")
     monkeypatch.setattr(
-        "runtimes.sampling.plan.LARGEST_DOCUMENT", (tmp_path / "a.json").stat().st_size - 1
+        "latentc.runtimes.sampling.plan.LARGEST_DOCUMENT", (tmp_path / "a.json").stat().st_size - 1
     )
     with pytest.raises(BundleError, match=r"b\.json: .* take fewer step counts"):
         table.save(tmp_path / "b.json")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from latentc import cli
-from runtimes.bundle.files import Bundle
-from runtimes.errors import InputError, PlanNotFound
-from runtimes.sampling.plan import PlanTable
-from runtimes.sampling.plan_json import document, write_plans
-from runtimes.sampling.sampler import denoise
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.sampling.plan_json import document, write_plans
+from latentc.runtimes.sampling.sampler import denoise
 from tests.fakes import make_bundle
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.bundle.manifest import MANIFEST
 from tests import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,7 +56,7 @@ for name in ("replace", "rename", "unlink", "remove"):
 """
 
 GENERATE = """
-from runtimes.backends import backend
+from latentc.runtimes.backends import backend
 backend.BACKENDS = {"fake": "tests.fakes:FakeBackend"}
 from latentc.cli import run
 bundle, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -69,18 +69,18 @@ codes = [
 ]
 assert codes == [0] * 4, codes
 
-from runtimes.backends.model_cache import ModelCache
+from latentc.runtimes.backends.model_cache import ModelCache
 cache = ModelCache(folder / "models")
 with cache.scratch(10) as made:
     (made / "blob").write_bytes(b"x" * 10)
     cache.keep({"graph": "a"}, made / "blob")
 assert cache.find({"graph": "a"}).read_bytes() == b"x" * 10
 
-from runtimes.storage.locks import writing
-from exporter.progress import Progress
-from exporter.compiler.sharing import share
-from exporter.store import Store
-from runtimes.bundle.manifest import Manifest
+from latentc.runtimes.storage.locks import writing
+from latentc.exporter.progress import Progress
+from latentc.exporter.compiler.sharing import share
+from latentc.exporter.store import Store
+from latentc.runtimes.bundle.manifest import Manifest
 manifest = Manifest.load(bundle)
 for _ in range(2):
     with writing(folder / "copy", Progress()):

@@ -10,18 +10,18 @@ import msgspec
 import pytest
 
 from latentc import cli
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import Backend
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import JudgeProbe
-from runtimes.commands.generate import generate
-from runtimes.commands.tune import tune
-from runtimes.errors import InputError
-from runtimes.pipeline.pipeline import Pipeline, load
-from runtimes.presets import preset as presets
-from runtimes.presets import records as tuning_records
-from runtimes.presets.preset import LIMITS, content, expected_rank
-from runtimes.presets.records import Choice, Record, machine, save
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import JudgeProbe
+from latentc.runtimes.commands.generate import generate
+from latentc.runtimes.commands.tune import tune
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.presets import preset as presets
+from latentc.runtimes.presets import records as tuning_records
+from latentc.runtimes.presets.preset import LIMITS, content, expected_rank
+from latentc.runtimes.presets.records import Choice, Record, machine, save
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
 CHOICE = Choice(

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtimes.bundle.structures import TensorSpec
-from runtimes.errors import BundleError
-from runtimes.programs.checker import MOST_BINS, MOST_STATEMENTS, problems, types_of
-from runtimes.programs.demand import of_call
-from runtimes.programs.dimensions import Dimension, parse
-from runtimes.programs.listing import listing
-from runtimes.programs.statements import Program, decode
+from latentc.runtimes.bundle.structures import TensorSpec
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.programs.checker import MOST_BINS, MOST_STATEMENTS, problems, types_of
+from latentc.runtimes.programs.demand import of_call
+from latentc.runtimes.programs.dimensions import Dimension, parse
+from latentc.runtimes.programs.listing import listing
+from latentc.runtimes.programs.statements import Program, decode
 from tests.steps import steps_of
 
 DEFAULTS = {"strength": 1.0, "guidance_scale": 7.5, "num_inference_steps": 50}

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtimes.errors import InputError
-from runtimes.texts.prompt_weights import MAX_DEPTH, MAX_WEIGHT, Weighted, escape, parse, unweighted
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.texts.prompt_weights import (
+    MAX_DEPTH,
+    MAX_WEIGHT,
+    Weighted,
+    escape,
+    parse,
+    unweighted,
+)
 
 TEXTS = st.text(max_size=60)
 MARKS = st.text(alphabet="ab ()[]+-:|\\.,159eé\t", max_size=40)

@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.backends.session import Array, Feeds
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BundleError, InputError
-from runtimes.pipeline.loading import Loading
-from runtimes.pipeline.pipeline import Pipeline, load, open_pipeline
-from runtimes.presets.preset import Preset
-from runtimes.texts.tokenizer import PromptTruncatedWarning
-from runtimes.version_1.fields import Embedding
+from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.pipeline.loading import Loading
+from latentc.runtimes.pipeline.pipeline import Pipeline, load, open_pipeline
+from latentc.runtimes.presets.preset import Preset
+from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
+from latentc.runtimes.version_1.fields import Embedding
 from tests import fakes
 
 LENGTH = fakes.MAX_LENGTH

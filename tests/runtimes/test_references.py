@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtimes.backends.backend import BACKENDS, find
-from runtimes.backends.coreml.mil.package_files import MESSAGES
-from runtimes.bundle import references as reading
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.structures import Artifact, Build, File
-from runtimes.bundle.trust import sha256
-from runtimes.errors import BundleError
+from latentc.runtimes.backends.backend import BACKENDS, find
+from latentc.runtimes.backends.coreml.mil.package_files import MESSAGES
+from latentc.runtimes.bundle import references as reading
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.structures import Artifact, Build, File
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import BundleError
 from tests.fakes import FakeBackend
 from tests.steps import steps_of
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import runtimes.sampling.plan
-import runtimes.sampling.sampler
-from runtimes.errors import BackendError, InputError, NumericalError
-from runtimes.sampling.plan import Clip, SamplingPlan
-from runtimes.sampling.plan_schema import ClipKind
-from runtimes.sampling.sampler import Rescale, denoise
+import latentc.runtimes.sampling.plan
+import latentc.runtimes.sampling.sampler
+from latentc.runtimes.errors import BackendError, InputError, NumericalError
+from latentc.runtimes.sampling.plan import Clip, SamplingPlan
+from latentc.runtimes.sampling.plan_schema import ClipKind
+from latentc.runtimes.sampling.sampler import Rescale, denoise
 
 SHAPE = (2, 3, 4, 5)
 
@@ -64,7 +64,8 @@ def limited(clean: Any, clip: Clip) -> Any:
 def by_definition(
     plan: SamplingPlan, sample: Any, predictions: Any, noises: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Model inputs and samples, straight from the module docstring of `runtimes.sampling.plan`."""
+    """Model inputs and samples, straight from the module docstring of
+    `latentc.runtimes.sampling.plan`."""
     slots = np.zeros((plan.num_slots, *sample.shape))
     slots[0] = sample
     inputs, samples = [], []
@@ -261,7 +262,7 @@ def test_wrong_use_is_refused() -> None:
 
 def test_the_loop_names_no_scheduler_and_no_model() -> None:
     names = r"ddim|ddpm|pndm|plms|euler|heun|dpm|unipc|lms|lcm|karras|deis|tcd|edm|sdxl|flux"
-    for module in (runtimes.sampling.sampler, runtimes.sampling.plan):
+    for module in (latentc.runtimes.sampling.sampler, latentc.runtimes.sampling.plan):
         text = Path(str(module.__file__)).read_text(encoding="utf-8")
         assert not re.findall(rf"\b\w*(?:{names})\w*\b", text, re.IGNORECASE)
 

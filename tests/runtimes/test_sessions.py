@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.backends.session import Session
-from runtimes.backends.sessions import Sessions
-from runtimes.bundle.manifest import Manifest
-from runtimes.errors import BackendError
-from runtimes.pipeline.pipeline import load
+from latentc.runtimes.backends.session import Session
+from latentc.runtimes.backends.sessions import Sessions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.errors import BackendError
+from latentc.runtimes.pipeline.pipeline import load
 from tests.fakes import GRAPHS, FakeBackend, FakeSession, make_bundle
 
 
@@ -159,7 +159,7 @@ def test_who_loads_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)
     load(bundle, FakeBackend()).close()  # too small a bundle
     monkeypatch.setattr(FakeBackend, "loads_in_parallel", False)
-    monkeypatch.setattr("runtimes.pipeline.pipeline._PARALLEL", 0)
+    monkeypatch.setattr("latentc.runtimes.pipeline.pipeline._PARALLEL", 0)
     load(bundle, FakeBackend()).close()
     assert seen == {threading.get_ident()}
     monkeypatch.setattr(FakeBackend, "loads_in_parallel", True)

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST
-from runtimes.bundle.structures import TensorSpec
-from runtimes.errors import BundleError
-from runtimes.sampling.packing import Packing
-from runtimes.sampling.step_cache import StepCache, kinds
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST
+from latentc.runtimes.bundle.structures import TensorSpec
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.sampling.packing import Packing
+from latentc.runtimes.sampling.step_cache import StepCache, kinds
 from tests.fakes import make_bundle
 
 SAMPLE = TensorSpec("float32", ("batch", 1, 2, 2))

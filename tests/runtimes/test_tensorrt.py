@@ -14,19 +14,19 @@ import pytest
 
 import latentc
 from latentc import cli
-from runtimes.backends import backend as engines
-from runtimes.backends.backend import SessionOptions
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.recipe import Recipe, check_profile, parse_range
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import (
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.backend import SessionOptions
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.recipe import Recipe, check_profile, parse_range
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import (
     BackendError,
     BackendUnavailable,
     BundleError,
     DeviceUnavailable,
     InputError,
 )
-from runtimes.verification.verify import relative_l2
+from latentc.runtimes.verification.verify import relative_l2
 from tests.fake_tensorrt import Machine, installed
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "output_type": "latent"}

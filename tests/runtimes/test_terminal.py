@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from exporter.cli import Reporter
-from exporter.progress import Event
 from latentc.cli import run as command
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.commands.report import print_manifest
-from runtimes.errors import BackendUnavailable, BundleError, InputError
-from runtimes.terminal import markup, say, visible
+from latentc.exporter.cli import Reporter
+from latentc.exporter.progress import Event
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.commands.report import print_manifest
+from latentc.runtimes.errors import BackendUnavailable, BundleError, InputError
+from latentc.runtimes.terminal import markup, say, visible
 from tests import fakes
 from tests.conftest import Run
 
@@ -129,7 +129,9 @@ def test_inspect_shows_names_as_they_are(name: str, tmp_path: Path, run: Run) ->
 def test_commands_print_no_name_raw(
     name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
+    monkeypatch.setattr(
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+    )
     bundle = with_name(tmp_path, HOSTILE[name])
     odd = tmp_path / HOSTILE[name].replace("/", "")
     calls: list[tuple[Any, ...]] = [
@@ -169,7 +171,9 @@ def test_prompts_and_engines_are_shown(
     text: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a call quotes of its prompt, and an engine of the graph that it refuses."""
-    monkeypatch.setattr("runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"})
+    monkeypatch.setattr(
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+    )
 
     def fail(feeds: Any) -> Any:
         raise RuntimeError(f"{text} is no operator")
@@ -230,7 +234,7 @@ def test_everything_is_printed_by_the_one_function() -> None:
         or path.name == "__main__.py"
         for place in _printing(ast.parse(path.read_text("utf-8")), str(path.relative_to(ROOT)))
     }
-    assert found == set(DIRECTLY), "use runtimes.terminal.say, or say in DIRECTLY why not"
+    assert found == set(DIRECTLY), "use latentc.runtimes.terminal.say, or say in DIRECTLY why not"
 
 
 def _printing(tree: ast.Module, path: str) -> Iterator[str]:

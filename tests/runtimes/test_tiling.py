@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.backends.session import Array
-from runtimes.errors import InputError
-from runtimes.images.tiling import Tiling, decode, tile_of
-from runtimes.pipeline.pipeline import load
-from runtimes.programs.latents import Latents
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.images.tiling import Tiling, decode, tile_of
+from latentc.runtimes.pipeline.pipeline import load
+from latentc.runtimes.programs.latents import Latents
 from tests.fakes import FakeBackend, make_bundle
 
 FACTOR = 4

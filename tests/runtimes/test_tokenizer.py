@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import latentc
-from runtimes.errors import BundleError
-from runtimes.texts.prompt_weights import escape, parse, unweighted
-from runtimes.texts.tokenizer import PromptTruncatedWarning, TextTokenizer
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.texts.prompt_weights import escape, parse, unweighted
+from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning, TextTokenizer
 from tests.fakes import MAX_LENGTH, word_tokenizer
 
 _MODEL = Path(latentc.builtin_model()) / "tokenizer" / "tokenizer.json"

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.targets import torch as target
-from runtimes.backends import backend as engines
-from runtimes.backends import torch_archive, torch_program
-from runtimes.bundle.manifest import Manifest
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BundleError, InputError, LatentcError
+from latentc.exporter.targets import torch as target
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends import torch_archive, torch_program
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BundleError, InputError, LatentcError
 
 SIZES = TensorSpec("float32", ("batch", 4, "height", "width"))
 COMPONENT = Component("denoiser", "denoiser", {"sample": SIZES, "scale": SIZES}, {"out": SIZES})

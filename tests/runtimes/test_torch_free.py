@@ -64,8 +64,8 @@ def test_generating_without_text(unconditional_bundle: Path, tmp_path: Path) -> 
 
 def test_importing_every_module_of_the_runtime() -> None:
     fresh(
-        "import sys, pkgutil, importlib, runtimes\n"
-        "for module in pkgutil.walk_packages(runtimes.__path__, 'runtimes.'):\n"
+        "import sys, pkgutil, importlib, latentc.runtimes\n"
+        "for module in pkgutil.walk_packages(latentc.runtimes.__path__, 'latentc.runtimes.'):\n"
         "    importlib.import_module(module.name)\n"
         f"banned = {(*BANNED, *ENGINES, 'PIL', 'rich', 'tokenizers')!r}\n"
         "loaded = [name for name in banned if name in sys.modules]\n"

@@ -15,26 +15,26 @@ import pytest
 from PIL import Image
 
 from latentc import cli
-from runtimes import plugins
-from runtimes.backends import backend as engines
-from runtimes.backends.session import Array, Feeds
-from runtimes.bundle.files import Bundle
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import JudgeProbe
-from runtimes.commands import report
-from runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
-from runtimes.pipeline.pipeline import Pipeline, load
-from runtimes.pipeline.run import Timings
-from runtimes.presets import setups
-from runtimes.presets.preset import LIMITS
-from runtimes.presets.setups import Setup
-from runtimes.presets.trials import Budget, Fidelity, Trial, Tuning, cuts_more
-from runtimes.sampling.step_cache import kinds
-from runtimes.texts.encoded import Encoded
-from runtimes.tuning import tune
-from runtimes.tuning.step_times import Times, measure
-from runtimes.tuning.tune import Search
-from runtimes.verification import judges
+from latentc.runtimes import plugins
+from latentc.runtimes.backends import backend as engines
+from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import JudgeProbe
+from latentc.runtimes.commands import report
+from latentc.runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
+from latentc.runtimes.pipeline.pipeline import Pipeline, load
+from latentc.runtimes.pipeline.run import Timings
+from latentc.runtimes.presets import setups
+from latentc.runtimes.presets.preset import LIMITS
+from latentc.runtimes.presets.setups import Setup
+from latentc.runtimes.presets.trials import Budget, Fidelity, Trial, Tuning, cuts_more
+from latentc.runtimes.sampling.step_cache import kinds
+from latentc.runtimes.texts.encoded import Encoded
+from latentc.runtimes.tuning import tune
+from latentc.runtimes.tuning.step_times import Times, measure
+from latentc.runtimes.tuning.tune import Search
+from latentc.runtimes.verification import judges
 from tests import fakes
 from tests.fakes import FakeBackend, add_build, add_probes, make_bundle
 
@@ -384,7 +384,7 @@ def test_the_command_with_a_cache_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(
-        "runtimes.storage.outputs.check_folder", lambda *_: None
+        "latentc.runtimes.storage.outputs.check_folder", lambda *_: None
     )  # as it was before
     assert cli.run(["tune", str(bundle)]) == 0
     captured = capsys.readouterr()

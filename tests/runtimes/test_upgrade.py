@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from latentc.cli import cli
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.errors import BundleError, InputError
-from runtimes.sampling.plan import PlanTable
-from runtimes.storage import files
-from runtimes.storage.locks import WAITING, writing
-from runtimes.version_1.upgrade import upgrade
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.errors import BundleError, InputError
+from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.storage import files
+from latentc.runtimes.storage.locks import WAITING, writing
+from latentc.runtimes.version_1.upgrade import upgrade
 
 ARCHIVE = Path(__file__).with_name("bundles_of_format_1.zip")
 KINDS = sorted({name.partition("/")[0] for name in zipfile.ZipFile(ARCHIVE).namelist()})
@@ -91,8 +91,8 @@ def test_every_kind(kind: str, bundle_of: Callable[[str], Path]) -> None:
 
 def same_tables(table: PlanTable, place: Path) -> bool:
     """Return whether a table has the numbers of one of format 1, to the bit."""
-    from runtimes.sampling.plan_schema import DTYPES
-    from runtimes.version_1.plans import read_plans
+    from latentc.runtimes.sampling.plan_schema import DTYPES
+    from latentc.runtimes.version_1.plans import read_plans
 
     old = read_plans(place)
     return all(getattr(table, name).tobytes() == getattr(old, name).tobytes() for name in DTYPES)

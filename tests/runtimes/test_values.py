@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import latentc
-from runtimes.errors import InputError
-from runtimes.pipeline.loading import requested
-from runtimes.pipeline.pipeline import Pipeline
-from runtimes.presets.preset import Preset
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.pipeline.loading import requested
+from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.presets.preset import Preset
 from tests.fakes import FakeBackend, make_bundle
 from tests.hostile.test_odd_arguments import ODD
 

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.bundle.manifest import MANIFEST, Manifest
-from runtimes.bundle.structures import Build, Verification
-from runtimes.errors import BundleError, VerificationError
-from runtimes.verification import verify
-from runtimes.verification.verify import check_build, psnr, relative_l2
+from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.structures import Build, Verification
+from latentc.runtimes.errors import BundleError, VerificationError
+from latentc.runtimes.verification import verify
+from latentc.runtimes.verification.verify import check_build, psnr, relative_l2
 from tests.fakes import FakeBackend, add_probes, file_of, make_bundle
 
 

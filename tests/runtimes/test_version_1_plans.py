@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtimes.errors import BundleError, PlanNotFound
-from runtimes.sampling.plan import PlanTable, join
-from runtimes.sampling.plan_schema import DTYPES, LEARNED
-from runtimes.storage.npz import write_arrays
-from runtimes.version_1.plans import read_plans
+from latentc.runtimes.errors import BundleError, PlanNotFound
+from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED
+from latentc.runtimes.storage.npz import write_arrays
+from latentc.runtimes.version_1.plans import read_plans
 from tests.runtimes.test_plan import BAD_VALUES, arrays_of, table_of
 
 OLD = tuple(name for name in DTYPES if name not in LEARNED)

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from runtimes.calls.request import Request
-from runtimes.interpreter.loop import in_window
-from runtimes.programs.statements import Loop, Plan, Window
+from latentc.runtimes.calls.request import Request
+from latentc.runtimes.interpreter.loop import in_window
+from latentc.runtimes.programs.statements import Loop, Plan, Window
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def _prepare(base: Path) -> Path:
     """Return a small verified bundle with a build for each backend."""
     import torch
 
-    from exporter.compiler.export import export
+    from latentc.exporter.compiler.export import export
     from tests import tiny_configurations as tiny
 
     torch.manual_seed(3)

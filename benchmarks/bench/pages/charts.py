@@ -13,8 +13,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.bench.model import SCENARIOS, CaseRecord, Report, Row
-from benchmarks.bench.pages import texts
+from latentc.benchmarks.bench.model import SCENARIOS, CaseRecord, Report, Row
+from latentc.benchmarks.bench.pages import texts
 
 _INK, _MUTED, _GRID, _PAPER = "#010101", "#010102", "#010103", "#010104"
 _SERIES = [f"#0102{index:02x}" for index in range(8)]

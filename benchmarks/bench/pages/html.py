@@ -13,13 +13,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import model
-from benchmarks.bench.model import SCENARIOS, Report
-from benchmarks.bench.pages import charts, texts
-from runtimes.calls import given_images as pictures
-from runtimes.errors import InputError
-from runtimes.storage.files import read_regular
-from runtimes.storage.parsing import parser
+from latentc.benchmarks.bench import model
+from latentc.benchmarks.bench.model import SCENARIOS, Report
+from latentc.benchmarks.bench.pages import charts, texts
+from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.storage.files import read_regular
+from latentc.runtimes.storage.parsing import parser
 
 _SIDE = 256  # pixels: no picture of the page is larger
 _QUALITY = 85  # of smaller copies

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from benchmarks.bench.model import SCENARIOS, CaseRecord, Report, Row
+from latentc.benchmarks.bench.model import SCENARIOS, CaseRecord, Report, Row
 
 # the scenario that decides which build is said to be the fastest, the first that was measured
 _DECISIVE = ("end_to_end", "denoiser_step", "cold_start")

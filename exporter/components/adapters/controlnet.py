@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.components.extended import Extended, extended
-from exporter.components.names import numbered
-from exporter.components.tasks.task import size_by
-from exporter.components.text_to_image import vae_factor
-from exporter.programs.draft import Draft, Phase
-from runtimes.bundle.structures import TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import During, Window
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.extended import Extended, extended
+from latentc.exporter.components.names import numbered
+from latentc.exporter.components.tasks.task import size_by
+from latentc.exporter.components.text_to_image import vae_factor
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.bundle.structures import TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import During, Window
 
 IMAGE = "control_image"  # as diffusers' pipelines call it that take other pictures as well
 SCALE = "controlnet_conditioning_scale"

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.components.extended import Extended, extended
-from exporter.components.names import IP_IMAGE_ENCODER, numbered
-from exporter.components.processors import Normalised
-from exporter.components.text_to_image import feed_numbers
-from exporter.programs.draft import Draft, Phase
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.extended import Extended, extended
+from latentc.exporter.components.names import IP_IMAGE_ENCODER, numbered
+from latentc.exporter.components.processors import Normalised
+from latentc.exporter.components.text_to_image import feed_numbers
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
 
 IMAGE, SCALE = "ip_adapter_image", "ip_adapter_scale"
 TOKENS = "ip_adapter_tokens"

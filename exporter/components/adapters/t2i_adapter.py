@@ -17,17 +17,17 @@ import torch
 from msgspec import structs
 from torch.nn import functional
 
-from exporter.components.description import Graph
-from exporter.components.extended import Extended, extended
-from exporter.components.names import T2I_ADAPTER, numbered
-from exporter.components.tasks.task import IMAGE, size_by
-from exporter.components.text_to_image import vae_factor
-from exporter.programs.defaults import takes
-from exporter.programs.draft import Draft, Phase
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.latents import Latents
-from runtimes.programs.statements import During, Window
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.extended import Extended, extended
+from latentc.exporter.components.names import T2I_ADAPTER, numbered
+from latentc.exporter.components.tasks.task import IMAGE, size_by
+from latentc.exporter.components.text_to_image import vae_factor
+from latentc.exporter.programs.defaults import takes
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.latents import Latents
+from latentc.runtimes.programs.statements import During, Window
 
 SCALE, SHARE = "adapter_conditioning_scale", "adapter_conditioning_factor"
 _FEATURES = "adapter_features"

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from exporter.components.description import Graph
-from exporter.components.processors import Normalised
-from exporter.components.tasks.task import IMAGE, Task, encode_image, size_by
-from exporter.components.text_to_image import vae_factor
-from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.processors import Normalised
+from latentc.exporter.components.tasks.task import IMAGE, Task, encode_image, size_by
+from latentc.exporter.components.text_to_image import vae_factor
+from latentc.exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
 
 _NAME, _INPUT = "depth_estimator", "depth"
 _CANVAS = "canvas"

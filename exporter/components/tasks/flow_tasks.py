@@ -1,20 +1,20 @@
 """This module lists what pipelines of flow matching (Stable Diffusion 3, FLUX.1) can be asked for
 besides making an image of a text. Three things are others than in
-`exporter.components.tasks.image_tasks`: images get the model's own size, one image is encoded once
-however many are made of it, and where the strength is no whole number of steps, the step that it
-begins in is run."""
+`latentc.exporter.components.tasks.image_tasks`: images get the model's own size, one image is
+encoded once however many are made of it, and where the strength is no whole number of steps, the
+step that it begins in is run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from exporter.classes import TEXT_TO_IMAGE, record_of
-from exporter.components.description import Graph
-from exporter.components.tasks.image_tasks import blended_inpainting, image_to_image
-from exporter.components.tasks.task import Habits, Task
-from exporter.components.text_to_image import Scaling, encoder_graph
-from runtimes.errors import UnsupportedPipeline
+from latentc.exporter.classes import TEXT_TO_IMAGE, record_of
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.tasks.image_tasks import blended_inpainting, image_to_image
+from latentc.exporter.components.tasks.task import Habits, Task
+from latentc.exporter.components.text_to_image import Scaling, encoder_graph
+from latentc.runtimes.errors import UnsupportedPipeline
 
 FLOW = Habits(each_made=False, sized_by_image=False, rounds="up")
 

@@ -10,16 +10,24 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.classes import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, record_of
-from exporter.components.description import Graph
-from exporter.components.signatures import named
-from exporter.components.tasks import trained_tasks
-from exporter.components.tasks.depth import depth_to_image
-from exporter.components.tasks.task import IMAGE, MASK, NOISE, Habits, Task, encode_image, size_by
-from exporter.components.text_to_image import Scaling, encoder_graph
-from exporter.programs.draft import IMAGE_LATENTS, LATENTS, SIDES, Draft, Phase, Start
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import Keep
+from latentc.exporter.classes import IMAGE_TO_IMAGE, INPAINTING, TEXT_TO_IMAGE, record_of
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.signatures import named
+from latentc.exporter.components.tasks import trained_tasks
+from latentc.exporter.components.tasks.depth import depth_to_image
+from latentc.exporter.components.tasks.task import (
+    IMAGE,
+    MASK,
+    NOISE,
+    Habits,
+    Task,
+    encode_image,
+    size_by,
+)
+from latentc.exporter.components.text_to_image import Scaling, encoder_graph
+from latentc.exporter.programs.draft import IMAGE_LATENTS, LATENTS, SIDES, Draft, Phase, Start
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import Keep
 
 UNET = Habits(each_made=True, sized_by_image=True, rounds="down")
 

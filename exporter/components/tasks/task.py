@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from exporter.components.description import Graph
-from exporter.programs.draft import Draft, Phase
-from runtimes.bundle.sizes import dimension
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.statements import SizeOf
+from latentc.exporter.components.description import Graph
+from latentc.exporter.programs.draft import Draft, Phase
+from latentc.runtimes.bundle.sizes import dimension
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.statements import SizeOf
 
 IMAGE, MASK = "image", "mask_image"  # arguments of diffusers' calls
 NOISE = "noise"  # the input of an image encoder that takes a draw

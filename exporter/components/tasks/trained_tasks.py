@@ -1,5 +1,5 @@
 """Tasks that a denoiser was trained for: it takes channels besides the sample's, which are made of
-images. One function for each; `exporter.components.tasks.image_tasks` chooses."""
+images. One function for each; `latentc.exporter.components.tasks.image_tasks` chooses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from typing import Any
 import torch
 from msgspec import structs
 
-from exporter.classes import INPAINTING
-from exporter.components.description import Graph
-from exporter.components.tasks.task import IMAGE, MASK, NOISE, Habits, Task, encode_image, size_by
-from exporter.components.text_to_image import (
+from latentc.exporter.classes import INPAINTING
+from latentc.exporter.components.description import Graph
+from latentc.exporter.components.tasks.task import (
+    IMAGE,
+    MASK,
+    NOISE,
+    Habits,
+    Task,
+    encode_image,
+    size_by,
+)
+from latentc.exporter.components.text_to_image import (
     SCALE,
     Scaling,
     classifier_free_guidance,
     encoder_graph,
     feed_numbers,
 )
-from exporter.programs.defaults import takes
-from exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
-from exporter.programs.sides import NEGATIVE
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import UnsupportedPipeline
-from runtimes.programs.statements import Push, Test
+from latentc.exporter.programs.defaults import takes
+from latentc.exporter.programs.draft import IMAGE_LATENTS, Draft, Phase, Start
+from latentc.exporter.programs.sides import NEGATIVE
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.programs.statements import Push, Test
 
 _MASK_INPUT, _MASKED_LATENTS = "mask", "masked_image_latents"
 _NOISE_LEVEL, _LOW_RES = "noise_level", "low_res_image"

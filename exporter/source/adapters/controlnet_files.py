@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.quiet import quiet_loading
-from exporter.source import model_folders
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.resolving import load_model
-from runtimes.backends.session import first_line
-from runtimes.errors import SourceError
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import model_folders
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.resolving import load_model
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.errors import SourceError
 
 
 def find(asked: str, _: Reading | None = None) -> Ingredient:

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.components.names import IP_IMAGE_ENCODER
-from exporter.quiet import quiet_loading
-from exporter.source import hub, unread_keys, weight_files
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.resolving import digest_folder, load_model
-from exporter.source.weight_files import SAFE
-from exporter.versions import digest
-from runtimes.backends.session import first_line
-from runtimes.bundle.trust import sha256
-from runtimes.errors import SourceError
-from runtimes.storage.files import LARGEST_DOCUMENT, read_regular
-from runtimes.storage.parsing import parser
+from latentc.exporter.components.names import IP_IMAGE_ENCODER
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import hub, unread_keys, weight_files
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.resolving import digest_folder, load_model
+from latentc.exporter.source.weight_files import SAFE
+from latentc.exporter.versions import digest
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
+from latentc.runtimes.storage.parsing import parser
 
 if TYPE_CHECKING:
     import torch

@@ -13,17 +13,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporter.versions import code
-from runtimes.errors import InputError
+from latentc.exporter.versions import code
+from latentc.runtimes.errors import InputError
 
 # Kind → module of this package. One line per kind; they are applied in this order.
 KINDS: Mapping[str, str] = {
-    "vae": "exporter.source.adapters.replaced_vae",
-    "lora": "exporter.source.adapters.lora",
-    "textual-inversion": "exporter.source.adapters.textual_inversion",
-    "ip-adapter": "exporter.source.adapters.ip_adapter_files",
-    "controlnet": "exporter.source.adapters.controlnet_files",
-    "t2i-adapter": "exporter.source.adapters.t2i_adapter_files",
+    "vae": "latentc.exporter.source.adapters.replaced_vae",
+    "lora": "latentc.exporter.source.adapters.lora",
+    "textual-inversion": "latentc.exporter.source.adapters.textual_inversion",
+    "ip-adapter": "latentc.exporter.source.adapters.ip_adapter_files",
+    "controlnet": "latentc.exporter.source.adapters.controlnet_files",
+    "t2i-adapter": "latentc.exporter.source.adapters.t2i_adapter_files",
 }
 
 # Those that write into weights, which must be in memory for that, and not in a mapped file.
@@ -31,9 +31,9 @@ WRITING = frozenset({"lora", "textual-inversion"})
 # Code that decides what their weights become, besides the libraries'.
 _FUSING: Mapping[str, tuple[str, ...]] = {
     "lora": (
-        "exporter.source.adapters.lora",
-        "exporter.source.adapters.lora_layers",
-        "runtimes.verification.weight_differences",
+        "latentc.exporter.source.adapters.lora",
+        "latentc.exporter.source.adapters.lora_layers",
+        "latentc.runtimes.verification.weight_differences",
     ),
 }
 # Those that stand in the place of a part.
@@ -143,7 +143,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
     Raises:
         SourceError: something does not fit it.
     """
-    from exporter.stored_weights import materialise
+    from latentc.exporter.stored_weights import materialise
 
     for name in KINDS:
         ours = [each for each in ingredients if each.kind == name]

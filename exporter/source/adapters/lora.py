@@ -1,7 +1,7 @@
 """LoRA files and their kin (LoHa, LoKr, DoRA, full differences), fused into a pipeline's weights.
 
-What a file adds to a weight is computed by `runtimes.verification.weight_differences`, with the
-alpha that the file has for that very layer. Names that only diffusers can translate (FLUX.1's
+What a file adds to a weight is computed by `latentc.runtimes.verification.weight_differences`, with
+the alpha that the file has for that very layer. Names that only diffusers can translate (FLUX.1's
 original ones) go through its conversion. A layer in the file that meets none in the pipeline is an
 error, where diffusers would only warn.
 """
@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from exporter.source import unread_keys, weight_files
-from exporter.source.adapters import lora_layers as adapter_layers
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.adapters.lora_layers import Place
-from exporter.source.given_files import scaled
-from runtimes.backends.session import first_line
-from runtimes.bundle.trust import sha256
-from runtimes.errors import SourceError
-from runtimes.storage.parsing import parser
-from runtimes.verification import weight_differences
-from runtimes.verification.weight_differences import Floats, Layer
+from latentc.exporter.source import unread_keys, weight_files
+from latentc.exporter.source.adapters import lora_layers as adapter_layers
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.adapters.lora_layers import Place
+from latentc.exporter.source.given_files import scaled
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.verification import weight_differences
+from latentc.runtimes.verification.weight_differences import Floats, Layer
 
 _PLAIN = Reading()
 _SHOWN = 5
@@ -145,7 +145,7 @@ def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     under names of the same layers."""
     import inspect
 
-    from exporter.quiet import quiet_loading
+    from latentc.exporter.quiet import quiet_loading
 
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     takes = inspect.signature(pipe.lora_state_dict).parameters

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.quiet import quiet_loading
-from exporter.source import hub
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.model_folders import CONFIG, configured_class
-from exporter.source.resolving import digest_folder, load_model
-from runtimes.errors import SourceError
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import hub
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.model_folders import CONFIG, configured_class
+from latentc.exporter.source.resolving import digest_folder, load_model
+from latentc.runtimes.errors import SourceError
 
 _PART = "vae"
 

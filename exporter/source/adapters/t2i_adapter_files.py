@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.components.names import T2I_ADAPTER, numbered
-from exporter.quiet import quiet_loading
-from exporter.source import model_folders
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.resolving import load_model
-from runtimes.backends.session import first_line
-from runtimes.errors import SourceError, UnsupportedPipeline
+from latentc.exporter.components.names import T2I_ADAPTER, numbered
+from latentc.exporter.quiet import quiet_loading
+from latentc.exporter.source import model_folders
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.resolving import load_model
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.errors import SourceError, UnsupportedPipeline
 
 # Pipeline class → that of diffusers which takes adapters besides.
 _WITH = {
@@ -39,7 +39,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
     """The pipeline of the same parts that takes them, in the order in which they were given."""
     import diffusers
 
-    from exporter.components.adapters.t2i_adapter import features_of
+    from latentc.exporter.components.adapters.t2i_adapter import features_of
 
     names = ", ".join(each.id for each in ingredients)
     _check(pipe, names)

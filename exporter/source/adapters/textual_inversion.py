@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.source import unread_keys, weight_files
-from exporter.source.adapters.kinds import Ingredient, Reading
-from exporter.source.given_files import worded
-from exporter.stored_weights import check_finite
-from runtimes.backends.session import first_line
-from runtimes.bundle.trust import sha256
-from runtimes.errors import SourceError
-from runtimes.storage.parsing import parser
+from latentc.exporter.source import unread_keys, weight_files
+from latentc.exporter.source.adapters.kinds import Ingredient, Reading
+from latentc.exporter.source.given_files import worded
+from latentc.exporter.stored_weights import check_finite
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import SourceError
+from latentc.runtimes.storage.parsing import parser
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     """Add the words."""
-    from exporter.quiet import quiet_loading
+    from latentc.exporter.quiet import quiet_loading
 
     if not hasattr(pipe, "load_textual_inversion"):
         raise SourceError(f"{type(pipe).__name__} takes no new words ({ingredients[0].id})")

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture.decompose import decomposed
-from exporter.capture.graphs import quiet
-from exporter.stored_weights import in_one_file
-from exporter.targets.coreml import operations as coreml_operations
-from exporter.targets.coreml import overflow as coreml_overflow
-from exporter.targets.coreml.options import DEPLOYMENT_TARGETS
-from exporter.targets.coreml.shapes import input_types
-from exporter.targets.coreml.weights import compress
-from exporter.targets.options import Settings
-from runtimes.backends.coreml.mil.toolkit import load_toolkit
-from runtimes.bundle.structures import Component
+from latentc.exporter.capture.decompose import decomposed
+from latentc.exporter.capture.graphs import quiet
+from latentc.exporter.stored_weights import in_one_file
+from latentc.exporter.targets.coreml import operations as coreml_operations
+from latentc.exporter.targets.coreml import overflow as coreml_overflow
+from latentc.exporter.targets.coreml.options import DEPLOYMENT_TARGETS
+from latentc.exporter.targets.coreml.shapes import input_types
+from latentc.exporter.targets.coreml.weights import compress
+from latentc.exporter.targets.options import Settings
+from latentc.runtimes.backends.coreml.mil.toolkit import load_toolkit
+from latentc.runtimes.bundle.structures import Component
 
 MODEL = "model.json"
 PACKAGE = "model.mlpackage"
@@ -35,7 +35,7 @@ PACKAGE = "model.mlpackage"
 def lower(
     program: ExportedProgram, component: Component, folder: Path, *, settings: Settings
 ) -> str:
-    """See `exporter.targets.Target`."""
+    """See `latentc.exporter.targets.Target`."""
     load_toolkit()
     with (
         torch.no_grad(),

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from runtimes.errors import ExportError
+from latentc.runtimes.errors import ExportError
 
 _aten = torch.ops.aten
 
 
 def table() -> dict[Any, Callable[..., Any]]:
-    """Return what `exporter.capture.decompose.decomposed` takes."""
+    """Return what `latentc.exporter.capture.decompose.decomposed` takes."""
     return {
         _aten.__and__.Tensor: torch.bitwise_and,
         _aten.split_with_sizes.default: _split_with_sizes,

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.targets.options import TargetOptions, flag, option
-from runtimes.bundle.sizes import smallest_side
-from runtimes.errors import InputError
-from runtimes.programs.latents import Latents
+from latentc.exporter.targets.options import TargetOptions, flag, option
+from latentc.runtimes.bundle.sizes import smallest_side
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.programs.latents import Latents
 
 # Deployment targets by either system's name → coremltools' name for them.
 DEPLOYMENT_TARGETS: Mapping[str, str] = {

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch.export import ExportedProgram
 
-from exporter.targets.coreml.options import CoreMLOptions
-from exporter.targets.options import Settings
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.programs.dimensions import symbolic
-from runtimes.programs.latents import Latents
+from latentc.exporter.targets.coreml.options import CoreMLOptions
+from latentc.exporter.targets.options import Settings
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.programs.dimensions import symbolic
+from latentc.runtimes.programs.latents import Latents
 
 
 def input_types(program: ExportedProgram, component: Component, settings: Settings) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.passes.quantization import operators
+from latentc.exporter.passes.quantization import operators
 
 _BLOCK = "block_size"
 

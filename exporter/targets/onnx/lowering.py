@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture.decompose import Table, decomposed
-from exporter.capture.graphs import quiet
-from exporter.targets.onnx import attention as onnx_attention
-from exporter.targets.onnx import integers as onnx_integers
-from exporter.targets.onnx import masks as onnx_masks
-from exporter.targets.onnx import optimize as onnx_optimize
-from exporter.targets.onnx import registry as onnx_registry
-from exporter.targets.onnx import types as onnx_types
-from exporter.targets.onnx import weights as onnx_weights
-from runtimes.bundle.structures import Component
+from latentc.exporter.capture.decompose import Table, decomposed
+from latentc.exporter.capture.graphs import quiet
+from latentc.exporter.targets.onnx import attention as onnx_attention
+from latentc.exporter.targets.onnx import integers as onnx_integers
+from latentc.exporter.targets.onnx import masks as onnx_masks
+from latentc.exporter.targets.onnx import optimize as onnx_optimize
+from latentc.exporter.targets.onnx import registry as onnx_registry
+from latentc.exporter.targets.onnx import types as onnx_types
+from latentc.exporter.targets.onnx import weights as onnx_weights
+from latentc.runtimes.bundle.structures import Component
 
 # Opset 23 has Attention (docs/decisions/0005).
 OPSET = 23
@@ -28,7 +28,7 @@ MODEL = "model.onnx"
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path, opset: int = OPSET) -> str:
-    """See `exporter.targets.Target`."""
+    """See `latentc.exporter.targets.Target`."""
     import onnx
 
     with torch.no_grad(), quiet():

@@ -3,7 +3,7 @@
 One of its rules, for pairs of Slices that are the halves of a Split, looks through the whole graph
 at every node: two thirds of the time that it takes to write a UNet. The graphs here have Splits to
 begin with. Its constant folding would transpose each matrix of weights in memory, and keep it;
-`exporter.targets.onnx.weights` does that as they are written.
+`latentc.exporter.targets.onnx.weights` does that as they are written.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter import stored_weights as weights
-from exporter.stored_weights import Stored, actual, stand_in
+from latentc.exporter import stored_weights as weights
+from latentc.exporter.stored_weights import Stored, actual, stand_in
 
 
 @contextmanager

@@ -13,17 +13,17 @@ from unittest import mock
 import torch
 from torch.export import ExportedProgram
 
-from exporter.capture.decompose import Table, decomposed
-from exporter.capture.graphs import quiet, variant
-from exporter.stored_weights import in_one_file
-from exporter.targets.openvino import int4 as openvino_int4
-from runtimes.bundle.structures import Component
+from latentc.exporter.capture.decompose import Table, decomposed
+from latentc.exporter.capture.graphs import quiet, variant
+from latentc.exporter.stored_weights import in_one_file
+from latentc.exporter.targets.openvino import int4 as openvino_int4
+from latentc.runtimes.bundle.structures import Component
 
 MODEL = "model.xml"
 
 
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
-    """See `exporter.targets.Target`. The precision is the program's: nothing is compressed
+    """See `latentc.exporter.targets.Target`. The precision is the program's: nothing is compressed
     here (OpenVINO's own fp16 compression would round the time embedding's table too)."""
     import openvino
 

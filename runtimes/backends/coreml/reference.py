@@ -1,7 +1,7 @@
 """The reference evaluator of Core ML packages: numpy, on any system, slow and exact.
 
-It checks ``coreml`` builds where there is no Core ML. See `runtimes.backends.coreml.mil` for how it
-rounds.
+It checks ``coreml`` builds where there is no Core ML. See `latentc.runtimes.backends.coreml.mil`
+for how it rounds.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from runtimes.backends.backend import Backend, SessionOptions
-from runtimes.backends.coreml.mil.evaluator import Evaluator
-from runtimes.backends.coreml.mil.package import limits_of, read_spec
-from runtimes.backends.coreml.mil.package_files import files_of
-from runtimes.backends.coreml.mil.session import PackageSession, Stage, packages_of
-from runtimes.backends.coreml.mil.toolkit import load_toolkit
-from runtimes.backends.session import Session
-from runtimes.bundle.structures import Component
+from latentc.runtimes.backends.backend import Backend, SessionOptions
+from latentc.runtimes.backends.coreml.mil.evaluator import Evaluator
+from latentc.runtimes.backends.coreml.mil.package import limits_of, read_spec
+from latentc.runtimes.backends.coreml.mil.package_files import files_of
+from latentc.runtimes.backends.coreml.mil.session import PackageSession, Stage, packages_of
+from latentc.runtimes.backends.coreml.mil.toolkit import load_toolkit
+from latentc.runtimes.backends.session import Session
+from latentc.runtimes.bundle.structures import Component
 
 
 class CoreMLReferenceBackend(Backend):

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtimes.backends.session import first_line
-from runtimes.bundle.recipe import Recipe, Shapes
-from runtimes.errors import BackendError
-from runtimes.storage import files
+from latentc.runtimes.backends.session import first_line
+from latentc.runtimes.bundle.recipe import Recipe, Shapes
+from latentc.runtimes.errors import BackendError
+from latentc.runtimes.storage import files
 
 _LARGEST_TIMING = 256 << 20  # bytes; those of many graphs are a few MiB
 _ALWAYS_TYPED = 11  # from here on there is no other kind of network, and the flag is deprecated

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.session import Array
-from runtimes.errors import BackendError
+from latentc.runtimes.backends.session import Array
+from latentc.runtimes.errors import BackendError
 
 _DRIVER = Path("/proc/driver/nvidia/version")  # Linux: the release, besides the CUDA version
 

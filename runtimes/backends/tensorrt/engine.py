@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from runtimes.backends.backend import Backend, BuildRequest, Built, SessionOptions
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.backends.tensorrt import engine_store as store
-from runtimes.backends.tensorrt.cuda import Buffer, Cuda, Gpu, nbytes
-from runtimes.bundle.recipe import RECIPE, Recipe, check_profile
-from runtimes.bundle.structures import Component
-from runtimes.bundle.trust import sha256
-from runtimes.errors import BackendError, DeviceUnavailable
-from runtimes.storage.files import read_regular
+from latentc.runtimes.backends.backend import Backend, BuildRequest, Built, SessionOptions
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.tensorrt import engine_store as store
+from latentc.runtimes.backends.tensorrt.cuda import Buffer, Cuda, Gpu, nbytes
+from latentc.runtimes.bundle.recipe import RECIPE, Recipe, check_profile
+from latentc.runtimes.bundle.structures import Component
+from latentc.runtimes.bundle.trust import sha256
+from latentc.runtimes.errors import BackendError, DeviceUnavailable
+from latentc.runtimes.storage.files import read_regular
 
 _OLDEST = 10
 
@@ -70,7 +70,7 @@ class TensorRtBackend(Backend):
         options: SessionOptions | None = None,
         request: BuildRequest | None = None,
     ) -> Built:
-        from runtimes.backends.tensorrt import builder as tensorrt_builder
+        from latentc.runtimes.backends.tensorrt import builder as tensorrt_builder
 
         options, request = options or SessionOptions(), request or BuildRequest()
         gpu = self._gpu(self.device(device))

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import msgspec
 
-from runtimes.bundle.recipe import Recipe
-from runtimes.errors import BackendError, BundleError, LatentcError
-from runtimes.storage.files import read_regular, write
-from runtimes.storage.folders import cache_folder, expanded
-from runtimes.storage.parsing import parser
+from latentc.runtimes.bundle.recipe import Recipe
+from latentc.runtimes.errors import BackendError, BundleError, LatentcError
+from latentc.runtimes.storage.files import read_regular, write
+from latentc.runtimes.storage.folders import cache_folder, expanded
+from latentc.runtimes.storage.parsing import parser
 
 _GRAPH = "graph"  # the fact that is the same for all machines
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.coreml.mil.operators import table
-from runtimes.backends.coreml.mil.operators.operator import Array
-from runtimes.backends.coreml.mil.program import Argument, Call, Program, read
-from runtimes.backends.session import Feeds, first_line
-from runtimes.errors import BackendError
+from latentc.runtimes.backends.coreml.mil.operators import table
+from latentc.runtimes.backends.coreml.mil.operators.operator import Array
+from latentc.runtimes.backends.coreml.mil.program import Argument, Call, Program, read
+from latentc.runtimes.backends.session import Feeds, first_line
+from latentc.runtimes.errors import BackendError
 
 
 class Evaluator:
@@ -25,7 +25,7 @@ class Evaluator:
     @classmethod
     def load(cls, package: Path, spec: Any) -> Evaluator:
         """Read a package; `spec` is its Model message
-        (`runtimes.backends.coreml.mil.package.read_spec`).
+        (`latentc.runtimes.backends.coreml.mil.package.read_spec`).
 
         Raises:
             BackendError: it has an operator that is not there; names it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.errors import BackendError
+from latentc.runtimes.errors import BackendError
 
 _DTYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "DOUBLE": "float64"}
 

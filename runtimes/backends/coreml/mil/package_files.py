@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtimes.backends.coreml.mil.session import packages_of
-from runtimes.bundle.rules import is_inside
-from runtimes.errors import BundleError
-from runtimes.storage.files import open_regular, read_regular
-from runtimes.storage.parsing import parser
-from runtimes.storage.wire import Kind, walk
+from latentc.runtimes.backends.coreml.mil.session import packages_of
+from latentc.runtimes.bundle.rules import is_inside
+from latentc.runtimes.errors import BundleError
+from latentc.runtimes.storage.files import open_regular, read_regular
+from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.storage.wire import Kind, walk
 
 _MOST_BYTES = 1 << 20  # of a document
 _MODEL = ".mlmodel"

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from runtimes.errors import BackendError
+from latentc.runtimes.errors import BackendError
 
 # The name of a value, or the names of a list of them.
 Argument: TypeAlias = str | tuple[str, ...]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from runtimes.backends.coreml.mil.package import Limits
-from runtimes.backends.session import Array, Feeds, Session
-from runtimes.bundle.structures import Component, TensorSpec
-from runtimes.errors import BackendError, InputError
-from runtimes.storage.files import read_regular
-from runtimes.storage.parsing import parser
+from latentc.runtimes.backends.coreml.mil.package import Limits
+from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.bundle.structures import Component, TensorSpec
+from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.storage.files import read_regular
+from latentc.runtimes.storage.parsing import parser
 
 _MOST_BYTES = 1 << 20  # of a document
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtimes.backends.coreml.mil.operators import (
+from latentc.runtimes.backends.coreml.mil.operators import (
     arithmetic,
     convolution,
     layout,
     matrix,
     normalization,
 )
-from runtimes.backends.coreml.mil.operators.operator import Operator
+from latentc.runtimes.backends.coreml.mil.operators.operator import Operator
 
 
 def table() -> Mapping[str, Operator]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.backends.coreml.mil.operators.operator import Array, Operator
+from latentc.runtimes.backends.coreml.mil.operators.operator import Array, Operator
 
 _CASTS: Mapping[str, type[Any]] = {
     "fp16": np.float16,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from runtimes.backends.coreml.mil.operators.normalization import softmax
-from runtimes.backends.coreml.mil.operators.operator import Array, Operator
+from latentc.runtimes.backends.coreml.mil.operators.normalization import softmax
+from latentc.runtimes.backends.coreml.mil.operators.operator import Array, Operator
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
