@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
-demo: $(STAMP) ## export the built-in model, verify it, and make pictures in build/demo
+demo: $(STAMP) ## export the built-in model, verify it, and make images in build/demo
 	$(PY) -m latentc.demo -o build/demo $(DEMO_ARGS)
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)

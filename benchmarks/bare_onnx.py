@@ -1,4 +1,4 @@
-"""The least that makes a picture from a bundle's ONNX graphs: what latentc is compared with.
+"""The least that makes an image from a bundle's ONNX graphs: what latentc is compared with.
 
     python benchmarks/bare_onnx.py BUNDLE PROMPT STEPS GUIDANCE SEED SHAPE OUT.png
 

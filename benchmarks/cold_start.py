@@ -1,8 +1,8 @@
-"""From a new process to the first picture: latentc against a bare script.
+"""From a new process to the first image: latentc against a bare script.
 
     python -m latentc.benchmarks.cold_start BUNDLE
 
-Every run is a new process that imports, loads, makes one picture and saves it; wall time and
+Every run is a new process that imports, loads, makes one image and saves it; wall time and
 peak memory are those of the whole process. The files are in the system's cache: the first
 round is not counted.
 """
@@ -123,21 +123,21 @@ def cases(
 ) -> dict[str, Callable[[], Child]]:
     """The processes to compare, by name; the bare script where the bundle has fp32 ONNX."""
     found: dict[str, Callable[[], Child]] = {}
-    common, picture = settings.arguments(), str(out / "picture.png")
+    common, image = settings.arguments(), str(out / "image.png")
     if any(build.name == "onnx-fp32" for build in manifest.builds):
         spec = manifest.latents
         sides = [spec.default_height // spec.factor, spec.default_width // spec.factor]
         shape = ",".join(str(side) for side in (1, spec.channels, *sides))
         # Given as text, like the others: a script's own file would be compiled at each start.
         bare = Path(__file__).with_name("bare_onnx.py").read_text(encoding="utf-8")
-        arguments = [str(settings.bundle), *common, shape, picture]
+        arguments = [str(settings.bundle), *common, shape, image]
         found[BARE] = partial(run_script, bare, arguments)
     for build in builds:
         backend = TARGETS[build.target].backend
-        arguments = [str(settings.bundle), build.name, backend, *common, picture]
+        arguments = [str(settings.bundle), build.name, backend, *common, image]
         found[f"latentc {build.name}"] = partial(run_script, LATENTC, arguments)
     if diffusers is not None:
-        arguments = [str(diffusers), *common, picture]
+        arguments = [str(diffusers), *common, image]
         found["diffusers"] = partial(run_script, DIFFUSERS, arguments)
     return found
 
@@ -181,7 +181,7 @@ def show(rows: Mapping[str, Row]) -> str:
         )
         for name, row in rows.items()
     ]
-    head = ("new process to picture", "s", "range", "cpu s", "ratio", "peak", "ratio")
+    head = ("new process to image", "s", "range", "cpu s", "ratio", "peak", "ratio")
     text = table(head, lines)
     ours = rows.get("latentc onnx-fp32")
     if ours and ours.time_ratio and ours.memory_ratio:
@@ -196,7 +196,7 @@ def breakdown(settings: Settings, build: Build, out: Path) -> str:
     """Where latentc's time goes: stages of the script, and its imports by package."""
     backend = TARGETS[build.target].backend
     rest = [str(settings.bundle), build.name, backend, *settings.arguments()]
-    rest.append(str(out / "picture.png"))
+    rest.append(str(out / "image.png"))
     stages = run_child(["-c", STAGES, *rest]).result
     rows = [(name, f"{1e3 * value:.1f}") for name, value in stages["stages"].items()]
     rows += [(f"  call: {name}", f"{1e3 * value:.1f}") for name, value in stages["call"].items()]
@@ -244,7 +244,7 @@ def main(
     detailed: bool,
     json_file: Path | None,
 ) -> None:
-    """Compare new process to first picture for every build in BUNDLE with a bare script.
+    """Compare new process to first image for every build in BUNDLE with a bare script.
 
     BUNDLE must hold sampling plans for the scheduler "ddim", which every default export has.
     """

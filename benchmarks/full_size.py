@@ -199,8 +199,8 @@ def _refuse_foreign(output: Path) -> None:
     show_default=True,
     help="May be repeated.",
 )
-@click.option("--size", default=512, show_default=True, help="Of the picture, in pixels.")
-@click.option("--steps", default=3, show_default=True, help="Of the whole picture.")
+@click.option("--size", default=512, show_default=True, help="Of the image, in pixels.")
+@click.option("--steps", default=3, show_default=True, help="Of the whole image.")
 @click.option("--runs", default=3, show_default=True, help="Calls per component; the median.")
 @click.option("--limit", default=LIMIT, show_default=True, help="GiB that an export may take.")
 @click.option("--verify/--no-verify", default=True, help="As in an export.  [default: on]")

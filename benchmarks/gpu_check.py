@@ -4,7 +4,7 @@
     python -m latentc.benchmarks.gpu_check --source ./my-pipeline --only tensorrt
 
 Exports a pipeline (the built-in one by default), builds TensorRT engines where TensorRT is, runs
-every probe and a whole picture through each engine on the GPU, and compares with what PyTorch made
+every probe and a whole image through each engine on the GPU, and compares with what PyTorch made
 on the CPU at export. What cannot run here is skipped by name. The record goes to docs/verified/.
 Exit code 6: something disagrees; 5: nothing could run.
 """
@@ -76,7 +76,7 @@ class Outcome:
     version: str = ""
     component: float | None = None
     latents: float | None = None
-    picture: int | None = None
+    image: int | None = None
     seconds: float | None = None
 
 
@@ -168,7 +168,7 @@ def _measured(case: Case, bundle: Path, runs: int) -> Outcome:
         version=found.version,
         component=max(error for _, error, _, _ in worst_checks(found)),
         latents=found.loop.latents_relative_l2 if found.loop else None,
-        picture=found.loop.image_max_difference if found.loop else None,
+        image=found.loop.image_max_difference if found.loop else None,
         seconds=statistics.median(result.timings.total for result in results[1:]),
     )
 
@@ -227,11 +227,11 @@ def _record(
     yield f"# {facts['GPU']}, {day}"
     yield ""
     yield f"By `make gpu-check`, with {source}. Errors are against PyTorch on the CPU: relative L2,"
-    yield "the largest of all components and probes, then the final latents of a whole picture."
+    yield "the largest of all components and probes, then the final latents of a whole image."
     yield ""
     yield from _table(("", ""), list(facts.items()))
     yield ""
-    heads = ("Build", "Engine", "Component", "Latents", "Picture, of 255", "s per picture", "")
+    heads = ("Build", "Engine", "Component", "Latents", "Image, of 255", "s per image", "")
     yield from _table(heads, [_row(each) for each in outcomes])
     skipped = [each for each in outcomes if each.reason]
     if skipped:
@@ -247,7 +247,7 @@ def _row(each: Outcome) -> tuple[str, ...]:
     case = each.case
     engine = f"{case.backend} {each.version} {case.device}".replace("  ", " ")
     errors = number(each.component, ".1e"), number(each.latents, ".1e")
-    rest = number(each.picture, "d"), number(each.seconds, ".3f"), each.verdict
+    rest = number(each.image, "d"), number(each.seconds, ".3f"), each.verdict
     return case.build, engine, *errors, *rest
 
 

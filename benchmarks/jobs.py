@@ -106,7 +106,7 @@ def component(bundle: str, backend: str, name: str, size: int, runs: int) -> dic
 
 
 def pipeline(bundle: str, backend: str, size: int, steps: int) -> dict[str, Any]:
-    """Load everything and make a picture of `size` pixels a side, guidance on."""
+    """Load everything and make an image of `size` pixels a side, guidance on."""
     from latentc.runtimes.bundle.files import Bundle
     from latentc.runtimes.pipeline.pipeline import load as load_pipeline
 

@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
 }
 LIMIT_MS = 0.3
 USUAL: Shape = (1, 4, 64, 64)
-# Pictures of 256 to 768 pixels a side, and batches up to 16.
+# Images of 256 to 768 pixels a side, and batches up to 16.
 GROWING: tuple[Shape, ...] = (
     (1, 4, 32, 32),
     USUAL,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls import given_images
 from latentc.runtimes.errors import LatentcError
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, open_regular
 from latentc.runtimes.storage.parsing import reason
@@ -24,8 +24,10 @@ PROJECT = "latentc-benchmarks"
 ROWS = "rows"
 # The first of these that a row has is its name; else the row's place is.
 _NAMES = ("name", "id", "case", "label")
-_FILES = ("*.json", "*.html", "*.md", "*.csv", "*.txt", "pictures/*.png")
-_PICTURES = ("pictures/*.png", "*.png")
+_IMAGE_FOLDERS = ("images", "pictures")  # the second in reports of earlier versions
+_IMAGES_INSIDE = tuple(f"{folder}/*.png" for folder in _IMAGE_FOLDERS)
+_FILES = ("*.json", "*.html", "*.md", "*.csv", "*.txt", *_IMAGES_INSIDE)
+_IMAGES = (*_IMAGES_INSIDE, "*.png")
 
 Table = tuple[list[str], list[list[Any]]]  # columns, rows
 
@@ -34,13 +36,13 @@ Table = tuple[list[str], list[list[Any]]]  # columns, rows
 class Mapped:
     """A report by what Weights & Biases makes of it.
 
-    `metrics`: ``<row>/<key>`` → number. `pictures`: caption → file. `files`: for the artifact.
+    `metrics`: ``<row>/<key>`` → number. `images`: caption → file. `files`: for the artifact.
     """
 
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     tables: Mapping[str, Table]
-    pictures: Mapping[str, Path]
+    images: Mapping[str, Path]
     files: Sequence[Path]
 
 
@@ -61,12 +63,12 @@ def library() -> ModuleType:
 
 
 def log_report(report: Mapping[str, Any], folder: Path, project: str | None = None) -> str:
-    """Log a report: configuration, a metric for every number of a row, tables, pictures, files.
+    """Log a report: configuration, a metric for every number of a row, tables, images, files.
 
     Args:
         report: what ``report.json`` holds. Lists of dictionaries become tables, ``rows`` metrics
             as well; the rest is configuration.
-        folder: where its files and its pictures are; they become an artifact.
+        folder: where its files and its images are; they become an artifact.
         project: None logs to the run that there is, or else to a new one in `PROJECT`.
 
     Returns:
@@ -98,7 +100,7 @@ def mapped(report: Mapping[str, Any], folder: Path) -> Mapped:
         config={name: value for name, value in report.items() if name not in lists},
         metrics=dict(_metrics(lists.get(ROWS, []))),
         tables={name: _table(rows) for name, rows in lists.items()},
-        pictures={path.stem: path for path in _inside(folder, _PICTURES)},
+        images={path.stem: path for path in _inside(folder, _IMAGES)},
         files=_inside(folder, _FILES),
     )
 
@@ -118,18 +120,18 @@ def _log(wandb: ModuleType, run: Any, found: Mapped) -> str:
         name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
         for name, (columns, rows) in found.tables.items()
     }
-    if found.pictures:
-        table = wandb.Table(columns=["name", "picture"])
-        images = {name: pictures.read(path) for name, path in found.pictures.items()}
+    if found.images:
+        table = wandb.Table(columns=["name", "image"])
+        images = {name: given_images.read(path) for name, path in found.images.items()}
         for name, image in images.items():
             table.add_data(name, wandb.Image(image, caption=name))
-        logged["pictures"] = table
-        logged["picture"] = [wandb.Image(image, caption=name) for name, image in images.items()]
+        logged["images"] = table
+        logged["image"] = [wandb.Image(image, caption=name) for name, image in images.items()]
     run.log({**found.metrics, **logged})
     if found.files:
         artifact = wandb.Artifact(f"report-{run.id}", type="benchmark-report")
         for path in found.files:
-            inside = path.parent.name + "/" if path.parent.name == "pictures" else ""
+            inside = path.parent.name + "/" if path.parent.name in _IMAGE_FOLDERS else ""
             artifact.add_file(str(path), name=inside + path.name)
         run.log_artifact(artifact)
     return str(run.url or run.dir)

@@ -87,7 +87,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "passes",
     multiple=True,
     metavar="NAME",
-    help="Faster, and another picture: "
+    help="Faster, and another image: "
     + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
     + "; may be repeated.",
 )
@@ -97,7 +97,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     metavar="NAME",
     help="What the bundle is for besides text-to-image: image-to-image adds the VAE's encoder, for "
-    "calls with a picture; may be repeated.",
+    "calls with an image; may be repeated.",
 )
 @click.option(
     "--calibration-prompts",
@@ -114,7 +114,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     "--fidelity-floor",
     type=float,
     metavar="DB",
-    help="PSNR that the picture must reach: the most sensitive layers stay in half precision.",
+    help="PSNR that the image must reach: the most sensitive layers stay in half precision.",
 )
 @click.option(
     "--scheduler",

@@ -62,7 +62,7 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 ALL = "all"  # of the targets; of the precisions, those that each target has
 MAX_STEPS = 1000
-MAX_PSNR = 99.0  # dB, of equal pictures
+MAX_PSNR = 99.0  # dB, of equal images
 _VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common

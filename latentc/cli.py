@@ -25,7 +25,7 @@ from latentc.runtimes.version import __version__
 COMMANDS = {
     "export": ("latentc.exporter.cli:export", "Compile a diffusers pipeline into a bundle."),
     "schedule": ("latentc.exporter.cli:schedule", "Add sampling plans to a bundle."),
-    "generate": ("latentc.runtimes.commands.generate:generate", "Make pictures."),
+    "generate": ("latentc.runtimes.commands.generate:generate", "Make images."),
     "compute": (
         "latentc.runtimes.commands.compute:compute",
         "Write values of a call, such as encoded texts.",

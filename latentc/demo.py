@@ -2,8 +2,8 @@
 
     python -m latentc.demo -o build/demo
 
-leaves ``bundle/``, ``styled/`` (with a LoRA), the picture grid ``grid.png`` (prompts and tasks ×
-backends, PyTorch's own pictures first), ``parity.json`` with the figures that are also printed, and
+leaves ``bundle/``, ``styled/`` (with a LoRA), the image grid ``grid.png`` (prompts and tasks ×
+backends, PyTorch's own images first), ``parity.json`` with the figures that are also printed, and
 a short benchmark in ``bench/``.
 """
 
@@ -45,7 +45,7 @@ GUIDANCE_SCALE = 2.0  # the built-in model's best, see its card
 
 @dataclass(frozen=True)
 class Parity:
-    """One backend's pictures of the demo's prompts against the diffusers pipeline's."""
+    """One backend's images of the demo's prompts against the diffusers pipeline's."""
 
     backend: str
     build: str
@@ -65,7 +65,7 @@ class Parity:
     help="Where everything goes.",
 )
 def main(output: Path) -> None:
-    """Export the built-in model, verify it, and draw the same pictures on every backend."""
+    """Export the built-in model, verify it, and draw the same images on every backend."""
     try:
         run(output)
     except LatentcError as error:
@@ -81,18 +81,18 @@ def run(output: Path) -> list[Parity]:
     manifest = compile_builtin(bundle)
     print_verification(manifest)
     say(f"Drawing {len(PROMPTS)} prompts with PyTorch and {len(TARGETS)} backends …")
-    pictures, latents, seconds = from_diffusers()
-    rows: list[list[Any]] = [[picture] for picture in pictures]
+    images, latents, seconds = from_diffusers()
+    rows: list[list[Any]] = [[image] for image in images]
     figures = []
     for name, target in TARGETS.items():
-        found, figure = from_bundle(bundle, name, target, pictures, latents)
+        found, figure = from_bundle(bundle, name, target, images, latents)
         figures.append(figure)
-        for row, picture in zip(rows, found, strict=True):
-            row.append(picture)
-    more, judged = draw_tasks(bundle, output / "styled", [pictures[0], pictures[2]])
+        for row, image in zip(rows, found, strict=True):
+            row.append(image)
+    more, judged = draw_tasks(bundle, output / "styled", [images[0], images[2]])
     rows += more
     sheet = grid(
-        [picture for row in rows for picture in row],
+        [image for row in rows for image in row],
         len(rows),
         1 + len(TARGETS),
         row_labels=[*PROMPTS, *(row.label for row in demo_tasks.ROWS)],
@@ -113,9 +113,9 @@ def run(output: Path) -> list[Parity]:
     print_table(figures, seconds)
     for line in judged:
         verdict = "right" if line["right"] else "WRONG"
-        say(f"{line['picture']}: {verdict} on every backend, by the judge {line['judge']!r}")
+        say(f"{line['image']}: {verdict} on every backend, by the judge {line['judge']!r}")
     measure(bundle, output / "bench")
-    say(f"\n{output / 'grid.png'}: the pictures\n{bundle}: the bundle; try:")
+    say(f"\n{output / 'grid.png'}: the images\n{bundle}: the bundle; try:")
     say(
         f'  latentc generate {bundle} "a large red circle" --guidance-scale {GUIDANCE_SCALE:g} '
         "--seed 1 -o circle.png"
@@ -148,7 +148,7 @@ def draw_tasks(
     columns.insert(0, demo_tasks.from_diffusers(source, embeds or {}, given, call))
     verdicts = list(zip(*map(demo_tasks.right, columns), strict=True))
     judged = [
-        {"picture": row.label, "judge": row.judge, "right": all(each)}
+        {"image": row.label, "judge": row.judge, "right": all(each)}
         for row, each in zip(demo_tasks.ROWS, verdicts, strict=True)
     ]
     return [list(row) for row in zip(*columns, strict=True)], judged
@@ -185,7 +185,7 @@ def compile_builtin(bundle: Path) -> Manifest:
 
 
 def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
-    """Pictures and final latents of the real pipeline, and seconds per picture."""
+    """Images and final latents of the real pipeline, and seconds per image."""
     import torch
 
     from latentc.exporter.source.resolving import load as load_pipeline
@@ -193,11 +193,11 @@ def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
     from latentc.exporter.verification.reference import watched
 
     pipe = load_pipeline(resolve(builtin_model()))
-    pictures, latents = [], []
+    images, latents = [], []
     begun = time.perf_counter()
     for prompt in PROMPTS:
         with watched(pipe, pipe.unet) as seen, torch.no_grad():
-            pictures += pipe(
+            images += pipe(
                 prompt,
                 num_inference_steps=STEPS,
                 guidance_scale=GUIDANCE_SCALE,
@@ -205,13 +205,13 @@ def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
             ).images
         assert seen.latents is not None
         latents.append(seen.latents.numpy())
-    return pictures, np.concatenate(latents), (time.perf_counter() - begun) / len(PROMPTS)
+    return images, np.concatenate(latents), (time.perf_counter() - begun) / len(PROMPTS)
 
 
 def from_bundle(
     bundle: Path, backend: str, target: str, expected: list[Any], latents: np.ndarray[Any, Any]
 ) -> tuple[list[Any], Parity]:
-    """The same pictures from one build, and how they compare."""
+    """The same images from one build, and how they compare."""
     with load(bundle, backend=get(backend), build=f"{target}-fp32") as pipe:
         begun = time.perf_counter()
         results = [
@@ -220,9 +220,9 @@ def from_bundle(
         ]
         seconds = (time.perf_counter() - begun) / len(PROMPTS)
         build = pipe.build.name
-    pictures = [result.images[0] for result in results]
-    found, wanted = (np.stack([np.asarray(p) for p in each]) for each in (pictures, expected))
-    return pictures, Parity(
+    images = [result.images[0] for result in results]
+    found, wanted = (np.stack([np.asarray(p) for p in each]) for each in (images, expected))
+    return images, Parity(
         backend=backend,
         build=build,
         latents_relative_l2=relative_l2(np.concatenate([r.latents for r in results]), latents),
@@ -242,9 +242,9 @@ def print_table(figures: list[Parity], diffusers_seconds: float) -> None:
         ("backend", lambda figure: figure.backend),
         ("build", lambda figure: figure.build),
         ("latents, relative L2", lambda figure: f"{figure.latents_relative_l2:.1e}"),
-        ("picture, of 255", lambda figure: str(figure.image_max_difference)),
+        ("image, of 255", lambda figure: str(figure.image_max_difference)),
         ("PSNR, dB", lambda figure: f"{figure.image_psnr:.1f}"),
-        ("s per picture", lambda figure: f"{figure.seconds_per_image:.2f}"),
+        ("s per image", lambda figure: f"{figure.seconds_per_image:.2f}"),
     ]
     for title, _ in columns:
         table.add_column(title, justify="left" if title in ("backend", "build") else "right")
@@ -252,7 +252,7 @@ def print_table(figures: list[Parity], diffusers_seconds: float) -> None:
         table.add_row(*(markup(text(figure)) for _, text in columns))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"diffusers itself: {diffusers_seconds:.2f} s per picture")
+    console.print(f"diffusers itself: {diffusers_seconds:.2f} s per image")
 
 
 if __name__ == "__main__":

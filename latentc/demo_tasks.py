@@ -1,4 +1,4 @@
-"""The demo's second half: what else a bundle does. From a picture, a part of one, a weighted word,
+"""The demo's second half: what else a bundle does. From an image, a part of one, a weighted word,
 and a LoRA, each drawn by diffusers and by every backend, and judged."""
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def lower_half(width: int, height: int) -> Any:
 def from_bundle(
     pipe: Pipeline, styled: Pipeline, given: Sequence[Any], call: Mapping[str, Any]
 ) -> list[Any]:
-    """A picture for each row.
+    """An image for each row.
 
     Args:
         styled: of the bundle with the LoRA.
-        given: pictures of "a large red circle" and "a blue square above a yellow star".
+        given: images of "a large red circle" and "a blue square above a yellow star".
         call: steps, guidance scale and seed.
     """
     mask = lower_half(*given[1].size)
@@ -86,24 +86,24 @@ def from_diffusers(
 
     redraw = AutoPipelineForImage2Image.from_pipe(pipe)
     inpaint = AutoPipelineForInpainting.from_pipe(pipe)
-    pictures = [
+    images = [
         draw(redraw, ROWS[0].shows, image=given[0], strength=0.8),
         draw(inpaint, ROWS[1].shows, image=given[1], mask_image=mask),
         draw(pipe, **{name: torch.from_numpy(np.array(each)) for name, each in embeds.items()}),
     ]
     pipe.load_lora_weights(builtin_lora())
-    pictures.append(draw(pipe, ROWS[3].shows))
+    images.append(draw(pipe, ROWS[3].shows))
     pipe.unload_lora_weights()
-    return pictures
+    return images
 
 
-def right(pictures: Sequence[Any]) -> list[bool]:
-    """Whether each row's picture shows what it should, by the judges."""
+def right(images: Sequence[Any]) -> list[bool]:
+    """Whether each row's image shows what it should, by the judges."""
     from latentc.runtimes.verification import judges
 
     return [
-        judges.get(row.judge).agrees(picture, row.shows)
-        for row, picture in zip(ROWS, pictures, strict=True)
+        judges.get(row.judge).agrees(image, row.shows)
+        for row, image in zip(ROWS, images, strict=True)
     ]
 
 

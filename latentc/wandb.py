@@ -33,13 +33,13 @@ from latentc.runtimes.version import __version__
 
 __all__ = ["COLUMNS", "Autolog", "autolog", "chain", "log_report"]
 
-TABLE, PICTURES, WORKFLOW = "Result-Table", "Generated-Image", "workflow"
+TABLE, IMAGES, WORKFLOW = "Result-Table", "Generated-Image", "workflow"
 COLUMNS = (
     *("Prompt", "Negative-Prompt", "Seed", "Scheduler", "Steps", "Guidance-Scale"),
     *("Height", "Width", "Backend", "Device", "Build", "Seconds", "Arguments"),
-    *("Pipeline-Call", "Picture", "Chain", "Stage", "Generated-Image"),
+    *("Pipeline-Call", "Image", "Chain", "Stage", "Generated-Image"),
 )
-_REMEMBERED = 4096  # pictures and latents whose digests are kept to find chains
+_REMEMBERED = 4096  # images and latents whose digests are kept to find chains
 _WORKFLOW_CALLS = 100  # later calls stand in the table only: a configuration is no log
 _STAGES = ("tokenize", "encode", "denoise", "decode", "total")
 
@@ -50,7 +50,7 @@ _chain: ContextVar[list[Link] | None] = ContextVar("latentc_wandb_chain", defaul
 def chain() -> Iterator[None]:
     """Calls inside of the block are stages of one chain, whatever they hand to each other.
 
-    Without it a chain is recognised where a pipeline is given the latents or the pictures of
+    Without it a chain is recognised where a pipeline is given the latents or the images of
     another as they are. A copy of them counts; one that was scaled or resized does not.
     """
     token = _chain.set([])
@@ -78,7 +78,7 @@ class Chains:
         self._made: OrderedDict[bytes, Link] = OrderedDict()
 
     def link(self, call: int, run: Run, result: Result) -> Link:
-        """The place of this call; its pictures and latents are remembered with it."""
+        """The place of this call; its images and latents are remembered with it."""
         link = self._explicit(call) or self._found(run) or Link(call, 1)
         for digest in (*_digests(result.latents), *_digests(result.images)):
             self._made[digest] = link
@@ -145,7 +145,7 @@ class Autolog:
         Args:
             init: what `wandb.init` is called with, or the name of a project. None takes the run
                 that there is, else starts one.
-            decode_latents: draw a picture also for calls with ``output_type="latent"``, which
+            decode_latents: draw an image also for calls with ``output_type="latent"``, which
                 costs one run of the decoder after the call.
 
         Where wandb cannot start a run (nobody is logged in, no network), that is a warning, and
@@ -202,11 +202,11 @@ class Autolog:
                 self._warn(error)
 
     def _warn(self, error: BaseException) -> None:
-        """Say it once: a generation of a thousand pictures needs no thousand warnings."""
+        """Say it once: a generation of a thousand images needs no thousand warnings."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"Weights & Biases does not log: {error!r:.300}; pictures are made all the same",
+                f"Weights & Biases does not log: {error!r:.300}; images are made all the same",
                 stacklevel=3,
             )
 
@@ -219,23 +219,23 @@ autolog = Autolog()
 
 
 def _log(active: _Active, run: Run, result: Result) -> None:
-    """One call: the configuration, a row per picture, the pictures, and the times."""
+    """One call: the configuration, a row per image, the images, and the times."""
     active.calls += 1
     link = active.chains.link(active.calls, run, result)
     _log_workflow(active, run, result, link)
     wandb, seconds = active.wandb, {}
     for stage in _STAGES:
         seconds[f"Seconds/{stage}"] = getattr(result.timings, stage)
-    pictures = []
-    for row, picture in zip(
-        _rows(active.calls, link, run, result), _pictures(active, run, result), strict=True
+    images = []
+    for row, drawn in zip(
+        _rows(active.calls, link, run, result), _images(active, run, result), strict=True
     ):
-        image = picture if picture is None else wandb.Image(picture, caption=row["Prompt"])
+        image = drawn if drawn is None else wandb.Image(drawn, caption=row["Prompt"])
         active.table.add_data(*(row[name] for name in COLUMNS[:-1]), image)
-        pictures += [] if image is None else [image]
+        images += [] if image is None else [image]
     logged = {TABLE: active.table, "Pipeline-Call": active.calls, **seconds}
-    active.run.log({**logged, **({PICTURES: pictures} if pictures else {})})
-    for image in pictures:
+    active.run.log({**logged, **({IMAGES: images} if images else {})})
+    for image in images:
         # The table keeps its rows; their pixels are on the disk and would fill the memory.
         getattr(image, "_free_ram", lambda: None)()
 
@@ -258,7 +258,7 @@ def _log_workflow(active: _Active, run: Run, result: Result, link: Link) -> None
 
 
 def _rows(call: int, link: Link, run: Run, result: Result) -> Iterator[dict[str, Any]]:
-    """One row per picture, by the names of `COLUMNS`, the picture itself left out."""
+    """One row per image, by the names of `COLUMNS`, the image itself left out."""
     request, pipeline = run.request, run.pipeline
     prompt, negative = _text_names(run)
     scale = pipeline.manifest.guidance.scale
@@ -285,7 +285,7 @@ def _rows(call: int, link: Link, run: Run, result: Result) -> Iterator[dict[str,
             "Prompt": texts.pop(prompt, ""),
             "Negative-Prompt": texts.pop(negative, ""),
             "Seed": result.seeds[index if len(result.seeds) > 1 else 0],
-            "Picture": index,
+            "Image": index,
             "Arguments": json.dumps(texts | _arguments(run, result), sort_keys=True),
         }
 
@@ -307,8 +307,8 @@ def _arguments(run: Run, result: Result) -> dict[str, Any]:
     return found | ({"interrupted": True} if result.interrupted else {})
 
 
-def _pictures(active: _Active, run: Run, result: Result) -> Sequence[Any]:
-    """Return Pillow pictures of a result, None for each where they are not decoded; of each video
+def _images(active: _Active, run: Run, result: Result) -> Sequence[Any]:
+    """Return Pillow images of a result, None for each where they are not decoded; of each video
     its first frame."""
     kind, of_videos = run.request.output_type, result.kind == "frames"
     if kind == "np":
@@ -331,7 +331,7 @@ def _given(run: Run) -> Iterator[Any]:
 
 
 def _digests(value: Any) -> Iterator[bytes]:
-    """One digest for each picture or each sample of latents in a value of a call, if any."""
+    """One digest for each image or each sample of latents in a value of a call, if any."""
     import numpy as np
 
     if isinstance(value, np.ndarray):
@@ -339,7 +339,7 @@ def _digests(value: Any) -> Iterator[bytes]:
             channels_last = value.shape[-1] in (1, 3) and value.min() >= 0 and value.max() <= 1
             rows: Iterable[Any] = _bytes(value) if channels_last else value
             yield from (_digest(row) for row in rows)
-    elif hasattr(value, "convert"):  # a Pillow picture
+    elif hasattr(value, "convert"):  # a Pillow image
         yield _digest(np.asarray(value.convert("RGB")))
     elif isinstance(value, list | tuple) and value and hasattr(value[0], "convert"):
         for each in value:
@@ -354,7 +354,7 @@ def _digest(array: Any) -> bytes:
 
 
 def _bytes(images: Any) -> Any:
-    """Pictures with values in [0, 1] as bytes, rounded as for ``output_type="pil"``."""
+    """Images with values in [0, 1] as bytes, rounded as for ``output_type="pil"``."""
     import numpy as np
 
     return np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)

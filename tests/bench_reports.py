@@ -103,18 +103,18 @@ def make_report(
     batches: Sequence[int] = (1,),
     failed: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
-    pictures: Path | None = None,
+    images: Path | None = None,
 ) -> Report:
     """A report; `speeds` are cases and how many times as fast as PyTorch they are."""
     speeds = {"onnx-fp32": 2.0, "openvino-fp16": 3.0} if speeds is None else speeds
     cases: list[CaseRecord] = []
     rows: list[Row] = []
     for batch in batches:
-        baseline = _case("torch", "torch", batch, None, pictures, 1.0, machine_speed, noise, seed)
+        baseline = _case("torch", "torch", batch, None, images, 1.0, machine_speed, noise, seed)
         made = [baseline]
         for number, (variant, speed) in enumerate(speeds.items(), 1):
             made.append(
-                _case("latentc", variant, batch, baseline.id, pictures, speed, machine_speed,
+                _case("latentc", variant, batch, baseline.id, images, speed, machine_speed,
                       noise, seed + 17 * number)
             )  # fmt: skip
         cases += made
@@ -159,19 +159,19 @@ def make_report(
 
 
 def _case(
-    engine: Any, variant: str, batch: int, baseline: str | None, pictures: Path | None,
+    engine: Any, variant: str, batch: int, baseline: str | None, images: Path | None,
     speed: float, machine_speed: float, noise: float, seed: int,
 ) -> CaseRecord:  # fmt: skip
     samples = {
         name: series(seconds * batch / speed / machine_speed, noise=noise, seed=seed + place)
         for place, (name, seconds) in enumerate(SECONDS.items())
     }
-    names: dict[str, str | None] = {"picture": None, "difference": None}
-    if pictures is not None:
-        (pictures / "pictures").mkdir(exist_ok=True)
+    names: dict[str, str | None] = {"image": None, "difference": None}
+    if images is not None:
+        (images / "images").mkdir(exist_ok=True)
         for name in names:
-            path = f"pictures/{variant}-{batch}-{name}.png"
-            Image.new("RGB", (16, 16), "red").save(pictures / path)
+            path = f"images/{variant}-{batch}-{name}.png"
+            Image.new("RGB", (16, 16), "red").save(images / path)
             names[name] = path
     ours = engine == "latentc"
     label = f", batch {batch}" if batch > 1 else ""
@@ -184,7 +184,7 @@ def _case(
         file_size=24_600_000, peak_memory=123 << 20, device_memory=2 << 30, energy=12.5,
         fidelity=Fidelity(psnr=61.5, ssim=0.9991, latents_relative_l2=1.5e-6, max_difference=2)
         if ours else None,
-        score=Score(right=9, pictures=10, steps=10), samples=samples, **names,
+        score=Score(right=9, images=10, steps=10), samples=samples, **names,
     )  # fmt: skip
 
 

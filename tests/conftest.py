@@ -46,7 +46,7 @@ TASKS_WITH_IMAGES = {
 SCHEDULERS_WITH_IMAGES = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
 SCHEDULERS_WITH_IMAGES["depth"] = ["ddim"]
 CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # pipelines, by how many ControlNets they have
-JUDGED = 4  # pictures of the built-in model, which says 50
+JUDGED = 4  # images of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
 # Of a session that collects the whole suite: all tests, those that are left out too.
@@ -247,7 +247,7 @@ def builtin_folder() -> Path:
     with one_at_a_time("pipeline-builtin"):
         shutil.copytree(latentc.builtin_model(), folder, dirs_exist_ok=True)
         notes = json.loads((folder / NOTES).read_text())
-        notes["judge"]["pictures"] = JUDGED
+        notes["judge"]["images"] = JUDGED
         (folder / NOTES).write_text(json.dumps(notes))
     return folder
 
@@ -284,12 +284,12 @@ def bundles(
     """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO, for every
     task that starts from an image."""
     from latentc.exporter.compiler.export import export
-    from tests.pictures import STEPS as WITH_IMAGES
+    from tests.sample_images import STEPS as WITH_IMAGES
 
     @cache
     def get(name: str) -> Path:
-        folder = KEPT / "bundles" / f"{name}-pictures"
-        with one_at_a_time(f"bundle-{name}-pictures"):
+        folder = KEPT / "bundles" / f"{name}-images"
+        with one_at_a_time(f"bundle-{name}-images"):
             export(
                 pipeline_folder(name),
                 folder,

@@ -214,9 +214,9 @@ def add_probes(folder: Path, error: float = 0.0) -> Manifest:
         **arguments,
         scheduler="noisy", num_inference_steps=2, seed=4, height=16, width=8, output_type="np",
     )  # fmt: skip
-    picture = (result.images * 255).round().astype(np.uint8)
+    image = (result.images * 255).round().astype(np.uint8)
     files["loop"] = _npz(
-        folder, "loop", {"latents": result.latents * np.float32(1 + error), "image": picture}
+        folder, "loop", {"latents": result.latents * np.float32(1 + error), "image": image}
     )
     manifest = msgspec.structs.replace(manifest, probes=Probes(files, probe, "key"))
     (folder / MANIFEST).write_bytes(manifest.encode())
@@ -351,7 +351,7 @@ def add_build(
     folder: Path, precision: str, denoiser: str, psnr: float | None = None, right: int | None = None
 ) -> Manifest:
     """Give a bundle another build ``fake-PRECISION``, whose denoiser is the graph of that name;
-    `psnr` and `right` (pictures of 50) are what its verification says."""
+    `psnr` and `right` (images of 50) are what its verification says."""
     manifest = Manifest.load(folder)
     path = f"fake-{precision}/denoiser/graph.json"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)

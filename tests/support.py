@@ -119,7 +119,7 @@ This page is made from the tests (`python -m tests.support`), and a test compare
 cannot claim what is not tested. Each entry is a tiny pipeline of the real classes with random
 weights, exported to the target, run by latentc's own loop, and compared with the diffusers
 pipeline itself, same seed: in fp32 the final latents to a relative L2 of 1e-4 (unconditional:
-1e-3) and pictures to 2 of 255, other precisions as the
+1e-3) and images to 2 of 255, other precisions as the
 [format](bundle-format.md#12-probes-and-verification) says. Besides, every export of yours is
 verified on your machine.
 

@@ -284,7 +284,7 @@ def instruct_pix2pix_xl(folder: Path) -> None:
 
 
 def upscaler(folder: Path) -> None:
-    """A UNet that takes a small picture, and how noisy it is as a class."""
+    """A UNet that takes a small image, and how noisy it is as a class."""
     tokens = tokenizer(folder / "tokenizer")
     StableDiffusionUpscalePipeline(
         vae=autoencoder(0.08333),
@@ -298,7 +298,7 @@ def upscaler(folder: Path) -> None:
 
 
 def depth_to_image(folder: Path) -> None:
-    """A UNet that takes a picture's depth, and what estimates it: a vision transformer whose layers
+    """A UNet that takes an image's depth, and what estimates it: a vision transformer whose layers
     are read at four places, and joined by convolutions."""
     tokens = tokenizer(folder / "tokenizer")
     estimator = DPTForDepthEstimation(

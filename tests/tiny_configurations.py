@@ -39,8 +39,8 @@ _SIMPLE = {
     "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
 }
-# A tiny autoencoder for latents of an eighth of the picture's sides: of any size for diffusers,
-# which takes pictures in multiples of 8 pixels.
+# A tiny autoencoder for latents of an eighth of the image's sides: of any size for diffusers,
+# which takes images in multiples of 8 pixels.
 _EIGHTH = {
     "encoder_block_out_channels": (8,) * 4,
     "decoder_block_out_channels": (8,) * 4,

@@ -118,7 +118,7 @@ def pixart(folder: Path, cls: Any, sample_size: int, blocks: int) -> None:
 
 
 def pixart_alpha(folder: Path) -> None:
-    """Conditioned on the picture's size, as the published model of 1024 pixels."""
+    """Conditioned on the image's size, as the published model of 1024 pixels."""
     pixart(folder, PixArtAlphaPipeline, 128, 4)
 
 
@@ -163,7 +163,7 @@ def stable_diffusion_3(
 
 
 def stable_diffusion_3_shifted(folder: Path) -> None:
-    """With noise that depends on the picture's size, as Stable Diffusion 3.5 Medium."""
+    """With noise that depends on the image's size, as Stable Diffusion 3.5 Medium."""
     stable_diffusion_3(folder, scheduler=_QUICK)
 
 

@@ -13,14 +13,14 @@ from tests.conftest import KEPT, one_at_a_time
 STEPS = 4
 _BOTH = {"targets": ("onnx", "openvino")}
 _WITH_COREML = {"targets": ("onnx", "openvino", "coreml")}
-_PICTURES = {"tasks": ("image-to-image", "inpainting")}
+_IMAGES = {"tasks": ("image-to-image", "inpainting")}
 # Per bundle: the pipeline, and what it is exported with.
 FROM_TEXT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pixart-alpha": ("pixart-alpha", _BOTH),
     "pixart-sigma": ("pixart-sigma", _WITH_COREML),
-    "sd3": ("sd3-shifted", {**_BOTH, **_PICTURES}),
+    "sd3": ("sd3-shifted", {**_BOTH, **_IMAGES}),
     "sd3-without": ("sd3", {**_WITH_COREML, "without": ("text_encoder_3",)}),
-    "flux-dev": ("flux-dev", {**_BOTH, **_PICTURES}),
+    "flux-dev": ("flux-dev", {**_BOTH, **_IMAGES}),
     "flux-schnell": ("flux-schnell", _BOTH),
 }
 # Trained for inpainting: they do nothing else.

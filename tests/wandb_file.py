@@ -36,7 +36,7 @@ class Read:
         return [step[key] for step in self.history if key in step]
 
     def table(self, key: str) -> list[dict[str, Any]]:
-        """The rows of all increments of a table; pictures are their paths in the artifact."""
+        """The rows of all increments of a table; images are their paths in the artifact."""
         rows = []
         for files in self.artifacts.values():
             for inside, file in files.items():

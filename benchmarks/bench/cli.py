@@ -79,7 +79,7 @@ def bench() -> None:
 @click.option("--compute", "computes", multiple=True, metavar="NAME",
               help="Compute in this precision; may be repeated.")  # fmt: skip
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), metavar="N",
-              help="Pictures in a call; may be repeated.  [default: 1]")  # fmt: skip
+              help="Images in a call; may be repeated.  [default: 1]")  # fmt: skip
 @click.option("--size", "sizes", multiple=True, metavar="WIDTHxHEIGHT",
               help="In pixels; may be repeated.  [default: the bundle's]")  # fmt: skip
 @click.option("--threads", multiple=True, type=click.IntRange(0), metavar="N",
@@ -116,7 +116,7 @@ def bench() -> None:
 @click.option("--guidance-scale", type=float, metavar="X")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--score", type=click.IntRange(0), metavar="N",
-              help="Pictures for the judge of the built-in model.  [default: 10]")  # fmt: skip
+              help="Images for the judge of the built-in model.  [default: 10]")  # fmt: skip
 @click.option("--timeout", type=Finite(0), default=1800, show_default=True,
               help="Seconds until a process is ended; 0 is never.")  # fmt: skip
 @click.option("--memory-limit", type=Finite(0), metavar="GIB",

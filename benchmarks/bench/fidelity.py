@@ -1,4 +1,4 @@
-"""How near pictures are to those of fp32 PyTorch with the same seed."""
+"""How near images are to those of fp32 PyTorch with the same seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from latentc.benchmarks.bench.model import Fidelity
 from latentc.runtimes.backends.session import Array
-from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls import given_images
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.files import open_regular
 from latentc.runtimes.storage.parsing import parser
@@ -20,29 +20,29 @@ _WINDOW = 7  # pixels, of the SSIM
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What one case drew: uint8 [pictures, height, width, 3], and the final latents."""
+class Images:
+    """What one case drew: uint8 [images, height, width, 3], and the final latents."""
 
     images: Array
     latents: Array | None
 
     @classmethod
     @parser(InputError, "path", "what a worker saved")
-    def load(cls, path: Path) -> Pictures:
+    def load(cls, path: Path) -> Images:
         """Read what a worker saved."""
         with open_regular(path) as file, np.load(file) as found:
             return cls(found["images"], found["latents"])
 
     @classmethod
     @parser(InputError, "path", "an image that can be read")
-    def of_file(cls, path: Path) -> Pictures:
-        """A picture alone."""
-        with open_regular(path, pictures.LARGEST_FILE) as file, Image.open(file) as image:
+    def of_file(cls, path: Path) -> Images:
+        """An image alone."""
+        with open_regular(path, given_images.LARGEST_FILE) as file, Image.open(file) as image:
             return cls(np.asarray(image.convert("RGB"))[None], None)
 
 
-def compare(found: Pictures, expected: Pictures) -> Fidelity | None:
-    """All pictures of a case against the reference's; None where their sizes differ."""
+def compare(found: Images, expected: Images) -> Fidelity | None:
+    """All images of a case against the reference's; None where their sizes differ."""
     if found.images.shape[1:] != expected.images.shape[1:]:
         return None
     count = min(len(found.images), len(expected.images))
@@ -60,7 +60,7 @@ def compare(found: Pictures, expected: Pictures) -> Fidelity | None:
 
 
 def ssim(found: Array, expected: Array) -> float:
-    """Structural similarity of two uint8 pictures [height, width, 3], mean over the channels."""
+    """Structural similarity of two uint8 images [height, width, 3], mean over the channels."""
     from skimage.metrics import structural_similarity
 
     return float(
@@ -75,13 +75,13 @@ def ssim(found: Array, expected: Array) -> float:
     )
 
 
-def save_picture(images: Array, path: Path) -> None:
-    """The first picture, as PNG."""
+def save_image(images: Array, path: Path) -> None:
+    """The first image, as PNG."""
     Image.fromarray(images[0]).save(path)
 
 
 def save_difference(found: Array, expected: Array, path: Path) -> int:
-    """A map of where two pictures differ, as PNG: white is none, the largest difference is black.
+    """A map of where two images differ, as PNG: white is none, the largest difference is black.
 
     Returns:
         the largest difference, of 255.

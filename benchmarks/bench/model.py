@@ -26,7 +26,7 @@ Status = Literal["ok", "failed", "timeout", "out of memory"]
 Verdict = Literal["faster", "slower", "no difference"]
 # scenario → what it is
 SCENARIOS = {
-    "cold_start": "new process to first picture",
+    "cold_start": "new process to first image",
     "load": "load",
     "compile": "compile",
     "first_call": "first call",
@@ -84,7 +84,7 @@ class Row(_Base, frozen=True, kw_only=True):
 
 
 class Fidelity(_Base, frozen=True, kw_only=True):
-    """Against fp32 PyTorch with the same seed: PSNR in dB (99 for equal pictures), SSIM, relative
+    """Against fp32 PyTorch with the same seed: PSNR in dB (99 for equal images), SSIM, relative
     L2 of the final latents (None where the engine gives none), largest difference of 255."""
 
     psnr: float
@@ -94,16 +94,16 @@ class Fidelity(_Base, frozen=True, kw_only=True):
 
 
 class Score(_Base, frozen=True, kw_only=True):
-    """The judge of the built-in model: with how many pictures of held-out prompts it agrees."""
+    """The judge of the built-in model: with how many images of held-out prompts it agrees."""
 
     right: int
-    pictures: int
+    images: int = msgspec.field(name="pictures")  # as reports have called it from the first
     steps: int
 
 
 class CaseRecord(_Base, frozen=True, kw_only=True):
-    """One case and what was measured. Bytes, joules per picture, seconds in `samples`
-    (scenario → rounds → values). Pictures are files beside the report."""
+    """One case and what was measured. Bytes, joules per image, seconds in `samples`
+    (scenario → rounds → values). Images are files beside the report."""
 
     id: str
     label: str
@@ -129,7 +129,7 @@ class CaseRecord(_Base, frozen=True, kw_only=True):
     energy: float | None = None
     fidelity: Fidelity | None = None
     score: Score | None = None
-    picture: str | None = None
+    image: str | None = msgspec.field(default=None, name="picture")
     difference: str | None = None
     samples: dict[str, list[list[float]]] = {}
 
@@ -146,7 +146,7 @@ class Peak(_Base, frozen=True, kw_only=True):
 
 class Operations(_Base, frozen=True, kw_only=True):
     """What one call of a component takes at a shape: operations (a multiply-add is two), bytes of
-    its fp32 weights, and of its inputs and outputs. `end_to_end` is a picture of `steps` steps."""
+    its fp32 weights, and of its inputs and outputs. `end_to_end` is an image of `steps` steps."""
 
     component: str
     batch: int

@@ -24,7 +24,7 @@ from latentc.runtimes.storage.parsing import parser
 SCRIPTS = Path(__file__).resolve().parent.parent / "peers"
 # a stage of a peer's result → our scenario
 _STAGES = {
-    "first_picture": "cold_start",
+    "first_image": "cold_start",
     "load": "load",
     "end_to_end": "end_to_end",
     "denoiser_call": "denoiser_step",
@@ -42,7 +42,7 @@ _LOAD = "load"  # every answer has it
 
 @dataclass(frozen=True)
 class Answer:
-    """What a peer measured: seconds by scenario, peak bytes, its picture, what it is."""
+    """What a peer measured: seconds by scenario, peak bytes, its image, what it is."""
 
     samples: dict[str, list[float]]
     peak_memory: int

@@ -12,7 +12,7 @@ from typing import Any
 
 from latentc.benchmarks.bench import energy, fidelity, machine, peers, roofline, statistics
 from latentc.benchmarks.bench.cases import Case
-from latentc.benchmarks.bench.fidelity import Pictures
+from latentc.benchmarks.bench.fidelity import Images
 from latentc.benchmarks.bench.model import (
     BundleRecord,
     CaseRecord,
@@ -69,13 +69,13 @@ class Measured:
     about: dict[str, Any] = field(default_factory=dict)
     right: int | None = None
     operations: dict[str, list[int]] | None = None
-    pictures: Pictures | None = None
+    images: Images | None = None
 
 
 def run(
     plan: Plan, output: Path, command: Sequence[str], progress: Progress = lambda *_: None
 ) -> Report:
-    """Measure all cases and return the report; pictures are written to `output`/pictures.
+    """Measure all cases and return the report; images are written to `output`/images.
 
     A case that fails, hangs or takes too much memory keeps its place with its status; the others
     go on.
@@ -90,7 +90,7 @@ def run(
         peaks.append(bench.peaks())
         best = roofline.best(peaks)
         operations = _operations(bench.measured.values())
-        records = [_record(bench, each, output / "pictures") for each in bench.measured.values()]
+        records = [_record(bench, each, output / "images") for each in bench.measured.values()]
         rows = _rows(bench.measured, plan, best, operations)
     after = this_machine()
     notes = [*plan.notes, *_notes(plan, bench, before.load)]
@@ -146,7 +146,7 @@ class _Bench:
         return found
 
     def warm_up(self) -> None:
-        """Every case once, not timed: pictures, score, operations; files come into the cache."""
+        """Every case once, not timed: images, score, operations; files come into the cache."""
         counted: set[tuple[int, ...]] = set()
         for each in self.measured.values():
             point = each.case.point[:3] + each.case.point[4:]
@@ -177,8 +177,8 @@ class _Bench:
             each.message = _shortened(str(error))
 
     def _run_worker(self, each: Measured, mode: str, count: bool) -> None:
-        pictures = self.folder / "pictures.npz"
-        pictures.unlink(missing_ok=True)
+        images = self.folder / "images.npz"
+        images.unlink(missing_ok=True)
         request = self._request(
             "case",
             {
@@ -191,7 +191,7 @@ class _Bench:
                 "guidance_scale": self.plan.settings.guidance_scale,
                 "seed": self.plan.settings.seed,
                 "repeats": self._repeats(),
-                "pictures": str(pictures),
+                "images": str(images),
                 "score": self._score(each.case),
                 "count": count,
             },
@@ -202,7 +202,7 @@ class _Bench:
                           bounds=self._bounds)  # fmt: skip
         self._keep(each, mode, child)
         if mode == WARM_UP:
-            each.pictures = Pictures.load(pictures)
+            each.images = Images.load(images)
 
     def _keep(self, each: Measured, mode: str, child: Child) -> None:
         found: dict[str, Any] = child.result
@@ -246,7 +246,7 @@ class _Bench:
         answer = peers.ask(case, request, wanted, work, self._bounds)
         each.about = {"version": answer.version, "device": "cpu", "computed_in": None}
         if mode == WARM_UP:
-            each.pictures = Pictures.of_file(answer.image) if answer.image else None
+            each.images = Images.of_file(answer.image) if answer.image else None
             return
         each.memory.append(answer.peak_memory)
         for scenario, values in answer.samples.items():
@@ -260,7 +260,7 @@ class _Bench:
         return guidance.defaults[guidance.scale] if guidance.scale else 1.0
 
     def _repeats(self) -> int:
-        """Calls after the first: none where only the first picture is asked about."""
+        """Calls after the first: none where only the first image is asked about."""
         steady = set(self.plan.settings.scenarios) - {"cold_start", "load", "compile", "first_call"}
         return self.plan.settings.repeats if steady else 0
 
@@ -305,15 +305,15 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
     if case.engine == "torch" and plan.source is not None:
         size = sum(p.stat().st_size for p in plan.source.rglob("*.safetensors"))
     reference = _reference(bench, case)
-    picture, difference = _save_pictures(bench, each, reference, folder)
+    image, difference = _save_images(bench, each, reference, folder)
     found = (
-        fidelity.compare(each.pictures, reference.pictures)
-        if each.pictures and reference and reference.pictures and reference is not each
+        fidelity.compare(each.images, reference.images)
+        if each.images and reference and reference.images and reference is not each
         else None
     )
     score = None
     if each.right is not None:
-        score = Score(right=each.right, pictures=plan.score, steps=case.steps)
+        score = Score(right=each.right, images=plan.score, steps=case.steps)
     return CaseRecord(
         id=case.id,
         label=_label(case, plan.cases),
@@ -339,7 +339,7 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
         energy=sum(each.energy) / len(each.energy) if each.energy else None,
         fidelity=found,
         score=score,
-        picture=picture,
+        image=image,
         difference=difference,
         samples=each.samples,
     )
@@ -355,27 +355,27 @@ def _reference(bench: _Bench, case: Case) -> Measured | None:
         if (each.case.engine, each.case.variant) == ("torch", "torch")
         and (each.case.batch, each.case.height, each.case.width, each.case.steps)
         == (batch, height, width, steps)
-        and each.pictures
+        and each.images
     ]
     return min(found, key=lambda each: not each.case.on_cpu, default=None)
 
 
-def _save_pictures(
+def _save_images(
     bench: _Bench, each: Measured, reference: Measured | None, folder: Path
 ) -> tuple[str | None, str | None]:
-    if each.pictures is None:
+    if each.images is None:
         return None, None
     folder.mkdir(parents=True, exist_ok=True)
     number = list(bench.measured).index(each.case.id)
-    picture = folder / f"{number:02}.png"
-    fidelity.save_picture(each.pictures.images, picture)
-    if reference is None or reference is each or reference.pictures is None:
-        return f"pictures/{picture.name}", None
-    if reference.pictures.images.shape[1:] != each.pictures.images.shape[1:]:
-        return f"pictures/{picture.name}", None
+    image = folder / f"{number:02}.png"
+    fidelity.save_image(each.images.images, image)
+    if reference is None or reference is each or reference.images is None:
+        return f"images/{image.name}", None
+    if reference.images.images.shape[1:] != each.images.images.shape[1:]:
+        return f"images/{image.name}", None
     apart = folder / f"{number:02}-difference.png"
-    fidelity.save_difference(each.pictures.images, reference.pictures.images, apart)
-    return f"pictures/{picture.name}", f"pictures/{apart.name}"
+    fidelity.save_difference(each.images.images, reference.images.images, apart)
+    return f"images/{image.name}", f"images/{apart.name}"
 
 
 def _rows(
@@ -514,10 +514,10 @@ def _notes(plan: Plan, bench: _Bench, load: float) -> list[str]:
     if plan.settings.rounds < 3:
         found.append("fewer than three rounds: noise between processes is hardly seen")
     if not plan.baseline_of:
-        found.append("no baseline: nothing is compared, and pictures have no reference")
+        found.append("no baseline: nothing is compared, and images have no reference")
     if plan.score:
         found.append(
-            f"the judge saw {plan.score} pictures of held-out prompts per build, at the steps of "
+            f"the judge saw {plan.score} images of held-out prompts per build, at the steps of "
             "the measurement; at 25 steps the model does better"
         )
     return found

@@ -3,8 +3,8 @@
     python -m latentc.benchmarks.bench.worker REQUEST.json
 
 `LATENTC_BENCH_STARTED` in the environment is `time.perf_counter()` from just before the process was
-made (the clock is the system's, not the process's): the first picture's time is counted from there.
-So nothing but what the case itself needs is imported before that picture.
+made (the clock is the system's, not the process's): the first image's time is counted from there.
+So nothing but what the case itself needs is imported before that image.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SCORE_GUIDANCE = 2.0  # the built-in model's best, see its card
 
 @dataclass
 class Call:
-    """One picture (or batch): seconds by stage; `steps` are those after the first, which also
-    holds what comes between the text and the loop. Images are RGB pictures, latents float32."""
+    """One image (or batch): seconds by stage; `steps` are those after the first, which also
+    holds what comes between the text and the loop. Images are RGB images, latents float32."""
 
     total: float
     encode: float | None
@@ -43,7 +43,7 @@ class Call:
 
 
 class Engine(Protocol):
-    """Something loaded that makes pictures."""
+    """Something loaded that makes images."""
 
     compiles: bool
 
@@ -201,13 +201,13 @@ class Torch:
             found["guidance_scale"] = guidance
         return found
 
-    def _noise(self, generator: Any, pictures: int) -> Any:
-        """The noise of float32: in another dtype diffusers draws another, of another picture."""
+    def _noise(self, generator: Any, images: int) -> Any:
+        """The noise of float32: in another dtype diffusers draws another, of another image."""
         from diffusers.utils.torch_utils import randn_tensor
 
         factor, unet = self.pipe.vae_scale_factor, self.pipe.unet
         sides = self._case["height"] // factor, self._case["width"] // factor
-        shape = (pictures, unet.config.in_channels, *sides)
+        shape = (images, unet.config.in_channels, *sides)
         return randn_tensor(shape, generator, dtype=self._torch.float32).to(unet.dtype)
 
     def _modules(self) -> dict[str, Any]:
@@ -300,24 +300,24 @@ def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
         for _ in range(request["repeats"])
     ]
     joules = energy.read().joules_since(before)
-    pictures = max(1, len(calls) * case["batch"])
+    images = max(1, len(calls) * case["batch"])
     encodes = [call.encode for call in calls if call.encode is not None]
     return {
         "end_to_end": [call.total for call in calls],
         "denoiser_step": [step for call in calls for step in call.steps],
         "vae_decode": [call.decode for call in calls],
         **({"text_encode": encodes} if encodes else {}),
-        "energy": None if joules is None else joules / pictures,
+        "energy": None if joules is None else joules / images,
     }
 
 
 def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[str, Any]:
-    """Pictures, the judge's score, counted operations; files are in the system's cache after it."""
+    """Images, the judge's score, counted operations; files are in the system's cache after it."""
     import numpy as np
 
     case, guidance = request["case"], request["guidance_scale"]
-    pictures = np.stack([np.asarray(image.convert("RGB")) for image in first.images])
-    np.savez(request["pictures"], images=pictures, latents=first.latents)
+    images = np.stack([np.asarray(image.convert("RGB")) for image in first.images])
+    np.savez(request["images"], images=images, latents=first.latents)
     found: dict[str, Any] = {}
     if engine.compiles:
         again = engine.call(request["prompt"], case["steps"], request["seed"], guidance)
@@ -330,7 +330,7 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 
 
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
-    """How many pictures of held-out prompts the judge finds right, half of them of two shapes."""
+    """How many images of held-out prompts the judge finds right, half of them of two shapes."""
     from latentc.benchmarks.shapes.judge import ShapesJudge
     from latentc.runtimes.verification.judges import count_right
 

@@ -60,7 +60,7 @@ class Peer:
 
 
 # torchvision from the package index is built for CUDA; next to a CPU build of PyTorch its import
-# fails, and transformers with it. None of the peers needs it to make a picture from a text.
+# fails, and transformers with it. None of the peers needs it to make an image from a text.
 _VISION = ("torchvision",)
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
@@ -156,7 +156,7 @@ def run(
 
     Args:
         request: see `_common.Request`.
-        result: a JSON file; the picture is written beside it.
+        result: a JSON file; the image is written beside it.
         timeout: seconds, conversion included; None waits.
 
     Raises:

@@ -51,8 +51,8 @@ class Request:
     `model`: a diffusers folder. `work`: where conversions are kept. `threads`: 0 leaves the
     choice to the peer. `settings`: "default" is what its documentation starts with, "best" what
     it recommends for speed. `scenario`: "cold_start" measures `repeats` new processes from their
-    start to the picture on the disk, after `warmup` others; "end_to_end" and "components"
-    measure `repeats` pictures in one process after `warmup` others. `scheduler`: a class of
+    start to the image on the disk, after `warmup` others; "end_to_end" and "components"
+    measure `repeats` images in one process after `warmup` others. `scheduler`: a class of
     diffusers, None for the model's own.
     """
 
@@ -145,11 +145,11 @@ class Peer:
         raise NotImplementedError
 
     def load(self, request: Request, folder: Path) -> Any:
-        """What was converted, ready to make pictures."""
+        """What was converted, ready to make images."""
         raise NotImplementedError
 
     def draw(self, loaded: Any, request: Request, stages: Stages) -> list[Any]:
-        """Pillow pictures."""
+        """Pillow images."""
         raise NotImplementedError
 
     def watch(self, loaded: Any, stages: Stages) -> None:
@@ -199,7 +199,7 @@ def stage_model(request: Request, folder: Path, expected: Callable[[str, Path], 
     """The model with its text encoders' weights named as an older transformers wants them.
 
     transformers 5.23 and newer save CLIP text encoders without the prefix ``text_model.``. Older
-    ones then draw random weights and only warn, and the pictures have nothing to do with the
+    ones then draw random weights and only warn, and the images have nothing to do with the
     prompt. Everything else is linked.
 
     Args:
@@ -337,7 +337,7 @@ def _measured(request: Request, asked: Path, folder: Path, result: Path) -> dict
             continue
         peaks.append(answer["peak_memory_bytes"])
         if request.scenario == "cold_start":
-            stages.add("first_picture", seconds)
+            stages.add("first_image", seconds)
         for name, values in answer["stages"].items():
             stages.seconds.setdefault(name, []).extend(values)
     image = Path(f"{result.with_suffix('')}.png")
@@ -374,8 +374,8 @@ def _measure(peer: Peer, request: Request, folder: Path, answer: Path) -> None:
         stages.clear("load")
         for _ in range(request.repeats):
             with stages.measure("end_to_end"):
-                pictures = peer.draw(loaded, request, stages)
-        pictures[0].save(image)
+                images = peer.draw(loaded, request, stages)
+        images[0].save(image)
     found = {
         "stages": stages.seconds,
         "peak_memory_bytes": peak_memory(),

@@ -31,7 +31,7 @@ _MICRO = 1e-6
 
 
 class OpenVinoGenai(Peer):
-    """OpenVINO on the CPU. Its random numbers are C++'s: a seed gives another picture."""
+    """OpenVINO on the CPU. Its random numbers are C++'s: a seed gives another image."""
 
     packages = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "diffusers")
 

@@ -30,7 +30,7 @@ SAMPLERS = {
 
 
 class StableDiffusionCpp(Peer):
-    """ggml on the CPU. Its random numbers are its own: a seed gives another picture."""
+    """ggml on the CPU. Its random numbers are its own: a seed gives another image."""
 
     packages = ("stable-diffusion-cpp-python",)
 
@@ -77,7 +77,7 @@ class StableDiffusionCpp(Peer):
             batch_count=request.batch,
             cache_mode="disabled",
         )
-        return [picture.convert("RGB") for picture in made]
+        return [image.convert("RGB") for image in made]
 
     def describe(self, request: Request, folder: Path) -> dict[str, Any]:
         return {

@@ -1,1 +1,1 @@
-"""The shapes of the built-in model: captions, scenes, drawing, and the judge of its pictures."""
+"""The shapes of the built-in model: captions, scenes, drawing, and the judge of its images."""

@@ -24,13 +24,13 @@ _STAR_WAIST = 0.46  # inner radius over outer: chunky enough to stay a star at 1
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw ``scene`` as an RGB picture of 64 by 64 pixels."""
-    picture = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
-    picture[:] = BACKGROUND
+    """Draw ``scene`` as an RGB image of 64 by 64 pixels."""
+    image = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
+    image[:] = BACKGROUND
     for thing in scene.things:
         cover = coverage(thing)[..., None]
-        picture = picture * (1 - cover) + np.asarray(RGB[thing.colour], np.float32) * cover
-    return Image.fromarray(np.rint(picture).astype(np.uint8))
+        image = image * (1 - cover) + np.asarray(RGB[thing.colour], np.float32) * cover
+    return Image.fromarray(np.rint(image).astype(np.uint8))
 
 
 def coverage(thing: Placed) -> NDArray[np.float32]:

@@ -1,5 +1,5 @@
-"""Hollow shapes: the style that the built-in model's LoRA draws. How they look, and whether a
-picture shows them."""
+"""Hollow shapes: the style that the built-in model's LoRA draws. How they look, and whether an
+image shows them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ LEAST_HOLE = 0.08  # share of what lies inside an outline that has to be empty
 
 def render(scene: Scene) -> Image.Image:
     """Draw `scene` with a hole of its own outline in every shape: RGB, 64 by 64 pixels."""
-    picture = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
-    picture[:] = BACKGROUND
+    image = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
+    image[:] = BACKGROUND
     for thing in scene.things:
         hole = coverage(replace(thing, diameter=thing.diameter * HOLE))
         cover = np.clip(coverage(thing) - hole, 0, 1)[..., None]
-        picture = picture * (1 - cover) + np.asarray(RGB[thing.colour], np.float32) * cover
-    return Image.fromarray(np.rint(picture).astype(np.uint8))
+        image = image * (1 - cover) + np.asarray(RGB[thing.colour], np.float32) * cover
+    return Image.fromarray(np.rint(image).astype(np.uint8))
 
 
 def hollow(image: Image.Image, prompt: str) -> bool:
-    """Whether the picture shows the prompt's shapes, and each of them is hollow."""
+    """Whether the image shows the prompt's shapes, and each of them is hollow."""
     filled, shares = fill(image)
     wanted = read(prompt)
     enough = [share for share in shares if share >= LEAST_HOLE]
@@ -38,7 +38,7 @@ def hollow(image: Image.Image, prompt: str) -> bool:
 
 
 def fill(image: Image.Image) -> tuple[Image.Image, list[float]]:
-    """The picture with all holes filled with the colour around them, and for each shape the share
+    """The image with all holes filled with the colour around them, and for each shape the share
     of it that was empty."""
     pixels = np.asarray(image.convert("RGB"), np.float32).copy()
     ink = np.linalg.norm(pixels - np.asarray(BACKGROUND, np.float32), axis=-1) > MIN_CONTRAST
@@ -62,7 +62,7 @@ def _colour(pixels: NDArray[np.float32], ink: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def _reached(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What of `free` is connected with the picture's border."""
+    """What of `free` is connected with the image's border."""
     front = np.zeros_like(free)
     front[[0, -1], :] = free[[0, -1], :]
     front[:, [0, -1]] = free[:, [0, -1]]

@@ -1,9 +1,9 @@
-"""Says what a picture shows, by plain image analysis: no network, only numpy and Pillow.
+"""Says what an image shows, by plain image analysis: no network, only numpy and Pillow.
 
 Pixels unlike the background are grouped into connected parts.  Each part takes the colour
 nearest to that of its inner pixels, and the shape whose drawing, given the same area and
 centre of mass, overlaps it best.  The judge is strict: a part of mixed colour or unclear
-shape, or any part too many, fails the picture.
+shape, or any part too many, fails the image.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SIZE_EDGES = (
 
 @dataclass(frozen=True)
 class SeenObject:
-    """A shape found in a picture; colour or shape is ``None`` where it is unclear.
+    """A shape found in an image; colour or shape is ``None`` where it is unclear.
 
     ``diameter`` and ``x``, ``y`` (middle of the bounding box) are in pixels; ``overlap`` is
     the intersection over union with a clean drawing of the shape.
@@ -58,9 +58,9 @@ class SeenObject:
 
 
 def look(image: Image.Image) -> list[SeenObject]:
-    """The shapes in a 64 by 64 picture, largest first."""
+    """The shapes in a 64 by 64 image, largest first."""
     if image.size != (CANVAS, CANVAS):
-        raise ValueError(f"the judge reads pictures of {CANVAS} by {CANVAS}, not {image.size}")
+        raise ValueError(f"the judge reads images of {CANVAS} by {CANVAS}, not {image.size}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     contrast = np.linalg.norm(pixels - np.asarray(BACKGROUND, np.float32), axis=-1)
     parts = _connected_parts(contrast > MIN_CONTRAST)

@@ -1,6 +1,6 @@
-"""What a picture may show: attributes, scenes, captions and the held-out rule.
+"""What an image may show: attributes, scenes, captions and the held-out rule.
 
-A *spec* names what a picture shows (colours, shapes, sizes, places); a *scene* adds exact
+A *spec* names what an image shows (colours, shapes, sizes, places); a *scene* adds exact
 pixels; a *prompt* is a caption with the attributes it states.  Only numpy is needed here.
 """
 
@@ -52,10 +52,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a picture shows: one thing with a place, or two things with a relation.
+    """What an image shows: one thing with a place, or two things with a relation.
 
     Two things are kept as (left, right) or (upper, lower) with ``relation`` "left of" or
-    "above", so each picture has exactly one spec however its caption puts it.
+    "above", so each image has exactly one spec however its caption puts it.
     """
 
     things: tuple[Thing, ...]
@@ -75,7 +75,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is drawn in one picture."""
+    """All that is drawn in one image."""
 
     things: tuple[Placed, ...]
 
@@ -90,7 +90,7 @@ class Prompt:
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether pictures of ``spec`` are kept out of training.
+    """Whether images of ``spec`` are kept out of training.
 
     One thing: by colour, shape, size and place.  Two things: by both colours, both shapes and
     the relation, whatever the sizes, so that no variant of a held-out pair is trained on.
@@ -106,7 +106,7 @@ def is_held_out(spec: Spec) -> bool:
 
 
 def one_thing_specs() -> list[Spec]:
-    """Every picture of one shape, in a fixed order."""
+    """Every image of one shape, in a fixed order."""
     return [
         Spec((Thing(colour, shape, size, place),))
         for colour in COLOURS

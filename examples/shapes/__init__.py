@@ -1,1 +1,1 @@
-"""A small text-to-image pipeline for pictures of coloured shapes, and all that makes it."""
+"""A small text-to-image pipeline for images of coloured shapes, and all that makes it."""

@@ -25,12 +25,12 @@ BATCH = 20
 
 
 def first_seed(objects: int, seed: int) -> int:
-    """The noise of the first picture, as `evaluate` chooses it."""
+    """The noise of the first image, as `evaluate` chooses it."""
     return 1000 * objects + seed
 
 
 def draw(pipe: latentc.Pipeline, prompts: list[Prompt], steps: int, seed: int) -> list[Image.Image]:
-    """One picture per prompt, each with a seed of its own."""
+    """One image per prompt, each with a seed of its own."""
     images: list[Image.Image] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc=pipe.build.name, unit="batch"):
         part = prompts[start : start + BATCH]
@@ -45,7 +45,7 @@ def draw(pipe: latentc.Pipeline, prompts: list[Prompt], steps: int, seed: int) -
 
 
 def score(images: list[Image.Image], prompts: list[Prompt]) -> float:
-    """Percentage of the pictures with which the judge agrees."""
+    """Percentage of the images with which the judge agrees."""
     right = sum(not reasons(image, prompt) for image, prompt in zip(images, prompts, strict=True))
     return 100 * right / len(prompts)
 

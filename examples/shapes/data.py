@@ -1,4 +1,4 @@
-"""Training data: pictures for the autoencoder, cached latents and captions for the denoiser.
+"""Training data: images for the autoencoder, cached latents and captions for the denoiser.
 
 Everything is a pure function of (seed, index) or (seed, step), so a resumed run sees exactly
 what an uninterrupted one would have seen.
@@ -36,49 +36,49 @@ CAPTION_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance
 
 @dataclass(frozen=True)
 class Latents:
-    """Scaled latents float32 [n, 4, 16, 16] and what each of the n pictures shows."""
+    """Scaled latents float32 [n, 4, 16, 16] and what each of the n images shows."""
 
     values: torch.Tensor
     specs: list[Spec]
 
 
 def spec_at(seed: int, index: int) -> tuple[Spec, np.random.Generator]:
-    """The spec of training picture ``index``, and the generator that goes on to place it."""
+    """The spec of training image ``index``, and the generator that goes on to place it."""
     rng = np.random.default_rng([seed, 1, index])
     return training_spec(rng), rng
 
 
-def picture_at(seed: int, index: int) -> NDArray[np.uint8]:
-    """Training picture ``index``: uint8 [64, 64, 3]."""
+def image_at(seed: int, index: int) -> NDArray[np.uint8]:
+    """Training image ``index``: uint8 [64, 64, 3]."""
     spec, rng = spec_at(seed, index)
     return np.asarray(render(place_scene(spec, rng)))
 
 
 def autoencoder_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [size, 3, 64, 64] from -1 to 1, and where their latents [size, 4, 16, 16] belong.
+    """Images [size, 3, 64, 64] from -1 to 1, and where their latents [size, 4, 16, 16] belong.
 
     Half are crowded with shapes at random places: they have far more edges to learn from
-    than the training pictures, which are mostly background.
+    than the training images, which are mostly background.
     """
-    pictures, layouts = [], []
+    images, layouts = [], []
     for i in range(size):
         rng = np.random.default_rng([seed, 2, step, i])
         scene = _crowd(rng) if i % 2 else place_scene(training_spec(rng), rng)
-        pictures.append(np.asarray(render(scene)))
+        images.append(np.asarray(render(scene)))
         layouts.append(opponent_layout(scene))
-    return to_tensor(np.stack(pictures)), torch.from_numpy(np.stack(layouts))
+    return to_tensor(np.stack(images)), torch.from_numpy(np.stack(layouts))
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> torch.Tensor:
-    """Pictures uint8 [n, 64, 64, 3] to float32 [n, 3, 64, 64] from -1 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
+    """Images uint8 [n, 64, 64, 3] to float32 [n, 3, 64, 64] from -1 to 1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def encode_all(
     autoencoder: AutoencoderKL, seed: int, count: int, cache: Path, device: torch.device
 ) -> Latents:
-    """Draw and encode ``count`` training pictures, or read them back from ``cache``."""
+    """Draw and encode ``count`` training images, or read them back from ``cache``."""
     specs = [spec_at(seed, index)[0] for index in range(count)]
     if cache.exists():
         values = torch.load(cache, weights_only=True)
@@ -87,9 +87,9 @@ def encode_all(
     chunks = []
     for start in tqdm(range(0, count, 64), desc="encode", unit="batch"):
         indices = range(start, min(start + 64, count))
-        pictures = to_tensor(np.stack([picture_at(seed, index) for index in indices]))
+        images = to_tensor(np.stack([image_at(seed, index) for index in indices]))
         with torch.autocast(device.type, torch.bfloat16):
-            means = autoencoder.encode(pictures.to(device)).latent_dist.mode()
+            means = autoencoder.encode(images.to(device)).latent_dist.mode()
         chunks.append((means.float() * autoencoder.config.scaling_factor).half().cpu())
     values = torch.cat(chunks)
     torch.save(values, cache)

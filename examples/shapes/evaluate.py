@@ -22,7 +22,7 @@ STEPS = 25
 
 @dataclass(frozen=True)
 class Result:
-    """One picture and what is wrong with it (nothing, where the judge agrees)."""
+    """One image and what is wrong with it (nothing, where the judge agrees)."""
 
     prompt: Prompt
     image: Image.Image
@@ -36,7 +36,7 @@ def generate(
     guidance: float = GUIDANCE,
     seed: int = 0,
 ) -> list[Image.Image]:
-    """One picture per text; picture ``i`` starts from noise seeded with ``seed + i``."""
+    """One image per text; image ``i`` starts from noise seeded with ``seed + i``."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
     output = pipeline(
         texts,
@@ -58,10 +58,10 @@ def evaluate(
     seed: int = 0,
     batch: int = 20,
 ) -> list[Result]:
-    """Draw each prompt once and judge the pictures."""
+    """Draw each prompt once and judge the images."""
     pipeline.set_progress_bar_config(disable=True)
     results: list[Result] = []
-    for start in tqdm(range(0, len(prompts), batch), desc="pictures", unit="batch"):
+    for start in tqdm(range(0, len(prompts), batch), desc="images", unit="batch"):
         part = prompts[start : start + batch]
         images = generate(pipeline, [prompt.text for prompt in part], steps, guidance, seed + start)
         results += [
@@ -72,12 +72,12 @@ def evaluate(
 
 
 def share_right(results: list[Result]) -> float:
-    """Share of the pictures that agree with their prompts, from 0 to 1."""
+    """Share of the images that agree with their prompts, from 0 to 1."""
     return sum(not result.faults for result in results) / max(len(results), 1)
 
 
 def sheet(images: list[Image.Image], columns: int = 10, scale: int = 2) -> Image.Image:
-    """The pictures side by side, enlarged."""
+    """The images side by side, enlarged."""
     side = CANVAS * scale
     rows = -(-len(images) // columns)
     paper = Image.new("RGB", (columns * (side + 2), rows * (side + 2)), "grey")
@@ -94,7 +94,7 @@ def sheet(images: list[Image.Image], columns: int = 10, scale: int = 2) -> Image
 @click.option("--guidance", default=GUIDANCE, show_default=True, help="Guidance scale.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the prompts and the noise.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Save all pictures.")
+@click.option("--sheet", "sheet_path", type=click.Path(path_type=Path), help="Save all images.")
 def main(
     folder: Path,
     prompts: int,
@@ -104,7 +104,7 @@ def main(
     device: str,
     sheet_path: Path | None,
 ) -> None:
-    """Score the pipeline in FOLDER on prompts whose pictures were kept out of training."""
+    """Score the pipeline in FOLDER on prompts whose images were kept out of training."""
     pipeline = DiffusionPipeline.from_pretrained(folder).to(device)
     everything: list[Result] = []
     started = time.perf_counter()
@@ -119,7 +119,7 @@ def main(
             shown = ", ".join(map(str, look(result.image))) or "nothing"
             click.echo(f"{result.prompt.text!r}: {'; '.join(result.faults)} [{shown}]")
     click.echo("\n".join(lines))
-    click.echo(f"{len(everything)} pictures in {time.perf_counter() - started:.1f} s")
+    click.echo(f"{len(everything)} images in {time.perf_counter() - started:.1f} s")
     if sheet_path is not None:
         sheet([result.image for result in everything]).save(sheet_path)
 

@@ -3,7 +3,7 @@
     python -m examples.shapes.lora --out latentc/models/hollow
 
 The built-in pipeline is frozen; small matrices beside its denoiser's linear layers and
-convolutions learn from pictures of the new style, with the captions of the old one. What comes out
+convolutions learn from images of the new style, with the captions of the old one. What comes out
 is a LoRA in diffusers' own format, of some hundred kilobytes.
 """
 
@@ -32,28 +32,28 @@ PLAN = Plan(600, 2e-3, warmup=30, seed=11)
 RANK = 8
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "proj_out")
 BATCH = 32
-PICTURES = 2048
+IMAGES = 2048
 
 
 @torch.no_grad()
 def latents_of(pipe: Any, count: int) -> tuple[torch.Tensor, list[Any]]:
-    """Scaled latents [count, 4, 16, 16] of hollow training pictures, and what they show."""
+    """Scaled latents [count, 4, 16, 16] of hollow training images, and what they show."""
     specs, chunks = [], []
     for start in tqdm(range(0, count, 64), desc="encode", unit="batch"):
-        pictures = []
+        images = []
         for index in range(start, min(start + 64, count)):
             spec, rng = spec_at(PLAN.seed, index)
             specs.append(spec)
-            pictures.append(np.asarray(render(place_scene(spec, rng))))
-        means = pipe.vae.encode(to_tensor(np.stack(pictures))).latent_dist.mode()
+            images.append(np.asarray(render(place_scene(spec, rng))))
+        means = pipe.vae.encode(to_tensor(np.stack(images))).latent_dist.mode()
         chunks.append(means * pipe.vae.config.scaling_factor)
     return torch.cat(chunks), specs
 
 
-def train(pipe: Any, steps: int, pictures: int = PICTURES, batch: int = BATCH) -> dict[str, Any]:
+def train(pipe: Any, steps: int, images: int = IMAGES, batch: int = BATCH) -> dict[str, Any]:
     """The trained matrices, by diffusers' names of them."""
     torch.manual_seed(PLAN.seed)
-    latents, specs = latents_of(pipe, pictures)
+    latents, specs = latents_of(pipe, images)
     pipe.unet.requires_grad_(False)
     pipe.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)))
     learnt = [value for value in pipe.unet.parameters() if value.requires_grad]
@@ -104,11 +104,11 @@ def _loss(
     return loss
 
 
-def score(pipe: Any, pictures: int, steps: int = 25, guidance_scale: float = 2.0) -> int:
-    """How many pictures of held-out prompts the judge finds hollow and right."""
+def score(pipe: Any, images: int, steps: int = 25, guidance_scale: float = 2.0) -> int:
+    """How many images of held-out prompts the judge finds hollow and right."""
     judge = HollowJudge()
     right = 0
-    for index, prompt in enumerate(tqdm(judge.prompts(pictures), desc="judge")):
+    for index, prompt in enumerate(tqdm(judge.prompts(images), desc="judge")):
         generator = torch.Generator().manual_seed(100 + index)
         with torch.no_grad():
             made = pipe(
@@ -124,16 +124,16 @@ def score(pipe: Any, pictures: int, steps: int = 25, guidance_scale: float = 2.0
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the LoRA.")
 @click.option("--steps", default=PLAN.steps, show_default=True)
-@click.option("--pictures", default=50, show_default=True, help="To judge; 0 is none.")
-def main(out: Path, steps: int, pictures: int) -> None:
-    """Train the LoRA, save it to OUT, and judge pictures made with it."""
+@click.option("--images", default=50, show_default=True, help="To judge; 0 is none.")
+def main(out: Path, steps: int, images: int) -> None:
+    """Train the LoRA, save it to OUT, and judge images made with it."""
     pipe = StableDiffusionPipeline.from_pretrained(builtin_model())
     pipe.set_progress_bar_config(disable=True)
     layers = train(pipe, steps)
     halves = {name: value.half() for name, value in layers.items()}
     StableDiffusionPipeline.save_lora_weights(out, unet_lora_layers=halves)
-    if pictures:
-        click.echo(f"{score(pipe, pictures)} of {pictures} pictures are hollow and right")
+    if images:
+        click.echo(f"{score(pipe, images)} of {images} images are hollow and right")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from latentc.benchmarks.shapes.scenes import CANVAS
 from .tokenizer import MAX_LENGTH, build_tokenizer
 
 LATENT_CHANNELS = 4
-LATENT_SIZE = CANVAS // 4  # the autoencoder halves the picture twice
+LATENT_SIZE = CANVAS // 4  # the autoencoder halves the image twice
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sizes:
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
-    """Pictures [n, 3, 64, 64] from -1 to 1, latents [n, 4, 16, 16]."""
+    """Images [n, 3, 64, 64] from -1 to 1, latents [n, 4, 16, 16]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

@@ -1,6 +1,6 @@
-"""Where the latents of a picture should lie: one axis for each pair of opponent colours.
+"""Where the latents of an image should lie: one axis for each pair of opponent colours.
 
-An autoencoder left to itself puts the six colours of the pictures close together, nearly on one
+An autoencoder left to itself puts the six colours of the images close together, nearly on one
 line, and a denoiser trained on such latents mixes them up.  Here each colour has a direction of
 its own, all of them equally far apart: three axes (red and green, blue and yellow, orange and
 purple; opponent colours in the sense of Hering, 1878), and a fourth that says how much of a cell
@@ -16,11 +16,11 @@ from latentc.benchmarks.shapes.draw import coverage
 from latentc.benchmarks.shapes.scenes import CANVAS, Scene
 
 AXES = (("red", "green"), ("blue", "yellow"), ("orange", "purple"))
-# A fifth of a typical picture is covered.  With these spans each channel has a spread near one.
+# A fifth of a typical image is covered.  With these spans each channel has a spread near one.
 COLOUR_SPAN = 4.0
 COVER_SPAN = 2.5
 COVER_MIDDLE = 0.2
-_CELL = 4  # pixels of the picture to a latent, either way
+_CELL = 4  # pixels of the image to a latent, either way
 
 
 def opponent_layout(scene: Scene) -> NDArray[np.float32]:

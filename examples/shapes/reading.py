@@ -1,9 +1,9 @@
 """Teaching the text encoder to read captions before it conditions the denoiser.
 
 A linear head must tell, from the state of the end token and of each padding token, what the
-picture shows: what comes first (left or upper), what second, and where.  The denoiser attends
+image shows: what comes first (left or upper), what second, and where.  The denoiser attends
 to mostly padding, so afterwards even its untrained, even attention sees the whole caption;
-learning from the pictures alone, it takes many times longer to notice the text at all.
+learning from the images alone, it takes many times longer to notice the text at all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def reading_head(width: int) -> nn.Linear:
 def reading_batch(
     tokenizer: CLIPTokenizer, seed: int, step: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [size, 77] and answers [size, 7] for captions of training pictures."""
+    """Token ids [size, 77] and answers [size, 7] for captions of training images."""
     rng = np.random.default_rng([seed, 4, step])
     texts, right = [], []
     for _ in range(size):

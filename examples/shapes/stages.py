@@ -41,7 +41,7 @@ class Settings:
     autoencoder_batch: int = 16
     text_batch: int = 64
     denoiser_batch: int = 64
-    pictures: int = 40_000
+    images: int = 40_000
     kl_weight: float = 1e-3
     layout_weight: float = 0.1
     compile: bool = False
@@ -64,14 +64,12 @@ def train_autoencoder(
         trainer.resume()
 
     def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
-        pictures, layout = data.autoencoder_batch(
+        images, layout = data.autoencoder_batch(
             settings.autoencoder.seed, step, settings.autoencoder_batch
         )
         noise = torch.randn(layout.shape, generator=generator)
-        pictures, layout, noise = (
-            worker.part(each).to(device) for each in (pictures, layout, noise)
-        )
-        return autoencoder_loss(model, pictures, layout, noise, settings)
+        images, layout, noise = (worker.part(each).to(device) for each in (images, layout, noise))
+        return autoencoder_loss(model, images, layout, noise, settings)
 
     trainer.run(loss_at, "autoencoder")
     trainer.use_averages()
@@ -85,7 +83,7 @@ def train_autoencoder(
 
 def autoencoder_loss(
     model: AutoencoderKL,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     layout: torch.Tensor,
     noise: torch.Tensor,
     settings: Settings,
@@ -93,14 +91,14 @@ def autoencoder_loss(
     """Absolute error of pixels and of their differences, and light pulls on the latents.
 
     One pull is towards a unit normal, as usual; the other towards ``layout`` [n, 4, 16, 16], so
-    that colours lie apart.  ``pictures`` [n, 3, 64, 64] from -1 to 1, ``noise`` like ``layout``
+    that colours lie apart.  ``images`` [n, 3, 64, 64] from -1 to 1, ``noise`` like ``layout``
     to sample latents with.
     """
-    with torch.autocast(pictures.device.type, torch.bfloat16):
-        posterior = model.encode(pictures).latent_dist
+    with torch.autocast(images.device.type, torch.bfloat16):
+        posterior = model.encode(images).latent_dist
         latents = posterior.mean + posterior.std * noise
         drawn = model.decode(latents).sample
-    error = drawn.float() - pictures
+    error = drawn.float() - images
     # Errors of neighbouring pixels that differ are what blurs an edge.
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
@@ -157,7 +155,7 @@ def train_denoiser(
     latents = data.encode_all(
         autoencoder,
         settings.autoencoder.seed,
-        settings.pictures,
+        settings.images,
         settings.out / "latents.pt",
         device,
     )
@@ -240,6 +238,6 @@ def _noise_levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _scaling_factor(model: AutoencoderKL, settings: Settings, device: torch.device) -> float:
-    pictures = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[0][::2]
-    latents = model.encode(pictures.to(device)).latent_dist.mode()
+    images = data.autoencoder_batch(settings.autoencoder.seed, 10**6, 64)[0][::2]
+    latents = model.encode(images.to(device)).latent_dist.mode()
     return round(LATENT_SPREAD / float(latents.float().std()), 4)

@@ -41,7 +41,7 @@ _NOISY = ("torch", "torch.__trace", "torch.onnx", "onnxscript", "onnx_ir")
 def example_inputs(
     graph: Graph, symbols: Mapping[str, int], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps, ids, and pictures
+    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps, ids, and images
     of numbers from 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
     made = {}

@@ -87,21 +87,21 @@ def export(
             ``"all"``.
         precision: ``"fp32"``, ``"fp16"``, ``"denoiser=int8,vae_decoder=fp16"`` …, or several;
             `latentc.exporter.targets` says what each target has. ``"all"`` is all of them.
-        passes: names of passes that make the denoiser faster and the picture another one
+        passes: names of passes that make the denoiser faster and the image another one
             (`latentc.exporter.passes.PASSES`). These builds are named after them, and stand beside
             those without: ``precision="w8a8+downsampled-attention"`` asks for the same.
             ``"step-cache"`` adds the denoiser's shallow part to all builds, which the call argument
             `cache_interval` needs.
         schedulers: names instead of the default set; the pipeline's own is always there.
         steps: step counts to make plans for, instead of 1-30, 40, 50 and 100.
-        height, width: fix the picture's size, in pixels; both or neither.
+        height, width: fix the image's size, in pixels; both or neither.
         verify: compare every build with PyTorch, and fail if it differs.
         overwrite: replace a bundle that was made from another source.
         revision, variant: as in ``DiffusionPipeline.from_pretrained``.
         calibration_prompts: for precisions that quantise activations: a text file with a prompt
             a line, or prompts; None is a list of varied ones.
         calibration_samples: how many denoiser calls to calibrate with.
-        fidelity_floor: PSNR in dB that the picture of the whole loop must reach against PyTorch
+        fidelity_floor: PSNR in dB that the image of the whole loop must reach against PyTorch
             in fp32; quantised builds keep their most sensitive layers in half precision for it.
         tasks: what the bundle is for besides what the pipeline does: ``"image-to-image"`` and
             ``"inpainting"`` add the VAE's encoder, which the call arguments `image` and
@@ -113,7 +113,7 @@ def export(
         vae: a folder or Hub id of a VAE to have in the place of the pipeline's own.
         controlnet: folders or Hub ids of ControlNets, fused with the denoiser; calls take their
             `control_image`, a list of them if there are several.
-        t2i_adapter: folders or Hub ids of T2I-Adapters; calls take their picture as `image`, a list
+        t2i_adapter: folders or Hub ids of T2I-Adapters; calls take their image as `image`, a list
             if there are several.
         ip_adapter: files of IP-Adapters, with their image encoder beside them, or
             ``OWNER/NAME/PATH`` on the Hub; calls take an `ip_adapter_image`, a list of them if

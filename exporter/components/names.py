@@ -14,6 +14,6 @@ def numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name}_{index + 1}"
 
 
-def pictures(argument: str, count: int) -> list[str]:
+def images(argument: str, count: int) -> list[str]:
     """Return an argument's images as a task calls them: its one, or each of several."""
     return [argument] if count == 1 else [f"{argument}[{index}]" for index in range(count)]

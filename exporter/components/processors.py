@@ -16,7 +16,7 @@ _SHARPNESS = -0.5  # of Pillow's bicubic filter: its slope where it first crosse
 
 
 class Normalised(torch.nn.Module):
-    """Pictures [batch, 3, height, width] in [0, 1] → less the processor's mean, by its standard
+    """Images [batch, 3, height, width] in [0, 1] → less the processor's mean, by its standard
     deviation."""
 
     mean: torch.Tensor

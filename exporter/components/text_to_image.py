@@ -104,7 +104,7 @@ class Encoder(torch.nn.Module):
 
 
 def encoder_graph(vae: Any, scaling: Scaling | None = None, draws: bool = True) -> Graph | None:
-    """The VAE's encoder as a component, None where it does not take pictures as the decoder gives
+    """The VAE's encoder as a component, None where it does not take images as the decoder gives
     them.
 
     Args:

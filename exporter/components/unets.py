@@ -1,6 +1,6 @@
 """What a UNet's configuration asks of its pipeline, and which pipelines give it.
 
-A UNet can be built to take class labels, pictures or text in ways that the pipeline which it is
+A UNet can be built to take class labels, images or text in ways that the pipeline which it is
 saved in never passes. diffusers fails then in the middle of the first call; here it is refused
 before anything is made.
 """
@@ -91,7 +91,7 @@ def check_vae(vae: Any) -> None:
     if factor != 2:
         raise UnsupportedPipeline(
             f"a VAE with upsampling_scaling_factor {factor}: diffusers counts on 2 for each block, "
-            "and makes pictures of another size than asked for"
+            "and makes images of another size than asked for"
         )
 
 

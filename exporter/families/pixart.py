@@ -1,5 +1,5 @@
 """PixArt-α and PixArt-Σ text-to-image: a T5 encoder with its mask, a transformer with sine and
-cosine positions that scale with the picture, learned variance that is left out."""
+cosine positions that scale with the image, learned variance that is left out."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Positions(torch.nn.Module):
 class Denoiser(torch.nn.Module):
     """The transformer's predicted noise, without the variance that it may have learnt besides.
 
-    `resolution` [batch, 2]: the picture's height and width in pixels, where the transformer is
+    `resolution` [batch, 2]: the image's height and width in pixels, where the transformer is
     conditioned on them and their ratio.
     """
 

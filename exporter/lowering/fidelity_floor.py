@@ -98,7 +98,7 @@ class _Trial:
         self._made: dict[str, tuple[frozenset[str], Artifact]] = {}
 
     def psnr(self, kept: Mapping[str, frozenset[str]]) -> float:
-        """Of the whole loop's picture, in dB."""
+        """Of the whole loop's image, in dB."""
         from latentc.runtimes.backends import backend as backends
         from latentc.runtimes.verification.verify import check_loop
 
@@ -112,7 +112,7 @@ class _Trial:
         owns = [artifact.precision for artifact in artifacts.values()]
         backend = backends.get(verifier(self._target, owns))
         count = sum(len(names) for names in kept.values())
-        with search._progress.stage(build.name, f"picture with {count} layers kept"):
+        with search._progress.stage(build.name, f"image with {count} layers kept"):
             loop = check_loop(search._staging, search._manifest, build, backend)
         free_memory()
         return loop.image_psnr

@@ -1,8 +1,8 @@
-"""Mixed precision by measurement: keep the layers that matter until the picture is good enough.
+"""Mixed precision by measurement: keep the layers that matter until the image is good enough.
 
 Layers are ranked by what quantising each alone does to the output of its component, on inputs
 from a real denoising run; then the fewest of them are kept, most harmful first, with which the
-whole loop's picture, made by the build itself on its own engine, reaches the floor.
+whole loop's image, made by the build itself on its own engine, reaches the floor.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def fewest(
 ) -> int:
     """How many of the ranked layers to keep.
 
-    More kept layers need not mean a better picture at every single step, so that the result is
+    More kept layers need not mean a better image at every single step, so that the result is
     a count that reaches the floor and of which the next smaller one tried does not. The first
     count tried is the one that the layers' own errors promise to be enough.
 
@@ -121,7 +121,7 @@ def fewest(
         elif count == most:
             raise VerificationError(
                 f"the fidelity floor of {floor:g} dB is out of reach: with all {count} layers "
-                f"kept in half precision the picture has {found:.1f} dB; lower the floor or take "
+                f"kept in half precision the image has {found:.1f} dB; lower the floor or take "
                 "a higher precision for other components"
             )
         else:

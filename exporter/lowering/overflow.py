@@ -1,7 +1,7 @@
 """Would a program overflow in half precision? Run in float32 and looked at, before it is typed.
 
 Looking at every value that would be half finds also what an output does not show: an infinite
-attention score becomes a picture that is wrong in one place, or black.
+attention score becomes an image that is wrong in one place, or black.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latentc.exporter.components.description import Graph
 from latentc.exporter.passes import half_compute
 from latentc.runtimes.bundle.structures import Probes
 
-# Other pictures reach further than the probes: a value may be at most half of the largest.
+# Other images reach further than the probes: a value may be at most half of the largest.
 HEADROOM = 2.0
 
 

@@ -42,7 +42,7 @@ _BYTES: Mapping[str, float] = {
 _MOST_BYTES = 4  # what is reckoned with for a precision that only another package knows
 # Precisions whose loss `fidelity_floor` can reduce, layer by layer.
 QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
-# What may be asked for by name (``--pass``), because it makes another picture, and what it does.
+# What may be asked for by name (``--pass``), because it makes another image, and what it does.
 STEP_CACHE = "step-cache"
 PASSES: Mapping[str, str] = {
     "downsampled-attention": "a quarter of the keys and values in the largest self-attentions, in "

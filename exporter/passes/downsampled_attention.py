@@ -1,7 +1,7 @@
 """Fewer keys and values in the largest self-attentions of a denoiser.
 
 After "ToDo: Token Downsampling for Efficient Generation of High-Resolution Images" (Smith et al.,
-2024, https://arxiv.org/abs/2402.13573): neighbouring tokens of a picture say nearly the same, so
+2024, https://arxiv.org/abs/2402.13573): neighbouring tokens of an image say nearly the same, so
 every query is answered from a quarter of the keys and values, with a quarter of the products.
 
 Where the paper takes one token of four, this takes their mean, which is much nearer to the
@@ -37,7 +37,7 @@ _CHANNELS_LAST = [0, 2, 3, 1]
 
 @dataclass(frozen=True)
 class Place:
-    """A self-attention over a picture's tokens.
+    """A self-attention over an image's tokens.
 
     tokens: float [batch, height × width, channels], row by row.
     grid: the same before it was flattened, [batch, height, width, channels].
@@ -63,13 +63,13 @@ def run(program: ExportedProgram, choices: Choices) -> int:
     """Rewrite `program`; returns how many attentions were changed.
 
     Raises:
-        ExportError: there is no self-attention over the tokens of a picture.
+        ExportError: there is no self-attention over the tokens of an image.
     """
     graph = program.graph_module.graph
     places = [place for node in graph.nodes if (place := _place(node)) is not None]
     if not places:
         raise ExportError(
-            "downsampled-attention: the denoiser has no self-attention over a picture's tokens "
+            "downsampled-attention: the denoiser has no self-attention over an image's tokens "
             "that this pass knows (transformer blocks of a UNet); export without it"
         )
     most = max(place.count for place in places)
@@ -164,7 +164,7 @@ def _path(end: Any) -> list[Node]:
 
 
 def _grid(tokens: Node) -> Node | None:
-    """The picture [batch, height, width, channels] that tokens were flattened from: upstream,
+    """The image [batch, height, width, channels] that tokens were flattened from: upstream,
     by way of other values [batch, tokens, channels]."""
     waiting, seen = [tokens], {tokens}
     while waiting:

@@ -1,6 +1,6 @@
 """`split_einsum_attention`, with the queries in chunks of 512: Apple's ``SPLIT_EINSUM_V2``.
 
-Less memory, and better use of the Neural Engine, for large pictures on mobile devices
+Less memory, and better use of the Neural Engine, for large images on mobile devices
 (https://github.com/apple/ml-stable-diffusion). Sequences must have a fixed length to be cut.
 """
 

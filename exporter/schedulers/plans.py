@@ -282,7 +282,7 @@ def _trained_timesteps(config: Mapping[str, Any]) -> int:
 
 
 def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool:
-    """Whether the plans of a scheduler depend on the picture's size."""
+    """Whether the plans of a scheduler depend on the image's size."""
     return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
 
 

@@ -1,4 +1,4 @@
-"""Schedulers whose noise levels follow the picture's size (`use_dynamic_shifting`), as tables.
+"""Schedulers whose noise levels follow the image's size (`use_dynamic_shifting`), as tables.
 
 Such a scheduler is told a number mu, which diffusers' pipelines make of the number of patches (a
 straight line, `calculate_shift` there). The coefficients of its plans are smooth functions of mu.
@@ -129,7 +129,7 @@ def trace_told(
         return trace(scheduler, steps, step_options=options, skip_refused=skip_refused).table
     if told.shift is None:
         raise ExportError(
-            f"{type(scheduler).__name__} shifts its noise by the picture's size, which this kind "
+            f"{type(scheduler).__name__} shifts its noise by the image's size, which this kind "
             "of pipeline does not tell it"
         )
     traced = _Traced(scheduler, steps, told, skip_refused)

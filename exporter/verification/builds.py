@@ -60,7 +60,7 @@ def _below_floor(manifest: Manifest, options: ExportOptions) -> list[str]:
     floor = options.fidelity_floor
     asked = options.names()
     return [
-        f"{build.name}: the picture has {build.verification.loop.image_psnr:.1f} dB, "
+        f"{build.name}: the image has {build.verification.loop.image_psnr:.1f} dB, "
         f"the fidelity floor is {floor:g}"
         for build in manifest.builds
         if floor is not None and build.name in asked
@@ -90,13 +90,13 @@ def describe_misses(build: Build) -> list[str]:
     if loop and not loop.passed:
         lines.append(
             f"{build.name}, whole loop: latents differ by {loop.latents_relative_l2:.1e} "
-            f"(allowed {loop.tolerance:.1e}), the picture by {loop.image_max_difference} of 255, "
+            f"(allowed {loop.tolerance:.1e}), the image by {loop.image_max_difference} of 255, "
             f"{loop.image_psnr:.1f} dB"
         )
     score = verification.score
     if score and not score.passed:
         lines.append(
-            f"{build.name}: the judge finds {score.right} of {score.pictures} pictures right, "
+            f"{build.name}: the judge finds {score.right} of {score.images} images right, "
             f"expected {score.least} at least"
         )
     return lines

@@ -1,9 +1,9 @@
-"""What a pipeline folder says to latentc itself, in ``latentc.json``: who can judge its pictures.
+"""What a pipeline folder says to latentc itself, in ``latentc.json``: who can judge its images.
 
-    {"judge": {"name": "shapes", "pictures": 50, "height": 64, "width": 64,
+    {"judge": {"name": "shapes", "images": 50, "height": 64, "width": 64,
                "num_inference_steps": 10, "arguments": {"guidance_scale": 2.0}}}
 
-The judge is an installed one (`latentc.runtimes.verification.judges`). The pipeline's own pictures
+The judge is an installed one (`latentc.runtimes.verification.judges`). The pipeline's own images
 are judged at export, in PyTorch, and what it says of them is what each build is held against.
 """
 
@@ -25,14 +25,14 @@ from latentc.runtimes.storage.parsing import parser
 from latentc.runtimes.verification import judges
 
 SEED = 100
-_MAX_PICTURES = 10_000
+_MAX_IMAGES = 10_000
 
 
 class Judged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who judges, and pictures of which settings; height and width are in pixels."""
+    """Who judges, and images of which settings; height and width are in pixels."""
 
     name: str
-    pictures: int
+    images: int
     height: int
     width: int
     num_inference_steps: int
@@ -56,9 +56,9 @@ def read(folder: Path) -> Judged | None:
     found = msgspec.json.decode(read_regular(path, LARGEST_DOCUMENT), type=_File).judge
     if found is None:
         return None
-    numbers = (found.pictures, found.height, found.width, found.num_inference_steps)
-    if min(numbers) < 1 or found.pictures > _MAX_PICTURES:
-        raise SourceError(f"{path}: expected positive numbers and at most {_MAX_PICTURES} pictures")
+    numbers = (found.images, found.height, found.width, found.num_inference_steps)
+    if min(numbers) < 1 or found.images > _MAX_IMAGES:
+        raise SourceError(f"{path}: expected positive numbers and at most {_MAX_IMAGES} images")
     try:
         judges.get(found.name)
     except InputError as error:
@@ -73,20 +73,20 @@ def judge_probe(
 
     Args:
         own: the pipeline's own schedule; the step count is the nearest that it has.
-        told: called with the number of pictures so far.
+        told: called with the number of images so far.
     """
     import torch
 
     size = {"height": asked.height, "width": asked.width}
     steps = min(own.steps, key=lambda count: abs(count - asked.num_inference_steps))
     judge, done = judges.get(asked.name), 0
-    prompts = tuple(judge.prompts(asked.pictures))
+    prompts = tuple(judge.prompts(asked.images))
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Any]:
         from diffusers.image_processor import VaeImageProcessor
 
         nonlocal done
-        images = description.call(
+        arrays = description.call(
             prompt=prompts,
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -95,8 +95,8 @@ def judge_probe(
         )
         done += len(prompts)
         told(done)
-        pictures: list[Any] = VaeImageProcessor.numpy_to_pil(images)
-        return pictures
+        images: list[Any] = VaeImageProcessor.numpy_to_pil(arrays)
+        return images
 
     with torch.no_grad(), quiet_loading():
         right = judges.count_right(judge, prompts, SEED, draw)

@@ -72,13 +72,13 @@ class _Widths:
     Attributes:
         texts: of the states of each text encoder, by its name in the pipeline.
         pooled: of the projection of each CLIP, likewise.
-        picture: of the image encoder's states.
+        image: of the image encoder's states.
         embedded: of its projection.
     """
 
     texts: Mapping[str, _Width]
     pooled: Mapping[str, _Width]
-    picture: _Width = _Width()
+    image: _Width = _Width()
     embedded: _Width = _Width()
 
     @property
@@ -250,10 +250,10 @@ def _t5(name: str, widths: _Widths) -> Changes:
     return {"d_model": width, "d_ff": 2 * width, "d_kv": 8, "num_heads": 2, **layers}
 
 
-def _picture(_: str, widths: _Widths) -> Changes:
+def _image(_: str, widths: _Widths) -> Changes:
     return {
-        "hidden_size": widths.picture.new,
-        "intermediate_size": 2 * widths.picture.new,
+        "hidden_size": widths.image.new,
+        "intermediate_size": 2 * widths.image.new,
         "num_hidden_layers": _TEXT_LAYERS,
         "num_attention_heads": 2,
         "projection_dim": widths.embedded.new,
@@ -288,7 +288,7 @@ _TRANSFORMERS: Mapping[str, Callable[[str, _Widths], Changes]] = {
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": _t5,
     "UMT5EncoderModel": _t5,
-    "CLIPVisionModelWithProjection": _picture,
+    "CLIPVisionModelWithProjection": _image,
     "Qwen2_5_VLForConditionalGeneration": _language,
 }
 
@@ -478,10 +478,10 @@ def _projection(layer: Any, widths: _Widths) -> Any:
             widths.embedded.new, cross, num_image_text_embeds=layer.num_image_text_embeds
         )
     if kind == "IPAdapterFullImageProjection":
-        return embeddings.IPAdapterFullImageProjection(widths.picture.new, cross)
+        return embeddings.IPAdapterFullImageProjection(widths.image.new, cross)
     if kind == "IPAdapterPlusImageProjection":
         return embeddings.IPAdapterPlusImageProjection(
-            embed_dims=widths.picture.new,
+            embed_dims=widths.image.new,
             output_dims=cross,
             hidden_dims=_CHANNELS,
             depth=1,

@@ -94,7 +94,7 @@ class Probing:
         )
 
     def _sizes(self) -> tuple[list[dict[str, int]], tuple[int, int] | None]:
-        """Values of dimension symbols for the random probes, and the picture's size if it must
+        """Values of dimension symbols for the random probes, and the image's size if it must
         be a certain one."""
         from latentc.exporter.capture.graphs import symbol_values
 
@@ -108,12 +108,12 @@ class Probing:
         return sizes, fixed
 
     def _judged(self, fixed: tuple[int, int] | None) -> Judged | None:
-        """Who judges the pictures, where they may have the size that the judge is for."""
+        """Who judges the images, where they may have the size that the judge is for."""
         asked = read_judged(self.source.folder)
         return asked if asked and fixed in (None, (asked.height, asked.width)) else None
 
     def _judge(self, asked: Judged | None) -> JudgeProbe | None:
         if asked is None:
             return None
-        with self.progress.counted("judge", "draw in PyTorch", asked.pictures) as told:
+        with self.progress.counted("judge", "draw in PyTorch", asked.images) as told:
             return judge_probe(self.description, asked, self.plan, told)

@@ -234,7 +234,7 @@ def _random(
 
 _LABELS = {
     "encoder": "prompt",
-    "image_encoder": "picture",
+    "image_encoder": "image",
     "combiner": "predictions",
     "postprocessor": "image",
 }

@@ -96,7 +96,7 @@ class Backend(ABC):
     precisions of builds that it has no arithmetic for; `computes`, what `SessionOptions.compute`
     may be; `compiles`, whether it heeds `SessionOptions.compile`; `builds`, whether a graph must
     be built into an engine on the machine that runs it (see `build`); `slow`, whether it is for
-    checking and not for making pictures, so that nothing asks it for many; `memory_per_weight`,
+    checking and not for making images, so that nothing asks it for many; `memory_per_weight`,
     bytes of memory for each weight of a component that it verifies at export, roughly;
     `loads_in_parallel`, whether `open` may be called from several threads at once, and gains by
     it; `one_length`, whether its graphs take texts of one length, the longest; `entries`, the

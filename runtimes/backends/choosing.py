@@ -31,7 +31,7 @@ def choose_build(
     `backend`: by name, or one made already; None takes the first installed one that can load
     a fitting build. `build`: by name. `precision`: only builds of that one; None prefers fp32.
     Of several builds that a backend can load, the target it likes best wins. A build with passes
-    makes another picture: it is taken where `build` or `precision` names it, or `passes` is set.
+    makes another image: it is taken where `build` or `precision` names it, or `passes` is set.
 
     Raises:
         InputError: nothing fits; lists what the bundle has. Not a precision.
@@ -51,7 +51,7 @@ def choose_build(
         builds = [each for each in builds if not has_passes(each.precision)]
         if not builds:
             raise InputError(
-                f"every build has passes, which make another picture: ask for one by its name or "
+                f"every build has passes, which make another image: ask for one by its name or "
                 f"precision; {_has(manifest)}"
             )
     if isinstance(backend, Backend):

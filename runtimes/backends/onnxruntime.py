@@ -19,7 +19,7 @@ from latentc.runtimes.errors import DeviceUnavailable
 
 # Weights of 8 and 4 bits become float32 once, as a session is made, and products are exact. By
 # default it would widen those of convolutions at every call, out of reach of its fast layouts,
-# and round the activations of linear layers to 8 bits: slower, and another picture.
+# and round the activations of linear layers to 8 bits: slower, and another image.
 _FOLDED: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
 
 

@@ -27,7 +27,7 @@ _IMPORTS = "CPU"  # where a compiled graph can be read from memory that we map
 _HEADER = 4096  # bytes; more than the line at a blob's beginning takes
 _HINTS: Mapping[str, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 # Where weights are of 8 or 4 bits, it would round the activations of linear layers to 8 bits
-# besides, and the picture would be another one than on the other backends.
+# besides, and the image would be another one than on the other backends.
 _EXACT: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 _NOTHING: Mapping[str, str] = {}
 _OF_ALL = ("CACHE_DIR", "CACHE_MODE", "ENABLE_MMAP")  # options of OpenVINO itself
@@ -55,7 +55,7 @@ class OpenVinoBackend(Backend):
     otherwise, on an NPU in what it has.
 
     OpenVINO's CPU plugin computes in bfloat16 by itself where the processor has it; the
-    picture then differs visibly from PyTorch's, so the precision is set here, always.
+    image then differs visibly from PyTorch's, so the precision is set here, always.
     """
 
     name: ClassVar[str] = "openvino"

@@ -17,7 +17,7 @@ from latentc.runtimes.storage.parsing import parser
 DENOISER = "denoiser"
 SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
 # Precisions of the denoiser, where nearly all of the work and most of the weights are, and what
-# the other components then get: they are sensitive and run once a picture.
+# the other components then get: they are sensitive and run once an image.
 ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
 # What decides by thresholds, in fp32 unless it is named: half precision has steps of 5e-4 just
 # below 1, as large as what a score must be above its threshold, and would decide otherwise.

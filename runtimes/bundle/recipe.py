@@ -128,5 +128,5 @@ def check_profile(
             raise InputError(
                 f"{component}: input {name!r} of shape {list(found)} is outside of this engine's "
                 f"profile, {list(smallest)} to {list(largest)}; ask for another size or fewer "
-                "pictures, or build for them: latentc build BUNDLE --images, --height, --width"
+                "images, or build for them: latentc build BUNDLE --images, --height, --width"
             )

@@ -1,7 +1,7 @@
 """Sizes in the user's terms → values of the graphs' symbolic dimensions.
 
-A denoiser call has one row per guidance branch and picture, a decoder call one per picture; an
-encoder gets each distinct text once, an image encoder each picture by itself. Heights and widths
+A denoiser call has one row per guidance branch and image, a decoder call one per image; an
+encoder gets each distinct text once, an image encoder each image by itself. Heights and widths
 are in pixels outside, in latents inside.
 """
 
@@ -99,7 +99,7 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
 
     Args:
         static: any of `STATIC`, other sizes such as ``num_frames``, and `BINNING` where the bundle
-            has bins; what is left out is the bundle's default, one picture.
+            has bins; what is left out is the bundle's default, one image.
 
     Encoders get one text at a time: how many of them are distinct is known only in a call.
 
@@ -180,7 +180,7 @@ def ranges(
     """For each component the range of each of its symbols: smallest, usual, largest.
 
     Args:
-        spans: of ``images`` (pictures in one call), ``height`` and ``width`` (in pixels), and the
+        spans: of ``images`` (images in one call), ``height`` and ``width`` (in pixels), and the
             arguments of `others`.
         lengths: see `text_lengths`.
         others: the sizes that are no sides, such as the number of frames, by symbol.

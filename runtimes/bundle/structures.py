@@ -87,7 +87,7 @@ class Check(_Base, frozen=True):
 
 class Loop(_Base, frozen=True):
     """The whole loop against the diffusers pipeline, same seed: error of the final latents
-    (relative L2) and of the picture (largest difference of 255, PSNR in dB)."""
+    (relative L2) and of the image (largest difference of 255, PSNR in dB)."""
 
     scheduler: str
     num_inference_steps: int
@@ -99,12 +99,12 @@ class Loop(_Base, frozen=True):
 
 
 class Score(_Base, frozen=True):
-    """How many of a build's pictures the bundle's judge found right, of how many; `least` is how
+    """How many of a build's images the bundle's judge found right, of how many; `least` is how
     many it takes to pass."""
 
     judge: str
     right: int
-    pictures: int
+    images: int = msgspec.field(name="pictures")  # as format 1 called it
     least: int
     passed: bool
 
@@ -131,7 +131,7 @@ class Artifact(_Base, frozen=True):
 
     `precision` is the component's own, `compute` what the engine is to calculate in where the
     graph does not say it itself ("" leaves it to the graph). `kept` names the weights that were
-    left in a higher precision to hold the picture's fidelity.
+    left in a higher precision to hold the image's fidelity.
     """
 
     key: str
@@ -179,7 +179,7 @@ class Tokenizer(_Base, frozen=True):
 
 
 class Shift(_Base, frozen=True):
-    """How the plans of a scheduler depend on the picture's size: its latents of height h and width
+    """How the plans of a scheduler depend on the image's size: its latents of height h and width
     w have the shift ``intercept + slope * h * w``."""
 
     intercept: float
@@ -222,9 +222,9 @@ class LoopProbe(_Base, frozen=True):
 
 
 class JudgeProbe(LoopProbe, frozen=True):
-    """Pictures for a judge (`latentc.runtimes.verification.judges`): the settings of their runs,
-    and the prompts; picture i has the seed `seed` + i. `right` is how many of the diffusers
-    pipeline's pictures it found right."""
+    """Images for a judge (`latentc.runtimes.verification.judges`): the settings of their runs,
+    and the prompts; image i has the seed `seed` + i. `right` is how many of the diffusers
+    pipeline's images it found right."""
 
     judge: str
     prompts: tuple[str, ...]

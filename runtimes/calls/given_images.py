@@ -113,32 +113,32 @@ def listed(name: str, value: Any, kind: Kind = "image") -> list[Any]:
     return [_checked(name, image, kind) for image in (value if several else [value])]
 
 
-def size(name: str, pictures: Sequence[Any]) -> tuple[int, int]:
+def size(name: str, images: Sequence[Any]) -> tuple[int, int]:
     """Height and width in pixels, of images that `listed` returned.
 
     Raises:
-        InputError: the pictures differ in size.
+        InputError: the images differ in size.
     """
-    sizes = {_size(image) for image in pictures}
+    sizes = {_size(image) for image in images}
     if len(sizes) != 1:
-        raise InputError(f"{name!r} holds pictures of {len(sizes)} sizes; expected one size")
+        raise InputError(f"{name!r} holds images of {len(sizes)} sizes; expected one size")
     return sizes.pop()
 
 
 def arrays(
-    name: str, pictures: Sequence[Any], height: int, width: int, kind: Kind = "image"
+    name: str, images: Sequence[Any], height: int, width: int, kind: Kind = "image"
 ) -> Array:
     """float32 [n, 3, height, width] in [0, 1], of masks [n, 1, height, width] of 0 and 1.
 
     Args:
-        pictures: what `listed` returned. Pillow images are resized as diffusers'
+        images: what `listed` returned. Pillow images are resized as diffusers'
             ``VaeImageProcessor`` does (Lanczos, in their own mode) and become RGB, or grey for a
             mask, which is 1 from half on. Arrays must have the size.
 
     Raises:
         InputError: an array of another size.
     """
-    return np.stack([_array(name, image, height, width, kind) for image in pictures])
+    return np.stack([_array(name, image, height, width, kind) for image in images])
 
 
 def reduced(image: Any, height: int, width: int, resample: str, gap: float) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from latentc.runtimes.backends.session import Array
-from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls import given_images
 from latentc.runtimes.calls.facts import Facts
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.images import masks as masking
@@ -83,9 +83,9 @@ def listed(facts: Facts, given: Mapping[str, Any]) -> dict[str, list[list[Any]]]
         if name not in given:
             continue
         count = None if isinstance(argument, Mask) else argument.count
-        kind: pictures.Kind = "mask" if isinstance(argument, Mask) else "image"
+        kind: given_images.Kind = "mask" if isinstance(argument, Mask) else "image"
         items = [given[name]] if count is None else _items(name, given[name], count)
-        found[name] = [pictures.listed(name, item, kind) for item in items]
+        found[name] = [given_images.listed(name, item, kind) for item in items]
     return found
 
 
@@ -145,7 +145,7 @@ def prepared(
         ready, overlay = _cropped(facts, soft, sizes, options.padding)
     whole = {}
     for name in masks:
-        whole[name] = pictures.arrays(name, ready[name][0], height, width, "mask")
+        whole[name] = given_images.arrays(name, ready[name][0], height, width, "mask")
         if not whole[name].any(axis=(1, 2, 3)).all():
             raise InputError(f"{name!r} is all black: white is what is made anew")
     return Images(ready, whole, overlay)
@@ -202,11 +202,11 @@ def pixels(statement: Pixels, images: Images, symbols: Mapping[str, int]) -> Arr
     own = images.lists[statement.of][statement.item or 0]
     if statement.reducing_gap is not None:
         gap = statement.reducing_gap
-        own = [pictures.reduced(each, height, width, statement.resample, gap) for each in own]
+        own = [given_images.reduced(each, height, width, statement.resample, gap) for each in own]
     elif statement.resample != "lanczos":
         how = statement.fit == "crop", statement.resample
         own = [masking.resized(masking.pillow(image), height, width, *how) for image in own]
-    made = pictures.arrays(statement.of, own, height, width)
+    made = given_images.arrays(statement.of, own, height, width)
     if statement.fill_where is None:
         return made
     mask = _thinned(images.masks[statement.fill_where], height)

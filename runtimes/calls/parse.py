@@ -58,9 +58,9 @@ def parse(
     given, values, labels = taken_as_values(facts, given)
     arrays = {name: array_of(facts, name, value) for name, value in values.items()}
     check_groups(facts, arrays)
-    pictures = listed(facts, given)
+    images_by_argument = listed(facts, given)
     each = checked.count(given, facts.several, 1, checked.MOST_IMAGES)
-    rows = prompts_of_values(facts, arrays, pictures, each, wanted)
+    rows = prompts_of_values(facts, arrays, images_by_argument, each, wanted)
     row_lists = rows_of(facts, given)
     rows = max((rows, *map(len, row_lists.values())))
     texts, prompts = texts_of(facts, given, rows)
@@ -70,9 +70,9 @@ def parse(
         raise InputError(f"{made} images in one call: at most {checked.MOST_IMAGES}")
     values = {n: shaped(facts, n, array, each, prompts, labels[n]) for n, array in arrays.items()}
     check_encoded(facts, values)
-    check_counts(facts, pictures, made, prompts)
+    check_counts(facts, images_by_argument, made, prompts)
     named_numbers = numbers_of(facts, given)
-    sizes = sizes_of(facts, given, values, pictures)
+    sizes = sizes_of(facts, given, values, images_by_argument)
     numbers = {name: in_pixels(value, sizes.told) for name, value in named_numbers.items()}
     flags = set() if facts.program.bins is None else {facts.program.bins.argument}
     named = frozenset({*given, *values} - {*_CALL_WIDE, *flags})
@@ -99,7 +99,7 @@ def parse(
         _refuse_many_views(facts, symbols)
     live = (facts.program.steps[place] for place in demand.live)
     images = with_pixels(
-        prepared(facts, pictures, sizes, masking),
+        prepared(facts, images_by_argument, sizes, masking),
         [step for step in live if isinstance(step, Pixels) and step.gives not in values],
         symbols,
     )

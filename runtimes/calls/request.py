@@ -79,7 +79,7 @@ class Request:
         theirs."""
         overlay = self.images.overlay
         if overlay is not None:
-            return {image.size for image in overlay.pictures}
+            return {image.size for image in overlay.images}
         height, width = self.sizes.image
         return {(width, height)}
 

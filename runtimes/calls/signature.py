@@ -86,7 +86,7 @@ class Signature:
         }
 
     @cached_property
-    def pictures(self) -> tuple[str, ...]:
+    def images(self) -> tuple[str, ...]:
         """The images and masks."""
         return _distinct(name for facts in self.facts for name in facts.images)
 
@@ -132,7 +132,7 @@ class Signature:
         stops = _distinct(loop.part.stop for loop in loops if loop.part.stop is not None)
         common = (*steps, "scheduler", "seed", *sizes, *bins, *several, *starts)
         last = (*common, "output_type", *stops)
-        own = (*texts, *self.number_names, *self.pictures, *masks, *reading)
+        own = (*texts, *self.number_names, *self.images, *masks, *reading)
         results = frozenset[str]().union(*(facts.results for facts in self.facts))
         given = (name for name in self.values if name not in results)
         return _distinct((*(name for name in own if name not in last), *last, *given))

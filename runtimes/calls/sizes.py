@@ -19,7 +19,7 @@ def sizes_of(
     facts: Facts,
     given: Mapping[str, Any],
     values: Mapping[str, Array],
-    pictures: Mapping[str, Sequence[Sequence[Any]]],
+    images: Mapping[str, Sequence[Sequence[Any]]],
 ) -> Sizes:
     """Return the sizes of a call: as given, else as given arrays have them, else those of the
     call's images, made smaller to what the model can make, else the defaults."""
@@ -34,7 +34,7 @@ def sizes_of(
                 f"{name!r} alone: diffusers ignores it then, and makes an image of the default "
                 f"size; give {' and '.join(spec.together)}, or neither"
             )
-        usual[name] = _usual_side(spec, place, pictures)
+        usual[name] = _usual_side(spec, place, images)
         of_array = symbol in known and not binned
         default = spec.argument_of(known[symbol][0]) if of_array else usual[name]
         asked[name] = checked.integer(name, given.get(name, default))
@@ -57,11 +57,11 @@ def sizes_of(
     return Sizes(made, asked, told, resizes=binned and made != asked)
 
 
-def _usual_side(spec: Symbol, place: int, pictures: Mapping[str, Sequence[Sequence[Any]]]) -> int:
+def _usual_side(spec: Symbol, place: int, images: Mapping[str, Sequence[Sequence[Any]]]) -> int:
     """Return a side in pixels of a call that does not say it."""
-    if spec.of is None or spec.of.image not in pictures:
+    if spec.of is None or spec.of.image not in images:
         return spec.argument_of(spec.default)
-    whole = pixels_of(spec.of.image, pictures[spec.of.image][0])[place] * spec.of.times
+    whole = pixels_of(spec.of.image, images[spec.of.image][0])[place] * spec.of.times
     step = spec.unit * spec.multiple
     return max(whole // step, 1) * step
 

@@ -32,7 +32,7 @@ ARGUMENTS: tuple[_Option, ...] = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Pictures, or videos, per prompt.",
+        help="Images, or videos, per prompt.",
     ),
     click.option("--steps", type=int, metavar="N", help="Inference steps."),
     click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect)."),
@@ -44,7 +44,7 @@ ARGUMENTS: tuple[_Option, ...] = (
         type=click.Path(path_type=Path),
         multiple=True,
         metavar="FILE",
-        help="A picture to start from (bundles exported with --task image-to-image), or for a "
+        help="An image to start from (bundles exported with --task image-to-image), or for a "
         "T2I-Adapter (--t2i-adapter), one for each.",
     ),
     click.option(
@@ -134,7 +134,7 @@ ARGUMENTS: tuple[_Option, ...] = (
         type=int,
         multiple=True,
         metavar="N",
-        help="For the same picture again; repeat it for one seed per picture.",
+        help="For the same image again; repeat it for one seed per image.",
     ),
     click.option("--height", type=int, metavar="PIXELS"),
     click.option("--width", type=int, metavar="PIXELS"),
@@ -249,7 +249,7 @@ def arguments_of(
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
     from latentc.runtimes.bundle.sizes import BINNING
-    from latentc.runtimes.calls import given_images as pictures
+    from latentc.runtimes.calls import given_images
 
     seeds = list(options["seeds"])
     arguments: dict[str, Any] = {
@@ -265,9 +265,9 @@ def arguments_of(
     masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
     arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
     if options["mask_image"] is not None:
-        arguments["mask_image"] = pictures.read(options["mask_image"])
+        arguments["mask_image"] = given_images.read(options["mask_image"])
     for name in ("image", "control_image", "ip_adapter_image"):
-        several = [pictures.read(path) for path in options[name]]
+        several = [given_images.read(path) for path in options[name]]
         if several:
             arguments[name] = several[0] if len(several) == 1 else several
     for name, array in options["given_texts"].items():

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     \b
     Examples:
       latentc generate shapes "a large red circle" --steps 25 --seed 42 -o circle.png
-      latentc generate shapes "a red circle" "a blue square" -n 2 -o picture-{index}.png
+      latentc generate shapes "a red circle" "a blue square" -n 2 -o image-{index}.png
       latentc generate bundle "a castle" --negative-prompt "fog" --arg prompt_2="oil on canvas" \\
           --arg original_size=1024,1024 --backend openvino --json
       latentc generate bundle "a castle" --backend openvino --device GPU --static
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     metavar="FILE",
-    help="Where to: .png, .jpg or .webp. Several pictures are numbered: out-0.png, "
+    help="Where to: .png, .jpg or .webp. Several images are numbered: out-0.png, "
     "out-1.png …, or where {index} stands in the name. Videos are animations, .webp, .png or "
     ".gif, or, with a name that ends in /, folders of numbered frames.  [default: out.png, of "
     "videos out.webp]",
@@ -80,13 +80,13 @@ if TYPE_CHECKING:
     help="A second bundle that goes on with the latents of the first.",
 )
 @declared(LOADING)
-@click.option("--vae-slicing", is_flag=True, help="Decode one picture at a time: less memory.")
-@click.option("--vae-tiling", is_flag=True, help="Decode large pictures in tiles: less memory.")
+@click.option("--vae-slicing", is_flag=True, help="Decode one image at a time: less memory.")
+@click.option("--vae-tiling", is_flag=True, help="Decode large images in tiles: less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
     bundle: Path, prompts: tuple[str, ...], output: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Make pictures or videos with BUNDLE, one or more for each PROMPT."""
+    """Make images or videos with BUNDLE, one or more for each PROMPT."""
     from latentc.runtimes.pipeline.pipeline import open_pipeline
 
     options["given_texts"], options["given_values"] = arrays_of(options)
@@ -340,8 +340,8 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
     end = call.arguments.get("denoising_end")
     start = {} if end is None else {"denoising_start": end}
     sizes = ("height", "width", "latents", "denoising_end", "output_type")
-    pictures = ("image", "mask_image", "control_image")
-    left = {*sizes, *pictures, *signature.values}  # which the other bundle's components made
+    images = ("image", "mask_image", "control_image")
+    left = {*sizes, *images, *signature.values}  # which the other bundle's components made
     kept = {name: value for name, value in known.items() if name not in left}
     seeds = call.request.seeds
     latents = np.zeros(call.request.latents_shape(), np.float32)
@@ -349,7 +349,7 @@ def _refining(signature: Signature, call: _Call) -> dict[str, Any]:
 
 
 def _output_paths(output: str | None, request: Request) -> list[Path]:
-    """Return where the pictures or videos go; refused now rather than after the work."""
+    """Return where the images or videos go; refused now rather than after the work."""
     from latentc.runtimes.images import animation, image
 
     videos = request.facts.emit.kind == "frames"
@@ -413,7 +413,7 @@ def _remarks(result: Result, index: int) -> list[str]:
 
 
 def _used(settings: Mapping[str, Any]) -> str:
-    """What made the pictures, in a few words."""
+    """What made the images, in a few words."""
     words = [settings[name] for name in ("backend", "device", "build")]
     if "preset" in settings:
         shortcuts = ("guidance_start", "guidance_stop", "cache_interval")

@@ -66,14 +66,14 @@ def print_verification(manifest: Manifest) -> None:
 
 def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
     """One line for each (build, verification): the largest relative L2 error of each component
-    and of the final latents, the picture, the judge's score. What missed says what was allowed."""
+    and of the final latents, the image, the judge's score. What missed says what was allowed."""
     subjects = list(dict.fromkeys(row[0] for _, each in measured for row in worst_checks(each)))
     judged = any(each.score for _, each in measured)
     table = _table(
-        "Against PyTorch (relative L2, largest difference of 255 and PSNR of the picture)",
+        "Against PyTorch (relative L2, largest difference of 255 and PSNR of the image)",
         *("Build", "MB", "Verified on"),
         *(subject.replace("_", " ") for subject in subjects),
-        *("Latents", "Picture", *(["Judge"] if judged else []), ""),
+        *("Latents", "Image", *(["Judge"] if judged else []), ""),
     )
     for build, verification in measured:
         errors = {each[0]: each for each in worst_checks(verification)}
@@ -86,13 +86,13 @@ def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
 
 
 def print_tuning(found: Tuning) -> None:
-    """What `latentc tune` tried, the fastest first: seconds of a picture with the default steps,
-    how many times as fast as the reference that is, what it keeps of the reference's picture."""
+    """What `latentc tune` tried, the fastest first: seconds of an image with the default steps,
+    how many times as fast as the reference that is, what it keeps of the reference's image."""
     judged = any(t.fidelity and t.fidelity.right is not None for t in found.trials)
     table = _table(
-        f"A picture on this machine (fidelity against {found.reference.setup.build}, "
+        f"An image on this machine (fidelity against {found.reference.setup.build}, "
         f"{found.steps} steps, prompts: {max(1, len(found.prompts))})",
-        *("Build", "Backend", "Loaded", "Arguments", "s", "×", "Picture", "Latents"),
+        *("Build", "Backend", "Loaded", "Arguments", "s", "×", "Image", "Latents"),
         *(["Judge"] if judged else []),
         "Preset",
     )
@@ -176,7 +176,7 @@ def _kept(fidelity: Fidelity | None, judged: bool) -> list[str]:
     if fidelity is None:
         return ["", "", *([""] if judged else [])]
     latents = "" if fidelity.latents is None else f"{fidelity.latents:.1e}"
-    right = "" if fidelity.right is None else f"{fidelity.right} of {fidelity.pictures}"
+    right = "" if fidelity.right is None else f"{fidelity.right} of {fidelity.images}"
     return [f"{fidelity.image_psnr:.0f} dB", latents, *([right] if judged else [])]
 
 
@@ -188,16 +188,16 @@ def _whole(verification: Verification) -> list[Cell]:
     loop = verification.loop
     if loop is None:
         return ["", ""]
-    picture = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
+    image = f"± {loop.image_max_difference}, {loop.image_psnr:.0f} dB"
     within = loop.latents_relative_l2 <= loop.tolerance
     latents = _error(loop.latents_relative_l2, loop.tolerance, within)
-    return [latents, picture if loop.passed else Styled(picture, _BAD)]
+    return [latents, image if loop.passed else Styled(image, _BAD)]
 
 
 def _score(score: Score | None) -> Cell:
     if score is None:
         return ""
-    text = f"{score.right} of {score.pictures}"
+    text = f"{score.right} of {score.images}"
     return text if score.passed else Styled(f"{text}, at least {score.least}", _BAD)
 
 
@@ -216,7 +216,7 @@ def _print_facts(manifest: Manifest) -> None:
         **_left_out(manifest),
         "Tasks": ", ".join(program.name for program in manifest.programs),
         "Made by": f"latentc {made.latentc}, Python {made.python}, {made.platform}",
-        "Picture": f"{latents.default_width} × {latents.default_height} by default, sides in "
+        "Image": f"{latents.default_width} × {latents.default_height} by default, sides in "
         f"steps of {latents.factor * latents.multiple}",
         **_other_sizes(manifest),
         "Default": ", ".join(

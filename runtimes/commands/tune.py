@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "--steps",
     type=int,
     metavar="N",
-    help="Of the pictures that are compared.  [default: the bundle's, or what time allows]",
+    help="Of the images that are compared.  [default: the bundle's, or what time allows]",
 )
 @click.option(
     "--prompt",
@@ -65,7 +65,7 @@ def tune(
 ) -> None:
     """Find the fastest settings of BUNDLE on this machine, for each preset.
 
-    A preset says how far a picture may be from that of fp32: faithful 30 dB and none of the
+    A preset says how far an image may be from that of fp32: faithful 30 dB and none of the
     judge's points, balanced 20 dB and 2 of 100, fast 12 dB and 4. Tried are the builds on each
     engine, what they compute in, threads, fixed sizes, the guidance window and step caching. What
     was found is kept in the cache folder, not in the bundle; latentc generate uses it.

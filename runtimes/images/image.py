@@ -1,4 +1,4 @@
-"""From a decoder's output to pictures: arrays, Pillow images, contact sheets, files.
+"""From a decoder's output to images: arrays, Pillow images, contact sheets, files.
 
 The conversions equal those of diffusers' ``VaeImageProcessor.postprocess`` (its
 ``pt_to_numpy`` and ``numpy_to_pil``), except that 0 is black and 1 is white already: a bundle's
@@ -58,7 +58,7 @@ def to_numpy(images: Pixels) -> npt.NDArray[np.float32]:
     """
     _check_pixels(images)
     if not np.isfinite(images).all():
-        raise NumericalError("the picture holds NaN or infinity")
+        raise NumericalError("the image holds NaN or infinity")
     pixels = np.array(images.transpose(0, 2, 3, 1), dtype=np.float32, order="C")
     return np.clip(pixels, 0, 1, out=pixels)
 
@@ -105,12 +105,12 @@ def to_pil(images: Pixels) -> list[Image.Image]:
         images: (batch, channels, height, width), values in [0, 1]; those outside are clipped.
 
     Returns:
-        One picture per image, of mode L, RGB or RGBA for 1, 3 or 4 channels. Values are
+        One image per image, of mode L, RGB or RGBA for 1, 3 or 4 channels. Values are
         rounded half to even, as numpy and diffusers do.
 
     Raises:
         InputError: not four axes, or neither 1, 3 nor 4 channels.
-        NumericalError: NaN or infinity, which would silently become a black picture.
+        NumericalError: NaN or infinity, which would silently become a black image.
     """
     from PIL import Image
 
@@ -138,10 +138,10 @@ def grid(
         labels: one per image, below it.
         row_labels: one per row, above it, over the whole width.
         col_labels: one per column, at the top.
-        scale: enlarges the pictures by a whole factor, without smoothing.
+        scale: enlarges the images by a whole factor, without smoothing.
 
     Returns:
-        A picture of mode RGB. Labels that are too long end in an ellipsis.
+        An image of mode RGB. Labels that are too long end in an ellipsis.
 
     Raises:
         InputError: no images, more than fit, a wrong number of labels, or a `scale`, `rows`
@@ -176,7 +176,7 @@ def save(
     path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a picture whole or not at all: beside its place first, then renamed.
+    """Writes an image whole or not at all: beside its place first, then renamed.
 
     Args:
         path: the extension chooses the format, one of `FORMATS`; the folder must exist.
@@ -188,7 +188,7 @@ def save(
 
     Raises:
         InputError: an unknown extension, metadata that JSON cannot express, a transparent
-            picture as JPEG, or a path that cannot be written to.
+            image as JPEG, or a path that cannot be written to.
         LatentcError: the disk failed or is full.
     """
     target = Path(path)
@@ -226,7 +226,7 @@ def check_format(target: Path, format_name: str, width: int, height: int) -> Non
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
-    """Refuses a path that `save` could not write, before the work of making a picture.
+    """Refuses a path that `save` could not write, before the work of making an image.
 
     Raises:
         InputError: an unknown extension, a folder that does not exist or cannot be written, or a
@@ -333,7 +333,7 @@ def _shorten(font: Font, text: str, width: int) -> str:
 def _check_pixels(images: Pixels) -> None:
     if images.ndim != 4 or images.shape[1] not in _CHANNELS:
         raise InputError(
-            "pictures must have the shape (batch, 1, 3 or 4 channels, height, width), "
+            "images must have the shape (batch, 1, 3 or 4 channels, height, width), "
             f"not {images.shape}"
         )
 
@@ -399,7 +399,7 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
     try:
         text = json.dumps(dict(metadata), allow_nan=False)  # ASCII only, which EXIF needs
     except (TypeError, ValueError) as error:
-        raise InputError(f"the picture's metadata cannot be written as JSON: {error}") from None
+        raise InputError(f"the image's metadata cannot be written as JSON: {error}") from None
     if format_name == "GIF":
         return {"comment": text.encode()}
     if format_name == "PNG":

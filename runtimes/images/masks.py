@@ -1,5 +1,5 @@
-"""Making a masked part of a picture anew: blurred masks, crops around them, and what was made put
-back into the picture.
+"""Making a masked part of an image anew: blurred masks, crops around them, and what was made put
+back into the image.
 
 The rules are those of diffusers' ``VaeImageProcessor`` (``blur``, ``get_crop_region``, the resize
 modes "fill" and "crop", ``apply_overlay``), whose inpainting pipelines these results equal.
@@ -22,15 +22,15 @@ _FILTERED = ("L", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK")  # modes that Pil
 Box: TypeAlias = tuple[int, int, int, int]  # left, upper, right, lower
 
 
-def pillow(picture: Any) -> Image:
-    """A picture as Pillow has it; of an array of floats in [0, 1] (`pictures.listed` saw to that)
-    one of 8 bits."""
+def pillow(image: Any) -> Image:
+    """An image as Pillow has it; of an array of floats in [0, 1] (`given_images.listed` saw to
+    that) one of 8 bits."""
     from PIL import Image
 
-    if not isinstance(picture, np.ndarray):
-        image: Image.Image = picture
-        return image
-    return Image.fromarray((picture * np.float32(255)).round().astype(np.uint8))
+    if not isinstance(image, np.ndarray):
+        pillow_image: Image.Image = image
+        return pillow_image
+    return Image.fromarray((image * np.float32(255)).round().astype(np.uint8))
 
 
 def blurred(mask: Image, radius: float) -> Image:
@@ -43,14 +43,14 @@ def blurred(mask: Image, radius: float) -> Image:
 
 
 def resized(
-    picture: Image, height: int, width: int, crop: bool = False, resample: str = "bicubic"
+    image: Image, height: int, width: int, crop: bool = False, resample: str = "bicubic"
 ) -> Image:
     """In RGB, by the interpolation that Pillow calls so, as transformers' image processors do; with
     `crop` (of square sizes) the shorter side is made to fit, and the middle of the longer one is
     taken."""
     from PIL import Image
 
-    whole, method = picture.convert("RGB"), Image.Resampling[resample.upper()]
+    whole, method = image.convert("RGB"), Image.Resampling[resample.upper()]
     if not crop:
         return whole.resize((width, height), method)
     short, long = sorted(whole.size)
@@ -63,7 +63,7 @@ def resized(
 
 def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
     """What is around all that is not black, `padding` pixels more, made wider or higher to the
-    proportions of width and height, as far as the picture goes.
+    proportions of width and height, as far as the image goes.
 
     Raises:
         InputError: all of it is black.
@@ -90,10 +90,10 @@ def _widened(start: int, end: int, more: int, limit: int) -> tuple[int, int]:
     return start + below, min(end + below, limit)
 
 
-def filled(picture: Image, width: int, height: int) -> Image:
-    """The whole picture in the middle of one of that size, its outermost lines drawn out over what
+def filled(image: Image, width: int, height: int) -> Image:
+    """The whole image in the middle of one of that size, its outermost lines drawn out over what
     is left at two sides."""
-    small, corner = _fitted(picture, width, height, inside=True)
+    small, corner = _fitted(image, width, height, inside=True)
     made = _blank(width, height)
     made.paste(small, corner)
     left, upper = corner
@@ -108,16 +108,16 @@ def filled(picture: Image, width: int, height: int) -> Image:
     return made
 
 
-def _fitted(picture: Image, width: int, height: int, inside: bool) -> tuple[Image, tuple[int, int]]:
-    """The picture in its own proportions as large as fits inside, or so that it covers all, and
+def _fitted(image: Image, width: int, height: int, inside: bool) -> tuple[Image, tuple[int, int]]:
+    """The image in its own proportions as large as fits inside, or so that it covers all, and
     its corner if it stands in the middle."""
     from PIL import Image
 
-    wide = width / height >= picture.width / picture.height
-    by_width = (width, picture.height * width // picture.width)
-    by_height = (picture.width * height // picture.height, height)
+    wide = width / height >= image.width / image.height
+    by_width = (width, image.height * width // image.width)
+    by_height = (image.width * height // image.height, height)
     size = by_height if wide == inside else by_width
-    made = picture.resize(size, Image.Resampling.LANCZOS)
+    made = image.resize(size, Image.Resampling.LANCZOS)
     return made, (width // 2 - size[0] // 2, height // 2 - size[1] // 2)
 
 
@@ -129,42 +129,42 @@ def _blank(width: int, height: int) -> Image:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What stays of the pictures of a call: those outside the masks, of which `boxes` were cut
+    """What stays of the images of a call: those outside the masks, of which `boxes` were cut
     out."""
 
-    pictures: Sequence[Image]
+    images: Sequence[Image]
     masks: Sequence[Image]
     boxes: Sequence[Box]
 
     def repeated(self, images: int) -> Overlay:
-        """For so many pictures that are made; those of one that was given are not next to each
+        """For so many images that are made; those of one that was given are not next to each
         other."""
         return replace(
             self,
-            pictures=[self.pictures[i % len(self.pictures)] for i in range(images)],
+            images=[self.images[i % len(self.images)] for i in range(images)],
             masks=[self.masks[i % len(self.masks)] for i in range(images)],
             boxes=[self.boxes[i % len(self.boxes)] for i in range(images)],
         )
 
     def put(self, made: Sequence[Image]) -> list[Image]:
-        """Each of `made` in its box of a picture, under what the mask leaves of it."""
+        """Each of `made` in its box of an image, under what the mask leaves of it."""
         every = self.repeated(len(made))
-        rows = zip(made, every.pictures, every.masks, every.boxes, strict=True)
+        rows = zip(made, every.images, every.masks, every.boxes, strict=True)
         return [_put(*row) for row in rows]
 
 
-def _put(made: Image, picture: Image, mask: Image, box: Box) -> Image:
+def _put(made: Image, image: Image, mask: Image, box: Box) -> Image:
     from PIL import Image, ImageOps
 
     left, upper, right, lower = box
     part, corner = _fitted(made, right - left, lower - upper, inside=False)
     cut = _blank(right - left, lower - upper)
     cut.paste(part, corner)
-    whole = Image.new("RGBA", picture.size)
+    whole = Image.new("RGBA", image.size)
     whole.paste(cut, (left, upper))
-    kept = Image.new("RGBa", picture.size)
+    kept = Image.new("RGBa", image.size)
     around = ImageOps.invert(mask.convert("L"))
-    kept.paste(picture.convert("RGBA").convert("RGBa"), mask=around)
+    kept.paste(image.convert("RGBA").convert("RGBa"), mask=around)
     result = whole.convert("RGB").convert("RGBA")
     result.alpha_composite(kept.convert("RGBA"))
     return result.convert("RGB")

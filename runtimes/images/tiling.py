@@ -1,8 +1,8 @@
-"""Decoding pictures that are too large for memory at once: image by image, or tile by tile.
+"""Decoding images that are too large for memory at once: image by image, or tile by tile.
 
 Tiles overlap by a quarter and are blended over the overlap, as diffusers' `enable_vae_tiling` does
-(`AutoencoderKL.tiled_decode`): the same tiles give the same picture. A decoder that looks at the
-whole picture (group normalisation, attention) makes a slightly different one of each tile than of
+(`AutoencoderKL.tiled_decode`): the same tiles give the same image. A decoder that looks at the
+whole image (group normalisation, attention) makes a slightly different one of each tile than of
 the whole.
 """
 
@@ -26,7 +26,7 @@ Decode = Callable[[Array], Array]
 @dataclass(frozen=True)
 class Tiling:
     """How to decode: `slicing`, one image at a time; `tile`, the side of a tile in rows of
-    latents, 0 for the whole picture."""
+    latents, 0 for the whole image."""
 
     slicing: bool = False
     tile: int = 0
@@ -53,7 +53,7 @@ def tile_of(latents: Latents, side: int | None) -> int:
 
 
 def decode(run: Decode, latents: Array, tiling: Tiling) -> Array:
-    """All pictures, decoded as `tiling` says."""
+    """All images, decoded as `tiling` says."""
     if tiling.slicing and len(latents) > 1:
         return np.concatenate(
             [_whole(run, latents[i : i + 1], tiling) for i in range(len(latents))]

@@ -1,6 +1,6 @@
 """Who wants to hear of every run that is done, such as a logger.
 
-Observers are of the whole process: a program that logs its pictures does not have to hand
+Observers are of the whole process: a program that logs its images does not have to hand
 something to every pipeline. Nothing that an observer does can touch a run: its result is ready
 when they are called, and their errors become warnings.
 """

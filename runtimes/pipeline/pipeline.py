@@ -1,4 +1,4 @@
-"""A loaded bundle that makes pictures: prompt → ids → conditioning → loop → images."""
+"""A loaded bundle that makes images: prompt → ids → conditioning → loop → images."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ class Pipeline(Sealed):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
     ) -> Result:
-        """Make pictures; names and meanings are diffusers'.
+        """Make images; names and meanings are diffusers'.
 
         Args:
-            prompt: a text, or one per picture; needed where the bundle has a text encoder.
+            prompt: a text, or one per image; needed where the bundle has a text encoder.
             negative_prompt: what guidance leads away from; a text, or one per prompt.
             prompt_weighting: read marks for weights in the texts: ``(word:1.3)``, ``word++``.
             max_embeddings_multiples: how many times as long as the text encoder's own limit texts
@@ -171,17 +171,17 @@ class Pipeline(Sealed):
                 others cost half, less the negative prompt. All are by default.
             cache_interval: run the whole denoiser in one of so many steps and only its shallow part
                 in the others (DeepCache; bundles exported with the pass step-cache). 1 is off.
-            height, width: of the picture, in pixels.
+            height, width: of the image, in pixels.
             use_resolution_binning: make the image in the size of the model's list whose proportions
                 are nearest, and resize it to `height` and `width`; True by default, for bundles
                 that have such a list.
-            num_images_per_prompt: pictures of one prompt are next to each other; 1 by default. Of
+            num_images_per_prompt: images of one prompt are next to each other; 1 by default. Of
                 bundles that make videos `num_videos_per_prompt`.
-            batch_size: how many pictures, where the bundle takes no text.
-            seed: one for the whole batch, or a list with one per picture. The picture is that
+            batch_size: how many images, where the bundle takes no text.
+            seed: one for the whole batch, or a list with one per image. The image is that
                 of diffusers with a CPU generator of this seed. None draws one (see the result).
             scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
-            latents: float32 [pictures, channels, height, width], of videos
+            latents: float32 [images, channels, height, width], of videos
                 [videos, channels, frames, height, width], noise of unit variance to start from
                 instead of drawing it. As it, any other value that `compute` gives may be
                 given in the place of what it is made of.
@@ -190,13 +190,13 @@ class Pipeline(Sealed):
             denoising_start: go on from latents that another run left at this fraction of the
                 schedule, given as `image`.
             denoising_end: stop at this fraction of the schedule; take `output_type` "latent".
-            image: a picture to start from, or several: Pillow images, which are resized to the
+            image: an image to start from, or several: Pillow images, which are resized to the
                 call's `height` and `width`, or arrays [height, width, 3]; or latents, float32
-                [pictures, channels, height, width]. For bundles that were exported for a task with
-                pictures, such as image-to-image, or with T2I-Adapters, which take a list with one
+                [images, channels, height, width]. For bundles that were exported for a task with
+                images, such as image-to-image, or with T2I-Adapters, which take a list with one
                 for each of several, and `adapter_conditioning_scale` besides.
             mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
-                picture; Pillow images or arrays [height, width]. For bundles that were exported
+                image; Pillow images or arrays [height, width]. For bundles that were exported
                 for inpainting.
             control_image: for the ControlNet of bundles that have one, which may take
                 `controlnet_conditioning_scale`, `control_guidance_start` and
@@ -207,7 +207,7 @@ class Pipeline(Sealed):
             mask_blur: make the mask's edges soft by so many pixels, as
                 ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
             padding_mask_crop: cut out what is so many pixels around the mask, make that anew in
-                the call's size, and put it back into the whole picture.
+                the call's size, and put it back into the whole image.
             output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]; of videos
                 [batch, frames, height, width, channels]) or "latent".
             callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
@@ -397,7 +397,7 @@ class Pipeline(Sealed):
     def decode(
         self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
     ) -> Images:
-        """Latents float32 [batch, channels, height, width] → pictures, as a call makes them: by the
+        """Latents float32 [batch, channels, height, width] → images, as a call makes them: by the
         decoder, and by what comes after it, such as a safety checker; of videos
         [batch, channels, frames, height, width] → lists of frames.
 
@@ -448,16 +448,16 @@ class Pipeline(Sealed):
             return {output: made}
 
     def enable_vae_slicing(self) -> None:
-        """Decode one picture at a time: less memory for batches, the same pictures."""
+        """Decode one image at a time: less memory for batches, the same images."""
         self._tiling = replace(self._tiling, slicing=True)
 
     def disable_vae_slicing(self) -> None:
-        """Decode all pictures of a call at once, as by default."""
+        """Decode all images of a call at once, as by default."""
         self._tiling = replace(self._tiling, slicing=False)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
-        """Decode pictures larger than a tile in overlapping tiles: memory does not grow with the
-        size. The pictures are those of diffusers with the same tiles.
+        """Decode images larger than a tile in overlapping tiles: memory does not grow with the
+        size. The images are those of diffusers with the same tiles.
 
         Args:
             tile_size: a tile's side in pixels; None is the model's default size.
@@ -469,7 +469,7 @@ class Pipeline(Sealed):
         self._tiling = replace(self._tiling, tile=side)
 
     def disable_vae_tiling(self) -> None:
-        """Decode pictures in one go, as by default."""
+        """Decode images in one go, as by default."""
         self._tiling = replace(self._tiling, tile=0)
 
     def settings(self) -> dict[str, Any]:

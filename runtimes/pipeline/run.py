@@ -82,7 +82,7 @@ class Progress:
     _run: Run = field(repr=False, compare=False)
 
     def preview(self, output_type: str = "pil") -> Images:
-        """The latents of this step as pictures: one run of the decoder, and of what
+        """The latents of this step as images: one run of the decoder, and of what
         the bundle does with images after it."""
         run = self._run
         return run.pipeline.decode(self.latents, output_type, run.request.sizes.resized)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a preset may cost: a picture of at least `image_psnr` dB against fp32 (same seed, every
+    """What a preset may cost: an image of at least `image_psnr` dB against fp32 (same seed, every
     prompt), and at most `points` of 100 of the judge's score of the original pipeline."""
 
     image_psnr: float
@@ -38,8 +38,8 @@ class Limits:
         return image_psnr >= self.image_psnr and (points is None or points <= self.points)
 
 
-# At 30 dB nobody tells two pictures apart side by side. At 20 dB details have moved, at 12 dB
-# parts of the picture: it then takes a judge to say whether it still shows what was asked for.
+# At 30 dB nobody tells two images apart side by side. At 20 dB details have moved, at 12 dB
+# parts of the image: it then takes a judge to say whether it still shows what was asked for.
 LIMITS: Mapping[str, Limits] = {
     "faithful": Limits(30.0, 0.0),
     "balanced": Limits(20.0, 2.0),
@@ -89,7 +89,7 @@ class Preset:
         return own | asked
 
     def settings(self, static: bool) -> dict[str, Any]:
-        """What of it made a picture, as JSON-compatible values; `static`: by graphs for one
+        """What of it made an image, as JSON-compatible values; `static`: by graphs for one
         size."""
         return {"preset": self.name, **self.loaded, "static": static}
 
@@ -129,7 +129,7 @@ class Asked:
 
 
 def content(manifest: Manifest) -> str:
-    """SHA-256 over what a bundle's speed and pictures depend on: its builds and defaults."""
+    """SHA-256 over what a bundle's speed and images depend on: its builds and defaults."""
     whole = [
         msgspec.to_builtins(manifest.defaults),
         msgspec.to_builtins(manifest.latents),
@@ -143,7 +143,7 @@ def content(manifest: Manifest) -> str:
 
 
 def points_lost(manifest: Manifest, right: int | None) -> float | None:
-    """Points of 100 by which `right` pictures are fewer than PyTorch's; None without a judge."""
+    """Points of 100 by which `right` images are fewer than PyTorch's; None without a judge."""
     probe = manifest.probes.judged if manifest.probes else None
     if probe is None or right is None:
         return None

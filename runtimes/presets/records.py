@@ -32,7 +32,7 @@ _LARGEST = 1 << 20  # bytes of a record; a search writes a few thousand
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a preset stands for on one machine, and the figures that it was chosen for.
 
-    `version` is the backend's. `arguments` are those of a call. `seconds`: of a picture with the
+    `version` is the backend's. `arguments` are those of a call. `seconds`: of an image with the
     default steps; `image_psnr` in dB and `points` (lost, of 100) as in `Limits`.
     """
 
@@ -51,7 +51,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `latentc tune` found. `place` is where the bundle was, `steps` the number of steps of
-    the pictures that were compared."""
+    the images that were compared."""
 
     bundle: str
     place: str

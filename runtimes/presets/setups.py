@@ -21,7 +21,7 @@ _EXACT = ("fp32", "fp16", "bf16")  # the nearest to the original first
 @dataclass(frozen=True)
 class Setup:
     """How a build is loaded. `compute` None is as the build says, `threads` 0 the engine's choice;
-    `static`: for pictures of the default size, one at a time."""
+    `static`: for images of the default size, one at a time."""
 
     build: str
     backend: str
@@ -57,7 +57,7 @@ def setups(
         if misses:
             raise misses[0]
         choose_build(bundle.manifest, backend)  # says what is missing
-        raise InputError("no installed engine is meant for pictures: name one with --backend")
+        raise InputError("no installed engine is meant for images: name one with --backend")
     found.sort(key=lambda each: each[0])
     return [(setup, engine) for _, setup, engine in found]
 

@@ -17,18 +17,18 @@ Key: TypeAlias = tuple[Setup, tuple[tuple[str, float], ...]]
 @dataclass(frozen=True)
 class Fidelity:
     """`image_psnr`: dB, the lowest of all prompts. `latents`: relative L2 error of the loop probe.
-    `right` of `pictures` for the judge, `points` lost of 100; None what was not asked."""
+    `right` of `images` for the judge, `points` lost of 100; None what was not asked."""
 
     image_psnr: float
     latents: float | None = None
     right: int | None = None
-    pictures: int | None = None
+    images: int | None = None
     points: float | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was tried: `seconds` of a picture with the default steps, None if it failed, and then
+    """What was tried: `seconds` of an image with the default steps, None if it failed, and then
     `note` says why. `fidelity` is None where nobody needed it."""
 
     setup: Setup
@@ -41,7 +41,7 @@ class Trial:
 @dataclass(frozen=True)
 class Tuning:
     """What a search found: `winners` by preset, one of the `trials` each; `reference` is the trial
-    that pictures were compared with, in `steps` steps of these `prompts`."""
+    that images were compared with, in `steps` steps of these `prompts`."""
 
     trials: tuple[Trial, ...]
     winners: Mapping[str, Trial]
@@ -73,7 +73,7 @@ class Budget:
 
 
 def preference(trial: Trial) -> tuple[bool, float]:
-    """Which of two that are as fast: one for any size, then the one with the better pictures."""
+    """Which of two that are as fast: one for any size, then the one with the better images."""
     return not trial.setup.static, trial.fidelity.image_psnr if trial.fidelity else 0.0
 
 

@@ -16,7 +16,7 @@ noise may be learnt, between two limits: w = (u + 1) / 2, where u is what the mo
 each number of the sample (Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic
 Models", equation 15, https://arxiv.org/abs/2102.09672).
 
-Some schedulers depend on the picture's size besides, by one number, the shift. Their tables hold
+Some schedulers depend on the image's size besides, by one number, the shift. Their tables hold
 plans for several shifts; in between the coefficients are those of the polynomial through them.
 """
 
@@ -376,7 +376,7 @@ def interpolated(
     """
     if shift is None or not shifts[0] <= shift <= shifts[-1]:
         raise InputError(
-            f"these sampling plans depend on the picture's size, by a shift from {shifts[0]:g} to "
+            f"these sampling plans depend on the image's size, by a shift from {shifts[0]:g} to "
             f"{shifts[-1]:g}; found {'none' if shift is None else format(shift, 'g')}"
         )
     nodes = np.array(shifts)

@@ -47,20 +47,20 @@ Adjust: TypeAlias = Callable[[Array, Array, int], None]
 
 @dataclass(frozen=True)
 class Rescale:
-    """How much of each picture's guided prediction gets the standard deviation of the prediction
+    """How much of each image's guided prediction gets the standard deviation of the prediction
     of one branch: `amount`, 1 is all of it.
 
     Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4
-    (https://arxiv.org/abs/2305.08891): guidance makes predictions larger, and pictures too
+    (https://arxiv.org/abs/2305.08891): guidance makes predictions larger, and images too
     contrasty.
     """
 
     amount: float
     branch: int
 
-    def __call__(self, predictions: Array, guided: Array, pictures: int) -> None:
+    def __call__(self, predictions: Array, guided: Array, images: int) -> None:
         """Change `guided` [B*C*H*W] in place, made of `predictions` [G*B, C, H, W]."""
-        own = guided.reshape(pictures, -1)
+        own = guided.reshape(images, -1)
         branch = predictions.reshape(-1, *own.shape)[self.branch]
         wanted, found = (
             each.std(axis=1, keepdims=True, dtype=np.float64) for each in (branch, own)

@@ -20,7 +20,7 @@ class Encoded:
     `limit` bytes at most. Threads may share it.
 
     A set is all rows of a call. One row of it alone would do for more calls, but engines may round
-    it differently in a batch of another size, and the picture would depend on the calls before.
+    it differently in a batch of another size, and the image would depend on the calls before.
     """
 
     def __init__(self, entries: int = 32, limit: int = 32 << 20) -> None:

@@ -1,6 +1,6 @@
-"""How long the parts of a picture take: an encode, each kind of denoiser step, a decode.
+"""How long the parts of an image take: an encode, each kind of denoiser step, a decode.
 
-A picture's time follows from them, whatever its number of steps, guidance window and interval of
+An image's time follows from them, whatever its number of steps, guidance window and interval of
 step caching: it need not be made to know how long it takes.
 """
 
@@ -29,8 +29,8 @@ class Times:
     decode: float
     steps: Mapping[Kind, float]
 
-    def picture(self, kinds: Sequence[Kind]) -> float | None:
-        """A whole picture with these steps; None where a kind was not measured."""
+    def image(self, kinds: Sequence[Kind]) -> float | None:
+        """A whole image with these steps; None where a kind was not measured."""
         if not set(kinds) <= self.steps.keys():
             return None
         return self.encode + sum(self.steps[kind] for kind in kinds) + self.decode
@@ -43,7 +43,7 @@ def measure(
     window: bool = False,
     caching: bool = False,
 ) -> Times | None:
-    """Time the parts of a picture; None where the first steps exceed `patience` seconds.
+    """Time the parts of an image; None where the first steps exceed `patience` seconds.
 
     Half of the steps that are run are not guided if `window`; every other one is shallow if
     `caching`. The first of each kind warms up, and does not count.

@@ -9,12 +9,12 @@ A denoiser step of a full-size model takes seconds, so the product of all settin
    would by itself; for one size, which is never slower. What is expected to be fast comes first.
    An encode, a few steps and a decode are timed; a setup whose first step takes several times as
    long as the fastest one's is given up. Threads are tried on the first setup of each engine only.
-2. **Fidelity**, from the fastest setup on until one is `faithful`: pictures of the same seeds and
+2. **Fidelity**, from the fastest setup on until one is `faithful`: images of the same seeds and
    prompts as by the most exact setup (fp32), the bundle's loop probe, its judge. What is slower
    than that one can win nothing.
 3. **Arguments of calls** on top of each preset's winner: the guidance window and, where the bundle
-   has it, the interval of step caching. The time of a picture follows from the times of the few
-   kinds of step, so only fidelity needs pictures: of the combinations in order of time the middle
+   has it, the interval of step caching. The time of an image follows from the times of the few
+   kinds of step, so only fidelity needs images: of the combinations in order of time the middle
    one is tried; if it is good enough what is slower is of no interest, if not, neither is what
    cuts more. A window needs graphs for any number of rows, so it goes without fixed sizes; these
    are given up, too, where they gain nothing.
@@ -61,7 +61,7 @@ from latentc.runtimes.tuning.step_times import Times, measure
 from latentc.runtimes.verification.verify import (
     MAX_PSNR,
     can_judge,
-    compare_pictures,
+    compare_images,
     count_right,
     measure_loop,
     to_bytes,
@@ -72,13 +72,13 @@ TIE = 1.03  # two times within 3% are the same
 STARTS = (0.0, 0.1)
 STOPS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)
 INTERVALS = (1, 2, 3, 5)
-SEED = 0  # of the first prompt's picture; each has the next one
+SEED = 0  # of the first prompt's image; each has the next one
 _HOPELESS = 4.0  # a first step so many times as long as the best one's ends a try …
 _QUICK = 0.25  # … unless it takes fewer seconds than this
-_SETUPS_SHARE = 0.5  # of the time, for comparing setups: the rest is for pictures
-_REFERENCE_SHARE = 0.2  # of the time, at most, for the pictures in fp32
+_SETUPS_SHARE = 0.5  # of the time, for comparing setups: the rest is for images
+_REFERENCE_SHARE = 0.2  # of the time, at most, for the images in fp32
 _PROMPTS = 3
-_NO_TIME = "no time left for its pictures"
+_NO_TIME = "no time left for its images"
 
 Tell: TypeAlias = Callable[[str, float], None]
 
@@ -100,7 +100,7 @@ def tune(
         backend: only this engine; None takes all that are installed and not slow.
         device: by the engine's own name; None is each engine's default.
         seconds: when to stop trying.
-        steps: of the pictures that are compared; None takes the bundle's default, or as many as
+        steps: of the images that are compared; None takes the bundle's default, or as many as
             fp32 can do in a fifth of the time.
         prompts: what to draw; none takes those of the bundle's own probes.
         tell: told what is being tried, and how many seconds were spent.
@@ -187,7 +187,7 @@ class Search:
         self._reference = self._measured(reference)
         if of_component(builds[reference.build].precision, DENOISER) != "fp32":
             self.notes.append(
-                f"the bundle has no fp32 build that runs here: pictures are compared with those of "
+                f"the bundle has no fp32 build that runs here: images are compared with those of "
                 f"{reference.build}"
             )
         cost = self._cost_of_trying(self._reference)
@@ -225,7 +225,7 @@ class Search:
         return True
 
     def _time(self, setup: Setup) -> bool:
-        """Measure a picture's parts; whether that worked."""
+        """Measure an image's parts; whether that worked."""
         self._say(f"timing {label(setup)}")
         fastest = min((min(t.steps.values()) for t in self._times.values()), default=None)
         try:
@@ -257,7 +257,7 @@ class Search:
     # --- 2. fidelity ---------------------------------------------------------------------
 
     def _draw_references(self) -> None:
-        """Pictures of the most exact setup; in fewer steps where they would take too long."""
+        """Images of the most exact setup; in fewer steps where they would take too long."""
         usual = self.bundle.manifest.defaults.num_inference_steps
         per_step = self._seconds(self._reference) / usual
         allowed = self.budget.seconds * _REFERENCE_SHARE
@@ -270,12 +270,10 @@ class Search:
         fewer = max((count for count in self._plans if count <= most), default=min(self._plans))
         self._steps = self._asked_steps or fewer
         if self._steps != usual:
-            self.notes.append(
-                f"pictures are compared at {self._steps} steps, times hold for {usual}"
-            )
+            self.notes.append(f"images are compared at {self._steps} steps, times hold for {usual}")
         pipe = self._pipeline(self._reference)
         for index in range(len(self.prompts)):
-            self._say(f"picture {index + 1} of {len(self.prompts)} by {label(self._reference)}")
+            self._say(f"image {index + 1} of {len(self.prompts)} by {label(self._reference)}")
             self._references.append(self._draw(pipe, index, {}))
         try:
             exact = Fidelity(MAX_PSNR, *self._probed(self._reference, {}))
@@ -308,7 +306,7 @@ class Search:
         if not self.budget.affords(trial.seconds * share * len(self.prompts)):
             self._add(replace(trial, note=_NO_TIME))
             return None
-        self._say(f"pictures by {label(setup, arguments)}")
+        self._say(f"images by {label(setup, arguments)}")
         try:
             fidelity = self._compare(setup, arguments)
         except (BackendError, InputError) as error:
@@ -322,7 +320,7 @@ class Search:
         least = min(limits.image_psnr for limits in LIMITS.values())
         for index, expected in enumerate(self._references):
             found = self._draw(pipe, index, arguments)
-            lowest = min(lowest, compare_pictures(found, expected)[1])
+            lowest = min(lowest, compare_images(found, expected)[1])
             if lowest < least:
                 return Fidelity(lowest)  # no preset takes it, whatever the judge says
         return Fidelity(lowest, *self._probed(setup, arguments))
@@ -337,7 +335,7 @@ class Search:
     def _probed(
         self, setup: Setup, arguments: Arguments
     ) -> tuple[float | None, int | None, int | None, float | None]:
-        """What the bundle's own probes say: latents' error, right, pictures, points lost.
+        """What the bundle's own probes say: latents' error, right, images, points lost.
 
         They have sizes of their own, so the setup is loaded for any; a device that cannot load it
         so is not asked.
@@ -388,7 +386,7 @@ class Search:
                 candidates = [each for each in candidates if not cuts_more(each[2], arguments)]
 
     def _prefer_any_size(self, fixed: Trial) -> None:
-        """Look at the pictures of the same setup for any size, where it is as fast."""
+        """Look at the images of the same setup for any size, where it is as fast."""
         setup = replace(fixed.setup, static=False)
         self._complete_kinds(setup, window=False, caching=False)
         seconds = self._predict(setup, {})
@@ -437,19 +435,19 @@ class Search:
         self._times[setup] = found
 
     def _predict(self, setup: Setup, arguments: Arguments) -> float | None:
-        """Seconds of a picture with the default steps; None where a kind was not measured."""
+        """Seconds of an image with the default steps; None where a kind was not measured."""
         if setup not in self._times:
             return None
         request = self._calls.request({**self._call(0), **arguments})
         interval = int(arguments.get("cache_interval", 1))
         all_run = guided(request, request.facts.loop, self._evaluations)
-        return self._times[setup].picture(kinds(all_run, interval))
+        return self._times[setup].image(kinds(all_run, interval))
 
     # --- what all of it needs ------------------------------------------------------------
 
     def _winner(self, limits: Limits, plain: bool = False) -> Trial:
         """The fastest trial within the limits so far; the reference where there is none. Of those
-        that are as fast, one for any size, then the one with the better pictures."""
+        that are as fast, one for any size, then the one with the better images."""
         good = [
             trial
             for trial in self.trials.values()
@@ -476,7 +474,7 @@ class Search:
         return self._opened[1]
 
     def _call(self, index: int) -> dict[str, Any]:
-        """Arguments of one picture with the bundle's defaults."""
+        """Arguments of one image with the bundle's defaults."""
         text = {"prompt": self.prompts[index]} if self.prompts[index] else {}
         return {**text, **self._calls.signature.needed_rows, "seed": SEED + index}
 

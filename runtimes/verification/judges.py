@@ -1,8 +1,8 @@
-"""Judges: do the pictures show what their prompts say?
+"""Judges: do the images show what their prompts say?
 
-A judge knows one kind of picture, such as those of one model, and needs no reference to compare
+A judge knows one kind of image, such as those of one model, and needs no reference to compare
 with. latentc finds judges in installed packages through the entry-point group ``latentc.judges``;
-the manifest of a bundle says which one its pictures are for.
+the manifest of a bundle says which one its images are for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Draw = Callable[[list[str], list[int]], Sequence[Image.Image]]
 
 ENTRY_POINTS = "latentc.judges"
-BATCH = 10  # pictures at a time
+BATCH = 10  # images at a time
 
 
 class Judge(Protocol):
@@ -31,7 +31,7 @@ class Judge(Protocol):
         ...
 
     def agrees(self, image: Image.Image, prompt: str) -> bool:
-        """Whether the picture shows what was asked for."""
+        """Whether the image shows what was asked for."""
         ...
 
 
@@ -60,11 +60,11 @@ def get(name: str) -> Judge:
 
 
 def count_right(judge: Judge, prompts: Sequence[str], seed: int, draw: Draw) -> int:
-    """Have prompts drawn and judged; how many pictures are right.
+    """Have prompts drawn and judged; how many images are right.
 
     Args:
-        seed: of the first picture; each has the next one.
-        draw: prompts and their seeds, `BATCH` of them at most → a picture for each.
+        seed: of the first image; each has the next one.
+        draw: prompts and their seeds, `BATCH` of them at most → an image for each.
     """
     right = 0
     for start in range(0, len(prompts), BATCH):

@@ -1,7 +1,7 @@
 """Does a build still compute what PyTorch computed? The probes in a bundle tell, torch-free.
 
 A probe is a component's input together with what PyTorch made of it; the loop probe is a
-whole picture with its settings. `latentc export` checks a build against them before it is
+whole image with its settings. `latentc export` checks a build against them before it is
 done, `latentc verify` does the same again on another machine, engine or device.
 """
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 LOOP = "loop"  # the name of the loop's probe file among those of the components
 # JSON has neither infinity nor NaN: what is not finite or has another shape gets this error.
 NOT_COMPARABLE = 1e99
-MAX_PSNR = 99.0  # dB, given to equal pictures
-_MAX_PROBES = 1 << 30  # bytes unpacked: a dozen pictures of 4096 by 4096
+MAX_PSNR = 99.0  # dB, given to equal images
+_MAX_PROBES = 1 << 30  # bytes unpacked: a dozen images of 4096 by 4096
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Tolerance:
     """What a build of some precision may be off by.
 
     `component`, `latents`: relative L2 of each output and of the final latents.
-    `image_difference`: of 255, per value. `image_psnr`: in dB. `judged`: share of the pictures
+    `image_difference`: of 255, per value. `image_psnr`: in dB. `judged`: share of the images
     by which the judge may find fewer right than of PyTorch's.
     """
 
@@ -69,7 +69,7 @@ class Tolerance:
 
 
 # Accumulated rounding is what an fp32 build may differ by: engines order sums differently.
-# At lower precisions single pixels at edges may jump; the picture as a whole may not.
+# At lower precisions single pixels at edges may jump; the image as a whole may not.
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(1e-4, 1e-3, 2, 40.0, 0.02),
     "fp16": Tolerance(5e-3, 5e-2, 255, 30.0, 0.02),
@@ -85,7 +85,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 
 # Components after which single pixels may jump in every precision, as what is rounded to steps of
-# tens of levels does when it is a hair off; the picture as a whole may not.
+# tens of levels does when it is a hair off; the image as a whole may not.
 JUMPING = ("watermark",)
 
 ENTRY_POINTS = "latentc.tolerances"  # of precisions that other packages bring
@@ -162,10 +162,10 @@ def check_loop(path: Path, manifest: Manifest, build: Build, backend: Backend) -
     compare it with PyTorch's.
 
     Raises:
-        VerificationError: the bundle holds no picture to compare with.
+        VerificationError: the bundle holds no image to compare with.
     """
     if manifest.probes is None or manifest.probes.loop is None:
-        raise VerificationError("the bundle holds no picture to verify against; export it again")
+        raise VerificationError("the bundle holds no image to verify against; export it again")
     bundle = Bundle(path.resolve(), manifest, "never")
     with open_pipeline(Loading.of(bundle, build, backend)) as pipe:
         return _check_loop(
@@ -205,7 +205,7 @@ def relative_l2(found: Array, expected: Array) -> float:
 
 
 def psnr(found: Array, expected: Array) -> float:
-    """Peak signal-to-noise ratio of two pictures of 0 … 255, in dB, at most `MAX_PSNR`."""
+    """Peak signal-to-noise ratio of two images of 0 … 255, in dB, at most `MAX_PSNR`."""
     error = float(np.mean((found.astype(np.float64) - expected.astype(np.float64)) ** 2))
     return MAX_PSNR if error == 0 else min(MAX_PSNR, 20 * math.log10(255) - 10 * math.log10(error))
 
@@ -288,7 +288,7 @@ def measure_loop(bundle: Bundle, pipe: Pipeline, **given: Any) -> tuple[float, i
         given: arguments of the call that replace the probe's, or come on top.
 
     Returns:
-        The latents' relative L2 error, the picture's largest difference of 255, its PSNR in dB.
+        The latents' relative L2 error, the image's largest difference of 255, its PSNR in dB.
 
     Raises:
         BundleError: the probe's file is damaged or not named.
@@ -304,7 +304,7 @@ def measure_loop(bundle: Bundle, pipe: Pipeline, **given: Any) -> tuple[float, i
         raise BundleError(f"{probes.files[LOOP].path}: expected the arrays latents and image")
     with suppress(NumericalError):  # NaN is a failed check, not a failure to check
         result = repeat(pipe, probes.loop, output_type="np", **fed, **given)
-        difference, ratio = compare_pictures(to_bytes(result.images), expected["image"])
+        difference, ratio = compare_images(to_bytes(result.images), expected["image"])
         return relative_l2(result.latents, expected["latents"]), difference, ratio
     return NOT_COMPARABLE, 255, 0.0
 
@@ -333,9 +333,9 @@ def _judged(
         return None
     if report:
         report("judge")
-    right, pictures = count_right(pipe, probe), len(probe.prompts)
-    least = math.ceil(probe.right - tolerance.judged * pictures)
-    return Score(probe.judge, right, pictures, least, right >= least)
+    right, images = count_right(pipe, probe), len(probe.prompts)
+    least = math.ceil(probe.right - tolerance.judged * images)
+    return Score(probe.judge, right, images, least, right >= least)
 
 
 def can_judge(backend: Backend, probe: JudgeProbe) -> bool:
@@ -344,14 +344,14 @@ def can_judge(backend: Backend, probe: JudgeProbe) -> bool:
 
 
 def count_right(pipe: Pipeline, probe: JudgeProbe, **given: Any) -> int:
-    """How many of its pictures the bundle's judge finds right; `given` as in `measure_loop`."""
+    """How many of its images the bundle's judge finds right; `given` as in `measure_loop`."""
 
     def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
         drawn = repeat(pipe, probe, **{"prompt": prompts, "seed": seeds, **given})
         images: Sequence[Image.Image] = drawn.images
         return images
 
-    with suppress(NumericalError):  # NaN is no picture
+    with suppress(NumericalError):  # NaN is no image
         return judges.count_right(judges.get(probe.judge), probe.prompts, probe.seed, draw)
     return 0
 
@@ -378,12 +378,12 @@ def repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
 
 
 def to_bytes(images: Array) -> Array:
-    """Pictures of a call with ``output_type="np"`` as uint8, of the same shape."""
+    """Images of a call with ``output_type="np"`` as uint8, of the same shape."""
     return (images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
 
 
-def compare_pictures(found: Array, expected: Array) -> tuple[int, float]:
-    """The largest difference of 255 and the PSNR in dB of two pictures in uint8."""
+def compare_images(found: Array, expected: Array) -> tuple[int, float]:
+    """The largest difference of 255 and the PSNR in dB of two images in uint8."""
     if found.shape != expected.shape:
         return 255, 0.0
     difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))

@@ -29,7 +29,7 @@ from tests.benchmarks_pages import Page, check_figures
 
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
-    return make_report(batches=(1, 4), failed={"onnx-fp16": "timeout"}, pictures=tmp_path)
+    return make_report(batches=(1, 4), failed={"onnx-fp16": "timeout"}, images=tmp_path)
 
 
 def test_the_json_fits_its_schema_and_reads_back(report: Report, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_page_needs_nothing_else(report: Report, tmp_path: Path) -> None:
     assert inside <= set(page.ids)
 
 
-def test_large_pictures_are_small_on_the_page(tmp_path: Path) -> None:
+def test_large_images_are_small_on_the_page(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 384, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     Image.fromarray(noise[:64, :64]).save(tmp_path / "small.png")
@@ -137,7 +137,7 @@ def test_markdown_and_csv(report: Report) -> None:
         assert None not in row
         assert float(row["p50_s"]) == mine.p50
         assert float(row["limit_fraction"] or 0) == (mine.limit.fraction if mine.limit else 0)
-        assert row["judge_pictures"] == "10"
+        assert row["judge_images"] == "10"
 
 
 @pytest.mark.parametrize(

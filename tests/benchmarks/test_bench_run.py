@@ -95,7 +95,7 @@ def test_one_measurement_from_end_to_end(bundle: Path, tmp_path: Path) -> None:
         assert case.version == "moded 1.0"
         assert case.peak_memory
         assert case.file_size
-        assert (tmp_path / "report" / str(case.picture)).is_file()
+        assert (tmp_path / "report" / str(case.image)).is_file()
         for scenario in SCENARIOS:
             rounds = case.samples[scenario]
             assert len(rounds) == 2
@@ -149,7 +149,7 @@ if request["prompt"] == "fail":
     result = {"ok": False, "error": "cannot convert", "versions": {}, "settings": {}, "stages": {},
               "peak_memory_bytes": 0, "image": None}
 else:
-    stages = {"cold_start": {"load": [0.5], "first_picture": [1.5]},
+    stages = {"cold_start": {"load": [0.5], "first_image": [1.5]},
               "end_to_end": {"load": [9.0], "end_to_end": [0.4] * request["repeats"]},
               "components": {"denoiser_call": [0.1, 0.2], "vae_decode": [0.3]}}
     image = Path(request["work"]) / "a.png"
@@ -204,7 +204,7 @@ def test_a_peer_is_a_case_like_others(
     assert case.samples["load"] == [[0.5], [0.5]]
     assert case.samples["denoiser_step"] == [[0.1, 0.2]] * 2
     assert case.samples["end_to_end"] == [[0.4, 0.4]] * 2
-    assert case.picture
+    assert case.image
 
 
 @pytest.mark.usefixtures("no_peaks")

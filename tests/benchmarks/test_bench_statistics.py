@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from latentc.benchmarks.bench import energy, fidelity, roofline, statistics
-from latentc.benchmarks.bench.fidelity import Pictures
+from latentc.benchmarks.bench.fidelity import Images
 from latentc.benchmarks.bench.model import Operations, Peak
 from tests.bench_reports import series
 
@@ -140,22 +140,22 @@ def test_the_best_of_several_peaks_counts() -> None:
     assert found.value == 3.0
 
 
-def test_fidelity_of_equal_and_of_other_pictures() -> None:
+def test_fidelity_of_equal_and_of_other_images() -> None:
     draw = np.random.default_rng(5)
     images = draw.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     latents = draw.standard_normal((2, 4, 8, 8)).astype(np.float32)
-    same = fidelity.compare(Pictures(images, latents), Pictures(images, latents))
+    same = fidelity.compare(Images(images, latents), Images(images, latents))
     assert same is not None
     assert (same.psnr, same.ssim, same.latents_relative_l2, same.max_difference) == (99, 1, 0, 0)
     other = images.copy()
     other[0, 0, 0, 0] ^= 64
-    found = fidelity.compare(Pictures(other, latents * np.float32(1.1)), Pictures(images, latents))
+    found = fidelity.compare(Images(other, latents * np.float32(1.1)), Images(images, latents))
     assert found is not None
     assert found.psnr == pytest.approx(10 * np.log10(255**2 / (64**2 / images.size)))
     assert found.latents_relative_l2 == pytest.approx(0.1, rel=1e-3)
     assert found.max_difference == 64
     assert 0.9 < found.ssim < 1
-    assert fidelity.compare(Pictures(images[:, :8], None), Pictures(images, None)) is None
+    assert fidelity.compare(Images(images[:, :8], None), Images(images, None)) is None
 
 
 def test_a_map_of_differences_is_black_where_they_are_largest(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_import_times_are_summed_by_package() -> None:
     assert importtime.rows(spent)[-1] == ("all", "4", "0.4")
 
 
-def test_the_bare_script_makes_the_same_picture(builtin_bundle: Path, tmp_path: Path) -> None:
+def test_the_bare_script_makes_the_same_image(builtin_bundle: Path, tmp_path: Path) -> None:
     import latentc
 
     pipe = latentc.load(builtin_bundle, backend="onnxruntime")

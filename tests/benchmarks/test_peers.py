@@ -29,7 +29,7 @@ from _common import Peer, PeerError, main
 
 class Pixel:
     def save(self, path):
-        Path(path).write_bytes(b"a picture")
+        Path(path).write_bytes(b"an image")
 
 class StandIn(Peer):
     packages = ("no-such-package",)
@@ -134,7 +134,7 @@ def test_making_an_environment(stand_in: peers.Peer, tmp_path: Path) -> None:
     assert peers.run(stand_in, request(tmp_path), tmp_path / "r.json")["ok"]
 
 
-def test_one_process_and_several_pictures(ready: peers.Peer, tmp_path: Path) -> None:
+def test_one_process_and_several_images(ready: peers.Peer, tmp_path: Path) -> None:
     asked = request(tmp_path, repeats=3, warmup=2)
     found = peers.run(ready, asked, tmp_path / "r.json")
     assert (found["ok"], found["error"], found["versions"]) == (True, None, {})
@@ -142,9 +142,9 @@ def test_one_process_and_several_pictures(ready: peers.Peer, tmp_path: Path) -> 
     stages = found["stages"]
     assert (len(stages["load"]), len(stages["end_to_end"])) == (1, 3)
     assert stages["denoiser_call"] == [0.5] * 3  # those of the warm-up are gone
-    assert "first_picture" not in stages
+    assert "first_image" not in stages
     assert found["peak_memory_bytes"] > 1 << 20
-    assert Path(found["image"]).read_bytes() == b"a picture"
+    assert Path(found["image"]).read_bytes() == b"an image"
     assert found["image"] == str(tmp_path / "r.png")
     assert sorted(path.name for path in tmp_path.glob("r*")) == ["r.json", "r.png"]
 
@@ -152,7 +152,7 @@ def test_one_process_and_several_pictures(ready: peers.Peer, tmp_path: Path) -> 
 def test_a_cold_start_is_a_process_each(ready: peers.Peer, tmp_path: Path) -> None:
     asked = request(tmp_path, scenario="cold_start", repeats=2, warmup=1)
     stages = peers.run(ready, asked, tmp_path / "r.json")["stages"]
-    assert (len(stages["first_picture"]), len(stages["load"])) == (2, 2)
+    assert (len(stages["first_image"]), len(stages["load"])) == (2, 2)
     assert (tmp_path / "work" / "loads").read_text() == "xxx"
 
 
@@ -313,9 +313,9 @@ def test_a_real_peer_draws_what_was_asked_for(tmp_path: Path, name: str, setting
     found = peers.run(peer, asked, tmp_path / "r.json")
     assert found["ok"], found["error"]
     assert len(found["stages"]["denoiser_call"]) == 25  # no step is skipped
-    picture = np.asarray(Image.open(found["image"])).astype(int)
-    assert picture.shape == (64, 64, 3)
-    red = (picture[..., 0] > 150) & (picture[..., 1] < 100) & (picture[..., 2] < 100)
+    image = np.asarray(Image.open(found["image"])).astype(int)
+    assert image.shape == (64, 64, 3)
+    red = (image[..., 0] > 150) & (image[..., 1] < 100) & (image[..., 2] < 100)
     assert 0.1 < red.mean() < 0.6  # random weights would not know
 
 

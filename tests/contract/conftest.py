@@ -1,4 +1,4 @@
-"""Bundles of tiny pipelines with every task that starts from a picture, loaded, and the pipelines
+"""Bundles of tiny pipelines with every task that starts from an image, loaded, and the pipelines
 themselves."""
 
 from __future__ import annotations

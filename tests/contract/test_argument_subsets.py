@@ -24,7 +24,7 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
-from tests.pictures import BACKENDS, mask, picture
+from tests.sample_images import BACKENDS, mask, sample_image
 from tests.uncaptured import uncaptured
 
 GIVEN = ("flat", "", [""])  # texts: [""] is given in diffusers, "" is not
@@ -49,11 +49,11 @@ REFINED = {
 TEXTS = {"prompt_2": SOME, "negative_prompt": GIVEN[:2], "negative_prompt_2": SOME}
 # With one step it takes another of its scheduler's results.
 OF_PIXART = {"clean_caption": False}
-IMAGE: Mapping[str, Any] = {"image": picture(32, 32)}
+IMAGE: Mapping[str, Any] = {"image": sample_image(32, 32)}
 MASKED = {**IMAGE, "mask_image": mask(32, 32)}
 WITH = {"image-to-image": {**IMAGE, "strength": 1.0}, "inpainting": {**MASKED, "strength": 1.0}}
 WITH |= {"instruct-pix2pix": IMAGE, "depth-to-image": WITH["image-to-image"]}
-WITH |= {"upscaling": {"image": picture(16, 16)}}
+WITH |= {"upscaling": {"image": sample_image(16, 16)}}
 
 # Pipeline, task, arguments with the values that each is tried with besides being left out.
 TABLE: list[tuple[str, str, Mapping[str, Sequence[Any]]]] = [
@@ -257,12 +257,12 @@ def test_every_subset_of_encoded_texts(
 @pytest.mark.parametrize("image", [False, True])
 def test_encoded_images_are_refused_by_name(image: bool, ours: Callable[[str], Pipeline]) -> None:
     """No bundle takes them: never is one ignored."""
-    given = {"ip_adapter_image": picture(32, 32)} if image else {}
+    given = {"ip_adapter_image": sample_image(32, 32)} if image else {}
     with pytest.raises(InputError, match="ip_adapter_image"):
         ours("sd").stream("red", **given, ip_adapter_image_embeds=[torch.zeros(2, 1, 1, 8)])
 
 
-TALL: Mapping[str, Any] = {"image": picture(48, 32), "mask_image": mask(48, 32)}
+TALL: Mapping[str, Any] = {"image": sample_image(48, 32), "mask_image": mask(48, 32)}
 
 
 @pytest.mark.fault("2.4", "second look: the size of an image that is not of the usual one")

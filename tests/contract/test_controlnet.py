@@ -1,5 +1,5 @@
 """ControlNets fused with the denoiser: the same as diffusers' ControlNet pipelines, one or two,
-from noise, from a picture and with a mask."""
+from noise, from an image and with a mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import CONTROLLED
 from tests.loaded import Ours, kept_open
-from tests.pictures import BACKENDS, CALL, assert_same, mask, picture
+from tests.sample_images import BACKENDS, CALL, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
 STEPS = 4
@@ -78,7 +78,7 @@ def check(
     pipe, seed, expected = theirs(name, task), call.pop("seed", 7), []
     call = {**CALL, "num_inference_steps": STEPS, **call}
     given = dict(call)
-    if task == "text-to-image":  # diffusers calls it otherwise where there is no other picture
+    if task == "text-to-image":  # diffusers calls it otherwise where there is no other image
         given["image"] = given.pop("control_image")
     if task == "image-to-image" or task == "inpainting":
         given |= SIZE
@@ -107,11 +107,11 @@ def test_from_noise(name: str, backend: str, made: Any, theirs: Any) -> None:
 @pytest.mark.support(family="sd", task="ControlNet, task", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
-def test_with_other_pictures(task: str, backend: str, made: Any, theirs: Any) -> None:
+def test_with_other_images(task: str, backend: str, made: Any, theirs: Any) -> None:
     given = {"mask_image": mask(48, 32)} if task == "inpainting" else {}
     check(
         *(made, theirs, "sd", task, backend),
-        image=picture(48, 32),
+        image=sample_image(48, 32),
         control_image=outline(48, 32),
         strength=0.8,
         **given,
@@ -223,8 +223,8 @@ def test_the_command(controlled: Callable[[str], Path], tmp_path: Path) -> None:
     start = ["generate", str(controlled("sd")), "red", "--steps", str(STEPS)]
     given = [*start, "--control-image", str(tmp_path / "lines.png"), "-o", str(tmp_path / "o.png")]
     assert command([*given, "--arg", "controlnet_conditioning_scale=0.8"]) == 0
-    with Image.open(tmp_path / "o.png") as picture_made:
-        assert picture_made.size == (48, 32)
+    with Image.open(tmp_path / "o.png") as image_made:
+        assert image_made.size == (48, 32)
     (tmp_path / "o.png").unlink()
     assert command([*start, "-o", str(tmp_path / "o.png")]) == 2
     assert not (tmp_path / "o.png").exists()

@@ -18,11 +18,11 @@ from latentc.exporter.components.tasks.depth import _size
 from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, UnsupportedPipeline
-from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
+from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 
 
 def check(ours: Any, original: Any, backend: str = "onnxruntime", **call: Any) -> None:
-    given = {**CALL, "image": picture(48, 32), "num_inference_steps": STEPS, **call}
+    given = {**CALL, "image": sample_image(48, 32), "num_inference_steps": STEPS, **call}
     seeds = given.pop("seed", 7)
     expected = []
     for kind in ("latent", "np"):
@@ -43,10 +43,10 @@ def check(ours: Any, original: Any, backend: str = "onnxruntime", **call: Any) -
     [
         {},
         {"strength": 1.0, "num_inference_steps": 4},
-        {"image": picture(68, 48), "strength": 0.5, "num_inference_steps": 4},
+        {"image": sample_image(68, 48), "strength": 0.5, "num_inference_steps": 4},
     ],
 )
-def test_from_a_picture(
+def test_from_a_image(
     call: dict[str, Any], backend: str, ours: Any, original: Callable[..., Any]
 ) -> None:
     check(ours, original, backend, **call)
@@ -56,16 +56,16 @@ def test_several(ours: Any, original: Callable[..., Any]) -> None:
     call = {"num_inference_steps": 4, "negative_prompt": "blue"}
     check(ours, original, num_images_per_prompt=2, **call)
     check(ours, original, num_images_per_prompt=2, seed=[3, 4], guidance_scale=1.0, **call)
-    two = [picture(48, 32), picture(48, 32, 60)]
+    two = [sample_image(48, 32), sample_image(48, 32, 60)]
     call = {**call, "prompt": ["red", "blue"], "negative_prompt": ["", "green"]}
     check(ours, original, image=two, **call)
 
 
 def test_the_depth_counts(ours: Any) -> None:
-    """A picture of another depth is not made into the same from the same start."""
+    """An image of another depth is not made into the same from the same start."""
     pipe = ours("depth", "onnxruntime")
     call = {**CALL, "num_inference_steps": 4, "strength": 1.0, "seed": 3, "output_type": "latent"}
-    one, other = (pipe(**call, image=picture(48, 32, seed)).latents for seed in (0, 60))
+    one, other = (pipe(**call, image=sample_image(48, 32, seed)).latents for seed in (0, 60))
     assert np.abs(one - other).max() > 1e-2
 
 
@@ -85,7 +85,7 @@ def test_bad_input(ours: Any) -> None:
     with pytest.raises(InputError, match="gives no image; this bundle takes 'image'"):
         pipe.stream("red")
     with pytest.raises(InputError, match="'strength' must be above 0"):
-        pipe.stream("red", image=picture(48, 32), strength=0)
+        pipe.stream("red", image=sample_image(48, 32), strength=0)
     with pytest.raises(InputError, match="'image': expected a Pillow image"):
         pipe.stream("red", image=np.zeros((1, 4, 16, 24), np.float32))  # no depth in latents
 
@@ -108,7 +108,7 @@ def test_processors(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> N
 
 
 def test_the_command(bundles: Callable[[str], Path], tmp_path: Path) -> None:
-    picture(48, 32).save(tmp_path / "in.png")
+    sample_image(48, 32).save(tmp_path / "in.png")
     start = ["generate", str(bundles("depth")), "red", "--steps", "4"]
     given = [*start, "--image", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
     assert command([*given, "--strength", "0.6"]) == 0

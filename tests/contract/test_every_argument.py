@@ -31,24 +31,24 @@ from latentc.runtimes.programs.statements import (
 )
 from latentc.runtimes.version_1.upgrade import upgrade
 from tests import programs_page, tiny
-from tests.pictures import mask, picture
 from tests.runtimes.test_upgrade import ARCHIVE as OLD_BUNDLES
 from tests.runtimes.test_upgrade import KINDS as OLD_KINDS
+from tests.sample_images import mask, sample_image
 from tests.uncaptured import Mixing, uncaptured
 
 SIDE = 32
 PROMPTS = ["a red circle", "a blue square"]
-PICTURES: Mapping[str, Any] = {
-    "image": picture(SIDE, SIDE),
+IMAGES: Mapping[str, Any] = {
+    "image": sample_image(SIDE, SIDE),
     "mask_image": mask(SIDE, SIDE),
-    "control_image": picture(SIDE, SIDE, seed=40),
-    "ip_adapter_image": picture(SIDE, SIDE, seed=50),
+    "control_image": sample_image(SIDE, SIDE, seed=40),
+    "ip_adapter_image": sample_image(SIDE, SIDE, seed=50),
 }
 OTHERS: Mapping[str, Any] = {
-    "image": picture(SIDE, SIDE, seed=9),
+    "image": sample_image(SIDE, SIDE, seed=9),
     "mask_image": mask(SIDE, SIDE).transpose(0),  # type: ignore[arg-type]
-    "control_image": picture(SIDE, SIDE, seed=60),
-    "ip_adapter_image": picture(SIDE, SIDE, seed=70),
+    "control_image": sample_image(SIDE, SIDE, seed=60),
+    "ip_adapter_image": sample_image(SIDE, SIDE, seed=70),
 }
 # What a call needs besides for an argument to count: the others of its group, or guidance.
 NEGATIVE = {"negative_prompt": "blue"}
@@ -189,7 +189,7 @@ def call_of(pipe: Pipeline, program: Program) -> dict[str, Any]:
     if "prior_num_inference_steps" in numbers_of(program):
         call["prior_num_inference_steps"] = 2
     call |= rows_of(program, 1)
-    return call | {name: PICTURES[name] for name in images_of(program)}
+    return call | {name: IMAGES[name] for name in images_of(program)}
 
 
 def another(pipe: Pipeline, name: str) -> Any:
@@ -312,7 +312,7 @@ def calls_of(pipe: Pipeline, program: Program) -> Iterator[tuple[str, dict[str, 
         weighted = {"prompt_weighting": True, "prompt": "a (red:1.4) circle [small]"}
         yield "weights", {**usual, **weighted}
         long = {"prompt": "a red circle " * 60, "max_embeddings_multiples": 3}
-        yield "chunks", {**usual, **long, **({} if pipe.signature.pictures else weighted)}
+        yield "chunks", {**usual, **long, **({} if pipe.signature.images else weighted)}
     if "guidance_scale" in pipe.signature.scales:
         yield "no guidance", {**usual, "guidance_scale": 1.0}
     yield from _starts(pipe, program, usual)

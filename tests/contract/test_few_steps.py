@@ -98,7 +98,7 @@ def theirs(folder: Callable[[str], Path]) -> Callable[[str], Any]:
 
 
 def assert_same(pipe: latentc.Pipeline, theirs: Any, scheduler: str, **call: Any) -> Any:
-    """The last latents and the pictures; returns our result."""
+    """The last latents and the images; returns our result."""
     with quiet_loading():
         theirs.scheduler = build(scheduler, theirs.own_scheduler_config)
     with watched(theirs, theirs.unet) as seen, torch.no_grad():
@@ -121,7 +121,7 @@ def test_what_one_step_cannot_do_is_left_out(ours: Get) -> None:
 @pytest.mark.support(family="zero-snr", task="text-to-image", target="openvino")
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
 def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
-    """Two pictures of different deviations: each is rescaled by its own."""
+    """Two images of different deviations: each is rescaled by its own."""
     call: dict[str, Any] = {
         "prompt": ["a red circle", "!"],
         "num_inference_steps": 4,

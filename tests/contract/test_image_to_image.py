@@ -1,4 +1,4 @@
-"""From a picture: the same as diffusers' image-to-image pipelines, for every scheduler."""
+"""From an image: the same as diffusers' image-to-image pipelines, for every scheduler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from latentc.exporter.verification.reference import watched
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
-from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
+from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 from tests.tiny import tiny_autoencoder
 
 SIZES = {"sd": (64, 48), "sdxl": (64, 48)}  # width, height
@@ -37,7 +37,7 @@ def theirs(original: Callable[..., Any]) -> Callable[[str], Any]:
 
 
 def reference(pipe: Any, scheduler: str | None, **call: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Final latents, and pictures from 0 to 1."""
+    """Final latents, and images from 0 to 1."""
     if scheduler is not None:
         with quiet_loading():
             pipe.scheduler = build(scheduler, pipe.own_scheduler_config)
@@ -57,7 +57,7 @@ def reference(pipe: Any, scheduler: str | None, **call: Any) -> tuple[np.ndarray
 def test_every_scheduler(
     name: str, scheduler: str, backend: str, ours: Any, theirs: Callable[[str], Any]
 ) -> None:
-    image = picture(*SIZES[name])
+    image = sample_image(*SIZES[name])
     call = {"image": image, "strength": 0.6, "num_inference_steps": STEPS, "seed": 7}
     latents, images = reference(theirs(name), scheduler, **call)
     result = ours(name, backend)(**CALL, **call, scheduler=scheduler, output_type="np")
@@ -67,7 +67,12 @@ def test_every_scheduler(
 @pytest.mark.support(family="sd", task="image-to-image", target="coreml-reference")
 def test_coreml(coreml_bundle: Path, theirs: Callable[[str], Any]) -> None:
     """As the reference evaluator reads the packages back."""
-    call = {"image": picture(*SIZES["sd"]), "strength": 0.6, "num_inference_steps": 4, "seed": 7}
+    call = {
+        "image": sample_image(*SIZES["sd"]),
+        "strength": 0.6,
+        "num_inference_steps": 4,
+        "seed": 7,
+    }
     latents, images = reference(theirs("sd"), "pndm", **call)
     with latentc.load(coreml_bundle, backend="coreml-reference", precision="fp32") as pipe:
         assert_same(pipe(**CALL, **call, scheduler="pndm", output_type="np"), latents, images)
@@ -78,7 +83,12 @@ def test_coreml(coreml_bundle: Path, theirs: Callable[[str], Any]) -> None:
 def test_strengths(
     scheduler: str, strength: float, ours: Any, theirs: Callable[[str], Any]
 ) -> None:
-    call = {"image": picture(32, 32), "strength": strength, "num_inference_steps": 4, "seed": 3}
+    call = {
+        "image": sample_image(32, 32),
+        "strength": strength,
+        "num_inference_steps": 4,
+        "seed": 3,
+    }
     latents, images = reference(theirs("sd"), scheduler, **call)
     result = ours("sd", "onnxruntime")(**CALL, **call, scheduler=scheduler, output_type="np")
     assert_same(result, latents, images)
@@ -86,19 +96,17 @@ def test_strengths(
 
 
 @pytest.mark.parametrize("seed", [5, [5, 9]])
-def test_two_pictures_of_one(
-    seed: int | list[int], ours: Any, theirs: Callable[[str], Any]
-) -> None:
+def test_two_images_of_one(seed: int | list[int], ours: Any, theirs: Callable[[str], Any]) -> None:
     """With one generator for both, and with one for each."""
-    call = {"image": picture(32, 32), "num_inference_steps": 4, "seed": seed}
+    call = {"image": sample_image(32, 32), "num_inference_steps": 4, "seed": seed}
     call |= {"num_images_per_prompt": 2, "strength": 0.5}
     latents, images = reference(theirs("sd"), "euler_a", **call)
     result = ours("sd", "onnxruntime")(**CALL, **call, scheduler="euler_a", output_type="np")
     assert_same(result, latents, images)
 
 
-def test_a_picture_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> None:
-    two = [picture(32, 32), picture(32, 32, seed=40)]
+def test_a_image_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> None:
+    two = [sample_image(32, 32), sample_image(32, 32, seed=40)]
     call = {"image": two, "num_inference_steps": 4, "seed": 5, "strength": 0.5}
     prompts = {"prompt": ["a red circle", "blue"]}
     latents, images = reference(theirs("sd"), "ddim", **call, **prompts)
@@ -108,11 +116,11 @@ def test_a_picture_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> N
     assert_same(result, latents, images)
 
 
-def test_what_a_picture_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
+def test_what_a_image_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
     """Resized as diffusers does; arrays, greys and transparency too."""
     pipe = ours("sd", "onnxruntime")
     call = {"num_inference_steps": 4, "seed": 5, "strength": 0.5, "scheduler": "ddim"}
-    given = picture(32, 32)
+    given = sample_image(32, 32)
 
     def latents(image: Any, **size: int) -> np.ndarray:
         found: np.ndarray = pipe(**CALL, **call, image=image, output_type="latent", **size).latents
@@ -122,19 +130,19 @@ def test_what_a_picture_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
     assert np.array_equal(latents(np.asarray(given)), expected)
     assert np.array_equal(latents(np.asarray(given, np.float32) / 255), expected)
     assert np.array_equal(latents(np.asarray(given)[None]), expected)
-    assert latents(picture(33, 33)).shape == expected.shape
+    assert latents(sample_image(33, 33)).shape == expected.shape
     assert latents(given.convert("L")).shape == expected.shape
     assert latents(given.convert("RGBA")).shape == expected.shape
     assert latents(given, height=16, width=48).shape == (1, 4, 8, 24)
     processor = theirs("sd").image_processor
-    resized = processor.resize(picture(50, 70), height=32, width=32)
-    assert np.array_equal(latents(picture(50, 70), height=32, width=32), latents(resized))
+    resized = processor.resize(sample_image(50, 70), height=32, width=32)
+    assert np.array_equal(latents(sample_image(50, 70), height=32, width=32), latents(resized))
 
 
 def test_with_what_else_there_is(bundles: Callable[[str], Path]) -> None:
-    """Fixed sizes, low memory and step by step; calls without a picture go on as ever."""
+    """Fixed sizes, low memory and step by step; calls without an image go on as ever."""
     call = {**CALL, "num_inference_steps": 4, "seed": 5, "output_type": "latent"}
-    image = picture(32, 32)
+    image = sample_image(32, 32)
     with latentc.load(bundles("sd"), backend="openvino") as pipe:
         expected = pipe(**call, image=image, strength=0.5).latents
         plain = pipe(**call).latents
@@ -172,7 +180,7 @@ def test_a_tiny_autoencoder_draws_no_noise(
     redraw = AutoPipelineForImage2Image.from_pipe(pipe)
     redraw.set_progress_bar_config(disable=True)
     redraw.own_scheduler_config = dict(pipe.scheduler.config)
-    call = {"image": picture(32, 32), "strength": 0.5, "num_inference_steps": 4, "seed": 3}
+    call = {"image": sample_image(32, 32), "strength": 0.5, "num_inference_steps": 4, "seed": 3}
     latents, images = reference(redraw, "ddim", **call)
     with latentc.load(tmp_path / "b") as made:
         assert_same(made(**CALL, **call, scheduler="ddim", output_type="np"), latents, images)
@@ -190,13 +198,16 @@ def test_a_tiny_autoencoder_draws_no_noise(
             {"image": np.zeros((32, 32, 3)), "height": 48},
             "an array of 32x32 pixels, expected 32x48",
         ),
-        ({"image": picture(32, 32), "strength": 0}, "above 0 and at most 1"),
-        ({"image": picture(32, 32), "strength": 1.5}, "above 0 and at most 1"),
-        ({"image": picture(32, 32), "strength": 0.1}, "leaves none"),
-        ({"image": [picture(32, 32)] * 2}, "2 images in 'image' for 1"),
-        ({"image": [picture(32, 32), picture(16, 32)], "num_images_per_prompt": 2}, "2 sizes"),
+        ({"image": sample_image(32, 32), "strength": 0}, "above 0 and at most 1"),
+        ({"image": sample_image(32, 32), "strength": 1.5}, "above 0 and at most 1"),
+        ({"image": sample_image(32, 32), "strength": 0.1}, "leaves none"),
+        ({"image": [sample_image(32, 32)] * 2}, "2 images in 'image' for 1"),
         (
-            {"image": picture(32, 32), "latents": np.zeros((1, 4, 16, 16), np.float32)},
+            {"image": [sample_image(32, 32), sample_image(16, 32)], "num_images_per_prompt": 2},
+            "2 sizes",
+        ),
+        (
+            {"image": sample_image(32, 32), "latents": np.zeros((1, 4, 16, 16), np.float32)},
             "give one of them",
         ),
     ],
@@ -210,7 +221,7 @@ def test_bundles_without_it(
     sd_bundle: Path, pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--task image-to-image"):
-        pipe("red", image=picture(32, 32))
+        pipe("red", image=sample_image(32, 32))
     with pytest.raises(InputError, match="DDPMPipeline has no task image-to-image"):
         export(pipeline_folder("unconditional"), tmp_path / "b", tasks=["image-to-image"])
     with pytest.raises(InputError, match="unknown task 'painting'; tasks: text-to-image, image"):
@@ -228,8 +239,8 @@ def test_the_command(
 ) -> None:
     upright = Image.Exif()
     upright[0x0112] = 6  # a quarter turn
-    picture(32, 48).rotate(90, expand=True).save(tmp_path / "in.png", exif=upright)
-    (tmp_path / "text.png").write_text("no picture")
+    sample_image(32, 48).rotate(90, expand=True).save(tmp_path / "in.png", exif=upright)
+    (tmp_path / "text.png").write_text("no image")
     output, given = tmp_path / "out.png", ["--image", str(tmp_path / "in.png")]
     assert command(generate(bundles("sd"), output, *given, "--strength", "0.5")) == 0
     with Image.open(output) as made:

@@ -1,4 +1,4 @@
-"""A part of a picture anew: the same as diffusers' inpainting pipelines, with denoisers that were
+"""A part of an image anew: the same as diffusers' inpainting pipelines, with denoisers that were
 trained for it and with those that were not."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from latentc.exporter.schedulers.tables import build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
-from tests.pictures import BACKENDS, CALL, STEPS, assert_same, mask, picture
+from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
 TRAINED = {"sd": False, "sdxl": False, "inpaint": True, "inpaint-xl": True}
@@ -30,7 +30,7 @@ TRAINED = {"sd": False, "sdxl": False, "inpaint": True, "inpaint-xl": True}
 def reference(
     original: Callable[..., Any], name: str, scheduler: str | None, **call: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Final latents, and pictures from 0 to 1."""
+    """Final latents, and images from 0 to 1."""
     pipe = original(name, AutoPipelineForInpainting)
     if scheduler is not None:
         with quiet_loading():
@@ -47,7 +47,7 @@ def reference(
 
 
 def given(**more: Any) -> dict[str, Any]:
-    call = {"image": picture(48, 32), "mask_image": mask(48, 32), "num_inference_steps": STEPS}
+    call = {"image": sample_image(48, 32), "mask_image": mask(48, 32), "num_inference_steps": STEPS}
     return {**call, "strength": 0.7, "seed": 7, **more}
 
 
@@ -89,7 +89,7 @@ def test_every_scheduler(
 
 @pytest.mark.parametrize("name", ["sd", "inpaint"])
 @pytest.mark.parametrize("seed", [5, [5, 9]])
-def test_two_pictures_of_one(
+def test_two_images_of_one(
     name: str, seed: int | list[int], ours: Any, original: Callable[..., Any]
 ) -> None:
     """With one generator for both, and with one for each."""
@@ -107,8 +107,8 @@ def test_two_pictures_of_one(
 def test_crops_and_blurred_masks(
     name: str, padding: int, blur: int, ours: Any, original: Callable[..., Any]
 ) -> None:
-    """The whole picture comes back, in its own size."""
-    image, where = picture(70, 50), mask(70, 50)
+    """The whole image comes back, in its own size."""
+    image, where = sample_image(70, 50), mask(70, 50)
     pipe = original(name, AutoPipelineForInpainting)
     with quiet_loading():
         pipe.scheduler = build("ddim", pipe.own_scheduler_config)
@@ -138,7 +138,7 @@ def test_crops_and_blurred_masks(
 
 
 def test_what_stays(ours: Any) -> None:
-    """What is black in the mask has the picture's latents in the end, to the last bit."""
+    """What is black in the mask has the image's latents in the end, to the last bit."""
     pipe = ours("sd", "onnxruntime")
     call = given(num_inference_steps=4, strength=1.0, output_type="latent", scheduler="ddim")
     one = pipe(**CALL, **SIZE, **call).latents
@@ -187,7 +187,7 @@ def test_latents_and_a_callback(ours: Any, original: Callable[..., Any]) -> None
 
 
 def test_a_bundle_of_its_class(bundles: Callable[[str], Path]) -> None:
-    """One of a denoiser trained for it does nothing else, and is verified with a picture."""
+    """One of a denoiser trained for it does nothing else, and is verified with an image."""
     manifest = Manifest.load(bundles("inpaint"))
     assert [program.name for program in manifest.programs] == ["inpainting"]
     assert manifest.latents.channels == 4
@@ -220,18 +220,18 @@ def test_bad_input(ours: Any, call: dict[str, Any], says: str) -> None:
 def test_other_bundles(sd_bundle: Path, ours: Any) -> None:
     where = mask(48, 32)
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--task inpainting"):
-        pipe("red", image=picture(48, 32), mask_image=where)
+        pipe("red", image=sample_image(48, 32), mask_image=where)
     pipe = ours("sd", "onnxruntime")
     with pytest.raises(InputError, match="this bundle takes no image"):
         pipe.stream("red", mask_image=where)
     with pytest.raises(InputError, match="no mask was given"):
-        pipe.stream("red", image=picture(48, 32), mask_blur=3)
+        pipe.stream("red", image=sample_image(48, 32), mask_blur=3)
 
 
 def test_the_command(
     bundles: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture(48, 32).save(tmp_path / "in.png")
+    sample_image(48, 32).save(tmp_path / "in.png")
     mask(48, 32).save(tmp_path / "mask.png")
     Image.new("L", (48, 32)).save(tmp_path / "black.png")
     start = ["generate", str(bundles("sd")), "red", "--steps", "4", "-o", str(tmp_path / "o.png")]

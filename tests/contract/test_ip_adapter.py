@@ -22,7 +22,7 @@ from latentc.runtimes.errors import InputError, SourceError
 from latentc.runtimes.programs.statements import Loop, Run
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
-from tests.pictures import BACKENDS, CALL, assert_same, picture
+from tests.sample_images import BACKENDS, CALL, assert_same, sample_image
 
 STEPS = 4
 
@@ -122,22 +122,22 @@ def check(pipe: Any, original: Any, scale: Any = 1.0, **call: Any) -> None:
 @pytest.mark.support(family="name", task="IP-Adapter", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ADAPTED)
-def test_a_picture_to_look_at(
+def test_a_image_to_look_at(
     name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
 ) -> None:
     """Of several adapters each alone too: the other's scale is 0."""
     several = len(ADAPTED[name][1]) > 1
-    pictures = [picture(70, 50), picture(30, 50, 40)] if several else picture(70, 50)
+    images = [sample_image(70, 50), sample_image(30, 50, 40)] if several else sample_image(70, 50)
     scales: list[Any] = [[1.0, 1.0], [0.7, 0.0], [0.0, 0.6]] if several else [1.0, 0.4]
     with latentc.load(adapted(name), backend=backend) as pipe:
         for scale in scales:
-            check(pipe, theirs(name), scale, ip_adapter_image=pictures)
-        check(pipe, theirs(name), scales[0], ip_adapter_image=pictures, num_images_per_prompt=2)
-        check(pipe, theirs(name), scales[0], ip_adapter_image=pictures, guidance_scale=1.0)
+            check(pipe, theirs(name), scale, ip_adapter_image=images)
+        check(pipe, theirs(name), scales[0], ip_adapter_image=images, num_images_per_prompt=2)
+        check(pipe, theirs(name), scales[0], ip_adapter_image=images, guidance_scale=1.0)
 
 
-def test_no_picture_is_not_nothing(adapted: Callable[[str], Path]) -> None:
-    """What is guided away from: tokens of no picture, which are not zeros."""
+def test_no_image_is_not_nothing(adapted: Callable[[str], Path]) -> None:
+    """What is guided away from: tokens of no image, which are not zeros."""
     manifest = Manifest.load(adapted("sd-plus"))
     (loop,) = (step for step in manifest.programs[0].steps if isinstance(step, Loop))
     encoders = (step for step in manifest.programs[0].steps if isinstance(step, Run))
@@ -163,16 +163,16 @@ def test_no_picture_is_not_nothing(adapted: Callable[[str], Path]) -> None:
     assert not np.array_equal(grey["tokens_2"], black["tokens_2"])
 
 
-def test_beside_other_pictures(adapted: Callable[[str], Path], theirs: Any) -> None:
+def test_beside_other_images(adapted: Callable[[str], Path], theirs: Any) -> None:
     with latentc.load(adapted("sd"), backend="onnxruntime") as pipe:
-        given = {"image": picture(48, 32), "strength": 0.8}
+        given = {"image": sample_image(48, 32), "strength": 0.8}
         original = theirs("sd", AutoPipelineForImage2Image)
-        check(pipe, original, ip_adapter_image=picture(32, 32), **given)
-        check(pipe, theirs("sd"), ip_adapter_image=picture(32, 32), guidance_scale=1.0)
+        check(pipe, original, ip_adapter_image=sample_image(32, 32), **given)
+        check(pipe, theirs("sd"), ip_adapter_image=sample_image(32, 32), guidance_scale=1.0)
         off = {**CALL, "num_inference_steps": STEPS, "seed": 1, "output_type": "latent"}
         one, other = (
             pipe(**off, ip_adapter_image=each, ip_adapter_scale=0).latents
-            for each in (picture(32, 32), picture(32, 32, 50))
+            for each in (sample_image(32, 32), sample_image(32, 32, 50))
         )
         assert np.array_equal(one, other)
 
@@ -207,15 +207,15 @@ def test_bad_input(
             export(pipeline_folder(name), tmp_path / "b", ip_adapter=given)
     assert not (tmp_path / "b").exists()
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--ip-adapter"):
-        pipe("red", ip_adapter_image=picture(32, 32))
+        pipe("red", ip_adapter_image=sample_image(32, 32))
     with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no image"):
         pipe("red")
     with latentc.load(adapted("sd-plus"), backend="onnxruntime") as pipe:
         for call, says in (
-            ({"ip_adapter_image": picture(32, 32)}, "expected a list of 2"),
-            ({"ip_adapter_image": [picture(32, 32)] * 3}, "expected a list of 2"),
+            ({"ip_adapter_image": sample_image(32, 32)}, "expected a list of 2"),
+            ({"ip_adapter_image": [sample_image(32, 32)] * 3}, "expected a list of 2"),
             (
-                {"ip_adapter_image": [picture(32, 32)] * 2, "ip_adapter_scale": [1, 2, 3]},
+                {"ip_adapter_image": [sample_image(32, 32)] * 2, "ip_adapter_scale": [1, 2, 3]},
                 "takes 2 numbers",
             ),
         ):
@@ -224,7 +224,7 @@ def test_bad_input(
 
 
 def test_the_command(adapted: Callable[[str], Path], tmp_path: Path) -> None:
-    picture(40, 30).save(tmp_path / "in.png")
+    sample_image(40, 30).save(tmp_path / "in.png")
     start = ["generate", str(adapted("sd")), "red", "--steps", str(STEPS)]
     given = [*start, "--ip-adapter-image", str(tmp_path / "in.png"), "-o", str(tmp_path / "o.png")]
     assert command([*given, "--arg", "ip_adapter_scale=0.5"]) == 0

@@ -21,7 +21,7 @@ from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
-from tests.pictures import picture
+from tests.sample_images import sample_image
 
 STEPS, PRIOR_STEPS = 6, 4
 CALL: dict[str, Any] = {
@@ -142,7 +142,7 @@ def test_the_same_images_from_an_image(ours: Pipeline, parts: Mapping[str, Any],
     """Images are made smaller in two steps, by Pillow's `reducing_gap`. diffusers' class takes
     height and width for one another."""
     seeds, more = IMAGES[name]
-    images = [picture(300, 420), picture(500, 90, seed=4)]
+    images = [sample_image(300, 420), sample_image(500, 90, seed=4)]
     image = images if isinstance(seeds, list) else images[0]
     call = CALL | {"image": image} | more
     swapped = call | {"height": call["width"], "width": call["height"]}

@@ -1,4 +1,4 @@
-"""The same seed gives the same picture as diffusers: every family, scheduler and backend."""
+"""The same seed gives the same image as diffusers: every family, scheduler and backend."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pipes(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="module")
 def reference(pipes: Callable[[str], Any]) -> Reference:
-    """Final latents and uint8 pictures of the diffusers pipeline, computed once."""
+    """Final latents and uint8 images of the diffusers pipeline, computed once."""
     known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def get(name: str, scheduler: str) -> tuple[np.ndarray, np.ndarray]:
@@ -84,11 +84,11 @@ def ours(exported: Callable[[str], Path]) -> Iterator[Ours]:
         yield get
 
 
-def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:
+def assert_same(result: Any, latents: np.ndarray, images: np.ndarray) -> None:
     error = relative_l2(result.latents, latents)
     assert error <= LATENTS
     found = np.stack([np.asarray(image) for image in result.images]).astype(int)
-    assert np.abs(found - pictures.reshape(found.shape)).max() <= IMAGE
+    assert np.abs(found - images.reshape(found.shape)).max() <= IMAGE
 
 
 @pytest.mark.support(family="name", task="text-to-image", target="backend")
@@ -98,11 +98,11 @@ def assert_same(result: Any, latents: np.ndarray, pictures: np.ndarray) -> None:
 def test_every_scheduler(
     name: str, scheduler: str, backend: str, ours: Any, reference: Reference
 ) -> None:
-    latents, pictures = reference(name, scheduler)
+    latents, images = reference(name, scheduler)
     result = ours(name, backend)(
         **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
-    assert_same(result, latents, pictures)
+    assert_same(result, latents, images)
 
 
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
@@ -130,7 +130,7 @@ def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> N
             callback_on_step_end_tensor_inputs=conditions,
         ).images
     assert seen.latents is not None
-    pictures = (images * 255).round().astype(np.uint8)
+    pixels = (images * 255).round().astype(np.uint8)
     for backend in BACKENDS:
         result = ours(name, backend)(
             **PROMPTS[name],
@@ -139,7 +139,7 @@ def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> N
             seed=SEED,
             guidance_stop=0.6,
         )
-        assert_same(result, seen.latents.numpy(), pictures)
+        assert_same(result, seen.latents.numpy(), pixels)
 
 
 @pytest.mark.support(family="name", task="text-to-image", target="backend")
@@ -149,11 +149,11 @@ def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> N
 def test_prediction_types(
     name: str, scheduler: str, backend: str, ours: Any, reference: Reference
 ) -> None:
-    latents, pictures = reference(name, scheduler)
+    latents, images = reference(name, scheduler)
     result = ours(name, backend)(
         **PROMPTS[name], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
-    assert_same(result, latents, pictures)
+    assert_same(result, latents, images)
 
 
 @pytest.mark.support(family="lcm", task="text-to-image", target="backend")
@@ -162,11 +162,11 @@ def test_prediction_types(
 def test_guidance_that_the_denoiser_takes(
     scheduler: str, backend: str, ours: Any, reference: Reference
 ) -> None:
-    latents, pictures = reference("lcm", scheduler)
+    latents, images = reference("lcm", scheduler)
     result = ours("lcm", backend)(
         **PROMPTS["lcm"], num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
-    assert_same(result, latents, pictures)
+    assert_same(result, latents, images)
     assert result.settings["guidance_scale"] == 6.0
 
 
@@ -248,11 +248,11 @@ def test_negative_prompts_of_latent_diffusion(ours: Any, pipes: Callable[[str], 
 @pytest.mark.support(family="name", task="text-to-image", target="torch")
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
 def test_torch_target(name: str, ours: Any, reference: Reference) -> None:
-    latents, pictures = reference(name, "ddim")
+    latents, images = reference(name, "ddim")
     result = ours(name, "torch")(
         **PROMPTS[name], num_inference_steps=STEPS, scheduler="ddim", seed=SEED
     )
-    assert_same(result, latents, pictures)
+    assert_same(result, latents, images)
 
 
 def test_torch_takes_arrays_that_are_read_only(ours: Any, recwarn: pytest.WarningsRecorder) -> None:
@@ -274,14 +274,14 @@ def test_torch_takes_arrays_that_are_read_only(ours: Any, recwarn: pytest.Warnin
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Reference) -> None:
     """As the reference evaluator reads them back."""
-    latents, pictures = reference("sd", "pndm")
+    latents, images = reference("sd", "pndm")
     with latentc.load(coreml_bundle, backend="coreml-reference", precision=precision) as pipe:
         result = pipe(**PROMPTS["sd"], num_inference_steps=STEPS, scheduler="pndm", seed=SEED)
     if precision == "fp32":
-        assert_same(result, latents, pictures)
+        assert_same(result, latents, images)
     else:
         assert relative_l2(result.latents, latents) <= 1e-2
-        assert psnr(np.stack([np.asarray(image) for image in result.images]), pictures) >= 35
+        assert psnr(np.stack([np.asarray(image) for image in result.images]), images) >= 35
 
 
 @pytest.mark.support(family="sdxl", task="text-to-image", target="coreml-reference")
@@ -295,10 +295,10 @@ def test_coreml_packages_of_sdxl(
         steps=[STEPS],
         schedulers=["ddim"],
     )
-    latents, pictures = reference("sdxl", "ddim")
+    latents, images = reference("sdxl", "ddim")
     with latentc.load(tmp_path / "b", backend="coreml-reference") as pipe:
         result = pipe(**PROMPTS["sdxl"], num_inference_steps=STEPS, scheduler="ddim", seed=SEED)
-    assert_same(result, latents, pictures)
+    assert_same(result, latents, images)
 
 
 def pixel_loop(pipe: Any, scheduler: Any, batch: int) -> np.ndarray:
@@ -328,11 +328,11 @@ def test_unconditional(
     with quiet_loading():
         made = build(scheduler, pipe.own_scheduler_config)
     latents = pixel_loop(pipe, made, batch=2)
-    pictures = (np.clip(latents / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+    images = (np.clip(latents / 2 + 0.5, 0, 1) * 255).round().astype(np.uint8)
     result = ours("unconditional", backend)(
         batch_size=2, num_inference_steps=STEPS, scheduler=scheduler, seed=SEED
     )
-    assert_same(result, latents, pictures.transpose(0, 2, 3, 1))
+    assert_same(result, latents, images.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
@@ -359,7 +359,7 @@ def test_unconditional_pipelines(scheduler: str, ours: Any, pipes: Callable[[str
 
 @pytest.mark.parametrize("generators", ["one", "per image"])
 def test_batches(generators: str, ours: Any, pipes: Callable[[str], Any]) -> None:
-    """Two prompts, two pictures each, another size, a scheduler that draws noise."""
+    """Two prompts, two images each, another size, a scheduler that draws noise."""
     pipe = pipes("sd")
     with quiet_loading():
         pipe.scheduler = build("euler_a", pipe.own_scheduler_config)

@@ -231,7 +231,7 @@ def test_nothing_changes_unasked(name: str, ours: Any, theirs: Callable[[str], A
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_a_batch(name: str, backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
-    """Prompts of different lengths and weights, two pictures each."""
+    """Prompts of different lengths and weights, two images each."""
     pipe, both = theirs(name), 1 + (name == "sdxl")
     rows = [
         encoded(pipe, [parts] * both, 3)

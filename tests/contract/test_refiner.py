@@ -19,7 +19,7 @@ from latentc.exporter.schedulers.tables import build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from tests.conftest import KEPT, one_at_a_time
-from tests.pictures import BACKENDS, CALL, STEPS, assert_same, picture
+from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 
 
 def use(pipe: Any, scheduler: str) -> Any:
@@ -37,7 +37,7 @@ def draw(pipe: Any, kind: str, **call: Any) -> Any:
 @pytest.mark.support(family="refiner", task="image-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
-    call = {"image": picture(48, 32), "num_inference_steps": STEPS, "strength": 0.6, "seed": 7}
+    call = {"image": sample_image(48, 32), "num_inference_steps": STEPS, "strength": 0.6, "seed": 7}
     pipe = use(original("refiner"), "euler")
     latents = draw(pipe, "latent", **call).numpy()
     images = draw(pipe, "np", **call)
@@ -76,8 +76,8 @@ def test_ensembles(scheduler: str, backend: str, ours: Any, original: Callable[.
     assert_same(result, latents, images)
 
 
-def test_latents_as_a_picture(ours: Any, original: Callable[..., Any]) -> None:
-    """With noise added, as for a picture."""
+def test_latents_as_a_image(ours: Any, original: Callable[..., Any]) -> None:
+    """With noise added, as for an image."""
     clean = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
     call = {"num_inference_steps": STEPS, "strength": 0.5, "seed": 3}
     pipe = use(original("refiner"), "ddim")
@@ -99,7 +99,7 @@ def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({"denoising_start": 0.5, "image": picture(32, 32)}, "another run's latents"),
+        ({"denoising_start": 0.5, "image": sample_image(32, 32)}, "another run's latents"),
         ({"denoising_end": 1.5}, "above 0 and at most 1"),
         ({"denoising_end": 0.01}, "leaves no step"),
         ({"denoising_start": 0.999, "image": np.zeros((1, 4, 16, 16))}, "cannot begin there"),
@@ -112,7 +112,7 @@ def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
     ],
 )
 def test_bad_input(call: dict[str, Any], says: str, ours: Any) -> None:
-    given = {"image": picture(32, 32), **call}
+    given = {"image": sample_image(32, 32), **call}
     with pytest.raises(InputError, match=says):
         ours("refiner", "onnxruntime").stream("red", num_inference_steps=4, **given)
 
@@ -149,7 +149,7 @@ def test_what_both_have_is_stored_once(
         assert command([*call, "--share-with", str(base)]) == 0
         size = {"height": 32, "width": 48}
         before = latentc.load(bundles("refiner"), backend="onnxruntime")
-        given = {**CALL, "image": picture(**size), "num_inference_steps": STEPS, "seed": 1}
+        given = {**CALL, "image": sample_image(**size), "num_inference_steps": STEPS, "seed": 1}
         manifest = Manifest.load(refined)
         for build in manifest.builds:
             for name in ("text_encoder_2", "vae_decoder", "vae_encoder"):

@@ -23,7 +23,7 @@ from latentc.runtimes.images.image import resized
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests import tiny_transformers
 from tests.conftest import KEPT, one_at_a_time
-from tests.pictures import assert_same
+from tests.sample_images import assert_same
 from tests.uncaptured import uncaptured
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}

@@ -33,7 +33,7 @@ from latentc.runtimes.programs.listing import listing
 from tests import tiny
 from tests.conftest import Run
 from tests.docs import independent_loader as reader
-from tests.pictures import mask, picture
+from tests.sample_images import mask, sample_image
 from tests.uncaptured import uncaptured
 
 FLAGS = "nsfw_content_detected"
@@ -107,7 +107,7 @@ def test_from_an_image(with_images: Pipeline, theirs: Any) -> None:
     pipe = CLASSES["image-to-image"].from_pipe(theirs)
     pipe.set_progress_bar_config(disable=True)
     call = {name: value for name, value in CALL.items() if name not in ("height", "width")}
-    call |= {"image": picture(48, 32), "strength": 0.9, "output_type": "np"}
+    call |= {"image": sample_image(48, 32), "strength": 0.9, "output_type": "np"}
     check(with_images(**call, seed=SEEDS), expected_of(pipe, **call))
 
 
@@ -115,7 +115,12 @@ def test_an_overlay_comes_after(with_images: Pipeline, theirs: Any) -> None:
     """What is checked is what was made; around it the image is the caller's own."""
     pipe = CLASSES["inpainting"].from_pipe(theirs)
     pipe.set_progress_bar_config(disable=True)
-    call = {**CALL, "image": picture(64, 64), "mask_image": mask(64, 64), "padding_mask_crop": 4}
+    call = {
+        **CALL,
+        "image": sample_image(64, 64),
+        "mask_image": mask(64, 64),
+        "padding_mask_crop": 4,
+    }
     call |= {"height": 32, "width": 32, "strength": 1.0}
     expected, found = expected_of(pipe, **call), with_images(**call, seed=SEEDS)
     flags = expected.nsfw_content_detected
@@ -133,7 +138,7 @@ def test_of_a_controlnet(source: Path, theirs: Any, tmp_path: Path) -> None:
     ours = uncaptured(source, tmp_path / "bundle", asked={"controlnet": [str(tmp_path / "net")]})
     pipe = StableDiffusionControlNetPipeline(**theirs.components, controlnet=net)
     pipe.set_progress_bar_config(disable=True)
-    control, call = picture(32, 48), {**CALL, "output_type": "np"}
+    control, call = sample_image(32, 48), {**CALL, "output_type": "np"}
     expected = expected_of(pipe, **call, image=control)
     check(ours(**call, control_image=control, seed=SEEDS), expected)
 

@@ -31,7 +31,7 @@ from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.verification.verify import relative_l2
 from tests import transformers
 from tests.loaded import Ours, kept_open
-from tests.pictures import BACKENDS, CALL, mask, picture
+from tests.sample_images import BACKENDS, CALL, mask, sample_image
 
 STEPS = transformers.STEPS
 # Width and height in pixels; latents of 35 by 22 for the first.
@@ -72,7 +72,7 @@ class Row:
             image = True, width + 3, height + 7  # to be resized
         if self.task == "text-to-image":
             return made if self.unit else {**made, "latents": noise(width, height)}
-        made["image"] = picture(*image[1:])
+        made["image"] = sample_image(*image[1:])
         if self.task == "inpainting":
             made["mask_image"] = mask(*image[1:])
         return made
@@ -202,7 +202,7 @@ def test_a_masked_part_in_an_uneven_size(
         theirs = class_of(plain, INPAINT).from_pipe(plain)  # type: ignore[attr-defined]
     theirs.set_progress_bar_config(disable=True)
     call = {**CALL, "num_inference_steps": STEPS, **HALF, "width": size[0], "height": size[1]}
-    call |= {"image": picture(120, 90), "mask_image": mask(120, 90), "padding_mask_crop": 3}
+    call |= {"image": sample_image(120, 90), "mask_image": mask(120, 90), "padding_mask_crop": 3}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the size is made smaller
         (expected,) = theirs(**call, generator=torch.Generator().manual_seed(7)).images
@@ -211,13 +211,13 @@ def test_a_masked_part_in_an_uneven_size(
     assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 2
 
 
-@pytest.mark.fault("3.8", "the small picture of an upscaler is shrunk as diffusers does")
+@pytest.mark.fault("3.8", "the small image of an upscaler is shrunk as diffusers does")
 def test_the_upscalers_rule(ours: Any, original: Callable[..., Any]) -> None:
     processor = original("upscaler").image_processor
     for width, height in SIZES[:4]:
-        shrunk = processor.preprocess(picture(width, height)).shape[2:]
+        shrunk = processor.preprocess(sample_image(width, height)).shape[2:]
         made = ours("upscaler", "onnxruntime")(
-            "red", image=picture(width, height), num_inference_steps=4, output_type="np"
+            "red", image=sample_image(width, height), num_inference_steps=4, output_type="np"
         )
         assert made.images.shape[1:3] == (shrunk[0] * 2, shrunk[1] * 2)
 

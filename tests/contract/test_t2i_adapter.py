@@ -36,10 +36,10 @@ from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
-from tests.pictures import BACKENDS, CALL, assert_same, picture
+from tests.sample_images import BACKENDS, CALL, assert_same, sample_image
 
 STEPS = 4
-# Bundle → its pipeline, and of each adapter the kind and the picture's channels.
+# Bundle → its pipeline, and of each adapter the kind and the image's channels.
 ADAPTED: dict[str, tuple[str, list[tuple[str, int]]]] = {
     "sd-blocks": ("sd-blocks", [("full_adapter", 1)]),
     "sd-blocks-two": ("sd-blocks", [("full_adapter", 1), ("full_adapter", 3)]),
@@ -128,9 +128,9 @@ def ours(adapted: Callable[[str], Path]) -> Iterator[Ours]:
 
 
 def shown(name: str, seed: int = 0) -> Any:
-    """A picture for each adapter, as diffusers wants it."""
+    """An image for each adapter, as diffusers wants it."""
     kinds = ADAPTED[name][1]
-    made = [picture(48, 32, seed + 30 * index) for index in range(len(kinds))]
+    made = [sample_image(48, 32, seed + 30 * index) for index in range(len(kinds))]
     made = [p.convert("L") if kind[1] == 1 else p for p, kind in zip(made, kinds, strict=True)]
     return made if len(made) > 1 else made[0]
 
@@ -172,7 +172,7 @@ def test_shares_count_steps_not_evaluations(
     check(ours, theirs, "sdxl", scheduler=scheduler, adapter_conditioning_factor=share)
 
 
-def test_several_pictures(ours: Any, theirs: Any) -> None:
+def test_several_images(ours: Any, theirs: Any) -> None:
     call = {"negative_prompt": "blue", "num_images_per_prompt": 2}
     check(ours, theirs, "sdxl", **call, adapter_conditioning_factor=0.5)
     check(ours, theirs, "sdxl", guidance_scale=1.0)
@@ -182,7 +182,7 @@ def test_several_pictures(ours: Any, theirs: Any) -> None:
 
 
 def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None:
-    """The guidance's window, low memory, a scale of zero, coloured pictures for a grey adapter."""
+    """The guidance's window, low memory, a scale of zero, coloured images for a grey adapter."""
     call = {**CALL, "image": shown("sdxl"), "num_inference_steps": STEPS, "seed": 5}
     call |= {"output_type": "latent", "adapter_conditioning_factor": 0.5, "guidance_stop": 0.5}
     expected = ours("sdxl")(**call).latents
@@ -194,7 +194,7 @@ def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None
     assert np.array_equal(ours("sdxl")(**other, adapter_conditioning_scale=0.0).latents, none)
     assert not np.array_equal(ours("sdxl")(**off).latents, none)
     grey = {**CALL, "num_inference_steps": STEPS, "seed": 5, "output_type": "latent"}
-    colours = picture(48, 32)
+    colours = sample_image(48, 32)
     one, same = (
         ours("sd-blocks")(**grey, image=each).latents for each in (colours, colours.convert("L"))
     )
@@ -205,7 +205,7 @@ def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None
 @pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("kind", ["light_adapter", "full_adapter"])
 def test_features_travel_whole(kind: str, multiple: int) -> None:
-    """Of a light adapter too, with channels that do not fill the larger picture's, and of latents
+    """Of a light adapter too, with channels that do not fill the larger image's, and of latents
     that cannot be halved."""
     torch.manual_seed(0)
     channels = [10, 18, 18] if kind == "full_adapter" else [10, 18]
@@ -281,16 +281,16 @@ def test_what_went_in(adapted: Callable[[str], Path]) -> None:
     [
         ("sdxl", {}, "gives no image; this bundle takes 'image'"),
         ("sdxl", {"image": "x.png"}, "expected a Pillow image"),
-        ("sdxl", {"image": picture(48, 32), "strength": 0.5}, "no use for strength"),
+        ("sdxl", {"image": sample_image(48, 32), "strength": 0.5}, "no use for strength"),
         (
             "sdxl",
-            {"image": picture(48, 32), "adapter_conditioning_factor": 1.5},
+            {"image": sample_image(48, 32), "adapter_conditioning_factor": 1.5},
             "'adapter_conditioning_factor' must be from 0 to 1",
         ),
-        ("sd-blocks-two", {"image": picture(48, 32)}, "expected a list of 2"),
+        ("sd-blocks-two", {"image": sample_image(48, 32)}, "expected a list of 2"),
         (
             "sd-blocks-two",
-            {"image": [picture(48, 32)] * 2, "adapter_conditioning_scale": [1, 2, 3]},
+            {"image": [sample_image(48, 32)] * 2, "adapter_conditioning_scale": [1, 2, 3]},
             "takes 2 numbers",
         ),
     ],

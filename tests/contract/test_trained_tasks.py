@@ -1,4 +1,4 @@
-"""Models that were trained to follow instructions on a picture, or to enlarge it: the same as
+"""Models that were trained to follow instructions on an image, or to enlarge it: the same as
 diffusers' pipelines for them."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from latentc.exporter.compiler.export import export
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
-from tests.pictures import BACKENDS, STEPS, assert_same, picture
+from tests.sample_images import BACKENDS, STEPS, assert_same, sample_image
 
 CALL = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0}
 SIZES = {"pix2pix": (48, 32), "pix2pix-xl": (48, 32), "upscaler": (32, 16)}  # width, height
@@ -23,7 +23,7 @@ SIZES = {"pix2pix": (48, 32), "pix2pix-xl": (48, 32), "upscaler": (32, 16)}  # w
 def reference(
     original: Callable[..., Any], name: str, **call: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Final latents, and pictures from 0 to 1."""
+    """Final latents, and images from 0 to 1."""
     pipe, seed, made = original(name), call.pop("seed"), []
     for kind in ("latent", "np"):
         generator = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ def reference(
 def check(
     ours: Any, original: Callable[..., Any], name: str, backend: str = "onnxruntime", **call: Any
 ) -> None:
-    call = {"image": picture(*SIZES[name]), "num_inference_steps": STEPS, "seed": 7, **call}
+    call = {"image": sample_image(*SIZES[name]), "num_inference_steps": STEPS, "seed": 7, **call}
     if name == "pix2pix-xl":  # the one that would take its own size
         call |= {"height": SIZES[name][1], "width": SIZES[name][0]}
     latents, images = reference(original, name, **call)
@@ -71,18 +71,18 @@ def test_noise_levels(level: int, ours: Any, original: Callable[..., Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "upscaler"])
-def test_two_pictures(name: str, ours: Any, original: Callable[..., Any]) -> None:
+def test_two_images(name: str, ours: Any, original: Callable[..., Any]) -> None:
     check(ours, original, name, num_inference_steps=4, num_images_per_prompt=2)
-    two = [picture(*SIZES[name]), picture(*SIZES[name], seed=40)]
+    two = [sample_image(*SIZES[name]), sample_image(*SIZES[name], seed=40)]
     call = {"prompt": ["a red circle", "blue"], "negative_prompt": ["", "red"]}
     check(ours, original, name, num_inference_steps=4, image=two, **call)
 
 
 def test_sizes(ours: Any) -> None:
     pipe = ours("upscaler", "onnxruntime")
-    made = pipe("red", image=picture(32, 16), num_inference_steps=4).images[0]
+    made = pipe("red", image=sample_image(32, 16), num_inference_steps=4).images[0]
     assert made.size == (64, 32)  # this VAE has 2 pixels to a latent
-    smaller = pipe("red", image=picture(35, 17), num_inference_steps=4).images[0]
+    smaller = pipe("red", image=sample_image(35, 17), num_inference_steps=4).images[0]
     assert smaller.size == (68, 32)
 
 
@@ -101,8 +101,10 @@ def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: 
         ours("pix2pix", "onnxruntime").stream("red")
     for level in (-1, 51):
         with pytest.raises(InputError, match="'noise_level' must be from 0 to 50"):
-            ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), noise_level=level)
+            ours("upscaler", "onnxruntime").stream(
+                "red", image=sample_image(32, 16), noise_level=level
+            )
     with pytest.raises(InputError, match="no use for strength"):
-        ours("upscaler", "onnxruntime").stream("red", image=picture(32, 16), strength=0.5)
+        ours("upscaler", "onnxruntime").stream("red", image=sample_image(32, 16), strength=0.5)
     with pytest.raises(InputError, match="has no task inpainting; it has: upscaling"):
         export(pipeline_folder("upscaler"), tmp_path / "b", tasks=["inpainting"])

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and FLUX.1 do with pictures and texts what diffusers' pipelines of these
+"""Stable Diffusion 3 and FLUX.1 do with images and texts what diffusers' pipelines of these
 models do."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentc.runtimes.programs.statements import Program
 from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 from tests.loaded import Ours, kept_open
-from tests.pictures import BACKENDS, assert_same, mask, picture
+from tests.sample_images import BACKENDS, assert_same, mask, sample_image
 from tests.transformers import BUNDLES, STEPS, exported
 
 SEED = 7
@@ -98,7 +98,7 @@ def contiguous(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reference(pipe: Any, seed: int | list[int] = SEED, **call: Any) -> tuple[Any, Any]:
-    """Final latents [batch, channels, height, width], and pictures from 0 to 1."""
+    """Final latents [batch, channels, height, width], and images from 0 to 1."""
 
     def run(output_type: str) -> Any:
         each = [torch.Generator().manual_seed(one) for one in np.atleast_1d(seed).tolist()]
@@ -121,11 +121,11 @@ def reference(pipe: Any, seed: int | list[int] = SEED, **call: Any) -> tuple[Any
 
 def given(name: str, **more: Any) -> dict[str, Any]:
     size = SIZES[name]
-    image = picture(size["width"], size["height"])
+    image = sample_image(size["width"], size["height"])
     return {**CALL, **size, "image": image, "strength": 0.6, "guidance_scale": 3.0, **more}
 
 
-# From a picture
+# From an image
 
 
 @pytest.mark.support(family="name", task="image-to-image", target="backend")
@@ -145,16 +145,16 @@ def test_image_to_image(name: str, backend: str, ours: Any, theirs: Any) -> None
 def test_strengths_and_sizes(name: str, strength: float, ours: Any, theirs: Any) -> None:
     """At another size, where the noise is another; however little is asked for, a step is run."""
     size = {"height": 64, "width": 48}
-    call = given(name, strength=strength, image=picture(30, 50), **size)
+    call = given(name, strength=strength, image=sample_image(30, 50), **size)
     latents, images = reference(theirs(name, "image-to-image"), **call)
     assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
 
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
-def test_a_large_picture(task: str, ours: Any, theirs: Any) -> None:
+def test_a_large_image(task: str, ours: Any, theirs: Any) -> None:
     """2.4e-5 at most are left, which ONNX Runtime's normalisation of instances rounds off."""
     size = {"height": 384, "width": 512}
-    call = {**CALL, **size, "image": picture(512, 384), "strength": 0.1, "guidance_scale": 3.0}
+    call = {**CALL, **size, "image": sample_image(512, 384), "strength": 0.1, "guidance_scale": 3.0}
     if task == "inpainting":
         call["mask_image"] = mask(512, 384)
     latents, images = reference(theirs("flux-dev", task), **call)
@@ -166,18 +166,18 @@ def test_a_large_picture(task: str, ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("seed", [5, [5, 9]])
 @pytest.mark.parametrize("name", PIPELINES)
 def test_batches(name: str, seed: int | list[int], several: int, ours: Any, theirs: Any) -> None:
-    """Two pictures of one, and one of each; with one generator for both, and one for each."""
+    """Two images of one, and one of each; with one generator for both, and one for each."""
     if (name, several) == ("sd3", 1) and isinstance(seed, list):
-        pytest.skip("diffusers fails there: it encodes no picture for the second generator")
+        pytest.skip("diffusers fails there: it encodes no image for the second generator")
     size = SIZES[name]
-    two = [picture(size["width"], size["height"], seed=each) for each in (0, 40)]
+    two = [sample_image(size["width"], size["height"], seed=each) for each in (0, 40)]
     call = given(name, image=two[:several])
     call |= {"prompt": ["a red circle", "blue"]} if several == 2 else {"num_images_per_prompt": 2}
     latents, images = reference(theirs(name, "image-to-image"), seed, **call)
     assert_same(ours(name)(**call, seed=seed, output_type="np"), latents, images)
 
 
-def test_defaults_of_calls_with_a_picture(ours: Any, theirs: Any) -> None:
+def test_defaults_of_calls_with_a_image(ours: Any, theirs: Any) -> None:
     """FLUX.1's guidance is another there than for texts alone; the strength is 0.6."""
     pipe = ours("flux-dev")
     call = given("flux-dev", strength=None, guidance_scale=None)
@@ -193,13 +193,13 @@ def test_defaults_of_calls_with_a_picture(ours: Any, theirs: Any) -> None:
     assert relative_l2(pipe(**plain, guidance_scale=7.0).latents, usual) > 1e-4
 
 
-def test_a_picture_has_the_models_size(ours: Any) -> None:
-    """As in diffusers, where these pipelines do not take the picture's own."""
-    run = ours("sd3").stream(**CALL, image=picture(24, 40), seed=1)
+def test_a_image_has_the_models_size(ours: Any) -> None:
+    """As in diffusers, where these pipelines do not take the image's own."""
+    run = ours("sd3").stream(**CALL, image=sample_image(24, 40), seed=1)
     assert run.finish().latents.shape == (1, 16, 16, 16)
 
 
-def test_latents_in_the_place_of_a_picture(ours: Any, theirs: Any) -> None:
+def test_latents_in_the_place_of_a_image(ours: Any, theirs: Any) -> None:
     start = np.random.default_rng(0).standard_normal((1, 16, 12, 20)).astype(np.float32)
     call = given("sd3", image=start)
     expected, _ = reference(
@@ -209,7 +209,7 @@ def test_latents_in_the_place_of_a_picture(ours: Any, theirs: Any) -> None:
     assert relative_l2(found.latents, expected) <= 1e-4
 
 
-# A part of a picture
+# A part of an image
 
 
 def with_mask(name: str, **more: Any) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 @pytest.mark.parametrize("name", MASKED)
 def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: Any) -> None:
-    """At another size; two pictures of one."""
+    """At another size; two images of one."""
     size = {"height": 64, "width": 48}
     call = with_mask(name, strength=strength, num_images_per_prompt=2, **size)
     latents, images = reference(theirs(name, "inpainting"), **call)
@@ -245,7 +245,7 @@ def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
 
 
 def test_what_stays(ours: Any) -> None:
-    """What is black in the mask has the picture's latents in the end, to the last bit."""
+    """What is black in the mask has the image's latents in the end, to the last bit."""
     pipe, call = ours("flux-dev"), with_mask("flux-dev", seed=SEED, output_type="latent")
     one, other = (pipe(**{**call, "prompt": text}).latents for text in ("blue", "a red circle"))
     white = np.asarray(call["mask_image"])[::8, ::8] > 127
@@ -253,9 +253,9 @@ def test_what_stays(ours: Any) -> None:
     assert not np.array_equal(one[..., white], other[..., white])
 
 
-def test_a_part_of_a_large_picture(ours: Any, theirs: Any) -> None:
+def test_a_part_of_a_large_image(ours: Any, theirs: Any) -> None:
     """What is around the mask is made anew in the asked size, and put back."""
-    call = with_mask("flux-dev", image=picture(120, 90), mask_image=mask(120, 90))
+    call = with_mask("flux-dev", image=sample_image(120, 90), mask_image=mask(120, 90))
     with torch.no_grad():
         (expected,) = theirs("flux-dev", "inpainting")(
             **call, padding_mask_crop=3, generator=torch.Generator().manual_seed(SEED)
@@ -289,7 +289,7 @@ def test_true_guidance(backend: str, ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting"])
-def test_true_guidance_of_pictures(task: str, ours: Any, theirs: Any) -> None:
+def test_true_guidance_of_images(task: str, ours: Any, theirs: Any) -> None:
     """An empty negative text is one."""
     made = with_mask("flux-dev") if task == "inpainting" else given("flux-dev")
     call = {**made, "negative_prompt": "", "true_cfg_scale": 3.0}
@@ -377,7 +377,7 @@ def test_encode_prompt(name: str, ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ENCODED)
 def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
-    """Numbers that no text has; two pictures of each."""
+    """Numbers that no text has; two images of each."""
     original, draw = theirs(name, "text-to-image"), np.random.default_rng(0)
     texts = {"prompt": ["a red circle", "blue"], **ENCODED[name][0]}
     given = {
@@ -541,7 +541,7 @@ def without_steps(program: Program) -> Program:
         ("flux-dev", "inpainting", 28),
     ],
 )
-def test_classes_for_pictures(
+def test_classes_for_images(
     name: str, task: str, steps: int, pipeline_folder: Callable[[str], Path], theirs: Any
 ) -> None:
     """What is exported of them is what is exported of text-to-image with that task."""

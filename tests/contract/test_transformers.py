@@ -1,4 +1,4 @@
-"""Pipelines whose denoiser is a transformer make the same pictures as diffusers: PixArt, Stable
+"""Pipelines whose denoiser is a transformer make the same images as diffusers: PixArt, Stable
 Diffusion 3 and FLUX.1, at sizes that were not traced."""
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def bundle(pipeline_folder: Callable[[str], Path]) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Made]:
-    """Final latents and uint8 pictures of the diffusers pipeline, computed once for a call."""
+    """Final latents and uint8 images of the diffusers pipeline, computed once for a call."""
     known: dict[tuple[str, int], Made] = {}
 
     def get(name: str, call: int) -> Made:
@@ -122,20 +122,20 @@ def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Ma
 
 @pytest.mark.support(family="name", task="text-to-image", target="backend")
 @pytest.mark.parametrize(("name", "backend"), RUNS)
-def test_same_pictures(
+def test_same_images(
     name: str,
     backend: str,
     bundle: Callable[[str], Path],
     reference: Callable[[str, int], Made],
 ) -> None:
-    """Two texts and a negative one, pictures that are not square, sizes that were not traced."""
+    """Two texts and a negative one, images that are not square, sizes that were not traced."""
     with latentc.load(bundle(name), backend=backend) as pipe:
         for call, arguments in enumerate(CALLS[name]):
-            latents, pictures = reference(name, call)
+            latents, images = reference(name, call)
             result = pipe(**arguments, num_inference_steps=STEPS, seed=SEED)
             found = np.stack([np.asarray(image) for image in result.images]).astype(int)
             assert relative_l2(result.latents, latents) <= LATENTS
-            assert np.abs(found - pictures).max() <= IMAGE
+            assert np.abs(found - images).max() <= IMAGE
 
 
 def test_the_noise_follows_the_size(bundle: Callable[[str], Path]) -> None:

@@ -1,4 +1,4 @@
-"""`latentc tune` with real engines: what it promises of a preset holds for its pictures."""
+"""`latentc tune` with real engines: what it promises of a preset holds for its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentc.runtimes.backends.backend import BACKENDS
 from latentc.runtimes.pipeline.pipeline import load
 from latentc.runtimes.presets.preset import LIMITS
 from latentc.runtimes.tuning.tune import SEED
-from latentc.runtimes.verification.verify import compare_pictures, to_bytes
+from latentc.runtimes.verification.verify import compare_images, to_bytes
 
 PROMPT = "a large red circle"
 STEPS = 6
@@ -42,7 +42,7 @@ def test_presets_of_two_engines(
     for name, limits in LIMITS.items():
         with load(sd_bundle, preset=name) as pipe:
             result = pipe(PROMPT, **call)
-        assert compare_pictures(to_bytes(result.images), expected)[1] >= limits.image_psnr
+        assert compare_images(to_bytes(result.images), expected)[1] >= limits.image_psnr
         winner = found["winners"][name]
         assert {
             "preset": name,

@@ -15,11 +15,11 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from latentc.runtimes.errors import InputError, NumericalError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
-from tests.pictures import mask, picture
+from tests.sample_images import mask, sample_image
 from tests.uncaptured import uncaptured
 
 SIDE = 32
-IMAGE = picture(SIDE, SIDE)
+IMAGE = sample_image(SIDE, SIDE)
 CALL: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "latent"}
 LATENTS = np.zeros((1, 4, 16, 16), np.float32)
 
@@ -78,7 +78,7 @@ def test_values_are_those_of_the_whole_call(pipe: Pipeline) -> None:
 
 def test_what_is_left_out(pipe: Pipeline, pix2pix: Pipeline) -> None:
     """What a value does not need: texts, images, the number of either."""
-    two = pipe.compute("image_latents", image=[IMAGE, picture(SIDE, SIDE, seed=9)], seed=1)
+    two = pipe.compute("image_latents", image=[IMAGE, sample_image(SIDE, SIDE, seed=9)], seed=1)
     assert two.shape == (2, 4, 16, 16)
     assert pipe.compute("latents", seed=1, num_images_per_prompt=2).shape[0] == 2
     assert pipe.compute("negative_prompt_embeds", negative_prompt=["a", "b"]).shape[0] == 2

@@ -63,7 +63,7 @@ def prose(path: Path) -> str:
 
 
 def links(path: Path) -> list[str]:
-    """The targets of all links and pictures."""
+    """The targets of all links and images."""
     return _LINK.findall(re.sub(r"`[^`\n]*`", "", prose(path)))
 
 

@@ -47,7 +47,7 @@ from tests.conftest import KEPT, one_at_a_time
 from tests.docs import independent_loader as reader
 from tests.docs import independent_manifest, independent_program
 from tests.docs.markdown import ROOT, section, table
-from tests.pictures import mask, picture
+from tests.sample_images import mask, sample_image
 
 DOCUMENT = ROOT / "docs" / "bundle-format.md"
 TEXT = DOCUMENT.read_text("utf-8")
@@ -218,7 +218,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("components.1.inputs.timestep", ...),
     ("components.1.inputs.timestep.shape", [2]),
     ("components.1.inputs.timestep.dtype", "int64"),
-    ("components.2.outputs", {"picture": {"dtype": "float32", "shape": [1]}}),
+    ("components.2.outputs", {"image": {"dtype": "float32", "shape": [1]}}),
     ("builds.0.artifacts.decoder", ...),
     ("builds.0.artifacts.decoder.entry", "elsewhere"),
     ("schedules.1.name", "plain"),
@@ -622,15 +622,15 @@ def compare(bundle: Path, calls: list[dict[str, Any]], schedulers: list[str] | N
         for scheduler in schedulers or pipe.schedulers:
             for call in calls:
                 settings = {"scheduler": scheduler, "num_inference_steps": 4, **call}
-                latents, pictures = other(**settings)
+                latents, images = other(**settings)
                 result = pipe(**settings)
                 assert relative_l2(latents, result.latents) < 1e-5
-                for picture, expected in zip(pictures, result.images, strict=True):
-                    difference = picture.squeeze().astype(int) - np.asarray(expected).astype(int)
+                for image, expected in zip(images, result.images, strict=True):
+                    difference = image.squeeze().astype(int) - np.asarray(expected).astype(int)
                     assert np.abs(difference).max() <= 1
 
 
-def test_reader_and_runtime_make_the_same_pictures(sd_bundle: Path) -> None:
+def test_reader_and_runtime_make_the_same_images(sd_bundle: Path) -> None:
     compare(sd_bundle, [{"prompt": ["a red circle", "blue"], "seed": 5}])
     calls: list[dict[str, Any]] = [
         {"prompt": ["a red circle"], "seed": 5, "height": 20, "width": 28},
@@ -730,7 +730,7 @@ def as_arrays(value: Any) -> Any:
     return array if array.shape[1] == 3 else (array >= 0.5).astype(np.float32)
 
 
-IMAGE, OTHER, MASK = picture(48, 32), picture(48, 32, seed=3), mask(48, 32)
+IMAGE, OTHER, MASK = sample_image(48, 32), sample_image(48, 32, seed=3), mask(48, 32)
 PART = {"image": IMAGE, "mask_image": MASK, "height": 32, "width": 48, "num_inference_steps": 10}
 CALLS_WITH_IMAGES: dict[str, list[dict[str, Any]]] = {
     "sd": [
@@ -746,7 +746,7 @@ CALLS_WITH_IMAGES: dict[str, list[dict[str, Any]]] = {
         {"image": IMAGE, "image_guidance_scale": 0.5},
         {"image": IMAGE, "image_guidance_scale": 2.5, "guidance_stop": 0.5},
     ],
-    "upscaler": [{"image": picture(16, 12), "noise_level": 5}],
+    "upscaler": [{"image": sample_image(16, 12), "noise_level": 5}],
     "controlnet": [
         {"control_image": IMAGE, "controlnet_conditioning_scale": 0.7},
         {"control_image": IMAGE, "control_guidance_start": 0.2, "control_guidance_end": 0.7},
@@ -782,7 +782,7 @@ def test_reader_and_runtime_go_on_from_another_run(with_images: Callable[[str], 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "unconditional"])
 def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -> None:
-    """The probes come from diffusers itself: the document alone makes its pictures."""
+    """The probes come from diffusers itself: the document alone makes its images."""
     other = reader.Bundle(exported(name))
     probes, limits = other.manifest["probes"], TOLERANCES["fp32"]
     for component, file in probes["files"].items():
@@ -802,15 +802,15 @@ def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -
         key: [value] if isinstance(value, str) else value
         for key, value in loop.pop("arguments").items()
     }
-    latents, pictures = other(**arguments, **loop)
+    latents, images = other(**arguments, **loop)
     expected = reader.read_npz(reader.checked(other.root, probes["files"]["loop"]))
     assert relative_l2(latents, expected["latents"]) < limits.latents
-    difference = pictures.astype(int) - expected["image"].astype(int)
+    difference = images.astype(int) - expected["image"].astype(int)
     assert np.abs(difference).max() <= limits.image_difference
 
 
 def test_rescaled_guidance() -> None:
-    """Of section 8, on pictures of different deviations."""
+    """Of section 8, on images of different deviations."""
     parts = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
     parts[0] *= np.array([1, 2, 3], np.float32)[:, None, None, None]
     made = -3.0 * parts[0] + 4.0 * parts[1]

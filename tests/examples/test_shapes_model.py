@@ -58,7 +58,7 @@ def test_every_stored_weight_is_loaded(pipeline: StableDiffusionPipeline, part: 
             assert torch.equal(value.detach(), kept.float()), name
 
 
-def test_pictures_agree_with_their_prompts(pipeline: StableDiffusionPipeline) -> None:
+def test_images_agree_with_their_prompts(pipeline: StableDiffusionPipeline) -> None:
     texts = [
         "a large red circle",
         "a small green triangle on the left",

@@ -34,15 +34,15 @@ def test_background_is_zero_but_for_the_cover() -> None:
 
 def test_a_later_shape_hides_an_earlier_one() -> None:
     below, above = (Placed(colour, "square", 32.0, 32.0, 32.0) for colour in ("red", "blue"))
-    inner = np.s_[:, 5:11, 5:11]  # at the edge the lower one shows through, as in the picture
+    inner = np.s_[:, 5:11, 5:11]  # at the edge the lower one shows through, as in the image
     hidden, alone = opponent_layout(Scene((below, above))), opponent_layout(Scene((above,)))
     np.testing.assert_allclose(hidden[inner], alone[inner], atol=1e-6)
 
 
 def test_shipped_autoencoder_keeps_to_the_layout() -> None:
     autoencoder = AutoencoderKL.from_pretrained(builtin_model() / "vae")
-    pictures, layout = data.autoencoder_batch(seed=9, step=0, size=8)
-    latents = autoencoder.encode(pictures).latent_dist.mode()
+    images, layout = data.autoencoder_batch(seed=9, step=0, size=8)
+    latents = autoencoder.encode(images).latent_dist.mode()
     for axis in range(3):
         found = latents[:, axis].detach().numpy().ravel()
         assert np.corrcoef(found, layout[:, axis].numpy().ravel())[0, 1] > 0.95

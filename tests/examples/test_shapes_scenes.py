@@ -40,7 +40,7 @@ def one_word_wrong(prompt: Prompt, rng: np.random.Generator) -> Prompt:
 
 
 @pytest.mark.parametrize("objects", [1, 2])
-def test_judge_agrees_with_true_pictures(objects: int) -> None:
+def test_judge_agrees_with_true_images(objects: int) -> None:
     rng = np.random.default_rng(11)
     right = 0
     for _ in range(300):
@@ -65,13 +65,13 @@ def test_judge_rejects_wrong_relations() -> None:
     for _ in range(100):
         spec = scenes.random_spec(rng, 2)
         assert spec.relation is not None
-        picture = drawn(spec, rng)
+        image = drawn(spec, rng)
         for relation in scenes.RELATIONS:
             prompt = Prompt("", spec.things, relation)
-            assert judge.agrees(picture, prompt) == (relation == spec.relation)
+            assert judge.agrees(image, prompt) == (relation == spec.relation)
 
 
-def test_judge_rejects_unrelated_pictures_and_counts() -> None:
+def test_judge_rejects_unrelated_images_and_counts() -> None:
     rng = np.random.default_rng(14)
     blank = Image.new("RGB", (64, 64), draw.BACKGROUND)
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -79,8 +79,8 @@ def test_judge_rejects_unrelated_pictures_and_counts() -> None:
         spec = scenes.random_spec(rng, objects)
         prompt = captions.caption(spec, rng)
         wrong_count = drawn(scenes.random_spec(rng, 3 - objects), rng)
-        for picture in (blank, noise, wrong_count):
-            assert judge.reasons(picture, prompt)
+        for image in (blank, noise, wrong_count):
+            assert judge.reasons(image, prompt)
     assert judge.look(blank) == []
 
 
@@ -112,7 +112,7 @@ def test_captions_read_back() -> None:
         captions.read("a large circle")
 
 
-def test_held_out_pictures_never_reach_training() -> None:
+def test_held_out_images_never_reach_training() -> None:
     assert 0.1 < np.mean([scenes.is_held_out(spec) for spec in scenes.one_thing_specs()]) < 0.25
     trained = {data.spec_at(seed, index)[0] for seed in (1, 2) for index in range(2000)}
     assert not any(scenes.is_held_out(spec) for spec in trained)
@@ -142,11 +142,11 @@ def test_held_out_prompts_are_repeatable() -> None:
     assert {len(prompt.things) for prompt in captions.held_out_prompts(4)} == {1, 2}
 
 
-def test_pictures_are_repeatable_and_stay_inside() -> None:
-    assert np.array_equal(data.picture_at(1, 5), data.picture_at(1, 5))
+def test_images_are_repeatable_and_stay_inside() -> None:
+    assert np.array_equal(data.image_at(1, 5), data.image_at(1, 5))
     border = [
-        picture[edge]
-        for picture in (data.picture_at(1, index) for index in range(100))
+        image[edge]
+        for image in (data.image_at(1, index) for index in range(100))
         for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
     ]
     assert (np.stack(border) == np.asarray(draw.BACKGROUND)).all()

@@ -38,7 +38,7 @@ def settings(out: Path) -> stages.Settings:
         autoencoder_batch=2,
         text_batch=4,
         denoiser_batch=4,
-        pictures=8,
+        images=8,
     )
 
 

@@ -41,7 +41,7 @@ def load(pipeline_folder: Callable[[str], Path]) -> Callable[..., Any]:
 @pytest.mark.fault("3.5", "ControlNet folders of image-to-image and inpainting are refused")
 @pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_controlnet_pipelines_for_pictures(
+def test_controlnet_pipelines_for_images(
     pipeline_folder: Callable[[str], Path], tmp_path: Path, family: str, task: str
 ) -> None:
     """Such a folder is what its parts are with ``--controlnet`` and ``--task``."""

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
         ),
         "class_embed_type 'simple_projection' takes class labels, and StableDiffusionXL",
     ),
-    "classes of pictures": (
+    "classes of images": (
         tiny.unconditional,
         tiny.Configuration(unet={"num_class_embeds": 10}),
         "UNet2DModel with num_class_embeds 10 takes class labels, and DDPMPipeline has none",
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Make, tiny.Configuration, str]] = {
         tiny.Configuration(),
         "addition_embed_type None does not fit StableDiffusionXLPipeline",
     ),
-    "picture conditioning": (
+    "image conditioning": (
         tiny.stable_diffusion,
         tiny.Configuration(unet={"encoder_hid_dim": 16, "encoder_hid_dim_type": "image_proj"}),
         "encoder_hid_dim_type 'image_proj' does not fit",
@@ -274,7 +274,7 @@ def test_padding_is_masked_as_the_tokenizer_does(pad: str, tmp_path: Path) -> No
         assert not torch.equal(pipe.text_encoder(ids.input_ids)[0], expected)
 
 
-def test_pictures_are_encoded_with_the_moments_of_the_latents(tmp_path: Path) -> None:
+def test_images_are_encoded_with_the_moments_of_the_latents(tmp_path: Path) -> None:
     """As SDXL's image-to-image pipeline encodes them, which shares its VAE."""
     made_with = tiny.STABLE_DIFFUSION_XL["normalised latents"]
     tiny.stable_diffusion_xl(tmp_path, made_with)

@@ -330,7 +330,7 @@ def test_a_changed_option_rebuilds(pipeline_folder: Callable[[str], Path]) -> No
 
 
 def test_a_pipeline(coreml_bundle: Path) -> None:
-    """A whole export in both precisions, the loop included, and a picture from it."""
+    """A whole export in both precisions, the loop included, and an image from it."""
     manifest = Manifest.load(coreml_bundle)
     for build in manifest.builds:
         verification = build.verification

@@ -18,7 +18,7 @@ from latentc.exporter.families import family_of
 from latentc.exporter.quiet import quiet_loading
 from latentc.runtimes.programs.statements import Numbers, Program
 from tests import tiny
-from tests.pictures import mask, picture
+from tests.sample_images import mask, sample_image
 from tests.uncaptured import uncaptured
 
 TEXT, IMAGE, MASK = "text-to-image", "image-to-image", "inpainting"
@@ -167,14 +167,14 @@ def test_defaults_are_those_of_the_class(name: str, made: Callable[[str, str], A
 @pytest.mark.fault("2.4", "a plain call of a task uses the defaults of its class")
 def test_a_plain_call_uses_them(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     """Steps, scale and strength, of each task of one bundle."""
-    given = {"image": picture(32, 32), "mask_image": mask(32, 32)}
+    given = {"image": sample_image(32, 32), "mask_image": mask(32, 32)}
     for name, expected in {
         "sdxl": {TEXT: (50, 5.0, 1.0), IMAGE: (50, 5.0, 0.3), MASK: (50, 7.5, 0.9999)},
         "sd3": {TEXT: (28, 7.0, 1.0), IMAGE: (50, 7.0, 0.6), MASK: (50, 7.0, 0.6)},
     }.items():
         pipe = uncaptured(pipeline_folder(name), tmp_path / name, (IMAGE, MASK), steps=(28, 50))
-        for task, pictures in {TEXT: (), IMAGE: ("image",), MASK: tuple(given)}.items():
-            request = pipe.stream("red", **{each: given[each] for each in pictures}).request
+        for task, images in {TEXT: (), IMAGE: ("image",), MASK: tuple(given)}.items():
+            request = pipe.stream("red", **{each: given[each] for each in images}).request
             strength = request.numbers.get("strength", (1.0,))[0]
             found = request.num_inference_steps, request.scales["guidance_scale"], strength
             assert (request.facts.program.name, found) == (task, expected[task])

@@ -126,7 +126,7 @@ def denoiser_of(description: Description) -> Graph:
 
 
 class Downsampling:
-    """diffusers' attention, but keys and values come from the picture at half of its size."""
+    """diffusers' attention, but keys and values come from the image at half of its size."""
 
     def __init__(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -140,9 +140,9 @@ class Downsampling:
     ) -> torch.Tensor:
         height, width = self.size
         if encoder_hidden_states is None and hidden_states.shape[1] == height * width:
-            picture = hidden_states.transpose(1, 2).unflatten(2, self.size)
-            picture = F.avg_pool2d(picture, 2, ceil_mode=True, count_include_pad=False)
-            encoder_hidden_states = picture.flatten(2).transpose(1, 2)
+            image = hidden_states.transpose(1, 2).unflatten(2, self.size)
+            image = F.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+            encoder_hidden_states = image.flatten(2).transpose(1, 2)
         made: torch.Tensor = AttnProcessor2_0()(
             attn, hidden_states, encoder_hidden_states, attention_mask
         )
@@ -278,13 +278,13 @@ def test_builds_of_its_own(
     assert {a.precision for name, a in fewer.items() if name != "denoiser"} == {"fp32"}
     assert export(source, bundle, precision=f"fp32+{NAME}", **settings).made == ()
     _check_measured(both.manifest, fewer["denoiser"].precision)
-    pictures = {}
+    images = {}
     for asked in (None, "fp32", f"fp32+{NAME}"):
         with latentc.load(bundle, precision=asked) as pipe:
             made = pipe("red", num_inference_steps=4, seed=3, output_type="np")
-        pictures[asked] = made.latents
-    assert np.array_equal(pictures[None], pictures["fp32"])
-    assert 1e-4 < relative_l2(pictures[f"fp32+{NAME}"], pictures["fp32"]) < 0.5
+        images[asked] = made.latents
+    assert np.array_equal(images[None], images["fp32"])
+    assert 1e-4 < relative_l2(images[f"fp32+{NAME}"], images["fp32"]) < 0.5
 
 
 def _check_measured(manifest: Manifest, precision: str) -> None:

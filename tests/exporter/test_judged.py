@@ -1,4 +1,4 @@
-"""A source that names a judge: PyTorch's pictures are judged at export, then each build's."""
+"""A source that names a judge: PyTorch's images are judged at export, then each build's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from latentc.runtimes.verification import judges
 
 ASKED = {
     "name": "reddish",
-    "pictures": 12,
+    "images": 12,
     "height": 32,
     "width": 32,
     "num_inference_steps": 2,
@@ -32,7 +32,7 @@ ASKED = {
 
 
 class Reddish:
-    """Likes pictures of more red than green."""
+    """Likes images of more red than green."""
 
     def prompts(self, count: int) -> Sequence[str]:
         return [f"a red thing, number {number}" for number in range(count)]
@@ -69,10 +69,10 @@ def test_every_build_is_judged(source: Path, sd_bundle: Path, tmp_path: Path) ->
     verification = manifest.builds[0].verification
     assert verification is not None
     assert verification.score is not None
-    assert (verification.score.right, verification.score.pictures) == (probe.right, 12)
+    assert (verification.score.right, verification.score.images) == (probe.right, 12)
     assert verification.score.passed
 
-    # The pictures that were judged are those of the pipeline for these seeds.
+    # The images that were judged are those of the pipeline for these seeds.
     import torch
 
     pipe = DiffusionPipeline.from_pretrained(source, safety_checker=None)
@@ -99,10 +99,10 @@ def test_other_sizes_are_not_judged(source: Path, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "latentc.json"),
-        ('{"judge": {"name": "reddish"}}', "missing required field `pictures`"),
+        ('{"judge": {"name": "reddish"}}', "missing required field `images`"),
         ('{"judges": 1}', "unknown field `judges`"),
-        (json.dumps({"judge": ASKED | {"pictures": 0}}), "expected positive numbers"),
-        (json.dumps({"judge": ASKED | {"pictures": 10**6}}), "at most 10000 pictures"),
+        (json.dumps({"judge": ASKED | {"images": 0}}), "expected positive numbers"),
+        (json.dumps({"judge": ASKED | {"images": 10**6}}), "at most 10000 images"),
         (json.dumps({"judge": ASKED | {"name": "stranger"}}), "no judge named 'stranger'"),
     ],
 )
@@ -123,7 +123,7 @@ def test_the_built_in_model_has_a_judge(monkeypatch: pytest.MonkeyPatch) -> None
     asked = judged.read(latentc.builtin_model())
     assert asked is not None
     judge = judges.get(asked.name)
-    prompts = judge.prompts(asked.pictures)
-    assert len(set(prompts)) == asked.pictures == 50
+    prompts = judge.prompts(asked.images)
+    assert len(set(prompts)) == asked.images == 50
     blank = Image.new("RGB", (asked.width, asked.height), "white")
     assert not any(judge.agrees(blank, prompt) for prompt in prompts)

@@ -31,7 +31,7 @@ from latentc.runtimes.programs.statements import Numbers
 from latentc.runtimes.strict import readable
 from tests import fakes
 from tests.conftest import Run
-from tests.pictures import mask, picture
+from tests.sample_images import mask, sample_image
 from tests.uncaptured import uncaptured
 
 CHECKER = {
@@ -204,7 +204,7 @@ def test_inpainting_with_an_aesthetic_score(
     theirs.set_progress_bar_config(disable=True)
     ours = uncaptured(tmp_path / "pipeline", tmp_path / "bundle")
     assert [program.name for program in ours.manifest.programs] == ["image-to-image", "inpainting"]
-    call = {"image": picture(32, 32), "mask_image": mask(32, 32), "num_inference_steps": 2}
+    call = {"image": sample_image(32, 32), "mask_image": mask(32, 32), "num_inference_steps": 2}
     call |= {"prompt": "red", "aesthetic_score": 9.0, "strength": 1.0}
     with torch.no_grad():
         generator = torch.Generator().manual_seed(3)
@@ -226,7 +226,7 @@ def test_an_upscaler_with_few_classes(
     (level,) = (a for a in ours.manifest.programs[0].arguments if a.name == "noise_level")
     assert isinstance(level, Numbers)
     assert (level.least, level.most, level.default) == (0.0, 7.0, (7.0,))
-    call = {"image": picture(16, 16), "num_inference_steps": 1, "output_type": "latent"}
+    call = {"image": sample_image(16, 16), "num_inference_steps": 1, "output_type": "latent"}
     assert ours("red", noise_level=7, **call).latents.shape == (1, 4, 16, 16)
     with pytest.raises(InputError, match="must be from 0 to 7"):
         ours("red", noise_level=8, **call)

@@ -1,4 +1,4 @@
-"""Plans that follow the picture's size: polynomials through traced ones, beside the scheduler."""
+"""Plans that follow the image's size: polynomials through traced ones, beside the scheduler."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_steps_can_be_added(tmp_path: Path) -> None:
 def test_a_shift_is_needed_and_has_limits() -> None:
     table = _tables("exponential")
     for shift in (None, table.shifts[-1] + 0.1):
-        with pytest.raises(InputError, match="depend on the picture's size"):
+        with pytest.raises(InputError, match="depend on the image's size"):
             table.plan(8, 0, shift)
 
 

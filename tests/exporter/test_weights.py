@@ -71,9 +71,9 @@ def test_operations_see_float32(low_threshold: None) -> None:
     ids = torch.tensor([[3, 49, 3]])
     made = torch.nn.functional.linear(torch.eye(16), matrix)
     assert torch.equal(made, matrix.stored.float().T)
-    picture = torch.randn(1, 4, 9, 9)
-    expected = torch.nn.functional.conv2d(picture, kernel.stored.float())
-    assert torch.equal(torch.nn.functional.conv2d(picture, kernel), expected)
+    image = torch.randn(1, 4, 9, 9)
+    expected = torch.nn.functional.conv2d(image, kernel.stored.float())
+    assert torch.equal(torch.nn.functional.conv2d(image, kernel), expected)
     chosen = torch.nn.functional.embedding(ids, table)
     assert chosen.dtype is torch.float32
     assert torch.equal(chosen, table.stored.float()[ids])
@@ -153,7 +153,7 @@ def test_the_pipeline_is_that_of_diffusers(half_source: Path, low_threshold: Non
         ):
             assert found.keys() == expected.keys()
             assert all(torch.equal(actual(found[name]), expected[name]) for name in found)
-    pictures = [
+    images = [
         each(
             "a red circle",
             num_inference_steps=2,
@@ -162,7 +162,7 @@ def test_the_pipeline_is_that_of_diffusers(half_source: Path, low_threshold: Non
         ).images
         for each in (pipe, plain)
     ]
-    assert (pictures[0] == pictures[1]).all()
+    assert (images[0] == images[1]).all()
 
 
 def test_tables_are_not_rounded(low_threshold: None) -> None:

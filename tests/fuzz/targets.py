@@ -419,13 +419,13 @@ SEEDS: Mapping[str, Seeds] = {
         {"vision_config": {"patch_size": 2}}
     ),
     "latentc.exporter.verification.judging:read": _json(
-        {"judge": {"name": "shapes", "prompts": ["a"], "pictures": 4}}
+        {"judge": {"name": "shapes", "prompts": ["a"], "images": 4}}
     ),
     "latentc.exporter.store:_read_item": _json(_ITEM),
     "latentc.benchmarks.bench.model:read": _reports,
     "latentc.benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
-    "latentc.benchmarks.bench.fidelity:Pictures.load": _saved_images,
-    "latentc.benchmarks.bench.fidelity:Pictures.of_file": _images,
+    "latentc.benchmarks.bench.fidelity:Images.load": _saved_images,
+    "latentc.benchmarks.bench.fidelity:Images.of_file": _images,
     "latentc.benchmarks.bench.cases:read": _texts(_CASES),
     "latentc.benchmarks.bench.cases:parse_size": _texts("512x512", "64"),
     "latentc.benchmarks.bench.pages.html:small": _images,

@@ -17,7 +17,7 @@ from diffusers.utils import load_image
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls import given_images
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.images import masks
 
@@ -51,8 +51,12 @@ def deep(mode: str) -> Image.Image:
     return Image.frombytes(mode, (WIDTH, HEIGHT), levels.astype(order).tobytes())
 
 
-def drawn(value: Any, kind: pictures.Kind, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    return pictures.arrays("image", pictures.listed("image", value, kind), height, width, kind)
+def drawn(
+    value: Any, kind: given_images.Kind, height: int = HEIGHT, width: int = WIDTH
+) -> np.ndarray:
+    return given_images.arrays(
+        "image", given_images.listed("image", value, kind), height, width, kind
+    )
 
 
 def of_diffusers(value: Any, kind: str, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
@@ -98,10 +102,10 @@ def test_crops_are_as_in_diffusers(mode: str, size: tuple[int, int]) -> None:
     box = processor.get_crop_region(mask, width, height, pad=2)
     crop = {"crops_coords": box, "resize_mode": "fill"}
     expected = processor.preprocess(image, height=height, width=width, **crop).numpy()
-    (checked,) = pictures.listed("image", image)
+    (checked,) = given_images.listed("image", image)
     assert masks.crop_box(mask, width, height, 2) == box
     part = masks.filled(checked.crop(box), width, height)
-    found = pictures.arrays("image", [part], height, width)
+    found = given_images.arrays("image", [part], height, width)
     np.testing.assert_array_equal(found, expected)
 
     made = Image.fromarray(255 - COLOURS).resize((width, height))
@@ -157,7 +161,7 @@ def test_numbers_of_a_range_are_scaled(array: np.ndarray, scale: int, kind: Any)
     values = array.astype(np.float32) / scale
     expected = values.transpose(2, 0, 1)[None] if kind == "image" else (values >= 0.5)[None, None]
     np.testing.assert_array_equal(drawn(array, kind), expected)
-    (checked,) = pictures.listed("image", array, kind)
+    (checked,) = given_images.listed("image", array, kind)
     through = np.asarray(masks.pillow(checked))
     np.testing.assert_array_equal(through, (values * np.float32(255)).round().astype(np.uint8))
 
@@ -168,7 +172,7 @@ def test_numbers_of_a_range_are_scaled(array: np.ndarray, scale: int, kind: Any)
 def test_deep_greys_are_scaled(mode: str, kind: Any) -> None:
     shallow = Image.fromarray(GREYS)
     np.testing.assert_array_equal(drawn(deep(mode), kind), drawn(shallow, kind))
-    (checked,) = pictures.listed("image", deep(mode), kind)
+    (checked,) = given_images.listed("image", deep(mode), kind)
     for one, other in ((masks.pillow(checked), shallow), (masks.blurred(checked, 1), None)):
         expected = masks.blurred(shallow, 1) if other is None else other
         np.testing.assert_array_equal(np.asarray(one.convert("L")), np.asarray(expected))
@@ -196,7 +200,7 @@ def test_greys_of_12_bits_are_scaled(kind: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     path.write_bytes(tiff_of_12_bits())
     shallow = drawn(Image.fromarray(GREYS), kind)
-    np.testing.assert_array_equal(drawn(pictures.read(path), kind), shallow)
+    np.testing.assert_array_equal(drawn(given_images.read(path), kind), shallow)
     np.testing.assert_array_equal(drawn(Image.open(path), kind), shallow)
 
 
@@ -214,7 +218,7 @@ def test_slow_comments_are_refused(text: str, says: str, tmp_path: Path) -> None
     path = tmp_path / "a.ppm"
     path.write_text(text)
     with pytest.raises(InputError, match=says):
-        pictures.read(path)
+        given_images.read(path)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_slow_comments_are_refused(text: str, says: str, tmp_path: Path) -> None
 def test_usual_comments_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ppm"
     path.write_text(text)
-    assert pictures.read(path).getpixel((0, 0)) == (1, 2, 3)
+    assert given_images.read(path).getpixel((0, 0)) == (1, 2, 3)
 
 
 @pytest.mark.fault("2.3", "second look: greys of 8 bits in wider numbers are almost black")
@@ -234,10 +238,10 @@ def test_shallow_greys_in_wide_numbers_are_refused(mode: str, kind: Any, tmp_pat
     levels = GREYS.astype(np.int32 if mode == "I" else ">u2" if mode == "I;16B" else "<u2")
     image = Image.frombytes(mode, (WIDTH, HEIGHT), levels.tobytes())
     with pytest.raises(InputError, match=r"'given': greys of 8 bits .* convert it to the mode L"):
-        pictures.listed("given", image, kind)
+        given_images.listed("given", image, kind)
     image.save(tmp_path / "grey.tiff")
     with pytest.raises(InputError, match=r"grey\.tiff: greys of 8 bits"):
-        pictures.read(tmp_path / "grey.tiff")
+        given_images.read(tmp_path / "grey.tiff")
     assert not drawn(Image.new(mode, (WIDTH, HEIGHT)), kind).any()  # black is black
 
 
@@ -251,7 +255,7 @@ def test_masked_arrays(hidden: float, kind: Any) -> None:
     masked[3, 4] = np.ma.masked
     masked.data[3, 4] = hidden
     with pytest.raises(InputError, match="holds numbers from"):
-        pictures.listed("given", masked, kind)
+        given_images.listed("given", masked, kind)
 
 
 @pytest.mark.fault("2.3", "second look: arrays of other kinds and byte orders")
@@ -300,15 +304,17 @@ def test_files_are_read_as_in_diffusers(
     image = Image.new("LAB", (24, 16), (90, 20, 200)) if mode == "LAB" else of_mode(mode)
     image.save(tmp_path / name, **options)
     expected = load_image(str(tmp_path / name))
-    np.testing.assert_array_equal(np.asarray(pictures.read(tmp_path / name)), np.asarray(expected))
+    np.testing.assert_array_equal(
+        np.asarray(given_images.read(tmp_path / name)), np.asarray(expected)
+    )
 
 
 @pytest.mark.fault("2.3", "blurring a mask of 1 bit is a traceback")
 @pytest.mark.parametrize("mode", [*MODES, "I;16"])
 def test_masks_of_all_modes_can_be_blurred(mode: str) -> None:
     mask = deep(mode) if mode == "I;16" else of_mode(mode)
-    (checked,) = pictures.listed("mask_image", mask, "mask")
-    soft = pictures.arrays("mask", [masks.blurred(checked, 2)], HEIGHT, WIDTH, "mask")
+    (checked,) = given_images.listed("mask_image", mask, "mask")
+    soft = given_images.arrays("mask", [masks.blurred(checked, 2)], HEIGHT, WIDTH, "mask")
     assert soft.shape == (1, 1, HEIGHT, WIDTH)
     assert masks.crop_box(checked, 8, 8, 2)
 
@@ -338,7 +344,7 @@ def test_other_numbers_are_refused(array: Any, says: str, kind: Any) -> None:
     if kind == "mask":
         array = array[0] if isinstance(array, torch.Tensor) else array[:, :, 0]
     with pytest.raises(InputError, match=says):
-        pictures.listed("image", array, kind)
+        given_images.listed("image", array, kind)
 
 
 @pytest.mark.fault("2.3", "an array of another shape")
@@ -370,7 +376,7 @@ def test_other_numbers_are_refused(array: Any, says: str, kind: Any) -> None:
 )
 def test_what_is_no_image_is_refused(value: Any, kind: Any) -> None:
     with pytest.raises(InputError, match="'given'"):
-        pictures.listed("given", value, kind)
+        given_images.listed("given", value, kind)
 
 
 @pytest.mark.fault("2.3", "a file that is cut short fails where its pixels are needed")
@@ -382,9 +388,9 @@ def test_files_that_are_cut_short_are_refused(name: str, tmp_path: Path) -> None
     for length in (0, 1, 7, 20, len(whole.getvalue()) // 2):
         path.write_bytes(whole.getvalue()[:length])
         with pytest.raises(InputError, match="not an image that can be read"):
-            pictures.read(path)
+            given_images.read(path)
     with pytest.raises(InputError, match="'image'"):
-        pictures.listed("image", Image.open(path) if name != "WEBP" else Path("cut"))
+        given_images.listed("image", Image.open(path) if name != "WEBP" else Path("cut"))
 
 
 @pytest.mark.fault("2.3", "the orientation of a file is ignored")
@@ -395,7 +401,7 @@ def test_files_are_upright_as_in_diffusers(name: str, orientation: int, tmp_path
     exif[0x0112] = orientation
     Image.fromarray(COLOURS).save(tmp_path / name, exif=exif)
     expected = load_image(str(tmp_path / name))
-    read = pictures.read(tmp_path / name)
+    read = given_images.read(tmp_path / name)
     assert (read.mode, read.size) == ("RGB", expected.size)
     np.testing.assert_array_equal(np.asarray(read), np.asarray(expected))
 
@@ -406,7 +412,7 @@ def test_files_of_all_modes_are_read(mode: str, tmp_path: Path) -> None:
     (deep(mode) if mode == "I;16" else of_mode(mode)).save(path)
     expected = Image.fromarray(GREYS) if mode == "I;16" else load_image(str(path))
     np.testing.assert_array_equal(
-        np.asarray(pictures.read(path)), np.asarray(expected.convert("RGB"))
+        np.asarray(given_images.read(path)), np.asarray(expected.convert("RGB"))
     )
 
 
@@ -423,4 +429,4 @@ def test_files_of_all_modes_are_read(mode: str, tmp_path: Path) -> None:
 def test_files_that_are_not_read(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(data)
     with pytest.raises(InputError, match=r"image"):
-        pictures.read(tmp_path / "image")
+        given_images.read(tmp_path / "image")

@@ -322,7 +322,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _json(lambda count: {"vision_config": _map(count)}),
     ),
     "latentc.exporter.verification.judging:read": (
-        _json(lambda count: {"judge": {"name": "shapes", "prompts": ["a"] * count, "pictures": 4}}),
+        _json(lambda count: {"judge": {"name": "shapes", "prompts": ["a"] * count, "images": 4}}),
     ),
     "latentc.exporter.store:_read_item": (
         _json(lambda count: {"files": [_FILE] * count, "meta": {"entry": "b"}}),
@@ -332,8 +332,8 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
     "latentc.benchmarks.bench.peers:_answer": (
         _json(lambda count: {"error": None, "seconds": [1.0] * count, "memory": 3}),
     ),
-    "latentc.benchmarks.bench.fidelity:Pictures.load": (_images,),
-    "latentc.benchmarks.bench.fidelity:Pictures.of_file": (_written_out,),
+    "latentc.benchmarks.bench.fidelity:Images.load": (_images,),
+    "latentc.benchmarks.bench.fidelity:Images.of_file": (_written_out,),
     "latentc.benchmarks.bench.cases:read": (
         _texts(lambda count: "".join(_CASE.format(n) for n in range(count))),
     ),

@@ -83,7 +83,7 @@ def pixels(run: Read, row: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(run.artifact_file(row["Generated-Image"]["path"])))
 
 
-def test_a_row_per_picture(pipe: latentc.Pipeline, log: Callable[..., Read]) -> None:
+def test_a_row_per_image(pipe: latentc.Pipeline, log: Callable[..., Read]) -> None:
     made: list[latentc.Result] = []
 
     def work() -> None:
@@ -108,7 +108,7 @@ def test_a_row_per_picture(pipe: latentc.Pipeline, log: Callable[..., Read]) -> 
     ]  # fmt: skip
     assert [row["Negative-Prompt"] for row in rows] == ["fog", "fog", "rain", "rain", ""]
     assert [row["Seed"] for row in rows] == [1, 2, 3, 4, 7]
-    assert [row["Picture"] for row in rows] == [0, 1, 2, 3, 0]
+    assert [row["Image"] for row in rows] == [0, 1, 2, 3, 0]
     assert [row["Pipeline-Call"] for row in rows] == [1, 1, 1, 1, 2]
     assert {*rows[0]} == {*COLUMNS}
     first = rows[0]
@@ -117,8 +117,8 @@ def test_a_row_per_picture(pipe: latentc.Pipeline, log: Callable[..., Read]) -> 
     assert first["Backend"].startswith("onnxruntime ")
     assert (first["Device"], first["Build"]) == ("cpu", pipe.build.name)
     assert first["Seconds"] == pytest.approx(made[0].timings.total)
-    for row, picture in zip(rows, made[0].images, strict=False):
-        assert (pixels(run, row) == np.asarray(picture)).all()
+    for row, image in zip(rows, made[0].images, strict=False):
+        assert (pixels(run, row) == np.asarray(image)).all()
     assert np.abs(pixels(run, rows[4]) - made[1].images[0] * 255).max() <= 0.5
 
     shown = run.values("Generated-Image")
@@ -293,7 +293,7 @@ def test_a_run_of_the_users_own_goes_on(
 def test_a_generation_outlives_its_log(pipe: latentc.Pipeline) -> None:
     with latentc.wandb.autolog("a-project"):
         wandb.finish()
-        with pytest.warns(UserWarning, match="pictures are made all the same"):
+        with pytest.warns(UserWarning, match="images are made all the same"):
             assert pipe("a star", num_inference_steps=1).images
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # once is enough
@@ -333,7 +333,7 @@ REPORT = {
     "rows": [
         {
             "name": "latentc onnx-fp32",
-            "image": "pictures/a.png",
+            "image": "images/a.png",
             "seconds": {"median": 1.5, "all": [1.4, 1.5]},
             "agrees": True,
         },
@@ -346,8 +346,8 @@ REPORT = {
 
 def test_a_report(tmp_path: Path, the_run: Callable[[], Read]) -> None:
     folder = tmp_path / "report"
-    (folder / "pictures").mkdir(parents=True)
-    Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "a.png")
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "images" / "a.png")
     (folder / "report.json").write_text(json.dumps(REPORT))
     (folder / "report.html").write_text("<p>report</p>")
     assert latentc.wandb.log_report(REPORT, folder)
@@ -363,22 +363,22 @@ def test_a_report(tmp_path: Path, the_run: Callable[[], Read]) -> None:
     assert [row["seconds.median"] for row in rows] == [1.5, 2.5]
     assert [row["seconds.all"] for row in rows] == ["[1.4, 1.5]", None]
     assert [row["batch"] for row in run.table("curves")] == [1, 2]
-    (picture,) = run.table("pictures")
-    assert picture["name"] == "a"
+    (image,) = run.table("images")
+    assert image["name"] == "a"
     assert "benchmark-report" in run.artifact_types.values()
     assert run.artifact_file("report.html").read_text() == "<p>report</p>"
-    assert run.artifact_file("pictures/a.png").exists()
+    assert run.artifact_file("images/a.png").exists()
 
 
 @pytest.mark.fault("1.4", "a report's link out of its folder is published")
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", ["notes.txt", "pictures/a.png", "b.png"])
+@pytest.mark.parametrize("name", ["notes.txt", "images/a.png", "b.png"])
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_a_report_has_its_own_files_only(tmp_path: Path, name: str, kind: str) -> None:
     secret = tmp_path / "secret"
     Image.new("RGB", (8, 8)).save(secret, "PNG")
     folder = tmp_path / "report"
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     if kind == "link":
         (folder / name).symlink_to(secret)
     else:

@@ -67,9 +67,9 @@ def test_generate(bundle: Path, run: Run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "made.png  seed 7" in out
     assert "(2 steps)" in out
-    with Image.open(tmp_path / "made.png") as picture:
-        assert picture.size == (16, 16)
-        settings = json.loads(picture.info["parameters"])
+    with Image.open(tmp_path / "made.png") as image:
+        assert image.size == (16, 16)
+        settings = json.loads(image.info["parameters"])
     assert settings["prompt"] == "a red circle"
     assert settings["seed"] == 7
 

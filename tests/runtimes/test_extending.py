@@ -1,4 +1,4 @@
-"""docs/extending.md is true: its backend, installed by its entry point, makes pictures."""
+"""docs/extending.md is true: its backend, installed by its entry point, makes images."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def test_the_backend_verifies_and_generates(
 ) -> None:
     # The onnx package refuses files with several hard links, as bundles that share files have.
     shutil.copytree(sd_bundle, tmp_path / "bundle")
-    bundle, picture = str(tmp_path / "bundle"), tmp_path / "circle.png"
+    bundle, image = str(tmp_path / "bundle"), tmp_path / "circle.png"
     found = json.loads(latentc(installed, "verify", bundle, "--backend", "numpy", "--json", "-"))
     assert [each["passed"] for each in found["verified"]] == [True]
     latentc(
         installed, "generate", bundle, "a large red circle", "--backend", "numpy",
-        "--steps", "1", "-o", str(picture),
+        "--steps", "1", "-o", str(image),
     )  # fmt: skip
-    assert picture.exists()
+    assert image.exists()
 
 
 PLAIN = ROOT / "examples" / "plain_target.py"

@@ -1,4 +1,4 @@
-"""Pictures against diffusers' own post-processing, sheets by their pixels, files by reading."""
+"""Images against diffusers' own post-processing, sheets by their pixels, files by reading."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def random_pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
-def diffusers_pictures(pixels: np.ndarray, output_type: str) -> Any:
+def diffusers_images(pixels: np.ndarray, output_type: str) -> Any:
     processor = VaeImageProcessor(do_normalize=False)  # [0, 1] already, like a bundle's decoder
     return processor.postprocess(torch.from_numpy(pixels), output_type=output_type)
 
@@ -39,10 +39,10 @@ def plain(color: str, size: tuple[int, int] = (20, 12)) -> Image.Image:
 @pytest.mark.parametrize(
     "shape", [(1, 3, 8, 8), (3, 3, 16, 24), (2, 1, 9, 7), (1, 4, 5, 5)], ids=str
 )
-def test_pictures_equal_diffusers(shape: tuple[int, ...]) -> None:
+def test_images_equal_diffusers(shape: tuple[int, ...]) -> None:
     pixels = random_pixels(*shape)
-    np.testing.assert_array_equal(image.to_numpy(pixels), diffusers_pictures(pixels, "np"))
-    ours, theirs = image.to_pil(pixels), diffusers_pictures(pixels, "pil")
+    np.testing.assert_array_equal(image.to_numpy(pixels), diffusers_images(pixels, "np"))
+    ours, theirs = image.to_pil(pixels), diffusers_images(pixels, "pil")
     assert [each.mode for each in ours] == [each.mode for each in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(np.asarray(mine), np.asarray(other))
@@ -55,8 +55,8 @@ def test_pictures_equal_diffusers(shape: tuple[int, ...]) -> None:
         elements=st.floats(0, 1, width=32),
     )
 )
-def test_any_picture_equals_diffusers(pixels: np.ndarray) -> None:
-    for mine, other in zip(image.to_pil(pixels), diffusers_pictures(pixels, "pil"), strict=True):
+def test_any_image_equals_diffusers(pixels: np.ndarray) -> None:
+    for mine, other in zip(image.to_pil(pixels), diffusers_images(pixels, "pil"), strict=True):
         np.testing.assert_array_equal(np.asarray(mine), np.asarray(other))
 
 
@@ -64,7 +64,7 @@ def test_rounding_at_every_half() -> None:
     """k + 1/2 of 255: where rounding half to even and half up would part."""
     pixels = np.resize(((np.arange(255) + 0.5) / 255).astype(np.float32), (1, 3, 10, 17))
     np.testing.assert_array_equal(
-        np.asarray(image.to_pil(pixels)[0]), np.asarray(diffusers_pictures(pixels, "pil")[0])
+        np.asarray(image.to_pil(pixels)[0]), np.asarray(diffusers_images(pixels, "pil")[0])
     )
 
 
@@ -82,13 +82,13 @@ def test_half_precision_is_widened() -> None:
     assert result.dtype == np.float32
 
 
-def test_numpy_pictures_are_a_copy() -> None:
+def test_numpy_images_are_a_copy() -> None:
     pixels = np.zeros((1, 1, 4, 4), dtype=np.float32)
     assert not np.shares_memory(image.to_numpy(pixels), pixels)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_no_silent_black_pictures(bad: float) -> None:
+def test_no_silent_black_images(bad: float) -> None:
     pixels = random_pixels(1, 3, 4, 4)
     pixels[0, 1, 2, 3] = bad
     with pytest.raises(NumericalError, match="NaN or infinity"):
@@ -101,7 +101,7 @@ def test_wrong_shapes(shape: tuple[int, ...]) -> None:
         image.to_pil(random_pixels(*shape))
 
 
-def test_grid_places_pictures_row_by_row() -> None:
+def test_grid_places_images_row_by_row() -> None:
     colors = ["red", "lime", "blue", "yellow", "cyan"]
     sheet = image.grid([plain(color) for color in colors], rows=2, cols=3, scale=2)
     gap = 8
@@ -114,7 +114,7 @@ def test_grid_places_pictures_row_by_row() -> None:
     assert sheet.getpixel((sheet.width - gap - 1, sheet.height - gap - 1)) == (255, 255, 255)
 
 
-def test_grid_centres_smaller_pictures_and_takes_any_mode() -> None:
+def test_grid_centres_smaller_images_and_takes_any_mode() -> None:
     small = Image.new("L", (10, 4), 0)
     sheet = image.grid([plain("red"), small], rows=1, cols=2)
     assert sheet.mode == "RGB"
@@ -125,13 +125,13 @@ def test_grid_centres_smaller_pictures_and_takes_any_mode() -> None:
 
 
 def test_grid_labels_are_drawn_inside_their_strips() -> None:
-    pictures = [plain("red", (100, 20)), plain("red", (100, 20))]
-    bare = image.grid(pictures, 1, 2)
+    images = [plain("red", (100, 20)), plain("red", (100, 20))]
+    bare = image.grid(images, 1, 2)
     sheet = image.grid(
-        pictures,
+        images,
         1,
         2,
-        labels=["one", "a label that is far too long for the width of its picture"],
+        labels=["one", "a label that is far too long for the width of its image"],
         row_labels=["a row\nin one line"],
         col_labels=["left", "right"],
     )
@@ -273,7 +273,7 @@ def test_no_transparency_in_jpeg(tmp_path: Path) -> None:
     ],
     ids=["full disk", "permission", "interrupt"],
 )
-def test_a_failed_save_leaves_the_old_picture(
+def test_a_failed_save_leaves_the_old_image(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,

@@ -1,4 +1,4 @@
-"""Judges: what they say stands in the verification, and a build that loses pictures misses."""
+"""Judges: what they say stands in the verification, and a build that loses images misses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from latentc.runtimes.verification import judges
 from latentc.runtimes.verification.verify import check_build
 from tests.fakes import FakeBackend, add_probes, make_bundle
 
-PROMPTS = tuple(f"picture {number}" for number in range(23))
+PROMPTS = tuple(f"image {number}" for number in range(23))
 
 
 class Even:
-    """Finds pictures of even numbers right, and looks at none."""
+    """Finds images of even numbers right, and looks at none."""
 
     def prompts(self, count: int) -> Sequence[str]:
         return PROMPTS[:count]
@@ -45,7 +45,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(bundle: Path, right: int, judge: str = "even") -> Manifest:
-    """Of the fakes, 12 of 23 pictures are right."""
+    """Of the fakes, 12 of 23 images are right."""
     manifest = add_probes(make_bundle(bundle) if not bundle.exists() else bundle)
     probe = JudgeProbe({"guidance_scale": 2.0}, "plain", 2, 7, 16, 8, judge, PROMPTS, right)
     assert isinstance(manifest.probes, Probes)
@@ -67,7 +67,7 @@ def test_the_score_is_held_against_that_of_pytorch(
     manifest, told = judged(tmp_path / "bundle", right), list[str]()
     found = check(tmp_path / "bundle", manifest, told)
     assert found.score is not None
-    assert (found.score.judge, found.score.right, found.score.pictures) == ("even", 12, 23)
+    assert (found.score.judge, found.score.right, found.score.images) == ("even", 12, 23)
     assert (found.score.least, found.score.passed) == (least, passed)
     assert found.passed == passed
     assert told[-1] == "judge"
@@ -78,7 +78,7 @@ def test_the_score_is_held_against_that_of_pytorch(
     assert "12 of 23" in capsys.readouterr().out
 
 
-def test_pictures_and_seeds_come_in_order(tmp_path: Path) -> None:
+def test_images_and_seeds_come_in_order(tmp_path: Path) -> None:
     manifest = judged(tmp_path / "bundle", 12)
     assert manifest.probes is not None
     assert manifest.probes.judged is not None
@@ -101,7 +101,7 @@ def test_a_judge_that_is_not_here_is_not_asked(tmp_path: Path) -> None:
     assert found.passed
 
 
-def test_a_slow_backend_is_not_asked_for_many_pictures(
+def test_a_slow_backend_is_not_asked_for_many_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = judged(tmp_path / "bundle", 12)
@@ -109,7 +109,7 @@ def test_a_slow_backend_is_not_asked_for_many_pictures(
     assert check(tmp_path / "bundle", manifest).score is None
 
 
-def test_nan_is_no_picture(tmp_path: Path) -> None:
+def test_nan_is_no_image(tmp_path: Path) -> None:
     manifest = judged(tmp_path / "good", 12)
     broken = make_bundle(tmp_path / "broken", graphs={"denoiser": "nan_denoiser"})
     (tmp_path / "good/probes").rename(broken / "probes")

@@ -1,4 +1,4 @@
-"""A call, from its arguments to pictures, on graphs small enough to work out by hand."""
+"""A call, from its arguments to images, on graphs small enough to work out by hand."""
 
 from __future__ import annotations
 
@@ -295,15 +295,15 @@ def test_settings_make_the_same_again(pipe: Pipeline) -> None:
 def test_output_types(pipe: Pipeline) -> None:
     latent = pipe("a", seed=1, output_type="latent")
     array = pipe("a", seed=1, output_type="np")
-    pictures = pipe("a", seed=1)
+    images = pipe("a", seed=1)
     assert latent.images.shape == (1, 4, 8, 8)
     assert latent.images is latent.latents
     assert array.images.shape == (1, 16, 16, 3)
     assert array.images.dtype == np.float32
     np.testing.assert_array_equal(array.latents, latent.latents)
-    (picture,) = pictures.images
-    assert (picture.mode, picture.size) == ("RGB", (16, 16))
-    np.testing.assert_array_equal(np.asarray(picture), (array.images[0] * 255).round())
+    (image,) = images.images
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+    np.testing.assert_array_equal(np.asarray(image), (array.images[0] * 255).round())
 
 
 def test_timings(pipe: Pipeline) -> None:

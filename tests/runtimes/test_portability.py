@@ -60,11 +60,11 @@ from latentc.runtimes.backends import backend
 backend.BACKENDS = {"fake": "tests.fakes:FakeBackend"}
 from latentc.cli import run
 bundle, folder = Path(sys.argv[1]), Path(sys.argv[2])
-picture = folder / "picture.png"
+image = folder / "image.png"
 codes = [
     run(["inspect", str(bundle)]),
     run(["verify", "--files-only", str(bundle)]),
-    run(["generate", str(bundle), "a red circle", "--seed", "1", "-o", str(picture)]),
+    run(["generate", str(bundle), "a red circle", "--seed", "1", "-o", str(image)]),
     run(["plans", str(bundle), "-o", str(folder / "plans")]),
 ]
 assert codes == [0] * 4, codes
@@ -119,7 +119,7 @@ def test_everything_runs_without_what_only_posix_has(tmp_path: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == [
         "copy",
         "models",
-        "picture.png",
+        "image.png",
         "plans",
     ]
 
@@ -130,8 +130,8 @@ def test_an_engine_runs_without_what_only_posix_has(sd_bundle: Path, tmp_path: P
         "sys.exit(run(['generate', sys.argv[1], 'a', '--steps', '1', '--backend', 'onnxruntime', "
         "'--seed', '1', '-o', sys.argv[2]]))"
     )
-    command = [sys.executable, "-c", script, str(sd_bundle), str(tmp_path / "picture.png")]
+    command = [sys.executable, "-c", script, str(sd_bundle), str(tmp_path / "image.png")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "picture.png").stat().st_size > 0
+    assert (tmp_path / "image.png").stat().st_size > 0

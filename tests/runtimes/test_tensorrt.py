@@ -65,7 +65,7 @@ def test_the_recipes_in_a_bundle(bundle: Path) -> None:
     for build, precision in (("tensorrt-fp32", "float32"), ("tensorrt-fp16", "float16")):
         recipe = Recipe.load(bundle / build / "denoiser" / "recipe.json")
         assert (recipe.precision, recipe.note, recipe.tf32) == (precision, "", False)
-        # Pictures of 32 × 32 pixels, 16 × 16 latents; the probes reach 24 and 16 and batch 3.
+        # Images of 32 × 32 pixels, 16 × 16 latents; the probes reach 24 and 16 and batch 3.
         assert recipe.profile == {
             "batch": (1, 2, 8),
             "height": (1, 16, 24),

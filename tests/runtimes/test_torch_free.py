@@ -17,7 +17,7 @@ import sys
 import latentc
 with latentc.load({bundle!r}, backend={backend!r}) as pipe:
     result = pipe(**{arguments!r}, num_inference_steps=2, seed=1)
-result.images[0].save({picture!r})
+result.images[0].save({image!r})
 loaded = [name for name in {banned!r} if name in sys.modules]
 sys.exit(f"loaded: {{loaded}}" if loaded else 0)
 """
@@ -37,17 +37,17 @@ def fresh(code: str) -> None:
 def test_generating_text_to_image(
     sd_bundle: Path, tmp_path: Path, backend: str, other: str
 ) -> None:
-    picture = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     fresh(
         GENERATE.format(
             bundle=str(sd_bundle),
             backend=backend,
             arguments={"prompt": "a red circle"},
-            picture=str(picture),
+            image=str(image),
             banned=(*BANNED, other),
         )
     )
-    assert picture.exists()
+    assert image.exists()
 
 
 def test_generating_without_text(unconditional_bundle: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_generating_without_text(unconditional_bundle: Path, tmp_path: Path) -> 
             bundle=str(unconditional_bundle),
             backend=None,
             arguments={"scheduler": "ddim"},
-            picture=str(tmp_path / "picture.png"),
+            image=str(tmp_path / "image.png"),
             banned=(*BANNED, "tokenizers", "openvino"),
         )
     )

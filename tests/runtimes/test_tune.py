@@ -76,7 +76,7 @@ class Slow(FakeBackend):
 
 
 class Judge:
-    """Finds as many of the pictures right as it is told to."""
+    """Finds as many of the images right as it is told to."""
 
     right = 25
 
@@ -122,7 +122,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def judged(folder: Path, right: int) -> None:
-    """Give the bundle a judge, who found so many of 25 pictures by PyTorch right."""
+    """Give the bundle a judge, who found so many of 25 images by PyTorch right."""
     manifest = Manifest.load(folder)
     assert manifest.probes is not None
     probe = JudgeProbe({}, "plain", 1, 7, 16, 8, "judge", ("a",) * 25, right)
@@ -186,7 +186,7 @@ def test_the_judge_has_a_say(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = search(bundle)
     tried = [each.fidelity for each in found.trials if each.fidelity and each.fidelity.right]
     assert tried
-    assert {(each.right, each.pictures, each.points) for each in tried} == {(24, 25, 4.0)}
+    assert {(each.right, each.images, each.points) for each in tried} == {(24, 25, 4.0)}
     assert found.winners["faithful"] == found.reference  # nothing else to fall back on
     assert found.winners["balanced"] == found.reference
     assert found.winners["fast"].setup.build != "fake-fp32"
@@ -296,8 +296,8 @@ def test_kinds_of_step() -> None:
     # Guidance ends in the middle of an interval: the features are of other rows.
     assert kinds([yes, yes, no, no], 3) == [(yes, yes), (yes, no), (no, yes), (no, no)]
     times = Times(1.0, 2.0, {(yes, yes): 10.0, (yes, no): 4.0})
-    assert times.picture(kinds([yes] * 4, 3)) == 1 + 2 + 10 + 4 + 4 + 10
-    assert times.picture(kinds([yes, no])) is None
+    assert times.image(kinds([yes] * 4, 3)) == 1 + 2 + 10 + 4 + 4 + 10
+    assert times.image(kinds([yes, no])) is None
 
 
 class Stub:

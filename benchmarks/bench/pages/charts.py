@@ -197,9 +197,9 @@ def _memory(report: Report) -> Any:
 
 
 def _scaling(report: Report) -> Any:
-    """Curves over what varies: pictures per call, pixels, threads."""
+    """Curves over what varies: images per call, pixels, threads."""
     axes_of: dict[str, Callable[[CaseRecord], float]] = {
-        "pictures in a call": lambda case: case.batch,
+        "images in a call": lambda case: case.batch,
         "pixels": lambda case: case.height * case.width,
         "threads": lambda case: case.threads,
     }
@@ -225,7 +225,7 @@ def _scaling(report: Report) -> Any:
         axis.set_xticks(list(ticks), list(ticks.values()))
         axis.set_ylim(bottom=0)
         axis.grid(color=_GRID, linewidth=0.6)
-    axes[0].set_ylabel(f"{SCENARIOS[scenario]}, seconds per picture")
+    axes[0].set_ylabel(f"{SCENARIOS[scenario]}, seconds per image")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9)
     return figure
@@ -234,7 +234,7 @@ def _scaling(report: Report) -> Any:
 def _tick(name: str, case: CaseRecord) -> str:
     if name == "pixels":
         return f"{case.width}×{case.height}"
-    return str(case.batch if name == "pictures in a call" else case.threads or "all")
+    return str(case.batch if name == "images in a call" else case.threads or "all")
 
 
 def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, list[CaseRecord]]:

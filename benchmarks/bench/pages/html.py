@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: charts and pictures are inside.
+"""The report as one HTML page that needs nothing else: charts and images are inside.
 
 Every figure of the page is an element with `data-ref`, a JSON pointer (RFC 6901) into report.json,
 and `data-unit`, how it is written; `figure` is the only way that numbers get into the tables.
@@ -16,12 +16,12 @@ from typing import Any
 from latentc.benchmarks.bench import model
 from latentc.benchmarks.bench.model import SCENARIOS, Report
 from latentc.benchmarks.bench.pages import charts, texts
-from latentc.runtimes.calls import given_images as pictures
+from latentc.runtimes.calls import given_images
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.files import read_regular
 from latentc.runtimes.storage.parsing import parser
 
-_SIDE = 256  # pixels: no picture of the page is larger
+_SIDE = 256  # pixels: no image of the page is larger
 _QUALITY = 85  # of smaller copies
 _TEMPLATES = Path(__file__).with_name("templates")
 UNITS: Mapping[str, Callable[[Any], str]] = {
@@ -44,7 +44,7 @@ UNITS: Mapping[str, Callable[[Any], str]] = {
 
 
 def page(report: Report, folder: Path) -> str:
-    """The page; pictures are read from `folder`."""
+    """The page; images are read from `folder`."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup, escape
 
@@ -83,17 +83,17 @@ def page(report: Report, folder: Path) -> str:
 
 @parser(InputError, "path", "an image that can be read")
 def small(path: Path) -> tuple[str, bytes]:
-    """A picture as the page shows it, its kind and its bytes: the file itself, or a smaller one
-    that is good to look at. Pictures of random weights do not compress."""
+    """An image as the page shows it, its kind and its bytes: the file itself, or a smaller one
+    that is good to look at. Images of random weights do not compress."""
     from PIL import Image
 
-    data = read_regular(path, pictures.LARGEST_FILE)
-    with Image.open(BytesIO(data)) as picture:
-        if max(picture.size) <= _SIDE:
+    data = read_regular(path, given_images.LARGEST_FILE)
+    with Image.open(BytesIO(data)) as image:
+        if max(image.size) <= _SIDE:
             return "png", data
-        picture.thumbnail((_SIDE, _SIDE))
+        image.thumbnail((_SIDE, _SIDE))
         buffer = BytesIO()
-        picture.save(buffer, "WEBP", quality=_QUALITY)
+        image.save(buffer, "WEBP", quality=_QUALITY)
         return "webp", buffer.getvalue()
 
 

@@ -112,8 +112,8 @@ _CSV = (
     *("device", "batch", "height", "width", "threads", "steps", "status", "scenario", "count"),
     *("rounds", "p50_s", "p90_s", "p99_s", "low_s", "high_s", "noise", "speedup", "speedup_low"),
     *("speedup_high", "verdict", "baseline", "limit_s", "limit_fraction", "bound"),
-    *("file_size_bytes", "peak_memory_bytes", "device_memory_bytes", "energy_j_per_picture"),
-    *("psnr_db", "ssim", "latents_relative_l2", "judge_right", "judge_pictures"),
+    *("file_size_bytes", "peak_memory_bytes", "device_memory_bytes", "energy_j_per_image"),
+    *("psnr_db", "ssim", "latents_relative_l2", "judge_right", "judge_images"),
 )
 
 
@@ -136,7 +136,7 @@ def _csv_row(case: CaseRecord, row: Row | None) -> list[object]:
     near, score = case.fidelity, case.score
     rest: list[object] = [case.file_size, case.peak_memory, case.device_memory, case.energy]
     rest += [near.psnr, near.ssim, near.latents_relative_l2] if near else [None] * 3
-    rest += [score.right, score.pictures] if score else [None] * 2
+    rest += [score.right, score.images] if score else [None] * 2
     return [*facts, *(measured + [None] * (17 - len(measured))), *rest]
 
 
@@ -222,7 +222,7 @@ def _fact_cells(case: CaseRecord) -> tuple[str, ...]:
         f"{near.psnr:.1f} dB" if near else "",
         f"{near.ssim:.4f}" if near else "",
         f"{latents:.1e}" if latents is not None else "",
-        f"{score.right} of {score.pictures}" if score else "",
+        f"{score.right} of {score.images}" if score else "",
         mebibytes(case.peak_memory) if case.peak_memory else "",
         f"{case.file_size / 1e6:,.1f} MB" if case.file_size else "",
         digits(case.energy) if case.energy else "",

@@ -18,7 +18,7 @@ from latentc.runtimes.bundle.structures import TensorSpec
 from latentc.runtimes.errors import UnsupportedPipeline
 from latentc.runtimes.programs.statements import During, Window
 
-IMAGE = "control_image"  # as diffusers' pipelines call it that take other pictures as well
+IMAGE = "control_image"  # as diffusers' pipelines call it that take other images as well
 SCALE = "controlnet_conditioning_scale"
 _WINDOW = ("control_guidance_start", "control_guidance_end")
 
@@ -89,7 +89,7 @@ def _nets(pipe: Any) -> list[Any]:
 class _Controlled(Extended):
     """A denoiser whose UNet is given what the ControlNets make of its own inputs and their images.
 
-    Inputs besides: for each a picture [batch, 3, f*height, f*width] in [0, 1], and the conditioning
+    Inputs besides: for each an image [batch, 3, f*height, f*width] in [0, 1], and the conditioning
     scales [batch, number of ControlNets].
     """
 

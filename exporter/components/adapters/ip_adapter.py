@@ -1,5 +1,5 @@
 """IP-Adapters (Ye et al. 2023, https://arxiv.org/abs/2308.06721), plain ones, Plus and full: the
-image encoder with what projects its result, as a component that runs once for a picture, and their
+image encoder with what projects its result, as a component that runs once for an image, and their
 part of the denoiser with the scales as an input."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _check(layers: Sequence[Any]) -> None:
 
 class _Encoder(torch.nn.Module):
     """image [batch, 3, size, size] in [0, 1] → for each adapter the tokens that the denoiser looks
-    at, [batch, 1, tokens, width], and of the same shape those of no picture.
+    at, [batch, 1, tokens, width], and of the same shape those of no image.
 
     The latter are constants: diffusers encodes pixels of 0 for adapters that take hidden states,
     and takes embeddings of 0 for the plain one.
@@ -158,7 +158,7 @@ class _Scale:
 
 
 class _Adapted(Extended):
-    """A denoiser whose UNet is given the pictures' tokens.
+    """A denoiser whose UNet is given the images' tokens.
 
     Inputs besides: of each adapter `TOKENS` [batch, 1, tokens, width], and `SCALE` [batch, number
     of adapters].

@@ -31,7 +31,7 @@ from latentc.runtimes.programs.statements import During, Window
 
 SCALE, SHARE = "adapter_conditioning_scale", "adapter_conditioning_factor"
 _FEATURES = "adapter_features"
-_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes pictures grey
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes images grey
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _write(draft: Draft, encoders: Sequence[Component]) -> None:
 
 
 def _for_adapters(latents: Latents, adapter: Any) -> Latents:
-    """Return the same for pictures whose pixels the adapter can rearrange to channels.
+    """Return the same for images whose pixels the adapter can rearrange to channels.
 
     Raises:
         UnsupportedPipeline: the default size is not one of them.
@@ -211,7 +211,7 @@ def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
     channels = int(adapter.config.in_channels)
     if channels not in (1, 3):
         raise UnsupportedPipeline(
-            f"a T2I-Adapter for pictures of {channels} channels is not supported, only 1 and 3"
+            f"a T2I-Adapter for images of {channels} channels is not supported, only 1 and 3"
         )
     side = math.lcm(int(adapter.total_downscale_factor), factor)
     with torch.device("meta"), torch.no_grad():

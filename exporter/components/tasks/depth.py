@@ -1,4 +1,4 @@
-"""Depth-to-image: a UNet that takes the depth of a picture besides its noisy latents. The estimator
+"""Depth-to-image: a UNet that takes the depth of an image besides its noisy latents. The estimator
 of that depth (Ranftl, Bochkovskiy and Koltun 2021, https://arxiv.org/abs/2103.13413) is a component
 that runs once for a call."""
 
@@ -97,7 +97,7 @@ def _estimator(pipe: Any) -> Graph:
 
 
 def _size(processor: Any) -> tuple[int, int]:
-    """Of every picture that the estimator is given.
+    """Of every image that the estimator is given.
 
     Raises:
         UnsupportedPipeline: the processor does something else than stretch to one size and

@@ -118,7 +118,7 @@ def _trained(pipe: Any, encoder: Graph | None) -> Task | None:
 def _needed(encoder: Graph | None, pipeline_class: str) -> Graph:
     if encoder is None:
         raise UnsupportedPipeline(
-            f"{pipeline_class} needs a VAE that encodes pictures of the form that it decodes to"
+            f"{pipeline_class} needs a VAE that encodes images of the form that it decodes to"
         )
     return encoder
 

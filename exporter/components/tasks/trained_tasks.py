@@ -112,7 +112,7 @@ def _two_scales(draft: Draft) -> None:
 
 class LowRes(torch.nn.Module):
     """image [batch, 3, height, width] in [0, 1], noise of its shape, noise_level [batch, 1] → the
-    noisy picture in [-1, 1] that the UNet takes."""
+    noisy image in [-1, 1] that the UNet takes."""
 
     of_image: torch.Tensor
     of_noise: torch.Tensor

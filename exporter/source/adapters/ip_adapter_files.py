@@ -1,4 +1,4 @@
-"""IP-Adapters: weights that let a UNet look at a picture, and the image encoder that they need."""
+"""IP-Adapters: weights that let a UNet look at an image, and the image encoder that they need."""
 
 from __future__ import annotations
 

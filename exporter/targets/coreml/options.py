@@ -1,4 +1,4 @@
-"""What can be asked of a Core ML export, and which picture sizes follow from it."""
+"""What can be asked of a Core ML export, and which image sizes follow from it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CoreMLOptions(TargetOptions):
     )
     coreml_attention: str = option("original", "Core ML: how attention is written.", (*ATTENTION,))
     coreml_sizes: str = option(
-        "", "Core ML: picture sizes to allow, such as 512x512,768x512 (width x height) or 256-1024."
+        "", "Core ML: image sizes to allow, such as 512x512,768x512 (width x height) or 256-1024."
     )
     coreml_batch: int = option(1, "Core ML: rows per call; larger batches are split.")
     chunk_denoiser: bool = option(False, "Core ML: the denoiser as two packages.")

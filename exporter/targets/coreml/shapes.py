@@ -17,7 +17,7 @@ from latentc.runtimes.programs.latents import Latents
 def input_types(program: ExportedProgram, component: Component, settings: Settings) -> list[Any]:
     """A coremltools TensorType for each input. Token ids are int32: Core ML has no int64.
 
-    A dimension of the manifest that is neither the batch nor the picture's, such as the
+    A dimension of the manifest that is neither the batch nor the image's, such as the
     number of tokens, is fixed to what the program was traced with.
     """
     import coremltools

@@ -1,4 +1,4 @@
-"""What tests of tasks with pictures share: pictures, masks, and how results are compared."""
+"""What tests of tasks with images share: images, masks, and how results are compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BACKENDS = ("onnxruntime", "openvino")
 CALL: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 5.0}
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def sample_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth colours and an edge."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin((x * a + y * b + seed) / 9.0) * 100 + 127 for a, b in ((1, 2), (3, 1), (2, 3))]
