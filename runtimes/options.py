@@ -1,0 +1,175 @@
+"""Options that are declared once: their names, types, defaults, limits and one sentence each.
+
+An option is a key of a `TypedDict` whose type is annotated with an `Option`:
+
+    class LoadArguments(TypedDict, total=False):
+        threads: Annotated[int, Option("Threads of the engine.", default=0, least=0, most=4096)]
+
+The TypedDict is the signature that type checkers see (``**arguments: Unpack[LoadArguments]``); the
+checks, the command line and the tables of the documentation are made of its options.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from latentc.runtimes.errors import InputError
+
+_COMMON = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a keyword is, besides its name and type.
+
+    `help`: one sentence, for ``--help`` and the documentation. `default`: what holds where the
+    option is not given; `usual` says it in words where a value cannot. `least` and `most`:
+    inclusive limits of a number. `choices`: the texts that are possible, where the type does not
+    say them. `flags`: on the command line, where that is not the name with hyphens; `metavar`: what
+    stands for its value there. `hidden`: why the command line has no such option. `see`: a link
+    from docs/ to where more is said.
+    """
+
+    help: str
+    default: Any = None
+    usual: str = ""
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    hidden: str = ""
+    see: str = ""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A keyword with its option. `kind`: the type of one value, of `_COMMON`, `Path`, or `object`
+    where it is none of them; `several`: whether a sequence of them is taken as well; `optional`:
+    whether None is."""
+
+    name: str
+    kind: type
+    several: bool
+    optional: bool
+    option: Option
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its spellings on the command line."""
+        return self.option.flags or ("--" + self.name.replace("_", "-"),)
+
+
+@cache
+def declared(arguments: type) -> Mapping[str, Declared]:
+    """Return the options of a TypedDict by name, in their order.
+
+    Raises:
+        TypeError: a key has no option.
+    """
+    hints = get_type_hints(arguments, include_extras=True)
+    return {name: _declared(name, hint) for name, hint in hints.items()}
+
+
+def _declared(name: str, hint: Any) -> Declared:
+    if get_origin(hint) is not Annotated:
+        raise TypeError(f"{name}: expected Annotated[type, Option(…)], found {hint!r}")
+    annotated, *extras = get_args(hint)
+    (option,) = (extra for extra in extras if isinstance(extra, Option))
+    kinds, several = set[type](), False
+    for part in _members(annotated):
+        sequence = get_origin(part) is not None and get_origin(part) is not Literal
+        several = several or sequence
+        kinds |= {_kind(item) for item in (_items(part) if sequence else (part,))}
+    optional = type(None) in kinds
+    kinds.discard(type(None))
+    if kinds == {int, float} or kinds == {str, Path}:
+        kinds = {float} if int in kinds else {Path}
+    kind = kinds.pop() if len(kinds) == 1 else object
+    return Declared(name, kind, several, optional, option)
+
+
+def _members(hint: Any) -> Sequence[Any]:
+    """Return what a union is made of, or the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _items(sequence: Any) -> Sequence[Any]:
+    return [part for item in get_args(sequence) if item is not ... for part in _members(item)]
+
+
+def _kind(part: Any) -> type:
+    if get_origin(part) is Literal:
+        return str
+    return part if part in (*_COMMON, Path, type(None)) else object
+
+
+def given_of(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given, checked; options that are None and may be count as not given.
+
+    Raises:
+        InputError: an unknown name, with those that are near; a value of another type, or beyond
+            its limits.
+    """
+    known = declared(arguments)
+    for name in given:
+        if name not in known:
+            raise InputError(unknown(name, known))
+    checked = {name: value for name, value in given.items() if value is not None}
+    for name, value in checked.items():
+        check(known[name], value)
+    return checked
+
+
+def complete(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of every option: the one that was given, checked, or the default."""
+    defaults = {name: each.option.default for name, each in declared(arguments).items()}
+    return {**defaults, **given_of(arguments, given)}
+
+
+def unknown(name: str, known: Mapping[str, Any]) -> str:
+    """Return what to say of a name that is none of the known ones."""
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    return f"unknown argument {name!r}; {hint}"
+
+
+def check(option: Declared, value: Any) -> None:
+    """Check a value's type and limits, where they are known here.
+
+    Raises:
+        InputError: another type, too small or large, or none of the choices.
+    """
+    several = option.several and isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    for item in value if several else (value,):
+        _check_type(option, item)
+        _check_limits(option, item)
+
+
+def _check_type(option: Declared, value: Any) -> None:
+    accepted: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path)}
+    kinds = (object,) if option.kind is object else accepted.get(option.kind, (option.kind,))
+    flag_for_number = isinstance(value, bool) and option.kind in (int, float)
+    if not isinstance(value, kinds) or flag_for_number:
+        words = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+        wanted = words.get(option.kind, "a path")
+        raise InputError(f"{option.name!r} must be {wanted}, not {value!r:.80}")
+
+
+def _check_limits(option: Declared, value: Any) -> None:
+    limits = option.option
+    if limits.choices and isinstance(value, str) and value not in limits.choices:
+        names = ", ".join(limits.choices)
+        raise InputError(f"{option.name!r} must be one of {names}, not {value!r:.80}")
+    if not isinstance(value, int | float):
+        return
+    if limits.least is not None and not value >= limits.least:
+        raise InputError(f"{option.name!r} must be at least {limits.least}, not {value}")
+    if limits.most is not None and not value <= limits.most:
+        raise InputError(f"{option.name!r} must be at most {limits.most}, not {value}")
