@@ -158,11 +158,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def pipeline_folder() -> Callable[[str], Path]:
-    """A function: name in `tests.tiny.PIPELINES` → the saved pipeline's folder."""
+    """A function: name in `tests.support.tiny.PIPELINES` → the saved pipeline's folder."""
     import hashlib
     import shutil
 
-    from tests import tiny, tiny_transformers
+    from tests.support import tiny, tiny_transformers
 
     def make(name: str) -> Path:
         code = [Path(each.__file__).read_bytes() for each in (tiny, tiny_transformers)]
@@ -182,7 +182,7 @@ def smallest() -> Path:
     """The saved text-to-image pipeline that is the quickest to export."""
     import torch
 
-    from tests import tiny_configurations as tiny
+    from tests.support import tiny_configurations as tiny
 
     folder = KEPT / "pipelines" / "smallest"
     with one_at_a_time("pipeline-smallest"):
@@ -207,7 +207,7 @@ def smallest_unconditional() -> Path:
     """The saved pipeline that is the quickest to export of all."""
     import torch
 
-    from tests import tiny_configurations as tiny
+    from tests.support import tiny_configurations as tiny
 
     folder = KEPT / "pipelines" / "smallest-unconditional"
     with one_at_a_time("pipeline-smallest-unconditional"):
@@ -284,7 +284,7 @@ def bundles(
     """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO, for every
     task that starts from an image."""
     from latentc.exporter.compiler.export import export
-    from tests.sample_images import STEPS as WITH_IMAGES
+    from tests.support.sample_images import STEPS as WITH_IMAGES
 
     @cache
     def get(name: str) -> Path:
@@ -310,7 +310,7 @@ def nets(pipeline_folder: Callable[[str], Path]) -> Callable[[str], list[Path]]:
     """A function: name in `CONTROLLED` → folders of its ControlNets."""
     from diffusers import DiffusionPipeline
 
-    from tests import tiny
+    from tests.support import tiny
 
     def make(name: str) -> list[Path]:
         folders, source = [], name.partition("-")[0]

@@ -2,7 +2,8 @@
 
 ``python -m tests.golden FOLDER`` writes latents and images, ``--compare`` says which calls give
 something else now. The graphs are no modules but something quicker to which every input matters
-(`tests.uncaptured.Mixing`), so that the figures are of the runtime alone. They are kept out of the
+(`tests.support.uncaptured.Mixing`), so that the figures are of the runtime alone. They are kept out
+of the
 repository: other processors round otherwise.
 """
 
@@ -18,8 +19,8 @@ import numpy as np
 
 from latentc.runtimes.errors import LatentcError
 from latentc.runtimes.pipeline.pipeline import Pipeline
-from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of, calls_of
+from tests.support import tiny
 
 _REFUSED = "refused"
 

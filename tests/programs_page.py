@@ -46,8 +46,8 @@ def generated(manifest_of: Callable[[str], Manifest]) -> str:
 
 def main() -> None:
     """Make the bundles and write the page."""
-    from tests import tiny
     from tests.contract.test_every_argument import bundle_of
+    from tests.support import tiny
 
     with tempfile.TemporaryDirectory() as folder:
 

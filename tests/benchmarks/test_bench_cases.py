@@ -14,8 +14,8 @@ from latentc.benchmarks.bench.model import Settings
 from latentc.cli import run as latentc
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.errors import InputError
-from tests.bench_reports import install_backend
-from tests.fakes import make_bundle
+from tests.support.bench_reports import install_backend
+from tests.support.fakes import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 

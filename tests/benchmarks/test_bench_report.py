@@ -23,8 +23,8 @@ from latentc.benchmarks.bench.model import Report
 from latentc.benchmarks.bench.pages import html, texts
 from latentc.cli import run as latentc
 from latentc.runtimes.errors import InputError, PerformanceRegression
-from tests.bench_reports import make_report
 from tests.benchmarks_pages import Page, check_figures
+from tests.support.bench_reports import make_report
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from latentc.benchmarks.bench.pages import html
 from latentc.benchmarks.measure import Bounds, ChildFailed, run_child
 from latentc.cli import run as latentc
 from latentc.runtimes.errors import PerformanceRegression
-from tests.bench_reports import install_backend
-from tests.fakes import make_bundle
+from tests.support.bench_reports import install_backend
+from tests.support.fakes import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = ("cold_start", "load", "first_call", "denoiser_step", "text_encode", "vae_decode",

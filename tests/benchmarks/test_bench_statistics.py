@@ -11,7 +11,7 @@ from scipy import stats
 from latentc.benchmarks.bench import energy, fidelity, roofline, statistics
 from latentc.benchmarks.bench.fidelity import Images
 from latentc.benchmarks.bench.model import Operations, Peak
-from tests.bench_reports import series
+from tests.support.bench_reports import series
 
 
 def test_quantiles_are_those_of_all_values() -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from latentc.benchmarks import cancelling
 from latentc.runtimes.pipeline.pipeline import load
-from tests.fakes import FakeBackend, make_bundle
+from tests.support.fakes import FakeBackend, make_bundle
 
 
 @pytest.mark.fault("1.7", "how long a step goes on after it was given up is measured")

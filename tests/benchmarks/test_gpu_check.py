@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from latentc.benchmarks import gpu_check
 from latentc.benchmarks.gpu_check import CASES, Case, Outcome, write_record
 from latentc.runtimes.backends import backend as engines
-from tests.fake_tensorrt import Machine, installed
+from tests.support.fake_tensorrt import Machine, installed
 
 FACTS = {"GPU": "NVIDIA L4", "Driver": "580.1"}
 
@@ -57,7 +57,8 @@ def test_a_record_and_its_line(tmp_path: Path) -> None:
 def test_a_case_on_the_stand_in(
     tensorrt_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way, on an engine that is ONNX Runtime in disguise: see tests.fake_tensorrt."""
+    """The whole way, on an engine that is ONNX Runtime in disguise: see
+    tests.support.fake_tensorrt."""
     monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(gpu_check, "machine", lambda: FACTS)
     case = Case("tensorrt", "fp32", "tensorrt", "cuda", engines=True)

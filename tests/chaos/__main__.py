@@ -36,7 +36,7 @@ def prepare(base: Path) -> tuple[Path, Path]:
     import torch
 
     from latentc.exporter.compiler.export import export
-    from tests import tiny_configurations as tiny
+    from tests.support import tiny_configurations as tiny
 
     source, good = base / "source", base / "good"
     torch.manual_seed(3)

@@ -11,7 +11,7 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from latentc.exporter.quiet import quiet_loading
-from tests.loaded import Ours, kept_open
+from tests.support.loaded import Ours, kept_open
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Given or not given: every subset of arguments that depend on each other, as a table of pipeline,
 task and arguments, against the diffusers class itself.
 
-The graphs are PyTorch's own modules (`tests.uncaptured`), so that what differs is how arguments are
-read; a sample runs on engines.
+The graphs are PyTorch's own modules (`tests.support.uncaptured`), so that what differs is how
+arguments are read; a sample runs on engines.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
-from tests.sample_images import BACKENDS, mask, sample_image
-from tests.uncaptured import uncaptured
+from tests.support.sample_images import BACKENDS, mask, sample_image
+from tests.support.uncaptured import uncaptured
 
 GIVEN = ("flat", "", [""])  # texts: [""] is given in diffusers, "" is not
 SOME = GIVEN[::2]

@@ -27,8 +27,8 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import CONTROLLED
-from tests.loaded import Ours, kept_open
-from tests.sample_images import BACKENDS, CALL, assert_same, mask, sample_image
+from tests.support.loaded import Ours, kept_open
+from tests.support.sample_images import BACKENDS, CALL, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
 STEPS = 4

@@ -18,7 +18,7 @@ from latentc.exporter.components.tasks.depth import _size
 from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, UnsupportedPipeline
-from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
+from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 
 
 def check(ours: Any, original: Any, backend: str = "onnxruntime", **call: Any) -> None:

@@ -30,11 +30,12 @@ from latentc.runtimes.programs.statements import (
     names_given,
 )
 from latentc.runtimes.version_1.upgrade import upgrade
-from tests import programs_page, tiny
-from tests.runtimes.test_upgrade import ARCHIVE as OLD_BUNDLES
-from tests.runtimes.test_upgrade import KINDS as OLD_KINDS
-from tests.sample_images import mask, sample_image
-from tests.uncaptured import Mixing, uncaptured
+from tests import programs_page
+from tests.runtimes.version_1.test_upgrade import ARCHIVE as OLD_BUNDLES
+from tests.runtimes.version_1.test_upgrade import KINDS as OLD_KINDS
+from tests.support import tiny
+from tests.support.sample_images import mask, sample_image
+from tests.support.uncaptured import Mixing, uncaptured
 
 SIDE = 32
 PROMPTS = ["a red circle", "a blue square"]

@@ -24,10 +24,10 @@ from latentc.exporter.schedulers.tables import build
 from latentc.exporter.verification.reference import watched
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
-from tests import tiny_configurations as tiny
 from tests.conftest import KEPT, one_at_a_time
-from tests.exporter.test_ingredients import make_lora
-from tests.loaded import kept_open
+from tests.exporter.source.test_ingredients import make_lora
+from tests.support import tiny_configurations as tiny
+from tests.support.loaded import kept_open
 
 SEED = 7
 STEPS = (1, 4)

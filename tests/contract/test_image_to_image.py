@@ -25,8 +25,8 @@ from latentc.exporter.verification.reference import watched
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
-from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
-from tests.tiny import tiny_autoencoder
+from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
+from tests.support.tiny import tiny_autoencoder
 
 SIZES = {"sd": (64, 48), "sdxl": (64, 48)}  # width, height
 

@@ -21,7 +21,7 @@ from latentc.exporter.schedulers.tables import build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
-from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, mask, sample_image
+from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
 TRAINED = {"sd": False, "sdxl": False, "inpaint": True, "inpaint-xl": True}

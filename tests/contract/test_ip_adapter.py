@@ -20,9 +20,9 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, SourceError
 from latentc.runtimes.programs.statements import Loop, Run
-from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
-from tests.sample_images import BACKENDS, CALL, assert_same, sample_image
+from tests.support import tiny
+from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
 
 STEPS = 4
 

@@ -21,7 +21,7 @@ from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
-from tests.sample_images import sample_image
+from tests.support.sample_images import sample_image
 
 STEPS, PRIOR_STEPS = 6, 4
 CALL: dict[str, Any] = {

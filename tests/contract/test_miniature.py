@@ -39,11 +39,11 @@ from latentc.exporter.verification.programs import (
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import VerificationError
 from latentc.runtimes.programs.statements import Noise, Program
-from tests import tiny
 from tests.contract.test_every_argument import KINDS, bundle_of
 from tests.contract.test_program_check import FAULTS, with_default, with_steps
-from tests.published import PUBLISHED
-from tests.tiny_configurations import (
+from tests.support import tiny
+from tests.support.published import PUBLISHED
+from tests.support.tiny_configurations import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_XL,
     UNCONDITIONAL,
@@ -52,7 +52,7 @@ from tests.tiny_configurations import (
     stable_diffusion_xl,
     unconditional,
 )
-from tests.uncaptured import uncaptured
+from tests.support.uncaptured import uncaptured
 
 MADE: Mapping[Callable[[Path, Configuration], None], Mapping[str, Configuration]] = {
     stable_diffusion: STABLE_DIFFUSION,

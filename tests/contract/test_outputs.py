@@ -19,7 +19,7 @@ from latentc.runtimes.bundle.manifest import MANIFEST
 from latentc.runtimes.bundle.structures import TensorSpec
 from latentc.runtimes.errors import BackendError, BundleError
 from latentc.runtimes.pipeline.pipeline import load
-from tests.fakes import GRAPHS, FakeBackend, make_bundle
+from tests.support.fakes import GRAPHS, FakeBackend, make_bundle
 
 Outputs = Mapping[str, TensorSpec]
 

@@ -26,8 +26,8 @@ from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.programs.listing import listing
 from latentc.runtimes.sampling.views import cut, put_together, views_of
 from latentc.runtimes.verification.verify import relative_l2
-from tests import tiny
 from tests.docs import independent_loader as reader
+from tests.support import tiny
 
 STEPS = 3
 TEXTS = {"prompt": ["a red circle", "blue"], "negative_prompt": ["", "a square"]}

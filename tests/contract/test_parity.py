@@ -18,7 +18,7 @@ from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc.exporter.schedulers.tables import build
 from latentc.exporter.verification.reference import watched
 from latentc.runtimes.verification.verify import psnr, relative_l2
-from tests.loaded import Ours, kept_open
+from tests.support.loaded import Ours, kept_open
 
 STEPS = 20
 SEED = 7

@@ -27,7 +27,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, VerificationError
 from latentc.runtimes.programs.statements import Loop, Noise, Numbers, Pixels, Program, loop_of
 from tests.contract.test_every_argument import HAS_TASKS, bundle_of
-from tests.uncaptured import uncaptured
+from tests.support.uncaptured import uncaptured
 
 Change = Callable[[Program], Program]
 

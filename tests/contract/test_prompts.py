@@ -20,7 +20,7 @@ from latentc.exporter.verification.reference import watched
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.texts.tokenizer import TextTokenizer
 from latentc.runtimes.verification.verify import relative_l2
-from tests.loaded import Ours, kept_open
+from tests.support.loaded import Ours, kept_open
 
 BACKENDS = ("onnxruntime", "openvino", "torch")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}

@@ -24,7 +24,7 @@ from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
 from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader
-from tests.uncaptured import uncaptured
+from tests.support.uncaptured import uncaptured
 
 SEED = 7
 LATENTS = 1e-4  # relative L2 of the final latents

@@ -19,7 +19,7 @@ from latentc.exporter.schedulers.tables import build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from tests.conftest import KEPT, one_at_a_time
-from tests.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
+from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 
 
 def use(pipe: Any, scheduler: str) -> Any:

@@ -21,10 +21,10 @@ from latentc.runtimes.bundle.sizes import fixed
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.images.image import resized
 from latentc.runtimes.pipeline.pipeline import Pipeline
-from tests import tiny_transformers
 from tests.conftest import KEPT, one_at_a_time
-from tests.sample_images import assert_same
-from tests.uncaptured import uncaptured
+from tests.support import tiny_transformers
+from tests.support.sample_images import assert_same
+from tests.support.uncaptured import uncaptured
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 2}
 # In the place of the lists for 512 and 1024 pixels, which take seconds: diffusers reads it, too.

@@ -30,11 +30,11 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, VerificationError
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.programs.listing import listing
-from tests import tiny
 from tests.conftest import Run
 from tests.docs import independent_loader as reader
-from tests.sample_images import mask, sample_image
-from tests.uncaptured import uncaptured
+from tests.support import tiny
+from tests.support.sample_images import mask, sample_image
+from tests.support.uncaptured import uncaptured
 
 FLAGS = "nsfw_content_detected"
 SEEDS = list(range(8))

@@ -29,9 +29,9 @@ from latentc.exporter.families import family_of
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.verification.verify import relative_l2
-from tests import transformers
-from tests.loaded import Ours, kept_open
-from tests.sample_images import BACKENDS, CALL, mask, sample_image
+from tests.support import transformers
+from tests.support.loaded import Ours, kept_open
+from tests.support.sample_images import BACKENDS, CALL, mask, sample_image
 
 STEPS = transformers.STEPS
 # Width and height in pixels; latents of 35 by 22 for the first.

@@ -33,10 +33,10 @@ from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Image as ImageArgument
-from tests import tiny
 from tests.conftest import KEPT, one_at_a_time
-from tests.loaded import Ours, kept_open
-from tests.sample_images import BACKENDS, CALL, assert_same, sample_image
+from tests.support import tiny
+from tests.support.loaded import Ours, kept_open
+from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
 
 STEPS = 4
 # Bundle → its pipeline, and of each adapter the kind and the image's channels.

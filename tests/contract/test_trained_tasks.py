@@ -14,7 +14,7 @@ import torch
 from latentc.exporter.compiler.export import export
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
-from tests.sample_images import BACKENDS, STEPS, assert_same, sample_image
+from tests.support.sample_images import BACKENDS, STEPS, assert_same, sample_image
 
 CALL = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0}
 SIZES = {"pix2pix": (48, 32), "pix2pix-xl": (48, 32), "upscaler": (32, 16)}  # width, height

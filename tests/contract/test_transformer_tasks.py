@@ -27,9 +27,9 @@ from latentc.runtimes.errors import InputError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Program
 from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
-from tests.loaded import Ours, kept_open
-from tests.sample_images import BACKENDS, assert_same, mask, sample_image
-from tests.transformers import BUNDLES, STEPS, exported
+from tests.support.loaded import Ours, kept_open
+from tests.support.sample_images import BACKENDS, assert_same, mask, sample_image
+from tests.support.transformers import BUNDLES, STEPS, exported
 
 SEED = 7
 PIPELINES = {"sd3": "sd3-shifted", "flux-dev": "flux-dev"}

@@ -24,7 +24,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import ExportError, InputError
 from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
 from latentc.runtimes.verification.verify import relative_l2
-from tests.transformers import FROM_TEXT, STEPS, exported
+from tests.support.transformers import FROM_TEXT, STEPS, exported
 
 SEED = 7
 LATENTS = 1e-4  # relative L2 of the final latents

@@ -1,5 +1,5 @@
 """A loop over two states: one plan moves images and strips, which one denoiser takes and predicts
-together, as in the pipeline of `tests.duet`."""
+together, as in the pipeline of `tests.support.duet`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from latentc.exporter.classes import CLASSES, PipelineClass
 from latentc.exporter.compiler.export import export
 from latentc.runtimes.programs.statements import loop_of
 from latentc.runtimes.verification.verify import relative_l2
-from tests import duet
 from tests.docs import independent_loader as reader
+from tests.support import duet
 
 SCHEDULERS = ["dpmpp_2m", "euler_a"]
 

@@ -15,8 +15,8 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from latentc.runtimes.errors import InputError, NumericalError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.verification.verify import relative_l2
-from tests.sample_images import mask, sample_image
-from tests.uncaptured import uncaptured
+from tests.support.sample_images import mask, sample_image
+from tests.support.uncaptured import uncaptured
 
 SIDE = 32
 IMAGE = sample_image(SIDE, SIDE)

@@ -35,9 +35,9 @@ from latentc.runtimes.errors import InputError, UnsupportedPipeline
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.tuning.tune import tune
 from latentc.runtimes.verification.verify import relative_l2
-from tests import tiny_transformers as tiny
 from tests.docs import independent_loader as reader
-from tests.uncaptured import uncaptured
+from tests.support import tiny_transformers as tiny
+from tests.support.uncaptured import uncaptured
 
 STEPS = 4
 SMALL: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": STEPS}

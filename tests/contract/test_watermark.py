@@ -19,8 +19,8 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.verification import programs as program_check
 from latentc.exporter.verification import reference
 from latentc.runtimes.bundle.manifest import Manifest
-from tests import tiny
 from tests.docs import independent_loader as reader
+from tests.support import tiny
 
 CALL: dict[str, Any] = {"prompt": "red", "num_inference_steps": 2}
 LARGE = {"height": 256, "width": 264}

@@ -42,12 +42,12 @@ from latentc.runtimes.sampling.sampler import Rescale, denoise
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT
 from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
 from latentc.runtimes.version_1.fields import Branch, Guidance
-from tests import fakes
 from tests.conftest import KEPT, one_at_a_time
 from tests.docs import independent_loader as reader
 from tests.docs import independent_manifest, independent_program
 from tests.docs.markdown import ROOT, section, table
-from tests.sample_images import mask, sample_image
+from tests.support import fakes
+from tests.support.sample_images import mask, sample_image
 
 DOCUMENT = ROOT / "docs" / "bundle-format.md"
 TEXT = DOCUMENT.read_text("utf-8")

@@ -17,7 +17,8 @@ import latentc
 from latentc import cli as command_line
 from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc.runtimes.errors import LatentcError
-from tests import faults, support
+from tests import faults
+from tests import support_page as support
 from tests.conftest import WHOLE
 from tests.docs.markdown import ROOT, section, table
 

@@ -27,7 +27,7 @@ from latentc.runtimes.backends.backend import SessionOptions
 from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
 from latentc.runtimes.errors import SourceError
 from latentc.runtimes.pipeline import pipeline
-from tests.tiny_transformers import t5_encoder, t5_tokenizer
+from tests.support.tiny_transformers import t5_encoder, t5_tokenizer
 
 torch = pytest.importorskip("torch")
 

@@ -152,7 +152,7 @@ def _texts(*values: str) -> Seeds:
 
 def _bundle_files(*names: str) -> Seeds:
     def read() -> Iterator[bytes]:
-        from tests import fakes
+        from tests.support import fakes
 
         with tempfile.TemporaryDirectory() as folder:
             bundle = fakes.make_bundle(Path(folder) / "bundle")
@@ -164,7 +164,7 @@ def _bundle_files(*names: str) -> Seeds:
 
 def _plans() -> Iterator[bytes]:
     """Tables without noise, with noise, and with noise of a learned variance."""
-    from tests import fakes
+    from tests.support import fakes
 
     yield from _bundle_files("schedules/plain.json", "schedules/noisy.json")()
     noisy = fakes.plan_table(noisy=True)
@@ -243,8 +243,8 @@ def old_manifest() -> dict[str, Any]:
 
 
 def _old_plans() -> Iterator[bytes]:
-    from tests import fakes
-    from tests.runtimes.test_version_1_plans import save_plans
+    from tests.runtimes.version_1.test_plans import save_plans
+    from tests.support import fakes
 
     with tempfile.TemporaryDirectory() as folder:
         for noisy in (False, True):
@@ -277,7 +277,7 @@ def _weights() -> Iterator[bytes]:
 
 def _reports() -> Iterator[bytes]:
     from latentc.benchmarks.bench import model
-    from tests import bench_reports
+    from tests.support import bench_reports
 
     yield model.encode(bench_reports.make_report())
 

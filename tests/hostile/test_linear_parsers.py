@@ -26,11 +26,11 @@ from latentc.runtimes.sampling.plan_schema import DTYPES
 from latentc.runtimes.texts.prompt_weights import parse
 from latentc.runtimes.texts.tokenizer import TextTokenizer
 from latentc.runtimes.texts.tokenizer_rules import LONGEST_TEXT
-from tests import bench_reports, fakes
 from tests.fuzz import targets
-from tests.runtimes.test_linear_work import plans
-from tests.runtimes.test_version_1_plans import save_plans
-from tests.steps import steps_of
+from tests.hostile.test_linear_work import plans
+from tests.runtimes.version_1.test_plans import save_plans
+from tests.support import bench_reports, fakes
+from tests.support.steps import steps_of
 
 COUNT = 300
 MOST = 2.2  # times the steps, for twice the input

@@ -17,7 +17,7 @@ import latentc
 from latentc.runtimes.backends.backend import SessionOptions, get
 from latentc.runtimes.errors import InputError, LatentcError
 from latentc.runtimes.pipeline.pipeline import Pipeline
-from tests import fakes
+from tests.support import fakes
 
 
 class Unprintable:
@@ -199,7 +199,7 @@ def test_options_that_engines_have(backend: str, option: str) -> None:
     assert option in (engine.option_names(engine.devices()[0]) or ())
 
 
-# Arguments of diffusers' calls that the plain bundle of `tests.fakes` has no use for.
+# Arguments of diffusers' calls that the plain bundle of `tests.support.fakes` has no use for.
 IGNORED: dict[str, Any] = {
     "eta": 0.5,
     "clip_skip": 1,

@@ -12,8 +12,8 @@ import pytest
 from latentc.runtimes.calls.given_images import read
 from latentc.runtimes.errors import BundleError, InputError
 from latentc.runtimes.version_1.plans import read_plans
-from tests.fakes import plan_table
-from tests.runtimes.test_version_1_plans import save_plans
+from tests.runtimes.version_1.test_plans import save_plans
+from tests.support.fakes import plan_table
 
 
 def _npy(header: str, data: bytes = b"x" * 64) -> bytes:

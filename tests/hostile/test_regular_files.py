@@ -20,9 +20,9 @@ from latentc.exporter.source import model_files
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.errors import BundleError, LatentcError, SourceError
 from latentc.runtimes.storage.parsing import PARSERS
-from tests import fakes
 from tests.conftest import Run
 from tests.fuzz import targets
+from tests.support import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "benchmarks/bench", "latentc")
@@ -165,7 +165,7 @@ def test_what_a_call_names_is_a_bounded_regular_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.support.fakes:FakeBackend"}
     )
     bundle = fakes.make_bundle(tmp_path / "bundle")
     make(tmp_path / "odd")

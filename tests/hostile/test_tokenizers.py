@@ -21,7 +21,7 @@ from latentc.runtimes.texts.prompt_weights import unweighted
 from latentc.runtimes.texts.regular_expressions import read_pattern
 from latentc.runtimes.texts.tokenizer import TextTokenizer
 from latentc.runtimes.texts.tokenizer_rules import LONGEST_TEXT
-from tests.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
+from tests.support.fakes import MAX_LENGTH, WORDS, FakeBackend, make_bundle, word_tokenizer
 
 Document = dict[str, Any]
 DEEP = 200_000

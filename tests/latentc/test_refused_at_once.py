@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from latentc.cli import COMMANDS, cli
 from latentc.runtimes.backends import backend as engines
 from tests.conftest import Run
-from tests.exporter.test_refused_at_once import BESIDE, OPTIONS
-from tests.fakes import FakeBackend, make_bundle
+from tests.exporter.compiler.test_refused_at_once import BESIDE, OPTIONS
+from tests.support.fakes import FakeBackend, make_bundle
 
 # What every work begins with; reaching one of them fails the test. Manifests are read, no more.
 WORK = (

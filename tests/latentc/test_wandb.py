@@ -20,7 +20,7 @@ import latentc
 from latentc.runtimes.pipeline import observe
 from latentc.wandb import COLUMNS, Autolog, chain
 from tests.docs.markdown import ROOT, blocks
-from tests.wandb_file import Read, read, records
+from tests.support.wandb_file import Read, read, records
 
 wandb = pytest.importorskip("wandb", reason="needs pip install 'latentc[wandb]'")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from latentc.runtimes.bundle.manifest import MANIFEST
-from tests import fakes
+from tests.support import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -57,7 +57,7 @@ for name in ("replace", "rename", "unlink", "remove"):
 
 GENERATE = """
 from latentc.runtimes.backends import backend
-backend.BACKENDS = {"fake": "tests.fakes:FakeBackend"}
+backend.BACKENDS = {"fake": "tests.support.fakes:FakeBackend"}
 from latentc.cli import run
 bundle, folder = Path(sys.argv[1]), Path(sys.argv[2])
 image = folder / "image.png"

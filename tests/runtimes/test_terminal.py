@@ -20,8 +20,8 @@ from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.commands.report import print_manifest
 from latentc.runtimes.errors import BackendUnavailable, BundleError, InputError
 from latentc.runtimes.terminal import markup, say, visible
-from tests import fakes
 from tests.conftest import Run
+from tests.support import fakes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("runtimes", "exporter", "latentc", "benchmarks")
@@ -130,7 +130,7 @@ def test_commands_print_no_name_raw(
     name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.support.fakes:FakeBackend"}
     )
     bundle = with_name(tmp_path, HOSTILE[name])
     odd = tmp_path / HOSTILE[name].replace("/", "")
@@ -172,7 +172,7 @@ def test_prompts_and_engines_are_shown(
 ) -> None:
     """What a call quotes of its prompt, and an engine of the graph that it refuses."""
     monkeypatch.setattr(
-        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.fakes:FakeBackend"}
+        "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.support.fakes:FakeBackend"}
     )
 
     def fail(feeds: Any) -> Any:

@@ -33,7 +33,7 @@ def _prepare(base: Path) -> Path:
     import torch
 
     from latentc.exporter.compiler.export import export
-    from tests import tiny_configurations as tiny
+    from tests.support import tiny_configurations as tiny
 
     torch.manual_seed(3)
     tiny.stable_diffusion(base / "source", tiny.SMALLEST)
