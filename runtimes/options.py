@@ -38,10 +38,10 @@ class Option:
     `help`: one sentence, for ``--help`` and the documentation; `details`: what the documentation
     and docstrings say besides. `default`: what holds where the
     option is not given; `usual` says it in words where a value cannot. `least` and `most`:
-    inclusive limits of a number. `choices`: the texts that are possible, where the type does not
-    say them. `flags`: on the command line, where that is not the name with hyphens; `metavar`: what
-    stands for its value there. `hidden`: why the command line has no such option. `see`: a link
-    from docs/ to where more is said.
+    inclusive limits of a number, `above` and `below`: exclusive ones. `choices`: the texts that are
+    possible, where the type does not say them. `flags`: on the command line, where that is not the
+    name with hyphens; `metavar`: what stands for its value there. `hidden`: why the command line
+    has no such option. `see`: a link from docs/ to where more is said.
     """
 
     help: str
@@ -49,6 +49,8 @@ class Option:
     usual: str = ""
     least: float | None = None
     most: float | None = None
+    above: float | None = None
+    below: float | None = None
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     metavar: str = ""
@@ -84,9 +86,15 @@ class Declared:
     def usual(self) -> str:
         """What holds where it is not given, in words; "" where that is nothing."""
         default = self.option.default
+        if isinstance(default, tuple):
+            return self.option.usual or ", ".join(map(str, default))
         if self.option.usual or not isinstance(default, str | int | float) or default is False:
             return self.option.usual
         return "on" if default is True else str(default)
+
+
+# What a function or a command takes: a TypedDict, or options that are known at run time alone.
+Arguments = type | Mapping[str, Declared]
 
 
 @cache
@@ -188,14 +196,19 @@ def _with_lines(text: str, options: Mapping[str, Declared]) -> str:
     return before + f"\n{indent}".join(lines) + after
 
 
-def given_of(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_in(arguments: Arguments) -> Mapping[str, Declared]:
+    """Return the options by name."""
+    return declared(arguments) if isinstance(arguments, type) else arguments
+
+
+def given_of(arguments: Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was given, checked; options that are None and may be count as not given.
 
     Raises:
         InputError: an unknown name, with those that are near; a value of another type, or beyond
             its limits.
     """
-    known = declared(arguments)
+    known = options_in(arguments)
     for name in given:
         if name not in known:
             raise InputError(unknown(name, known))
@@ -205,9 +218,9 @@ def given_of(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def complete(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def complete(arguments: Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the value of every option: the one that was given, checked, or the default."""
-    defaults = {name: each.option.default for name, each in declared(arguments).items()}
+    defaults = {name: each.option.default for name, each in options_in(arguments).items()}
     return {**defaults, **given_of(arguments, given)}
 
 
@@ -251,5 +264,9 @@ def check_limits(option: Declared, value: Any) -> None:
         raise InputError(f"{option.name!r} must be at least {limits.least}, not {shown(value)}")
     if number and limits.most is not None and not value <= limits.most:
         raise InputError(f"{option.name!r} must be at most {limits.most}, not {shown(value)}")
+    if number and limits.above is not None and not value > limits.above:
+        raise InputError(f"{option.name!r} must be above {limits.above}, not {shown(value)}")
+    if number and limits.below is not None and not value < limits.below:
+        raise InputError(f"{option.name!r} must be below {limits.below}, not {shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{option.name!r} must be finite, not {value}")

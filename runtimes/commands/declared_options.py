@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import click
 
 from latentc.runtimes.errors import InputError
-from latentc.runtimes.options import Declared, check, declared
+from latentc.runtimes.options import Arguments, Declared, check, options_in
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def options_of(
-    arguments: type,
+    arguments: Arguments,
     without: Collection[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[_Command], _Command]:
@@ -28,13 +28,18 @@ def options_of(
     """
 
     def decorate(command: _Command) -> _Command:
-        for option in reversed([*declared(arguments).values()]):
+        for option in reversed([*options_in(arguments).values()]):
             if not option.option.hidden and option.name not in without:
                 special = (settings or {}).get(option.name, {})
                 command = click_option(option, special)(command)
         return command
 
     return decorate
+
+
+def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those parameters of a command that were given."""
+    return {name: value for name, value in parameters.items() if value not in (None, ())}
 
 
 def click_option(

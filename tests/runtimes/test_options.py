@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from latentc.runtimes.commands.declared_options import options_of
+from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.options import Option, complete, declared, given_of, takes
 
@@ -24,6 +24,7 @@ class Arguments(TypedDict, total=False):
     verify: Annotated[bool, Option("Compare.", default=True)]
     lora: Annotated[str | Path | Sequence[str | Path], Option("LoRA files.", default=())]
     kind: Annotated[Literal["pil", "np"], Option("Images.", default="pil", choices=("pil", "np"))]
+    floor: Annotated[float, Option("What is reached.", above=0, below=99)]
     latents: Annotated[Any, Option("Noise.", hidden="arrays are given by --value")]
 
 
@@ -38,6 +39,7 @@ def test_types_are_read() -> None:
         "verify": (bool, False, False),
         "lora": (Path, True, False),
         "kind": (str, False, False),
+        "floor": (float, False, False),
         "latents": (object, False, False),
     }
 
@@ -79,6 +81,8 @@ def test_a_key_without_an_option() -> None:
         ({"verify": 1}, "'verify' must be True or False, not 1"),
         ({"lora": ["a", 3]}, "'lora' must be a path, not 3"),
         ({"kind": "jpg"}, "'kind' must be one of pil, np, not 'jpg'"),
+        ({"floor": 0}, "'floor' must be above 0, not 0"),
+        ({"floor": 99}, "'floor' must be below 99, not 99"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], message: str) -> None:
@@ -93,6 +97,13 @@ def test_defaults_stand_for_what_is_not_given() -> None:
     assert whole["height"] == 16
     assert whole["verify"] is True
     assert whole["lora"] == ()
+
+
+def test_options_that_are_known_at_run_time_alone() -> None:
+    known = {name: declared(Arguments)[name] for name in ("height", "scale")}
+    assert complete(known, {"height": 16}) == {"height": 16, "scale": 1.0}
+    with pytest.raises(InputError, match="unknown argument 'verify'; known: height, scale"):
+        complete(known, {"verify": True})
 
 
 def test_numbers_of_other_kinds() -> None:
@@ -114,8 +125,8 @@ def test_functions_show_their_options() -> None:
         """
 
     parameters = inspect.signature(make).parameters
-    expected = ["name", "scale", "height", "verify", "lora", "kind", "latents", "arguments"]
-    assert list(parameters) == expected
+    expected = ["name", "scale", "height", "verify", "lora", "kind", "floor", "latents"]
+    assert list(parameters) == [*expected, "arguments"]
     assert str(parameters["height"]) == "height: int | None = None"
     assert "Args:\n    height: The height.\n    scale: How strong." in inspect.getdoc(make)
     assert "latents: Noise.\n\nReturns:" in inspect.getdoc(make)
@@ -138,7 +149,9 @@ def test_the_command_line() -> None:
         "verify": False,
         "lora": (Path("a.b"),),
         "kind": None,
+        "floor": None,
     }
+    assert given_options(seen) == {"height": 9, "verify": False, "lora": (Path("a.b"),)}
     help_text = CliRunner().invoke(command, ["--help"]).output
     assert "--height PIXELS" in help_text
     assert "[default: 1.0]" in help_text
