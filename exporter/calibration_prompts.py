@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +25,31 @@ PROMPTS = (
     "an orange circle to the left of a purple square",
     "snowy mountains under a clear sky, aerial view",
 )
+SAMPLES = 32
 
 
 @dataclass(frozen=True)
 class Calibration:
     """The prompts of the trajectories and how many denoiser calls are taken from them."""
 
-    prompts: tuple[str, ...] = PROMPTS
-    samples: int = 32
+    prompts: tuple[str, ...]
+    samples: int
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise InputError("calibration needs at least one prompt")
-        if not 1 <= self.samples <= 4096:
-            raise InputError(f"calibration samples: {self.samples} is not between 1 and 4096")
+
+
+def calibration(prompts: str | Path | Sequence[str] | None, samples: int) -> Calibration:
+    """Return what to calibrate with: by the prompts of a file, by those that are given, or, where
+    `prompts` is None, by `PROMPTS`.
+
+    Raises:
+        InputError: a file that cannot be read; no prompt.
+    """
+    if isinstance(prompts, str | Path):
+        return Calibration(read_prompts(Path(prompts)), samples)
+    return Calibration(PROMPTS if prompts is None else tuple(prompts), samples)
 
 
 @parser(InputError, "path", "a text file of prompts")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentc.exporter.passes import PASSES
-from latentc.exporter.targets import options as options_of_targets
-from latentc.exporter.targets.options import flag
+from latentc.exporter.export_arguments import (
+    FILE_OR_PROMPTS,
+    ExportArguments,
+    export_options,
+)
+from latentc.runtimes.commands.declared_options import (
+    click_option,
+    given_options,
+    options_of,
+)
+from latentc.runtimes.options import declared
 from latentc.runtimes.storage.locks import WAITING
 from latentc.runtimes.terminal import markup, say, visible
 
@@ -19,21 +25,12 @@ if TYPE_CHECKING:
     from latentc.exporter.progress import Event
 
 BUILTIN = "builtin"
-
-
-def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add a flag for each own option of each target; its value is None where it is not given."""
-    for kind in reversed(options_of_targets().values()):
-        for each in reversed(fields(kind)):
-            choices = each.metadata["choices"]
-            kind_of_value = click.Choice(choices) if choices else type(each.default)
-            settings: dict[str, Any] = {"type": kind_of_value}
-            if isinstance(each.default, bool):
-                settings = {"is_flag": True}
-            command = click.option(
-                flag(each.name), each.name, default=None, help=each.metadata["help"], **settings
-            )(command)
-    return command
+# Places stay as they were typed: "./name" is no Hub id, and what follows a colon no path.
+IN_OTHER_FORM = {
+    **{name: {"type": str} for name, option in export_options().items() if option.kind is Path},
+    FILE_OR_PROMPTS: {"type": str, "multiple": False, "default": None},
+}
+OUTPUT = "The bundle's folder; what is there of the same source is kept and added to."
 
 
 @click.command(
@@ -61,193 +58,11 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """
 )
 @click.argument("source")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle.")
-@click.option(
-    "-t",
-    "--target",
-    "targets",
-    multiple=True,
-    default=("onnx",),
-    show_default=True,
-    help="onnx, openvino, torch, coreml or tensorrt; may be repeated; or all.",
-)
-@click.option(
-    "-p",
-    "--precision",
-    "precisions",
-    multiple=True,
-    default=("fp32",),
-    show_default=True,
-    help="fp32, fp16, bf16, int8 or int4 (weights), w8a8 (weights and activations of 8 bits); for "
-    "coreml palette8, palette6, palette4; or by component, as denoiser=int8,vae_decoder=fp16; "
-    "may be repeated; all: each target in every precision that it has.",
-)
-@click.option(
-    "--pass",
-    "passes",
-    multiple=True,
-    metavar="NAME",
-    help="Faster, and another image: "
-    + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
-    + "; may be repeated.",
-)
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    metavar="NAME",
-    help="What the bundle is for besides text-to-image: image-to-image adds the VAE's encoder, for "
-    "calls with an image; may be repeated.",
-)
-@click.option(
-    "--calibration-prompts",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="For w8a8: prompts to calibrate with, one a line.  [default: a varied list]",
-)
-@click.option(
-    "--calibration-samples",
-    type=click.IntRange(1, 4096),
-    help="For w8a8: denoiser calls to calibrate with.  [default: 32]",
-)
-@click.option(
-    "--fidelity-floor",
-    type=float,
-    metavar="DB",
-    help="PSNR that the image must reach: the most sensitive layers stay in half precision.",
-)
-@click.option(
-    "--scheduler",
-    "schedulers",
-    multiple=True,
-    help="Short name or diffusers class; may be repeated. Replaces the default set; the "
-    "pipeline's own scheduler is always there.",
-)
-@click.option(
-    "--steps",
-    multiple=True,
-    type=click.IntRange(1, 1000),
-    help="Step count to make plans for; may be repeated.  [default: 1-30, 40, 50, 100]",
-)
-@click.option("--height", type=click.IntRange(1), help="Fix the height, in pixels.")
-@click.option("--width", type=click.IntRange(1), help="Fix the width, in pixels.")
-@click.option("--verify/--no-verify", default=True, help="Compare with PyTorch.  [default: on]")
-@click.option(
-    "--preflight/--no-preflight",
-    default=True,
-    help="Refuse what does not fit into memory or disk.  [default: on]",
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=OUTPUT)
+@options_of(export_options(), settings=IN_OTHER_FORM)
 @click.option("--dry-run", is_flag=True, help="Say what the export will need; make nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle of another source.")
-@click.option(
-    "--lora",
-    "loras",
-    multiple=True,
-    metavar="FILE_OR_ID[:SCALE]",
-    help="Fuse a LoRA into the weights; may be repeated.",
-)
-@click.option(
-    "--textual-inversion",
-    "inversions",
-    multiple=True,
-    metavar="FILE_OR_ID[:WORD]",
-    help="Add a word with learnt vectors, for prompts; may be repeated.",
-)
-@click.option("--vae", metavar="FOLDER_OR_ID", help="A VAE in the place of the pipeline's own.")
-@click.option(
-    "--controlnet",
-    multiple=True,
-    metavar="FOLDER_OR_ID",
-    help="A ControlNet to fuse with the denoiser; may be repeated.",
-)
-@click.option(
-    "--t2i-adapter",
-    multiple=True,
-    metavar="FOLDER_OR_ID",
-    help="A T2I-Adapter, whose features the denoiser adds to its own; may be repeated.",
-)
-@click.option(
-    "--ip-adapter",
-    multiple=True,
-    metavar="FILE_OR_ID",
-    help="An IP-Adapter's file, its image_encoder beside it, or OWNER/NAME/PATH on the Hub; may be "
-    "repeated.",
-)
-@click.option(
-    "--image-encoder",
-    metavar="FOLDER_OR_ID",
-    help="The image encoder of the IP-Adapters.  [default: image_encoder beside their file]",
-)
-@click.option(
-    "--config",
-    metavar="FOLDER_OR_ID",
-    help="For a checkpoint of one file: whose configuration it has.  [default: guessed]",
-)
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Read a checkpoint, which may then run code, or an adapter's file that is a pickle.",
-)
-@click.option(
-    "--without",
-    multiple=True,
-    metavar="PART",
-    help="Leave out a part that the pipeline works without, such as text_encoder_3 or "
-    "safety_checker, or say that "
-    "watermark, which the bundle has not, is meant to be left out; may be repeated.",
-)
-@click.option(
-    "--watermark",
-    is_flag=True,
-    help="Put the invisible watermark into images that diffusers puts into those of SDXL where the "
-    "package invisible-watermark is installed.",
-)
-@click.option(
-    "--share-with",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="BUNDLE",
-    help="Take over what this bundle has already, as hard links: stored once; may be repeated.",
-)
-@click.option("--revision", help="Hub revision: branch, tag or commit.")
-@click.option("--variant", help="Weight variant, such as fp16.")
-@target_options
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
-def export(
-    source: str,
-    output: Path,
-    targets: tuple[str, ...],
-    precisions: tuple[str, ...],
-    passes: tuple[str, ...],
-    tasks: tuple[str, ...],
-    schedulers: tuple[str, ...],
-    steps: tuple[int, ...],
-    height: int | None,
-    width: int | None,
-    verify: bool,
-    preflight: bool,
-    dry_run: bool,
-    overwrite: bool,
-    revision: str | None,
-    variant: str | None,
-    calibration_prompts: Path | None,
-    calibration_samples: int | None,
-    fidelity_floor: float | None,
-    loras: tuple[str, ...],
-    inversions: tuple[str, ...],
-    vae: str | None,
-    controlnet: tuple[str, ...],
-    t2i_adapter: tuple[str, ...],
-    ip_adapter: tuple[str, ...],
-    image_encoder: str | None,
-    config: str | None,
-    allow_pickle: bool,
-    without: tuple[str, ...],
-    watermark: bool,
-    share_with: tuple[Path, ...],
-    quiet: bool,
-    **own: Any,
-) -> None:
+def export(source: str, output: Path, dry_run: bool, quiet: bool, **options: Any) -> None:
     """Compile a diffusers pipeline into a bundle.
 
     SOURCE is a Hub id, a diffusers folder, a checkpoint of one file, or "builtin" for the model in
@@ -264,40 +79,7 @@ def export(
     place = builtin_folder() if source == BUILTIN else source
     with reporter:
         ask = compiler.preflight if dry_run else compiler.export
-        result = ask(
-            place,
-            output,
-            targets=targets,
-            precision=precisions,
-            passes=passes,
-            tasks=tasks,
-            schedulers=schedulers or None,
-            steps=steps or None,
-            height=height,
-            width=width,
-            verify=verify,
-            preflight=preflight,
-            overwrite=overwrite,
-            revision=revision,
-            variant=variant,
-            calibration_prompts=calibration_prompts,
-            calibration_samples=calibration_samples,
-            fidelity_floor=fidelity_floor,
-            lora=loras,
-            textual_inversion=inversions,
-            vae=vae,
-            controlnet=controlnet,
-            t2i_adapter=t2i_adapter,
-            ip_adapter=ip_adapter,
-            image_encoder=image_encoder,
-            config=config,
-            allow_pickle=allow_pickle,
-            without=without,
-            watermark=watermark,
-            share_with=share_with,
-            report=reporter.report,
-            **own,
-        )
+        result = ask(place, output, report=reporter.report, **given_options(options))
     if isinstance(result, Need):
         say(result.line())
         return
@@ -329,14 +111,10 @@ def export(
     "schedulers",
     multiple=True,
     required=True,
-    help="Short name or diffusers class; may be repeated.",
+    metavar="NAME",
+    help="Short name or diffusers class.  May be repeated.",
 )
-@click.option(
-    "--steps",
-    multiple=True,
-    type=click.IntRange(1, 1000),
-    help="Step count; may be repeated.  [default: 1-30, 40, 50, 100]",
-)
+@click_option(declared(ExportArguments)["steps"])
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
 def schedule(
     bundle: Path, schedulers: tuple[str, ...], steps: tuple[int, ...], quiet: bool

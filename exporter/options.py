@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from latentc.exporter.calibration_prompts import Calibration
+from latentc.exporter.calibration_prompts import Calibration, calibration
 from latentc.exporter.classes import CLASSES, record_of
 from latentc.exporter.components.names import (
     IP_IMAGE_ENCODER,
@@ -16,6 +16,7 @@ from latentc.exporter.components.names import (
     T2I_ADAPTER,
     WATERMARK,
 )
+from latentc.exporter.export_arguments import ExportArguments, whole
 from latentc.exporter.families import family_of
 from latentc.exporter.passes import (
     CALIBRATED,
@@ -31,13 +32,15 @@ from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.left_out import takes_watermark
 from latentc.exporter.source.resolving import PipelineSource
 from latentc.exporter.targets import TARGETS, passes, verifier
-from latentc.exporter.targets.options import TargetOptions
+from latentc.exporter.targets import options as own_options
+from latentc.exporter.targets.options import TargetOptions, of_targets
 from latentc.exporter.versions import CAPTURE, code, digest, libraries, versions
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import (
     DENOISER,
     SHALLOW,
     build_name,
+    canonical,
     check_components,
     of_component,
     split_passes,
@@ -61,8 +64,6 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 ALL = "all"  # of the targets; of the precisions, those that each target has
-MAX_STEPS = 1000
-MAX_PSNR = 99.0  # dB, of equal images
 _VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
 _SHARED = ("nodes", "quantization")  # what passes have in common
@@ -100,26 +101,25 @@ CAPTURE_CODE = (
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to make. Height and width in pixels fix the size, None keeps it dynamic;
-    `schedulers` None is the default set beside the pipeline's own; `steps` None is the usual
-    step counts; `of_targets` holds the own options of each target; `fidelity_floor` is in dB;
-    `asked` names passes for the denoiser of every build, `tasks` what to add components for;
-    `watermark`: images get SDXL's invisible one."""
+    """What to make, as `export_options` reads it from the arguments of an export. `precisions`: by
+    their usual spelling; `asked`: names of passes for the denoiser of every build; `of_targets`:
+    the own options of each target; `steps`: in their order. The others are arguments as they
+    are."""
 
-    targets: tuple[str, ...] = ("onnx",)
-    precisions: tuple[str, ...] = ("fp32",)
-    schedulers: tuple[str, ...] | None = None
-    steps: tuple[int, ...] | None = None
-    height: int | None = None
-    width: int | None = None
-    verify: bool = True
-    overwrite: bool = False
-    of_targets: Mapping[str, TargetOptions] = field(default_factory=dict)
-    calibration: Calibration = field(default_factory=Calibration)
-    fidelity_floor: float | None = None
-    asked: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    watermark: bool = False
+    targets: tuple[str, ...]
+    precisions: tuple[str, ...]
+    schedulers: tuple[str, ...] | None
+    steps: tuple[int, ...] | None
+    height: int | None
+    width: int | None
+    verify: bool
+    overwrite: bool
+    of_targets: Mapping[str, TargetOptions]
+    calibration: Calibration
+    fidelity_floor: float | None
+    asked: tuple[str, ...]
+    tasks: tuple[str, ...]
+    watermark: bool
 
     def tasks_of(self, source: PipelineSource) -> tuple[str, ...]:
         """Those that the pipeline's class is for, and those that were asked for."""
@@ -158,6 +158,34 @@ class ExportOptions:
     def passes(self, target: str, precision: str) -> tuple[str, ...]:
         """The passes that make a component's program; `precision` is its own."""
         return passes(target, precision, self.of(target))
+
+
+def export_options(**given: Unpack[ExportArguments]) -> ExportOptions:
+    """Return what the arguments of an export ask for; those that are for files are passed over.
+
+    Raises:
+        InputError: an argument of another type or beyond its limits; prompts that cannot be read.
+    """
+    arguments = whole(given)
+    targets = [
+        name
+        for target in arguments["targets"]
+        for name in (TARGETS if target == ALL else (target,))
+    ]
+    unique = tuple(dict.fromkeys(targets))
+    prompts, samples = arguments["calibration_prompts"], arguments["calibration_samples"]
+    steps = arguments["steps"]
+    explicit = {name: value for name, value in given.items() if value is not None}
+    read = {
+        "targets": unique,
+        "precisions": tuple(dict.fromkeys(map(canonical, arguments["precision"]))),
+        "steps": None if steps is None else tuple(sorted(set(steps))),
+        "of_targets": of_targets(explicit, own_options(), unique),
+        "calibration": calibration(prompts, samples),
+        "asked": arguments["passes"],
+    }
+    same = {each.name for each in fields(ExportOptions)} & arguments.keys() - read.keys()
+    return ExportOptions(**read, **{name: arguments[name] for name in same})
 
 
 def artifact_keys(
@@ -330,17 +358,8 @@ def check(options: ExportOptions) -> None:
         options.of(target).check_alone(options.height is not None)
     for scheduler in options.schedulers or ():
         _check_scheduler(scheduler)
-    if options.fidelity_floor is not None:
-        if not 0 < options.fidelity_floor < MAX_PSNR:
-            raise InputError(
-                f"--fidelity-floor {options.fidelity_floor:g}: expected a PSNR in dB between 0 "
-                f"and {MAX_PSNR:g}"
-            )
-        if not options.verify:
-            raise InputError("--fidelity-floor is measured by verification: drop --no-verify")
-    for count in options.steps or ():
-        if not 1 <= count <= MAX_STEPS:
-            raise InputError(f"step count {count} is not between 1 and {MAX_STEPS}")
+    if options.fidelity_floor is not None and not options.verify:
+        raise InputError("--fidelity-floor is measured by verification: drop --no-verify")
     if (options.height is None) != (options.width is None):
         raise InputError("give both height and width, or neither for a dynamic size")
     if options.verify:

@@ -92,6 +92,18 @@ class Declared:
             return self.option.usual
         return "on" if default is True else str(default)
 
+    @property
+    def explained(self) -> str:
+        """Its meaning, the texts that are possible, and what holds where the default's value does
+        not say it."""
+        choices, usual = ", ".join(self.option.choices), self.option.usual
+        sentences = (
+            self.option.meaning,
+            f"One of {choices}." if choices else "",
+            f"By default {usual}." if usual else "",
+        )
+        return " ".join(filter(None, sentences))
+
 
 # What a function or a command takes: a TypedDict, or options that are known at run time alone.
 Arguments = type | Mapping[str, Declared]
@@ -192,7 +204,7 @@ def _with_lines(text: str, options: Mapping[str, Declared]) -> str:
     """Return a docstring with a line for each option in the place of ``{options}``."""
     before, _, after = text.partition(_OPTIONS)
     indent = before.rpartition("\n")[2]
-    lines = (f"{name}: {each.option.meaning}" for name, each in options.items())
+    lines = (f"{name}: {each.explained}" for name, each in options.items())
     return before + f"\n{indent}".join(lines) + after
 
 

@@ -195,7 +195,7 @@ TARGETS: Mapping[str, TargetInfo] = _Targets()
 
 
 def options() -> dict[str, type[TargetOptions]]:
-    """The class of each target's own options."""
+    """Return the class of each target's own options."""
     return {name: info.options for name, info in TARGETS.items()}
 
 

@@ -1,23 +1,37 @@
-"""Options of single targets: a frozen dataclass each, which carries them everywhere.
+"""Options of single targets: a class for each target, whose instance carries them everywhere.
 
-A field is a keyword of `latentc.export` and, with hyphens, a flag of `latentc export`. The
-values are a part of the key of everything that the target writes, so that another value makes
-it anew. A target without options of its own has the base class.
+They are declared in a TypedDict, as those of every target are (`latentc.runtimes.options`): each is
+a keyword of `latentc.export` and a flag of `latentc export`. The values are a part of the key of
+everything that the target writes, so that another value makes it anew. A target without options of
+its own has the base class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict
 
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import complete, declared
 from latentc.runtimes.programs.latents import Latents
 
 
-@dataclass(frozen=True)
+class NoArguments(TypedDict):
+    """Those of a target that has no options of its own."""
+
+
+@dataclass(frozen=True, init=False)
 class TargetOptions:
-    """What a target may be told, and what follows from it before anything is lowered."""
+    """What a target may be told, and what follows from it before anything is lowered. `values`: of
+    every option in the TypedDict `ARGUMENTS`, the default where it was not given."""
+
+    ARGUMENTS: ClassVar[type] = NoArguments
+    values: Mapping[str, Any]
+
+    def __init__(self, **given: Any) -> None:
+        """Raise InputError for an unknown name or a bad value."""
+        object.__setattr__(self, "values", complete(self.ARGUMENTS, given))
 
     def passes(self) -> tuple[str, ...]:
         """Passes (of `latentc.exporter.passes`) to run after those of the precision."""
@@ -48,45 +62,20 @@ class Settings:
     latents: Latents
 
 
-def option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
-    """A field of an options class: `text` is its line in ``latentc export --help``."""
-    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
-
-
-def gather(
-    given: Mapping[str, Any], kinds: Mapping[str, type[TargetOptions]], asked: Sequence[str]
+def of_targets(
+    given: Mapping[str, Any], kinds: Mapping[str, type[TargetOptions]], wanted: Sequence[str]
 ) -> dict[str, TargetOptions]:
-    """The options of every target in `asked`, from keywords; None counts as not given.
+    """Return the options of every target in `wanted`, of those keywords in `given` that are one's.
 
     Raises:
-        InputError: an unknown keyword, one of a target that is not asked for, or a bad value.
+        InputError: an option of a target that is not wanted, or a bad value.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    owners = {each.name: (target, each) for target, kind in kinds.items() for each in fields(kind)}
-    for name, value in given.items():
-        if name not in owners:
-            raise InputError(f"unknown option {name!r}; options of targets: {', '.join(owners)}")
-        target, known = owners[name]
-        if target not in asked:
-            raise InputError(f"{flag(name)} is for target {target!r}, which is not asked for")
-        _check(known, value)
-    return {
-        target: kind(**{n: v for n, v in given.items() if owners[n][0] == target})
-        for target, kind in kinds.items()
-        if target in asked
-    }
-
-
-def flag(name: str) -> str:
-    """A field's name as it stands on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def _check(known: Field[Any], value: Any) -> None:
-    choices = known.metadata["choices"]
-    if choices and value not in choices:
-        raise InputError(f"{flag(known.name)} {value!r}: expected one of {', '.join(choices)}")
-    assert known.default is not MISSING
-    if type(value) is not type(known.default):
-        kind = type(known.default).__name__
-        raise InputError(f"{flag(known.name)} {value!r}: expected a value of type {kind}")
+    owners = {name: target for target, kind in kinds.items() for name in declared(kind.ARGUMENTS)}
+    values: dict[str, dict[str, Any]] = {target: {} for target in wanted}
+    for name in given.keys() & owners.keys():
+        target = owners[name]
+        if target not in wanted:
+            (flag, *_) = declared(kinds[target].ARGUMENTS)[name].flags
+            raise InputError(f"{flag} is for target {target!r}, which is not asked for")
+        values[target][name] = given[name]
+    return {target: kinds[target](**values[target]) for target in wanted if target in kinds}

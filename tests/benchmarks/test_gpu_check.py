@@ -27,9 +27,9 @@ def test_nothing_to_run_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_the_cases_name_what_there_is() -> None:
-    from latentc.exporter.options import ExportOptions
+    from latentc.exporter.options import export_options
 
-    pairs = ExportOptions()
+    pairs = export_options()
     for case in CASES:
         kind = engines.find(case.backend)
         assert case.target in kind.targets

@@ -69,7 +69,12 @@ def links(path: Path) -> list[str]:
 
 def anchors(path: Path) -> set[str]:
     """The anchors that GitHub gives to the headings."""
-    found: set[str] = set()
+    return set(headings(path))
+
+
+def headings(path: Path) -> dict[str, str]:
+    """Return the headings by the anchors that GitHub gives them."""
+    found: dict[str, str] = {}
     for line in prose(path).splitlines():
         match = _HEADING.match(line)
         if match:
@@ -78,7 +83,7 @@ def anchors(path: Path) -> set[str]:
             while unique in found:
                 count += 1
                 unique = f"{text}-{count}"
-            found.add(unique)
+            found[unique] = match[2]
     return found
 
 

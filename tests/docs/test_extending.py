@@ -12,15 +12,20 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
-from latentc.exporter import targets
+from latentc.exporter import options, targets
+from latentc.exporter.export_arguments import export_options
 from latentc.runtimes import plugins
 from latentc.runtimes.backends import backend
 from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError, LatentcError
 from latentc.runtimes.pipeline import pipeline
 from latentc.runtimes.verification import judges
@@ -290,3 +295,42 @@ def test_unreadable_metadata(packages: Path) -> None:
     (packages / "odd-1.0.dist-info" / "entry_points.txt").write_bytes(b"[latentc.backends]\n\xff")
     importlib.invalidate_caches()
     assert plugins.entry_points("latentc.backends")["good"] == "good_engine:Backend"
+
+
+GRAINY = """
+from typing import Annotated, ClassVar, TypedDict
+
+from latentc.exporter.targets import TargetInfo
+from latentc.exporter.targets.options import TargetOptions
+from latentc.runtimes.options import Option
+
+
+class Arguments(TypedDict, total=False):
+    grain: Annotated[int, Option("How fine.", default=3, least=1)]
+
+
+class Options(TargetOptions):
+    ARGUMENTS: ClassVar[type] = Arguments
+
+
+target = TargetInfo("grainy", "onnxruntime", (), {"fp32": ()}, options=Options)
+"""
+
+
+def test_options_of_a_target_from_outside(packages: Path) -> None:
+    """They are keywords and flags, and are checked as those of our targets are."""
+    install(packages, "grainy", GRAINY, {"latentc.targets": {"grainy": "grainy:target"}})
+    read: Any = options.export_options  # which knows our targets' options
+    assert read(targets="grainy").of("grainy").values == {"grain": 3}
+    assert read(targets="grainy", grain=5).of("grainy").values == {"grain": 5}
+    with pytest.raises(InputError, match="'grain' must be at least 1, not 0"):
+        read(targets="grainy", grain=0)
+    with pytest.raises(InputError, match="--grain is for target 'grainy', which is not asked for"):
+        read(grain=5)
+
+    @click.command()
+    @options_of(export_options())
+    def command(**_: Any) -> None: ...
+
+    assert CliRunner().invoke(command, ["--grain", "5"]).exit_code == 0
+    assert "--grain" in CliRunner().invoke(command, ["--help"]).output

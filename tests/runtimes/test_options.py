@@ -129,6 +129,7 @@ def test_functions_show_their_options() -> None:
     assert list(parameters) == [*expected, "arguments"]
     assert str(parameters["height"]) == "height: int | None = None"
     assert "Args:\n    height: The height.\n    scale: How strong." in inspect.getdoc(make)
+    assert "kind: Images. One of pil, np.\n" in inspect.getdoc(make)
     assert "latents: Noise.\n\nReturns:" in inspect.getdoc(make)
     assert "arguments" not in inspect.signature(takes(Arguments)(lambda **arguments: 0)).parameters
 

@@ -19,7 +19,7 @@ import torch
 
 from latentc.exporter.compiler.run import Compilation
 from latentc.exporter.components.description import Description
-from latentc.exporter.options import ExportOptions
+from latentc.exporter.options import export_options
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import resolve
 from latentc.exporter.store import Store
@@ -144,13 +144,7 @@ def uncaptured(
         examine: called before the pipeline of diffusers is gone.
     """
     found = resolve(source, asked=asked, without=without)
-    options = ExportOptions(
-        targets=("onnx",),
-        schedulers=(),
-        steps=None if steps is None else tuple(steps),
-        verify=False,
-        tasks=tuple(tasks),
-    )
+    options = export_options(targets="onnx", schedulers=(), steps=steps, verify=False, tasks=tasks)
     store = Store(folder, None)
     run = _Uncaptured(found, options, {}, store, Progress(None), examine=examine)
     with mock.patch("latentc.exporter.compiler.run.release_weights"):  # they are what is run here

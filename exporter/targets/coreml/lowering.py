@@ -45,7 +45,7 @@ def lower(
     ):
         model = convert(program, component, settings)
         model = compress(model, settings.precision)
-        if settings.options.chunk_denoiser and component.role == "denoiser":
+        if settings.options.values["chunk_denoiser"] and component.role == "denoiser":
             packages = write_chunks(model, folder)
         else:
             packages = [PACKAGE]
@@ -61,7 +61,7 @@ def convert(program: ExportedProgram, component: Component, settings: Settings) 
     import coremltools
 
     coreml_operations.register()
-    target = DEPLOYMENT_TARGETS[settings.options.coreml_target]
+    target = DEPLOYMENT_TARGETS[settings.options.values["coreml_target"]]
     pipeline = coremltools.PassPipeline.DEFAULT
     precision: Any = coremltools.precision.FLOAT32
     if settings.precision == "fp32":

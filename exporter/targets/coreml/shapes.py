@@ -56,7 +56,7 @@ def _shape(
         shapes = []
         for height, width in sizes:
             sides = {"height": height // latents.factor, "width": width // latents.factor}
-            shapes.append(_resolved(spec, traced, options.coreml_batch, sides))
+            shapes.append(_resolved(spec, traced, options.values["coreml_batch"], sides))
         return coremltools.EnumeratedShapes(shapes, default=shapes[0])
     low, high = (side // latents.factor for side in options.bounds(latents))
     usual = {"height": latents.default_height, "width": latents.default_width}
@@ -64,7 +64,7 @@ def _shape(
         name: coremltools.RangeDim(low, high, min(max(side // latents.factor, low), high))
         for name, side in usual.items()
     }
-    return coremltools.Shape(_resolved(spec, traced, options.coreml_batch, ranges))
+    return coremltools.Shape(_resolved(spec, traced, options.values["coreml_batch"], ranges))
 
 
 def _resolved(

@@ -81,7 +81,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "another target's": (["--coreml-batch", "1"], "for target 'coreml', which is not asked for"),
     "image encoder alone": (["--image-encoder", "."], "give --ip-adapter too"),
     "a folder to share with": (["--share-with", "."], "is not a bundle"),
-    "floor": (["--fidelity-floor", "-1"], "expected a PSNR in dB"),
+    "floor": (["--fidelity-floor", "-1"], "must be above 0"),
 }
 
 

@@ -15,8 +15,7 @@ from latentc.cli import run
 from latentc.exporter.calibration_prompts import PROMPTS, read_prompts
 from latentc.exporter.compiler.export import export
 from latentc.exporter.lowering.layer_ranking import Layer, fewest, kept, promised
-from latentc.exporter.options import ExportOptions, check
-from latentc.exporter.targets import TARGETS
+from latentc.exporter.options import check, export_options
 from latentc.runtimes.backends.choosing import choose_build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import (
@@ -178,7 +177,7 @@ def test_bad_prompts(
         (["-t", "torch", "-p", "int8"], "torch: fp32, fp16, bf16"),
         (["-p", "unet=int8"], "no component 'unet'; it has"),
         (["--fidelity-floor", "30", "--no-verify"], "drop --no-verify"),
-        (["--fidelity-floor", "-3"], "expected a PSNR in dB"),
+        (["--fidelity-floor", "-3"], "must be above 0"),
         (["-p", "fp32,fp16"], "two precisions for all components"),
     ],
 )
@@ -254,7 +253,7 @@ def test_fidelity_floor(smallest: Path, tmp_path: Path) -> None:
 
 
 def test_all_is_each_target_in_each_of_its_precisions() -> None:
-    options = ExportOptions(("onnx", "torch"), ("int8", "all"))
+    options = export_options(targets=("onnx", "torch"), precision=("int8", "all"))
     assert options.builds() == [
         *[("onnx", "int8"), ("torch", "int8")],
         *[("onnx", name) for name in ("fp32", "fp16", "int4")],
@@ -262,7 +261,7 @@ def test_all_is_each_target_in_each_of_its_precisions() -> None:
     ]
     with pytest.raises(InputError, match="target 'torch' has no precision 'int8'; there are onnx:"):
         check(options)
-    check(ExportOptions(tuple(TARGETS), ("all",)))
+    check(export_options(targets="all", precision="all"))
 
 
 def test_a_precision_is_chosen_in_any_spelling(tmp_path: Path) -> None:

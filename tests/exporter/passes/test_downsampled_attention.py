@@ -24,7 +24,7 @@ from latentc.exporter.compiler.export import export
 from latentc.exporter.components.description import Description, Graph
 from latentc.exporter.families import family_of
 from latentc.exporter.lowering.calibration import ranges
-from latentc.exporter.options import ExportOptions
+from latentc.exporter.options import export_options
 from latentc.exporter.passes import W8A8, Choices, downsampled_attention
 from latentc.exporter.source.resolving import load, resolve
 from latentc.exporter.targets.coreml.options import CoreMLOptions
@@ -302,13 +302,15 @@ def _check_measured(manifest: Manifest, precision: str) -> None:
 
 
 def test_asked_by_name() -> None:
-    options = ExportOptions(("openvino",), ("w8a8", "fp32,denoiser=int8"), asked=(NAME,))
+    options = export_options(
+        targets="openvino", precision=("w8a8", "fp32,denoiser=int8"), passes=NAME
+    )
     assert [precision for _, precision in options.builds()] == [
         f"w8a8+{NAME}",
         f"fp32,denoiser=int8+{NAME}",
     ]
     assert options.passes("openvino", f"w8a8+{NAME}") == (PASS, *W8A8["w8a8"])
-    every = ExportOptions(("onnx",), ("all",))
+    every = export_options(targets="onnx", precision="all")
     assert not [precision for _, precision in every.builds() if NAME in precision]
 
 

@@ -17,7 +17,7 @@ from latentc.exporter.components.description import Description, Graph
 from latentc.exporter.families import family_of
 from latentc.exporter.lowering import overflow as headroom
 from latentc.exporter.lowering.component import Lowering
-from latentc.exporter.options import ExportOptions
+from latentc.exporter.options import export_options
 from latentc.exporter.passes import COMPUTED, COMPUTES
 from latentc.exporter.programs.draft import Draft
 from latentc.exporter.progress import Progress
@@ -157,7 +157,7 @@ def test_a_component_that_would_overflow_stays_float32(
         Component("decoder", "decoder", {"latents": IMAGE}, {"image": IMAGE}), Loud(volume)
     )
     lowering = Lowering(
-        graph, described(graph), ExportOptions(), Progress(None), probes_of, lambda: []
+        graph, described(graph), export_options(), Progress(None), probes_of, lambda: []
     )
     lowering.write("tensorrt", "fp16", frozenset(), tmp_path)
     recipe = Recipe.load(tmp_path / "recipe.json")
@@ -183,7 +183,7 @@ def probes_of(graph: Graph) -> Any:
 
 
 def test_pairs_of_target_and_precision() -> None:
-    options = ExportOptions()
+    options = export_options()
     assert options.passes("tensorrt", "bf16") == COMPUTED["bf16"]
     with pytest.raises(InputError) as caught:
         options.passes("onnx", "bf16")

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from latentc.exporter.classes import CLASSES
 from latentc.exporter.compiler.run import refuse_unreadable
-from latentc.exporter.options import ExportOptions, up_to_date
+from latentc.exporter.options import export_options, up_to_date
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source.left_out import left_out, present
 from latentc.exporter.source.resolving import load, resolve
@@ -90,7 +90,7 @@ def test_a_choice_makes_another_manifest(
     recorded = structs.replace(
         manifest, source=source_of, created_by=made_by, left_out=plain.left_out
     )
-    options = ExportOptions(verify=False, schedulers=())
+    options = export_options(verify=False, schedulers=())
     assert up_to_date(recorded, plain, bundle, {}, options)
     assert not up_to_date(recorded, chosen, bundle, {}, options)
     with pytest.raises(InputError, match="it works without: safety_checker, image_encoder"):

@@ -23,12 +23,12 @@ import latentc
 from latentc.exporter.capture.graphs import capture, example_inputs, variant
 from latentc.exporter.compiler.export import export
 from latentc.exporter.components.description import Graph
-from latentc.exporter.options import ExportOptions, artifact_keys
+from latentc.exporter.options import artifact_keys, export_options
 from latentc.exporter.passes import Choices, split_einsum_attention
 from latentc.exporter.source.resolving import resolve
 from latentc.exporter.targets.coreml import lowering as coreml
 from latentc.exporter.targets.coreml.options import CoreMLOptions
-from latentc.exporter.targets.options import Settings, gather
+from latentc.exporter.targets.options import Settings
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.coreml.mil.package import limits_of, read_spec
 from latentc.runtimes.backends.session import Session
@@ -298,16 +298,20 @@ def test_sizes_beyond_the_model() -> None:
 @pytest.mark.parametrize(
     ("given", "asked", "message"),
     [
-        ({"coreml_colour": "red"}, ("coreml",), "unknown option 'coreml_colour'; options"),
+        (
+            {"coreml_colour": "red"},
+            ("coreml",),
+            "did you mean 'coreml_",
+        ),
         ({"coreml_target": "iOS16"}, ("onnx",), "--coreml-target is for target 'coreml'"),
-        ({"coreml_target": "iOS9"}, ("coreml",), "expected one of iOS16, iOS17"),
-        ({"coreml_batch": "two"}, ("coreml",), "expected a value of type int"),
-        ({"chunk_denoiser": 1}, ("coreml",), "expected a value of type bool"),
+        ({"coreml_target": "iOS9"}, ("coreml",), "'coreml_target' must be one of iOS16, iOS17"),
+        ({"coreml_batch": "two"}, ("coreml",), "'coreml_batch' must be an integer"),
+        ({"chunk_denoiser": 1}, ("coreml",), "'chunk_denoiser' must be True or False"),
     ],
 )
 def test_bad_options(given: Mapping[str, Any], asked: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        gather(given, {"coreml": CoreMLOptions}, asked)
+        export_options(targets=asked, **given)
 
 
 def test_pairs_that_do_not_exist(tmp_path: Path, pipeline_folder: Callable[[str], Path]) -> None:
@@ -320,8 +324,7 @@ def test_a_changed_option_rebuilds(pipeline_folder: Callable[[str], Path]) -> No
     source = resolve(pipeline_folder("unconditional"), None, None)
 
     def keys(**options: Any) -> dict[tuple[str, str], dict[str, str]]:
-        own = gather(options, {"coreml": CoreMLOptions}, ("coreml",))
-        return artifact_keys(source, ExportOptions(("onnx", "coreml"), of_targets=own))
+        return artifact_keys(source, export_options(targets=("onnx", "coreml"), **options))
 
     before, after = keys(), keys(coreml_attention="split_einsum")
     assert before["onnx", "fp32"] == after["onnx", "fp32"]
