@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 # Places stay as they were typed: "./name" is no Hub id, and what follows a colon no path.
-IN_OTHER_FORM = {
+IN_OTHER_FORM: Mapping[str, Mapping[str, Any]] = {
     **{name: {"type": str} for name, option in export_options().items() if option.kind is Path},
     FILE_OR_PROMPTS: {"type": str, "multiple": False, "default": None},
 }

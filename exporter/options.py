@@ -341,6 +341,8 @@ def check(options: ExportOptions) -> None:
     """
     if not options.targets:
         raise InputError(f"no target given; targets: {', '.join(TARGETS)}")
+    if not options.precisions:
+        raise InputError("no precision given, such as fp32 or all")
     for target in options.targets:
         if target not in TARGETS:
             raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")

@@ -1,148 +1,141 @@
-"""Writes the tables of options in docs/, from where they are declared: ``python -m
-tests.option_tables``. In a page a table stands between the lines `begin` and `END`."""
+"""The tables of options in the documentation, made of the declarations of the options.
+
+    python -m tests.option_tables            writes them
+    python -m tests.option_tables --check    says whether they are what the declarations say
+
+A table stands between ``<!-- options: NAME -->`` and ``<!-- end of options -->``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import click
 
-from latentc import cli
+from latentc import cli as command_line
 from latentc.exporter.export_arguments import ExportArguments
 from latentc.exporter.targets.coreml.options import CoreMLArguments
-from latentc.runtimes.commands.declared_options import is_repeated
 from latentc.runtimes.options import Declared, declared
-from tests.docs.markdown import ROOT, headings
 
-DOCS = ROOT / "docs"
-END = "<!-- end of the options -->"
-EXPORT_PLACES = {
-    "source": "A Hub id, a diffusers folder, or a checkpoint of one file.",
-    "output": "The bundle's folder; builds of the same source that are there are kept.",
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+_TABLE = re.compile(r"(<!-- options: (\w+) -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
+_DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
+
+
+def export_table(page: str) -> str:
+    """Return the table of the arguments of `latentc.export`."""
+    places = (
+        ("`source`", "required", "A Hub id, a diffusers folder, or a checkpoint of one file."),
+        ("`output`", "required", "The bundle's folder; what is there of the same source is kept."),
+    )
+    rows = (_python_row(option, page) for option in declared(ExportArguments).values())
+    return _table(("Parameter", "Default", "Meaning"), [*places, *rows])
+
+
+def export_command_table(page: str) -> str:
+    """Return the table of the options of ``latentc export``."""
+    options = declared(ExportArguments)
+    rows = [_command_row(each, options, page) for each in options_of("export")]
+    return _table(("Option", "Default", "Meaning"), rows)
+
+
+def coreml_table(page: str) -> str:
+    """Return the table of the options of exports to Core ML."""
+    rows = [
+        (f"`{option.flags[0]}`", f"`{option.name}`", _usual(option), option.explained)
+        for option in declared(CoreMLArguments).values()
+    ]
+    return _table(("Flag of `latentc export`", "Keyword", "Default", "Meaning"), rows)
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {
+    "export": export_table,
+    "export_command": export_command_table,
+    "coreml": coreml_table,
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of a page. `name`: what it lists, for its marker; `lines`: makes it."""
-
-    page: Path
-    name: str
-    lines: Callable[[], list[str]]
-
-    @property
-    def begin(self) -> str:
-        """The line before it."""
-        return f"<!-- options of {self.name}, written by python -m tests.option_tables -->"
-
-    def put_into(self, text: str) -> str:
-        """Return the text of the page with the table as it is to be."""
-        head, _, rest = text.partition(self.begin)
-        _, end, tail = rest.partition(END)
-        if not end:
-            raise LookupError(f"{self.page.name}: expected {self.begin!r} and {END!r}")
-        return "\n".join([head + self.begin, "", *self.lines(), "", END + tail])
+def options_of(name: str) -> list[click.Option]:
+    """Return the options of a command."""
+    command = command_line.cli.get_command(click.Context(command_line.cli), name)
+    assert command is not None
+    return [each for each in command.params if isinstance(each, click.Option)]
 
 
-def keywords(arguments: type, required: Mapping[str, str]) -> Callable[[], list[str]]:
-    """Return what makes the table of a function's arguments; `required`: what those mean that are
-    no options, by name."""
-
-    def lines() -> list[str]:
-        rows = [(f"`{name}`", "required", text) for name, text in required.items()]
-        for option in declared(arguments).values():
-            meaning = _with_link(option.explained, option)
-            rows.append((f"`{option.name}`", f"`{option.option.default!r}`", meaning))
-        return _table(("Parameter", "Default", "Meaning"), rows)
-
-    return lines
+def with_tables(text: str, page: str) -> str:
+    """Return a page of docs/ with all its tables made anew."""
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]](page) + found[4], text)
 
 
-def flags(command: str, arguments: type) -> Callable[[], list[str]]:
-    """Return what makes the table of a command's options: of those that are declared, and of those
-    that exist on the command line alone."""
-
-    def lines() -> list[str]:
-        found = cli.cli.get_command(click.Context(cli.cli), command)
-        assert found is not None
-        rows = []
-        for each in found.params:
-            if not isinstance(each, click.Option):
-                continue
-            option = declared(arguments).get(str(each.name))
-            default = "required" if each.required else _usual(option) if option else ""
-            meaning = _repeated(option) if option else str(each.help)
-            rows.append((_spelt(each), default, meaning))
-        return _table(("Option", "Default", "Meaning"), rows)
-
-    return lines
+def _python_row(option: Declared, page: str) -> tuple[str, str, str]:
+    default = f"`{option.option.default!r}`"
+    meaning = f"{option.explained} {_link(option, page)}".rstrip()
+    return f"`{option.name}`", default, meaning
 
 
-def flags_and_keywords(arguments: type) -> Callable[[], list[str]]:
-    """Return what makes the table of options that stand on a page of their own."""
-
-    def lines() -> list[str]:
-        rows = [
-            (f"`{option.flags[0]}`", f"`{option.name}`", _usual(option), option.meaning)
-            for option in declared(arguments).values()
-        ]
-        return _table(("Flag of `latentc export`", "Keyword", "Default", "Meaning"), rows)
-
-    return lines
-
-
-def _spelt(option: click.Option) -> str:
-    flags = [*option.opts, *option.secondary_opts]
-    value = "" if option.is_flag else f" {option.metavar or _value(option)}"
-    return ", ".join([*(f"`{flag}`" for flag in flags[:-1]), f"`{flags[-1]}{value}`"])
-
-
-def _value(option: click.Option) -> str:
-    return "NAME" if isinstance(option.type, click.Choice) else option.type.name.upper()
+def _command_row(
+    own: click.Option, options: Mapping[str, Declared], page: str
+) -> tuple[str, str, str]:
+    option = options.get(own.name or "")
+    text = own.help or ""
+    found = _DEFAULT.search(text)
+    default = "required" if own.required else found[1] if found else ""
+    if own.show_default and isinstance(own.default, str):
+        default = f"`{own.default}`"
+    meaning = _DEFAULT.sub("", text).replace(".  ", ". ")
+    if option is None:
+        return _flags(own), default, meaning
+    # with its marks for code, which --help leaves out
+    meaning = meaning.replace(option.option.help.replace("`", ""), option.option.help)
+    choices = f"One of {', '.join(option.option.choices)}." if option.option.choices else ""
+    sentences = (meaning, option.option.details, choices, _link(option, page))
+    return _flags(own), default, " ".join(filter(None, sentences))
 
 
 def _usual(option: Declared) -> str:
-    said = option.usual
-    is_text = isinstance(option.option.default, str | tuple) and not option.option.usual
-    return f"`{said}`" if said and is_text else said
+    is_text = isinstance(option.option.default, str) and not option.option.usual
+    return f"`{option.usual}`" if is_text else option.usual
 
 
-def _repeated(option: Declared) -> str:
-    repeated = " May be repeated." if is_repeated(option) else ""
-    return _with_link(option.meaning + repeated, option)
+def _flags(own: click.Option) -> str:
+    metavar = "" if own.is_flag else f" {own.metavar or 'NAME'}"
+    flags = (*own.opts, *own.secondary_opts)
+    return ", ".join([*(f"`{flag}`" for flag in flags[:-1]), f"`{flags[-1]}{metavar}`"])
 
 
-def _with_link(meaning: str, option: Declared) -> str:
-    link = option.option.see
-    return f"{meaning} More: [{_title(link)}]({link})." if link else meaning
+def _link(option: Declared, page: str) -> str:
+    see = option.option.see
+    if not see:
+        return ""
+    place, _, anchor = see.partition("#")
+    return f"[More](#{anchor})." if place == page else f"[More]({see})."
 
 
-def _title(link: str) -> str:
-    """Return the heading that a link from docs/ leads to."""
-    page, _, anchor = link.partition("#")
-    by_anchor = headings(DOCS / page)
-    return by_anchor[anchor] if anchor else next(iter(by_anchor.values()))
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = (cell.replace("|", "\\|") for cell in row)
+        lines.append(re.sub(r" +", " ", "| " + " | ".join(cells) + " |"))
+    return "\n".join(lines) + "\n"
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    escaped = [[text.replace("|", "\\|") for text in row] for row in (columns, *rows)]
-    head, *body = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in escaped]
-    return [head, "|" + "---|" * len(columns), *body]
-
-
-TABLES = (
-    Table(DOCS / "python-api.md", "latentc.export", keywords(ExportArguments, EXPORT_PLACES)),
-    Table(DOCS / "cli.md", "latentc export", flags("export", ExportArguments)),
-    Table(DOCS / "coreml.md", "exports to Core ML", flags_and_keywords(CoreMLArguments)),
-)
+def stale() -> dict[Path, str]:
+    """Return the pages that are not what the declarations say, with what they would be."""
+    pages = {path: path.read_text("utf-8") for path in sorted(DOCS.glob("*.md"))}
+    made = {path: with_tables(text, path.name) for path, text in pages.items()}
+    return {path: text for path, text in made.items() if text != pages[path]}
 
 
 def main() -> None:
-    """Write every table."""
-    for table in TABLES:
-        table.page.write_text(table.put_into(table.page.read_text("utf-8")), "utf-8")
+    """Write the tables, or check them."""
+    pages = stale()
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"run python -m tests.option_tables: {[*map(str, pages)]}" if pages else 0)
+    for path, text in pages.items():
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from latentc.exporter.source import hub
 from latentc.exporter.source.weight_files import PICKLES, SAFE
-from latentc.runtimes.errors import InputError
+from latentc.runtimes.errors import InputError, shown
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 # What each kind is called, and whether it may be a file inside of a repository on the Hub.
@@ -62,22 +62,30 @@ def check(asked: Mapping[str, Sequence[str]]) -> None:
     if asked.get("image-encoder") and not asked.get("ip-adapter"):
         raise InputError("--image-encoder is that of IP-Adapters: give --ip-adapter too")
     for kind, places in asked.items():
-        what, inside = _KINDS[kind]
         for each in places:
-            place = _place(kind, each)
-            here = Path(place).expanduser()
-            if here.is_file() and kind in _FOLDERS:
-                raise InputError(f"{what} {place}: is a file; give a folder")
-            if here.is_dir() and kind == "ip-adapter":
-                raise InputError(f"{what} {place}: is a folder; give its file of weights")
-            if here.exists():
-                continue
-            path, colon, scale = place.rpartition(":")
-            if kind == "lora" and colon and path[1:]:  # not the letter of a drive
-                raise InputError(f"LoRA {each}: expected a number after the colon, not {scale!r}")
-            a_file = place.count("/") == 1 and place.lower().endswith((SAFE, *PICKLES))
-            if a_file or not hub.is_id(place, inside):
-                raise InputError(f"no such {what}: {place}")
+            try:
+                _check(kind, each)
+            except (OSError, ValueError) as error:  # such as a name that is too long
+                said = getattr(error, "strerror", None) or error
+                raise InputError(f"{_KINDS[kind][0]} {shown(each)}: {said}") from error
+
+
+def _check(kind: str, given: str) -> None:
+    what, inside = _KINDS[kind]
+    place = _place(kind, given)
+    here = Path(place).expanduser()
+    if here.is_file() and kind in _FOLDERS:
+        raise InputError(f"{what} {place}: is a file; give a folder")
+    if here.is_dir() and kind == "ip-adapter":
+        raise InputError(f"{what} {place}: is a folder; give its file of weights")
+    if here.exists():
+        return
+    path, colon, scale = place.rpartition(":")
+    if kind == "lora" and colon and path[1:]:  # not the letter of a drive
+        raise InputError(f"LoRA {given}: expected a number after the colon, not {scale!r}")
+    a_file = place.count("/") == 1 and place.lower().endswith((SAFE, *PICKLES))
+    if a_file or not hub.is_id(place, inside):
+        raise InputError(f"no such {what}: {place}")
 
 
 def _place(kind: str, asked: str) -> str:

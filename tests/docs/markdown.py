@@ -69,12 +69,7 @@ def links(path: Path) -> list[str]:
 
 def anchors(path: Path) -> set[str]:
     """The anchors that GitHub gives to the headings."""
-    return set(headings(path))
-
-
-def headings(path: Path) -> dict[str, str]:
-    """Return the headings by the anchors that GitHub gives them."""
-    found: dict[str, str] = {}
+    found: set[str] = set()
     for line in prose(path).splitlines():
         match = _HEADING.match(line)
         if match:
@@ -83,7 +78,7 @@ def headings(path: Path) -> dict[str, str]:
             while unique in found:
                 count += 1
                 unique = f"{text}-{count}"
-            found[unique] = match[2]
+            found.add(unique)
     return found
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
-import pytest
-
-from tests.option_tables import END, TABLES, Table
+from tests import option_tables
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_tables_are_up_to_date(table: Table) -> None:
-    text = table.page.read_text("utf-8")
-    assert table.put_into(text) == text, "python -m tests.option_tables writes it"
+def test_tables_are_up_to_date() -> None:
+    assert not option_tables.stale(), "run python -m tests.option_tables"
 
 
-def test_only_what_is_between_the_markers_is_written() -> None:
-    table = Table(Path("page.md"), "nothing", lambda: ["| new |"])
-    old = f"before\n\n{table.begin}\n\n| old |\n\n{END}\n\nafter\n{END}\n"
-    assert table.put_into(old) == old.replace("old", "new")
-    with pytest.raises(LookupError, match=r"page\.md: expected"):
-        table.put_into("no table")
+def test_every_table_stands_in_a_page() -> None:
+    pages = (path.read_text("utf-8") for path in option_tables.DOCS.glob("*.md"))
+    names = [name for text in pages for name in re.findall(r"<!-- options: (\w+) -->", text)]
+    assert sorted(names) == sorted(option_tables.TABLES)
+
+
+def test_only_what_is_between_the_marks_is_written() -> None:
+    old = "before\n<!-- options: coreml -->\n| old |\n<!-- end of options -->\nafter\n| old |\n"
+    new = option_tables.with_tables(old, "coreml.md")
+    assert new.startswith("before\n<!-- options: coreml -->\n| Flag of")
+    assert new.endswith("<!-- end of options -->\nafter\n| old |\n")
+    assert new.count("| old |") == 1

@@ -14,8 +14,12 @@ import pytest
 import torch
 
 import latentc
+from latentc.exporter.compiler import export as compiler
+from latentc.exporter.export_arguments import ExportArguments
+from latentc.runtimes import plugins
 from latentc.runtimes.backends.backend import SessionOptions, get
 from latentc.runtimes.errors import InputError, LatentcError
+from latentc.runtimes.options import declared
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from tests.support import fakes
 
@@ -108,6 +112,31 @@ def test_loading(bundle: Path, odd: str) -> None:
             latentc.load(**arguments).close()
         except LatentcError as error:
             assert "\n" not in str(error)  # noqa: PT017 (others load)
+
+
+class _SourceReached(Exception):
+    """All arguments were taken."""
+
+
+@pytest.mark.fault("3.7", "an odd value of an option of an export is a traceback")
+@pytest.mark.parametrize("odd", ODD)
+def test_exporting(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: Any) -> None:
+        raise _SourceReached
+
+    monkeypatch.setattr(compiler, "resolve", reached)
+    monkeypatch.setattr(plugins, "entry_points", lambda _: {})  # looking for them takes its time
+    taken = set()
+    for name in declared(ExportArguments).keys() - {"report"}:  # it is called
+        beside = {"targets": ("onnx", "coreml"), "height": 64, "width": 64, "verify": False}
+        try:
+            compiler.preflight("source", tmp_path / "bundle", **{**beside, name: ODD[odd]})
+        except LatentcError as error:
+            assert "\n" not in str(error)  # noqa: PT017 (others reach the source)
+        except _SourceReached:
+            taken.add(name)
+    if odd in ("generator", "object", "unprintable", "function", "class", "complex", "date"):
+        assert not taken
 
 
 @pytest.mark.fault("3.7", "an odd value of an argument of another method is a traceback")
