@@ -21,6 +21,7 @@ from latentc.exporter.schedulers.tables import build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
+from tests.support.combinations import kept
 from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
@@ -54,7 +55,7 @@ def given(**more: Any) -> dict[str, Any]:
 @pytest.mark.support(family="name", task="inpainting", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.7, 1.0])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", kept(TRAINED, "sd", "sdxl", "inpaint"))
 def test_both_kinds(
     name: str, strength: float, backend: str, ours: Any, original: Callable[..., Any]
 ) -> None:
