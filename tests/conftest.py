@@ -52,8 +52,9 @@ CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # pipelines, by how many Control
 JUDGED = 4  # images of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
-# When the session began, in seconds; and of one that collects the whole suite: all tests, those that are left out too.
+# When the session began, in seconds.
 STARTED = time.monotonic()
+# Of a session that collects the whole suite: all tests, those that are left out too.
 WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
 # neighbours do not wait for the same bundles.

@@ -16,6 +16,7 @@ import pytest
 
 def kept(values: Iterable[Any], *always: Any) -> list[Any]:
     """Return parameters: those of `always` run each time, the others in `make test-all` alone.
+    A tuple holds the values of several arguments.
 
     Raises:
         ValueError: one of `always` is none of the values.
@@ -25,6 +26,10 @@ def kept(values: Iterable[Any], *always: Any) -> list[Any]:
         if value not in listed:
             raise ValueError(f"{value!r} is none of the parameters {listed}")
     return [
-        value if value in always else pytest.param(value, marks=pytest.mark.combinations)
+        value
+        if value in always
+        else pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.combinations
+        )
         for value in listed
     ]
