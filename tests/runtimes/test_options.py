@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError
-from latentc.runtimes.options import Option, complete, declared, given_of
+from latentc.runtimes.options import Option, complete, declared, given_of, takes
 
 
 class Arguments(TypedDict, total=False):
@@ -76,6 +78,33 @@ def test_defaults_stand_for_what_is_not_given() -> None:
     assert whole["lora"] == ()
 
 
+def test_numbers_of_other_kinds() -> None:
+    assert given_of(Arguments, {"height": np.int64(16), "scale": np.float32(2)})["height"] == 16
+    with pytest.raises(InputError, match="'height' must be at most 64, not 65"):
+        given_of(Arguments, {"height": np.uint8(65)})
+
+
+def test_functions_show_their_options() -> None:
+    @takes(Arguments, others=True)
+    def make(name: str, scale: float = 1.0, **arguments: Unpack[Arguments]) -> None:
+        """Make it.
+
+        Args:
+            {options}
+
+        Returns:
+            nothing.
+        """
+
+    parameters = inspect.signature(make).parameters
+    expected = ["name", "scale", "height", "verify", "lora", "kind", "latents", "arguments"]
+    assert list(parameters) == expected
+    assert str(parameters["height"]) == "height: int | None = None"
+    assert "Args:\n    height: The height.\n    scale: How strong." in inspect.getdoc(make)
+    assert "latents: Noise.\n\nReturns:" in inspect.getdoc(make)
+    assert "arguments" not in inspect.signature(takes(Arguments)(lambda **arguments: 0)).parameters
+
+
 def test_the_command_line() -> None:
     seen: dict[str, Any] = {}
 
@@ -98,3 +127,23 @@ def test_the_command_line() -> None:
     assert "[default: 1.0]" in help_text
     assert "May be repeated" in help_text
     assert CliRunner().invoke(command, ["--height", "7"]).exit_code == 2
+
+
+def test_what_the_command_line_takes_in_another_form() -> None:
+    class Other(TypedDict, total=False):
+        binning: Annotated[bool | None, Option("In this size.", flags=("--no-binning",))]
+        image: Annotated[Any | Sequence[Any] | None, Option("An image.")]
+
+    seen: list[dict[str, Any]] = []
+
+    @click.command()
+    @options_of(Other, settings={"image": {"type": click.Path(path_type=Path)}})
+    def command(**options: Any) -> None:
+        seen.append(options)
+
+    for line in ("--no-binning --image a --image b", ""):
+        assert CliRunner().invoke(command, line.split()).exit_code == 0
+    assert seen == [
+        {"binning": False, "image": (Path("a"), Path("b"))},
+        {"binning": None, "image": ()},
+    ]
