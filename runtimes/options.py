@@ -22,7 +22,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from latentc.runtimes.errors import InputError
+from latentc.runtimes.errors import InputError, shown
 
 _COMMON = (bool, int, float, str)
 _OPTIONS = "{options}"  # in a docstring: where the lines of the options go
@@ -225,7 +225,7 @@ def _check_type(option: Declared, value: Any) -> None:
     if not isinstance(value, kinds) or flag_for_number:
         words = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
         wanted = words.get(option.kind, "a path")
-        raise InputError(f"{option.name!r} must be {wanted}, not {value!r:.80}")
+        raise InputError(f"{option.name!r} must be {wanted}, not {shown(value)}")
 
 
 def check_limits(option: Declared, value: Any) -> None:
@@ -233,11 +233,9 @@ def check_limits(option: Declared, value: Any) -> None:
     limits = option.option
     if limits.choices and isinstance(value, str) and value not in limits.choices:
         names = ", ".join(limits.choices)
-        raise InputError(f"{option.name!r} must be one of {names}, not {value!r:.80}")
-    if not isinstance(value, Real):
-        return
-    number = float(value)
-    if limits.least is not None and not number >= limits.least:
-        raise InputError(f"{option.name!r} must be at least {limits.least}, not {value}")
-    if limits.most is not None and not number <= limits.most:
-        raise InputError(f"{option.name!r} must be at most {limits.most}, not {value}")
+        raise InputError(f"{option.name!r} must be one of {names}, not {shown(value)}")
+    number = isinstance(value, Real)
+    if number and limits.least is not None and not value >= limits.least:
+        raise InputError(f"{option.name!r} must be at least {limits.least}, not {shown(value)}")
+    if number and limits.most is not None and not value <= limits.most:
+        raise InputError(f"{option.name!r} must be at most {limits.most}, not {shown(value)}")

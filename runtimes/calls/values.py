@@ -14,20 +14,13 @@ import numpy as np
 from latentc.runtimes.backends.session import Array
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.errors import shown as shown  # for those that check values
 from latentc.runtimes.sampling.noise import fresh_seed
 
 MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_SIDE = 1 << 16  # pixels
 _INTEGERS = -(2**63), 2**64 - 1  # what PyTorch takes for a seed, and more than all else needs
-
-
-def shown(value: Any) -> str:
-    """A value as errors quote it, in at most 80 characters. Never raises."""
-    try:
-        return f"{value!r:.80}"
-    except Exception:  # a __repr__ of the caller's, or an integer of thousands of digits
-        return f"one of type {type(value).__name__}"
 
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
