@@ -13,8 +13,10 @@ options.
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -105,7 +107,7 @@ def _declared(name: str, hint: Any) -> Declared:
     (option,) = (extra for extra in extras if isinstance(extra, Option))
     kinds, several = set[type](), False
     for part in _members(annotated):
-        sequence = get_origin(part) is not None and get_origin(part) is not Literal
+        sequence = _is_sequence(get_origin(part))
         several = several or sequence
         kinds |= {_kind(item) for item in (_items(part) if sequence else (part,))}
     optional = type(None) in kinds
@@ -121,6 +123,14 @@ def _members(hint: Any) -> Sequence[Any]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def _is_sequence(origin: Any) -> bool:
+    return (
+        isinstance(origin, type)
+        and issubclass(origin, Iterable)
+        and not issubclass(origin, Mapping)
+    )
+
+
 def _items(sequence: Any) -> Sequence[Any]:
     return [part for item in get_args(sequence) if item is not ... for part in _members(item)]
 
@@ -128,6 +138,8 @@ def _items(sequence: Any) -> Sequence[Any]:
 def _kind(part: Any) -> type:
     if get_origin(part) is Literal:
         return str
+    if get_origin(part) is os.PathLike:
+        return Path
     return part if part in (*_COMMON, Path, type(None)) else object
 
 
@@ -239,3 +251,5 @@ def check_limits(option: Declared, value: Any) -> None:
         raise InputError(f"{option.name!r} must be at least {limits.least}, not {shown(value)}")
     if number and limits.most is not None and not value <= limits.most:
         raise InputError(f"{option.name!r} must be at most {limits.most}, not {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{option.name!r} must be finite, not {value}")

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from latentc.runtimes.commands.option_types import Finite
-from latentc.runtimes.options import Declared, declared
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import Declared, check, declared
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def click_option(
     """Return the decorator for one option; `special` is what click is told besides. A flag that
     begins with ``--no-``, alone, says False."""
     flags = option.flags
-    settings: dict[str, Any] = {"help": _help(option), "default": None}
+    settings: dict[str, Any] = {"default": None, "callback": _checked(option)}
     if option.option.metavar:
         settings["metavar"] = option.option.metavar
     if option.kind is bool:
@@ -56,25 +56,41 @@ def click_option(
         settings["type"] = _type(option)
         if option.several:
             settings |= {"multiple": True, "default": ()}
-    return click.option(*flags, option.name, **{**settings, **(special or {})})
+    settings |= special or {}
+    help_line = _help(option, settings.get("multiple", False))
+    return click.option(*flags, option.name, help=help_line, **settings)
 
 
 def _says_no(option: Declared) -> bool:
     return all(flag.startswith("--no-") for flag in option.flags)
 
 
-def _help(option: Declared) -> str:
-    repeated = "  May be repeated." if option.several else ""
+def _help(option: Declared, repeated: bool) -> str:
     usual = "" if _says_no(option) else option.usual
-    return f"{option.option.help}{repeated}" + (f"  [default: {usual}]" if usual else "")
+    words = [
+        option.option.help,
+        *(["May be repeated."] if repeated else []),
+        *([f"[default: {usual}]"] if usual else []),
+    ]
+    return "  ".join(words).replace("`", "")
 
 
 def _type(option: Declared) -> Any:
-    least, most = option.option.least, option.option.most
     if option.option.choices:
         return click.Choice(option.option.choices)
-    if option.kind is int:
-        return click.IntRange(least, most)  # type: ignore[arg-type]  # limits of integers are
-    if option.kind is float:
-        return Finite(least, most)
-    return click.Path(path_type=Path) if option.kind is Path else str
+    types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
+    return types.get(option.kind, click.STRING)
+
+
+def _checked(option: Declared) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that refuses a value in the words in which Python is refused it."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value is not None:
+            try:
+                check(option, value)
+            except InputError as error:
+                raise click.BadParameter(str(error), context, parameter) from None
+        return value
+
+    return callback

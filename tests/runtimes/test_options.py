@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
@@ -41,6 +42,20 @@ def test_types_are_read() -> None:
     }
 
 
+def test_what_is_no_sequence() -> None:
+    class Others(TypedDict, total=False):
+        cache: Annotated[str | os.PathLike[str] | None, Option("A folder.")]
+        options: Annotated[Mapping[str, str], Option("Options.")]
+        callback: Annotated[Callable[[int], str] | None, Option("Is called.")]
+
+    kinds = {name: (each.kind, each.several) for name, each in declared(Others).items()}
+    assert kinds == {
+        "cache": (Path, False),
+        "options": (object, False),
+        "callback": (object, False),
+    }
+
+
 def test_a_key_without_an_option() -> None:
     class Bare(TypedDict, total=False):
         height: int
@@ -59,6 +74,7 @@ def test_a_key_without_an_option() -> None:
         ({"height": True}, "'height' must be an integer, not True"),
         ({"height": 8.5}, "'height' must be an integer, not 8.5"),
         ({"height": 10**5000}, "'height' must be at most 64, not one of type int"),
+        ({"scale": float("inf")}, "'scale' must be finite, not inf"),
         ({"scale": float("nan")}, "'scale' must be at least 0, not nan"),
         ({"verify": 1}, "'verify' must be True or False, not 1"),
         ({"lora": ["a", 3]}, "'lora' must be a path, not 3"),
@@ -127,12 +143,16 @@ def test_the_command_line() -> None:
     assert "--height PIXELS" in help_text
     assert "[default: 1.0]" in help_text
     assert "May be repeated" in help_text
-    assert CliRunner().invoke(command, ["--height", "7"]).exit_code == 2
+    refused = CliRunner().invoke(command, ["--height", "7"])
+    assert refused.exit_code == 2
+    assert "Invalid value for '--height': 'height' must be at least 8, not 7" in refused.output
 
 
 def test_what_the_command_line_takes_in_another_form() -> None:
     class Other(TypedDict, total=False):
-        binning: Annotated[bool | None, Option("In this size.", flags=("--no-binning",))]
+        binning: Annotated[bool | None, Option("In `this` size.", flags=("--no-binning",))]
+        steps: Annotated[int | None, Option("Steps.")]
+        scale: Annotated[float | None, Option("A scale.")]
         image: Annotated[Any | Sequence[Any] | None, Option("An image.")]
 
     seen: list[dict[str, Any]] = []
@@ -145,6 +165,11 @@ def test_what_the_command_line_takes_in_another_form() -> None:
     for line in ("--no-binning --image a --image b", ""):
         assert CliRunner().invoke(command, line.split()).exit_code == 0
     assert seen == [
-        {"binning": False, "image": (Path("a"), Path("b"))},
-        {"binning": None, "image": ()},
+        {"binning": False, "image": (Path("a"), Path("b")), "steps": None, "scale": None},
+        {"binning": None, "image": (), "steps": None, "scale": None},
     ]
+    help_text = CliRunner().invoke(command, ["--help"]).output
+    assert "In this size." in help_text
+    assert "<=" not in help_text
+    refused = CliRunner().invoke(command, ["--scale", "nan"]).output
+    assert "Invalid value for '--scale': 'scale' must be finite, not nan" in refused
