@@ -51,7 +51,8 @@ from latentc.runtimes.pipeline.run import (
     Run,
     converted,
 )
-from latentc.runtimes.presets.preset import Asked, Preset
+from latentc.runtimes.presets.load_arguments import LoadArguments, LoadKeywords
+from latentc.runtimes.presets.preset import Preset
 from latentc.runtimes.programs import statements
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.texts.encoded import Encoded, check_finite
@@ -237,12 +238,12 @@ class Pipeline(Sealed):
     @overload
     def compute(
         self, name: str, another: str, /, *others: str, **arguments: Unpack[CallArguments]
-    ) -> dict[str, Array]: ...
+    ) -> dict[str, Any]: ...
 
     @takes(CallArguments, others=True)
     def compute(
         self, name: str, /, *others: str, **arguments: Unpack[CallArguments]
-    ) -> Array | dict[str, Array]:
+    ) -> Array | dict[str, Any]:
         """Values that a call makes on its way to images, such as ``"image_latents"``: only what
         they need is run, and what is drawn at random is what the whole call draws.
 
@@ -316,7 +317,7 @@ class Pipeline(Sealed):
         *,
         do_classifier_free_guidance: bool = True,
         **texts: Unpack[TextArguments],
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """Encoded texts, to be kept, changed and given to a call in the place of the texts.
 
         Args:
@@ -501,49 +502,18 @@ class Pipeline(Sealed):
         )
 
 
+@takes(LoadArguments)
 def load(
     bundle: str | os.PathLike[str],
     backend: str | Backend | None = None,
     device: str | None = None,
-    *,
-    build: str | None = None,
-    precision: str | None = None,
-    threads: int = 0,
-    cache: str | os.PathLike[str] | bool | None = True,
-    options: Mapping[str, str] | None = None,
-    verify: bool = False,
-    compute: str | None = None,
-    compile: bool = False,
-    static: Mapping[str, float] | bool | None = None,
-    low_memory: bool = False,
-    preset: str | None = None,
+    **arguments: Unpack[LoadKeywords],
 ) -> Pipeline:
     """Load a bundle.
 
     Args:
         bundle: its folder.
-        backend: an engine by name; None takes the first installed one that fits.
-        device: by the engine's own name, such as "cpu"; None takes the engine's default.
-        build: by name, where the bundle has several.
-        precision: such as "fp32"; None prefers fp32.
-        threads: for the engine; 0 leaves the choice to it.
-        cache: keep compiled graphs, for engines that can: in a folder, in latentc's own (True),
-            or not at all (False or None). TensorRT's engines, which must be built before, are
-            looked for in latentc's own folder then.
-        options: passed to the engine as they are.
-        verify: hash every file that is loaded, also those hashed here before.
-        compute: precision to calculate in, for engines that have a choice: "fp32", "fp16",
-            "bf16", or "auto" for the engine's own; None is the build's.
-        compile: let the engine spend minutes on the graphs, to be faster afterwards.
-        static: load for calls of one size only, which some engines run faster: any of
-            "height", "width", "images" and "guidance_scale", or what else turns the bundle's
-            guidance on; defaults for the others, for all of them if True.
-        low_memory: load each component when a call needs it, and free it after: as much memory
-            as the largest one takes, and loading times at each call.
-        preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,
-            arguments of calls included, which a call may replace. Calls of any size work. Without
-            a record the figures in the manifest choose, with a warning. "auto" is "faithful" where
-            there is a record and nothing else was asked for, else the same as None.
+        {options}
 
     Raises:
         BundleError: missing, damaged or altered.
@@ -553,26 +523,7 @@ def load(
         DeviceUnavailable: no such device here.
         BackendError: the engine refused a graph.
     """
-    sizes = ({} if static else None) if isinstance(static, bool) else static
-    asked = Asked(
-        *(backend, device, build, precision, threads, compute, compile, sizes), options=options
-    )
-    return load_asked(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
-
-
-def load_asked(
-    bundle: str | os.PathLike[str],
-    asked: Asked,
-    preset: str | None = None,
-    *,
-    cache: str | os.PathLike[str] | bool | None = True,
-    verify: bool = False,
-    low_memory: bool = False,
-) -> Pipeline:
-    """`load` with its choices in one value."""
-    return open_pipeline(
-        chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
-    )
+    return open_pipeline(chosen(bundle, {"backend": backend, "device": device, **arguments}))
 
 
 def open_pipeline(loading: Loading) -> Pipeline:
