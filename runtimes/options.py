@@ -156,20 +156,18 @@ def takes(arguments: type, others: bool = False) -> Callable[[_Function], _Funct
 
     def decorate(function: _Function) -> _Function:
         own = inspect.signature(function)
-        rest = [each for each in own.parameters.values() if each.kind is each.VAR_KEYWORD]
-        named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
         options = declared(arguments)
-        named += [
-            inspect.Parameter(
-                each.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=each.option.default,
-                annotation=each.hint,
-            )
-            for each in options.values()
-            if each.name not in own.parameters
-        ]
-        parameters = [*named, *(each.replace(annotation=Any) for each in rest if others)]
+        fixed, named, rest = [], {}, []  # parameters: by place, by name, and of any name
+        for each in own.parameters.values():
+            if each.kind is each.VAR_KEYWORD:
+                rest.append(each.replace(annotation=Any))
+            elif each.kind is each.KEYWORD_ONLY:
+                named[each.name] = each
+            else:
+                fixed.append(each)
+        known = {name: _parameter(each) for name, each in options.items()}
+        by_name = {n: each for n, each in known.items() if n not in own.parameters or n in named}
+        parameters = [*fixed, *{**by_name, **named}.values(), *(rest if others else ())]
         function.__signature__ = own.replace(  # type: ignore[attr-defined]  # read by inspect
             parameters=parameters
         )
@@ -178,6 +176,11 @@ def takes(arguments: type, others: bool = False) -> Callable[[_Function], _Funct
         return function
 
     return decorate
+
+
+def _parameter(option: Declared) -> inspect.Parameter:
+    kind, default = inspect.Parameter.KEYWORD_ONLY, option.option.default
+    return inspect.Parameter(option.name, kind, default=default, annotation=option.hint)
 
 
 def _with_lines(text: str, options: Mapping[str, Declared]) -> str:

@@ -139,10 +139,9 @@ class CountArguments(TypedDict, total=False):
         int | Sequence[int] | None,
         Option(
             "For the same image again; one for the whole batch, or one for each image.",
-            usual="drawn",
+            usual="drawn, and told",
             metavar="N",
-            details="The image is that of diffusers with a CPU generator of this seed. "
-            "`Result.seeds` says which one was drawn.",
+            details="The image is that of diffusers with a CPU generator of this seed.",
         ),
     ]
 
@@ -320,11 +319,19 @@ class SizeArguments(TypedDict, total=False):
             "nearest, and resized.",
         ),
     ]
+    resolution: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Height and width that the model is told, of models that are told them.",
+            usual="the call's",
+            hidden=_BY_NAME,
+        ),
+    ]
     original_size: Annotated[
         Sequence[float] | None,
         Option(
             "Height and width that the model is told the image had.",
-            usual="its size",
+            usual="the call's",
             hidden=_BY_NAME,
         ),
     ]
@@ -339,7 +346,7 @@ class SizeArguments(TypedDict, total=False):
     target_size: Annotated[
         Sequence[float] | None,
         Option(
-            "Height and width that the model is told to make.", usual="its size", hidden=_BY_NAME
+            "Height and width that the model is told to make.", usual="the call's", hidden=_BY_NAME
         ),
     ]
     negative_original_size: Annotated[
@@ -436,11 +443,11 @@ class ImageArguments(TypedDict, total=False):
     ]
     control_guidance_start: Annotated[
         Numbers,
-        Option("Fraction of the steps before each begins.", usual="0", hidden=_BY_NAME),
+        Option("Fraction of the steps before each ControlNet counts.", usual="0", hidden=_BY_NAME),
     ]
     control_guidance_end: Annotated[
         Numbers,
-        Option("Fraction of the steps after which each ends.", usual="1", hidden=_BY_NAME),
+        Option("Fraction of the steps after which each ends to count.", usual="1", hidden=_BY_NAME),
     ]
     adapter_conditioning_scale: Annotated[
         Numbers,
@@ -482,7 +489,8 @@ class ValueArguments(TypedDict, total=False):
     prompt_embeds: Annotated[
         Any,
         Option(
-            "Encoded texts in the place of texts, as `encode_prompt` gives them.",
+            "Encoded texts in the place of texts, as `encode_prompt` gives them; on the command "
+            "line a .npz file of them.",
             metavar="FILE",
             see="prompts.md#encoded-texts",
             details="float32 `[prompts, positions, width]`.",
@@ -502,6 +510,11 @@ class ValueArguments(TypedDict, total=False):
         Any, Option("Which positions of `prompt_embeds` count.", hidden=_BY_FILE)
     ]
     negative_prompt_attention_mask: Annotated[Any, Option("Likewise.", hidden=_BY_FILE)]
+    text_encoder_hidden_states: Annotated[
+        Any,
+        Option("Encoded texts that a prior is given beside `prompt_embeds`.", hidden=_BY_FILE),
+    ]
+    text_mask: Annotated[Any, Option("Which positions of these count.", hidden=_BY_FILE)]
     image_embeds: Annotated[
         Any,
         Option(

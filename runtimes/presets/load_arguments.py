@@ -75,10 +75,10 @@ class LoadKeywords(TypedDict, total=False):
         Option(
             "A folder for compiled graphs, for engines that keep some.",
             default=True,
-            usual="latentc's own",
+            usual="latentc's own (LATENTC_CACHE)",
             metavar="FOLDER",
             see="devices.md#compiled-once-per-machine",
-            details="`True` is latentc's own folder; with `False` or `None` none are kept or used. "
+            details="`True` is latentc's own; with `False` or `None` none are kept or used. "
             "Engines that must be built before (TensorRT) are in latentc's own folder then.",
         ),
     ]
