@@ -4,9 +4,8 @@ Which of them a bundle takes, its programs say. They may have arguments of other
 taken as well, and type checkers do not know them.
 
 Only `latentc.runtimes.options` is imported here: a command line reads this before it does anything.
+Annotations are evaluated once, here, and not by each that asks for them: they are no texts.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict

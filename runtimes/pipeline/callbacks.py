@@ -1,7 +1,5 @@
 """What a caller may have called after each step of a call, as in diffusers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypedDict
 

@@ -1,9 +1,7 @@
 """How a bundle is loaded: the arguments of `latentc.load`, each declared once.
 
-Only `latentc.runtimes.options` is imported here: a command line reads this before it does anything.
+As in `latentc.runtimes.calls.call_arguments`, little is imported and annotations are no texts.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Mapping
