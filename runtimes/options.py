@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -88,6 +88,12 @@ class Declared:
             return self.option.usual
         return "on" if default is True else str(default)
 
+    @cached_property
+    def parameter(self) -> inspect.Parameter:
+        """What it is in the signature of a function."""
+        kind, default = inspect.Parameter.KEYWORD_ONLY, self.option.default
+        return inspect.Parameter(self.name, kind, default=default, annotation=self.hint)
+
 
 @cache
 def declared(arguments: type) -> Mapping[str, Declared]:
@@ -100,6 +106,7 @@ def declared(arguments: type) -> Mapping[str, Declared]:
     return {name: _declared(name, hint) for name, hint in hints.items()}
 
 
+@cache  # a key that several declarations inherit is looked at once
 def _declared(name: str, hint: Any) -> Declared:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"{name}: expected Annotated[type, Option(…)], found {hint!r}")
@@ -155,39 +162,35 @@ def takes(arguments: type, others: bool = False) -> Callable[[_Function], _Funct
     """
 
     def decorate(function: _Function) -> _Function:
-        own = inspect.signature(function)
+        signature = inspect.signature(function)
         options = declared(arguments)
-        fixed, named, rest = [], {}, []  # parameters: by place, by name, and of any name
-        for each in own.parameters.values():
-            if each.kind is each.VAR_KEYWORD:
-                rest.append(each.replace(annotation=Any))
-            elif each.kind is each.KEYWORD_ONLY:
-                named[each.name] = each
+        by_place, by_name, of_any_name = [], {}, []
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                of_any_name.append(parameter.replace(annotation=Any))
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                by_name[parameter.name] = parameter
             else:
-                fixed.append(each)
-        known = {name: _parameter(each) for name, each in options.items()}
-        by_name = {n: each for n, each in known.items() if n not in own.parameters or n in named}
-        parameters = [*fixed, *{**by_name, **named}.values(), *(rest if others else ())]
-        function.__signature__ = own.replace(  # type: ignore[attr-defined]  # read by inspect
+                by_place.append(parameter)
+        places = {parameter.name for parameter in by_place}
+        declared_ones = {n: option.parameter for n, option in options.items() if n not in places}
+        named = {**declared_ones, **by_name}.values()
+        parameters = [*by_place, *named, *(of_any_name if others else ())]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]  # read by inspect
             parameters=parameters
         )
-        if function.__doc__:
+        if function.__doc__ and _OPTIONS in function.__doc__:
             function.__doc__ = _with_lines(function.__doc__, options)
         return function
 
     return decorate
 
 
-def _parameter(option: Declared) -> inspect.Parameter:
-    kind, default = inspect.Parameter.KEYWORD_ONLY, option.option.default
-    return inspect.Parameter(option.name, kind, default=default, annotation=option.hint)
-
-
 def _with_lines(text: str, options: Mapping[str, Declared]) -> str:
     """Return a docstring with a line for each option in the place of ``{options}``."""
     before, _, after = text.partition(_OPTIONS)
     indent = before.rpartition("\n")[2]
-    lines = (f"{name}: {each.option.meaning}" for name, each in options.items())
+    lines = (f"{name}: {option.option.meaning}" for name, option in options.items())
     return before + f"\n{indent}".join(lines) + after
 
 
