@@ -43,18 +43,18 @@ def call_table(page: str) -> str:
 
 def generate_table(page: str) -> str:
     """Return the table of the options of ``latentc generate``."""
-    rows = [_command_row(each, page) for each in options_of("generate")]
+    rows = [_command_row(flag, page) for flag in options_of("generate")]
     return _table(("Option", "Default", "Meaning"), rows)
 
 
 def compute_table(page: str) -> str:
     """Return the table of the options of ``latentc compute``; what it shares with ``latentc
     generate`` is only named."""
-    shared = {each.name for each in options_of("generate")} - {"output"}
-    options = options_of("compute")
-    rows = [_command_row(each, page) for each in options if each.name not in shared]
-    of_call = [each for each in options if each.name in shared - _LOADING]
-    of_loading = [each for each in options if each.name in _LOADING]
+    shared = {flag.name for flag in options_of("generate")} - {"output"}
+    flags = options_of("compute")
+    rows = [_command_row(flag, page) for flag in flags if flag.name not in shared]
+    of_call = [flag for flag in flags if flag.name in shared - _LOADING]
+    of_loading = [flag for flag in flags if flag.name in _LOADING]
     for group, meaning in ((of_call, "What a call is given."), (of_loading, "How it is loaded.")):
         rows.append((", ".join(map(_flags, group)), "as there", meaning))
     return _table(("Option", "Default", "Meaning"), rows)
@@ -72,12 +72,12 @@ def options_of(name: str) -> list[click.Option]:
     """Return the options of a command."""
     command = command_line.cli.get_command(click.Context(command_line.cli), name)
     assert command is not None
-    return [each for each in command.params if isinstance(each, click.Option)]
+    return [flag for flag in command.params if isinstance(flag, click.Option)]
 
 
 def with_tables(text: str, page: str) -> str:
     """Return a page of docs/ with all its tables made anew."""
-    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]](page) + found[4], text)
+    return _TABLE.sub(lambda table: table[1] + TABLES[table[2]](page) + table[4], text)
 
 
 def _python_row(option: Declared, page: str) -> tuple[str, str, str]:
@@ -87,26 +87,25 @@ def _python_row(option: Declared, page: str) -> tuple[str, str, str]:
     return f"`{option.name}`", default, " ".join(filter(None, sentences))
 
 
-def _command_row(own: click.Option, page: str) -> tuple[str, str, str]:
-    option = {**declared(CallArguments), **declared(LoadArguments)}.get(own.name or "")
-    text = own.help or ""
-    found = _DEFAULT.search(text)
-    default = "required" if own.required else found[1] if found else ""
-    if own.show_default and isinstance(own.default, str):
-        default = f"`{own.default}`"
-    link = "" if option is None else _link(option, page)
+def _command_row(flag: click.Option, page: str) -> tuple[str, str, str]:
+    option = {**declared(CallArguments), **declared(LoadArguments)}.get(flag.name or "")
+    text = flag.help or ""
+    stated = _DEFAULT.search(text)
+    default = "required" if flag.required else stated[1] if stated else ""
+    if flag.show_default and isinstance(flag.default, str):
+        default = f"`{flag.default}`"
     meaning = _DEFAULT.sub("", text).replace(".  ", ". ")
-    if option is not None:  # with its marks for code, which --help leaves out
-        meaning = meaning.replace(option.option.help.replace("`", ""), option.option.help)
-    return _flags(own), default, f"{meaning} {link}".rstrip()
+    if option is None:
+        return _flags(flag), default, meaning
+    # With its marks for code, which --help leaves out.
+    meaning = meaning.replace(option.option.help.replace("`", ""), option.option.help)
+    return _flags(flag), default, f"{meaning} {_link(option, page)}".rstrip()
 
 
-def _flags(own: click.Option) -> str:
-    metavar = "" if own.is_flag else f" {own.metavar}"
-    flags = (*own.opts, *own.secondary_opts)
-    return ", ".join(f"`{flag}`" for flag in flags[:-1]) + (
-        f"{', ' if len(flags) > 1 else ''}`{flags[-1]}{metavar}`"
-    )
+def _flags(flag: click.Option) -> str:
+    *others, last = (*flag.opts, *flag.secondary_opts)
+    metavar = "" if flag.is_flag else f" {flag.metavar}"
+    return ", ".join(f"`{spelling}`" for spelling in (*others, last + metavar))
 
 
 def _link(option: Declared, page: str) -> str:

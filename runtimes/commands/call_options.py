@@ -164,7 +164,7 @@ def _value(option: Declared, value: Any) -> Any:
 
     if not option.several:
         return given_images.read(value) if option.name in _IMAGES and value is not None else value
-    values = [given_images.read(each) if option.name in _IMAGES else each for each in value]
+    values = [*map(given_images.read, value)] if option.name in _IMAGES else [*value]
     return values[0] if len(values) == 1 else values or None
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypedDict
 
 from latentc.runtimes.calls.call_arguments import CallArguments, CallKeywords
-from latentc.runtimes.errors import InputError
-from latentc.runtimes.options import Option
+from latentc.runtimes.errors import InputError, shown
+from latentc.runtimes.options import Option, complete, declared
 from latentc.runtimes.pipeline.run import Progress, Run
 
 # (run, step index, timestep, {"latents": …}) -> None or {"latents": …}
@@ -44,22 +44,26 @@ class WatchedCallArguments(CallArguments, CallbackArguments, total=False):
     """All arguments of a call."""
 
 
-def checked_callback(arguments: CallbackArguments) -> Callback | None:
+def checked_callback(arguments: Mapping[str, Any]) -> Callback | None:
     """Return what is to be called after each step.
 
     Raises:
         InputError: it cannot be called, or is to be given something else than latents.
     """
-    callback = arguments.get("callback_on_step_end")
+    watching = complete(
+        CallbackArguments,
+        {name: arguments[name] for name in declared(CallbackArguments) if name in arguments},
+    )
+    callback: Callback | None = watching["callback_on_step_end"]
     if callback is not None and not callable(callback):
         raise InputError(
             "callback_on_step_end must be a function of (run, step_index, timestep, tensors), "
-            f"not {callback!r:.80}"
+            f"not {shown(callback)}"
         )
-    tensors = list(arguments.get("callback_on_step_end_tensor_inputs", ()))
+    tensors = list(watching["callback_on_step_end_tensor_inputs"])
     if tensors not in ([], ["latents"]):
         raise InputError(
-            f"callback_on_step_end_tensor_inputs may only hold 'latents', not {tensors}"
+            f"callback_on_step_end_tensor_inputs may only hold 'latents', not {shown(tensors)}"
         )
     return callback
 

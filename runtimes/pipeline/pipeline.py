@@ -31,7 +31,7 @@ from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.images import tiling
 from latentc.runtimes.interpreter.execution import Execution
 from latentc.runtimes.interpreter.loop import Schedule
-from latentc.runtimes.options import takes
+from latentc.runtimes.options import declared, takes
 from latentc.runtimes.pipeline import observe
 from latentc.runtimes.pipeline.attributes import SchedulerName, Sealed
 from latentc.runtimes.pipeline.callbacks import (
@@ -180,8 +180,9 @@ class Pipeline(Sealed):
             BackendError: the engine failed.
         """
         callback = checked_callback(arguments)
-        made_by = {n: v for n, v in arguments.items() if n not in CallbackArguments.__annotations__}
-        run = self._started({"prompt": prompt, "output_type": output_type, **made_by})
+        watching = declared(CallbackArguments)
+        others = {name: value for name, value in arguments.items() if name not in watching}
+        run = self._started({"prompt": prompt, "output_type": output_type, **others})
         try:
             for step in run:
                 if callback is not None:
