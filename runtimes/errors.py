@@ -110,6 +110,14 @@ class PerformanceRegression(LatentcError):
     exit_code = 8
 
 
+def shown(value: object) -> str:
+    """Return a value as errors quote it, in at most 80 characters. Never raises."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # a __repr__ of the caller's, or an integer of thousands of digits
+        return f"one of type {type(value).__name__}"
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
     """The first non-empty line of an exception's text, shortened, for one-line messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

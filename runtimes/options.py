@@ -6,29 +6,37 @@ An option is a key of a `TypedDict` whose type is annotated with an `Option`:
         threads: Annotated[int, Option("Threads of the engine.", default=0, least=0, most=4096)]
 
 The TypedDict is the signature that type checkers see (``**arguments: Unpack[LoadArguments]``); the
-checks, the command line and the tables of the documentation are made of its options.
+checks, what `help` shows, the command line and the tables of the documentation are made of its
+options.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from latentc.runtimes.errors import InputError
+from latentc.runtimes.errors import InputError, shown
 
 _COMMON = (bool, int, float, str)
+_OPTIONS = "{options}"  # in a docstring: where the lines of the options go
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Option:
     """What a keyword is, besides its name and type.
 
-    `help`: one sentence, for ``--help`` and the documentation. `default`: what holds where the
+    `help`: one sentence, for ``--help`` and the documentation; `details`: what the documentation
+    and docstrings say besides. `default`: what holds where the
     option is not given; `usual` says it in words where a value cannot. `least` and `most`:
     inclusive limits of a number. `choices`: the texts that are possible, where the type does not
     say them. `flags`: on the command line, where that is not the name with hyphens; `metavar`: what
@@ -46,24 +54,45 @@ class Option:
     metavar: str = ""
     hidden: str = ""
     see: str = ""
+    details: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """Everything that is said of it in words, its default aside."""
+        return f"{self.help} {self.details}".rstrip()
 
 
 @dataclass(frozen=True)
 class Declared:
     """A keyword with its option. `kind`: the type of one value, of `_COMMON`, `Path`, or `object`
     where it is none of them; `several`: whether a sequence of them is taken as well; `optional`:
-    whether None is."""
+    whether None is; `hint`: its type as it was written."""
 
     name: str
     kind: type
     several: bool
     optional: bool
     option: Option
+    hint: Any
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Its spellings on the command line."""
         return self.option.flags or ("--" + self.name.replace("_", "-"),)
+
+    @property
+    def usual(self) -> str:
+        """What holds where it is not given, in words; "" where that is nothing."""
+        default = self.option.default
+        if self.option.usual or not isinstance(default, str | int | float) or default is False:
+            return self.option.usual
+        return "on" if default is True else str(default)
+
+    @cached_property
+    def parameter(self) -> inspect.Parameter:
+        """What it is in the signature of a function."""
+        kind, default = inspect.Parameter.KEYWORD_ONLY, self.option.default
+        return inspect.Parameter(self.name, kind, default=default, annotation=self.hint)
 
 
 @cache
@@ -77,6 +106,7 @@ def declared(arguments: type) -> Mapping[str, Declared]:
     return {name: _declared(name, hint) for name, hint in hints.items()}
 
 
+@cache  # a key that several declarations inherit is looked at once
 def _declared(name: str, hint: Any) -> Declared:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"{name}: expected Annotated[type, Option(…)], found {hint!r}")
@@ -84,7 +114,7 @@ def _declared(name: str, hint: Any) -> Declared:
     (option,) = (extra for extra in extras if isinstance(extra, Option))
     kinds, several = set[type](), False
     for part in _members(annotated):
-        sequence = get_origin(part) is not None and get_origin(part) is not Literal
+        sequence = _is_sequence(get_origin(part))
         several = several or sequence
         kinds |= {_kind(item) for item in (_items(part) if sequence else (part,))}
     optional = type(None) in kinds
@@ -92,12 +122,20 @@ def _declared(name: str, hint: Any) -> Declared:
     if kinds == {int, float} or kinds == {str, Path}:
         kinds = {float} if int in kinds else {Path}
     kind = kinds.pop() if len(kinds) == 1 else object
-    return Declared(name, kind, several, optional, option)
+    return Declared(name, kind, several, optional, option, annotated)
 
 
 def _members(hint: Any) -> Sequence[Any]:
     """Return what a union is made of, or the type alone."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_sequence(origin: Any) -> bool:
+    return (
+        isinstance(origin, type)
+        and issubclass(origin, Iterable)
+        and not issubclass(origin, Mapping)
+    )
 
 
 def _items(sequence: Any) -> Sequence[Any]:
@@ -107,7 +145,53 @@ def _items(sequence: Any) -> Sequence[Any]:
 def _kind(part: Any) -> type:
     if get_origin(part) is Literal:
         return str
+    if get_origin(part) is os.PathLike:
+        return Path
     return part if part in (*_COMMON, Path, type(None)) else object
+
+
+def takes(arguments: type, others: bool = False) -> Callable[[_Function], _Function]:
+    """Return a decorator for a function that takes ``**arguments: Unpack[arguments]``.
+
+    `inspect.signature` and `help` then show each option by its name and default, and a line of the
+    docstring that is ``{options}`` becomes one line for each, those that are parameters besides
+    included.
+
+    Args:
+        others: whether the function takes keywords of other names as well.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        options = declared(arguments)
+        by_place, by_name, of_any_name = [], {}, []
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                of_any_name.append(parameter.replace(annotation=Any))
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                by_name[parameter.name] = parameter
+            else:
+                by_place.append(parameter)
+        places = {parameter.name for parameter in by_place}
+        declared_ones = {n: option.parameter for n, option in options.items() if n not in places}
+        named = {**declared_ones, **by_name}.values()
+        parameters = [*by_place, *named, *(of_any_name if others else ())]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]  # read by inspect
+            parameters=parameters
+        )
+        if function.__doc__ and _OPTIONS in function.__doc__:
+            function.__doc__ = _with_lines(function.__doc__, options)
+        return function
+
+    return decorate
+
+
+def _with_lines(text: str, options: Mapping[str, Declared]) -> str:
+    """Return a docstring with a line for each option in the place of ``{options}``."""
+    before, _, after = text.partition(_OPTIONS)
+    indent = before.rpartition("\n")[2]
+    lines = (f"{name}: {option.option.meaning}" for name, option in options.items())
+    return before + f"\n{indent}".join(lines) + after
 
 
 def given_of(arguments: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,27 +233,29 @@ def check(option: Declared, value: Any) -> None:
     several = option.several and isinstance(value, Sequence) and not isinstance(value, str | bytes)
     for item in value if several else (value,):
         _check_type(option, item)
-        _check_limits(option, item)
+        check_limits(option, item)
 
 
 def _check_type(option: Declared, value: Any) -> None:
-    accepted: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path)}
+    accepted: dict[type, tuple[type, ...]] = {int: (Integral,), float: (Real,), Path: (str, Path)}
     kinds = (object,) if option.kind is object else accepted.get(option.kind, (option.kind,))
     flag_for_number = isinstance(value, bool) and option.kind in (int, float)
     if not isinstance(value, kinds) or flag_for_number:
         words = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
         wanted = words.get(option.kind, "a path")
-        raise InputError(f"{option.name!r} must be {wanted}, not {value!r:.80}")
+        raise InputError(f"{option.name!r} must be {wanted}, not {shown(value)}")
 
 
-def _check_limits(option: Declared, value: Any) -> None:
+def check_limits(option: Declared, value: Any) -> None:
+    """Check a value of the right type. Raises InputError as `check` does."""
     limits = option.option
     if limits.choices and isinstance(value, str) and value not in limits.choices:
         names = ", ".join(limits.choices)
-        raise InputError(f"{option.name!r} must be one of {names}, not {value!r:.80}")
-    if not isinstance(value, int | float):
-        return
-    if limits.least is not None and not value >= limits.least:
-        raise InputError(f"{option.name!r} must be at least {limits.least}, not {value}")
-    if limits.most is not None and not value <= limits.most:
-        raise InputError(f"{option.name!r} must be at most {limits.most}, not {value}")
+        raise InputError(f"{option.name!r} must be one of {names}, not {shown(value)}")
+    number = isinstance(value, Real)
+    if number and limits.least is not None and not value >= limits.least:
+        raise InputError(f"{option.name!r} must be at least {limits.least}, not {shown(value)}")
+    if number and limits.most is not None and not value <= limits.most:
+        raise InputError(f"{option.name!r} must be at most {limits.most}, not {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{option.name!r} must be finite, not {value}")

@@ -2,63 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from latentc.runtimes.commands.option_types import Finite
-from latentc.runtimes.options import Declared, declared
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import Declared, check, declared
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def options_of(arguments: type, without: Collection[str] = ()) -> Callable[[_Command], _Command]:
+def options_of(
+    arguments: type,
+    without: Collection[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Callable[[_Command], _Command]:
     """Return a decorator that gives a command the options of a TypedDict, in their order. A
-    parameter has the keyword's name and is None, or an empty tuple, where it is not given."""
+    parameter has the keyword's name and is None, or an empty tuple, where it is not given.
+
+    Args:
+        settings: what click is told besides, by option, where the command line takes something
+            else than Python, such as the name of a file.
+    """
 
     def decorate(command: _Command) -> _Command:
         for option in reversed([*declared(arguments).values()]):
             if not option.option.hidden and option.name not in without:
-                command = click_option(option)(command)
+                special = (settings or {}).get(option.name, {})
+                command = click_option(option, special)(command)
         return command
 
     return decorate
 
 
-def click_option(option: Declared) -> Callable[[_Command], _Command]:
-    """Return the decorator for one option."""
-    settings: dict[str, Any] = {"help": _help(option), "default": None}
+def click_option(
+    option: Declared, special: Mapping[str, Any] | None = None
+) -> Callable[[_Command], _Command]:
+    """Return the decorator for one option; `special` is what click is told besides. A flag that
+    begins with ``--no-``, alone, says False."""
+    flags = option.flags
+    settings: dict[str, Any] = {"default": None, "callback": _checked(option)}
     if option.option.metavar:
         settings["metavar"] = option.option.metavar
     if option.kind is bool:
-        flags = option.flags
-        if option.option.default is True and len(flags) == 1:
+        settings["is_flag"] = True
+        if _says_no(option):
+            settings["flag_value"] = False
+        elif option.option.default is True and len(flags) == 1:
             flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
-        return click.option(*flags, option.name, is_flag=True, **settings)
-    if option.several:
-        settings |= {"multiple": True, "default": ()}
-    return click.option(*option.flags, option.name, type=_type(option), **settings)
+    else:
+        settings["type"] = _type(option)
+        if option.several:
+            settings |= {"multiple": True, "default": ()}
+    settings |= special or {}
+    help_line = _help(option, settings.get("multiple", False))
+    return click.option(*flags, option.name, help=help_line, **settings)
 
 
-def _help(option: Declared) -> str:
-    usual = option.option.usual
-    default = option.option.default
-    if not usual and isinstance(default, str | int | float) and not isinstance(default, bool):
-        usual = str(default)
-    if default is True:
-        usual = usual or "on"
-    repeated = "  May be repeated." if option.several else ""
-    return f"{option.option.help}{repeated}" + (f"  [default: {usual}]" if usual else "")
+def _says_no(option: Declared) -> bool:
+    return all(flag.startswith("--no-") for flag in option.flags)
+
+
+def _help(option: Declared, repeated: bool) -> str:
+    usual = "" if _says_no(option) else option.usual
+    words = [
+        option.option.help,
+        *(["May be repeated."] if repeated else []),
+        *([f"[default: {usual}]"] if usual else []),
+    ]
+    return "  ".join(words).replace("`", "")
 
 
 def _type(option: Declared) -> Any:
-    least, most = option.option.least, option.option.most
     if option.option.choices:
         return click.Choice(option.option.choices)
-    if option.kind is int:
-        return click.IntRange(least, most)  # type: ignore[arg-type]  # limits of integers are
-    if option.kind is float:
-        return Finite(least, most)
-    return click.Path(path_type=Path) if option.kind is Path else str
+    types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
+    return types.get(option.kind, click.STRING)
+
+
+def _checked(option: Declared) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that refuses a value in the words in which Python is refused it."""
+
+    def callback(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value is not None:
+            try:
+                check(option, value)
+            except InputError as error:
+                raise click.BadParameter(str(error), context, parameter) from None
+        return value
+
+    return callback

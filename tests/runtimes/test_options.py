@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError
-from latentc.runtimes.options import Option, complete, declared, given_of
+from latentc.runtimes.options import Option, complete, declared, given_of, takes
 
 
 class Arguments(TypedDict, total=False):
@@ -39,6 +42,20 @@ def test_types_are_read() -> None:
     }
 
 
+def test_what_is_no_sequence() -> None:
+    class Others(TypedDict, total=False):
+        cache: Annotated[str | os.PathLike[str] | None, Option("A folder.")]
+        options: Annotated[Mapping[str, str], Option("Options.")]
+        callback: Annotated[Callable[[int], str] | None, Option("Is called.")]
+
+    kinds = {name: (each.kind, each.several) for name, each in declared(Others).items()}
+    assert kinds == {
+        "cache": (Path, False),
+        "options": (object, False),
+        "callback": (object, False),
+    }
+
+
 def test_a_key_without_an_option() -> None:
     class Bare(TypedDict, total=False):
         height: int
@@ -56,6 +73,8 @@ def test_a_key_without_an_option() -> None:
         ({"height": 65}, "'height' must be at most 64, not 65"),
         ({"height": True}, "'height' must be an integer, not True"),
         ({"height": 8.5}, "'height' must be an integer, not 8.5"),
+        ({"height": 10**5000}, "'height' must be at most 64, not one of type int"),
+        ({"scale": float("inf")}, "'scale' must be finite, not inf"),
         ({"scale": float("nan")}, "'scale' must be at least 0, not nan"),
         ({"verify": 1}, "'verify' must be True or False, not 1"),
         ({"lora": ["a", 3]}, "'lora' must be a path, not 3"),
@@ -74,6 +93,43 @@ def test_defaults_stand_for_what_is_not_given() -> None:
     assert whole["height"] == 16
     assert whole["verify"] is True
     assert whole["lora"] == ()
+
+
+def test_numbers_of_other_kinds() -> None:
+    assert given_of(Arguments, {"height": np.int64(16), "scale": np.float32(2)})["height"] == 16
+    with pytest.raises(InputError, match="'height' must be at most 64, not "):
+        given_of(Arguments, {"height": np.uint8(65)})
+
+
+def test_functions_show_their_options() -> None:
+    @takes(Arguments, others=True)
+    def make(name: str, scale: float = 1.0, **arguments: Unpack[Arguments]) -> None:
+        """Make it.
+
+        Args:
+            {options}
+
+        Returns:
+            nothing.
+        """
+
+    parameters = inspect.signature(make).parameters
+    expected = ["name", "scale", "height", "verify", "lora", "kind", "latents", "arguments"]
+    assert list(parameters) == expected
+    assert str(parameters["height"]) == "height: int | None = None"
+    assert "Args:\n    height: The height.\n    scale: How strong." in inspect.getdoc(make)
+    assert "latents: Noise.\n\nReturns:" in inspect.getdoc(make)
+
+
+def test_what_functions_do_not_show() -> None:
+    @takes(Arguments)
+    def make(*, name: str = "", scale: float = 2.0, **arguments: Unpack[Arguments]) -> None:
+        """Make it."""
+
+    shown = list(inspect.signature(make).parameters.values())
+    assert [parameter.name for parameter in shown] == [*declared(Arguments), "name"]
+    assert shown[1].default == 2.0
+    assert make.__doc__ == "Make it."
 
 
 def test_the_command_line() -> None:
@@ -97,4 +153,33 @@ def test_the_command_line() -> None:
     assert "--height PIXELS" in help_text
     assert "[default: 1.0]" in help_text
     assert "May be repeated" in help_text
-    assert CliRunner().invoke(command, ["--height", "7"]).exit_code == 2
+    refused = CliRunner().invoke(command, ["--height", "7"])
+    assert refused.exit_code == 2
+    assert "Invalid value for '--height': 'height' must be at least 8, not 7" in refused.output
+
+
+def test_what_the_command_line_takes_in_another_form() -> None:
+    class Other(TypedDict, total=False):
+        binning: Annotated[bool | None, Option("In `this` size.", flags=("--no-binning",))]
+        steps: Annotated[int | None, Option("Steps.")]
+        scale: Annotated[float | None, Option("A scale.")]
+        image: Annotated[Any | Sequence[Any] | None, Option("An image.")]
+
+    seen: list[dict[str, Any]] = []
+
+    @click.command()
+    @options_of(Other, settings={"image": {"type": click.Path(path_type=Path)}})
+    def command(**options: Any) -> None:
+        seen.append(options)
+
+    for line in ("--no-binning --image a --image b", ""):
+        assert CliRunner().invoke(command, line.split()).exit_code == 0
+    assert seen == [
+        {"binning": False, "image": (Path("a"), Path("b")), "steps": None, "scale": None},
+        {"binning": None, "image": (), "steps": None, "scale": None},
+    ]
+    help_text = CliRunner().invoke(command, ["--help"]).output
+    assert "In this size." in help_text
+    assert "<=" not in help_text
+    refused = CliRunner().invoke(command, ["--scale", "nan"]).output
+    assert "Invalid value for '--scale': 'scale' must be finite, not nan" in refused

@@ -1,0 +1,144 @@
+"""The tables of options in the documentation, made of the declarations of the options.
+
+    python -m tests.option_tables            writes them
+    python -m tests.option_tables --check    says whether they are what the declarations say
+
+A table stands between ``<!-- options: NAME -->`` and ``<!-- end of options -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import click
+
+from latentc import cli as command_line
+from latentc.runtimes.calls.call_arguments import CallArguments
+from latentc.runtimes.options import Declared, declared
+from latentc.runtimes.pipeline.callbacks import WatchedCallArguments
+from latentc.runtimes.presets.load_arguments import LoadArguments
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+_TABLE = re.compile(r"(<!-- options: (\w+) -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
+_DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
+_LOADING = {*declared(LoadArguments), "no_cache"}
+
+
+def load_table(page: str) -> str:
+    """Return the table of the parameters of `latentc.load`."""
+    bundle = ("`bundle`", "required", "The bundle's folder.")
+    rows = (_python_row(option, page) for option in declared(LoadArguments).values())
+    return _table(("Parameter", "Default", "Meaning"), [bundle, *rows])
+
+
+def call_table(page: str) -> str:
+    """Return the table of the arguments of a call."""
+    rows = (_python_row(option, page) for option in declared(WatchedCallArguments).values())
+    others = ("`arguments`", "", "By name: what else this bundle takes; [values](#values).")
+    return _table(("Parameter of a call", "Default", "Meaning"), [*rows, others])
+
+
+def generate_table(page: str) -> str:
+    """Return the table of the options of ``latentc generate``."""
+    rows = [_command_row(flag, page) for flag in options_of("generate")]
+    return _table(("Option", "Default", "Meaning"), rows)
+
+
+def compute_table(page: str) -> str:
+    """Return the table of the options of ``latentc compute``; what it shares with ``latentc
+    generate`` is only named."""
+    shared = {flag.name for flag in options_of("generate")} - {"output"}
+    flags = options_of("compute")
+    rows = [_command_row(flag, page) for flag in flags if flag.name not in shared]
+    of_call = [flag for flag in flags if flag.name in shared - _LOADING]
+    of_loading = [flag for flag in flags if flag.name in _LOADING]
+    for group, meaning in ((of_call, "What a call is given."), (of_loading, "How it is loaded.")):
+        rows.append((", ".join(map(_flags, group)), "as there", meaning))
+    return _table(("Option", "Default", "Meaning"), rows)
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {
+    "load": load_table,
+    "call": call_table,
+    "generate": generate_table,
+    "compute": compute_table,
+}
+
+
+def options_of(name: str) -> list[click.Option]:
+    """Return the options of a command."""
+    command = command_line.cli.get_command(click.Context(command_line.cli), name)
+    assert command is not None
+    return [flag for flag in command.params if isinstance(flag, click.Option)]
+
+
+def with_tables(text: str, page: str) -> str:
+    """Return a page of docs/ with all its tables made anew."""
+    return _TABLE.sub(lambda table: table[1] + TABLES[table[2]](page) + table[4], text)
+
+
+def _python_row(option: Declared, page: str) -> tuple[str, str, str]:
+    usual = f"By default {option.option.usual}." if option.option.usual else ""
+    sentences = (option.option.meaning, usual, _link(option, page))
+    default = f"`{option.option.default!r}`"
+    return f"`{option.name}`", default, " ".join(filter(None, sentences))
+
+
+def _command_row(flag: click.Option, page: str) -> tuple[str, str, str]:
+    option = {**declared(CallArguments), **declared(LoadArguments)}.get(flag.name or "")
+    text = flag.help or ""
+    stated = _DEFAULT.search(text)
+    default = "required" if flag.required else stated[1] if stated else ""
+    if flag.show_default and isinstance(flag.default, str):
+        default = f"`{flag.default}`"
+    meaning = _DEFAULT.sub("", text).replace(".  ", ". ")
+    if option is None:
+        return _flags(flag), default, meaning
+    # With its marks for code, which --help leaves out.
+    meaning = meaning.replace(option.option.help.replace("`", ""), option.option.help)
+    return _flags(flag), default, f"{meaning} {_link(option, page)}".rstrip()
+
+
+def _flags(flag: click.Option) -> str:
+    *others, last = (*flag.opts, *flag.secondary_opts)
+    metavar = "" if flag.is_flag else f" {flag.metavar}"
+    return ", ".join(f"`{spelling}`" for spelling in (*others, last + metavar))
+
+
+def _link(option: Declared, page: str) -> str:
+    see = option.option.see
+    if not see:
+        return ""
+    place, _, anchor = see.partition("#")
+    return f"[More](#{anchor})." if place == page else f"[More]({see})."
+
+
+def _table(columns: Iterable[str], rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|---|"]
+    for row in rows:
+        cells = (cell.replace("|", "\\|") for cell in row)
+        lines.append(re.sub(r" +", " ", "| " + " | ".join(cells) + " |"))
+    return "\n".join(lines) + "\n"
+
+
+def stale() -> dict[Path, str]:
+    """Return the pages that are not what the declarations say, with what they would be."""
+    pages = {path: path.read_text("utf-8") for path in sorted(DOCS.glob("*.md"))}
+    made = {path: with_tables(text, path.name) for path, text in pages.items()}
+    return {path: text for path, text in made.items() if text != pages[path]}
+
+
+def main() -> None:
+    """Write the tables, or check them."""
+    pages = stale()
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"run python -m tests.option_tables: {[*map(str, pages)]}" if pages else 0)
+    for path, text in pages.items():
+        path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
