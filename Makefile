@@ -17,7 +17,7 @@ SOAK_ARGS   ?=
 RECORDS     := docs/verified/reliability
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz chaos soak gpu-check lint format clean distclean
+.PHONY: help setup demo test test-all fuzz chaos soak gpu-check lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ demo: $(STAMP) ## export the built-in model, verify it, and make images in build
 
 test: $(STAMP) ## run the tests (PYTEST_ARGS="-k noise -x" and the like)
 	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-all: $(STAMP) ## run every combination of pipelines and engines too, and record it for docs/support.md
+	$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
+	  -m "not fullsize and not gpu and not peers" --record docs/verified/tests.json $(PYTEST_ARGS)
+	$(PY) -m tests.support_page
 
 fuzz: $(STAMP) ## fuzz every parser of what comes from outside, for half an hour
 	$(PY) -m pip install --no-input --disable-pip-version-check --quiet \

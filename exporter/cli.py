@@ -59,7 +59,9 @@ OUTPUT = "The bundle's folder; what is there of the same source is kept and adde
     """
 )
 @click.argument("source")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=OUTPUT)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="PATH", help=OUTPUT
+)
 @options_of(export_options(), settings=IN_OTHER_FORM)
 @click.option("--dry-run", is_flag=True, help="Say what the export will need; make nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -92,6 +92,12 @@ class Declared:
             return self.option.usual
         return "on" if default is True else str(default)
 
+    @cached_property
+    def parameter(self) -> inspect.Parameter:
+        """What it is in the signature of a function."""
+        kind, default = inspect.Parameter.KEYWORD_ONLY, self.option.default
+        return inspect.Parameter(self.name, kind, default=default, annotation=self.hint)
+
     @property
     def explained(self) -> str:
         """Its meaning, the texts that are possible, and what holds where the default's value does
@@ -120,6 +126,7 @@ def declared(arguments: type) -> Mapping[str, Declared]:
     return {name: _declared(name, hint) for name, hint in hints.items()}
 
 
+@cache  # a key that several declarations inherit is looked at once
 def _declared(name: str, hint: Any) -> Declared:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"{name}: expected Annotated[type, Option(…)], found {hint!r}")
@@ -175,25 +182,24 @@ def takes(arguments: type, others: bool = False) -> Callable[[_Function], _Funct
     """
 
     def decorate(function: _Function) -> _Function:
-        own = inspect.signature(function)
-        rest = [each for each in own.parameters.values() if each.kind is each.VAR_KEYWORD]
-        named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        signature = inspect.signature(function)
         options = declared(arguments)
-        named += [
-            inspect.Parameter(
-                each.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=each.option.default,
-                annotation=each.hint,
-            )
-            for each in options.values()
-            if each.name not in own.parameters
-        ]
-        parameters = [*named, *(each.replace(annotation=Any) for each in rest if others)]
-        function.__signature__ = own.replace(  # type: ignore[attr-defined]  # read by inspect
+        by_place, by_name, of_any_name = [], {}, []
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                of_any_name.append(parameter.replace(annotation=Any))
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                by_name[parameter.name] = parameter
+            else:
+                by_place.append(parameter)
+        places = {parameter.name for parameter in by_place}
+        declared_ones = {n: option.parameter for n, option in options.items() if n not in places}
+        named = {**declared_ones, **by_name}.values()
+        parameters = [*by_place, *named, *(of_any_name if others else ())]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]  # read by inspect
             parameters=parameters
         )
-        if function.__doc__:
+        if function.__doc__ and _OPTIONS in function.__doc__:
             function.__doc__ = _with_lines(function.__doc__, options)
         return function
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from hypothesis import settings
+
+from tests.support import run_record
 
 # Deterministic, so that a failure on one machine is a failure on all; no deadline, because
 # a shared machine's pauses are no property of the code.
@@ -49,6 +52,8 @@ CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # pipelines, by how many Control
 JUDGED = 4  # images of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
 Run = Callable[..., tuple[int, str, str]]
+# When the session began, in seconds.
+STARTED = time.monotonic()
 # Of a session that collects the whole suite: all tests, those that are left out too.
 WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
@@ -62,6 +67,20 @@ FIRST = (
     *("test_bundle_format", "test_quantization", "test_few_steps", "test_single_file"),
     *("test_sizes", "test_closing", "test_argument_subsets", "test_corpus", "test_two_writers"),
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="write how many tests passed, and when, to a file")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write the record of a run (`make test-all`); processes that the run started write none."""
+    if config.option.record is not None:
+        run_record.write(
+            config.option.record,
+            terminalreporter.stats,
+            time.monotonic() - STARTED,
+        )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,11 +18,30 @@ import click
 from latentc import cli as command_line
 from latentc.exporter.export_arguments import ExportArguments
 from latentc.exporter.targets.coreml.options import CoreMLArguments
+from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.options import Declared, declared
+from latentc.runtimes.pipeline.callbacks import WatchedCallArguments
+from latentc.runtimes.presets.load_arguments import LoadArguments
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _TABLE = re.compile(r"(<!-- options: (\w+) -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
 _DEFAULT = re.compile(r"\s*\[default: (.*)\]$")
+_LOADING = {*declared(LoadArguments), "no_cache"}
+_OF_CALLS = {**declared(CallArguments), **declared(LoadArguments)}
+
+
+def load_table(page: str) -> str:
+    """Return the table of the parameters of `latentc.load`."""
+    bundle = ("`bundle`", "required", "The bundle's folder.")
+    rows = (_python_row(option, page) for option in declared(LoadArguments).values())
+    return _table(("Parameter", "Default", "Meaning"), [bundle, *rows])
+
+
+def call_table(page: str) -> str:
+    """Return the table of the arguments of a call."""
+    rows = (_python_row(option, page) for option in declared(WatchedCallArguments).values())
+    others = ("`arguments`", "", "By name: what else this bundle takes; [values](#values).")
+    return _table(("Parameter of a call", "Default", "Meaning"), [*rows, others])
 
 
 def export_table(page: str) -> str:
@@ -38,7 +57,7 @@ def export_table(page: str) -> str:
 def export_command_table(page: str) -> str:
     """Return the table of the options of ``latentc export``."""
     options = declared(ExportArguments)
-    rows = [_command_row(each, options, page) for each in options_of("export")]
+    rows = [_command_row(flag, options, page) for flag in options_of("export")]
     return _table(("Option", "Default", "Meaning"), rows)
 
 
@@ -51,10 +70,33 @@ def coreml_table(page: str) -> str:
     return _table(("Flag of `latentc export`", "Keyword", "Default", "Meaning"), rows)
 
 
+def generate_table(page: str) -> str:
+    """Return the table of the options of ``latentc generate``."""
+    rows = [_command_row(flag, _OF_CALLS, page) for flag in options_of("generate")]
+    return _table(("Option", "Default", "Meaning"), rows)
+
+
+def compute_table(page: str) -> str:
+    """Return the table of the options of ``latentc compute``; what it shares with ``latentc
+    generate`` is only named."""
+    shared = {flag.name for flag in options_of("generate")} - {"output"}
+    flags = options_of("compute")
+    rows = [_command_row(flag, _OF_CALLS, page) for flag in flags if flag.name not in shared]
+    of_call = [flag for flag in flags if flag.name in shared - _LOADING]
+    of_loading = [flag for flag in flags if flag.name in _LOADING]
+    for group, meaning in ((of_call, "What a call is given."), (of_loading, "How it is loaded.")):
+        rows.append((", ".join(map(_flags, group)), "as there", meaning))
+    return _table(("Option", "Default", "Meaning"), rows)
+
+
 TABLES: Mapping[str, Callable[[str], str]] = {
     "export": export_table,
     "export_command": export_command_table,
     "coreml": coreml_table,
+    "load": load_table,
+    "call": call_table,
+    "generate": generate_table,
+    "compute": compute_table,
 }
 
 
@@ -62,37 +104,36 @@ def options_of(name: str) -> list[click.Option]:
     """Return the options of a command."""
     command = command_line.cli.get_command(click.Context(command_line.cli), name)
     assert command is not None
-    return [each for each in command.params if isinstance(each, click.Option)]
+    return [flag for flag in command.params if isinstance(flag, click.Option)]
 
 
 def with_tables(text: str, page: str) -> str:
     """Return a page of docs/ with all its tables made anew."""
-    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]](page) + found[4], text)
+    return _TABLE.sub(lambda table: table[1] + TABLES[table[2]](page) + table[4], text)
 
 
 def _python_row(option: Declared, page: str) -> tuple[str, str, str]:
-    default = f"`{option.option.default!r}`"
     meaning = f"{option.explained} {_link(option, page)}".rstrip()
-    return f"`{option.name}`", default, meaning
+    return f"`{option.name}`", f"`{option.option.default!r}`", meaning
 
 
 def _command_row(
-    own: click.Option, options: Mapping[str, Declared], page: str
+    flag: click.Option, options: Mapping[str, Declared], page: str
 ) -> tuple[str, str, str]:
-    option = options.get(own.name or "")
-    text = own.help or ""
-    found = _DEFAULT.search(text)
-    default = "required" if own.required else found[1] if found else ""
-    if own.show_default and isinstance(own.default, str):
-        default = f"`{own.default}`"
+    option = options.get(flag.name or "")
+    text = flag.help or ""
+    stated = _DEFAULT.search(text)
+    default = "required" if flag.required else stated[1] if stated else ""
+    if flag.show_default and isinstance(flag.default, str):
+        default = f"`{flag.default}`"
     meaning = _DEFAULT.sub("", text).replace(".  ", ". ")
     if option is None:
-        return _flags(own), default, meaning
-    # with its marks for code, which --help leaves out
+        return _flags(flag), default, meaning
+    # With its marks for code, which --help leaves out.
     meaning = meaning.replace(option.option.help.replace("`", ""), option.option.help)
     choices = f"One of {', '.join(option.option.choices)}." if option.option.choices else ""
     sentences = (meaning, option.option.details, choices, _link(option, page))
-    return _flags(own), default, " ".join(filter(None, sentences))
+    return _flags(flag), default, " ".join(filter(None, sentences))
 
 
 def _usual(option: Declared) -> str:
@@ -100,10 +141,10 @@ def _usual(option: Declared) -> str:
     return f"`{option.usual}`" if is_text else option.usual
 
 
-def _flags(own: click.Option) -> str:
-    metavar = "" if own.is_flag else f" {own.metavar or 'NAME'}"
-    flags = (*own.opts, *own.secondary_opts)
-    return ", ".join([*(f"`{flag}`" for flag in flags[:-1]), f"`{flags[-1]}{metavar}`"])
+def _flags(flag: click.Option) -> str:
+    *others, last = (*flag.opts, *flag.secondary_opts)
+    metavar = "" if flag.is_flag else f" {flag.metavar or 'NAME'}"
+    return ", ".join(f"`{spelling}`" for spelling in (*others, last + metavar))
 
 
 def _link(option: Declared, page: str) -> str:

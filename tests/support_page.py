@@ -17,6 +17,8 @@ from typing import Any
 import click
 import pytest
 
+from tests.support import run_record
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "support.md"
 TESTS = ("tests/contract", "tests/exporter/source/test_ingredients.py")
@@ -172,7 +174,11 @@ def collected() -> set[tuple[str, str, str, str]]:
 def page(found: set[tuple[str, str, str, str]]) -> str:
     """The page's text."""
     targets = list(dict.fromkeys(TARGETS.values()))
-    lines = [HEAD, f"| Family | Task | {' | '.join(targets)} |", "|---" * (2 + len(targets)) + "|"]
+    lines = [
+        HEAD + run_record.sentence(),
+        f"| Family | Task | {' | '.join(targets)} |",
+        "|---" * (2 + len(targets)) + "|",
+    ]
     for family in dict.fromkeys(FAMILIES.values()):
         for task in sorted({f[1] for f in found if f[0] == family}, key=TASKS.index):
             cells = []

@@ -11,7 +11,6 @@ from typing import Any
 from latentc.runtimes.calls.signature import Signature
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.pipeline.loading import Loading, chosen
-from latentc.runtimes.presets.preset import Asked
 
 
 def loading(bundle: str, request: Mapping[str, Any]) -> Loading:
@@ -27,17 +26,15 @@ def loading(bundle: str, request: Mapping[str, Any]) -> Loading:
         static = {"images": case["batch"], "height": case["height"], "width": case["width"]}
         if request["guidance_scale"] is not None:
             static["guidance_scale"] = request["guidance_scale"]
-    asked = Asked(
-        backend=case["backend"] or None,
-        device=case["device"] or None,
-        build=case["variant"],
-        threads=case["threads"],
-        compute=case["compute"],
-        compile=case["compile"],
-        static=static,
-        options=case["options"],
-    )
-    return chosen(bundle, asked, cache=not case["no_cache"], low_memory=case["low_memory"])
+    how = {
+        "backend": case["backend"] or None,
+        "device": case["device"] or None,
+        "build": case["variant"],
+        "static": static,
+        "cache": not case["no_cache"],
+        **{name: case[name] for name in ("threads", "compute", "compile", "options", "low_memory")},
+    }
+    return chosen(bundle, how)
 
 
 def arguments(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -270,7 +270,7 @@ def _compared(
         if subject.miniature and not np.isfinite(latents).all():
             raise ExportError(f"its random weights give no finite latents in {program.name}")
         shows = len(decoding_of(program)) > 1  # it does more with images than to decode latents
-        output_type = "np" if shows else "latent"
+        output_type: Literal["np", "latent"] = "np" if shows else "latent"
         try:
             result = ours(**arguments, seed=_one_or_all(way.seeds), output_type=output_type)
         except LatentcError as error:

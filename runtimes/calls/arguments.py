@@ -10,14 +10,14 @@ import numpy as np
 
 from latentc.runtimes.backends.session import Array
 from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.calls.choices import MASK_OPTIONS
 from latentc.runtimes.calls.facts import Facts
 from latentc.runtimes.calls.images import MaskOptions
 from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.options import check_limits, declared
 from latentc.runtimes.programs.statements import Cut, Image, Numbers
 from latentc.runtimes.programs.values import Rows
-
-_MOST_BLUR = 1 << 16  # pixels, as long as the longest side
 
 
 def taken_as_values(
@@ -130,7 +130,7 @@ def texts_of(
     if not facts.texts and facts.row_numbers:
         return {}, encoded or 1
     if not facts.texts:
-        return {}, checked.count(given, "batch_size", encoded or 1, checked.MOST_IMAGES)
+        return {}, checked.count(given, "batch_size", encoded or 1)
     lists = {n: checked.strings(n, given[n]) for n in facts.texts if n in given}
     # An empty string beside a text that it falls back to is none, as in diffusers.
     lists = {n: v for n, v in lists.items() if given[n] or facts.texts[n].fallback is None}
@@ -299,14 +299,13 @@ def masking_of(facts: Facts, given: Mapping[str, Any]) -> MaskOptions:
     asked = [name for name in MASK_OPTIONS if name in given]
     if asked and not any(name in given for name in facts.masks):
         raise InputError(f"{' and '.join(map(repr, asked))}: no mask was given")
+    options = declared(CallArguments)
     blur = checked.number("mask_blur", given.get("mask_blur", 0))
-    if not 0 <= blur <= _MOST_BLUR:
-        raise InputError(f"'mask_blur' must be at least 0 pixels, and at most {_MOST_BLUR}")
+    check_limits(options["mask_blur"], blur)
     if "padding_mask_crop" not in given:
         return MaskOptions(blur)
     padding = checked.integer("padding_mask_crop", given["padding_mask_crop"])
-    if padding < 0:
-        raise InputError(f"'padding_mask_crop' must be at least 0 pixels, not {padding}")
+    check_limits(options["padding_mask_crop"], padding)
     if given.get("output_type", "pil") != "pil":
         raise InputError("'padding_mask_crop' puts images into others: output_type must be 'pil'")
     return MaskOptions(blur, padding)

@@ -7,9 +7,9 @@ from typing import Any
 
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.call_arguments import OUTPUT_TYPES
 from latentc.runtimes.errors import InputError
 
-OUTPUT_TYPES = ("pil", "np", "latent")
 # Options that no program declares: how texts are read, and what becomes of masks.
 READING = ("prompt_weighting", "max_embeddings_multiples")
 MASK_OPTIONS = ("mask_blur", "padding_mask_crop")

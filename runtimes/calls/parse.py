@@ -59,7 +59,7 @@ def parse(
     arrays = {name: array_of(facts, name, value) for name, value in values.items()}
     check_groups(facts, arrays)
     images_by_argument = listed(facts, given)
-    each = checked.count(given, facts.several, 1, checked.MOST_IMAGES)
+    each = checked.count(given, facts.several, 1)
     rows = prompts_of_values(facts, arrays, images_by_argument, each, wanted)
     row_lists = rows_of(facts, given)
     rows = max((rows, *map(len, row_lists.values())))

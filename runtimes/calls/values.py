@@ -13,13 +13,14 @@ import numpy as np
 
 from latentc.runtimes.backends.session import Array
 from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.calls.call_arguments import LONGEST_SIDE, CallArguments
+from latentc.runtimes.calls.call_arguments import MOST_IMAGES as MOST_IMAGES  # for its callers
 from latentc.runtimes.errors import InputError, first_line
 from latentc.runtimes.errors import shown as shown  # for those that check values
+from latentc.runtimes.options import check_limits, declared
 from latentc.runtimes.sampling.noise import fresh_seed
 
-MOST_IMAGES = 10_000  # of one call; none that large fits into any memory
 _LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_SIDE = 1 << 16  # pixels
 _INTEGERS = -(2**63), 2**64 - 1  # what PyTorch takes for a seed, and more than all else needs
 
 
@@ -69,13 +70,10 @@ def boolean(given: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return bool(value)
 
 
-def count(given: Mapping[str, Any], name: str, default: int, most: int = _INTEGERS[1]) -> int:
-    """A whole number from 1 to `most`."""
+def count(given: Mapping[str, Any], name: str, default: int) -> int:
+    """Return a whole number within the limits of its declaration."""
     value = integer(name, given.get(name, default))
-    if value < 1:
-        raise InputError(f"{name!r} must be at least 1, not {value}")
-    if value > most:
-        raise InputError(f"{name!r} must be at most {most}, not {value}")
+    check_limits(declared(CallArguments)[name], value)
     return value
 
 
@@ -107,9 +105,9 @@ def numbers(name: str, value: Any, count: int, spread: bool) -> tuple[float, ...
 def image_size(name: str, value: Any) -> tuple[int, int]:
     """Return height and width in pixels."""
     numbers = [integer(name, each) for each in _several(value, 2)]
-    if len(numbers) != 2 or not all(1 <= each <= _LARGEST_SIDE for each in numbers):
+    if len(numbers) != 2 or not all(1 <= each <= LONGEST_SIDE for each in numbers):
         raise InputError(
-            f"{name!r} must be a height and a width from 1 to {_LARGEST_SIDE}, not {shown(value)}"
+            f"{name!r} must be a height and a width from 1 to {LONGEST_SIDE}, not {shown(value)}"
         )
     return numbers[0], numbers[1]
 

@@ -1,6 +1,7 @@
 """Options of commands that call a bundle: what a call takes, and how the bundle is loaded.
 
-Only click is imported here; what reads an option's value imports what it needs when it runs.
+Only click and declarations are imported here; what reads an option's value imports what it needs
+when it runs.
 """
 
 from __future__ import annotations
@@ -11,189 +12,69 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from latentc.runtimes.calls.call_arguments import CallArguments
+from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import Declared, declared
+from latentc.runtimes.presets.load_arguments import AUTO, LoadArguments
 
 if TYPE_CHECKING:
     from latentc.runtimes.backends.session import Array
     from latentc.runtimes.calls.signature import Signature
     from latentc.runtimes.pipeline.loading import Loading
-    from latentc.runtimes.presets.preset import Asked
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Read = TypeVar("_Read")
-_Option = Callable[[Callable[..., Any]], Callable[..., Any]]
-
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-ARGUMENTS: tuple[_Option, ...] = (
-    click.option(
-        "-n",
-        "--num-images",
-        type=int,
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Images, or videos, per prompt.",
-    ),
-    click.option("--steps", type=int, metavar="N", help="Inference steps."),
-    click.option("--scheduler", metavar="NAME", help="One of the bundle's (see: latentc inspect)."),
-    click.option(
-        "--guidance-scale", type=float, metavar="X", help="At 1 or below, guidance is off."
-    ),
-    click.option(
-        "--image",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        metavar="FILE",
-        help="An image to start from (bundles exported with --task image-to-image), or for a "
-        "T2I-Adapter (--t2i-adapter), one for each.",
-    ),
-    click.option(
-        "--mask",
-        "mask_image",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="What of it is made anew, white, and what stays, black (--task inpainting).",
-    ),
-    click.option("--mask-blur", type=float, metavar="PIXELS", help="Soften the mask's edges."),
-    click.option(
-        "--padding-mask-crop",
-        type=int,
-        metavar="PIXELS",
-        help="Look at no more than so much around the mask, and put the result back.",
-    ),
-    click.option(
-        "--control-image",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        metavar="FILE",
-        help="For a ControlNet (bundles exported with --controlnet); one for each, in their order.",
-    ),
-    click.option(
-        "--ip-adapter-image",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        metavar="FILE",
-        help="For an IP-Adapter (bundles exported with --ip-adapter); one for each, in their "
-        "order.",
-    ),
-    click.option(
-        "--strength",
-        type=float,
-        metavar="X",
-        help="How far to go from it: the share of the steps that is run.",
-    ),
-    click.option(
-        "--denoising-end",
-        type=float,
-        metavar="X",
-        help="Stop at this fraction of the schedule; the refiner goes on from there.",
-    ),
-    click.option(
-        "--guidance-rescale",
-        type=float,
-        metavar="X",
-        help="0 to 1: give predictions the contrast back that they have without guidance.",
-    ),
-    click.option("--guidance-start", type=float, metavar="X", help="Fraction of steps before it."),
-    click.option(
-        "--guidance-stop", type=float, metavar="X", help="And where it ends: less is faster."
-    ),
-    click.option(
-        "--cache-interval",
-        type=int,
-        metavar="N",
-        help="Run the whole denoiser in one of N steps only (needs: export --pass step-cache).",
-    ),
-    click.option("--negative-prompt", metavar="TEXT", help="What to lead away from."),
-    click.option(
-        "--prompt-weighting", is_flag=True, help="Read weights: (word:1.3), word++, word--."
-    ),
-    click.option(
-        "--max-embeddings-multiples",
-        type=int,
-        metavar="N",
-        help="How many times the text encoder's own length texts may have.  [default: 1]",
-    ),
-    click.option(
-        "--prompt-embeds",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Encoded texts (.npz, arrays named as in Python's encode_prompt) instead of a PROMPT.",
-    ),
+_FILE: Mapping[str, Any] = {"type": click.Path(path_type=Path)}
+_IMAGES = ("image", "mask_image", "control_image", "ip_adapter_image")
+_ENCODED = "prompt_embeds"
+_CALL = (
+    options_of(CallArguments, settings=dict.fromkeys((*_IMAGES, _ENCODED), _FILE)),
     click.option(
         "--value",
         "values",
         multiple=True,
         metavar="NAME=FILE",
         help="A value of latentc compute in the place of what it is made of: a .npz or .npy file "
-        "with one array, or with one of that name.",
-    ),
-    click.option(
-        "--seed",
-        "seeds",
-        type=int,
-        multiple=True,
-        metavar="N",
-        help="For the same image again; repeat it for one seed per image.",
-    ),
-    click.option("--height", type=int, metavar="PIXELS"),
-    click.option("--width", type=int, metavar="PIXELS"),
-    click.option("--num-frames", type=int, metavar="N", help="Of a video."),
-    click.option(
-        "--no-resolution-binning",
-        is_flag=True,
-        help="Make the image in this very size, not in the nearest of the model's list.",
+        "with one array, or with one of that name.  May be repeated.",
     ),
     click.option(
         "--arg",
         "extra",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Another argument of this bundle: a text, or numbers joined by commas.",
+        help="Another argument of this bundle: a text, or numbers joined by commas.  May be "
+        "repeated.",
     ),
 )
-LOADING: tuple[_Option, ...] = (
-    click.option(
-        "--preset",
-        default="auto",
-        metavar="NAME",
-        help="faithful, balanced or fast: what latentc tune found.  [default: faithful, where it "
-        "did]",
-    ),
-    click.option(
-        "--backend",
-        metavar="NAME",
-        help="onnxruntime, openvino, torch … [default: the first installed one that fits]",
-    ),
-    click.option("--device", metavar="NAME", help="See: latentc backends."),
-    click.option("--build", metavar="NAME", help="Of several builds, this one."),
-    click.option("--precision", metavar="NAME", help="Of several builds, one of this precision."),
-    click.option(
-        "--threads", type=click.IntRange(0), default=0, help="For the engine; 0: its choice."
-    ),
-    click.option(
-        "--cache", metavar="FOLDER", help="For compiled graphs.  [default: latentc's own]"
+_LOADING = (
+    options_of(
+        LoadArguments,
+        settings={
+            "preset": {"default": AUTO, "show_default": True},
+            "static": {"is_flag": True, "type": bool},
+            "options": {"multiple": True, "default": ()},
+        },
     ),
     click.option("--no-cache", is_flag=True, help="Keep no compiled graphs, and use none."),
-    click.option("--compute", metavar="NAME", help="fp32, fp16, bf16 or auto, if the engine can."),
-    click.option("--compile", is_flag=True, help="Let the engine compile first: slow, then fast."),
-    click.option(
-        "--static", is_flag=True, help="Load for this size only; some engines gain by it."
-    ),
-    click.option("--low-memory", is_flag=True, help="Hold one component at a time in memory."),
-    click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the engine, as it is."),
 )
 
 
-def declared(options: Sequence[_Option]) -> Callable[[_Command], _Command]:
-    """Return a decorator that gives a command these options, in their order."""
+def of_call(command: _Command) -> _Command:
+    """Give a command the options that say what a call is given."""
+    return _with_options(command, _CALL)
 
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            option(command)
-        return command
 
-    return decorate
+def of_loading(command: _Command) -> _Command:
+    """Give a command the options that say how a bundle is loaded."""
+    return _with_options(command, _LOADING)
+
+
+def _with_options(command: _Command, options: Sequence[Callable[[_Command], _Command]]) -> _Command:
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
 
 
 def chosen(bundle: Path, options: Mapping[str, Any], images: int) -> Loading:
@@ -207,69 +88,53 @@ def chosen(bundle: Path, options: Mapping[str, Any], images: int) -> Loading:
 
     if options["cache"] and options["no_cache"]:
         raise InputError("--cache names a folder to use, and --no-cache says to use none")
-    how = {name: options[name] for name in ("preset", "low_memory")}
-    how["cache"] = not options["no_cache"] and (options["cache"] or True)
-    plan = loading.chosen(bundle, _asked(options, images), **how)
+    plan = loading.chosen(bundle, *_how(options, images))
     counted = _counted(plan.signature, options, images)
-    return plan if counted == images else loading.chosen(bundle, _asked(options, counted), **how)
+    return plan if counted == images else loading.chosen(bundle, *_how(options, counted))
 
 
 def _counted(signature: Signature, options: Mapping[str, Any], images: int) -> int:
     """Return how many images a call makes that is given a number for each: `images` in others."""
     pairs = (assignment.partition("=") for assignment in options["extra"])
     lengths = [len(value.split(",")) for name, _, value in pairs if name in signature.rows]
-    return max(lengths) * max(1, options["num_images"]) if lengths else images
+    return max(lengths) * images_per_prompt(options) if lengths else images
 
 
-def _asked(options: Mapping[str, Any], images: int) -> Asked:
-    """Command-line options → how to load."""
+def images_per_prompt(options: Mapping[str, Any]) -> int:
+    """Return how many images a command line asks for of each prompt."""
+    return options["num_images_per_prompt"] or 1
+
+
+def _how(options: Mapping[str, Any], images: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the arguments of `latentc.load` that a command line gives, and the sizes of its
+    call."""
     from latentc.runtimes.bundle.sizes import BINNING
-    from latentc.runtimes.presets.preset import Asked
 
-    pairs = [assignment.partition("=") for assignment in options["option"]]
+    pairs = [assignment.partition("=") for assignment in options["options"]]
     for name, equals, value in pairs:
         if not equals or not name:
             raise InputError(f"--option {name + equals + value!r}: expected KEY=VALUE")
-    sized = ("height", "width", "num_frames", "guidance_scale")
+    sized = ("height", "width", "num_frames", "guidance_scale", BINNING)
     given = {name: options[name] for name in sized}
     sizes = {"images": images} | {n: value for n, value in given.items() if value is not None}
-    if options["no_resolution_binning"]:
-        sizes[BINNING] = False
-    same = ("backend", "device", "build", "precision", "threads", "compute", "compile")
-    return Asked(
-        **{name: options[name] for name in same},
-        static=sizes if options["static"] else None,
-        options={name: value for name, _, value in pairs},
-        sizes=sizes,
-    )
+    how = {name: options[name] for name in declared(LoadArguments) if name in options}
+    how["cache"] = not options["no_cache"] and (options["cache"] or True)
+    how["static"] = sizes if options["static"] else None
+    how["options"] = {name: value for name, _, value in pairs}
+    return how, sizes
 
 
 def arguments_of(
     signature: Signature, prompts: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Command-line options → the arguments of a call; None ones are left out."""
-    from latentc.runtimes.bundle.sizes import BINNING
-    from latentc.runtimes.calls import given_images
-
-    seeds = list(options["seeds"])
-    arguments: dict[str, Any] = {
-        "prompt": prompts[0] if len(prompts) == 1 else list(prompts) or None,
-        signature.several: options["num_images"],
-        "num_inference_steps": options["steps"],
-        "seed": seeds[0] if len(seeds) == 1 else seeds or None,
+    arguments = {
+        name: _value(option, options[name])
+        for name, option in declared(CallArguments).items()
+        if name in options and name != _ENCODED
     }
-    window = ("guidance_start", "guidance_stop")
-    sizes = ("height", "width", "num_frames")
-    scales = ("guidance_scale", "guidance_rescale")
-    same = ("scheduler", *scales, *window, "cache_interval", "negative_prompt", *sizes)
-    masking = ("strength", "mask_blur", "padding_mask_crop", "denoising_end")
-    arguments |= {name: options[name] for name in (*same, *masking, "max_embeddings_multiples")}
-    if options["mask_image"] is not None:
-        arguments["mask_image"] = given_images.read(options["mask_image"])
-    for name in ("image", "control_image", "ip_adapter_image"):
-        several = [given_images.read(path) for path in options[name]]
-        if several:
-            arguments[name] = several[0] if len(several) == 1 else several
+    arguments["prompt"] = prompts[0] if len(prompts) == 1 else list(prompts) or None
+    arguments[signature.several] = arguments.pop("num_images_per_prompt")
     for name, array in options["given_texts"].items():
         if name not in signature.embeddings:
             known = ", ".join(signature.embeddings) or "none"
@@ -280,8 +145,6 @@ def arguments_of(
             known = ", ".join(signature.values)
             raise InputError(f"--value: no value {name!r}; this bundle has: {known}")
         arguments[name] = array
-    arguments["prompt_weighting"] = options["prompt_weighting"] or None
-    arguments[BINNING] = False if options["no_resolution_binning"] else None
     extra: set[str] = set()
     for assignment in options["extra"]:
         name, equals, value = assignment.partition("=")
@@ -293,6 +156,16 @@ def arguments_of(
         numeric = {*signature.number_names, *signature.sizes}
         arguments[name] = _numbers(name, value) if name in numeric else value
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _value(option: Declared, value: Any) -> Any:
+    """Return the value of an argument: images are read, and what is given once is no list."""
+    from latentc.runtimes.calls import given_images
+
+    if not option.several:
+        return given_images.read(value) if option.name in _IMAGES and value is not None else value
+    values = [*map(given_images.read, value)] if option.name in _IMAGES else [*value]
+    return values[0] if len(values) == 1 else values or None
 
 
 def arrays_of(options: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentc.runtimes.commands.call_options import (
-    ARGUMENTS,
     BUNDLE,
-    LOADING,
     arguments_of,
     arrays_of,
     chosen,
-    declared,
+    images_per_prompt,
+    of_call,
+    of_loading,
 )
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.terminal import say
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="What the image shows; may be repeated.",
 )
-@declared(ARGUMENTS)
-@declared(LOADING)
+@of_call
+@of_loading
 def compute(
     bundle: Path, names: tuple[str, ...], output: Path, prompts: tuple[str, ...], **options: Any
 ) -> None:
@@ -71,7 +71,7 @@ def compute(
 
     _check_output(output)
     options["given_texts"], options["given_values"] = arrays_of(options)
-    loading = chosen(bundle, options, max(1, len(prompts)) * max(1, options["num_images"]))
+    loading = chosen(bundle, options, max(1, len(prompts)) * images_per_prompt(options))
     arguments = arguments_of(loading.signature, prompts, options)
     request = loading.request(arguments, names)
     with open_pipeline(loading) as pipe, on_interrupt(pipe.close):

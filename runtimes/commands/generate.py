@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from latentc.runtimes.commands.call_options import (
-    ARGUMENTS,
     BUNDLE,
-    LOADING,
     arguments_of,
     arrays_of,
     chosen,
-    declared,
+    images_per_prompt,
+    of_call,
+    of_loading,
 )
 from latentc.runtimes.errors import (
     BackendError,
@@ -72,14 +72,14 @@ if TYPE_CHECKING:
     ".gif, or, with a name that ends in /, folders of numbered frames.  [default: out.png, of "
     "videos out.webp]",
 )
-@declared(ARGUMENTS)
+@of_call
 @click.option(
     "--refiner",
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
     help="A second bundle that goes on with the latents of the first.",
 )
-@declared(LOADING)
+@of_loading
 @click.option("--vae-slicing", is_flag=True, help="Decode one image at a time: less memory.")
 @click.option("--vae-tiling", is_flag=True, help="Decode large images in tiles: less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
@@ -91,7 +91,7 @@ def generate(
 
     options["given_texts"], options["given_values"] = arrays_of(options)
     rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
-    count = max(1, len(prompts), len(rows)) * max(1, options["num_images"])
+    count = max(1, len(prompts), len(rows)) * images_per_prompt(options)
     calls = _planned(bundle, prompts, options, count)
     paths = _output_paths(output, calls[-1].request)
     _check_sizes(calls[0].request, paths)

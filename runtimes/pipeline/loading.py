@@ -19,7 +19,7 @@ from latentc.runtimes.calls.request import Request
 from latentc.runtimes.calls.signature import Signature
 from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.interpreter.loop import batches, first_step, refuse_unplanned
-from latentc.runtimes.pipeline import load_arguments
+from latentc.runtimes.pipeline import load_checks
 from latentc.runtimes.presets.choice import prepare
 from latentc.runtimes.presets.preset import Asked, Preset
 from latentc.runtimes.programs.statements import Loop, value_of
@@ -125,35 +125,35 @@ class Loading:
 
 def chosen(
     bundle: str | os.PathLike[str],
-    asked: Asked,
-    preset: str | None = None,
-    *,
-    cache: str | os.PathLike[str] | bool | None = True,
-    verify: bool = False,
-    low_memory: bool = False,
+    arguments: Mapping[str, Any],
+    sizes: Mapping[str, float] | None = None,
 ) -> Loading:
-    """Open a bundle and choose the build, the engine and how it is loaded; see
-    `latentc.runtimes.pipeline.pipeline.load` for the arguments and the errors."""
-    asked = load_arguments.checked_asked(asked)
-    for name, value in {"verify": verify, "low_memory": low_memory}.items():
-        load_arguments.flag(name, value)
-    load_arguments.optional_text("preset", preset)
-    if not isinstance(cache, bool | None):
-        cache = load_arguments.path("cache", cache)
-    bundle = load_arguments.path("bundle", bundle)
-    opened = Bundle.open(bundle, hashing="always" if verify else "once")
-    found = None
-    if preset is not None:
-        asked, found = prepare(opened, preset, asked)
-    build, engine = choose_build(opened.manifest, asked.backend, asked.build, asked.precision)
+    """Open a bundle and choose the build, the engine and how it is loaded.
+
+    Args:
+        arguments: those of `latentc.runtimes.pipeline.pipeline.load`; its errors are these.
+        sizes: those of the calls to come, where it is the preset that wants one size.
+    """
+    asked = Asked(load_checks.checked(arguments), sizes)
+    bundle = load_checks.path("bundle", bundle)
+    opened = Bundle.open(bundle, hashing="always" if asked.how["verify"] else "once")
+    asked, preset = prepare(opened, asked)
+    how = asked.how
+    build, engine = choose_build(opened.manifest, how["backend"], how["build"], how["precision"])
+    cache = how["cache"]
     options = SessionOptions(
-        threads=asked.threads,
+        threads=how["threads"],
         cache=cache_folder() if cache is True else _folder(cache) if cache else None,
-        compute=asked.compute,
-        compile=asked.compile,
-        extra=dict(asked.options or {}),
+        compute=how["compute"],
+        compile=how["compile"],
+        extra=dict(how["options"] or {}),
     )
-    return Loading.of(opened, build, engine, asked.device, options, asked.static, low_memory, found)
+    return Loading.of(
+        *(opened, build, engine, how["device"], options),
+        static=asked.static,
+        low_memory=how["low_memory"],
+        preset=preset,
+    )
 
 
 def requested(

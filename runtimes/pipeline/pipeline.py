@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from latentc.runtimes.backends.backend import Backend, SessionOptions
 from latentc.runtimes.backends.session import Array, Session, cast
@@ -16,6 +16,13 @@ from latentc.runtimes.bundle.files import Bundle, graph_digest
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Build, Component
 from latentc.runtimes.calls import values as checked
+from latentc.runtimes.calls.call_arguments import (
+    CallArguments,
+    CallKeywords,
+    OutputType,
+    TextArguments,
+    Texts,
+)
 from latentc.runtimes.calls.choices import check_output_type, scheduler_name
 from latentc.runtimes.calls.choosing import Calls
 from latentc.runtimes.calls.request import Request
@@ -24,12 +31,28 @@ from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.images import tiling
 from latentc.runtimes.interpreter.execution import Execution
 from latentc.runtimes.interpreter.loop import Schedule
+from latentc.runtimes.options import declared, takes
 from latentc.runtimes.pipeline import observe
 from latentc.runtimes.pipeline.attributes import SchedulerName, Sealed
+from latentc.runtimes.pipeline.callbacks import (
+    CallbackArguments,
+    WatchedCallArguments,
+    WatchedKeywords,
+    checked_callback,
+    report_step,
+)
 from latentc.runtimes.pipeline.encoding import encode_prompt
 from latentc.runtimes.pipeline.loading import Loading, chosen, misfit, requested
-from latentc.runtimes.pipeline.run import Callback, Images, Result, Run, converted, report_step
-from latentc.runtimes.presets.preset import Asked, Preset
+from latentc.runtimes.pipeline.run import (
+    Images,
+    PillowFrames,
+    PillowImages,
+    Result,
+    Run,
+    converted,
+)
+from latentc.runtimes.presets.load_arguments import LoadArguments, LoadKeywords
+from latentc.runtimes.presets.preset import Preset
 from latentc.runtimes.programs import statements
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.texts.encoded import Encoded, check_finite
@@ -118,101 +141,36 @@ class Pipeline(Sealed):
     def scheduler(self, name: str | None) -> None:
         self._scheduler = None if name is None else scheduler_name(self.manifest, name)
 
+    @overload
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: Texts = None,
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        prompt_weighting: bool | None = None,
-        max_embeddings_multiples: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        guidance_start: float | None = None,
-        guidance_stop: float | None = None,
-        cache_interval: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        use_resolution_binning: bool | None = None,
-        num_images_per_prompt: int | None = None,
-        batch_size: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        scheduler: str | None = None,
-        latents: Array | None = None,
-        prompt_embeds: Any = None,
-        negative_prompt_embeds: Any = None,
-        denoising_start: float | None = None,
-        denoising_end: float | None = None,
-        image: Any = None,
-        mask_image: Any = None,
-        control_image: Any = None,
-        ip_adapter_image: Any = None,
-        strength: float | None = None,
-        mask_blur: float | None = None,
-        padding_mask_crop: int | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **arguments: Any,
-    ) -> Result:
+        output_type: Literal["pil"] = "pil",
+        **arguments: Unpack[WatchedKeywords],
+    ) -> Result[PillowImages, PillowFrames]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: Literal["np", "latent"],
+        **arguments: Unpack[WatchedKeywords],
+    ) -> Result[Array, Array]: ...
+
+    @takes(WatchedCallArguments, others=True)
+    def __call__(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: OutputType = "pil",
+        **arguments: Unpack[WatchedKeywords],
+    ) -> Result[Any, Any]:
         """Make images; names and meanings are diffusers'.
 
         Args:
-            prompt: a text, or one per image; needed where the bundle has a text encoder.
-            negative_prompt: what guidance leads away from; a text, or one per prompt.
-            prompt_weighting: read marks for weights in the texts: ``(word:1.3)``, ``word++``.
-            max_embeddings_multiples: how many times as long as the text encoder's own limit texts
-                may be; what is beyond is cut. 1 by default, as in diffusers' pipelines.
-            num_inference_steps: one that the bundle has a sampling plan for.
-            guidance_scale: strength of the guidance; at 1 or below it is off.
-            guidance_rescale: from 0 to 1: how much of what guidance adds to the predictions'
-                standard deviation is taken away again. For models with zero terminal SNR.
-            guidance_start, guidance_stop: the part of the steps that is guided, as fractions; the
-                others cost half, less the negative prompt. All are by default.
-            cache_interval: run the whole denoiser in one of so many steps and only its shallow part
-                in the others (DeepCache; bundles exported with the pass step-cache). 1 is off.
-            height, width: of the image, in pixels.
-            use_resolution_binning: make the image in the size of the model's list whose proportions
-                are nearest, and resize it to `height` and `width`; True by default, for bundles
-                that have such a list.
-            num_images_per_prompt: images of one prompt are next to each other; 1 by default. Of
-                bundles that make videos `num_videos_per_prompt`.
-            batch_size: how many images, where the bundle takes no text.
-            seed: one for the whole batch, or a list with one per image. The image is that
-                of diffusers with a CPU generator of this seed. None draws one (see the result).
-            scheduler: one of `schedulers`; None is the pipeline's `scheduler`.
-            latents: float32 [images, channels, height, width], of videos
-                [videos, channels, frames, height, width], noise of unit variance to start from
-                instead of drawing it. As it, any other value that `compute` gives may be
-                given in the place of what it is made of.
-            prompt_embeds, negative_prompt_embeds: encoded texts in the place of the texts, as
-                `encode_prompt` gives them: [prompts, positions, width].
-            denoising_start: go on from latents that another run left at this fraction of the
-                schedule, given as `image`.
-            denoising_end: stop at this fraction of the schedule; take `output_type` "latent".
-            image: an image to start from, or several: Pillow images, which are resized to the
-                call's `height` and `width`, or arrays [height, width, 3]; or latents, float32
-                [images, channels, height, width]. For bundles that were exported for a task with
-                images, such as image-to-image, or with T2I-Adapters, which take a list with one
-                for each of several, and `adapter_conditioning_scale` besides.
-            mask_image: what of `image` is made anew, white, and what stays, black: one, or one per
-                image; Pillow images or arrays [height, width]. For bundles that were exported
-                for inpainting.
-            control_image: for the ControlNet of bundles that have one, which may take
-                `controlnet_conditioning_scale`, `control_guidance_start` and
-                `control_guidance_end` besides; a list with one for each of several.
-            ip_adapter_image: for the IP-Adapter of bundles that have one, which may take an
-                `ip_adapter_scale` besides; a list with one for each of several.
-            strength: how far to go from it: the share of the steps that is run, above 0, at most 1.
-            mask_blur: make the mask's edges soft by so many pixels, as
-                ``pipe.mask_processor.blur(mask, blur_factor)`` in diffusers.
-            padding_mask_crop: cut out what is so many pixels around the mask, make that anew in
-                the call's size, and put it back into the whole image.
-            output_type: "pil", "np" (float32 [batch, height, width, channels] in [0, 1]; of videos
-                [batch, frames, height, width, channels]) or "latent".
-            callback_on_step_end: called as ``(run, step_index, timestep, {"latents": …})``
-                after each step. May return ``{"latents": …}`` to replace them, and stop the
-                run by ``run.interrupt()``; ``run._interrupt = True`` does the same.
+            {options}
             arguments: what else this bundle takes; a wrong name gets the list.
 
         Raises:
@@ -221,79 +179,72 @@ class Pipeline(Sealed):
             NumericalError: NaN or infinity came out of a component.
             BackendError: the engine failed.
         """
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise InputError(
-                "callback_on_step_end must be a function of (run, step_index, timestep, tensors), "
-                f"not {callback_on_step_end!r:.80}"
-            )
-        tensors = list(callback_on_step_end_tensor_inputs)
-        if tensors not in ([], ["latents"]):
-            raise InputError(
-                f"callback_on_step_end_tensor_inputs may only hold 'latents', not {tensors}"
-            )
-        run = self.stream(
-            prompt,
-            negative_prompt=negative_prompt,
-            prompt_weighting=prompt_weighting,
-            max_embeddings_multiples=max_embeddings_multiples,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guidance_start=guidance_start,
-            guidance_stop=guidance_stop,
-            cache_interval=cache_interval,
-            height=height,
-            width=width,
-            use_resolution_binning=use_resolution_binning,
-            num_images_per_prompt=num_images_per_prompt,
-            batch_size=batch_size,
-            seed=seed,
-            scheduler=scheduler,
-            latents=latents,
-            denoising_start=denoising_start,
-            denoising_end=denoising_end,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            image=image,
-            mask_image=mask_image,
-            control_image=control_image,
-            ip_adapter_image=ip_adapter_image,
-            strength=strength,
-            mask_blur=mask_blur,
-            padding_mask_crop=padding_mask_crop,
-            output_type=output_type,
-            **arguments,
-        )
+        callback = checked_callback(arguments)
+        watching = declared(CallbackArguments)
+        others = {name: value for name, value in arguments.items() if name not in watching}
+        run = self._started({"prompt": prompt, "output_type": output_type, **others})
         try:
             for step in run:
-                if callback_on_step_end is not None:
-                    report_step(run, step, callback_on_step_end)
+                if callback is not None:
+                    report_step(run, step, callback)
             return run.finish()
         finally:
             run.close()
 
-    def stream(self, prompt: str | Sequence[str] | None = None, **arguments: Any) -> Run:
+    @overload
+    def stream(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        **arguments: Unpack[CallKeywords],
+    ) -> Run[PillowImages, PillowFrames]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: Literal["np", "latent"],
+        **arguments: Unpack[CallKeywords],
+    ) -> Run[Array, Array]: ...
+
+    @takes(CallArguments, others=True)
+    def stream(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: OutputType = "pil",
+        **arguments: Unpack[CallKeywords],
+    ) -> Run[Any, Any]:
         """Start a run to iterate over: it yields a `Progress` after each step.
 
         Takes the arguments of a call, less the callback's. They are checked at once, the work
         begins with the first ``next()``. ``finish()`` runs the rest and returns the result.
         """
-        return self.start(self._request({"prompt": prompt, **arguments}))
+        return self._started({"prompt": prompt, "output_type": output_type, **arguments})
 
-    def start(self, request: Request) -> Run:
+    def _started(self, arguments: Mapping[str, Any]) -> Run[Any, Any]:
+        """Check the arguments of a call and start its run."""
+        return self.start(self._request(arguments))
+
+    def start(self, request: Request) -> Run[Any, Any]:
         """Start the run of a call of this bundle that was checked already, as by
         `latentc.runtimes.pipeline.loading.Loading.request` before anything was loaded."""
         return self._begun(request, lambda pipe, execution: Run(pipe, execution, observe.notify))
 
     @overload
-    def compute(self, name: str, /, **arguments: Any) -> Array: ...
+    def compute(self, name: str, /, **arguments: Unpack[CallArguments]) -> Array: ...
 
     @overload
     def compute(
-        self, name: str, another: str, /, *others: str, **arguments: Any
-    ) -> dict[str, Array]: ...
+        self, name: str, another: str, /, *others: str, **arguments: Unpack[CallArguments]
+    ) -> dict[str, Any]: ...
 
-    def compute(self, name: str, /, *others: str, **arguments: Any) -> Array | dict[str, Array]:
+    @takes(CallArguments, others=True)
+    def compute(
+        self, name: str, /, *others: str, **arguments: Unpack[CallArguments]
+    ) -> Array | dict[str, Any]:
         """Values that a call makes on its way to images, such as ``"image_latents"``: only what
         they need is run, and what is drawn at random is what the whole call draws.
 
@@ -360,22 +311,21 @@ class Pipeline(Sealed):
         sessions, known = self.sessions, self.encoded
         return Execution(request, sessions, self.tokenizers, schedule_of, known, self._tiling)
 
+    @takes(TextArguments, others=True)
     def encode_prompt(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: Texts = None,
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        prompt_weighting: bool | None = None,
-        max_embeddings_multiples: int | None = None,
         do_classifier_free_guidance: bool = True,
-        **texts: str | Sequence[str] | None,
-    ) -> dict[str, Array]:
+        **texts: Unpack[TextArguments],
+    ) -> dict[str, Any]:
         """Encoded texts, to be kept, changed and given to a call in the place of the texts.
 
         Args:
-            prompt, negative_prompt, prompt_weighting, max_embeddings_multiples: as in a call.
+            prompt: as in a call.
             do_classifier_free_guidance: False leaves out what guidance leads away from.
-            texts: other texts that this bundle takes, such as ``prompt_2``.
+            {options}
+            texts: other texts that this bundle takes.
 
         Returns:
             by the call's argument that takes them (``prompt_embeds`` …), arrays with a row per
@@ -385,14 +335,7 @@ class Pipeline(Sealed):
             InputError: an argument that cannot be used, or a bundle that names no such arguments.
             NumericalError, BackendError: as in a call.
         """
-        given = {
-            **texts,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "prompt_weighting": prompt_weighting,
-            "max_embeddings_multiples": max_embeddings_multiples,
-        }
-        return encode_prompt(self, given, do_classifier_free_guidance)
+        return encode_prompt(self, {**texts, "prompt": prompt}, do_classifier_free_guidance)
 
     def decode(
         self, latents: Array, output_type: str = "pil", size: tuple[int, int] | None = None
@@ -560,49 +503,18 @@ class Pipeline(Sealed):
         )
 
 
+@takes(LoadArguments)
 def load(
     bundle: str | os.PathLike[str],
     backend: str | Backend | None = None,
     device: str | None = None,
-    *,
-    build: str | None = None,
-    precision: str | None = None,
-    threads: int = 0,
-    cache: str | os.PathLike[str] | bool | None = True,
-    options: Mapping[str, str] | None = None,
-    verify: bool = False,
-    compute: str | None = None,
-    compile: bool = False,
-    static: Mapping[str, float] | bool | None = None,
-    low_memory: bool = False,
-    preset: str | None = None,
+    **arguments: Unpack[LoadKeywords],
 ) -> Pipeline:
     """Load a bundle.
 
     Args:
         bundle: its folder.
-        backend: an engine by name; None takes the first installed one that fits.
-        device: by the engine's own name, such as "cpu"; None takes the engine's default.
-        build: by name, where the bundle has several.
-        precision: such as "fp32"; None prefers fp32.
-        threads: for the engine; 0 leaves the choice to it.
-        cache: keep compiled graphs, for engines that can: in a folder, in latentc's own (True),
-            or not at all (False or None). TensorRT's engines, which must be built before, are
-            looked for in latentc's own folder then.
-        options: passed to the engine as they are.
-        verify: hash every file that is loaded, also those hashed here before.
-        compute: precision to calculate in, for engines that have a choice: "fp32", "fp16",
-            "bf16", or "auto" for the engine's own; None is the build's.
-        compile: let the engine spend minutes on the graphs, to be faster afterwards.
-        static: load for calls of one size only, which some engines run faster: any of
-            "height", "width", "images" and "guidance_scale", or what else turns the bundle's
-            guidance on; defaults for the others, for all of them if True.
-        low_memory: load each component when a call needs it, and free it after: as much memory
-            as the largest one takes, and loading times at each call.
-        preset: "faithful", "balanced" or "fast": what `latentc tune` found for it on this machine,
-            arguments of calls included, which a call may replace. Calls of any size work. Without
-            a record the figures in the manifest choose, with a warning. "auto" is "faithful" where
-            there is a record and nothing else was asked for, else the same as None.
+        {options}
 
     Raises:
         BundleError: missing, damaged or altered.
@@ -612,26 +524,7 @@ def load(
         DeviceUnavailable: no such device here.
         BackendError: the engine refused a graph.
     """
-    sizes = ({} if static else None) if isinstance(static, bool) else static
-    asked = Asked(
-        *(backend, device, build, precision, threads, compute, compile, sizes), options=options
-    )
-    return load_asked(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
-
-
-def load_asked(
-    bundle: str | os.PathLike[str],
-    asked: Asked,
-    preset: str | None = None,
-    *,
-    cache: str | os.PathLike[str] | bool | None = True,
-    verify: bool = False,
-    low_memory: bool = False,
-) -> Pipeline:
-    """`load` with its choices in one value."""
-    return open_pipeline(
-        chosen(bundle, asked, preset, cache=cache, verify=verify, low_memory=low_memory)
-    )
+    return open_pipeline(chosen(bundle, {"backend": backend, "device": device, **arguments}))
 
 
 def open_pipeline(loading: Loading) -> Pipeline:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -23,14 +23,28 @@ from latentc.runtimes.interpreter.loop import guided
 from latentc.runtimes.interpreter.timings import Timings
 from latentc.runtimes.pipeline.attributes import Sealed
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from typing_extensions import TypeVar  # part of what type checkers bring; Python's own of 3.13
+
+    ImagesT = TypeVar("ImagesT", default=Any)
+    FramesT = TypeVar("FramesT", default=Any)
+else:
+    from typing import TypeVar
+
+    ImagesT, FramesT = TypeVar("ImagesT"), TypeVar("FramesT")
+
 # Pillow images for "pil", float32 [batch, height, width, channels] for "np"; of videos a list of
 # those for each, and [batch, frames, height, width, channels]; the latents for "latent".
 Images: TypeAlias = Any
+PillowImages: TypeAlias = "list[Image]"
+PillowFrames: TypeAlias = "list[list[Image]]"
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run made.
+class Result(Generic[ImagesT, FramesT]):
+    """What a run made. Type checkers know of which type its images are by the call's `output_type`,
+    and those of frames, which is diffusers' name for images of bundles that make videos.
 
     `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
     the latents for "latent". Of a bundle that makes videos they are the same as `frames`: a list of
@@ -44,7 +58,7 @@ class Result:
     nothing for "latent".
     """
 
-    images: Images
+    images: ImagesT
     latents: Array
     seeds: tuple[int, ...]
     timings: Timings
@@ -56,7 +70,7 @@ class Result:
     rate: float | None = None
 
     @property
-    def frames(self) -> Images:
+    def frames(self) -> FramesT:
         """The frames of videos, as diffusers' pipelines call them.
 
         Raises:
@@ -64,7 +78,8 @@ class Result:
         """
         if self.kind != "frames":
             raise InputError("this bundle makes images, which are in 'images', and no frames")
-        return self.images
+        frames: Any = self.images
+        return frames  # type: ignore[no-any-return]  # of this kind images are frames
 
 
 @dataclass(frozen=True)
@@ -86,10 +101,6 @@ class Progress:
         the bundle does with images after it."""
         run = self._run
         return run.pipeline.decode(self.latents, output_type, run.request.sizes.resized)
-
-
-# (run, step index, timestep, {"latents": …}) -> None or {"latents": …}
-Callback: TypeAlias = Callable[["Run", int, float, dict[str, Any]], Any]
 
 
 class Loaded(Protocol):
@@ -125,7 +136,7 @@ class Loaded(Protocol):
 Done: TypeAlias = Callable[["Run", Result], None]
 
 
-class Run(Sealed):
+class Run(Sealed, Generic[ImagesT, FramesT]):
     """Iterate over it for the steps, then ask `finish` for the result.
 
     Work happens in ``next()``, in the calling thread. A run belongs to one call: stopping it
@@ -145,13 +156,13 @@ class Run(Sealed):
         self._interrupt = False  # diffusers' name: callbacks set it
         self._latents: Array | None = None
         self._edited: Array | None = None
-        self._result: Result | None = None
+        self._result: Result[ImagesT, FramesT] | None = None
         self._steps = self._execute()
         self._turn = threading.Lock()  # held while a step runs, which one thread does at a time
         self._closing = Cancellation()
         self._sealed = True
 
-    def __iter__(self) -> Run:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Progress:
@@ -206,7 +217,7 @@ class Run(Sealed):
             )
         self._latents = self._edited = array
 
-    def finish(self) -> Result:
+    def finish(self) -> Result[ImagesT, FramesT]:
         """Run what is left and return the result.
 
         Raises:
@@ -295,21 +306,3 @@ def converted(array: Array, output_type: str) -> Images:
         return lists[0] if array.ndim == 4 else lists
     arrays = [image.to_numpy(frames) for frames in videos]
     return arrays[0] if array.ndim == 4 else np.stack(arrays)
-
-
-def report_step(run: Run, step: Progress, callback: Callback) -> None:
-    """Call a diffusers-style callback and take over the latents that it returns.
-
-    Raises:
-        InputError: it returned something else than None or a mapping with latents.
-    """
-    returned = callback(run, step.index, step.timestep, {"latents": step.latents})
-    if returned is None:
-        return
-    if not isinstance(returned, Mapping) or set(returned) - {"latents"}:
-        raise InputError(
-            "callback_on_step_end must return None or a dictionary with 'latents' only, "
-            f"not {returned!r:.80}"
-        )
-    if "latents" in returned:
-        run.latents = returned["latents"]

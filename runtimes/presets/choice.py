@@ -6,15 +6,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.bundle.precision import canonical
 from latentc.runtimes.errors import BackendError, InputError
+from latentc.runtimes.presets.load_arguments import AUTO
 from latentc.runtimes.presets.preset import (
-    AUTO,
     LIMITS,
     Asked,
     Limits,
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from latentc.runtimes.presets.records import Choice
 
 
-def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | None]:
-    """Fill in what a preset says.
+def prepare(bundle: Bundle, asked: Asked) -> tuple[Asked, Preset | None]:
+    """Fill in what the preset says that was asked for, if one was.
 
     Where `latentc tune` has a record of this bundle and machine, that is what it found. Else the
     builds' own figures in the manifest decide, in the order of `EXPECTED`, and a warning says so.
@@ -41,6 +40,9 @@ def prepare(bundle: Bundle, name: str, asked: Asked) -> tuple[Asked, Preset | No
     Raises:
         InputError: no such preset, or what was asked for contradicts it.
     """
+    name = asked.how["preset"]
+    if name is None:
+        return asked, None
     if name != AUTO and name not in LIMITS:
         raise InputError(f"no preset {name!r}; there are: {', '.join(LIMITS)}, or {AUTO}")
     if name == AUTO and asked.anything():
@@ -67,7 +69,7 @@ def _apply(
 
     wrong = contradictions(choice, asked)
     precision = next(each.precision for each in manifest.builds if each.name == choice.build)
-    if asked.precision and canonical(asked.precision) != precision:
+    if asked.how["precision"] and canonical(asked.how["precision"]) != precision:
         wrong["precision"] = precision
     if wrong:
         found = ", ".join(f"{each} {value!r}" for each, value in wrong.items())
@@ -76,14 +78,15 @@ def _apply(
             f"leave the preset out, or {', '.join(wrong)}"
         )
     sizes = (asked.static or asked.sizes or {}) if choice.static else None
-    filled = replace(
-        asked,
-        backend=asked.instance(choice.backend),
-        device=choice.device,
-        build=choice.build,
-        threads=choice.threads,
-        compute=choice.compute,
-        static=sizes,
+    filled = asked.changed(
+        {
+            "backend": asked.instance(choice.backend),
+            "device": choice.device,
+            "build": choice.build,
+            "threads": choice.threads,
+            "compute": choice.compute,
+            "static": sizes,
+        }
     )
     return filled, Preset(name, choice.arguments, steps, _loaded(choice.compute, choice.threads))
 
@@ -102,20 +105,20 @@ def _untuned(bundle: Bundle, name: str, asked: Asked, reason: str) -> tuple[Aske
         f"{told}; preset {name!r} takes {what}, by the figures in the bundle; latentc tune "
         f"{bundle.root} would measure"
     )
-    preset = Preset(name, {}, 1, _loaded(asked.compute, asked.threads))
+    preset = Preset(name, {}, 1, _loaded(asked.how["compute"], asked.how["threads"]))
     if chosen is None:
         return asked, preset
     build, engine = chosen
-    return replace(asked, build=build.name, backend=asked.instance(engine)), preset
+    return asked.changed({"build": build.name, "backend": asked.instance(engine)}), preset
 
 
 def _expected_fastest(manifest: Manifest, limits: Limits, asked: Asked) -> tuple[Build, str] | None:
     """Of the builds that the manifest says are good enough, and what loads them here."""
-    precision = canonical(asked.precision) if asked.precision else None
+    precision = canonical(asked.how["precision"]) if asked.how["precision"] else None
     fitting = [
         (build, kind)
         for build in manifest.builds
-        if asked.build in (None, build.name)
+        if asked.how["build"] in (None, build.name)
         and precision in (None, build.precision)
         and _good_enough(manifest, build, limits)
         for kind in _kinds(asked)
@@ -140,21 +143,21 @@ def _good_enough(manifest: Manifest, build: Build, limits: Limits) -> bool:
 
 
 def _kinds(asked: Asked) -> Iterator[type[Backend]]:
-    if isinstance(asked.backend, Backend):
-        yield type(asked.backend)
+    if isinstance(asked.how["backend"], Backend):
+        yield type(asked.how["backend"])
         return
-    for name in (asked.backend,) if asked.backend else engines.names():
+    for name in (asked.how["backend"],) if asked.how["backend"] else engines.names():
         try:
             kind = engines.find(name)
         except BackendError:  # somebody else's, broken
             continue
-        if asked.backend or not kind.slow:
+        if asked.how["backend"] or not kind.slow:
             yield kind
 
 
 def _starts(kind: type[Backend], asked: Asked) -> bool:
     try:
-        asked.instance(kind.name).device(asked.device)
+        asked.instance(kind.name).device(asked.how["device"])
     except BackendError:
         return False
     return True

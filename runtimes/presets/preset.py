@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +19,7 @@ import msgspec
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.bundle.precision import DENOISER, of_component, split_passes
+from latentc.runtimes.presets.load_arguments import LoadArguments
 from latentc.runtimes.storage.folders import cache_folder
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ LIMITS: Mapping[str, Limits] = {
     "balanced": Limits(20.0, 2.0),
     "fast": Limits(12.0, 4.0),
 }
-AUTO = "auto"  # `faithful` where the bundle has been tuned here, else as without a preset
 
 # What is expected to be fast where nothing was measured, fastest first: engines and precisions
 # of the denoiser. Passes that leave out work (``w8a8+downsampled-attention``) come before the
@@ -62,6 +62,7 @@ EXPECTED: tuple[tuple[str, str], ...] = (
 )
 
 Arguments: TypeAlias = dict[str, int | float]
+_WITH_ANY_PRESET = ("static", "cache", "verify", "low_memory", "preset")  # static if it is a size
 _WINDOW = ("guidance_start", "guidance_stop")  # one setting: whoever gives one of them gives both
 
 
@@ -96,36 +97,38 @@ class Preset:
 
 @dataclass(frozen=True)
 class Asked:
-    """How a caller wants a bundle loaded, as in `latentc.runtimes.pipeline.pipeline.load`. `sizes`
-    is what `static` may hold: those of the calls to come, where it is the preset that wants one
-    size."""
+    """How a caller wants a bundle loaded. `how`: all arguments, checked, defaults included.
+    `sizes`: what `static` may hold: those of the calls to come, where it is the preset that wants
+    one size."""
 
-    backend: str | Backend | None = None
-    device: str | None = None
-    build: str | None = None
-    precision: str | None = None
-    threads: int = 0
-    compute: str | None = None
-    compile: bool = False
-    static: Mapping[str, float] | None = None
-    options: Mapping[str, str] | None = None
+    how: LoadArguments
     sizes: Mapping[str, float] | None = None
 
     @property
     def engine(self) -> str | None:
         """The backend's name."""
-        return self.backend.name if isinstance(self.backend, Backend) else self.backend
+        backend = self.how["backend"]
+        return backend.name if isinstance(backend, Backend) else backend
+
+    @property
+    def static(self) -> Mapping[str, float] | None:
+        """The sizes to load for; None is calls of any."""
+        static = self.how["static"]
+        return ({} if static else None) if isinstance(static, bool) else static
 
     def instance(self, name: str) -> Backend:
         """The backend of that name: the caller's own if it is one."""
-        own = self.backend
+        own = self.how["backend"]
         return own if isinstance(own, Backend) and own.name == name else engines.get(name)
 
     def anything(self) -> bool:
-        """Whether anything was asked for: an empty `static` is."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        del values["sizes"]
-        return values.pop("static") is not None or any(values.values())
+        """Whether anything was asked for that a preset would say: an empty `static` is."""
+        decided = (value for name, value in self.how.items() if name not in _WITH_ANY_PRESET)
+        return self.static is not None or any(decided)
+
+    def changed(self, changes: LoadArguments) -> Asked:
+        """Return the same with other arguments."""
+        return replace(self, how={**self.how, **changes})
 
 
 def content(manifest: Manifest) -> str:

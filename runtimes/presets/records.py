@@ -69,7 +69,7 @@ def find(bundle: Bundle, preset: str, asked: Asked) -> tuple[Choice, int]:
     """The record's choice and its steps: of the search that was limited like this call, else of
     the whole search if its winner is what the call is limited to."""
     digest = content(bundle.manifest)
-    scope = (asked.engine, asked.device)
+    scope = (asked.engine, asked.how["device"])
     try:
         return _read(bundle, digest, preset, scope, asked)
     except UnusableRecord:
@@ -175,11 +175,11 @@ def contradictions(choice: Choice, asked: Asked) -> dict[str, Any]:
     """What was asked for and is otherwise in the choice: name → what the choice has."""
     pairs: dict[str, tuple[Any, Any]] = {
         "backend": (asked.engine, choice.backend),
-        "device": (asked.device and asked.device.lower(), choice.device.lower()),
-        "build": (asked.build, choice.build),
-        "threads": (asked.threads or None, choice.threads),
-        "compute": (asked.compute, choice.compute),
-        "compile": (asked.compile or None, False),
+        "device": (asked.how["device"] and asked.how["device"].lower(), choice.device.lower()),
+        "build": (asked.how["build"], choice.build),
+        "threads": (asked.how["threads"] or None, choice.threads),
+        "compute": (asked.how["compute"], choice.compute),
+        "compile": (asked.how["compile"] or None, False),
         "static": (None if asked.static is None else True, choice.static),
     }
     return {name: own for name, (given, own) in pairs.items() if given not in (None, own)}

@@ -224,6 +224,7 @@ def test_wandb_gets_the_report(
     assert (folder, project) == (tmp_path / "report", "speed")
 
 
+@pytest.mark.combinations
 def test_the_built_in_model_against_pytorch(
     builtin_bundle: Path, builtin_folder: Path, tmp_path: Path
 ) -> None:

@@ -46,7 +46,7 @@ def check(ours: Any, original: Any, backend: str = "onnxruntime", **call: Any) -
         {"image": sample_image(68, 48), "strength": 0.5, "num_inference_steps": 4},
     ],
 )
-def test_from_a_image(
+def test_from_an_image(
     call: dict[str, Any], backend: str, ours: Any, original: Callable[..., Any]
 ) -> None:
     check(ours, original, backend, **call)

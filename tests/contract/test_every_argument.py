@@ -17,7 +17,9 @@ from latentc.exporter.progress import Progress
 from latentc.exporter.verification.probe_calls import rows_of
 from latentc.runtimes.bundle.sizes import BINNING
 from latentc.runtimes.bundle.structures import Tokenizer
+from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.errors import InputError, NumericalError
+from latentc.runtimes.options import declared
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.programs.statements import (
     Image,
@@ -264,6 +266,7 @@ def test_every_argument_matters(kind: str, opened: Callable[[str], Pipeline]) ->
                 f"{program.name}: {name} changes nothing"
             )
             useful.add(name)
+    assert {*pipe.signature.names} <= {*declared(CallArguments)}, "type checkers know less"
     left = set(pipe.signature.names) - useful - set(ELSEWHERE)
     assert left <= set(REFUSED), f"taken by no task: {sorted(left)}"
     assert kind == "dit" or not left & {"height", "width"}

@@ -105,7 +105,7 @@ def test_two_images_of_one(seed: int | list[int], ours: Any, theirs: Callable[[s
     assert_same(result, latents, images)
 
 
-def test_a_image_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> None:
+def test_an_image_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> None:
     two = [sample_image(32, 32), sample_image(32, 32, seed=40)]
     call = {"image": two, "num_inference_steps": 4, "seed": 5, "strength": 0.5}
     prompts = {"prompt": ["a red circle", "blue"]}
@@ -116,7 +116,7 @@ def test_a_image_for_each_prompt(ours: Any, theirs: Callable[[str], Any]) -> Non
     assert_same(result, latents, images)
 
 
-def test_what_a_image_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
+def test_what_an_image_may_be(ours: Any, theirs: Callable[[str], Any]) -> None:
     """Resized as diffusers does; arrays, greys and transparency too."""
     pipe = ours("sd", "onnxruntime")
     call = {"num_inference_steps": 4, "seed": 5, "strength": 0.5, "scheduler": "ddim"}

@@ -22,6 +22,7 @@ from latentc.runtimes.errors import InputError, SourceError
 from latentc.runtimes.programs.statements import Loop, Run
 from tests.conftest import KEPT, one_at_a_time
 from tests.support import tiny
+from tests.support.combinations import kept
 from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
 
 STEPS = 4
@@ -121,8 +122,8 @@ def check(pipe: Any, original: Any, scale: Any = 1.0, **call: Any) -> None:
 
 @pytest.mark.support(family="name", task="IP-Adapter", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ADAPTED)
-def test_a_image_to_look_at(
+@pytest.mark.parametrize("name", kept(ADAPTED, "sd", "sd-plus"))
+def test_an_image_to_look_at(
     name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
 ) -> None:
     """Of several adapters each alone too: the other's scale is 0."""

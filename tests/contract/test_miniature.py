@@ -42,6 +42,7 @@ from latentc.runtimes.programs.statements import Noise, Program
 from tests.contract.test_every_argument import KINDS, bundle_of
 from tests.contract.test_program_check import FAULTS, with_default, with_steps
 from tests.support import tiny
+from tests.support.combinations import kept
 from tests.support.published import PUBLISHED
 from tests.support.tiny_configurations import (
     STABLE_DIFFUSION,
@@ -296,7 +297,9 @@ def test_an_export_of_a_large_model(pipeline_folder: Callable[[str], Path], tmp_
     assert manifest.components == plain.components
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", kept(PUBLISHED, "stable_diffusion", "flux_dev", "qwen_image", "wan_2_2")
+)
 def test_a_published_configuration(name: str, tmp_path: Path) -> None:
     """Of a model with billions of numbers there is a miniature with a few millions, which does as
     diffusers does, and has the same programs."""

@@ -42,10 +42,13 @@ SCHEDULERS = {
 
 @pytest.fixture(scope="module")
 def bundle(
-    pipeline_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    pipeline_folder: Callable[[str], Path],
+    sd_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("panorama") / "bundle"
     options: dict[str, Any] = {"schedulers": [*SCHEDULERS], "steps": [2, STEPS]}
+    options["share_with"] = sd_bundle
     targets = ["onnx", "openvino"]
     return export(pipeline_folder("panorama"), folder, targets=targets, **options).bundle
 

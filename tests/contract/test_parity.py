@@ -18,6 +18,7 @@ from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc.exporter.schedulers.tables import build
 from latentc.exporter.verification.reference import watched
 from latentc.runtimes.verification.verify import psnr, relative_l2
+from tests.support.combinations import kept
 from tests.support.loaded import Ours, kept_open
 
 STEPS = 20
@@ -182,7 +183,8 @@ OF_LATENT_DIFFUSION: tuple[dict[str, Any], ...] = (
 @pytest.mark.support(family="name", task="text-to-image", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("name", "scheduler"), [("ldm", "ddim"), ("ldm", "pndm"), ("ldm-vq", "ddim")]
+    ("name", "scheduler"),
+    kept([("ldm", "ddim"), ("ldm", "pndm"), ("ldm-vq", "ddim")], ("ldm-vq", "ddim")),
 )
 @pytest.mark.parametrize("call", OF_LATENT_DIFFUSION)
 def test_latent_diffusion(
@@ -224,7 +226,7 @@ def test_codebooks(
 
 def test_negative_prompts_of_latent_diffusion(ours: Any, pipes: Callable[[str], Any]) -> None:
     """The class has none: that of a bundle is in the place of its empty text."""
-    pipe = pipes("ldm")
+    pipe = pipes("ldm-vq")
     call = {"prompt": "a red circle", "guidance_scale": 4.0, "num_inference_steps": 4}
     with quiet_loading():
         pipe.scheduler = build("ddim", pipe.own_scheduler_config)
@@ -239,8 +241,10 @@ def test_negative_prompts_of_latent_diffusion(ours: Any, pipes: Callable[[str], 
         images = pipe(**call, generator=generator, output_type="np").images
     finally:
         pipe.tokenizer = tokenizer
-    made = ours("ldm", "onnxruntime")(**call, negative_prompt="blue", seed=SEED, output_type="np")
-    plain = ours("ldm", "onnxruntime")(**call, seed=SEED, output_type="np")
+    made = ours("ldm-vq", "onnxruntime")(
+        **call, negative_prompt="blue", seed=SEED, output_type="np"
+    )
+    plain = ours("ldm-vq", "onnxruntime")(**call, seed=SEED, output_type="np")
     assert np.abs(made.images - images).max() <= IMAGE / 255
     assert np.abs(plain.images - images).max() > 2 * IMAGE / 255
 
@@ -285,6 +289,7 @@ def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Referen
 
 
 @pytest.mark.support(family="sdxl", task="text-to-image", target="coreml-reference")
+@pytest.mark.combinations
 def test_coreml_packages_of_sdxl(
     pipeline_folder: Callable[[str], Path], reference: Reference, tmp_path: Path
 ) -> None:

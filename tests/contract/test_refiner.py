@@ -76,7 +76,7 @@ def test_ensembles(scheduler: str, backend: str, ours: Any, original: Callable[.
     assert_same(result, latents, images)
 
 
-def test_latents_as_a_image(ours: Any, original: Callable[..., Any]) -> None:
+def test_latents_as_an_image(ours: Any, original: Callable[..., Any]) -> None:
     """With noise added, as for an image."""
     clean = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
     call = {"num_inference_steps": STEPS, "strength": 0.5, "seed": 3}

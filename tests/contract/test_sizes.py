@@ -30,6 +30,7 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.verification.verify import relative_l2
 from tests.support import transformers
+from tests.support.combinations import kept
 from tests.support.loaded import Ours, kept_open
 from tests.support.sample_images import BACKENDS, CALL, mask, sample_image
 
@@ -86,6 +87,8 @@ def noise(width: int, height: int) -> np.ndarray:
 
 HALF = {"strength": 0.5}
 EXACT = {"use_resolution_binning": False}
+# Pipelines whose graphs are those of other rows, but for their numbers of channels or conditions.
+OTHERS = (*("pix2pix-xl", "inpaint-xl", "pixart-sigma", "sd3-masks", "flux-schnell", "flux-fill"),)
 TEXT, IMAGE, INPAINT = "text-to-image", "image-to-image", "inpainting"
 ROWS = (
     Row("sd", TEXT),
@@ -116,8 +119,14 @@ ROWS = (
 )
 
 
+def _marks(row: Row, usual: bool) -> list[pytest.MarkDecorator]:
+    """Return what leaves a parameter out of most runs: its size, and its pipeline."""
+    rest = [] if usual else [pytest.mark.sizes]
+    return [*rest, pytest.mark.combinations] if row.name in OTHERS else rest
+
+
 def parameters() -> Iterator[Any]:
-    """Every row, size and engine; all but one size of each are marked."""
+    """Every row, size and engine; all but one size of each are marked, and all of `OTHERS`."""
     for place, row in enumerate(ROWS):
         for which in range(len(SIZES)):
             width, height = (UNITS if row.unit else SIZES)[which]
@@ -126,7 +135,7 @@ def parameters() -> Iterator[Any]:
                 yield pytest.param(
                     *(place, (width, height), backend),
                     id=f"{row.name}-{row.task}-{width}x{height}-{backend}",
-                    marks=[] if usual else pytest.mark.sizes,
+                    marks=_marks(row, usual),
                 )
 
 
@@ -223,7 +232,7 @@ def test_the_upscalers_rule(ours: Any, original: Callable[..., Any]) -> None:
 
 
 @pytest.mark.fault("3.8", "every size that diffusers takes: each UNet's own graph")
-@pytest.mark.parametrize("name", ["inpaint", "lcm"])
+@pytest.mark.parametrize("name", kept(["inpaint", "lcm"], "inpaint"))
 def test_graphs_at_any_size(name: str, pipeline_folder: Callable[..., Any]) -> None:
     """The captured program against diffusers' UNet."""
     source = resolve(pipeline_folder(name))

@@ -35,6 +35,7 @@ from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import KEPT, one_at_a_time
 from tests.support import tiny
+from tests.support.combinations import kept
 from tests.support.loaded import Ours, kept_open
 from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
 
@@ -45,7 +46,7 @@ ADAPTED: dict[str, tuple[str, list[tuple[str, int]]]] = {
     "sd-blocks-two": ("sd-blocks", [("full_adapter", 1), ("full_adapter", 3)]),
     "sdxl": ("sdxl", [("full_adapter_xl", 3)]),
 }
-SAVED = "sd-blocks"
+SAVED, SEVERAL = "sd-blocks", "sd-blocks-two"
 # What a number of adapters costs another export for is tried on one engine.
 CASES = [(name, backend) for name in ADAPTED for backend in BACKENDS]
 
@@ -101,6 +102,8 @@ def adapted(
     @cache
     def get(name: str) -> Path:
         folder = KEPT / "bundles" / f"{name}-t2i-adapter"
+        sharing = {"sdxl": lambda: [bundles(name)], SEVERAL: lambda: [get(SAVED)]}
+        others = sharing.get(name, list)()
         own = KEPT / "t2i-adapters" / "saved"
         with one_at_a_time(f"bundle-{name}-t2i-adapter"):
             if name == SAVED:
@@ -114,7 +117,7 @@ def adapted(
                 schedulers=["pndm", "heun"] if name == "sdxl" else [],
                 steps=[STEPS],
                 overwrite=True,
-                share_with=[bundles(name)] if name == "sdxl" else [],
+                share_with=others,
             )
         return folder
 
@@ -152,7 +155,7 @@ def check(ours: Any, theirs: Any, name: str, backend: str = "onnxruntime", **cal
 
 
 @pytest.mark.support(family="name", task="T2I-Adapter", target="backend")
-@pytest.mark.parametrize(("name", "backend"), CASES)
+@pytest.mark.parametrize(("name", "backend"), kept(CASES, *((SEVERAL, each) for each in BACKENDS)))
 def test_the_same_as_diffusers(name: str, backend: str, ours: Any, theirs: Any) -> None:
     scale: Any = [0.8, 1.3] if name == "sd-blocks-two" else 0.8
     check(ours, theirs, name, backend, adapter_conditioning_scale=scale)

@@ -27,6 +27,7 @@ from latentc.runtimes.errors import InputError, UnsupportedPipeline
 from latentc.runtimes.programs.statements import Program
 from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
+from tests.support.combinations import kept
 from tests.support.loaded import Ours, kept_open
 from tests.support.sample_images import BACKENDS, assert_same, mask, sample_image
 from tests.support.transformers import BUNDLES, STEPS, exported
@@ -177,7 +178,7 @@ def test_batches(name: str, seed: int | list[int], several: int, ours: Any, thei
     assert_same(ours(name)(**call, seed=seed, output_type="np"), latents, images)
 
 
-def test_defaults_of_calls_with_a_image(ours: Any, theirs: Any) -> None:
+def test_defaults_of_calls_with_an_image(ours: Any, theirs: Any) -> None:
     """FLUX.1's guidance is another there than for texts alone; the strength is 0.6."""
     pipe = ours("flux-dev")
     call = given("flux-dev", strength=None, guidance_scale=None)
@@ -193,13 +194,13 @@ def test_defaults_of_calls_with_a_image(ours: Any, theirs: Any) -> None:
     assert relative_l2(pipe(**plain, guidance_scale=7.0).latents, usual) > 1e-4
 
 
-def test_a_image_has_the_models_size(ours: Any) -> None:
+def test_an_image_has_the_models_size(ours: Any) -> None:
     """As in diffusers, where these pipelines do not take the image's own."""
     run = ours("sd3").stream(**CALL, image=sample_image(24, 40), seed=1)
     assert run.finish().latents.shape == (1, 16, 16, 16)
 
 
-def test_latents_in_the_place_of_a_image(ours: Any, theirs: Any) -> None:
+def test_latents_in_the_place_of_an_image(ours: Any, theirs: Any) -> None:
     start = np.random.default_rng(0).standard_normal((1, 16, 12, 20)).astype(np.float32)
     call = given("sd3", image=start)
     expected, _ = reference(
@@ -219,7 +220,7 @@ def with_mask(name: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.support(family="name", task="inpainting", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", kept(MASKED, *PIPELINES))
 def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
     call = with_mask(name)
     latents, images = reference(theirs(name, "inpainting"), **call)
@@ -228,7 +229,7 @@ def test_inpainting(name: str, backend: str, ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", kept(MASKED, *PIPELINES))
 def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: Any) -> None:
     """At another size; two images of one."""
     size = {"height": 64, "width": 48}
@@ -237,7 +238,7 @@ def test_strengths_of_inpainting(name: str, strength: float, ours: Any, theirs: 
     assert_same(ours(name)(**call, seed=SEED, output_type="np"), latents, images)
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", kept(MASKED, *PIPELINES))
 def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
     call = with_mask(name, num_images_per_prompt=2)
     latents, images = reference(theirs(name, "inpainting"), [5, 9], **call)
@@ -360,7 +361,7 @@ def encoded(pipe: Any, name: str, **texts: Any) -> dict[str, np.ndarray]:
     return dict(zip(ENCODED[name][1], (each.numpy() for each in made[:4]), strict=False))
 
 
-@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("name", kept(ENCODED, "sd3", "flux-dev"))
 def test_encode_prompt(name: str, ours: Any, theirs: Any) -> None:
     pipe, texts = ours(name), {"prompt": ["a red circle", "large " * 3], **ENCODED[name][0]}
     expected = encoded(theirs(name, "text-to-image"), name, **texts)
@@ -375,7 +376,7 @@ def test_encode_prompt(name: str, ours: Any, theirs: Any) -> None:
 
 @pytest.mark.support(family="name", task="encoded prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("name", kept(ENCODED, "sd3", "flux-dev"))
 def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Any) -> None:
     """Numbers that no text has; two images of each."""
     original, draw = theirs(name, "text-to-image"), np.random.default_rng(0)
@@ -446,7 +447,7 @@ def weighted(pipe: Any, name: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.support(family="name", task="weighted prompts", target="backend")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", kept(PLACES, "sd3", "flux-dev"))
 def test_weights(name: str, backend: str, ours: Any, theirs: Any) -> None:
     """Each encoder's states of the words; vectors of whole texts stay as they are."""
     original = theirs(name, "text-to-image")
@@ -581,6 +582,7 @@ def test_denoisers_of_other_channels(
         family_of(type(pipe).__name__).describe(other)
 
 
+@pytest.mark.combinations
 def test_defaults_of_filling(ours: Any, theirs: Any) -> None:
     """The whole of what is white, at FLUX.1 Fill's own guidance scale."""
     call = with_mask("flux-fill", strength=None, guidance_scale=None)

@@ -24,6 +24,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import ExportError, InputError
 from latentc.runtimes.texts.tokenizer import PromptTruncatedWarning
 from latentc.runtimes.verification.verify import relative_l2
+from tests.support.combinations import kept
 from tests.support.transformers import FROM_TEXT, STEPS, exported
 
 SEED = 7
@@ -75,6 +76,7 @@ CALLS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 }
 ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "coreml": "coreml-reference"}
 RUNS = [(name, ENGINES[each]) for name, (_, own) in FROM_TEXT.items() for each in own["targets"]]
+OFTEN = [run for run in RUNS if run[0] in ("pixart-alpha", "sd3", "flux-dev")]
 
 Made = tuple[np.ndarray, np.ndarray]
 
@@ -121,7 +123,7 @@ def reference(pipeline_folder: Callable[[str], Path]) -> Callable[[str, int], Ma
 
 
 @pytest.mark.support(family="name", task="text-to-image", target="backend")
-@pytest.mark.parametrize(("name", "backend"), RUNS)
+@pytest.mark.parametrize(("name", "backend"), kept(RUNS, *OFTEN))
 def test_same_images(
     name: str,
     backend: str,
@@ -158,6 +160,7 @@ def test_resolution_matters(bundle: Callable[[str], Path]) -> None:
     assert relative_l2(first.latents, other.latents) > 1e-3
 
 
+@pytest.mark.combinations
 def test_a_part_that_is_left_out(
     bundle: Callable[[str], Path], pipeline_folder: Callable[[str], Path]
 ) -> None:
@@ -234,6 +237,7 @@ def test_sizes_have_a_limit(
         export(pipeline_folder("sd3"), tmp_path / "bundle", height=68, width=32)
 
 
+@pytest.mark.combinations
 def test_schnell_is_told_no_guidance(bundle: Callable[[str], Path]) -> None:
     with (
         latentc.load(bundle("flux-schnell"), backend="openvino") as pipe,

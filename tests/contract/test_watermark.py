@@ -42,10 +42,11 @@ def source(
 
 
 @pytest.fixture(scope="module")
-def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(source: Path, sdxl_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that is verified as exports of one large size are: with the watermark in the image."""
     folder = tmp_path_factory.mktemp("watermark") / "bundle"
     options: dict[str, Any] = {"schedulers": [], "steps": [2], "watermark": True}
+    options["share_with"] = sdxl_bundle
     size = (LARGE["height"], LARGE["width"])
     with pytest.MonkeyPatch.context() as patch:
         for module in (reference, program_check):

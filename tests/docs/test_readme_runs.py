@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,12 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("readme")
+def folder(builtin_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the bundle has its graphs already, so that the export adds what is not
+    there; `make demo` exports into an empty folder."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(builtin_bundle, folder / "shapes")
+    return folder
 
 
 def test_commands(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Type checkers know the arguments of our functions, which are declared in TypedDicts."""
+"""What mypy says of programs that use latentc: the types of images, and what is misspelt."""
 
 from __future__ import annotations
 
@@ -9,50 +9,72 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.markdown import ROOT
+ROOT = Path(__file__).resolve().parents[2]
+SOUND = """
+from typing import Any
+import latentc
 
-# Only what says the arguments is read: seconds otherwise.
-CONFIGURATION = """
-[mypy]
-strict = true
-follow_imports = skip
-[mypy-latentc,latentc.exporter.compiler.export,latentc.exporter.export_arguments,latentc.exporter.targets.coreml.options,latentc.runtimes.options]
-follow_imports = silent
+other: dict[str, Any] = {"an_argument_of_another_bundle": 3}
+with latentc.load("bundle", "openvino", threads=2) as pipe:
+    result = pipe("a red circle", num_inference_steps=2, seed=[1, 2])
+    reveal_type(result.images)
+    reveal_type(pipe("a red circle", output_type="np", height=64).images)
+    reveal_type(pipe("a red circle", output_type="latent").frames)
+    reveal_type(pipe.stream("a red circle", strength=0.5).finish().images)
+    reveal_type(pipe.compute("prompt_embeds", prompt="a red circle"))
+    pipe(**pipe.encode_prompt("a red circle", negative_prompt="blue"), **other)
+kept: latentc.Result = result
+latentc.export("a", "b", height=64, targets=["onnx"], coreml_target="iOS17", steps=4)
 """
-PROGRAMS = {
-    "export": (
-        """
-        import latentc
-        latentc.export("a", "b", height=64, targets=["onnx"], coreml_target="iOS17", steps=4)
-        latentc.export("a", "b", heigth=64)
-        latentc.export("a", "b", height="64")
-        latentc.export("a", "b", coreml_batch="two")
-        """,
-        {
-            4: 'Unexpected keyword argument "heigth" for "export"; did you mean "height"?',
-            5: 'Argument "height" to "export" has incompatible type "str"',
-            6: 'Argument "coreml_batch" to "export" has incompatible type "str"',
-        },
-    ),
-}
+ARRAY = "numpy.ndarray[Any, numpy.dtype[Any]]"
+REVEALED = {8: "list[PIL.Image.Image]", 9: ARRAY, 10: ARRAY, 11: "list[PIL.Image.Image]", 12: ARRAY}
+# A line of a program, and what is said of it.
+FAULTS = (
+    ('pipe("a", num_inference_step=2)', 'did you mean "num_inference_steps"'),
+    ('pipe("a", strength="high")', 'No overload variant of "__call__" of "Pipeline"'),
+    ('pipe("a", output_type="jpg")', 'No overload variant of "__call__" of "Pipeline"'),
+    ('pipe.stream("a", heigth=64)', 'did you mean "height"?'),
+    ('pipe.compute("latents", sed=3)', 'did you mean "seed"?'),
+    ('pipe.encode_prompt("a", negative_promt="b")', 'did you mean "negative_prompt"'),
+    ('latentc.load("bundle", thread=2)', 'did you mean "threads"?'),
+    ('latentc.export("a", "b", heigth=64)', 'did you mean "height"?'),
+    ('latentc.export("a", "b", height="64")', '"height" to "export" has incompatible type "str"'),
+    ('latentc.export("a", "b", coreml_batch="two")', '"coreml_batch" to "export" has incomp'),
+    ('latentc.load("bundle", threads="2")', '"threads" to "load" has incompatible type "str"'),
+)
+FAULTY = "\n".join(
+    ["import latentc", 'pipe = latentc.load("bundle")', *(line for line, _ in FAULTS)]
+)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_wrong_arguments_are_found_before_a_program_runs(name: str, tmp_path: Path) -> None:
-    text, wrong = PROGRAMS[name]
-    (tmp_path / "program.py").write_text("\n".join(map(str.strip, text.splitlines())))
-    (tmp_path / "mypy.ini").write_text(CONFIGURATION)
-    command = (sys.executable, "-m", "mypy", "--config-file", str(tmp_path / "mypy.ini"))
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[str]]:
+    """What mypy says of both programs, by program and line."""
+    folder = tmp_path_factory.mktemp("typed")
+    for name, text in (("sound", SOUND), ("faulty", FAULTY)):
+        (folder / f"{name}.py").write_text(text, "utf-8")
+    programs = [str(path) for path in sorted(folder.glob("*.py"))]
     done = subprocess.run(
-        [*command, "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "program.py")],
+        [sys.executable, "-m", "mypy", "--strict", *programs],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    errors = {
-        int(line): message
-        for line, message in re.findall(r"program\.py:(\d+): error: (.*)", done.stdout)
+    lines: dict[tuple[str, int], list[str]] = {}
+    for name, line, text in re.findall(r"(\w+)\.py:(\d+): (.*)", done.stdout):
+        lines.setdefault((name, int(line)), []).append(text)
+    assert lines, done.stdout + done.stderr
+    return lines
+
+
+def test_a_sound_program(said: dict[tuple[str, int], list[str]]) -> None:
+    expected = {
+        ("sound", line): [f'note: Revealed type is "{kind}"'] for line, kind in REVEALED.items()
     }
-    assert errors.keys() == wrong.keys(), done.stdout
-    assert all(wrong[line] in errors[line] for line in wrong), done.stdout
+    assert {place: texts for place, texts in said.items() if place[0] == "sound"} == expected
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=[line for line, _ in FAULTS])
+def test_a_fault(said: dict[tuple[str, int], list[str]], number: int) -> None:
+    assert FAULTS[number][1] in "\n".join(said["faulty", number + 3])

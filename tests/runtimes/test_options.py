@@ -131,7 +131,17 @@ def test_functions_show_their_options() -> None:
     assert "Args:\n    height: The height.\n    scale: How strong." in inspect.getdoc(make)
     assert "kind: Images. One of pil, np.\n" in inspect.getdoc(make)
     assert "latents: Noise.\n\nReturns:" in inspect.getdoc(make)
-    assert "arguments" not in inspect.signature(takes(Arguments)(lambda **arguments: 0)).parameters
+
+
+def test_what_functions_do_not_show() -> None:
+    @takes(Arguments)
+    def make(*, name: str = "", scale: float = 2.0, **arguments: Unpack[Arguments]) -> None:
+        """Make it."""
+
+    shown = list(inspect.signature(make).parameters.values())
+    assert [parameter.name for parameter in shown] == [*declared(Arguments), "name"]
+    assert shown[1].default == 2.0
+    assert make.__doc__ == "Make it."
 
 
 def test_the_command_line() -> None:

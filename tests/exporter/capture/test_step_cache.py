@@ -26,6 +26,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import ExportError, InputError, UnsupportedPipeline
 from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
+from tests.support.combinations import kept
 
 INTERVAL, STEPS, SEED = 3, 6, 7
 CALL: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 5.0}
@@ -149,7 +150,7 @@ def halves(description: Description) -> tuple[Graph, Graph]:
 UNETS = ("sd", "sd-blocks", "lcm", "sdxl", "refiner", "upscaler", "unconditional")
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", kept(UNETS, "sd", "upscaler", "unconditional"))
 def test_the_shallow_graph_alone(name: str, pipeline_folder: Callable[[str], Path]) -> None:
     """Of other sizes than those it was captured at, and without the weights of the rest."""
     description = described(pipeline_folder(name))

@@ -35,6 +35,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import ExportError
 from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
 from tests.support import tiny
+from tests.support.combinations import kept
 
 NAME = "downsampled-attention"
 PASS = "downsampled_attention"
@@ -165,7 +166,7 @@ def run(program: ExportedProgram, inputs: Mapping[str, torch.Tensor]) -> np.ndar
     return Watched(program).run(inputs)[0].numpy()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", kept(CASES, "sd", "odd"))
 def test_what_diffusers_computes(captured: Callable[[str], Captured], name: str) -> None:
     made = captured(name)
     inputs = made.inputs()
@@ -177,7 +178,7 @@ def test_what_diffusers_computes(captured: Callable[[str], Captured], name: str)
     assert relative_l2(plain, untouched) <= EXACT
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", kept(CASES, "sd", "odd"))
 def test_the_largest_self_attentions_only(captured: Callable[[str], Captured], name: str) -> None:
     """As many queries as before everywhere; a quarter of the keys in the largest ones."""
     made = captured(name)
@@ -208,7 +209,10 @@ def lengths(
 
 @pytest.mark.parametrize(
     ("target", "name"),
-    [*product(["onnx", "openvino", "torch"], ["sd", "sdxl"]), ("coreml", "sd")],
+    kept(
+        [*product(["onnx", "openvino", "torch"], ["sd", "sdxl"]), ("coreml", "sd")],
+        *product(["onnx", "openvino", "torch"], ["sd"]),
+    ),
 )
 def test_every_engine(
     captured: Callable[[str], Captured], name: str, target: str, tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +32,8 @@ IMAGE = TensorSpec("float32", ("batch", 4, "height", "width"))
 
 
 @pytest.fixture(scope="module")
-def description(pipeline_folder: Callable[[str], Path]) -> Description:
-    pipe = load(resolve(pipeline_folder("sd"), None, None))
+def description(smallest: Path) -> Description:
+    pipe = load(resolve(smallest, None, None))
     return family_of("StableDiffusionPipeline").describe(pipe)
 
 

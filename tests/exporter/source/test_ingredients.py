@@ -25,6 +25,7 @@ from latentc.exporter.source.adapters import textual_inversion
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import SourceError
 from latentc.runtimes.verification.verify import relative_l2
+from tests.support.combinations import kept
 from tests.support.tiny import tiny_autoencoder
 
 SMALL: dict[str, Any] = {"targets": ["onnx"], "schedulers": (), "steps": (4,)}
@@ -98,7 +99,7 @@ def latents_of(bundle: Path, backend: str = "onnxruntime") -> np.ndarray:
 
 @pytest.mark.support(family="name", task="LoRA", target="onnxruntime")
 @pytest.mark.support(family="name", task="LoRA", target="openvino")
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", kept(["sd", "sdxl"], "sdxl"))
 def test_two_loras_at_their_scales(
     pipeline_folder: Callable[[str], Path],
     exported: Callable[[str], Path],
@@ -289,7 +290,7 @@ def make_inversion(folder: Path, file: Path, name: str, vectors: int = 2) -> Pat
 @pytest.mark.support(family="name", task="textual inversion", target="onnxruntime")
 @pytest.mark.support(family="name", task="textual inversion", target="openvino")
 @pytest.mark.parametrize("vectors", [1, 3])
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", kept(["sd", "sdxl"], "sdxl"))
 def test_a_new_word(
     pipeline_folder: Callable[[str], Path],
     exported: Callable[[str], Path],

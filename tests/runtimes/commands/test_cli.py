@@ -115,6 +115,15 @@ def test_numbered_names(bundle: Path, run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("p*.png")) == ["p0q.png", "p1q.png"]
 
 
+def test_a_negative_prompt_for_each_prompt(bundle: Path, run: Run) -> None:
+    given = ("--negative-prompt", "blue", "--negative-prompt", "circle", "--json")
+    code, out, _ = run("generate", bundle, "a", "red", "--steps", 2, *given)
+    assert code == 0
+    assert json.loads(out)["settings"]["negative_prompt"] == ["blue", "circle"]
+    code, _, err = run("generate", bundle, "a", "--steps", 2, *given)
+    assert (code, "negative_prompt" in one_line(err)) == (2, True)
+
+
 def test_generate_without_text(tmp_path: Path, run: Run) -> None:
     plain = make_bundle(tmp_path / "plain", text=False)
     assert run("generate", plain, "-n", 2)[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -427,6 +428,23 @@ def test_a_bad_return_of_the_callback(pipe: Pipeline, returned: Any, message: st
 def test_unknown_callback_tensors(pipe: Pipeline) -> None:
     with pytest.raises(InputError, match="may only hold 'latents'"):
         pipe("a", callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
+    with pytest.raises(InputError, match="must be a text, not 3"):
+        pipe("a", callback_on_step_end_tensor_inputs=3)
+
+
+def test_what_help_shows(pipe: Pipeline) -> None:
+    shown = inspect.signature(pipe.__call__).parameters
+    assert shown["prompt"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert shown["height"].default is None
+    assert shown["output_type"].default == "pil"
+    assert "\n    height: Height of the image" in (inspect.getdoc(pipe.__call__) or "")
+    assert inspect.signature(load).parameters["threads"].default == 0
+    assert "callback_on_step_end" not in inspect.signature(pipe.stream).parameters
+
+
+def test_an_unknown_argument_of_load(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown argument 'thread'; did you mean 'threads'"):
+        load(tmp_path, **{"thread": 3})
 
 
 # --- threads and closing -----------------------------------------------------------------

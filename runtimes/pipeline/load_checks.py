@@ -5,47 +5,50 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.bundle.sizes import BINNING
-from latentc.runtimes.calls.values import integer, number, shown
-from latentc.runtimes.errors import InputError
-from latentc.runtimes.presets.preset import Asked
-
-_MOST_THREADS = 4096
-_TEXTS = ("device", "build", "precision", "compute")
+from latentc.runtimes.calls.values import number
+from latentc.runtimes.errors import InputError, shown
+from latentc.runtimes.options import complete
+from latentc.runtimes.presets.load_arguments import LoadArguments
 
 
-def checked_asked(asked: Asked) -> Asked:
-    """Return what was asked for, with `threads` as a plain integer.
+def checked(arguments: Mapping[str, Any]) -> LoadArguments:
+    """Return all arguments, defaults included.
 
     Raises:
-        InputError: an argument of another type, or out of its range.
+        InputError: an unknown name, or an argument of another type or out of its range.
     """
-    if not isinstance(asked.backend, str | Backend | None):
+    how = cast(LoadArguments, complete(LoadArguments, arguments))
+    if not isinstance(how["backend"], str | Backend | None):
         raise InputError(
-            f"'backend' must be a name or an instance of a Backend, not {shown(asked.backend)}"
+            f"'backend' must be a name or an instance of a Backend, not {shown(how['backend'])}"
         )
-    for name in _TEXTS:
-        optional_text(name, getattr(asked, name))
-    flag("compile", asked.compile)
-    threads = integer("threads", asked.threads)
-    if not 0 <= threads <= _MOST_THREADS:
-        raise InputError(f"'threads' must be from 0 (the engine's choice) to {_MOST_THREADS}")
-    _check_mapping("static", asked.static, "sizes, such as {'height': 512}")
-    for size, value in (asked.static or {}).items():
+    how["threads"] = int(how["threads"])
+    if arguments.get("cache", True) is None:
+        how["cache"] = False
+    if not isinstance(how["cache"], bool):
+        how["cache"] = path("cache", how["cache"])
+    if not isinstance(how["static"], bool):
+        _check_static(how["static"])
+    _check_mapping("options", how["options"], "the engine's names and their values, as texts")
+    for option, text in (how["options"] or {}).items():
+        if not isinstance(text, str):
+            raise InputError(f"'options': {option!r} must be a text, not {shown(text)}")
+    return how
+
+
+def _check_static(sizes: Any) -> None:
+    """Raise InputError for what are no sizes."""
+    _check_mapping("static", sizes, "sizes, such as {'height': 512}")
+    for size, value in (sizes or {}).items():
         if size == BINNING:
             flag(f"static[{size!r}]", value)
             continue
         if number(f"static[{size!r}]", value) != int(value) and size in ("height", "width"):
             raise InputError(f"'static': {size} must be a whole number of pixels")
-    _check_mapping("options", asked.options, "the engine's names and their values, as texts")
-    for option, text in (asked.options or {}).items():
-        if not isinstance(text, str):
-            raise InputError(f"'options': {option!r} must be a text, not {shown(text)}")
-    return replace(asked, threads=threads)
 
 
 def path(name: str, value: Any) -> str:
@@ -75,12 +78,6 @@ def flag(name: str, value: Any) -> None:
     """Raise InputError for what is neither True nor False."""
     if not isinstance(value, bool):
         raise InputError(f"{name!r} must be True or False, not {shown(value)}")
-
-
-def optional_text(name: str, value: Any) -> None:
-    """Raise InputError for what is neither a text nor None."""
-    if not isinstance(value, str | None):
-        raise InputError(f"{name!r} must be a text, not {shown(value)}")
 
 
 def _check_mapping(name: str, value: Any, what: str) -> None:
