@@ -30,9 +30,11 @@ from latentc.exporter.schedulers.names import SCHEDULERS, unknown_scheduler
 from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.left_out import takes_watermark
 from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.source_closure import code
 from latentc.exporter.targets import TARGETS, passes, verifier
 from latentc.exporter.targets.options import TargetOptions
-from latentc.exporter.versions import CAPTURE, code, digest, libraries, versions
+from latentc.exporter.versions import CAPTURE, digest, libraries, versions
+from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import (
     DENOISER,
@@ -65,37 +67,12 @@ MAX_STEPS = 1000
 MAX_PSNR = 99.0  # dB, of equal images
 _VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
-_SHARED = ("nodes", "quantization")  # what passes have in common
-CAPTURE_CODE = (
-    *(
-        "latentc.exporter.capture.graphs",
-        "latentc.exporter.families",
-        "latentc.exporter.components.signatures",
-        "latentc.exporter.stored_weights",
-    ),
-    *("latentc.exporter.components.text_to_image", "latentc.exporter.components.unets"),
-    *("latentc.exporter.components.tasks.task", "latentc.exporter.components.tasks.image_tasks"),
-    *(
-        "latentc.exporter.components.tasks.trained_tasks",
-        "latentc.exporter.components.unet_programs",
-    ),
-    *("latentc.exporter.components.safety_checker", "latentc.exporter.components.watermark"),
-    *(
-        "latentc.exporter.components.tasks.depth",
-        "latentc.exporter.components.adapters.t2i_adapter",
-    ),
-    *(
-        "latentc.exporter.components.adapters.controlnet",
-        "latentc.exporter.components.adapters.ip_adapter",
-    ),
-    *(
-        "latentc.exporter.components.extended",
-        "latentc.exporter.components.processors",
-        "latentc.exporter.components.names",
-    ),
-    *("latentc.exporter.components.transformers", "latentc.exporter.components.tasks.flow_tasks"),
-    "latentc.exporter.components.qwen_image_graphs",
-)
+# What loads a pipeline and describes it as asked, besides its family.
+_DESCRIBING = ("latentc.exporter.source.resolving", "latentc.exporter.compiler.requested")
+# What makes a component's build of that, besides the passes and the target.
+_LOWERING = "latentc.exporter.lowering.component"
+# What runs the whole pipeline for the inputs of its components.
+_REFERENCE = "latentc.exporter.verification.reference"
 
 
 @dataclass(frozen=True)
@@ -223,8 +200,6 @@ def _check_watermark(source: PipelineSource, options: ExportOptions) -> None:
 def _artifact_key(
     source: PipelineSource, options: ExportOptions, target: str, precision: str, component: str
 ) -> str:
-    family = family_of(source.pipeline_class)
-    passes = options.passes(target, precision)
     parts = components_of(source, options)[component]
     weights = {part: source.digests.get(part) for part in parts}
     return digest(
@@ -240,15 +215,9 @@ def _artifact_key(
             "options": asdict(options.of(target)),
             "versions": versions((*CAPTURE, *TARGETS[target].packages)),
             "code": code(
-                *CAPTURE_CODE,
-                family.__name__,
-                TARGETS[target].module,
-                *TARGETS[target].code,
-                *map(module_of, (*passes, *_SHARED)),
+                *describing(source), *_lowering(target, options.passes(target, precision))
             ),
-            **_split(options, component),
-            **_looked_at(source, options, passes),
-            **_measured(source, options, precision, passes),
+            **_measured(source, options, target, precision),
         }
     )
 
@@ -264,44 +233,35 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
     }
 
 
-def _split(options: ExportOptions, component: str) -> dict[str, Any]:
-    if not options.step_cache or component not in (DENOISER, SHALLOW):
-        return {}
-    return {"step_cache": code("latentc.exporter.capture.step_cache")}
+def describing(source: PipelineSource) -> tuple[str, ...]:
+    """Return the modules that load a pipeline and say what it consists of."""
+    family = family_of(source.pipeline_class).__name__
+    return (*_DESCRIBING, family, *ingredients.modules(source.ingredients))
+
+
+def _lowering(target: str, passes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules that make a component's build of what describes it."""
+    record = TARGETS.reference(target).partition(":")[0]
+    return (_LOWERING, record, TARGETS[target].module, *map(module_of, passes))
 
 
 def _measured(
-    source: PipelineSource, options: ExportOptions, precision: str, names: tuple[str, ...]
+    source: PipelineSource, options: ExportOptions, target: str, precision: str
 ) -> dict[str, Any]:
-    """What was learnt from runs of the whole pipeline."""
-    made: dict[str, Any] = {}
-    if CALIBRATED & set(names):
-        looking = code(
-            "latentc.exporter.lowering.calibration",
-            "latentc.exporter.capture.interpreter",
-            "latentc.exporter.verification.reference",
-        )
-        made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
+    """Return what a component's build depends on because of runs of the whole pipeline: ranges of
+    activations, whether half precision would overflow, which layers a fidelity floor keeps."""
+    passes = options.passes(target, precision)
+    measured: dict[str, Any] = {}
+    if CALIBRATED & set(passes):
+        looking = code("latentc.exporter.lowering.trajectories")
+        measured["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
+    if any(name in COMPUTES for name in passes):
+        measured["headroom"] = [source.fingerprint, options.verify, code(_REFERENCE)]
     if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
-        looking = code(
-            "latentc.exporter.lowering.layer_ranking", "latentc.exporter.verification.reference"
-        )
-        made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
-    return made
-
-
-def _looked_at(
-    source: PipelineSource, options: ExportOptions, names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Whether a component can be half is decided on inputs from a run of the whole pipeline."""
-    if not any(name in COMPUTES for name in names):
-        return {}
-    looking = code(
-        "latentc.exporter.lowering.overflow",
-        "latentc.exporter.passes.half_compute",
-        "latentc.exporter.verification.reference",
-    )
-    return {"headroom": [source.fingerprint, options.verify, looking]}
+        engine = engines.find(verifier(target, [precision])).__module__
+        looking = code("latentc.exporter.lowering.fidelity_floor", _REFERENCE, engine)
+        measured["floor"] = [source.fingerprint, options.fidelity_floor, looking]
+    return measured
 
 
 def check(options: ExportOptions) -> None:
@@ -344,10 +304,8 @@ def check(options: ExportOptions) -> None:
     if (options.height is None) != (options.width is None):
         raise InputError("give both height and width, or neither for a dynamic size")
     if options.verify:
-        from latentc.runtimes.backends import backend
-
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
-            backend.get(name)
+            engines.get(name)
 
 
 def _check_scheduler(name: str) -> None:

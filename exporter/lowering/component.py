@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentc.exporter import targets
 from latentc.exporter.components.description import Description, Graph
-from latentc.exporter.options import ExportOptions
 from latentc.exporter.passes import CALIBRATED, COMPUTES, Choices, Range
 from latentc.exporter.progress import Progress
 from latentc.exporter.targets.options import Settings, TargetOptions
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.precision import split_passes
-from latentc.runtimes.errors import ExportError, LatentcError
+from latentc.runtimes.errors import ExportError, LatentcError, first_line
 from latentc.runtimes.programs.latents import other_sizes
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from latentc.exporter.lowering.calibration import Trajectories
+    from latentc.exporter.lowering.trajectories import Trajectories
+    from latentc.exporter.options import ExportOptions
 
 # Inputs by name that a graph may meet, to look for overflow with.
 Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
