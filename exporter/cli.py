@@ -88,7 +88,7 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     metavar="NAME",
     help="Faster, and another image: "
-    + "; ".join(f"{name}: {text}" for name, text in PASSES.items())
+    + "; ".join(f"{name}: {each.does}" for name, each in PASSES.items())
     + "; may be repeated.",
 )
 @click.option(

@@ -14,14 +14,16 @@ from latentc.exporter.components.names import (
     IP_IMAGE_ENCODER,
     SAFETY_CHECKER,
     T2I_ADAPTER,
+    USUAL,
     WATERMARK,
+    precision_of,
 )
 from latentc.exporter.families import family_of
 from latentc.exporter.passes import (
-    CALIBRATED,
-    COMPUTES,
-    QUANTIZED,
     STEP_CACHE,
+    calibrated,
+    computes,
+    has_integers,
     load,
     module_of,
     rewriting,
@@ -41,10 +43,10 @@ from latentc.runtimes.bundle.precision import (
     SHALLOW,
     build_name,
     check_components,
-    of_component,
     split_passes,
     with_passes,
 )
+from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import is_intact
 from latentc.runtimes.errors import InputError
@@ -117,7 +119,7 @@ class ExportOptions:
         """(target, precision) of each asked build; a precision may name components, and names
         the passes."""
         pairs = [
-            (target, with_passes(each, rewriting(self.asked)))
+            (target, with_passes(each, rewriting(self.asked), USUAL))
             for precision in self.precisions
             for target in self.targets
             for each in (TARGETS[target].precisions if precision == ALL else (precision,))
@@ -152,7 +154,7 @@ def artifact_keys(
         check_components(precision, components)
     return {
         (target, precision): {
-            name: _artifact_key(source, options, target, of_component(precision, name), name)
+            name: _artifact_key(source, options, target, precision_of(precision, name), name)
             for name in components
         }
         for target, precision in options.builds()
@@ -210,6 +212,7 @@ def _artifact_key(
             "weights": weights,
             "configurations": _configurations(source, parts),
             "size": [options.height, options.width],
+            "split": options.step_cache and component in (DENOISER, SHALLOW),
             "target": target,
             "precision": precision,
             "options": asdict(options.of(target)),
@@ -252,12 +255,12 @@ def _measured(
     activations, whether half precision would overflow, which layers a fidelity floor keeps."""
     passes = options.passes(target, precision)
     measured: dict[str, Any] = {}
-    if CALIBRATED & set(passes):
+    if any(map(calibrated, passes)):
         looking = code("latentc.exporter.lowering.trajectories")
         measured["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
-    if any(name in COMPUTES for name in passes):
+    if any(map(computes, passes)):
         measured["headroom"] = [source.fingerprint, options.verify, code(_REFERENCE)]
-    if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
+    if options.fidelity_floor is not None and has_integers(precision):
         engine = engines.find(verifier(target, [precision])).__module__
         looking = code("latentc.exporter.lowering.fidelity_floor", _REFERENCE, engine)
         measured["floor"] = [source.fingerprint, options.fidelity_floor, looking]
@@ -285,6 +288,7 @@ def check(options: ExportOptions) -> None:
             for name in options.passes(target, each):
                 if module_of(name) == name:  # of another package, which may be broken
                     load(name)
+            _check_known(target, split_passes(each)[0])
         _check_components(precision)
     for target in options.targets:
         options.of(target).check_alone(options.height is not None)
@@ -306,6 +310,16 @@ def check(options: ExportOptions) -> None:
     if options.verify:
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
             engines.get(name)
+
+
+def _check_known(target: str, precision: str) -> None:
+    """Refuse a precision of a target that nothing else is known of, as what it may be off by."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision {precision!r} of target {target!r}: nothing else is known of it; expected "
+            f"one of {', '.join(PRECISIONS)}, or a package that brings it in its entry points "
+            "latentc.precisions (docs/extending.md)"
+        )
 
 
 def _check_scheduler(name: str) -> None:
@@ -334,7 +348,7 @@ def _check_components(precision: str) -> None:
 def _own_precisions(precision: str) -> list[str]:
     """Those that components have under `precision`, whichever components there are."""
     named = [part.partition("=")[0] for part in precision.split(",") if "=" in part]
-    return [of_component(precision, name) for name in ("denoiser", "", *named)]
+    return [precision_of(precision, name) for name in ("denoiser", "", *named)]
 
 
 def up_to_date(

@@ -21,6 +21,7 @@ from latentc.exporter.compiler.previous_builds import refuse_loss
 from latentc.exporter.compiler.run import Compilation, Exported
 from latentc.exporter.compiler.sharing import check as check_shared
 from latentc.exporter.compiler.sharing import share
+from latentc.exporter.components.names import USUAL
 from latentc.exporter.memory import looking_at_what_is_new
 from latentc.exporter.options import ALL, ExportOptions, artifact_keys, check, up_to_date
 from latentc.exporter.progress import Event, Progress
@@ -197,7 +198,7 @@ def _read(given: Mapping[str, Any]) -> _Asked:
     schedulers, steps = given["schedulers"], given["steps"]
     options = ExportOptions(
         asked,
-        tuple(dict.fromkeys(canonical(each) for each in precisions)),
+        tuple(dict.fromkeys(canonical(each, USUAL) for each in precisions)),
         tuple(schedulers) if schedulers is not None else None,
         tuple(sorted(set(steps))) if steps is not None else None,
         given["height"],

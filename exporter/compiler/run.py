@@ -20,6 +20,7 @@ from latentc.exporter.compiler.previous_builds import entry, refuse_other_graphs
 from latentc.exporter.compiler.requested import described
 from latentc.exporter.compiler.sharing import share
 from latentc.exporter.components.description import Description, Graph
+from latentc.exporter.components.names import precision_of
 from latentc.exporter.lowering.component import Lowering
 from latentc.exporter.lowering.trajectories import Trajectories
 from latentc.exporter.memory import free_memory, keep_nothing, release_weights
@@ -33,7 +34,7 @@ from latentc.exporter.verification.builds import verified
 from latentc.exporter.verification.probes import Probing
 from latentc.exporter.versions import libraries
 from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest
-from latentc.runtimes.bundle.precision import build_name, of_component
+from latentc.runtimes.bundle.precision import build_name
 from latentc.runtimes.bundle.structures import (
     Artifact,
     Build,
@@ -255,7 +256,7 @@ class Compilation:
     ) -> Artifact:
         target, precision = pair
         name = lowering.name
-        own = of_component(precision, name)
+        own = precision_of(precision, name)
 
         def write(folder: Path) -> Mapping[str, Any]:
             weights = kept.get(name, frozenset())

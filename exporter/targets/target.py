@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from latentc.exporter.passes import Precisions, bytes_of
+from latentc.exporter.passes import Precisions
 from latentc.exporter.targets.options import TargetOptions
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ class TargetInfo:
     calculate in for a precision, where the graph itself does not say it. `sides_alone`: of all
     sizes only height and width can be open in its graphs, and the number of frames cannot.
 
-    For the preflight, roughly: `size`, by precision the bytes of one number in a build, where
-    `latentc.exporter.passes.bytes_of` does not know it; `memory`, bytes of anonymous memory for
+    For the preflight, roughly: `memory`, bytes of anonymous memory for
     each byte of a component's weights while it is lowered; `seconds` of two cores for 1e9
     parameters; `rewrites`, whether weights that the files hold in another type are written once
     more.
@@ -46,14 +45,9 @@ class TargetInfo:
     options: type[TargetOptions] = TargetOptions
     computes: Mapping[str, str] = field(default_factory=dict)
     sides_alone: bool = False
-    size: Mapping[str, float] = field(default_factory=dict)
     memory: float = 1.0
     seconds: float = 60.0
     rewrites: bool = True
-
-    def bytes_of(self, precision: str) -> float:
-        """Bytes of one number of a large weight in a build."""
-        return self.size.get(precision) or bytes_of(precision)
 
 
 class Target(Protocol):

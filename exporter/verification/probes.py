@@ -78,6 +78,7 @@ class Probing:
                 "versions": versions(CAPTURE),
                 "code": code(*_RUNNING, *describing(self.source)),
                 "judged": judged,
+                "split": options.step_cache,
             }
         )
 

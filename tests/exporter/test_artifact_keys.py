@@ -170,6 +170,14 @@ def test_what_decides_a_build_as_asked(
         assert names["denoiser"] != after[pair]["denoiser"]
 
 
+def test_a_split_denoiser_is_another_one() -> None:
+    whole, split = keys(), keys(asked=("step-cache",))
+    for pair in ALL:
+        assert {name for name in whole[pair] if whole[pair][name] != split[pair][name]} == {
+            "denoiser"
+        }
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
