@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,13 +240,14 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
 def describing(source: PipelineSource) -> tuple[str, ...]:
     """Return the modules that load a pipeline and say what it consists of."""
     family = family_of(source.pipeline_class).__name__
-    return (*_DESCRIBING, family, *ingredients.modules(source.ingredients))
+    record = CLASSES.modules(source.pipeline_class)
+    return (*_DESCRIBING, *record, family, *ingredients.modules(source.ingredients))
 
 
 def _lowering(target: str, passes: tuple[str, ...]) -> tuple[str, ...]:
     """Return the modules that make a component's build of what describes it."""
-    record = TARGETS.reference(target).partition(":")[0]
-    return (_LOWERING, record, TARGETS[target].module, *map(module_of, passes))
+    record = TARGETS.modules(target)
+    return (_LOWERING, *record, TARGETS[target].module, *map(module_of, passes))
 
 
 def _measured(
@@ -338,7 +340,10 @@ def _check_components(precision: str) -> None:
     """Refuse a component that no pipeline has."""
     if "=" not in precision:
         return
-    named = [name for each in CLASSES for name in family_of(each).COMPONENTS]
+    named: list[str] = []
+    for each in CLASSES:
+        with suppress(InputError):  # of another package, which is broken
+            named += family_of(each).COMPONENTS
     of_tasks = [name for each in TASKS.values() for name in each]
     adapters = re.findall(rf"\b{T2I_ADAPTER}_[0-9]+", precision)  # those after the first
     others = (SHALLOW, IP_IMAGE_ENCODER, T2I_ADAPTER, *adapters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from latentc.runtimes.errors import InputError, LatentcError, first_line
@@ -68,6 +69,13 @@ def started(what: str) -> Iterator[None]:
         raise BrokenPlugin(f"{what} fails: {why}") from error
 
 
+def module_of(name: str, package: str) -> str:
+    """Return the whole name of a module that is named as a file of a package of latentc, or as a
+    module of another one."""
+    own = f"{package}.{name}"
+    return name if "." in name or find_spec(own) is None else own
+
+
 class Registry(Mapping[str, _T], Generic[_T]):
     """A registry holds latentc's own things of a kind, then those of installed packages, each under
     its name. A thing is imported when it is looked at: an instance of the kind, or a function that
@@ -80,14 +88,17 @@ class Registry(Mapping[str, _T], Generic[_T]):
         noun: what a thing is called in messages.
         kind: the class of all things.
         group: the entry-point group of other packages' things.
-        own: ``"module:attribute"`` of latentc's, by name; another package cannot replace one.
+        own: latentc's by name, each itself or its ``"module:attribute"``; another package cannot
+            replace one.
     """
 
-    def __init__(self, noun: str, kind: type[_T], group: str, own: Mapping[str, str]) -> None:
+    def __init__(self, noun: str, kind: type[_T], group: str, own: Mapping[str, str | _T]) -> None:
         self._noun, self._kind, self._group, self._own = noun, kind, group, own
 
     def __getitem__(self, name: str) -> _T:
-        reference = self.reference(name)
+        reference = self._reference(name)
+        if not isinstance(reference, str):
+            return reference
         try:
             thing = resolve(reference)
             if callable(thing):
@@ -101,11 +112,11 @@ class Registry(Mapping[str, _T], Generic[_T]):
         return thing
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self.references()
+        return name in self._own or name in entry_points(self._group)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        for name in self.references():
+        for name in entry_points(self._group):
             if name not in self._own:
                 with suppress(InputError):
                     self[name]
@@ -114,14 +125,14 @@ class Registry(Mapping[str, _T], Generic[_T]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def reference(self, name: str) -> str:
-        """Return ``"module:attribute"`` of a thing.
+    def modules(self, name: str) -> tuple[str, ...]:
+        """Return the module that a thing is named in; none for one that is at hand.
 
         Raises:
-            KeyError: there is none of this name.
+            KeyError: there is no thing of this name.
         """
-        return self._own.get(name) or entry_points(self._group)[name]
+        reference = self._reference(name)
+        return (reference.partition(":")[0],) if isinstance(reference, str) else ()
 
-    def references(self) -> dict[str, str]:
-        """Return ``"module:attribute"`` of each thing, whether it can be imported or not."""
-        return {**entry_points(self._group), **self._own}
+    def _reference(self, name: str) -> str | _T:
+        return self._own[name] if name in self._own else entry_points(self._group)[name]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from latentc.runtimes import plugins
@@ -61,8 +60,7 @@ def calibrated(name: str) -> bool:
 
 def module_of(name: str) -> str:
     """Return the name of a pass's module: one of this package, else one of another."""
-    own = f"{__name__}.{name}"
-    return name if "." in name or find_spec(own) is None else own
+    return plugins.module_of(name, __name__)
 
 
 def load(name: str) -> Any:
