@@ -28,13 +28,12 @@ class TargetInfo:
     calculate in for a precision, where the graph itself does not say it. `sides_alone`: of all
     sizes only height and width can be open in its graphs, and the number of frames cannot.
 
-    For the preflight, roughly: `memory`, bytes of anonymous memory for
-    each byte of a component's weights while it is lowered; `seconds` of two cores for 1e9
-    parameters; `rewrites`, whether weights that the files hold in another type are written once
-    more.
+    For the preflight, roughly: `memory`, bytes of anonymous memory for each byte of a component's
+    weights while it is lowered; `seconds` of two cores for 1e9 parameters; `rewrites`, whether
+    weights that the files hold in another type are written once more.
 
     A target of another package is one of these, or a function that returns it, named in the
-    entry-point group `ENTRY_POINTS`.
+    entry-point group ``latentc.targets``.
     """
 
     module: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.bundle.manifest import Manifest
-from latentc.runtimes.bundle.precision import canonical, has_passes, usual
+from latentc.runtimes.bundle.precision import canonical, has_passes, usual_precisions
 from latentc.runtimes.bundle.precisions import PRECISIONS, Precision
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError
@@ -32,7 +32,7 @@ def choose_build(
         InputError: nothing fits; lists what the bundle has. Not a precision.
         BackendUnavailable: the engine that could load it is not installed.
     """
-    precision = canonical(precision, usual(manifest.components)) if precision else None
+    precision = canonical(precision, usual_precisions(manifest.components)) if precision else None
     builds = [
         each
         for each in manifest.builds

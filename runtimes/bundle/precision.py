@@ -24,7 +24,7 @@ _NONE: Usual = MappingProxyType({})
 _PLUS = "+"
 
 
-def usual(components: Iterable[Component]) -> Usual:
+def usual_precisions(components: Iterable[Component]) -> Usual:
     """Return what the components of a bundle have unless they are named, where that is not the
     build's precision."""
     return {component.name: component.precision for component in components if component.precision}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
-from latentc.runtimes.bundle.precision import canonical, usual
+from latentc.runtimes.bundle.precision import canonical, usual_precisions
 from latentc.runtimes.errors import BackendError, InputError
 from latentc.runtimes.presets.load_arguments import AUTO
 from latentc.runtimes.presets.preset import (
@@ -70,7 +70,7 @@ def _apply(
 
     wrong = contradictions(choice, asked)
     precision = next(each.precision for each in manifest.builds if each.name == choice.build)
-    known = usual(manifest.components)
+    known = usual_precisions(manifest.components)
     own = asked.how["precision"]
     if own and canonical(own, known) != precision:
         wrong["precision"] = precision
@@ -117,7 +117,7 @@ def _untuned(bundle: Bundle, name: str, asked: Asked, reason: str) -> tuple[Aske
 
 def _expected_fastest(manifest: Manifest, limits: Limits, asked: Asked) -> tuple[Build, str] | None:
     """Of the builds that the manifest says are good enough, and what loads them here."""
-    known = usual(manifest.components)
+    known = usual_precisions(manifest.components)
     own = asked.how["precision"]
     precision = canonical(own, known) if own else None
     fitting = [
