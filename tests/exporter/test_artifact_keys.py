@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.support.fakes import make_bundle
 
 from latentc.exporter import source_closure
 from latentc.exporter.options import ExportOptions, artifact_keys
@@ -23,6 +22,7 @@ from latentc.exporter.source_closure import closure, code, imported_names
 from latentc.exporter.targets import TARGETS
 from latentc.exporter.verification.probes import Probing
 from latentc.runtimes.bundle.manifest import Manifest
+from tests.support.fakes import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
