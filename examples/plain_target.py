@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
-from latentc.runtimes.verification.verify import Tolerance
+from latentc.runtimes.bundle.precisions import Precision, Tolerance
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -23,8 +23,8 @@ class PlainBackend(OnnxRuntimeBackend):
     targets: ClassVar[tuple[str, ...]] = ("plain",)
 
 
-# Of the precision "fp24": what its builds may be off by.
-FP24 = Tolerance(1e-4, 1e-3, 2, 40.0, 0.02)
+# The precision "fp24": what its builds may be off by, and how large they are.
+FP24 = Precision(Tolerance(1e-4, 1e-3, 2, 40.0, 0.02), bytes=3)
 
 
 def target() -> TargetInfo:
@@ -36,7 +36,6 @@ def target() -> TargetInfo:
         backend="plain",
         packages=("onnx", "onnx-ir", "onnxscript"),
         precisions={"fp32": (), "fp24": (__name__,)},
-        size={"fp24": 3},
     )
 
 

@@ -1,4 +1,4 @@
-"""The diffusers classes that can be exported: one record for each."""
+"""The diffusers classes that can be exported: one record for each. A package may bring more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentc.runtimes.errors import UnsupportedPipeline
+from latentc.runtimes.plugins import Registry
 
 # Names of tasks, as diffusers calls its pipelines.
 TEXT_TO_IMAGE = "text-to-image"
@@ -30,7 +31,8 @@ class PipelineClass:
     """This record says what is known of a diffusers class before a pipeline is loaded.
 
     Attributes:
-        family: the module of `latentc.exporter.families` that describes its pipelines.
+        family: the module that describes its pipelines: a file of `latentc.exporter.families`, or
+            the whole name of another package's module.
         tasks: what it is for, which its bundles have without being asked.
         offers: what its bundles can have because diffusers has classes for it with the same parts.
         needs: of the parts that graphs are usually made without, those that it cannot do without.
@@ -65,7 +67,7 @@ def _flux(*tasks: str) -> PipelineClass:
     return PipelineClass("flux", tasks, even_sigmas=True)
 
 
-CLASSES: Mapping[str, PipelineClass] = {
+OWN: Mapping[str, PipelineClass] = {
     "StableDiffusionPipeline": _sd(),
     "StableDiffusionImg2ImgPipeline": _sd(IMAGE_TO_IMAGE),
     "StableDiffusionInpaintPipeline": _sd(INPAINTING),
@@ -110,6 +112,8 @@ CLASSES: Mapping[str, PipelineClass] = {
     "DDPMPipeline": PipelineClass("unconditional", offers=()),
     "DDIMPipeline": PipelineClass("unconditional", offers=()),
 }
+
+CLASSES = Registry("pipeline class", PipelineClass, "latentc.pipelines", OWN)
 
 
 def record_of(class_name: str) -> PipelineClass:

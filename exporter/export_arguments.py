@@ -51,7 +51,7 @@ class _Common(TypedDict, total=False):
         Texts,
         Option(
             "Faster, and another image: "
-            + "; ".join(f"`{name}`: {text}" for name, text in PASSES.items())
+            + "; ".join(f"`{name}`: {pass_.does}" for name, pass_ in PASSES.items())
             + ".",
             default=(),
             flags=("--pass",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,15 +15,17 @@ from latentc.exporter.components.names import (
     IP_IMAGE_ENCODER,
     SAFETY_CHECKER,
     T2I_ADAPTER,
+    USUAL,
     WATERMARK,
+    precision_of,
 )
 from latentc.exporter.export_arguments import ExportArguments, whole
 from latentc.exporter.families import family_of
 from latentc.exporter.passes import (
-    CALIBRATED,
-    COMPUTES,
-    QUANTIZED,
     STEP_CACHE,
+    calibrated,
+    computes,
+    has_integers,
     load,
     module_of,
     rewriting,
@@ -31,10 +34,12 @@ from latentc.exporter.schedulers.names import SCHEDULERS, unknown_scheduler
 from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.left_out import takes_watermark
 from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.source_closure import code
 from latentc.exporter.targets import TARGETS, passes, verifier
 from latentc.exporter.targets import options as own_options
 from latentc.exporter.targets.options import TargetOptions, of_targets
-from latentc.exporter.versions import CAPTURE, code, digest, libraries, versions
+from latentc.exporter.versions import CAPTURE, digest, libraries, versions
+from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import (
     DENOISER,
@@ -42,10 +47,10 @@ from latentc.runtimes.bundle.precision import (
     build_name,
     canonical,
     check_components,
-    of_component,
     split_passes,
     with_passes,
 )
+from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import is_intact
 from latentc.runtimes.errors import InputError
@@ -66,37 +71,12 @@ TASKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 ALL = "all"  # of the targets; of the precisions, those that each target has
 _VAE_ENCODER, _VAE_DECODER = "vae_encoder", "vae_decoder"
 _OF_TEXTS = ("text_encoder", "tokenizer")
-_SHARED = ("nodes", "quantization")  # what passes have in common
-CAPTURE_CODE = (
-    *(
-        "latentc.exporter.capture.graphs",
-        "latentc.exporter.families",
-        "latentc.exporter.components.signatures",
-        "latentc.exporter.stored_weights",
-    ),
-    *("latentc.exporter.components.text_to_image", "latentc.exporter.components.unets"),
-    *("latentc.exporter.components.tasks.task", "latentc.exporter.components.tasks.image_tasks"),
-    *(
-        "latentc.exporter.components.tasks.trained_tasks",
-        "latentc.exporter.components.unet_programs",
-    ),
-    *("latentc.exporter.components.safety_checker", "latentc.exporter.components.watermark"),
-    *(
-        "latentc.exporter.components.tasks.depth",
-        "latentc.exporter.components.adapters.t2i_adapter",
-    ),
-    *(
-        "latentc.exporter.components.adapters.controlnet",
-        "latentc.exporter.components.adapters.ip_adapter",
-    ),
-    *(
-        "latentc.exporter.components.extended",
-        "latentc.exporter.components.processors",
-        "latentc.exporter.components.names",
-    ),
-    *("latentc.exporter.components.transformers", "latentc.exporter.components.tasks.flow_tasks"),
-    "latentc.exporter.components.qwen_image_graphs",
-)
+# What loads a pipeline and describes it as asked, besides its family.
+_DESCRIBING = ("latentc.exporter.source.resolving", "latentc.exporter.compiler.requested")
+# What makes a component's build of that, besides the passes and the target.
+_LOWERING = "latentc.exporter.lowering.component"
+# What runs the whole pipeline for the inputs of its components.
+_REFERENCE = "latentc.exporter.verification.reference"
 
 
 @dataclass(frozen=True)
@@ -140,7 +120,7 @@ class ExportOptions:
         """(target, precision) of each asked build; a precision may name components, and names
         the passes."""
         pairs = [
-            (target, with_passes(each, rewriting(self.asked)))
+            (target, with_passes(each, rewriting(self.asked), USUAL))
             for precision in self.precisions
             for target in self.targets
             for each in (TARGETS[target].precisions if precision == ALL else (precision,))
@@ -178,7 +158,9 @@ def export_options(**given: Unpack[ExportArguments]) -> ExportOptions:
     explicit = {name: value for name, value in given.items() if value is not None}
     read = {
         "targets": unique,
-        "precisions": tuple(dict.fromkeys(map(canonical, arguments["precision"]))),
+        "precisions": tuple(
+            dict.fromkeys(canonical(each, USUAL) for each in arguments["precision"])
+        ),
         "steps": None if steps is None else tuple(sorted(set(steps))),
         "of_targets": of_targets(explicit, own_options(), unique),
         "calibration": calibration(prompts, samples),
@@ -203,7 +185,7 @@ def artifact_keys(
         check_components(precision, components)
     return {
         (target, precision): {
-            name: _artifact_key(source, options, target, of_component(precision, name), name)
+            name: _artifact_key(source, options, target, precision_of(precision, name), name)
             for name in components
         }
         for target, precision in options.builds()
@@ -251,8 +233,6 @@ def _check_watermark(source: PipelineSource, options: ExportOptions) -> None:
 def _artifact_key(
     source: PipelineSource, options: ExportOptions, target: str, precision: str, component: str
 ) -> str:
-    family = family_of(source.pipeline_class)
-    passes = options.passes(target, precision)
     parts = components_of(source, options)[component]
     weights = {part: source.digests.get(part) for part in parts}
     return digest(
@@ -263,20 +243,15 @@ def _artifact_key(
             "weights": weights,
             "configurations": _configurations(source, parts),
             "size": [options.height, options.width],
+            "split": options.step_cache and component in (DENOISER, SHALLOW),
             "target": target,
             "precision": precision,
             "options": asdict(options.of(target)),
             "versions": versions((*CAPTURE, *TARGETS[target].packages)),
             "code": code(
-                *CAPTURE_CODE,
-                family.__name__,
-                TARGETS[target].module,
-                *TARGETS[target].code,
-                *map(module_of, (*passes, *_SHARED)),
+                *describing(source), *_lowering(target, options.passes(target, precision))
             ),
-            **_split(options, component),
-            **_looked_at(source, options, passes),
-            **_measured(source, options, precision, passes),
+            **_measured(source, options, target, precision),
         }
     )
 
@@ -292,44 +267,36 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
     }
 
 
-def _split(options: ExportOptions, component: str) -> dict[str, Any]:
-    if not options.step_cache or component not in (DENOISER, SHALLOW):
-        return {}
-    return {"step_cache": code("latentc.exporter.capture.step_cache")}
+def describing(source: PipelineSource) -> tuple[str, ...]:
+    """Return the modules that load a pipeline and say what it consists of."""
+    family = family_of(source.pipeline_class).__name__
+    record = CLASSES.modules(source.pipeline_class)
+    return (*_DESCRIBING, *record, family, *ingredients.modules(source.ingredients))
+
+
+def _lowering(target: str, passes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules that make a component's build of what describes it."""
+    record = TARGETS.modules(target)
+    return (_LOWERING, *record, TARGETS[target].module, *map(module_of, passes))
 
 
 def _measured(
-    source: PipelineSource, options: ExportOptions, precision: str, names: tuple[str, ...]
+    source: PipelineSource, options: ExportOptions, target: str, precision: str
 ) -> dict[str, Any]:
-    """What was learnt from runs of the whole pipeline."""
-    made: dict[str, Any] = {}
-    if CALIBRATED & set(names):
-        looking = code(
-            "latentc.exporter.lowering.calibration",
-            "latentc.exporter.capture.interpreter",
-            "latentc.exporter.verification.reference",
-        )
-        made["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
-    if options.fidelity_floor is not None and split_passes(precision)[0] in QUANTIZED:
-        looking = code(
-            "latentc.exporter.lowering.layer_ranking", "latentc.exporter.verification.reference"
-        )
-        made["floor"] = [source.fingerprint, options.fidelity_floor, looking]
-    return made
-
-
-def _looked_at(
-    source: PipelineSource, options: ExportOptions, names: tuple[str, ...]
-) -> dict[str, Any]:
-    """Whether a component can be half is decided on inputs from a run of the whole pipeline."""
-    if not any(name in COMPUTES for name in names):
-        return {}
-    looking = code(
-        "latentc.exporter.lowering.overflow",
-        "latentc.exporter.passes.half_compute",
-        "latentc.exporter.verification.reference",
-    )
-    return {"headroom": [source.fingerprint, options.verify, looking]}
+    """Return what a component's build depends on because of runs of the whole pipeline: ranges of
+    activations, whether half precision would overflow, which layers a fidelity floor keeps."""
+    passes = options.passes(target, precision)
+    measured: dict[str, Any] = {}
+    if any(map(calibrated, passes)):
+        looking = code("latentc.exporter.lowering.trajectories")
+        measured["calibration"] = [source.fingerprint, asdict(options.calibration), looking]
+    if any(map(computes, passes)):
+        measured["headroom"] = [source.fingerprint, options.verify, code(_REFERENCE)]
+    if options.fidelity_floor is not None and has_integers(precision):
+        engine = engines.find(verifier(target, [precision])).__module__
+        looking = code("latentc.exporter.lowering.fidelity_floor", _REFERENCE, engine)
+        measured["floor"] = [source.fingerprint, options.fidelity_floor, looking]
+    return measured
 
 
 def check(options: ExportOptions) -> None:
@@ -355,6 +322,7 @@ def check(options: ExportOptions) -> None:
             for name in options.passes(target, each):
                 if module_of(name) == name:  # of another package, which may be broken
                     load(name)
+            _check_known(target, split_passes(each)[0])
         _check_components(precision)
     for target in options.targets:
         options.of(target).check_alone(options.height is not None)
@@ -365,10 +333,18 @@ def check(options: ExportOptions) -> None:
     if (options.height is None) != (options.width is None):
         raise InputError("give both height and width, or neither for a dynamic size")
     if options.verify:
-        from latentc.runtimes.backends import backend
-
         for name in {verifier(t, _own_precisions(p)) for t, p in options.builds()}:
-            backend.get(name)
+            engines.get(name)
+
+
+def _check_known(target: str, precision: str) -> None:
+    """Refuse a precision of a target that nothing else is known of, as what it may be off by."""
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"precision {precision!r} of target {target!r}: nothing else is known of it; expected "
+            f"one of {', '.join(PRECISIONS)}, or a package that brings it in its entry points "
+            "latentc.precisions (docs/extending.md)"
+        )
 
 
 def _check_scheduler(name: str) -> None:
@@ -387,7 +363,10 @@ def _check_components(precision: str) -> None:
     """Refuse a component that no pipeline has."""
     if "=" not in precision:
         return
-    named = [name for each in CLASSES for name in family_of(each).COMPONENTS]
+    named: list[str] = []
+    for each in CLASSES:
+        with suppress(InputError):  # of another package, which is broken
+            named += family_of(each).COMPONENTS
     of_tasks = [name for each in TASKS.values() for name in each]
     adapters = re.findall(rf"\b{T2I_ADAPTER}_[0-9]+", precision)  # those after the first
     others = (SHALLOW, IP_IMAGE_ENCODER, T2I_ADAPTER, *adapters)
@@ -397,7 +376,7 @@ def _check_components(precision: str) -> None:
 def _own_precisions(precision: str) -> list[str]:
     """Those that components have under `precision`, whichever components there are."""
     named = [part.partition("=")[0] for part in precision.split(",") if "=" in part]
-    return [of_component(precision, name) for name in ("denoiser", "", *named)]
+    return [precision_of(precision, name) for name in ("denoiser", "", *named)]
 
 
 def up_to_date(

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from latentc.runtimes.version import __version__
@@ -29,18 +27,6 @@ def package_version(package: str) -> str:
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions by package name, latentc's own included."""
     return {"latentc": __version__} | {name: package_version(name) for name in packages}
-
-
-@cache
-def code(*modules: str) -> str:
-    """SHA-256 over the sources of latentc's own modules that decide what an export writes."""
-    total = hashlib.sha256()
-    for module in modules:
-        spec = find_spec(module)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(module)
-        total.update(Path(spec.origin).read_bytes())
-    return total.hexdigest()
 
 
 def libraries() -> dict[str, str]:

@@ -22,9 +22,8 @@ from latentc.exporter import stored_weights as weights
 from latentc.exporter.components.description import Description, Graph
 from latentc.exporter.passes import Choices
 from latentc.exporter.passes import load as load_pass
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle import sizes
-from latentc.runtimes.errors import ExportError
+from latentc.runtimes.errors import ExportError, first_line
 from latentc.runtimes.programs.dimensions import symbolic
 from latentc.runtimes.programs.latents import other_sizes
 from latentc.runtimes.programs.statements import Program

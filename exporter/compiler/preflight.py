@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentc.exporter.components.names import precision_of
 from latentc.exporter.options import ExportOptions, components_of
 from latentc.exporter.resources import GIB, LARGE_BUILD, MIB, free_disk
 from latentc.exporter.source import model_files
@@ -19,13 +20,12 @@ from latentc.exporter.source.adapters.kinds import WRITING, kind
 from latentc.exporter.source.resolving import PipelineSource
 from latentc.exporter.targets import TARGETS, verifier
 from latentc.runtimes.backends import backend as engines
-from latentc.runtimes.bundle.precision import of_component, split_passes
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.errors import ExportError
 from latentc.runtimes.pipeline.pipeline import LEAN
 
 _HALF, _FULL = 2, 4  # bytes of a number
-_STORED = ("fp32", "fp16", "bf16")  # precisions that are no integers
-_INTEGERS = ("int8", "int4", "w8a8")
 
 # Measured on sdxl with fp16 files (docs/exporting-large-models.md), rounded up. What depends on a
 # target stands in `latentc.exporter.targets.TargetInfo`, what depends on an engine in its backend's
@@ -35,7 +35,7 @@ _BASE = 0.45 * GIB  # PyTorch, diffusers and the converters, a pipeline's small 
 _GRAPH = 0.20 * GIB  # a captured program and what converters make of it …
 _GRAPH_PER_PARAMETER = 0.14  # … and bytes for each parameter: larger models have more layers
 _REFERENCE = 0.9 * GIB  # activations of the reference run in PyTorch
-_LEAN = 1.0 * GIB  # of a component that ONNX Runtime leaves in its files
+_LEAN = 1.0 * GIB  # of a component that an engine leaves in its files
 _PROBES = 48 * MIB  # results of the reference runs, plans, tokenizers
 # Processor seconds on two cores of 2020's servers: of any export, of a graph, for 1e9 parameters.
 _SECONDS = 25.0
@@ -92,14 +92,15 @@ def need(
     for (target, precision), names in missing.items():
         info = TARGETS[target]
         for name in names:
-            weights, own = components[name], split_passes(of_component(precision, name))[0]
-            size = info.bytes_of(own) * weights.count
+            weights, own = components[name], split_passes(precision_of(precision, name))[0]
+            known = PRECISIONS[own]
+            size = known.bytes * weights.count
             disk += size
-            if info.rewrites and own in _STORED:
+            if info.rewrites and known.stored_as == "floats":
                 # What the files do not hold in this type is written to one that is mapped.
-                scratch = max(scratch, 0 if info.bytes_of(own) == weights.stored else size)
+                scratch = max(scratch, 0 if known.bytes == weights.stored else size)
             lowering = _GRAPH + _GRAPH_PER_PARAMETER * weights.count + info.memory * size
-            if own in _INTEGERS:
+            if known.stored_as == "integers":
                 lowering += weights.count  # quantised weights are made in memory
             peaks.append((held + lowering, f"{name} to {target} {own}"))
             billions = weights.count / 1e9
@@ -124,14 +125,16 @@ def _verifying(
     one component at a time where all would be large (`latentc.exporter.compiler.export`)."""
     peaks = [(held + _REFERENCE, "the reference in PyTorch")]
     for target, precision in builds:
-        own = {name: split_passes(of_component(precision, name))[0] for name in components}
+        own = {name: split_passes(precision_of(precision, name))[0] for name in components}
         engine = verifier(target, own.values())
-        info, per_weight = TARGETS[target], engines.find(engine).memory_per_weight
-        sizes = {name: info.bytes_of(own[name]) * each.count for name, each in components.items()}
+        kind = engines.find(engine)
+        sizes = {
+            name: PRECISIONS[own[name]].bytes * each.count for name, each in components.items()
+        }
         each_takes = [
             _LEAN
-            if engine == "onnxruntime" and sizes[name] >= LEAN
-            else per_weight * components[name].count
+            if kind.lean and sizes[name] >= LEAN
+            else kind.memory_per_weight * components[name].count
             for name in components
         ]
         together = max if sum(sizes.values()) >= LARGE_BUILD else sum

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from latentc.exporter.capture.step_cache import split
 from latentc.exporter.components.description import Description
-from latentc.exporter.options import ExportOptions
+from latentc.exporter.components.watermark import Marker, with_watermark
+from latentc.exporter.families import family_of
 from latentc.exporter.programs.changes import with_sizes
 from latentc.exporter.targets import TARGETS
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.latents import other_sizes
 from latentc.runtimes.programs.statements import loop_of
 from latentc.runtimes.programs.uses import components_run
+
+if TYPE_CHECKING:
+    from latentc.exporter.options import ExportOptions
+    from latentc.exporter.source.resolving import PipelineSource
+
+
+def described(pipe: Any, source: PipelineSource, options: ExportOptions) -> Description:
+    """Return the description of a loaded pipeline, changed to what was asked for.
+
+    Raises:
+        InputError: the pipeline does not have what was asked for.
+    """
+    if hasattr(pipe, "watermark"):  # which it has or not as another package is installed
+        pipe.watermark = Marker() if options.watermark else None
+    description = family_of(source.pipeline_class).describe(pipe)
+    if options.watermark:
+        description = with_watermark(description, pipe.vae)
+    if options.step_cache:
+        description = split(description)
+    description = with_tasks(description, options.tasks_of(source), source.pipeline_class)
+    check_sizes(description, options.targets)
+    return with_size(description, options)
 
 
 def with_tasks(description: Description, asked: Sequence[str], pipeline_class: str) -> Description:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from latentc.exporter.capture.step_cache import split
 from latentc.exporter.compiler.previous_builds import entry, refuse_other_graphs, with_kept
-from latentc.exporter.compiler.requested import check_sizes, with_size, with_tasks
+from latentc.exporter.compiler.requested import described
 from latentc.exporter.compiler.sharing import share
 from latentc.exporter.components.description import Description, Graph
-from latentc.exporter.families import family_of
-from latentc.exporter.lowering.calibration import Trajectories
+from latentc.exporter.components.names import precision_of
 from latentc.exporter.lowering.component import Lowering
+from latentc.exporter.lowering.trajectories import Trajectories
 from latentc.exporter.memory import free_memory, keep_nothing, release_weights
 from latentc.exporter.options import ExportOptions
 from latentc.exporter.programs.changes import nearest, usual_steps, with_planned_steps
@@ -35,7 +34,7 @@ from latentc.exporter.verification.builds import verified
 from latentc.exporter.verification.probes import Probing
 from latentc.exporter.versions import libraries
 from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest
-from latentc.runtimes.bundle.precision import build_name, of_component
+from latentc.runtimes.bundle.precision import build_name
 from latentc.runtimes.bundle.structures import (
     Artifact,
     Build,
@@ -102,7 +101,7 @@ class Compilation:
 
         with self.progress.stage("pipeline", "load"):
             pipe = load(self.source)
-            description = self._described(pipe)
+            description = described(pipe, self.source, self.options)
         if previous is not None and not self.options.overwrite:
             components = tuple(graph.component for graph in description.graphs)
             refuse_other_graphs(self.store.output, previous, components, self.options)
@@ -136,22 +135,6 @@ class Compilation:
         whole = with_kept(draft, previous, self.store)
         refuse_unreadable(whole)
         return whole
-
-    def _described(self, pipe: Any) -> Description:
-        """Return the description of a pipeline, changed to what was asked for."""
-        from latentc.exporter.components.watermark import Marker, with_watermark
-
-        if hasattr(pipe, "watermark"):  # which it has or not as another package is installed
-            pipe.watermark = Marker() if self.options.watermark else None
-        description = family_of(self.source.pipeline_class).describe(pipe)
-        if self.options.watermark:
-            description = with_watermark(description, pipe.vae)
-        if self.options.step_cache:
-            description = split(description)
-        asked = self.options.tasks_of(self.source)
-        description = with_tasks(description, asked, self.source.pipeline_class)
-        check_sizes(description, self.options.targets)
-        return with_size(description, self.options)
 
     def _told(self, scheduler: Any, description: Description) -> Told:
         """What the pipeline tells its scheduler besides the number of steps."""
@@ -237,7 +220,7 @@ class Compilation:
         from latentc.exporter.verification.programs import Subject
 
         small = miniature_of(pipe)
-        description = self._described(small)
+        description = described(small, self.source, self.options)
         programs = planned_programs(description, draft.schedules)
         components = tuple(graph.component for graph in description.graphs)
         manifest = replace(draft, programs=programs, components=components)
@@ -273,7 +256,7 @@ class Compilation:
     ) -> Artifact:
         target, precision = pair
         name = lowering.name
-        own = of_component(precision, name)
+        own = precision_of(precision, name)
 
         def write(folder: Path) -> Mapping[str, Any]:
             weights = kept.get(name, frozenset())
@@ -298,7 +281,7 @@ class Compilation:
 
         @cache
         def run() -> Trajectories:
-            from latentc.exporter.lowering.calibration import trajectories
+            from latentc.exporter.lowering.trajectories import trajectories
 
             wanted = self.options.calibration
             with self.progress.counted("calibration", "denoise", wanted.samples) as told:

@@ -8,9 +8,11 @@ from typing import Any
 
 from latentc.exporter.components.description import Description, Tokens
 from latentc.exporter.source import vocabulary
+from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.source_closure import code
 from latentc.exporter.store import Store
-from latentc.exporter.versions import code, digest, versions
+from latentc.exporter.versions import digest, versions
 from latentc.runtimes.bundle.structures import Tokenizer
 from latentc.runtimes.errors import ExportError
 from latentc.runtimes.texts.tokenizer import frame_of
@@ -89,7 +91,7 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tok
             "lowercase": text.lowercase,
             "clean": text.clean,
             "versions": versions(("transformers", "tokenizers")),
-            "code": code("latentc.exporter.compiler.tokenizer_files"),
+            "code": code(__name__, *ingredients.modules(source.ingredients)),
         }
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latentc.exporter.components.description import Graph
-from latentc.exporter.components.names import SAFETY_CHECKER
+from latentc.exporter.components.names import SAFETY_CHECKER, USUAL
 from latentc.exporter.components.processors import Prepared
 from latentc.exporter.components.text_to_image import image_spec
 from latentc.exporter.programs.changes import with_postprocessor
@@ -110,5 +110,6 @@ def _graph(pipe: Any, checker: Any) -> Graph:
         "postprocessor",
         {_IMAGE: spec},
         {_CHECKED: spec, _FLAG: TensorSpec("float32", ("batch",))},
+        precision=USUAL[SAFETY_CHECKER],
     )
     return Graph(component, module)

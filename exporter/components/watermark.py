@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latentc.exporter.components.description import Description, Graph
-from latentc.exporter.components.names import WATERMARK
+from latentc.exporter.components.names import USUAL, WATERMARK
 from latentc.exporter.components.text_to_image import image_spec, vae_factor
 from latentc.exporter.programs.changes import with_postprocessor
 from latentc.runtimes.bundle.structures import Component
@@ -162,7 +162,14 @@ def with_watermark(description: Description, vae: Any) -> Description:
         raise UnsupportedPipeline(
             f"--watermark: expected images of 3 channels and even sides, found {list(spec.shape)}"
         )
-    component = Component(WATERMARK, "postprocessor", {"image": spec}, {"marked": spec})
+    component = Component(
+        WATERMARK,
+        "postprocessor",
+        {"image": spec},
+        {"marked": spec},
+        precision=USUAL[WATERMARK],
+        jumps=True,
+    )
     programs = (with_postprocessor(each, component, {}) for each in description.programs)
     unit = vae_factor(vae) * description.latents.multiple
     side = -(-_LEAST_SIDE // unit) * description.latents.multiple

@@ -1,5 +1,5 @@
 """One file for each family of pipelines: which graphs it has, and what its programs do with
-them."""
+them. A family may be a module of another package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from latentc.exporter.classes import record_of
 from latentc.exporter.components.description import Description
+from latentc.runtimes import plugins
+from latentc.runtimes.errors import InputError, first_line
 
 
 class Family(Protocol):
@@ -29,6 +31,18 @@ def family_of(class_name: str) -> Family:
 
     Raises:
         UnsupportedPipeline: listing the supported classes.
+        InputError: the family of another package fails, or is none.
     """
-    module: Any = import_module(f"latentc.exporter.families.{record_of(class_name).family}")
+    name = plugins.module_of(record_of(class_name).family, __name__)
+    try:
+        with plugins.started(f"the family {name!r}"):
+            module: Any = import_module(name)
+    except (plugins.BrokenPlugin, ImportError) as error:
+        raise InputError(f"pipeline class {class_name!r}: {first_line(error)}") from error
+    for needed in ("COMPONENTS", "describe"):
+        if not hasattr(module, needed):
+            raise InputError(
+                f"pipeline class {class_name!r}: the module {name} has no {needed}, which a family "
+                "has (docs/extending.md)"
+            )
     return module  # type: ignore[no-any-return]

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from latentc.exporter import targets
 from latentc.exporter.components.description import Description, Graph
-from latentc.exporter.options import ExportOptions
-from latentc.exporter.passes import CALIBRATED, COMPUTES, Choices, Range
+from latentc.exporter.passes import Choices, Range, calibrated, computes
 from latentc.exporter.progress import Progress
 from latentc.exporter.targets.options import Settings, TargetOptions
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.precision import split_passes
-from latentc.runtimes.errors import ExportError, LatentcError
+from latentc.runtimes.errors import ExportError, LatentcError, first_line
 from latentc.runtimes.programs.latents import other_sizes
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from latentc.exporter.lowering.calibration import Trajectories
+    from latentc.exporter.lowering.trajectories import Trajectories
+    from latentc.exporter.options import ExportOptions
 
 # Inputs by name that a graph may meet, to look for overflow with.
 Samples: TypeAlias = "Callable[[Graph], Iterable[Mapping[str, torch.Tensor]]]"
@@ -100,14 +99,14 @@ class Lowering:
     def _finish(self, target: str, passes: tuple[str, ...], note: str, folder: Path) -> None:
         module = targets.get(target)
         if isinstance(module, targets.Finishing):
-            precision = next((COMPUTES[each] for each in passes if each in COMPUTES), "float32")
+            precision = next(filter(None, map(computes, passes)), "float32")
             module.finish(self._graph.component, self._description, precision, note, folder)
 
     def _passes(self, target: str, precision: str) -> tuple[tuple[str, ...], str]:
         """The passes to run, and why they are not those of the precision ("" if they are): where
         half precision would overflow, the component stays in float32."""
         asked = self._options.passes(target, precision)
-        half = next((COMPUTES[each] for each in asked if each in COMPUTES), None)
+        half = next(filter(None, map(computes, asked)), None)
         if half is None:
             return asked, ""
         if asked not in self._notes:
@@ -117,7 +116,7 @@ class Lowering:
                 warnings.warn(f"{name} stays in float32: {reason}", UserWarning, stacklevel=2)
         if not self._notes[asked]:
             return asked, ""
-        return tuple(each for each in asked if each not in COMPUTES), self._notes[asked]
+        return tuple(each for each in asked if not computes(each)), self._notes[asked]
 
     def _overflow(self, half: str) -> str:
         import torch
@@ -164,7 +163,7 @@ class Lowering:
         """Ranges of activations by the name of their layer, where `passes` want them."""
         from latentc.exporter.lowering.calibration import ranges
 
-        if not CALIBRATED & set(passes):
+        if not any(map(calibrated, passes)):
             return {}
         if self._ranges is None:
             name, graph = self._graph.component.name, self._graph

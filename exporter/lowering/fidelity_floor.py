@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentc.exporter.capture.interpreter import Inputs
+from latentc.exporter.components.names import precision_of
 from latentc.exporter.lowering import layer_ranking as floor
 from latentc.exporter.lowering.component import Lowering
 from latentc.exporter.memory import free_memory
 from latentc.exporter.options import ExportOptions
-from latentc.exporter.passes import QUANTIZED
+from latentc.exporter.passes import has_integers
 from latentc.exporter.progress import Progress
 from latentc.exporter.targets import computes, verifier
 from latentc.runtimes.bundle.manifest import Manifest
-from latentc.runtimes.bundle.precision import build_name, of_component, split_passes
+from latentc.runtimes.bundle.precision import build_name
 from latentc.runtimes.bundle.structures import Artifact, Build, File
 
 _TRIAL = ".trial"
@@ -56,7 +57,7 @@ class FloorSearch:
         quantized = {
             name: own
             for name in self._lowerings
-            if split_passes(own := of_component(precision, name))[0] in QUANTIZED
+            if has_integers(own := precision_of(precision, name))
         }
         wanted = self._options.fidelity_floor
         if not quantized or wanted is None:
@@ -123,7 +124,7 @@ class _Trial:
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        own = of_component(self._precision, name)
+        own = precision_of(self._precision, name)
         lowering = self._search._lowerings[name]
         entry = lowering.write(self._target, own, kept, folder)["entry"]
         files = tuple(

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from latentc.exporter.capture.interpreter import Inputs, Watched
-from latentc.exporter.passes import CALIBRATED, Range, int8_activations, load
+from latentc.exporter.passes import Range, calibrated, int8_activations, load
 from latentc.exporter.passes.quantization import Site, sites
 from latentc.runtimes.errors import VerificationError
 
@@ -65,7 +65,7 @@ class Rounding:
         modules = [load(name) for name in passes]
         self._weights = [each for each in modules if each.__name__.endswith("_weights")]
         self._symmetric = "int8_activations_symmetric" in passes
-        self._ranges = ranges if CALIBRATED & set(passes) else {}
+        self._ranges = ranges if any(map(calibrated, passes)) else {}
 
     def run(self, watched: Watched, site: Site, sample: Inputs) -> tuple[torch.Tensor, ...]:
         """The outputs with nothing but this layer quantised."""

@@ -2,7 +2,7 @@
 
 A pass is a function ``run(program, choices)``: it takes an ExportedProgram and `Choices`, changes
 the program in place and returns how many places changed. It is named by its file here; one of
-another package by its module's whole name.
+another package by its module's whole name. Its module may say more: `computes`, `calibrated`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from latentc.runtimes import plugins
+from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.precisions import PASSES as PASSES
+from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.errors import InputError, first_line
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
@@ -34,40 +36,31 @@ TYPED_INTEGERS: Precisions = {
     "int8": ("fp16_compute", "int8_weights"),
     "w8a8": ("fp16_compute", "int8_activations_symmetric", "int8_weights"),
 }
-# Of one number of a large weight in a build. Of int4 not all are.
-_BYTES: Mapping[str, float] = {
-    **{"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int4": 0.75, "w8a8": 1},
-    **{"palette8": 1, "palette6": 0.75, "palette4": 0.5},
-}
-_MOST_BYTES = 4  # what is reckoned with for a precision that only another package knows
-# Precisions whose loss `fidelity_floor` can reduce, layer by layer.
-QUANTIZED = frozenset({*WEIGHTS, *W8A8, *TYPED_INTEGERS})
-# What may be asked for by name (``--pass``), because it makes another image, and what it does.
-STEP_CACHE = "step-cache"
-PASSES: Mapping[str, str] = {
-    "downsampled-attention": "a quarter of the keys and values in the largest self-attentions, in "
-    "builds of their own beside those without",
-    STEP_CACHE: "adds the denoiser's shallow part, for calls with cache_interval",
-}
-# Those of them that change the denoiser's captured program, and the modules that do it, before
-# those of its precision.
-REWRITES: Mapping[str, tuple[str, ...]] = {"downsampled-attention": ("downsampled_attention",)}
-
-# What a program computes in after a pass, where that is not float32.
-COMPUTES: Mapping[str, str] = {"fp16_compute": "float16", "bf16_compute": "bfloat16"}
-# Passes that want the ranges of activations (`Choices.ranges`).
-CALIBRATED = frozenset({"int8_activations", "int8_activations_symmetric"})
+STEP_CACHE = "step-cache"  # the pass that adds a component
 
 
-def bytes_of(precision: str) -> float:
-    """Bytes of one number of a large weight in a build of one component's precision."""
-    return _BYTES.get(precision, _MOST_BYTES)
+def has_integers(precision: str) -> bool:
+    """Return whether a component of this precision has weights that are rounded to integers, whose
+    loss `fidelity_floor` can reduce, layer by layer."""
+    return PRECISIONS[split_passes(precision)[0]].stored_as == "integers"
+
+
+def computes(name: str) -> str | None:
+    """Return what a program computes in after a pass, a dtype's name, where that is not float32:
+    `COMPUTES` of the pass's module."""
+    dtype: str | None = getattr(load(name), "COMPUTES", None)
+    return dtype
+
+
+def calibrated(name: str) -> bool:
+    """Return whether a pass wants the ranges of activations (`Choices.ranges`): `CALIBRATED` of its
+    module."""
+    return bool(getattr(load(name), "CALIBRATED", False))
 
 
 def module_of(name: str) -> str:
     """Return the name of a pass's module: one of this package, else one of another."""
-    own = f"{__name__}.{name}"
-    return name if "." in name or find_spec(own) is None else own
+    return plugins.module_of(name, __name__)
 
 
 def load(name: str) -> Any:
@@ -96,7 +89,7 @@ def rewriting(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if name not in PASSES:
             raise InputError(f"unknown pass {name!r}; passes: {', '.join(PASSES)}")
-    return tuple(name for name in names if name in REWRITES)
+    return tuple(name for name in names if PASSES[name].modules)
 
 
 def modules(names: Iterable[str]) -> tuple[str, ...]:
@@ -105,14 +98,15 @@ def modules(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: a name that cannot stand there.
     """
+    standing = {name: each.modules for name, each in PASSES.items() if each.modules}
     names = tuple(names)
     for name in names:
-        if name not in REWRITES:
+        if name not in standing:
             raise InputError(
                 f"unknown pass {name!r} in a precision; passes that a precision may have: "
-                f"{', '.join(REWRITES)}"
+                f"{', '.join(standing)}"
             )
-    return tuple(module for name in names for module in REWRITES[name])
+    return tuple(module for name in names for module in standing[name])
 
 
 @dataclass(frozen=True)

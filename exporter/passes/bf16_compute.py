@@ -7,6 +7,8 @@ from torch.export import ExportedProgram
 
 from latentc.exporter.passes import Choices, half_compute
 
+COMPUTES = "bfloat16"
+
 
 def run(program: ExportedProgram, choices: Choices) -> int:
     """Rewrite `program`; returns the number of operations that are bfloat16 now."""

@@ -18,6 +18,7 @@ from latentc.exporter.passes import Choices, Range
 from latentc.exporter.passes.quantization import Site, last_placeholder, operators, out_dtype, sites
 from latentc.runtimes.errors import ExportError
 
+CALIBRATED = True
 LOWEST, HIGHEST = -128, 127
 
 

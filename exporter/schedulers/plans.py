@@ -20,8 +20,9 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.schedulers import tables as tracing
 from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from latentc.exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
+from latentc.exporter.source_closure import code
 from latentc.exporter.store import Store, full_disk_reported
-from latentc.exporter.versions import code, digest, versions
+from latentc.exporter.versions import digest, versions
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import File, Schedule
@@ -36,17 +37,6 @@ FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
 _ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
-
-_TRACING_CODE = (
-    "latentc.exporter.schedulers.tables",
-    "latentc.exporter.schedulers.names",
-    "latentc.exporter.schedulers.tracing",
-    "latentc.exporter.schedulers.shifting",
-    "latentc.exporter.schedulers.symbols",
-    "latentc.exporter.schedulers.rows",
-    "latentc.runtimes.sampling.plan",
-    "latentc.runtimes.sampling.plan_document",
-)
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
@@ -160,7 +150,7 @@ def key_of(
             "steps": list(steps) if steps is not None else None,
             "told": [told.even_sigmas, told.ranges],
             "versions": versions(("diffusers", "torch", "numpy")),
-            "code": code(*_TRACING_CODE),
+            "code": code(__name__),
         }
     )
 

@@ -9,8 +9,7 @@ from typing import Any
 from unittest import mock
 
 from latentc.exporter.resources import GIB, free_disk
-from latentc.runtimes.backends.session import first_line
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 
 
 def is_id(place: str, inside: bool = False) -> bool:

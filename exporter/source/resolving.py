@@ -33,10 +33,9 @@ from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.single_file import SingleFile
 from latentc.exporter.source.weight_files import SAFE, check
 from latentc.exporter.versions import digest
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import sha256
-from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline
+from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline, first_line
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
 from latentc.runtimes.storage.parsing import parser
 

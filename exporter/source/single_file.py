@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from latentc.exporter.source.weight_files import PICKLES, SAFE, TRUSTED, check
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.trust import sha256
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 
 _CONFIGURATION = ["*.json", "*.txt", "*.model", "*/*.json", "*/*.txt", "*/*.model"]
 

@@ -10,20 +10,21 @@ from typing import Any
 from msgspec import convert, to_builtins
 
 from latentc.exporter.components.description import Description
-from latentc.exporter.families import family_of
-from latentc.exporter.options import CAPTURE_CODE, ExportOptions
+from latentc.exporter.options import ExportOptions, describing
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import PipelineSource
+from latentc.exporter.source_closure import code
 from latentc.exporter.store import Store
 from latentc.exporter.verification.judging import Judged, judge_probe
 from latentc.exporter.verification.judging import read as read_judged
 from latentc.exporter.verification.probe_calls import arguments_of, takes_images
-from latentc.exporter.versions import CAPTURE, code, digest, versions
+from latentc.exporter.versions import CAPTURE, digest, versions
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import JudgeProbe, LoopProbe, Probes, Schedule
 from latentc.runtimes.storage.npz import write_arrays
 
 FOLDER = "probes"
+_RUNNING = ("latentc.exporter.verification.reference", "latentc.exporter.verification.judging")
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,9 @@ class Probing:
                 "arguments": arguments_of(self.description.program),
                 "schedule": self.plan.key,
                 "versions": versions(CAPTURE),
-                "code": code(
-                    *(
-                        "latentc.exporter.verification.reference",
-                        "latentc.exporter.verification.probe_calls",
-                        "latentc.exporter.verification.judging",
-                        *CAPTURE_CODE,
-                    ),
-                    family_of(self.source.pipeline_class).__name__,
-                ),
+                "code": code(*_RUNNING, *describing(self.source)),
                 "judged": judged,
-                **(
-                    {"step_cache": code("latentc.exporter.capture.step_cache")}
-                    if options.step_cache
-                    else {}
-                ),
+                "split": options.step_cache,
             }
         )
 

@@ -24,10 +24,9 @@ from latentc.exporter.components.description import Description, Graph, as_held
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.verification.eager import Inputs, pipeline_over
 from latentc.exporter.verification.probe_calls import arguments_of, images_of, size_of
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import LoopProbe, Schedule
-from latentc.runtimes.errors import ExportError, NumericalError
+from latentc.runtimes.errors import ExportError, NumericalError, first_line
 from latentc.runtimes.programs.statements import loop_of
 
 STEPS = 6

@@ -26,6 +26,7 @@ from latentc.runtimes.errors import (
 )
 
 ENTRY_POINTS = "latentc.backends"
+LAST_PLACE = 100  # of a precision that a backend says nothing of
 
 BACKENDS: Mapping[str, str] = {
     "onnxruntime": "latentc.runtimes.backends.onnxruntime:OnnxRuntimeBackend",
@@ -99,8 +100,11 @@ class Backend(ABC):
     checking and not for making images, so that nothing asks it for many; `memory_per_weight`,
     bytes of memory for each weight of a component that it verifies at export, roughly;
     `loads_in_parallel`, whether `open` may be called from several threads at once, and gains by
-    it; `one_length`, whether its graphs take texts of one length, the longest; `entries`, the
-    suffixes of the files that it opens, where an engine would take others for something else.
+    it; `places`, by the precision of the denoiser, where the engine is expected to stand among all
+    engines and precisions from fast to slow, where nothing was measured; `lean`, whether it heeds
+    `SessionOptions.lean`, and then leaves weights in their files; `one_length`, whether its graphs
+    take texts of one length, the longest; `entries`, the suffixes of the files that it opens, where
+    an engine would take others for something else.
     """
 
     name: ClassVar[str]
@@ -114,6 +118,8 @@ class Backend(ABC):
     slow: ClassVar[bool] = False
     memory_per_weight: ClassVar[float] = 5.0
     loads_in_parallel: ClassVar[bool] = True
+    places: ClassVar[Mapping[str, int]] = {}
+    lean: ClassVar[bool] = False
     one_length: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
 

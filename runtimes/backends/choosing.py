@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.bundle.manifest import Manifest
-from latentc.runtimes.bundle.precision import canonical, has_passes
+from latentc.runtimes.bundle.precision import canonical, has_passes, usual_precisions
+from latentc.runtimes.bundle.precisions import PRECISIONS, Precision
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError
-
-_PREFERRED = (
-    "fp32",
-    "fp16",
-    "bf16",
-)  # of several precisions, the one nearest to the original first
 
 
 def choose_build(
@@ -37,7 +32,7 @@ def choose_build(
         InputError: nothing fits; lists what the bundle has. Not a precision.
         BackendUnavailable: the engine that could load it is not installed.
     """
-    precision = canonical(precision) if precision else None
+    precision = canonical(precision, usual_precisions(manifest.components)) if precision else None
     builds = [
         each
         for each in manifest.builds
@@ -103,11 +98,14 @@ def _best(builds: list[Build], kind: type[Backend], manifest: Manifest) -> Build
             f"{', '.join(repr(build.name) for build in builds)}; {_has(manifest)}; add one with: "
             f"latentc export SOURCE -o BUNDLE --target {kind.targets[0]}"
         )
-    return min(loadable, key=lambda b: (kind.targets.index(b.target), _rank(b.precision)))
+    return min(loadable, key=lambda b: (kind.targets.index(b.target), distance(b.precision)))
 
 
-def _rank(precision: str) -> int:
-    return _PREFERRED.index(precision) if precision in _PREFERRED else len(_PREFERRED)
+def distance(precision: str) -> int:
+    """Return how far a build's precision is from the original; one of several parts is as far as
+    one that nothing is known of."""
+    known = precision.isalnum() and precision in PRECISIONS
+    return PRECISIONS[precision].distance if known else Precision.distance
 
 
 def _has(manifest: Manifest) -> str:

@@ -70,6 +70,14 @@ class OnnxRuntimeBackend(Backend):
     entries: ClassVar[tuple[str, ...]] = (".onnx",)
     lacks: ClassVar[tuple[str, ...]] = ("bf16",)  # no kernels on the CPU
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
+    places: ClassVar[Mapping[str, int]] = {
+        "fp32": 40,
+        "int8": 41,
+        "int4": 42,
+        "w8a8": 43,
+        "fp16": 44,
+    }
+    lean: ClassVar[bool] = True
 
     def __init__(self) -> None:
         import onnxruntime

@@ -65,6 +65,10 @@ class OpenVinoBackend(Backend):
     memory_per_weight: ClassVar[float] = 4.6
     entries: ClassVar[tuple[str, ...]] = (".xml", ".onnx")  # others are other frameworks'
     computes: ClassVar[tuple[str, ...]] = (*_HINTS, "auto")
+    places: ClassVar[Mapping[str, int]] = {
+        **{"w8a8": 20, "bf16": 21},
+        **{"fp32": 30, "int8": 31, "fp16": 32, "int4": 33},
+    }
 
     def __init__(self) -> None:
         import openvino

@@ -41,6 +41,7 @@ class TorchBackend(Backend):
     entries: ClassVar[tuple[str, ...]] = (".pt2",)
     computes: ClassVar[tuple[str, ...]] = ("fp32", "auto")
     compiles: ClassVar[bool] = True
+    places: ClassVar[Mapping[str, int]] = {"bf16": 25, "fp32": 50, "fp16": 51}
     # Reading a program is Python under one lock, and torch.export promises nothing to threads.
     loads_in_parallel: ClassVar[bool] = False
 

@@ -10,33 +10,38 @@ it has one of its own. A build that has such passes is only taken where they are
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
+from latentc.runtimes.bundle.precisions import PRECISIONS
+from latentc.runtimes.bundle.structures import Component
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.parsing import parser
 
 DENOISER = "denoiser"
 SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
-# Precisions of the denoiser, where nearly all of the work and most of the weights are, and what
-# the other components then get: they are sensitive and run once an image.
-ELSEWHERE: Mapping[str, str] = {"w8a8": "int8", "int4": "int8"}
-# What decides by thresholds, in fp32 unless it is named: half precision has steps of 5e-4 just
-# below 1, as large as what a score must be above its threshold, and would decide otherwise.
-EXACT = ("safety_checker", "watermark")
+Usual = Mapping[str, str]  # by component the precision that it has unless it is named
+_NONE: Usual = MappingProxyType({})
 _PLUS = "+"
 
 
+def usual_precisions(components: Iterable[Component]) -> Usual:
+    """Return what the components of a bundle have unless they are named, where that is not the
+    build's precision."""
+    return {component.name: component.precision for component in components if component.precision}
+
+
 @parser(InputError, "text", "a precision")
-def canonical(text: str) -> str:
+def canonical(text: str, usual: Usual = _NONE) -> str:
     """The one spelling of a precision: the base first, components in alphabetical order, and
-    none that says what the base says already; passes in alphabetical order.
+    none that says what it would have anyhow; passes in alphabetical order.
 
     Raises:
         InputError: not a precision or a list of ``component=precision``.
     """
-    return with_passes(text, ())
+    return with_passes(text, (), usual)
 
 
-def with_passes(precision: str, names: Iterable[str]) -> str:
+def with_passes(precision: str, names: Iterable[str], usual: Usual = _NONE) -> str:
     """The canonical precision with the named passes besides those that it has.
 
     Raises:
@@ -44,7 +49,7 @@ def with_passes(precision: str, names: Iterable[str]) -> str:
     """
     base, own, passes = _parse(precision)
     named = "".join(f"{_PLUS}{name}" for name in sorted(passes | set(names)))
-    rest = {name: value for name, value in own.items() if value != _usual(base, name)}
+    rest = {name: value for name, value in own.items() if value != _unnamed(base, name, usual)}
     if DENOISER in rest:
         rest[DENOISER] += named
     else:
@@ -52,12 +57,12 @@ def with_passes(precision: str, names: Iterable[str]) -> str:
     return ",".join([base, *(f"{name}={rest[name]}" for name in sorted(rest))])
 
 
-def of_component(precision: str, component: str) -> str:
+def of_component(precision: str, component: str, usual: Usual = _NONE) -> str:
     """The precision of one component under what was asked for (in any spelling); the denoiser's
     with its passes, that of its shallow part without them."""
     base, own, passes = _parse(precision)
     if component not in (DENOISER, SHALLOW):
-        return own.get(component, _usual(base, component))
+        return own.get(component, _unnamed(base, component, usual))
     found = own.get(component) or own.get(DENOISER) or base
     return _PLUS.join([found, *(sorted(passes) if component == DENOISER else ())])
 
@@ -91,10 +96,13 @@ def build_name(target: str, precision: str) -> str:
     return f"{target}-{plain}"
 
 
-def _usual(base: str, component: str) -> str:
-    if component in EXACT:
-        return "fp32"
-    return base if component in (DENOISER, SHALLOW) else ELSEWHERE.get(base, base)
+def _unnamed(base: str, component: str, usual: Usual) -> str:
+    """Return the precision of a component that is not named."""
+    if component in usual:
+        return usual[component]
+    if component in (DENOISER, SHALLOW) or base not in PRECISIONS:
+        return base
+    return PRECISIONS[base].elsewhere or base
 
 
 def _parse(text: str) -> tuple[str, dict[str, str], frozenset[str]]:

@@ -65,6 +65,9 @@ class Component(_Base, frozen=True):
 
     `positions`: of an output that has a position for each token id of an input, how many of the
     numbers at each position are made of that input, one after the other; by output and input.
+    `precision`: what it has unless it is named, where that is not the build's, as what decides by
+    thresholds. `jumps`: single values of what it makes may jump where what it is given is a hair
+    off, as what is rounded to steps of tens of levels does; the image as a whole may not.
     """
 
     name: str
@@ -72,6 +75,8 @@ class Component(_Base, frozen=True):
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     positions: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
+    precision: str = ""
+    jumps: bool = False
 
 
 class Check(_Base, frozen=True):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
-from latentc.runtimes.bundle.precision import canonical
+from latentc.runtimes.bundle.precision import canonical, usual_precisions
 from latentc.runtimes.errors import BackendError, InputError
 from latentc.runtimes.presets.load_arguments import AUTO
 from latentc.runtimes.presets.preset import (
@@ -35,7 +35,8 @@ def prepare(bundle: Bundle, asked: Asked) -> tuple[Asked, Preset | None]:
     """Fill in what the preset says that was asked for, if one was.
 
     Where `latentc tune` has a record of this bundle and machine, that is what it found. Else the
-    builds' own figures in the manifest decide, in the order of `EXPECTED`, and a warning says so.
+    builds' own figures in the manifest decide, in the order of `Backend.places`, and a warning says
+    so.
 
     Raises:
         InputError: no such preset, or what was asked for contradicts it.
@@ -69,7 +70,9 @@ def _apply(
 
     wrong = contradictions(choice, asked)
     precision = next(each.precision for each in manifest.builds if each.name == choice.build)
-    if asked.how["precision"] and canonical(asked.how["precision"]) != precision:
+    known = usual_precisions(manifest.components)
+    own = asked.how["precision"]
+    if own and canonical(own, known) != precision:
         wrong["precision"] = precision
     if wrong:
         found = ", ".join(f"{each} {value!r}" for each, value in wrong.items())
@@ -114,7 +117,9 @@ def _untuned(bundle: Bundle, name: str, asked: Asked, reason: str) -> tuple[Aske
 
 def _expected_fastest(manifest: Manifest, limits: Limits, asked: Asked) -> tuple[Build, str] | None:
     """Of the builds that the manifest says are good enough, and what loads them here."""
-    precision = canonical(asked.how["precision"]) if asked.how["precision"] else None
+    known = usual_precisions(manifest.components)
+    own = asked.how["precision"]
+    precision = canonical(own, known) if own else None
     fitting = [
         (build, kind)
         for build in manifest.builds
@@ -127,7 +132,7 @@ def _expected_fastest(manifest: Manifest, limits: Limits, asked: Asked) -> tuple
     # Of two targets of the same precision that an engine loads, the one that it likes best.
     fitting.sort(
         key=lambda pair: (
-            expected_rank(pair[1].name, pair[0].precision),
+            expected_rank(pair[1], pair[0].precision),
             pair[1].targets.index(pair[0].target),
         )
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from latentc.runtimes.backends import backend as engines
-from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.backends.backend import LAST_PLACE, Backend
 from latentc.runtimes.bundle.precision import DENOISER, of_component, split_passes
 from latentc.runtimes.presets.load_arguments import LoadArguments
 from latentc.runtimes.storage.folders import cache_folder
@@ -46,20 +46,6 @@ LIMITS: Mapping[str, Limits] = {
     "balanced": Limits(20.0, 2.0),
     "fast": Limits(12.0, 4.0),
 }
-
-# What is expected to be fast where nothing was measured, fastest first: engines and precisions
-# of the denoiser. Passes that leave out work (``w8a8+downsampled-attention``) come before the
-# precision alone. Anything else comes last.
-EXPECTED: tuple[tuple[str, str], ...] = (
-    *(("tensorrt", precision) for precision in ("w8a8", "fp16", "bf16", "int8", "fp32")),
-    *(("coreml", precision) for precision in ("fp16", "palette8", "palette6", "int8", "palette4")),
-    *(("openvino", precision) for precision in ("w8a8", "bf16")),
-    ("torch", "bf16"),
-    *(("openvino", precision) for precision in ("fp32", "int8", "fp16", "int4")),
-    *(("onnxruntime", precision) for precision in ("fp32", "int8", "int4", "w8a8", "fp16")),
-    *(("torch", precision) for precision in ("fp32", "fp16")),
-    ("coreml", "fp32"),
-)
 
 Arguments: TypeAlias = dict[str, int | float]
 _WITH_ANY_PRESET = ("static", "cache", "verify", "low_memory", "preset")  # static if it is a size
@@ -153,12 +139,11 @@ def points_lost(manifest: Manifest, right: int | None) -> float | None:
     return 100 * (probe.right - right) / len(probe.prompts)
 
 
-def expected_rank(backend: str, precision: str) -> tuple[int, int]:
-    """Sorts what is expected to be faster first: see `EXPECTED`."""
+def expected_rank(engine: type[Backend], precision: str) -> tuple[int, int]:
+    """Sorts what is expected to be faster first, where nothing was measured: see `Backend.places`.
+    Passes that leave out work (``w8a8+downsampled-attention``) come before the precision alone."""
     base, passes = split_passes(of_component(precision, DENOISER))
-    pair = (backend, base)
-    rank = EXPECTED.index(pair) if pair in EXPECTED else len(EXPECTED)
-    return rank, -len(passes)
+    return engine.places.get(base, LAST_PLACE), -len(passes)
 
 
 def records_folder() -> Path:

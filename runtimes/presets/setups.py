@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
-from latentc.runtimes.backends.choosing import choose_build
+from latentc.runtimes.backends.choosing import choose_build, distance
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.precision import DENOISER, of_component
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.errors import DeviceUnavailable, InputError
 from latentc.runtimes.machine import cores
 from latentc.runtimes.presets.preset import expected_rank
-
-_EXACT = ("fp32", "fp16", "bf16")  # the nearest to the original first
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def setups(
             misses.append(error)
             continue
         for build in _best_targets(bundle, engine):
-            rank = expected_rank(engine.name, build.precision)
+            rank = expected_rank(type(engine), build.precision)
             found += [
                 (rank, Setup(build.name, engine.name, where, compute), engine)
                 for compute in _computes(engine, build, where)
@@ -104,8 +102,8 @@ def thread_counts() -> list[int]:
 def exactness(build: Build, setup: Setup) -> tuple[bool, int, int]:
     """Sorts the setup nearest to the original first."""
     precision = of_component(build.precision, DENOISER)
-    known = _EXACT.index(precision) if precision in _EXACT else len(_EXACT)
-    return setup.compute is not None, known, expected_rank(setup.backend, build.precision)[0]
+    rank, _ = expected_rank(engines.find(setup.backend), build.precision)
+    return setup.compute is not None, distance(precision), rank
 
 
 def label(setup: Setup, arguments: Mapping[str, float] | None = None) -> str:

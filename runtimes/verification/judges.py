@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from latentc.runtimes import plugins
-from latentc.runtimes.backends.session import first_line
-from latentc.runtimes.errors import InputError
+from latentc.runtimes.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentc.runtimes import plugins
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend, SessionOptions
 from latentc.runtimes.backends.session import Array
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import split_passes
+from latentc.runtimes.bundle.precisions import PASSES, PRECISIONS, Tolerance
 from latentc.runtimes.bundle.structures import (
     Build,
     Check,
@@ -52,43 +52,6 @@ MAX_PSNR = 99.0  # dB, given to equal images
 _MAX_PROBES = 1 << 30  # bytes unpacked: a dozen images of 4096 by 4096
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What a build of some precision may be off by.
-
-    `component`, `latents`: relative L2 of each output and of the final latents.
-    `image_difference`: of 255, per value. `image_psnr`: in dB. `judged`: share of the images
-    by which the judge may find fewer right than of PyTorch's.
-    """
-
-    component: float
-    latents: float
-    image_difference: int
-    image_psnr: float
-    judged: float
-
-
-# Accumulated rounding is what an fp32 build may differ by: engines order sums differently.
-# At lower precisions single pixels at edges may jump; the image as a whole may not.
-TOLERANCES: Mapping[str, Tolerance] = {
-    "fp32": Tolerance(1e-4, 1e-3, 2, 40.0, 0.02),
-    "fp16": Tolerance(5e-3, 5e-2, 255, 30.0, 0.02),
-    "bf16": Tolerance(8e-2, 5e-1, 255, 18.0, 0.1),
-    "w8a8": Tolerance(3e-1, 5e-1, 255, 20.0, 0.1),
-    "int4": Tolerance(3e-1, 5e-1, 255, 18.0, 0.1),
-    "int8": Tolerance(6e-2, 1e-1, 255, 30.0, 0.06),
-    "palette8": Tolerance(6e-2, 1e-1, 255, 25.0, 0.06),
-    "palette6": Tolerance(1.5e-1, 2e-1, 255, 20.0, 0.1),
-    "palette4": Tolerance(5e-1, 8e-1, 255, 12.0, 0.3),
-    # Passes that were asked for by name: an approximation, whatever the precision besides.
-    "+downsampled-attention": Tolerance(2e-1, 1e-1, 255, 25.0, 0.04),
-}
-
-# Components after which single pixels may jump in every precision, as what is rounded to steps of
-# tens of levels does when it is a hair off; the image as a whole may not.
-JUMPING = ("watermark",)
-
-ENTRY_POINTS = "latentc.tolerances"  # of precisions that other packages bring
 Report = Callable[[str], None]
 
 
@@ -113,7 +76,7 @@ def check_build(
         low_memory: hold one component at a time in memory.
 
     Returns:
-        What was measured; `passed` says whether all of it was within `TOLERANCES`.
+        What was measured; `passed` says whether all of it was within the tolerances.
 
     Raises:
         VerificationError: the bundle holds no probes, none of a shape that the build takes, or
@@ -221,26 +184,24 @@ def _tolerances(build: Build) -> dict[str, Tolerance]:
     return made
 
 
-def _tolerance(where: str, precision: str) -> Tolerance:
-    """That of the table, or of an installed package that brings the precision."""
-    if precision in TOLERANCES:
-        return TOLERANCES[precision]
-    offered = plugins.entry_points(ENTRY_POINTS)
-    if precision not in offered:
+def _tolerance(where: str, named: str) -> Tolerance:
+    """Return that of a precision, or of a pass, which a plus stands before."""
+    kind, name = (PASSES, named[1:]) if named.startswith("+") else (PRECISIONS, named)
+    if name not in kind:
+        known = [*PRECISIONS, *(f"+{each}" for each in PASSES if PASSES[each].tolerance)]
         raise VerificationError(
-            f"{where}: no tolerance is known for precision {precision!r}, only for "
-            f"{', '.join([*TOLERANCES, *offered])}"
+            f"{where}: no tolerance is known for precision {named!r}, only for {', '.join(known)}"
         )
-    found = plugins.resolve(offered[precision])
-    if not isinstance(found, Tolerance):
-        raise VerificationError(f"{where}: {offered[precision]} is no Tolerance")
-    return found
+    tolerance = kind[name].tolerance
+    if tolerance is None:
+        raise VerificationError(f"{where}: the pass {name!r} has no tolerance")
+    return tolerance
 
 
 def _allowed(manifest: Manifest, tolerances: Iterable[Tolerance]) -> Tolerance:
     """Return what the whole loop may be off by, of components with these tolerances."""
     loosest = _loosest(tolerances)
-    jumps = any(component.name in JUMPING for component in manifest.components)
+    jumps = any(component.jumps for component in manifest.components)
     return replace(loosest, image_difference=255) if jumps else loosest
 
 

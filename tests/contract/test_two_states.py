@@ -3,7 +3,6 @@ together, as in the pipeline of `tests.support.duet`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 import latentc
-from latentc.exporter.classes import CLASSES, PipelineClass
+from latentc.exporter.classes import OWN, PipelineClass
 from latentc.exporter.compiler.export import export
 from latentc.runtimes.programs.statements import loop_of
 from latentc.runtimes.verification.verify import relative_l2
@@ -30,8 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers, "DuetPipeline", duet.DuetPipeline, raising=False)
         patch.setattr(diffusers, "DuetDenoiser", duet.DuetDenoiser, raising=False)
-        patch.setitem(CLASSES, "DuetPipeline", PipelineClass("duet", offers=()))  # type: ignore[arg-type]
-        patch.setitem(sys.modules, "latentc.exporter.families.duet", duet)
+        patch.setitem(OWN, "DuetPipeline", PipelineClass(duet.__name__, offers=()))  # type: ignore[arg-type]
         duet.make_pipeline().save_pretrained(folder / "pipeline")
         options: dict[str, Any] = {"schedulers": SCHEDULERS, "steps": [4, 7]}
         targets = ["onnx", "openvino"]

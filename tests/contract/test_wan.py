@@ -28,7 +28,7 @@ from latentc.exporter.compiler.export import export
 from latentc.exporter.components.wan_video_decoder import video_decoder_graph
 from latentc.exporter.families import family_of, wan
 from latentc.exporter.quiet import quiet_loading
-from latentc.exporter.targets.tensorrt import default_profile
+from latentc.exporter.targets.tensorrt.lowering import default_profile
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.commands.generate import generate
 from latentc.runtimes.errors import InputError, UnsupportedPipeline

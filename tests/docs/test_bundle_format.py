@@ -23,6 +23,7 @@ from PIL import Image
 from latentc.exporter.targets import TARGETS
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest, schema
+from latentc.runtimes.bundle.precisions import PASSES, PRECISIONS
 from latentc.runtimes.bundle.rules import DTYPES, is_dimension, is_inside
 from latentc.runtimes.errors import BundleError
 from latentc.runtimes.pipeline.loading import Loading
@@ -40,7 +41,7 @@ from latentc.runtimes.sampling.plan_schema import (
 )
 from latentc.runtimes.sampling.sampler import Rescale, denoise
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT
-from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
+from latentc.runtimes.verification.verify import relative_l2
 from latentc.runtimes.version_1.fields import Branch, Guidance
 from tests.conftest import KEPT, one_at_a_time
 from tests.docs import independent_loader as reader
@@ -353,9 +354,11 @@ def test_limits_of_verification() -> None:
         )
         for row in rows
     }
+    tolerances = {name: each.tolerance for name, each in PRECISIONS.items()}
+    tolerances |= {f"+{name}": each.tolerance for name, each in PASSES.items() if each.tolerance}
     assert found == {
         name: (t.component, t.latents, t.image_difference, t.image_psnr, 100 * t.judged)
-        for name, t in TOLERANCES.items()
+        for name, t in tolerances.items()
     }
 
 
@@ -784,7 +787,7 @@ def test_reader_and_runtime_go_on_from_another_run(with_images: Callable[[str], 
 def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -> None:
     """The probes come from diffusers itself: the document alone makes its images."""
     other = reader.Bundle(exported(name))
-    probes, limits = other.manifest["probes"], TOLERANCES["fp32"]
+    probes, limits = other.manifest["probes"], PRECISIONS["fp32"].tolerance
     for component, file in probes["files"].items():
         if component == "loop":
             continue

@@ -19,9 +19,14 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from latentc.exporter import options, targets
 from latentc.exporter.export_arguments import export_options
+from latentc.exporter.families import family_of
+from latentc.exporter.options import describing
+from latentc.exporter.source.resolving import resolve
+from latentc.exporter.source_closure import closure
 from latentc.runtimes import plugins
 from latentc.runtimes.backends import backend
 from latentc.runtimes.bundle.manifest import Manifest
@@ -98,6 +103,19 @@ def test_the_backend_verifies_and_generates(
 
 
 PLAIN = ROOT / "examples" / "plain_target.py"
+FAMILY = ROOT / "examples" / "plain_family.py"
+
+
+def points(group: str) -> dict[str, dict[str, str]]:
+    """Return the entry points of the page's package that has some of a group."""
+    declared = (tomllib.loads(text)["project"]["entry-points"] for text in blocks("toml"))
+    found: dict[str, dict[str, str]] = next(each for each in declared if group in each)
+    return found
+
+
+def block(name: str) -> str:
+    """Return the page's Python code that defines a name."""
+    return next(text for text in blocks("py") if name in text)
 
 
 @pytest.fixture
@@ -128,8 +146,7 @@ def install(folder: Path, module: str, code: str, points: dict[str, dict[str, st
 
 @pytest.mark.fault("3.2", "a target, precision and backend from outside fail in the preflight")
 def test_a_target_from_outside(packages: Path, run: Run, smallest: Path, tmp_path: Path) -> None:
-    project = tomllib.loads(blocks("toml")[1])["project"]
-    install(packages, "latentc_plain", PLAIN.read_text("utf-8"), project["entry-points"])
+    install(packages, "latentc_plain", PLAIN.read_text("utf-8"), points("latentc.targets"))
     bundle = tmp_path / "bundle"
     export = ("export", smallest, "-o", bundle, "--target", "plain", "--precision", "fp24")
     code, out, err = run(*export, "--dry-run")
@@ -152,8 +169,98 @@ def test_a_target_from_outside(packages: Path, run: Run, smallest: Path, tmp_pat
     assert "plain" in {each["name"] for each in json.loads(out)}
 
 
-def test_the_example_is_as_long_as_the_page_says() -> None:
-    assert f"in {len(PLAIN.read_text('utf-8').splitlines())} lines" in " ".join(PAGE.split())
+@pytest.mark.parametrize("example", [PLAIN, FAMILY])
+def test_the_example_is_as_long_as_the_page_says(example: Path) -> None:
+    lines = len(example.read_text("utf-8").splitlines())
+    (behind,) = re.findall(rf"\(\.\./examples/{example.name}\)(.{{200}})", " ".join(PAGE.split()))
+    assert f" in {lines} lines" in behind
+
+
+def test_a_family_and_a_pass_from_outside(
+    packages: Path, run: Run, smallest_unconditional: Path, tmp_path: Path
+) -> None:
+    import diffusers
+
+    source, bundle, image = (tmp_path / name for name in ("source", "bundle", "image.png"))
+    unet = diffusers.DDPMPipeline.from_pretrained(smallest_unconditional).unet
+    diffusers.PNDMPipeline(unet, diffusers.PNDMScheduler()).save_pretrained(source)
+    export = ("export", source, "-o", bundle, "--steps", 4, "--scheduler", "pndm")
+    code, _, err = run(*export)
+    assert code == 3, err
+    assert "'PNDMPipeline' is not supported" in err
+    install(packages, "latentc_pndm", FAMILY.read_text("utf-8"), points("latentc.pipelines"))
+    install(packages, "latentc_smaller", block("SMALLER"), points("latentc.passes"))
+    assert "latentc_pndm" in closure(*describing(resolve(source)))
+    code, _, err = run(*export, "--precision", "fp32", "--precision", "fp32+smaller")
+    assert code == 0, err
+    manifest = Manifest.load(bundle)
+    assert [check.pipeline_class for check in manifest.programs_checked] == ["PNDMPipeline"]
+    assert {build.precision for build in manifest.builds} == {"fp32", "fp32+smaller"}
+    errors = {}
+    for build in manifest.builds:
+        assert build.verification is not None
+        assert build.verification.passed
+        errors[build.precision] = max(each.relative_l2 for each in build.verification.checks)
+    assert errors["fp32"] < 1e-4 < errors["fp32+smaller"] < 2e-1
+    code, _, err = run("generate", bundle, "--steps", 4, "-o", image)
+    assert code == 0, err
+    assert image.exists()
+
+
+def test_a_judge_from_outside(packages: Path) -> None:
+    install(
+        packages,
+        "latentc_red",
+        block("RedJudge"),
+        {"latentc.judges": {"red": "latentc_red:RedJudge"}},
+    )
+    assert "red" in judges.names()
+    judge = judges.get("red")
+    assert judge.prompts(2) == ["a red thing, number 0", "a red thing, number 1"]
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    assert [judge.agrees(image, "a red thing") for image in images] == [True, False]
+
+
+BROKEN_FAMILIES = {
+    "leaves": ("raise SystemExit(3)", "SystemExit"),
+    "bare": ("x = 1", "has no COMPONENTS"),
+    "absent": (None, "No module named"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FAMILIES)
+def test_a_broken_family_concerns_nobody_else(
+    name: str, packages: Path, run: Run, smallest_unconditional: Path, tmp_path: Path
+) -> None:
+    code, message = BROKEN_FAMILIES[name]
+    if code is not None:
+        (packages / f"family_{name}.py").write_text(code)
+    record = (
+        f"from latentc.exporter.classes import PipelineClass\nR = PipelineClass('family_{name}')\n"
+    )
+    install(
+        packages,
+        f"record_{name}",
+        record,
+        {"latentc.pipelines": {"PNDMPipeline": f"record_{name}:R"}},
+    )
+    other = ("--precision", "denoiser=fp16", "--dry-run")
+    status, _, err = run("export", smallest_unconditional, "-o", tmp_path / "bundle", *other)
+    assert status == 0, err
+    with pytest.raises(InputError, match=f"pipeline class 'PNDMPipeline': .*{message}"):
+        family_of("PNDMPipeline")
+
+
+def test_a_precision_that_nothing_else_is_known_of(
+    packages: Path, run: Run, tmp_path: Path
+) -> None:
+    named = points("latentc.targets")
+    del named["latentc.precisions"]
+    install(packages, "latentc_plain", PLAIN.read_text("utf-8"), named)
+    given = ("source", "-o", tmp_path / "b", "--target", "plain", "--precision", "fp24")
+    status, _, err = run("export", *given)
+    assert status == 2
+    assert "precision 'fp24' of target 'plain': nothing else is known of it" in err
 
 
 BROKEN = {
@@ -277,8 +384,7 @@ def test_passes_of_a_broken_package(
     if code:
         (packages / f"{name}.py").write_text(code)
     plain = PLAIN.read_text("utf-8").replace("(__name__,)", repr((name,)))
-    project = tomllib.loads(blocks("toml")[1])["project"]
-    install(packages, "latentc_plain", plain, project["entry-points"])
+    install(packages, "latentc_plain", plain, points("latentc.targets"))
     monkeypatch.setattr(
         "latentc.exporter.compiler.export.resolve", lambda *_: pytest.fail("the source was read")
     )

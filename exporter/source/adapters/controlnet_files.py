@@ -9,8 +9,7 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source import model_folders
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.resolving import load_model
-from latentc.runtimes.backends.session import first_line
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 
 
 def find(asked: str, _: Reading | None = None) -> Ingredient:

@@ -14,9 +14,8 @@ from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.resolving import digest_folder, load_model
 from latentc.exporter.source.weight_files import SAFE
 from latentc.exporter.versions import digest
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.trust import sha256
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
 from latentc.runtimes.storage.parsing import parser
 

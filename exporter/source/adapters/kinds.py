@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from latentc.exporter.versions import code
 from latentc.runtimes.errors import InputError
 
 # Kind → module of this package. One line per kind; they are applied in this order.
@@ -28,14 +27,6 @@ KINDS: Mapping[str, str] = {
 
 # Those that write into weights, which must be in memory for that, and not in a mapped file.
 WRITING = frozenset({"lora", "textual-inversion"})
-# Code that decides what their weights become, besides the libraries'.
-_FUSING: Mapping[str, tuple[str, ...]] = {
-    "lora": (
-        "latentc.exporter.source.adapters.lora",
-        "latentc.exporter.source.adapters.lora_layers",
-        "latentc.runtimes.verification.weight_differences",
-    ),
-}
 # Those that stand in the place of a part.
 REPLACING = frozenset({"vae"})
 
@@ -116,9 +107,13 @@ def changed(
         for part in kind(each.kind).parts(pipeline_class):
             if part in digests:
                 known = found.setdefault(part, [digests[part]])
-                fusing = [code(*_FUSING[each.kind])] if each.kind in _FUSING else []
-                known.append([each.kind, each.sha256, each.scale, each.token, *fusing])
+                known.append([each.kind, each.sha256, each.scale, each.token])
     return found
+
+
+def modules(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:
+    """Return the modules that decide what becomes of a pipeline with these ingredients."""
+    return tuple(dict.fromkeys(KINDS[each.kind] for each in ingredients))
 
 
 def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]:

@@ -22,9 +22,8 @@ from latentc.exporter.source.adapters import lora_layers as adapter_layers
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.adapters.lora_layers import Place
 from latentc.exporter.source.given_files import scaled
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.trust import sha256
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 from latentc.runtimes.storage.parsing import parser
 from latentc.runtimes.verification import weight_differences
 from latentc.runtimes.verification.weight_differences import Floats, Layer

@@ -10,8 +10,7 @@ from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source import model_folders
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.resolving import load_model
-from latentc.runtimes.backends.session import first_line
-from latentc.runtimes.errors import SourceError, UnsupportedPipeline
+from latentc.runtimes.errors import SourceError, UnsupportedPipeline, first_line
 
 # Pipeline class → that of diffusers which takes adapters besides.
 _WITH = {

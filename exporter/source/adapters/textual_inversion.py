@@ -16,9 +16,8 @@ from latentc.exporter.source import unread_keys, weight_files
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.given_files import worded
 from latentc.exporter.stored_weights import check_finite
-from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.trust import sha256
-from latentc.runtimes.errors import SourceError
+from latentc.runtimes.errors import SourceError, first_line
 from latentc.runtimes.storage.parsing import parser
 
 if TYPE_CHECKING:

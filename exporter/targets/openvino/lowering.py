@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from latentc.exporter.capture.decompose import Table, decomposed
 from latentc.exporter.capture.graphs import quiet, variant
+from latentc.exporter.passes import plain_integers
 from latentc.exporter.stored_weights import in_one_file
 from latentc.exporter.targets.openvino import int4 as openvino_int4
 from latentc.runtimes.bundle.structures import Component
@@ -27,7 +28,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     here (OpenVINO's own fp16 compression would round the time embedding's table too)."""
     import openvino
 
-    plain = variant(program, ("plain_integers",))
+    plain = variant(program, (plain_integers.__name__,))
     with in_one_file(plain.state_dict, folder):
         return _lower(openvino, plain, component, folder)
 

@@ -29,6 +29,10 @@ class CoreMLBackend(Backend):
     memory_per_weight: ClassVar[float] = 4.0
     entries: ClassVar[tuple[str, ...]] = (".json",)
     one_length: ClassVar[bool] = True
+    places: ClassVar[Mapping[str, int]] = {
+        **{"fp16": 10, "palette8": 11, "palette6": 12, "int8": 13, "palette4": 14},
+        "fp32": 60,
+    }
     loads_in_parallel: ClassVar[bool] = False  # nor does it promise that threads may load models
 
     def __init__(self) -> None:

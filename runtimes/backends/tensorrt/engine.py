@@ -8,7 +8,7 @@ infer_shapes, execute_async_v3.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ class TensorRtBackend(Backend):
     targets: ClassVar[tuple[str, ...]] = ("tensorrt",)
     entries: ClassVar[tuple[str, ...]] = (".onnx",)
     builds: ClassVar[bool] = True
+    places: ClassVar[Mapping[str, int]] = {"w8a8": 0, "fp16": 1, "bf16": 2, "int8": 3, "fp32": 4}
     # The device is a setting of each thread, and engines are read into one GPU's memory.
     loads_in_parallel: ClassVar[bool] = False
 

@@ -13,11 +13,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPImageProcessorPil
 
+from latentc.exporter.components.names import USUAL, precision_of
 from latentc.exporter.components.processors import Prepared
 from latentc.exporter.components.safety_checker import SafetyChecker
 from latentc.exporter.families import stable_diffusion
 from latentc.exporter.quiet import quiet_loading
-from latentc.runtimes.bundle.precision import canonical, of_component
+from latentc.runtimes.bundle.precision import canonical
 from latentc.runtimes.errors import UnsupportedPipeline
 from tests.support import tiny
 
@@ -126,8 +127,8 @@ def test_what_is_not_supported(parts: dict[str, Any], says: str, smallest: Path)
 
 
 def test_it_is_in_fp32_unless_it_is_named() -> None:
-    assert of_component("fp16", "safety_checker") == "fp32"
-    assert of_component("w8a8", "safety_checker") == "fp32"
-    assert of_component("fp16,safety_checker=fp16", "safety_checker") == "fp16"
-    assert canonical("fp16,safety_checker=fp32") == "fp16"
-    assert canonical("fp16,safety_checker=fp16") == "fp16,safety_checker=fp16"
+    assert precision_of("fp16", "safety_checker") == "fp32"
+    assert precision_of("w8a8", "safety_checker") == "fp32"
+    assert precision_of("fp16,safety_checker=fp16", "safety_checker") == "fp16"
+    assert canonical("fp16,safety_checker=fp32", USUAL) == "fp16"
+    assert canonical("fp16,safety_checker=fp16", USUAL) == "fp16,safety_checker=fp16"

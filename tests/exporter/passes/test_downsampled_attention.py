@@ -32,8 +32,9 @@ from latentc.exporter.targets.options import Settings
 from latentc.runtimes.backends import backend as backends
 from latentc.runtimes.backends.backend import SessionOptions
 from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.precisions import PASSES, PRECISIONS
 from latentc.runtimes.errors import ExportError
-from latentc.runtimes.verification.verify import TOLERANCES, relative_l2
+from latentc.runtimes.verification.verify import relative_l2
 from tests.support import tiny
 from tests.support.combinations import kept
 
@@ -297,11 +298,12 @@ def _check_measured(manifest: Manifest, precision: str) -> None:
     assert build.verification is not None
     assert build.verification.loop is not None
     checks = [check for check in build.verification.checks if check.subject == "denoiser"]
-    limit = TOLERANCES[f"+{NAME}"]
+    limit = PASSES[NAME].tolerance
+    assert limit is not None
     assert {check.tolerance for check in checks} == {limit.component}
     assert all(1e-4 < check.relative_l2 <= limit.component for check in checks)
     others = [check for check in build.verification.checks if check.subject != "denoiser"]
-    assert {check.tolerance for check in others} == {TOLERANCES["fp32"].component}
+    assert {check.tolerance for check in others} == {PRECISIONS["fp32"].tolerance.component}
     assert build.verification.loop.image_psnr >= limit.image_psnr
 
 

@@ -18,7 +18,8 @@ from latentc.exporter.capture.interpreter import Watched
 from latentc.exporter.components.description import Description, Graph
 from latentc.exporter.families import family_of
 from latentc.exporter.lowering import layer_ranking as floor
-from latentc.exporter.lowering.calibration import ranges, trajectories
+from latentc.exporter.lowering.calibration import ranges
+from latentc.exporter.lowering.trajectories import trajectories
 from latentc.exporter.passes import (
     TYPED_INTEGERS,
     W8A8,

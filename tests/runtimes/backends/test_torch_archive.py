@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentc.exporter.targets import torch as target
+from latentc.exporter.targets.torch import lowering as target
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends import torch_archive, torch_program
 from latentc.runtimes.bundle.manifest import Manifest

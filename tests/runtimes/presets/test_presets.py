@@ -12,13 +12,14 @@ import pytest
 from latentc import cli
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend
+from latentc.runtimes.backends.onnxruntime import OnnxRuntimeBackend
+from latentc.runtimes.backends.openvino import OpenVinoBackend
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import JudgeProbe
 from latentc.runtimes.commands.generate import generate
 from latentc.runtimes.commands.tune import tune
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.pipeline.pipeline import Pipeline, load
-from latentc.runtimes.presets import preset as presets
 from latentc.runtimes.presets import records as tuning_records
 from latentc.runtimes.presets.preset import LIMITS, content, expected_rank
 from latentc.runtimes.presets.records import Choice, Record, machine, save
@@ -100,12 +101,12 @@ def test_untuned_bundles_cost_no_search(bundle: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_expected_to_be_faster() -> None:
     ranks = [
-        expected_rank("openvino", "w8a8+downsampled-attention"),
-        expected_rank("openvino", "fp32,denoiser=w8a8"),
-        expected_rank("openvino", "bf16"),
-        expected_rank("openvino", "fp32"),
-        expected_rank("onnxruntime", "fp32"),
-        expected_rank("unheard-of", "fp32"),
+        expected_rank(OpenVinoBackend, "w8a8+downsampled-attention"),
+        expected_rank(OpenVinoBackend, "fp32,denoiser=w8a8"),
+        expected_rank(OpenVinoBackend, "bf16"),
+        expected_rank(OpenVinoBackend, "fp32"),
+        expected_rank(OnnxRuntimeBackend, "fp32"),
+        expected_rank(FakeBackend, "fp32"),
     ]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
@@ -277,8 +278,7 @@ def test_without_a_record_the_manifest_chooses(
     judged = JudgeProbe({}, "plain", 2, 7, 16, 8, "even", tuple("ab" * 25), 48)
     probes = msgspec.structs.replace(manifest.probes, judged=judged)
     (folder / MANIFEST).write_bytes(msgspec.structs.replace(manifest, probes=probes).encode())
-    order = tuple(("fake", each) for each in ("int4", "int8", "bf16", "fp32"))
-    monkeypatch.setattr(presets, "EXPECTED", order)
+    monkeypatch.setattr(FakeBackend, "places", {"int4": 0, "int8": 1, "bf16": 2, "fp32": 3})
     add_build(folder, "bf16", "denoiser", 30.0, 48)
     add_build(folder, "int8", "denoiser", 35.0, 47)
     add_build(folder, "int4", "denoiser", 19.0, 46)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
+from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.bundle.structures import Build, Verification
 from latentc.runtimes.errors import BundleError, VerificationError
 from latentc.runtimes.verification import verify
@@ -64,6 +66,15 @@ def test_the_loop_has_a_tolerance(bundle: Path) -> None:
     found = check(bundle, add_probes(bundle, 2e-3))
     assert found.loop is not None
     assert not found.loop.passed
+
+
+def test_single_values_may_jump_after_some_components(bundle: Path) -> None:
+    manifest = add_probes(bundle)
+    tolerances = [PRECISIONS["fp32"].tolerance]
+    assert verify._allowed(manifest, tolerances) == tolerances[0]
+    last = msgspec.structs.replace(manifest.components[-1], jumps=True)
+    manifest = msgspec.structs.replace(manifest, components=(*manifest.components[:-1], last))
+    assert verify._allowed(manifest, tolerances) == replace(tolerances[0], image_difference=255)
 
 
 def test_fp16_has_its_own(bundle: Path) -> None:
