@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Unpack
 
+from latentc.exporter.artifacts.source_closure import code
+from latentc.exporter.artifacts.versions import CAPTURE, digest, libraries, versions
 from latentc.exporter.calibration_prompts import Calibration, calibration
 from latentc.exporter.classes import CLASSES, record_of
 from latentc.exporter.components.names import (
@@ -34,11 +36,9 @@ from latentc.exporter.schedulers.names import SCHEDULERS, unknown_scheduler
 from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.left_out import takes_watermark
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.source_closure import code
 from latentc.exporter.targets import TARGETS, passes, verifier
 from latentc.exporter.targets import options as own_options
 from latentc.exporter.targets.options import TargetOptions, of_targets
-from latentc.exporter.versions import CAPTURE, digest, libraries, versions
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import (

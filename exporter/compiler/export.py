@@ -12,6 +12,13 @@ from typing import Any, Unpack
 
 from msgspec import structs
 
+from latentc.exporter.artifacts.store import (
+    Store,
+    full_disk_reported,
+    missing_artifacts,
+    previous_manifest,
+    recover,
+)
 from latentc.exporter.compiler import early_checks as early
 from latentc.exporter.compiler.output import check_output
 from latentc.exporter.compiler.preflight import Need, need, refuse, weights_of
@@ -33,13 +40,6 @@ from latentc.exporter.source import given_files, left_out
 from latentc.exporter.source.adapters.kinds import KINDS as INGREDIENTS
 from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.resolving import PipelineSource, resolve
-from latentc.exporter.store import (
-    Store,
-    full_disk_reported,
-    missing_artifacts,
-    previous_manifest,
-    recover,
-)
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.errors import InputError, shown
 from latentc.runtimes.options import takes

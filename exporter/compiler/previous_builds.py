@@ -6,10 +6,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from latentc.exporter.artifacts.store import Item, Store
 from latentc.exporter.options import ExportOptions
 from latentc.exporter.passes import STEP_CACHE
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.store import Item, Store
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Build, Component
 from latentc.runtimes.errors import ExportError

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from latentc.exporter.artifacts.store import Store
+from latentc.exporter.artifacts.versions import libraries
 from latentc.exporter.compiler.previous_builds import entry, refuse_other_graphs, with_kept
 from latentc.exporter.compiler.requested import described
 from latentc.exporter.compiler.sharing import share
@@ -28,11 +30,9 @@ from latentc.exporter.options import ExportOptions
 from latentc.exporter.programs.changes import nearest, usual_steps, with_planned_steps
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import PipelineSource, load
-from latentc.exporter.store import Store
 from latentc.exporter.targets import computes
 from latentc.exporter.verification.builds import verified
 from latentc.exporter.verification.probes import Probing
-from latentc.exporter.versions import libraries
 from latentc.runtimes.bundle.manifest import FORMAT_VERSION, Manifest
 from latentc.runtimes.bundle.precision import build_name
 from latentc.runtimes.bundle.structures import (

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentc.exporter.artifacts.source_closure import code
+from latentc.exporter.artifacts.store import Store
+from latentc.exporter.artifacts.versions import digest, versions
 from latentc.exporter.components.description import Description, Tokens
 from latentc.exporter.source import vocabulary
 from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.source_closure import code
-from latentc.exporter.store import Store
-from latentc.exporter.versions import digest, versions
 from latentc.runtimes.bundle.structures import Tokenizer
 from latentc.runtimes.errors import ExportError
 from latentc.runtimes.texts.tokenizer import frame_of

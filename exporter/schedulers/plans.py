@@ -14,15 +14,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from latentc.exporter.artifacts.source_closure import code
+from latentc.exporter.artifacts.store import Store, full_disk_reported
+from latentc.exporter.artifacts.versions import digest, versions
 from latentc.exporter.components.description import FixedScheduler
 from latentc.exporter.progress import Progress
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.schedulers import tables as tracing
 from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
 from latentc.exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
-from latentc.exporter.source_closure import code
-from latentc.exporter.store import Store, full_disk_reported
-from latentc.exporter.versions import digest, versions
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import File, Schedule

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from latentc.exporter.artifacts.versions import digest
 from latentc.exporter.classes import CLASSES, not_supported, record_of
 from latentc.exporter.families import family_of
 from latentc.exporter.quiet import quiet_loading
@@ -32,7 +33,6 @@ from latentc.exporter.source.left_out import OTHER_PARTS, left_out, present, unu
 from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.single_file import SingleFile
 from latentc.exporter.source.weight_files import SAFE, check
-from latentc.exporter.versions import digest
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import sha256
 from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline, first_line

@@ -9,16 +9,16 @@ from typing import Any
 
 from msgspec import convert, to_builtins
 
+from latentc.exporter.artifacts.source_closure import code
+from latentc.exporter.artifacts.store import Store
+from latentc.exporter.artifacts.versions import CAPTURE, digest, versions
 from latentc.exporter.components.description import Description
 from latentc.exporter.options import ExportOptions, describing
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.source_closure import code
-from latentc.exporter.store import Store
 from latentc.exporter.verification.judging import Judged, judge_probe
 from latentc.exporter.verification.judging import read as read_judged
 from latentc.exporter.verification.probe_calls import arguments_of, takes_images
-from latentc.exporter.versions import CAPTURE, digest, versions
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import JudgeProbe, LoopProbe, Probes, Schedule
 from latentc.runtimes.storage.npz import write_arrays

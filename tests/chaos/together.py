@@ -65,7 +65,7 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
     counts = os.pipe()
 
     def replace() -> int:
-        from latentc.exporter.store import Store
+        from latentc.exporter.artifacts.store import Store
         from latentc.runtimes.bundle.manifest import Manifest
 
         for _ in range(rounds):
@@ -109,7 +109,7 @@ def reader(rounds: int, good: Path, source: Path, base: Path) -> Together:
 
 
 def _keys(manifest: object) -> set[str]:
-    from latentc.exporter.store import _items_of
+    from latentc.exporter.artifacts.store import _items_of
 
     return {key for key, _ in _items_of(manifest)}  # type: ignore[arg-type]
 

@@ -22,11 +22,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from latentc.exporter import options, targets
+from latentc.exporter.artifacts.source_closure import closure
 from latentc.exporter.export_arguments import export_options
 from latentc.exporter.families import family_of
 from latentc.exporter.options import describing
 from latentc.exporter.source.resolving import resolve
-from latentc.exporter.source_closure import closure
 from latentc.runtimes import plugins
 from latentc.runtimes.backends import backend
 from latentc.runtimes.bundle.manifest import Manifest

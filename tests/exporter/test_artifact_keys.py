@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from latentc.exporter import source_closure
-from latentc.exporter.options import ExportOptions, artifact_keys
+from latentc.exporter.artifacts import source_closure
+from latentc.exporter.artifacts.source_closure import closure, code, imported_names
+from latentc.exporter.options import artifact_keys, export_options
 from latentc.exporter.schedulers.plans import key_of
 from latentc.exporter.schedulers.shifting import Told
 from latentc.exporter.source.adapters.kinds import Ingredient
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.source_closure import closure, code, imported_names
 from latentc.exporter.targets import TARGETS
 from latentc.exporter.verification.probes import Probing
 from latentc.runtimes.bundle.manifest import Manifest
@@ -61,8 +61,8 @@ def forget() -> Iterator[None]:
 
 
 def keys(source: PipelineSource = SOURCE, **options: Any) -> dict[tuple[str, str], dict[str, str]]:
-    asked = {"targets": tuple(TARGETS), "precisions": ("fp32", "fp16"), **options}
-    return artifact_keys(source, ExportOptions(**asked))
+    asked = {"targets": tuple(TARGETS), "precision": ("fp32", "fp16"), **options}
+    return artifact_keys(source, export_options(**asked))
 
 
 def changed(before: dict[Any, Any], after: dict[Any, Any]) -> set[Any]:
@@ -148,11 +148,11 @@ def test_nothing_else_changes_keys(module: str, monkeypatch: pytest.MonkeyPatch)
         ("exporter.source.adapters.lora", LORA, {}),
         ("exporter.source.adapters.lora_layers", LORA, {}),
         ("runtimes.verification.weight_differences", LORA, {}),
-        ("exporter.lowering.trajectories", SOURCE, {"precisions": ("denoiser=w8a8",)}),
-        ("runtimes.interpreter.loop", SOURCE, {"precisions": ("denoiser=w8a8",)}),
-        ("exporter.passes.int8_weights", SOURCE, {"precisions": ("denoiser=int4",)}),
+        ("exporter.lowering.trajectories", SOURCE, {"precision": ("denoiser=w8a8",)}),
+        ("runtimes.interpreter.loop", SOURCE, {"precision": ("denoiser=w8a8",)}),
+        ("exporter.passes.int8_weights", SOURCE, {"precision": ("denoiser=int4",)}),
         *(
-            (module, SOURCE, {"precisions": ("denoiser=int8",), "fidelity_floor": 40.0})
+            (module, SOURCE, {"precision": ("denoiser=int8",), "fidelity_floor": 40.0})
             for module in (
                 *("exporter.lowering.fidelity_floor", "exporter.lowering.layer_ranking"),
                 *("runtimes.verification.verify", "runtimes.backends.openvino"),
@@ -171,7 +171,7 @@ def test_what_decides_a_build_as_asked(
 
 
 def test_a_split_denoiser_is_another_one() -> None:
-    whole, split = keys(), keys(asked=("step-cache",))
+    whole, split = keys(), keys(passes=("step-cache",))
     for pair in ALL:
         assert {name for name in whole[pair] if whole[pair][name] != split[pair][name]} == {
             "denoiser"
@@ -218,7 +218,7 @@ def test_probes(
     described: Any = SimpleNamespace(program=manifest.programs[0])
     nothing: Any = None
     plan = manifest.schedules[0]
-    probing = Probing(SOURCE, ExportOptions(), described, manifest, plan, nothing, nothing)
+    probing = Probing(SOURCE, export_options(), described, manifest, plan, nothing, nothing)
     before = probing._key([], None, False)
     edit(monkeypatch, f"latentc.{module}")
     assert (probing._key([], None, False) != before) == expected

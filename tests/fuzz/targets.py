@@ -421,7 +421,7 @@ SEEDS: Mapping[str, Seeds] = {
     "latentc.exporter.verification.judging:read": _json(
         {"judge": {"name": "shapes", "prompts": ["a"], "images": 4}}
     ),
-    "latentc.exporter.store:_read_item": _json(_ITEM),
+    "latentc.exporter.artifacts.store:_read_item": _json(_ITEM),
     "latentc.benchmarks.bench.model:read": _reports,
     "latentc.benchmarks.bench.peers:_answer": _json({"error": None, "seconds": [1.0], "memory": 3}),
     "latentc.benchmarks.bench.fidelity:Images.load": _saved_images,

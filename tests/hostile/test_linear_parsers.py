@@ -324,7 +324,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
     "latentc.exporter.verification.judging:read": (
         _json(lambda count: {"judge": {"name": "shapes", "prompts": ["a"] * count, "images": 4}}),
     ),
-    "latentc.exporter.store:_read_item": (
+    "latentc.exporter.artifacts.store:_read_item": (
         _json(lambda count: {"files": [_FILE] * count, "meta": {"entry": "b"}}),
         _json(lambda count: {"files": [_FILE], "meta": _map(count)}),
     ),

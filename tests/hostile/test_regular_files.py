@@ -44,7 +44,7 @@ DIRECTLY = {
     "exporter/compiler/preflight.py:_number": "/sys",
     "exporter/compiler/preflight.py:_files_of": "/proc",
     "exporter/compiler/preflight.py:_left": "/sys",
-    "exporter/source_closure.py:read_source": "latentc's own code, and that of plugins",
+    "exporter/artifacts/source_closure.py:read_source": "latentc's own code, and that of plugins",
     "exporter/stored_weights.py:_written": "writes",
     "exporter/schedulers/plans.py:_extended": "reads what it has just written",
     "exporter/targets/coreml/lowering.py:_forget_empty_folders": "reads what was just written",

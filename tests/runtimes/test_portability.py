@@ -79,7 +79,7 @@ assert cache.find({"graph": "a"}).read_bytes() == b"x" * 10
 from latentc.runtimes.storage.locks import writing
 from latentc.exporter.progress import Progress
 from latentc.exporter.compiler.sharing import share
-from latentc.exporter.store import Store
+from latentc.exporter.artifacts.store import Store
 from latentc.runtimes.bundle.manifest import Manifest
 manifest = Manifest.load(bundle)
 for _ in range(2):

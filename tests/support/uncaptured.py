@@ -17,12 +17,12 @@ from unittest import mock
 import numpy as np
 import torch
 
+from latentc.exporter.artifacts.store import Store
 from latentc.exporter.compiler.run import Compilation
 from latentc.exporter.components.description import Description
 from latentc.exporter.options import export_options
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import resolve
-from latentc.exporter.store import Store
 from latentc.exporter.verification.eager import EagerSession
 from latentc.runtimes.backends.backend import Backend, SessionOptions
 from latentc.runtimes.backends.session import Array, Feeds, Session

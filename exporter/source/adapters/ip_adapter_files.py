@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentc.exporter.artifacts.versions import digest
 from latentc.exporter.components.names import IP_IMAGE_ENCODER
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source import hub, unread_keys, weight_files
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.resolving import digest_folder, load_model
 from latentc.exporter.source.weight_files import SAFE
-from latentc.exporter.versions import digest
 from latentc.runtimes.bundle.trust import sha256
 from latentc.runtimes.errors import SourceError, first_line
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular

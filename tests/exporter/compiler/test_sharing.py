@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from latentc.cli import run as command
+from latentc.exporter.artifacts.store import Store, missing_artifacts
 from latentc.exporter.compiler import sharing
-from latentc.exporter.store import Store, missing_artifacts
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.errors import BundleError, ExportError

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from latentc.exporter.artifacts.store import Store, recover
 from latentc.exporter.compiler.export import export
 from latentc.exporter.progress import Event as Stage
 from latentc.exporter.progress import Progress
 from latentc.exporter.schedulers import plans as schedules
 from latentc.exporter.schedulers.plans import add_to_bundle
-from latentc.exporter.store import Store, recover
 from latentc.exporter.targets.onnx import lowering as onnx_target
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
@@ -39,7 +39,7 @@ import shutil, sys, time
 from pathlib import Path
 from latentc.runtimes.storage.locks import writing
 from latentc.exporter.progress import Progress
-from latentc.exporter.store import Store, recover
+from latentc.exporter.artifacts.store import Store, recover
 from latentc.runtimes.bundle.manifest import Manifest
 
 output, template, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

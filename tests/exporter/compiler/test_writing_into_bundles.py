@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from diffusers import DDPMScheduler
 
+from latentc.exporter.artifacts.store import Store
 from latentc.exporter.compiler.sharing import share
 from latentc.exporter.progress import Progress
 from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
-from latentc.exporter.store import Store
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import Source

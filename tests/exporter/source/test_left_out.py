@@ -15,14 +15,14 @@ import torch
 from diffusers import StableDiffusionXLInpaintPipeline
 from msgspec import structs
 
+from latentc.exporter.artifacts.store import Store
+from latentc.exporter.artifacts.versions import libraries
 from latentc.exporter.classes import CLASSES
 from latentc.exporter.compiler.run import refuse_unreadable
 from latentc.exporter.options import export_options, up_to_date
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.source.left_out import left_out, present
 from latentc.exporter.source.resolving import load, resolve
-from latentc.exporter.store import Store
-from latentc.exporter.versions import libraries
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.errors import BundleError, ExportError, InputError
