@@ -1,4 +1,4 @@
-"""What processor this is, for figures that hold on one machine only."""
+"""This module names the machine's processor, for figures that hold on one machine only."""
 
 from __future__ import annotations
 

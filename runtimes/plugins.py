@@ -1,4 +1,4 @@
-"""What installed packages offer by entry points, and importing it.
+"""This module finds what installed packages offer by entry points, and imports it.
 
 A package may be broken in any way; that concerns whoever asks for it, and nobody else.
 """

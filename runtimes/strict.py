@@ -1,4 +1,4 @@
-"""What the structures of the manifest have in common."""
+"""This module holds what the structures of the manifest have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written to a terminal: no name or text from elsewhere steers it.
+"""This module cleans what is written to a terminal: no name or text from elsewhere steers it.
 
 Names in bundles, files' names and messages of engines can hold escape sequences, which clear lines,
 set the clipboard or imitate a shell's prompt, and characters that turn a line's order round.

@@ -1,4 +1,4 @@
-"""What an inference engine must offer, and the table of the engines that latentc knows.
+"""This module defines what an inference engine must offer, and lists the engines that latentc has.
 
 A backend is one file under `runtimes/backends/` (or in another package, found through the
 entry-point group ``latentc.backends``) and one line in `BACKENDS`.
@@ -40,7 +40,7 @@ BACKENDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to load a graph.
+    """The options say how a backend loads a graph.
 
     Attributes:
         threads: 0 leaves the choice to the engine.
@@ -67,7 +67,7 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """How a build on this machine departs from the recipe in the bundle.
+    """A request says how a build on this machine departs from the recipe in the bundle.
 
     `profile`: ranges (smallest, usual, largest) of symbolic dimensions. `workspace`: bytes.
     `force`: build also what is there already.
@@ -81,8 +81,13 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Built:
-    """What was built: its file, the seconds it took (0: it was there), and why the one that was
-    there before could not be used ("" where there was none)."""
+    """A `Built` says what was built, and how long that took.
+
+    Attributes:
+        path: the file that was built.
+        seconds: how long it took; 0 means that the file was there already.
+        reason: why the file that was there before could not be used; "" where there was none.
+    """
 
     path: Path
     seconds: float
@@ -139,7 +144,7 @@ class Backend(ABC):
 
     @classmethod
     def loads(cls, build: Build) -> bool:
-        """Whether it can load a build."""
+        """Return whether this backend can load a build: its target, and each graph's precision."""
         precisions = {split_passes(each.precision)[0] for each in build.artifacts.values()}
         return build.target in cls.targets and not precisions & set(cls.lacks)
 
@@ -251,7 +256,7 @@ class Backend(ABC):
 
 
 def _suggested(name: str, known: Collection[str]) -> str:
-    """What may have been meant: names that are alike, or share a part; else all there are."""
+    """Return a hint at the names that may have been meant, or at all names where none is alike."""
     if not known:
         return "it takes none"
     from difflib import get_close_matches

@@ -49,7 +49,7 @@ class Call:
 
 
 class _Thread(threading.local):
-    """What the current thread is doing: the call that it is in, and on whose behalf."""
+    """A `_Thread` holds the call that the current thread is in, and the cancellation it heeds."""
 
     call: Call | None = None
     cancellation: Cancellation | None = None

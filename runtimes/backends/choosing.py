@@ -1,4 +1,4 @@
-"""Which of a bundle's builds to load, and with which backend."""
+"""This module chooses which of a bundle's builds to load, and with which backend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def choose_build(
     *,
     passes: bool = False,
 ) -> tuple[Build, Backend]:
-    """Which build to load, and with which backend.
+    """Return the build to load and the backend to load it with.
 
     `backend`: by name, or one made already; None takes the first installed one that can load
     a fitting build. `build`: by name. `precision`: only builds of that one; None prefers fp32.

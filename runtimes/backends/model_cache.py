@@ -37,7 +37,9 @@ class CacheWarning(UserWarning):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a blob was compiled from and for, and its `latentc.runtimes.bundle.trust.identity`."""
+    """A record says what a blob was compiled from and for, and holds the blob's
+    `latentc.runtimes.bundle.trust.identity`.
+    """
 
     facts: dict[str, str]
     identity: list[int]

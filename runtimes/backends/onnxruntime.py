@@ -92,8 +92,11 @@ class OnnxRuntimeBackend(Backend):
         return [name for name, each in _DEVICES.items() if each.providers[0] in available]
 
     def option_names(self, device: str) -> Collection[str] | None:
-        """Those of the session's configuration. No function lists them, and ONNX Runtime takes any
-        name without a word: they are read from its library, where they are texts."""
+        """Return the names of the session configuration's settings; None where they cannot be read.
+
+        No function lists them, and ONNX Runtime takes any name without a word: they are read from
+        its library, where they are texts.
+        """
         found = list(Path(self._ort.__file__).parent.glob("capi/*pybind11_state*"))
         return _option_names(found[0]) if found else None
 
@@ -161,7 +164,9 @@ class _Place:
     index: int
 
     def providers(self, options: SessionOptions) -> list[Any]:
-        """What `InferenceSession` takes: each provider with its settings."""
+        """Return what `InferenceSession` takes as providers: names, or pairs of a name and
+        settings.
+        """
         return [
             (name, self._options(name, options)) if self.device.memory and name != _CPU else name
             for name in self.device.providers

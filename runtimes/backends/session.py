@@ -64,7 +64,9 @@ class Session(ABC):
             return outputs
 
     def accepts(self, feeds: Feeds) -> bool:
-        """Whether the graph can take these shapes: some builds are made for a few sizes only."""
+        """Return whether the graph can take these shapes: some builds are made for a few sizes
+        only.
+        """
         return True
 
     def bind(self, constants: Feeds) -> Session:

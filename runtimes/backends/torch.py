@@ -67,7 +67,9 @@ class TorchBackend(Backend):
         return found
 
     def _count(self, kind: str) -> int:
-        """How many devices of a kind there are."""
+        """Return how many devices of a kind, such as ``cuda``, PyTorch sees; 0 where it has no
+        support for it.
+        """
         module = getattr(self._torch, kind, None)
         if module is None or not module.is_available():
             return 0

@@ -208,7 +208,7 @@ class ValueSpec(msgspec.Struct):
 
 
 class InputSpec(msgspec.Struct, forbid_unknown_fields=True):
-    """What stands for one of the graph's inputs; objects and tokens are refused."""
+    """An `InputSpec` says what stands for one input of the graph; no object or token can."""
 
     user_input: ValueSpec | None = None
     parameter: ParameterSpec | None = None
@@ -223,14 +223,14 @@ class OutputSpec(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Signature(msgspec.Struct):
-    """What the graph's inputs and outputs are."""
+    """A signature says what the graph's inputs and outputs are, in their order."""
 
     input_specs: list[InputSpec]
     output_specs: list[OutputSpec]
 
 
 class CallSignature(msgspec.Struct):
-    """How a module is called: `in_spec` is a JSON document (see `Tree`)."""
+    """A `CallSignature` says how a module is called: `in_spec` is a JSON document (see `Tree`)."""
 
     in_spec: str
 
@@ -258,7 +258,7 @@ class Range(msgspec.Struct):
 
 
 class Version(msgspec.Struct):
-    """Of the document."""
+    """A `Version` holds the major version of the document's schema."""
 
     major: int
 

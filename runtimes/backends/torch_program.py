@@ -103,7 +103,7 @@ _SIZE = re.compile(rf"{_SYMBOL}|Mul\(Integer\((\d{{1,6}})\), {_SYMBOL}\)")
 
 @dataclass(frozen=True)
 class Bound:
-    """What one dimension of an input may be: a multiple of `factor`, from `low` to `high` times."""
+    """A bound says which sizes a dimension may have: `factor` times `low` to `high`."""
 
     factor: int
     low: int
@@ -244,7 +244,7 @@ class _Builder:
         return argument.as_tensor.name
 
     def _value(self, name: str) -> Any:
-        """What a name stands for: a node's result, or a weight, which is read now."""
+        """Return the graph's node for a name: a node's result, or a weight, which is read now."""
         if name not in self._values:
             attribute = f"weight_{len(self._values)}"
             self._module.register_buffer(attribute, self._tensor(self._weights[name]))

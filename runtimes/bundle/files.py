@@ -16,8 +16,11 @@ from latentc.runtimes.errors import BundleError
 
 
 class Opener(Protocol):
-    """What opens graphs, a `latentc.runtimes.backends.backend.Backend`: its name, the suffixes of
-    the files that it takes, and which other files one of them makes it open."""
+    """An opener opens graphs, as a `latentc.runtimes.backends.backend.Backend` does.
+
+    It has a name, the suffixes of the files that it takes, and tells which other files one of them
+    makes it open.
+    """
 
     @property
     def name(self) -> str: ...

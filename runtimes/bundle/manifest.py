@@ -79,7 +79,7 @@ def version_of(data: bytes, origin: str) -> int:
 
 
 class _Head(msgspec.Struct):
-    """What is looked at first: a document of another version has other members."""
+    """A `_Head` holds what is read first: a document of another version has other members."""
 
     format_version: int
     needs: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What ``--precision`` says: one precision for a whole build, or one for each component.
+"""This module reads ``--precision``: one precision for a whole build, or one for each component.
 
 ``fp16``; ``denoiser=int8,vae_decoder=fp16`` (the rest fp32); ``fp16,denoiser=int8``.
 
@@ -75,7 +75,7 @@ def split_passes(precision: str) -> tuple[str, tuple[str, ...]]:
 
 
 def has_passes(precision: str) -> bool:
-    """Whether a build of this precision was changed by passes that were asked for by name."""
+    """Return whether a build of this precision was changed by passes asked for by name."""
     return _PLUS in precision
 
 

@@ -1,4 +1,4 @@
-"""How an engine is built from a graph: a small document beside the graph, recipe.json.
+"""This module reads how an engine is built from a graph: recipe.json, a document beside the graph.
 
 The graph says in which precision everything is computed. The recipe says for which shapes, and
 how much memory and care the builder may spend.
@@ -27,7 +27,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to build.
+    """A recipe says what engine to build from a graph.
 
     Attributes:
         format: of this document.

@@ -1,4 +1,4 @@
-"""Which other files a graph's file makes its engine open, told without the engine.
+"""This module tells which other files a graph's file makes its engine open, without the engine.
 
 ONNX graphs name files in their tensors. Messages that can hold a tensor are entered, all else is
 skipped, so that embedded weights are not read. An OpenVINO IR has its weights beside it.

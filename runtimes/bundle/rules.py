@@ -1,4 +1,4 @@
-"""What a manifest must keep to beyond its types; see docs/bundle-format.md for each rule.
+"""This module holds what a manifest must keep to beyond its types (docs/bundle-format.md).
 
 What programs must keep to, `latentc.runtimes.programs.checker` says.
 """
@@ -44,7 +44,7 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")  # names a file while 
 
 
 def problems(manifest: Document) -> Iterator[str]:
-    """What is inconsistent, one sentence each (used lazily: the first one is reported)."""
+    """Yield what is inconsistent, one sentence each (used lazily: the first one is reported)."""
     for file in manifest.files():
         yield from _file_problems(file)
     yield from _source_problems(manifest.source)
@@ -67,7 +67,9 @@ def problems(manifest: Document) -> Iterator[str]:
 
 
 def _source_problems(source: Source) -> Iterator[str]:
-    """What a source says of itself comes from strangers, and is shown in a line."""
+    """Yield what is too long: what a source says of itself comes from strangers, and is shown in a
+    line.
+    """
     said = {"licence": (source.licence,), "author": (source.author,)}
     for name, texts in {**said, "base_model": source.base_model}.items():
         longest = max((len(text or "") for text in texts), default=0)
@@ -235,7 +237,7 @@ def _build_problems(manifest: Document) -> Iterator[str]:
 
 
 def is_inside(path: str) -> bool:
-    """Whether `path` is a plain relative POSIX path that stays inside its folder."""
+    """Return whether `path` is a plain relative POSIX path that stays inside its folder."""
     pure = PurePosixPath(path)
     plain = path == pure.as_posix() and "\\" not in path and ":" not in path and "\0" not in path
     inside = plain and not pure.is_absolute() and path != "." and ".." not in pure.parts
@@ -243,7 +245,7 @@ def is_inside(path: str) -> bool:
 
 
 def _means_another(part: str) -> bool:
-    """Whether Windows takes a name for another one, or for a device."""
+    """Return whether Windows takes a name for another one, or for a device."""
     return part[-1] in ". " or _DEVICE.match(part) is not None
 
 

@@ -27,8 +27,11 @@ from latentc.runtimes.programs.values import Rows
 
 
 class Sides(Protocol):
-    """What sizes may be: `factor` pixels or frames more are one latent more, and `offset` are there
-    besides; the rest counts latents."""
+    """A `Sides` says which sizes may be asked for.
+
+    `factor` pixels or frames more are one latent more, and `offset` are there besides; the rest
+    counts latents.
+    """
 
     @property
     def factor(self) -> int: ...
@@ -74,7 +77,9 @@ class Limits:
 
 
 class Evaluations(Protocol):
-    """How often the denoiser looks at each image in a step: usually, and at most."""
+    """An `Evaluations` tells how often the denoiser looks at each image in a step: usually, and at
+    most.
+    """
 
     @property
     def most(self) -> int: ...
@@ -401,7 +406,7 @@ def conditioning_symbols(
 
 
 def fix(component: Component, symbols: Mapping[str, int]) -> Component:
-    """The same component with some symbols replaced by numbers."""
+    """Return a copy of a component in which some symbols are replaced by numbers."""
 
     def fixed_spec(spec: TensorSpec) -> TensorSpec:
         return TensorSpec(spec.dtype, tuple(dimension(dim, symbols) for dim in spec.shape))
@@ -414,7 +419,7 @@ def fix(component: Component, symbols: Mapping[str, int]) -> Component:
 
 
 def dimension(value: int | str, symbols: Mapping[str, Any]) -> int | str:
-    """What a manifest dimension such as ``"8*height"`` is; itself where its symbol is open."""
+    """Return the size that a dimension such as ``"8*height"`` has; itself if its symbol is open."""
     if isinstance(value, int):
         return value
     found = symbolic(value)

@@ -52,7 +52,7 @@ class TensorSpec(_Base, frozen=True):
         )
 
     def fits(self, shape: Sequence[int], symbols: dict[str, int]) -> bool:
-        """Whether a shape is as declared; adds to `symbols` as `check_shape` does."""
+        """Return whether a shape is as declared; this adds to `symbols` as `check_shape` does."""
         return len(shape) == len(self.shape) and all(
             wanted == found or (isinstance(wanted, str) and _fits(found, wanted, symbols))
             for found, wanted in zip(shape, self.shape, strict=True)
@@ -104,8 +104,10 @@ class Loop(_Base, frozen=True):
 
 
 class Score(_Base, frozen=True):
-    """How many of a build's images the bundle's judge found right, of how many; `least` is how
-    many it takes to pass."""
+    """A score counts the images of a build that the bundle's judge found right.
+
+    `least` right ones make it pass.
+    """
 
     judge: str
     right: int
@@ -115,8 +117,10 @@ class Score(_Base, frozen=True):
 
 
 class Verification(_Base, frozen=True):
-    """What was measured on one build, and with which backend, version and device. `score` is
-    None where no judge was asked."""
+    """A verification holds what was measured on one build, with which backend, version and device.
+
+    `score` is None where no judge was asked.
+    """
 
     backend: str
     version: str
@@ -184,8 +188,9 @@ class Tokenizer(_Base, frozen=True):
 
 
 class Shift(_Base, frozen=True):
-    """How the plans of a scheduler depend on the image's size: its latents of height h and width
-    w have the shift ``intercept + slope * h * w``."""
+    """A shift says how a scheduler's plans depend on an image's size: latents of height h and width
+    w have the shift ``intercept + slope * h * w``.
+    """
 
     intercept: float
     slope: float
@@ -209,7 +214,7 @@ class Schedule(_Base, frozen=True):
 
 
 class Defaults(_Base, frozen=True):
-    """What a call without arguments uses."""
+    """The defaults are what a call without arguments uses."""
 
     scheduler: str
     num_inference_steps: int
@@ -265,12 +270,12 @@ class ProgramCall(_Base, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the latents are within the limit, or there is nothing to compare with."""
+        """Return whether the latents are within the limit, or there is nothing to compare with."""
         return self.relative_l2 is None or self.relative_l2 <= self.tolerance
 
 
 class ProgramCheck(_Base, frozen=True):
-    """What a program's calls were next to those of a diffusers class, in PyTorch."""
+    """A check says how a program's calls compared with those of a diffusers class, in PyTorch."""
 
     program: str
     pipeline_class: str
@@ -278,13 +283,20 @@ class ProgramCheck(_Base, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether no call was off by more than its limit."""
+        """Return whether no call was off by more than its limit."""
         return all(call.passed for call in self.calls)
 
 
 class Ingredient(_Base, frozen=True):
-    """What went in beside the source: its kind (``lora``, ``vae``, ``textual-inversion``), Hub id
-    or file name, a digest of its content, how strongly it was mixed in, the word that it added."""
+    """An ingredient says what went in beside the source.
+
+    Attributes:
+        kind: ``lora``, ``vae``, ``textual-inversion``, ….
+        id: Hub id or file name.
+        sha256: digest of its content.
+        scale: how strongly it was mixed in; None where that does not apply.
+        token: the word that it added to the tokenizer; None where it added none.
+    """
 
     kind: str
     id: str
@@ -294,8 +306,8 @@ class Ingredient(_Base, frozen=True):
 
 
 class Source(_Base, frozen=True):
-    """What was exported: Hub id or folder name, revision, and a digest of its content, that of
-    `ingredients` included.
+    """A source says what was exported: Hub id or folder name, revision, and a digest of its
+    content, that of `ingredients` included.
 
     `scheduler_class` and `scheduler_config` are the pipeline's own scheduler in diffusers'
     terms: more sampling plans can be traced from them without the pipeline. `without` names what

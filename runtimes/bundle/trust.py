@@ -1,4 +1,4 @@
-"""Which files of a bundle may be used: there, inside, whole and unaltered.
+"""This module tells which files of a bundle may be used: there, inside, whole and unaltered.
 
 Hashing gigabytes at every start would cost more than loading them. So a file's SHA-256 is
 computed once per machine and remembered together with what changes whenever the file does:
@@ -150,7 +150,7 @@ def check_unlinked(root: Path, places: Iterable[Path]) -> None:
 def is_intact(
     bundle: Path, files: Iterable[File], hashing: Literal["always", "never"] = "never"
 ) -> bool:
-    """Whether all these files of a bundle are there, with their sizes or digests."""
+    """Return whether all these files of a bundle are there, with their sizes or digests."""
     try:
         for file in files:
             checked(bundle, file, hashing)
@@ -199,5 +199,5 @@ def _real_path(root: Path, relative: str) -> str:
 
 
 def identity(status: os.stat_result) -> list[int]:
-    """What changes whenever a file does: size, inode, modification and change time."""
+    """Return what changes whenever a file does: size, inode, modification and change time."""
     return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]

@@ -43,7 +43,7 @@ _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def to_numpy(images: Pixels) -> npt.NDArray[np.float32]:
-    """What diffusers returns for ``output_type="np"``.
+    """Return images as diffusers returns them for ``output_type="np"``.
 
     Args:
         images: (batch, channels, height, width), as a decoder gives them: those beyond 0 and 1
@@ -99,7 +99,7 @@ def _interpolated(images: Pixels, axis: int, count: int, part: slice) -> Pixels:
 
 
 def to_pil(images: Pixels) -> list[Image.Image]:
-    """What diffusers returns for ``output_type="pil"``.
+    """Return images as diffusers returns them for ``output_type="pil"``.
 
     Args:
         images: (batch, channels, height, width), values in [0, 1]; those outside are clipped.

@@ -62,8 +62,9 @@ def resized(
 
 
 def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
-    """What is around all that is not black, `padding` pixels more, made wider or higher to the
-    proportions of width and height, as far as the image goes.
+    """Return the box of all that is not black, with `padding` pixels around it.
+
+    It is made wider or higher to the proportions of `width` and `height`, as far as the image goes.
 
     Raises:
         InputError: all of it is black.
@@ -129,8 +130,9 @@ def _blank(width: int, height: int) -> Image:
 
 @dataclass(frozen=True)
 class Overlay:
-    """What stays of the images of a call: those outside the masks, of which `boxes` were cut
-    out."""
+    """An overlay holds what stays of the images of a call: what lies outside the masks, of which
+    `boxes` were cut out.
+    """
 
     images: Sequence[Image]
     masks: Sequence[Image]

@@ -25,8 +25,11 @@ Decode = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How to decode: `slicing`, one image at a time; `tile`, the side of a tile in rows of
-    latents, 0 for the whole image."""
+    """A tiling says how to decode.
+
+    `slicing` decodes one image at a time; `tile` is the side of a tile in rows of latents, 0 for
+    the whole image.
+    """
 
     slicing: bool = False
     tile: int = 0

@@ -1,4 +1,6 @@
-"""What a program must keep to. The one that writes a bundle and all that read it use this checker.
+"""This module checks what a program must keep to.
+
+The one that writes a bundle and all that read it use this checker.
 
 Its work grows as the program does: every statement is looked at once, and every name is looked up
 in a table.

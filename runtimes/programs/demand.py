@@ -1,4 +1,6 @@
-"""What a call needs: demand decides whether a statement runs, the program's order decides when.
+"""This module tells what a call needs.
+
+Demand decides whether a statement runs, the program's order decides when.
 
 Demand is followed backwards from what a call wants, stopping at values that are given, and only
 into branches whose tests hold. Tests read arguments alone, so that all of this is known before
@@ -38,7 +40,7 @@ Truth: TypeAlias = Callable[[Test], bool | None]
 
 @dataclass(frozen=True)
 class Demand:
-    """What a call needs.
+    """A demand says what a call needs.
 
     `live`: places of the statements that run, in order. `values`: names that something needs,
     those that are given among them. `arguments`: those that live statements read.

@@ -1,4 +1,4 @@
-"""What programs know of the graphs that they run: the names and forms of inputs and outputs."""
+"""This module holds what programs know of their graphs: names and forms of inputs and outputs."""
 
 from __future__ import annotations
 

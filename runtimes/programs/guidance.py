@@ -1,4 +1,4 @@
-"""How often a program's denoiser looks at each image, and the arguments that this depends on."""
+"""This module tells how often a denoiser looks at each image, and which arguments decide that."""
 
 from __future__ import annotations
 

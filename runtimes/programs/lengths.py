@@ -1,5 +1,9 @@
-"""Which values may be of another length along their first axis than their type says: encoded texts
-of several chunks, or of as many ids as they have, for a denoiser whose input has a symbol there."""
+"""This module tells which values may have another length along their first axis than their type
+says.
+
+They are encoded texts of several chunks, or of as many ids as they have, for a denoiser whose input
+has a symbol there.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loop of a program must keep to."""
+"""This module checks what a loop of a program must keep to."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Shape: TypeAlias = tuple[int | str, ...]
 
 
 class Member(Strict, frozen=True, omit_defaults=True, kw_only=True):
-    """What all parts of a program have in common: members at their defaults are not written."""
+    """A member is a part of a program: what is at its default is not written."""
 
 
 class SizeOf(Member, frozen=True):
@@ -113,8 +113,11 @@ Argument: TypeAlias = Text | Numbers | Image | Mask
 
 
 class Test(Member, frozen=True):
-    """Whether something holds in a call: any of the names in `given` is given; or the number
-    `argument` is `above`, `at_least`, `below` or `at_most` a number."""
+    """A test holds in a call or not.
+
+    It holds where any of the names in `given` is given; or where the number `argument` is `above`,
+    `at_least`, `below` or `at_most` a number.
+    """
 
     given: tuple[str, ...] = ()
     argument: str | None = None
@@ -260,9 +263,12 @@ class Choose(Member, frozen=True, tag="choose", tag_field="do"):
 
 
 class Plan(Member, frozen=True):
-    """Which sampling plan a loop follows: the arguments that name the scheduler and the step
-    count; or `fixed`: the bundle's schedule that it follows in every call, which calls are not
-    offered."""
+    """A plan names the sampling plan that a loop follows, by the arguments for scheduler and step
+    count.
+
+    `fixed` names instead the bundle's schedule that it follows in every call, which calls are not
+    offered.
+    """
 
     scheduler: str = "scheduler"
     steps: str = "num_inference_steps"
@@ -284,8 +290,9 @@ class Part(Member, frozen=True):
 
 
 class Keep(Member, frozen=True):
-    """What is put back after each evaluation, as noisy as the state is: where `where` is 0, `value`
-    with `noise`; after the last evaluation without."""
+    """A `Keep` says what is put back after each evaluation, as noisy as the state is: where `where`
+    is 0, `value` with `noise`; after the last evaluation without.
+    """
 
     value: str
     where: str
@@ -293,8 +300,10 @@ class Keep(Member, frozen=True):
 
 
 class State(Member, frozen=True):
-    """What a loop changes: it begins with `noise`, or with `clean` and the noise of the start where
-    `clean_when` holds. It enters the denoiser as `input`; `prediction` is what comes out.
+    """A state is what a loop changes.
+
+    It begins with `noise`, or with `clean` and the noise of the start where `clean_when` holds. It
+    enters the denoiser as `input`; `prediction` is what comes out.
 
     `variance` is the output that says what the variance of noise is, for plans that leave it open:
     between -1, their smallest one, and 1, their largest. The base's counts.
@@ -406,10 +415,12 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
 
 
 class Emit(Member, frozen=True, tag="emit", tag_field="do"):
-    """What the caller gets: images in the size of the call, [channels, height, width] for each row;
-    or the frames of a video, [frames, channels, height, width], `rate` of them in a second where
-    that is known; or arrays, a public value as it is, which the caller gets by its name, and which
-    no call gives."""
+    """An `Emit` gives the caller a result.
+
+    It gives images in the size of the call, [channels, height, width] for each row; or the frames
+    of a video, [frames, channels, height, width], `rate` of them in a second where that is known;
+    or arrays, a public value as it is, which the caller gets by its name, and which no call gives.
+    """
 
     kind: Literal["images", "frames", "arrays"]
     of: str

@@ -1,4 +1,4 @@
-"""What a statement looks at: values, arguments of the call, tests."""
+"""This module tells what a statement looks at: values, arguments of the call, tests."""
 
 from __future__ import annotations
 

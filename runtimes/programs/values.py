@@ -11,7 +11,10 @@ from latentc.runtimes.programs.graphs import ROWS, Form
 
 
 class Rows(IntEnum):
-    """What a value has a row for; of two kinds that meet, the later one is that of the result."""
+    """A `Rows` says what a value has a row for.
+
+    Of two kinds that meet, the later one is that of the result.
+    """
 
     CALL = 0  # one row for the whole call
     PROMPTS = 1

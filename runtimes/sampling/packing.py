@@ -14,8 +14,9 @@ from latentc.runtimes.sampling.sampler import Array, Steps
 
 @dataclass(frozen=True)
 class Packing:
-    """How the states of a loop stand in the array that its plan moves: one state as it is, several
-    as rows of all their numbers, one state after the other.
+    """A packing says how the states of a loop stand in the array that its plan moves.
+
+    One state stands as it is, several as rows of all their numbers, one state after the other.
 
     Attributes:
         inputs, predictions: the denoiser's names for each state.
@@ -28,7 +29,7 @@ class Packing:
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one state."""
+        """Return whether there is more than one state."""
         return len(self.shapes) > 1
 
     def segments(self) -> list[slice]:

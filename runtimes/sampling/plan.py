@@ -87,12 +87,12 @@ class SamplingPlan:
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the model has to say what the variance of the noise is."""
+        """Return whether the model has to say what the variance of the noise is."""
         return not bool(np.isnan(self.log_low).all())
 
     @property
     def num_evaluations(self) -> int:
-        """How often the model is called."""
+        """Return how often the model is called."""
         return len(self.timesteps)
 
     @property

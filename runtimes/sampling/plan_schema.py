@@ -1,4 +1,4 @@
-"""What a table of sampling plans must look like: its arrays, and what their values may be."""
+"""This module checks a table of sampling plans: its arrays, and what their values may be."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAX_NUMBERS = 1 << 24  # of the `state` of one plan: a small table can stand for
 
 
 class ClipKind(IntEnum):
-    """How a plan limits the predicted clean sample."""
+    """A `ClipKind` says how a plan limits the predicted clean sample."""
 
     NONE = 0
     RANGE = 1  # to [-limit, limit]

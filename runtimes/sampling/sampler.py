@@ -27,7 +27,7 @@ Variance: TypeAlias = Callable[[], Array]
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop yields after each model evaluation.
+    """A step is what the loop yields after each model evaluation.
 
     `latents` is a copy, float32 [B, *shape of a row]: it stays as it is and may be kept or changed.
     `others` are the other states of a loop that has several.
@@ -47,8 +47,10 @@ Adjust: TypeAlias = Callable[[Array, Array, int], None]
 
 @dataclass(frozen=True)
 class Rescale:
-    """How much of each image's guided prediction gets the standard deviation of the prediction
-    of one branch: `amount`, 1 is all of it.
+    """A `Rescale` gives each image's guided prediction the standard deviation that one branch's
+    prediction has.
+
+    `amount` says how much of it; 1 is all.
 
     Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4
     (https://arxiv.org/abs/2305.08891): guidance makes predictions larger, and images too

@@ -38,7 +38,9 @@ def kinds(guided: Iterable[bool], interval: int = 1) -> list[Kind]:
 
 
 class StepCache:
-    """What predicts in one run; the sessions are bound to its conditioning, by number of rows.
+    """A `StepCache` predicts in one run.
+
+    Its sessions are bound to its conditioning, by number of rows.
 
     Args:
         whole: number of an evaluation → the denoiser that runs in it.

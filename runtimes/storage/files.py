@@ -1,4 +1,4 @@
-"""How files are read whole and how they are replaced; the only module that renames anything.
+"""This module reads files whole and replaces them; it is the only one that renames anything.
 
 Reading accepts regular files within a bound: a FIFO or a device, which would block or never end,
 is an error. Writing goes to a scratch file with a random name beside the target, which takes the
@@ -305,7 +305,7 @@ def check_inside(root: PathLike, path: Path) -> None:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a path is a scratch file or folder, or lies in one."""
+    """Return whether a path is a scratch file or folder, or lies in one."""
     return any(_SCRATCH.fullmatch(part) for part in path.parts)
 
 
@@ -386,7 +386,7 @@ def _open_to_lock(path: PathLike) -> int | None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the lock was free and is ours now; None where nothing can be locked.
+    """Return whether the lock was free and is ours now; None where nothing can be locked.
 
     The lock goes with the descriptor: the system gives it back however the process ends.
     """

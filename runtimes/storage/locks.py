@@ -19,7 +19,7 @@ WAITING = "wait for another export into it"  # a stage that may take long and do
 
 
 class Stages(Protocol):
-    """What is told of work that takes long."""
+    """A `Stages` is told of work that takes long."""
 
     def stage(self, subject: str, stage: str) -> AbstractContextManager[object]:
         """Return a context in which `stage` is done with `subject`."""

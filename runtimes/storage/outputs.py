@@ -1,4 +1,4 @@
-"""Whether results can be written where they are asked for, looked at before any work is done."""
+"""This module checks, before any work is done, that results can be written where they are to go."""
 
 from __future__ import annotations
 

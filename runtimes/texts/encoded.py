@@ -16,8 +16,10 @@ _Key: TypeAlias = tuple[Any, ...]  # an encoder, and the name, shape and content
 
 
 class Encoded:
-    """What encoders made of token ids: of the texts that were used last, `entries` sets of them and
-    `limit` bytes at most. Threads may share it.
+    """An `Encoded` keeps what encoders made of token ids.
+
+    It keeps that of the texts that were used last, `entries` sets and `limit` bytes at most.
+    Threads may share it.
 
     A set is all rows of a call. One row of it alone would do for more calls, but engines may round
     it differently in a batch of another size, and the image would depend on the calls before.

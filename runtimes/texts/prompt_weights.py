@@ -42,7 +42,7 @@ class Weighted:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether all weights are 1."""
+        """Return whether all weights are 1."""
         return all(weight == 1.0 for weight in self.weights)
 
 
@@ -189,7 +189,7 @@ class _Reader:
 
 
 def _factor(signs: str) -> float:
-    """Of a run of plus or minus signs; far too many are infinite, or zero."""
+    """Return the factor of a run of plus or minus signs; far too many give infinity, or zero."""
     try:
         return float((_STRONGER if signs[0] == "+" else _WEAKER) ** len(signs))
     except OverflowError:

@@ -25,7 +25,7 @@ _WITHOUT_WIDTH = ("^", "$", r"\b", r"\B", r"\A", r"\z", r"\Z")
 
 @dataclass(frozen=True)
 class Pattern:
-    """What is known of a pattern or a part of one.
+    """A pattern says what is known of a regular expression or a part of one.
 
     Attributes:
         least: characters that it matches at least.
@@ -101,7 +101,10 @@ def _quantified(text: str, at: int, depth: int) -> tuple[Pattern, int]:
 
 
 def _times(quantifier: re.Match[str]) -> tuple[int, int | None]:
-    """How often at least and at most; None is without a bound."""
+    """Return how often at least and at most a quantifier repeats; None is without a bound.
+
+    Raises ValueError for numbers beyond `_MOST_TIMES`.
+    """
     match quantifier[0][0]:
         case "*":
             return 0, None

@@ -36,8 +36,10 @@ class PromptTruncatedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Chunk:
-    """As many tokens as an encoder takes at once: their ids, how many of them are no filling, and
-    the weight of each where any is not 1."""
+    """A chunk holds as many tokens as an encoder takes at once.
+
+    It has their ids, how many of them are no filling, and the weight of each where any is not 1.
+    """
 
     ids: tuple[int, ...]
     used: int
@@ -250,8 +252,11 @@ def _check_length(characters: int) -> None:
 
 
 def _weight(text: Weighted, begin: int, end: int) -> float:
-    """Of a token that stands for these characters: that of the first one that is no space, as some
-    tokenizers count the space before a word to it."""
+    """Return the weight of a token that stands for these characters.
+
+    It is that of the first one that is no space, as some tokenizers count the space before a word
+    to it.
+    """
     words = (at for at in range(begin, end) if not text.text[at].isspace())
     at = next(words, begin)
     return text.weights[at] if begin < end else 1.0

@@ -1,4 +1,4 @@
-"""What a tokenizer.json may ask for, checked before the tokenizers library reads it.
+"""This module checks what a tokenizer.json asks for before the tokenizers library reads it.
 
 The library does as the file says: it pads to a thousand million ids, lets nine rules of replacing
 grow a text a thousand million times, and tries patterns that take longer than the age of the

@@ -1,4 +1,4 @@
-"""How long the parts of an image take: an encode, each kind of denoiser step, a decode.
+"""This module times the parts of an image: an encode, each kind of denoiser step, a decode.
 
 An image's time follows from them, whatever its number of steps, guidance window and interval of
 step caching: it need not be made to know how long it takes.

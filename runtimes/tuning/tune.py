@@ -201,7 +201,7 @@ class Search:
             self._try(setup)
 
     def _known(self, setup: Setup) -> bool:
-        """Whether it was tried."""
+        """Return whether a setup was tried."""
         return any(key_of(each, {}) in self.trials for each in (setup, self._measured(setup)))
 
     def _measured(self, setup: Setup) -> Setup:
@@ -335,7 +335,7 @@ class Search:
     def _probed(
         self, setup: Setup, arguments: Arguments
     ) -> tuple[float | None, int | None, int | None, float | None]:
-        """What the bundle's own probes say: latents' error, right, images, points lost.
+        """Return what the bundle's own probes say: latents' error, right, images, points lost.
 
         They have sizes of their own, so the setup is loaded for any; a device that cannot load it
         so is not asked.
@@ -527,7 +527,7 @@ class Search:
 
 
 def _prompts(bundle: Bundle) -> tuple[str, ...]:
-    """Those of the bundle's probes; one empty text where it takes none.
+    """Return the prompts of the bundle's probes; one empty text where it takes none.
 
     Raises:
         InputError: it takes texts and has no probes with any.

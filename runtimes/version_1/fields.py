@@ -1,4 +1,6 @@
-"""What manifests of format 1 say of calls by fields, which programs say in statements since."""
+"""This module reads what manifests of format 1 say of calls by fields; programs say it in
+statements since.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ class Guidance(Strict, frozen=True):
     least: dict[str, float] = msgspec.field(default_factory=dict)
 
     def is_on(self, scales: Mapping[str, float]) -> bool:
-        """Whether all branches run, for these values of the scale arguments."""
+        """Return whether all branches run, for these values of the scale arguments."""
         if self.scale is None or scales[self.scale] <= 1:
             return False
         return all(scales[name] >= least for name, least in self.least.items())

@@ -1,5 +1,6 @@
-"""What a bundle can be asked for, as data: the pictures that a call gives, and what becomes of
-them before the first step.
+"""This module says as data what a bundle can be asked for.
+
+A task lists the pictures that a call gives, and what becomes of them before the first step.
 
 A call is the task whose pictures it gives: a prompt alone, a picture, a picture and a mask.
 """
@@ -97,12 +98,12 @@ class Task(Strict, frozen=True):
         return None
 
     def _uses(self, picture: str) -> int:
-        """How many inputs a picture feeds."""
+        """Return how many inputs a picture feeds."""
         every = [feed for run in self.preparations for feed in run.feeds.values()]
         return sum(feed.picture == picture for feed in (*every, *self.inputs.values()))
 
     def masks(self) -> list[str]:
-        """Those of its pictures that are masks."""
+        """Return the names of those pictures that are masks."""
         return [name for name, kind in self.pictures.items() if kind == "mask"]
 
 

@@ -27,7 +27,7 @@ _LATENTS, _IMAGE_LATENTS = "latents", "image_latents"
 
 
 class Untranslatable(BundleError):
-    """What a manifest says cannot be said in statements."""
+    """An `Untranslatable` tells that what a manifest says cannot be said in statements."""
 
 
 def program_of(task: Task, fields: CallFields) -> Program:

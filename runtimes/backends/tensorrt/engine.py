@@ -278,6 +278,8 @@ def _changed(recipe: Recipe, request: BuildRequest) -> Recipe:
 
 
 def _command(entry: Path) -> str:
-    """What builds the engines of the bundle that a graph lies in: BUNDLE/BUILD/COMPONENT/FILE."""
+    """Return the command that builds the engines of a bundle, given a graph at
+    BUNDLE/BUILD/COMPONENT/FILE.
+    """
     build = entry.parent.parent
     return f"latentc build {build.parent} --build {build.name}"

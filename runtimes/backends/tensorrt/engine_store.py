@@ -31,7 +31,7 @@ Facts = Mapping[str, str]  # what an engine depends on besides its recipe, by re
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine was built from and on. `place` is where the graph was then."""
+    """A record says what an engine was built from and on. `place` is where the graph was then."""
 
     component: str
     facts: dict[str, str]

@@ -1,4 +1,4 @@
-"""What an ``.mlpackage`` says of its inputs: names, dtypes and the shapes that it takes."""
+"""This module reads the inputs of an ``.mlpackage``: names, dtypes and shapes that it takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Limits:
     ranges: tuple[tuple[int, int], ...] = ()
 
     def allows(self, shape: Sequence[int]) -> bool:
-        """Whether the package takes this shape."""
+        """Return whether the package takes this shape."""
         if not self.ranges:
             return tuple(shape) in self.shapes
         return len(shape) == len(self.ranges) and all(

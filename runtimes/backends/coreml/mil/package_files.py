@@ -1,4 +1,4 @@
-"""Which files Core ML opens because of a component: its packages, and what they name."""
+"""This module tells which files Core ML opens for a component: its packages, and what they name."""
 
 from __future__ import annotations
 

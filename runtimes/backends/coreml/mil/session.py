@@ -63,8 +63,11 @@ class PackageSession(Session):
         self._batch = self._limits[self._rows[0]].batch if self._rows else 1
 
     def _is_batched(self, name: str, spec: TensorSpec) -> bool:
-        """Whether its rows are dealt out to calls. A session that is for calls of one size has a
-        number in place of the batch: then they are if the package has another number."""
+        """Return whether the rows of an input are dealt out to several calls of the package.
+
+        A session that is for calls of one size has a number in place of the batch: its rows are
+        dealt out if the package has another number.
+        """
         if name not in self._limits or not spec.shape:
             return False
         first = spec.shape[0]

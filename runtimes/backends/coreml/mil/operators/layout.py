@@ -157,7 +157,9 @@ def fill_like(ref_tensor: Array, value: float = 0.0) -> Array:
 
 
 def band_part(x: Array, lower: int = -1, upper: int = -1) -> Array:
-    """Of each matrix, `lower` diagonals below the main one and `upper` above; -1 is all."""
+    """Return `x`, zero outside a band of its matrices: `lower` diagonals below the main one and
+    `upper` above it. -1 keeps all.
+    """
     rows, columns = np.indices(x.shape[-2:])
     below = int(lower) < 0 or rows - columns <= int(lower)
     above = int(upper) < 0 or columns - rows <= int(upper)
