@@ -1,4 +1,4 @@
-"""How a long export says what it is doing."""
+"""This module tells what a long export is doing."""
 
 from __future__ import annotations
 

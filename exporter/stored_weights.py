@@ -94,7 +94,10 @@ def actual(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def finite(tensor: torch.Tensor) -> bool:
-    """Whether it has no NaN and no infinity. `torch.isfinite` makes copies of it to tell."""
+    """Return whether a tensor has no NaN and no infinity.
+
+    `torch.isfinite` makes copies of it to tell.
+    """
     if not tensor.numel():
         return True
     if isinstance(tensor, Stored) and _widened(tensor.stored.dtype, tensor.dtype):
@@ -134,7 +137,7 @@ def later(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _widened(stored: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether `dtype` has every number of `stored`."""
+    """Return whether `dtype` has every number of `stored`."""
     return torch.promote_types(stored, dtype) is dtype
 
 
@@ -169,7 +172,7 @@ def headers(path: Path) -> list[tuple[str, int]]:
 
 
 def _bytes(kind: str) -> int:
-    """Of one number of a safetensors type, such as F16, I64, BOOL or F8_E4M3."""
+    """Return the bytes of one number of a safetensors type, such as F16, I64, BOOL or F8_E4M3."""
     digits = "".join(each for each in kind.partition("_")[0] if each.isdigit())
     return max(int(digits) // 8, 1) if digits else 1
 

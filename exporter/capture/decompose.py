@@ -114,8 +114,11 @@ def _is_taken_apart(node: Node, table: _Own) -> bool:
 
 
 def _kind(node: Node) -> str:
-    """What the parts of an operator depend on: itself, its numbers, and the shapes, strides and
-    types of its tensors."""
+    """Return a key of what an operator's parts depend on.
+
+    That is the operator itself, its numbers, and the shapes, strides, types and devices of its
+    tensors.
+    """
     place = {each: index for index, each in enumerate(node.all_input_nodes)}
 
     def told(argument: Node) -> str:
@@ -128,8 +131,9 @@ def _kind(node: Node) -> str:
 
 
 def _traced(node: Node, table: _Own, mode: FakeTensorMode) -> Graph | None:
-    """What the operator is made of, as a graph of its arguments that are nodes; None if that cannot
-    stand in another graph."""
+    """Return the graph that an operator is made of, whose inputs are its arguments that are nodes;
+    None if that cannot stand in another graph.
+    """
     values = [each.meta["val"] for each in node.all_input_nodes]
 
     def call(*given: Any) -> Any:

@@ -38,7 +38,7 @@ class Watched:
             return tuple(_Looking(self.program, look, alter).run(*self._arguments(sample)))
 
     def _arguments(self, sample: Inputs) -> Iterator[torch.Tensor]:
-        """Those of the graph: weights, tables and inputs in its own order."""
+        """Yield the graph's arguments: weights, tables and inputs in its own order."""
         for spec in self.program.graph_signature.input_specs:
             if spec.kind is InputKind.USER_INPUT:
                 yield sample[spec.arg.name]

@@ -36,7 +36,7 @@ _BLOCKS = (
 
 
 def split(description: Description) -> Description:
-    """The same with the denoiser's graph in two.
+    """Return the description with the denoiser's graph in two.
 
     Raises:
         UnsupportedPipeline: it is no UNet that can be cut like this.
@@ -157,7 +157,9 @@ class _Shallow(torch.nn.Module):
 
 
 def _zeros(spec: TensorSpec, sample: torch.Tensor) -> torch.Tensor:
-    """Of as many rows as the sample, and of its height and width; other open dimensions are 1."""
+    """Return zeros of as many rows as the sample, and of its height and width; other open
+    dimensions are 1.
+    """
     rows, _, height, width = sample.shape
     known = {"batch": rows, "height": height, "width": width}
     sizes = [

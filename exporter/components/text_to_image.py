@@ -130,7 +130,9 @@ def _blocks(vae: Any) -> int:
 
 
 def _encoder_blocks(vae: Any) -> int:
-    """Of the encoder, which some classes let be another than the decoder."""
+    """Return the number of the encoder's blocks, which some classes let be another than the
+    decoder's.
+    """
     names = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
     return len(next(vae.config[name] for name in names if name in vae.config))
 
@@ -215,7 +217,7 @@ class NoEmbedding(torch.nn.Module):
 
 
 def guidance_embedding(unet: Any) -> torch.nn.Module:
-    """What makes the UNet's `timestep_cond` of the guidance scale."""
+    """Return the module that makes the UNet's `timestep_cond` of the guidance scale."""
     width = unet.config.time_cond_proj_dim
     return NoEmbedding() if width is None else GuidanceEmbedding(width)
 

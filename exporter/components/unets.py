@@ -1,4 +1,4 @@
-"""What a UNet's configuration asks of its pipeline, and which pipelines give it.
+"""This module checks what a UNet's configuration asks of its pipeline, and which pipelines give it.
 
 A UNet can be built to take class labels, images or text in ways that the pipeline which it is
 saved in never passes. diffusers fails then in the middle of the first call; here it is refused
@@ -72,7 +72,7 @@ def check_unet(
 
 
 def _is_adapted(unet: Any) -> bool:
-    """Whether an IP-Adapter was loaded into it."""
+    """Return whether an IP-Adapter was loaded into a UNet."""
     return hasattr(getattr(unet, "encoder_hid_proj", None), "image_projection_layers")
 
 
@@ -96,7 +96,7 @@ def check_vae(vae: Any) -> None:
 
 
 def text_length(tokenizer: Any, encoder: Any) -> int:
-    """How many token ids a text becomes.
+    """Return how many token ids a text becomes.
 
     Raises:
         UnsupportedPipeline: more than the encoder has positions for.

@@ -115,7 +115,7 @@ def _positions(rows: int, columns: int) -> torch.Tensor:
 
 
 def _latents(held: torch.Tensor, named: Mapping[str, Any]) -> torch.Tensor:
-    """What the pipeline's loop holds, as latents; its positions say how they are packed."""
+    """Return what the pipeline's loop holds, as latents; its positions say how they are packed."""
     rows, columns = (int(last) + 1 for last in named["img_ids"].amax(dim=0)[1:])
     return unpacked(held, torch.empty(rows * _PATCH, columns * _PATCH, device="meta"), _PATCH)
 

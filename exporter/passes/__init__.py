@@ -80,7 +80,7 @@ def load(name: str) -> Any:
 
 
 def rewriting(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the named passes that rewrite the denoiser's program.
+    """Return those of the named passes that rewrite the denoiser's program.
 
     Raises:
         InputError: an unknown name.
@@ -111,7 +111,7 @@ def modules(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Range:
-    """What an activation is clipped to when it is quantised."""
+    """A range limits an activation when it is quantised: it is clipped to [low, high]."""
 
     low: float
     high: float
@@ -119,7 +119,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """What passes are told besides the program.
+    """The choices are what passes are told besides the program.
 
     kept: names of weights that are not to be quantised, nor what they are multiplied with.
     ranges: by the name of a convolution's or linear layer's node, the range of its activations.

@@ -50,7 +50,7 @@ class Place:
 
     @property
     def projections(self) -> list[Node]:
-        """Of keys and of values."""
+        """Return the projections of keys and of values."""
         return [node for node in self.changing if node.target is LINEAR]
 
     @property
@@ -137,7 +137,7 @@ def _size(graph: Graph, node: Node, axis: int) -> Node | int:
 
 
 def _place(attention: Node) -> Place | None:
-    """What there is to change about a node; None if it is no such self-attention."""
+    """Return what there is to change about a node; None if it is no such self-attention."""
     if not unmasked_attention(attention):
         return None
     paths = [_path(node) for node in attention.args[:3]]

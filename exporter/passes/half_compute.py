@@ -51,7 +51,7 @@ _MASK = 3  # of attention's arguments
 
 
 class Kind(Enum):
-    """How a float32 value of the captured program fares."""
+    """A kind says how a float32 value of the captured program fares."""
 
     HALF = 1
     FULL = 2
@@ -224,7 +224,7 @@ def _is_full(node: Any) -> bool:
 
 
 def _dtype(node: Node) -> torch.dtype | None:
-    """Of a tensor, or of a tuple of tensors."""
+    """Return the type of a node's tensor, or of the first of several; None where it has none."""
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
     return values[0].dtype if values else None
 

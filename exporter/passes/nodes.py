@@ -1,4 +1,6 @@
-"""What passes that write nodes share: nodes with the values that `torch.export` keeps of each."""
+"""This module holds what passes that write nodes share: nodes with the values that `torch.export`
+keeps of each.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def update(node: Node) -> None:
 
 
 def unmasked_attention(node: Node) -> bool:
-    """Whether the node is an attention in which every query looks at every key."""
+    """Return whether the node is an attention in which every query looks at every key."""
     if node.target is not _ATTENTION:
         return False
     return _argument(node, 3, "attn_mask") is None and not _argument(node, 5, "is_causal")

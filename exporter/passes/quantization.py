@@ -1,4 +1,5 @@
-"""What the quantising passes share: where weights are, and how integers stand in a program.
+"""This module holds what the quantising passes share: where weights are, and how integers stand in
+a program.
 
 Integers are written with PyTorch's own operators for quantised programs, the namespace
 ``quantized_decomposed``: a weight becomes an int8 tensor and a dequantisation, an activation a
@@ -88,7 +89,9 @@ def replace_weight(
 
 
 def out_dtype(value: Any) -> dict[str, torch.dtype]:
-    """What makes the operators' result as `value` is: they give float32 by themselves."""
+    """Return the argument that makes the operators' result as `value` is: they give float32 by
+    themselves.
+    """
     return {} if value.dtype is torch.float32 else {"out_dtype": value.dtype}
 
 

@@ -43,7 +43,9 @@ class _KeepDouble(TorchFunctionMode):
 
 @dataclass
 class _Recorded:
-    """What a run went through: first sample, model inputs, samples, steps that drew noise."""
+    """A `_Recorded` holds what a run went through: first sample, model inputs, samples, steps that
+    drew noise.
+    """
 
     first: Array
     inputs: list[Array] = field(default_factory=list)
@@ -52,7 +54,7 @@ class _Recorded:
 
 
 def probe(tracer: StepTracer, options: Mapping[str, Any]) -> Exception | None:
-    """What the scheduler raises when it is run on ordinary tensors, None if it runs."""
+    """Return what the scheduler raises when it is run on ordinary tensors, None if it runs."""
     scheduler = tracer.scheduler
     tracer.reset(None)
     sample = torch.ones(_SHAPE)

@@ -106,7 +106,9 @@ def unknown_scheduler(name: str) -> InputError:
 
 
 def flow_matching(class_name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler goes the straight ways of flow matching, between noise and image: one
-    that does not makes nothing of what such a model predicts, and the other way round."""
+    """Return whether a scheduler goes the straight ways of flow matching, between noise and image.
+
+    One that does not makes nothing of what such a model predicts, and the other way round.
+    """
     flows = config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas")
     return class_name.startswith("FlowMatch") or bool(flows)

@@ -157,10 +157,16 @@ def key_of(
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which plans: scheduler names (None: the default set, beside the pipeline's own), step
-    counts (None: the usual ones), the pipeline's own default step count, by scheduler the
-    step counts that an older bundle has and that stay, what the pipeline tells its scheduler, and
-    the schedulers of loops that never follow another one."""
+    """A `Wanted` says which plans are to be made.
+
+    Attributes:
+        names: scheduler names; None is the default set, beside the pipeline's own.
+        steps: step counts; None is the usual ones.
+        default_steps: the pipeline's own default step count.
+        kept: by scheduler the step counts that an older bundle has and that stay.
+        told: what the pipeline tells its scheduler.
+        fixed: the schedulers of loops that never follow another one.
+    """
 
     names: tuple[str, ...] | None
     steps: tuple[int, ...] | None
@@ -272,7 +278,7 @@ def _trained_timesteps(config: Mapping[str, Any]) -> int:
 
 
 def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool:
-    """Whether the plans of a scheduler depend on the image's size."""
+    """Return whether the plans of a scheduler depend on the image's size."""
     return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
 
 
@@ -359,8 +365,9 @@ def _extended(
 
 
 def _told(manifest: Manifest) -> Told:
-    """What the pipeline of a bundle tells its scheduler; its own one says how that follows the
-    size."""
+    """Return what the pipeline of a bundle tells its scheduler; its own one says how that follows
+    the size.
+    """
     shift = manifest.schedule(manifest.defaults.scheduler).shift
     own, programs = manifest.source.pipeline_class, manifest.programs
     return told_by(own, shift, manifest.latents, manifest.sample(), programs)

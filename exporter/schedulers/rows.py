@@ -35,7 +35,7 @@ class TracedRuns:
 
 
 def same_row(a: RawStep, b: RawStep) -> bool:
-    """Whether two steps have equal coefficients, up to rounding."""
+    """Return whether two steps have equal coefficients, up to rounding."""
     return _close(a.matrix, b.matrix) and _close(a.clean_from, b.clean_from)
 
 

@@ -44,7 +44,7 @@ _CHECKED = (0.02, 0.37, 0.81)  # where between the ends all plans are checked
 
 @dataclass(frozen=True)
 class Told:
-    """What a pipeline tells its scheduler besides the number of steps.
+    """A `Told` holds what a pipeline tells its scheduler besides the number of steps.
 
     `even_sigmas`: evenly spaced noise levels; `shift`: the line that mu is on, None where it tells
     none; `ranges`: the smallest and the largest mu that there are to be plans for, equal where the

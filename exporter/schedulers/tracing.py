@@ -64,7 +64,7 @@ _FIXED = (float("nan"), float("nan"))
 
 @dataclass
 class _Events:
-    """What the scheduler asked for in the step being traced."""
+    """An `_Events` holds what the scheduler asked for in the step being traced."""
 
     clipped: torch.Tensor | None = None
     clip: Clip = field(default_factory=Clip)
@@ -178,8 +178,10 @@ class StepTracer:
         return self._noisy(start)
 
     def known(self, index: int) -> tuple[float, float] | None:
-        """Those of a clean sample as noisy as the run's is before evaluation `index`, which comes
-        next; without noise after the last. As diffusers' inpainting pipelines ask for it."""
+        """Return the coefficients of a clean sample and of noise that make it as noisy as the run's
+        is before evaluation `index`, which comes next; without noise after the last. diffusers'
+        inpainting pipelines ask for it like this.
+        """
         return self._noisy(index) if index < len(self.scheduler.timesteps) else (1.0, 0.0)
 
     def _noisy(self, index: int) -> tuple[float, float] | None:
@@ -227,7 +229,7 @@ class StepTracer:
 
 
 def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
-    """What the model is given for `sample`; flow-matching schedulers have no scaling at all."""
+    """Return what the model is given for `sample`; flow-matching schedulers do not scale it."""
     if not hasattr(scheduler, "scale_model_input"):
         return sample
     scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
@@ -235,7 +237,7 @@ def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any)
 
 
 def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
+    """Return those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
     known = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in options.items() if name in known}
 

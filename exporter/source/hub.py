@@ -1,4 +1,4 @@
-"""What is named by an id on the Hub, where no file or folder of that name is here."""
+"""This module loads what an id on the Hub names, where no file or folder of that name is here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a model's folder its library loads.
+"""This module tells which files of a model's folder its library loads.
 
 This is the one place that answers the question; what is loaded, digested and looked at for its type
 is the same. diffusers and transformers have different rules, written out here from
@@ -192,7 +192,7 @@ def _named(name: str, variant: str | None) -> str:
 
 
 def _marked(name: str, variant: str) -> bool:
-    """Whether diffusers takes a file for one of the variant."""
+    """Return whether diffusers takes a file for one of the variant."""
     pieces = name.split(".")
     return len(pieces) > 1 and pieces[1].startswith(variant)
 

@@ -345,7 +345,7 @@ def digest_folder(folder: Path, library: str = "diffusers") -> str:
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
-    """Of each file, by its name."""
+    """Return the digest of each file, by its name."""
     entries = {}
     for path in files:
         if path.suffix == SAFE:

@@ -85,7 +85,7 @@ def in_folder(class_name: str, keys: Iterable[str]) -> list[str]:
 
 @dataclass
 class Watch:
-    """What the conversion of a checkpoint has read so far."""
+    """A watch holds what the conversion of a checkpoint has read so far."""
 
     keys: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
@@ -176,8 +176,16 @@ def _harmless(key: str) -> bool:
 
 
 def _beyond(pipe: Any, keys: Iterable[str]) -> set[str]:
-    """Of Stable Diffusion 2's text encoder the last layer: the model takes what the one before it
-    gives, and diffusers' configuration has a layer less. And parts that were left out."""
+    """Return those keys that the pipeline has no part for.
+
+    Of Stable Diffusion 2's text encoder these are the last layer's: the model takes what the one
+    before it gives, and diffusers' configuration has a layer less. Those of parts that were left
+    out are among them.
+
+    Of Stable Diffusion 2's text encoder that is the last layer: the model takes what the one before
+    it gives, and diffusers' configuration has a layer less. Parts that were left out are among
+    them.
+    """
     config = getattr(getattr(pipe, "text_encoder", None), "config", None)
     layers = getattr(config, "num_hidden_layers", -1)
     beginnings = [f"cond_stage_model.model.transformer.resblocks.{layers}."]

@@ -128,7 +128,9 @@ def _flattened(value: Any, prefix: str) -> list[tuple[str, torch.Tensor]]:
 
 
 def _only(place: str, names: Sequence[str], usual: str) -> str:
-    """Which of a folder's files is meant."""
+    """Return the name of the one file of a folder that is meant; raise SourceError where none or
+    several may be.
+    """
     fitting = sorted(name for name in names if name.endswith(SAFE))
     if usual in fitting:
         return usual

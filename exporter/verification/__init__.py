@@ -1,2 +1,3 @@
-"""What an export holds a bundle to: results of PyTorch, programs beside diffusers, builds on
-their engines."""
+"""The modules here hold a bundle to what it should be: results of PyTorch, programs beside
+diffusers, builds on their engines.
+"""

@@ -1,4 +1,4 @@
-"""What a pipeline folder says to latentc itself, in ``latentc.json``: who can judge its images.
+"""This module reads what a pipeline folder says to latentc, in ``latentc.json``: its images' judge.
 
     {"judge": {"name": "shapes", "images": 50, "height": 64, "width": 64,
                "num_inference_steps": 10, "arguments": {"guidance_scale": 2.0}}}
@@ -45,7 +45,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @parser(SourceError, "folder", "a pipeline with a latentc.json that can be read")
 def read(folder: Path) -> Judged | None:
-    """What the folder's file asks for; None without one.
+    """Return what the folder's file asks for; None without one.
 
     Raises:
         SourceError: not such a file, or a judge that is not installed.

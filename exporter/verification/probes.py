@@ -1,4 +1,6 @@
-"""What the pipeline itself computes in PyTorch: the probes that every build is verified with."""
+"""This module computes probes with the pipeline itself, in PyTorch; every build is verified with
+them.
+"""
 
 from __future__ import annotations
 

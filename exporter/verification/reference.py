@@ -1,4 +1,4 @@
-"""What PyTorch and diffusers say: the probes that a bundle is verified against.
+"""This module records what PyTorch and diffusers say: the probes that a bundle is verified against.
 
 Two kinds of probe per component, random inputs at a shape that was not traced and inputs that it
 meets while the pipeline's own program runs, and one whole run of the diffusers pipeline. They are

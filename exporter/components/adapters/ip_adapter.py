@@ -107,7 +107,10 @@ class _Encoder(torch.nn.Module):
         return (*made, *negative)
 
     def _tokens(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Of normalised pixels. A hidden state is that before the last layer."""
+        """Return the layers' tokens of normalised pixels, [images, 1, ...] each.
+
+        A hidden state is that before the last layer.
+        """
         found = self.encoder(pixels, output_hidden_states=not all(self._plain))
         return [
             layer(found.image_embeds if plain else found.hidden_states[-2])[:, None]

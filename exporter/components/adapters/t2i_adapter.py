@@ -44,8 +44,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Packing:
-    """How features become one tensor [batch, channels, height, width] of the latents' sides, which
-    are multiples of `multiple`."""
+    """A packing says how features become one tensor [batch, channels, height, width] of the
+    latents' sides, which are multiples of `multiple`.
+    """
 
     features: tuple[Feature, ...]
     multiple: int = 1
@@ -185,7 +186,7 @@ def adapters_of(pipe: Any) -> list[Any]:
 
 
 def features_of(pipe: Any) -> tuple[Feature, ...]:
-    """What the UNet takes of each adapter's features, the same for all of them.
+    """Return the features that the UNet takes of each adapter, the same for all of them.
 
     Raises:
         UnsupportedPipeline: they do not fit the UNet's blocks, or each other.
@@ -307,8 +308,10 @@ class _Adapted(Extended):
         return {"down_intrablock_additional_residuals": self._sums(inputs)}
 
     def _sums(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Of the features of all adapters, each as strong as its scale says; the UNet takes from
-        the list."""
+        """Return the sums of all adapters' features, each as strong as its scale says.
+
+        They stand in a list, as the UNet takes from it.
+        """
         every = [
             inputs[name] * inputs[SCALE][:, index].reshape(-1, 1, 1, 1)
             for index, name in enumerate(self._given)

@@ -97,7 +97,7 @@ def _estimator(pipe: Any) -> Graph:
 
 
 def _size(processor: Any) -> tuple[int, int]:
-    """Of every image that the estimator is given.
+    """Return height and width of every image that the estimator is given, in pixels.
 
     Raises:
         UnsupportedPipeline: the processor does something else than stretch to one size and

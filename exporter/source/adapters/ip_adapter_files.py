@@ -147,7 +147,9 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
 
 def _halves(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """As diffusers takes an adapter's tensors: the projection of images and the layers' own."""
+    """Return an adapter's tensors as diffusers takes them: the projection of images and the layers'
+    own.
+    """
     return {
         half: {
             key.removeprefix(f"{half}."): value

@@ -1,4 +1,4 @@
-"""What goes into an export beside the source: weights that change the pipeline's own.
+"""This module changes a pipeline's own weights by what goes into an export beside the source.
 
 Each kind finds what was asked for, says which parts of a pipeline it changes (so that the keys
 of what is made from them change too), and is applied to the loaded pipeline before it is captured.
@@ -48,7 +48,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class Reading:
-    """How ingredients are read.
+    """A `Reading` says how ingredients are read.
 
     Attributes:
         allow_pickle: files of weights may be pickles; they are read without running their code.

@@ -1,4 +1,4 @@
-"""Which layer of a pipeline an adapter's file means by a name.
+"""This module finds the layer of a pipeline that an adapter's file means by a name.
 
 Files name layers as diffusers and PEFT do (``unet.mid_block.…``), as the scripts of kohya-ss and
 LyCORIS do (``lora_unet_mid_block_…``, dots written as underscores), and those of the latter kind

@@ -54,7 +54,9 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
 
 def _form(vae: Any, what: str) -> int:
-    """Of channels the number; of blocks how many, which says how many pixels a latent has."""
+    """Return a number of the VAE's configuration; of blocks, how many there are, which says how
+    many pixels a latent has.
+    """
     value = getattr(vae.config, what)
     return value if isinstance(value, int) else len(value)
 
