@@ -1,4 +1,4 @@
-"""What a denoiser's graph for every size costs beside one for sizes that halve evenly.
+"""This module compares a denoiser's graph for every size with one for sizes that halve evenly.
 
     python -m latentc.benchmarks.any_size
 

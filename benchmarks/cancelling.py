@@ -1,4 +1,4 @@
-"""How long a run that is given up in the middle of a long step goes on.
+"""This module times how long a run that is given up in the middle of a long step goes on.
 
     python -m latentc.benchmarks.cancelling BUNDLE
 

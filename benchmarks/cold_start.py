@@ -91,7 +91,7 @@ report(dict(stages=stages, call=inside))
 
 @dataclass(frozen=True)
 class Settings:
-    """What every case is asked for."""
+    """The settings say what every case is asked for."""
 
     bundle: Path
     prompt: str

@@ -1,4 +1,4 @@
-"""What does an export cost: anonymous memory, seconds and disk, stage by stage?
+"""This module measures what an export costs: anonymous memory, seconds and disk, stage by stage.
 
     python -m latentc.benchmarks.models sdxl build/sdxl --dtype fp16
     python -m latentc.benchmarks.export_cost build/sdxl --target onnx --precision fp16 --no-verify
@@ -120,7 +120,7 @@ def export(source: str, output: str, targets: Sequence[str], precision: str, ver
 
 
 def show(found: dict[str, Any], title: str) -> str:
-    """What was measured, as a table."""
+    """Return what was measured, as a table."""
     rows = [
         (
             f"{each['subject']}: {each['stage']}",

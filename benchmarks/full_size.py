@@ -46,7 +46,7 @@ class Case:
         return self.output / f"bundle-{self.target}"
 
     def settings(self) -> dict[str, Any]:
-        """What a stored result must have been measured with to be used again."""
+        """Return what a stored result must have been measured with to be used again."""
         return {
             "source": str(self.source.resolve()),
             "verify": self.verify,

@@ -1,4 +1,5 @@
-"""What runs on this machine's NVIDIA GPU, and does it agree with PyTorch on the CPU?
+"""This module checks what runs on this machine's NVIDIA GPU, and that it agrees with PyTorch on the
+CPU.
 
     make gpu-check
     python -m latentc.benchmarks.gpu_check --source ./my-pipeline --only tensorrt
@@ -68,7 +69,9 @@ CASES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: ``ok``, ``MISS``, ``FAILED`` or ``skipped``, and its figures."""
+    """An outcome says what became of a case: ``ok``, ``MISS``, ``FAILED`` or ``skipped``, and its
+    figures.
+    """
 
     case: Case
     verdict: str
@@ -187,7 +190,7 @@ def _build_engines(case: Case, bundle: Path) -> None:
 
 
 def machine() -> dict[str, str]:
-    """What the record says about this machine."""
+    """Return what the record says about this machine."""
     asked = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     try:
         shown = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout

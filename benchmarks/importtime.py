@@ -13,7 +13,9 @@ _LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
 @dataclass(frozen=True)
 class Spent:
-    """What the modules of one package cost together, without what they import from others."""
+    """A `Spent` says what the modules of one package cost together, without what they import from
+    others.
+    """
 
     modules: int
     microseconds: int

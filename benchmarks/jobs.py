@@ -1,4 +1,4 @@
-"""What `latentc.benchmarks.full_size` measures, each job in a process of its own.
+"""This module holds what `latentc.benchmarks.full_size` measures, each job in its own process.
 
     python -m latentc.benchmarks.jobs NAME '{"argument": value}'
 

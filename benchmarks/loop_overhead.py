@@ -1,4 +1,4 @@
-"""What the sampling loop costs beside the model: seconds of a step minus seconds of `predict`.
+"""This module measures what the sampling loop costs beside the model, in seconds of a step.
 
     python -m latentc.benchmarks.loop_overhead
 

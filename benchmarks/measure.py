@@ -1,4 +1,5 @@
-"""What every benchmark needs: fresh processes, their time and memory, medians, tables.
+"""This module holds what every benchmark needs: fresh processes, their time and memory, medians,
+tables.
 
 Only ratios of figures taken side by side in one run mean much: the same command differs by
 10% between two moments of one machine. So cases take turns (`take_turns`), and reports give
@@ -76,8 +77,11 @@ class ChildFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a child may use before it is ended: wall seconds, and resident bytes together with
-    its own children (watched where psutil is installed). None is no bound."""
+    """The bounds say what a child may use before it is ended.
+
+    They are wall seconds, and resident bytes together with its own children (watched where psutil
+    is installed). None is no bound.
+    """
 
     seconds: float | None = None
     memory: int | None = None
@@ -153,7 +157,9 @@ def current_memory() -> int:
 
 
 def anonymous_memory() -> int:
-    """What of that is no mapped file, in bytes; 0 where the system does not say."""
+    """Return the resident bytes of this process that are no mapped file; 0 where the system does
+    not say.
+    """
     return _status("RssAnon")
 
 

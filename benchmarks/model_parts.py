@@ -35,7 +35,7 @@ class Network:
     layers: Mapping[str, int] = field(default_factory=dict)
 
     def shallow(self, depth: int | None) -> Network:
-        """The same with at most `depth` layers of each kind; None is the whole network."""
+        """Return the network with at most `depth` layers of each kind; None keeps them all."""
         if depth is None:
             return self
         cut = {name: self.config[name] - min(depth, self.config[name]) for name in self.layers}
@@ -150,7 +150,7 @@ class Model:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What is made inside is of this type from the beginning: no second copy in memory."""
+    """Make everything inside of this type from the beginning: no second copy is in memory."""
     import torch
 
     before = torch.get_default_dtype()
@@ -162,7 +162,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """How many parameters a module has (buffers do not count)."""
+    """Return how many parameters a module has (buffers do not count)."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""What to measure: cases, from flags or from a TOML file, as a product of axes.
+"""This module makes cases to measure, from flags or from a TOML file, as a product of axes.
 
 A file has settings at its top and one `[[case]]` per group; where a list stands, every value of it
 makes a case:
@@ -79,12 +79,16 @@ class Case:
 
     @property
     def point(self) -> tuple[int, int, int, int, int]:
-        """What two cases must have in common to be compared."""
+        """Return what two cases must have in common to be compared: batch, height, width, threads,
+        steps.
+        """
         return self.batch, self.height, self.width, self.threads, self.steps
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it runs on the processor (no device named means an engine's first: the CPU)."""
+        """Return whether it runs on the processor (no device named means an engine's first: the
+        CPU).
+        """
         return self.device.lower() in ("", "cpu")
 
     @property
@@ -101,7 +105,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What a person calls it, without the point."""
+        """Return what a person calls the case, without the point."""
         if self.engine == "torch":
             text = f"PyTorch {BASELINES[self.variant]}"
         elif self.engine == "peer":

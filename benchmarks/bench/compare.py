@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def slower(self) -> tuple[Line, ...]:
-        """What makes `latentc bench compare` fail."""
+        """Return the lines that make `latentc bench compare` fail."""
         return tuple(
             line for line in self.lines if line.change in ("slower", "fails now", "missing")
         )
@@ -127,7 +127,7 @@ def as_json(found: Comparison) -> str:
 
 
 def sentence(found: Comparison) -> str:
-    """How many lines changed, and how."""
+    """Return a sentence that says how many lines changed, and how."""
     counts: dict[str, int] = {}
     for line in found.lines:
         counts[line.change] = counts.get(line.change, 0) + 1
@@ -179,7 +179,7 @@ def _baselines(
 
 
 def _same_baseline(before: Report, after: Report) -> bool:
-    """Whether the baselines are the same programs: else what changed may be they."""
+    """Return whether the baselines are the same programs: else what changed may be they."""
     a, b = before.machine.versions, after.machine.versions
     return all(a.get(name) == b.get(name) for name in _DECIDING_PACKAGES)
 

@@ -1,4 +1,4 @@
-"""How near images are to those of fp32 PyTorch with the same seed."""
+"""This module tells how near images are to those of fp32 PyTorch with the same seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _WINDOW = 7  # pixels, of the SSIM
 
 @dataclass(frozen=True)
 class Images:
-    """What one case drew: uint8 [images, height, width, 3], and the final latents."""
+    """An `Images` holds what one case drew: uint8 [images, height, width, 3], and the final
+    latents.
+    """
 
     images: Array
     latents: Array | None

@@ -49,7 +49,10 @@ class Interval(_Base, frozen=True, kw_only=True):
 
 
 class Speedup(_Base, frozen=True, kw_only=True):
-    """How many times faster than the case `baseline`: its median over this one's."""
+    """A speedup says how many times faster a case is than the case `baseline`.
+
+    `value` is the baseline's median over this one's.
+    """
 
     baseline: str
     value: float
@@ -58,8 +61,9 @@ class Speedup(_Base, frozen=True, kw_only=True):
 
 
 class Limit(_Base, frozen=True, kw_only=True):
-    """What this machine could do at best: `seconds` at its measured peak (`peak` names it), and the
-    share of that limit which was reached."""
+    """A limit says what this machine could do at best: `seconds` at its measured peak (`peak` names
+    it), and the share of that limit which was reached.
+    """
 
     seconds: float
     fraction: float
@@ -145,8 +149,11 @@ class Peak(_Base, frozen=True, kw_only=True):
 
 
 class Operations(_Base, frozen=True, kw_only=True):
-    """What one call of a component takes at a shape: operations (a multiply-add is two), bytes of
-    its fp32 weights, and of its inputs and outputs. `end_to_end` is an image of `steps` steps."""
+    """An `Operations` counts what one call of a component takes at a shape: operations (a
+    multiply-add is two), bytes of its fp32 weights, and of its inputs and outputs.
+
+    `end_to_end` is an image of `steps` steps.
+    """
 
     component: str
     batch: int
@@ -182,7 +189,7 @@ class MachineRecord(_Base, frozen=True, kw_only=True):
 
 
 class BundleRecord(_Base, frozen=True, kw_only=True):
-    """What was measured: the bundle and its source."""
+    """A `BundleRecord` says what was measured: the bundle and its source."""
 
     name: str
     source: str
@@ -193,7 +200,7 @@ class BundleRecord(_Base, frozen=True, kw_only=True):
 
 
 class Settings(_Base, frozen=True, kw_only=True):
-    """What every case was asked for, and how it was measured."""
+    """The settings say what every case was asked for, and how it was measured."""
 
     prompt: str | None
     negative_prompt: str | None

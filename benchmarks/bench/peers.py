@@ -42,7 +42,7 @@ _LOAD = "load"  # every answer has it
 
 @dataclass(frozen=True)
 class Answer:
-    """What a peer measured: seconds by scenario, peak bytes, its image, what it is."""
+    """An answer holds what a peer measured: seconds by scenario, peak bytes, image, version."""
 
     samples: dict[str, list[float]]
     peak_memory: int
@@ -115,7 +115,7 @@ def ask(
 
 
 def _said(answered: Path) -> str:
-    """What a peer that failed wrote about it, if it came to that."""
+    """Return what a peer that failed wrote about it; "" if it did not come to that."""
     try:
         return str(_answer(answered)["error"] or "")
     except (LatentcError, KeyError):

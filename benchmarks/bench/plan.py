@@ -23,8 +23,11 @@ DEFAULT_STEPS = 10
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does. `baseline_of` maps a case's id to that of its baseline; `source` is the
-    diffusers folder of the baselines; `score` is how many images the judge gets."""
+    """A plan says what a run does.
+
+    `baseline_of` maps a case's id to that of its baseline; `source` is the diffusers folder of the
+    baselines; `score` is how many images the judge gets.
+    """
 
     bundle: Path
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured; and how many operations a pipeline takes, counted.
+"""This module measures what this machine can do at best, and counts a pipeline's operations.
 
     python -m latentc.benchmarks.bench.roofline REQUEST.json
 
@@ -49,7 +49,7 @@ def best(records: Sequence[Sequence[Mapping[str, Any]]]) -> list[Peak]:
 def limit(
     work: Operations, seconds: float, peaks: Sequence[Peak], device: str, threads: int, kind: str
 ) -> Limit | None:
-    """What the peaks allow for this work, and the share that `seconds` reached.
+    """Return what the peaks allow for this work, and the share of it that `seconds` reached.
 
     None where nothing was measured for the device, the number of threads and the precision.
     """

@@ -57,7 +57,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Measured:
-    """What is known about one case so far. `samples`: scenario → rounds → seconds."""
+    """A `Measured` holds what is known about one case so far.
+
+    `samples`: scenario → rounds → seconds.
+    """
 
     case: Case
     status: Status = "ok"
@@ -253,7 +256,9 @@ class _Bench:
             each.samples.setdefault(scenario, []).append([float(value) for value in values])
 
     def _guidance_scale(self) -> float:
-        """What was asked for, else the bundle's default: peers have defaults of their own."""
+        """Return the scale that was asked for, else the bundle's default: peers have defaults of
+        their own.
+        """
         asked, guidance = self.plan.settings.guidance_scale, self.plan.manifest.guidance
         if asked is not None:
             return asked
@@ -416,7 +421,7 @@ def _rows(
 
 
 def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds) -> Speedup:
-    """How many times faster `faster` is, with its interval and what may be said about it."""
+    """Return how many times faster `faster` is, with its interval and what may be said about it."""
     found = statistics.ratio(slower, faster)
     word = statistics.verdict(found, statistics.noise(slower), statistics.noise(faster))
     return Speedup(
@@ -428,7 +433,10 @@ def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds)
 
 
 def _build_of(case: Case, plan: Plan) -> Build | None:
-    """What a case of ours runs. A kind of PyTorch pipeline may be called as a build is."""
+    """Return the build that a case of ours runs; None for others.
+
+    A kind of PyTorch pipeline may be called as a build is.
+    """
     builds = plan.manifest.builds if case.engine == "latentc" else ()
     return next((build for build in builds if build.name == case.variant), None)
 

@@ -136,7 +136,10 @@ class Torch:
         )
 
     def operations(self, prompt: Any, seed: int, guidance: float | None) -> dict[str, Any]:
-        """What each stage takes, counted by running the pipeline under a counter."""
+        """Return the work of each stage, counted by running the pipeline under a counter.
+
+        It is [operations, bytes of weights, bytes of inputs and outputs] by stage.
+        """
         from latentc.benchmarks.bench import roofline
 
         with roofline.counting() as counter, self._marks(counter) as marks:
@@ -261,7 +264,7 @@ class Torch:
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What one process measures; see `runner` for the request."""
+    """Return what one process measures; see `runner` for the request."""
     case = request["case"]
     begun = perf_counter()
     built = _build_engines(request) if request["mode"] == "warm-up" else None
@@ -330,7 +333,7 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
 
 
 def _score(request: Mapping[str, Any], engine: Engine) -> int:
-    """How many images of held-out prompts the judge finds right, half of them of two shapes."""
+    """Return how many images of held-out prompts the judge finds right, half of two shapes."""
     from latentc.benchmarks.shapes.judge import ShapesJudge
     from latentc.runtimes.verification.judges import count_right
 

@@ -32,7 +32,7 @@ _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER_
 
 @dataclass(frozen=True)
 class Peer:
-    """What there is to know about a peer without its environment.
+    """A peer holds what can be known about it without its environment.
 
     `unwanted`: packages that its requirements bring along and that are taken out again.
     """
@@ -44,17 +44,19 @@ class Peer:
 
     @property
     def script(self) -> Path:
-        """What runs it."""
+        """Return the script that runs the peer."""
         return self.folder / f"{self.name}.py"
 
     @property
     def requirements(self) -> Path:
-        """What its environment is made of."""
+        """Return the file of requirements that the peer's environment is made of."""
         return self.folder / f"{self.name}.txt"
 
     @property
     def digest(self) -> str:
-        """Of its requirements: an environment that was made from others is out of date."""
+        """Return a digest of the peer's requirements: an environment that was made from others is
+        out of date.
+        """
         text = self.requirements.read_bytes() + repr([*self.unwanted]).encode()
         return hashlib.sha256(text).hexdigest()[:16]
 
@@ -110,7 +112,10 @@ def python(peer: Peer, into: Path | None = None) -> Path:
 
 
 def read_stamp(folder: Path) -> dict[str, Any] | None:
-    """What an environment that was made says about itself: `requirements` and `packages`."""
+    """Return what an environment says about itself: `requirements` and `packages`.
+
+    None where there is none that can run.
+    """
     try:
         found: dict[str, Any] = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -186,7 +191,7 @@ def environment() -> dict[str, str]:
 
 
 def _wait(command: Sequence[str], timeout: float | None) -> str:
-    """What a command says; it and its children are killed when the time is over."""
+    """Return what a command says; it and its children are killed when the time is over."""
     with subprocess.Popen(
         command,
         env=environment(),

@@ -1,4 +1,5 @@
-"""What the peers' scripts share: the two files, conversion, fresh processes, staged weights.
+"""This module holds what the peers' scripts share: the two files, conversion, fresh processes,
+staged weights.
 
 It runs in the peers' environments and imports the standard library only, so that it adds nothing
 to what is measured. A script is called in three ways:
@@ -46,7 +47,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request says what a peer is asked for.
 
     `model`: a diffusers folder. `work`: where conversions are kept. `threads`: 0 leaves the
     choice to the peer. `settings`: "default" is what its documentation starts with, "best" what
@@ -96,7 +97,7 @@ class Request:
 
     @property
     def best(self) -> bool:
-        """Whether the peer's best settings are asked for."""
+        """Return whether the peer's best settings are asked for."""
         return self.settings == "best"
 
 
@@ -145,7 +146,7 @@ class Peer:
         raise NotImplementedError
 
     def load(self, request: Request, folder: Path) -> Any:
-        """What was converted, ready to make images."""
+        """Return what was converted, ready to make images."""
         raise NotImplementedError
 
     def draw(self, loaded: Any, request: Request, stages: Stages) -> list[Any]:
@@ -161,7 +162,9 @@ class Peer:
 
 
 def main(peer: Peer, arguments: Sequence[str] | None = None) -> None:
-    """What a peer's script does."""
+    """Run a peer's script: convert a model, measure it, or answer a request with processes that do
+    both.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--convert"]:
         request = Request.read(Path(given[1]))
@@ -310,7 +313,9 @@ def _converted(peer: Peer, request: Request, asked: Path) -> Path:
 
 
 def _key(peer: Peer, request: Request) -> str:
-    """Of all that a conversion depends on: the model's files, versions, this code, scheduler."""
+    """Return a key of all that a conversion depends on: the model's files, versions, this code,
+    scheduler.
+    """
     model = Path(request.model)
     facts: list[Any] = [request.scheduler, [_version(name) for name in peer.packages]]
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
@@ -321,7 +326,7 @@ def _key(peer: Peer, request: Request) -> str:
 
 
 def _measured(request: Request, asked: Path, folder: Path, result: Path) -> dict[str, Any]:
-    """What the measuring processes found, put together."""
+    """Return what the measuring processes found, put together."""
     processes = request.warmup + request.repeats if request.scenario == "cold_start" else 1
     stages, peaks, answer = Stages(), [], {}
     for index in range(processes):

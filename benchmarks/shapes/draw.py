@@ -34,7 +34,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def coverage(thing: Placed) -> NDArray[np.float32]:
-    """How much of each pixel ``thing`` covers: float32 [64, 64] from 0 to 1."""
+    """Return how much of each pixel ``thing`` covers: float32 [64, 64] from 0 to 1."""
     big = Image.new("L", (CANVAS * _OVERSAMPLE, CANVAS * _OVERSAMPLE), 0)
     pen = ImageDraw.Draw(big)
     points = [

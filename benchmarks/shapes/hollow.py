@@ -30,7 +30,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def hollow(image: Image.Image, prompt: str) -> bool:
-    """Whether the image shows the prompt's shapes, and each of them is hollow."""
+    """Return whether the image shows the prompt's shapes, and each of them is hollow."""
     filled, shares = fill(image)
     wanted = read(prompt)
     enough = [share for share in shares if share >= LEAST_HOLE]
@@ -62,7 +62,7 @@ def _colour(pixels: NDArray[np.float32], ink: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def _reached(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What of `free` is connected with the image's border."""
+    """Return the part of `free` that is connected with the image's border."""
     front = np.zeros_like(free)
     front[[0, -1], :] = free[[0, -1], :]
     front[:, [0, -1]] = free[:, [0, -1]]
@@ -103,11 +103,11 @@ class HollowJudge:
     """The judge as latentc asks it (`latentc.runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
-        """Those of the built-in model's judge."""
+        """Return the prompts of the built-in model's judge."""
         from latentc.benchmarks.shapes.judge import ShapesJudge
 
         return ShapesJudge().prompts(count)
 
     def agrees(self, image: Image.Image, prompt: str) -> bool:
-        """Whether `image` shows all that the caption states, hollow, and no further shapes."""
+        """Return whether `image` shows what the caption states, hollow, and no further shapes."""
         return hollow(image, prompt)

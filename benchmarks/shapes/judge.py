@@ -79,17 +79,17 @@ class ShapesJudge:
         return [prompt.text for prompt in chosen]
 
     def agrees(self, image: Image.Image, prompt: str) -> bool:
-        """Whether ``image`` shows all that the caption states, and no further shapes."""
+        """Return whether ``image`` shows all that the caption states, and no further shapes."""
         return agrees(image, read(prompt))
 
 
 def agrees(image: Image.Image, prompt: Prompt) -> bool:
-    """Whether ``image`` shows all that ``prompt`` states, and no further shapes."""
+    """Return whether ``image`` shows all that ``prompt`` states, and no further shapes."""
     return not reasons(image, prompt)
 
 
 def reasons(image: Image.Image, prompt: Prompt) -> list[str]:
-    """What keeps ``image`` from agreeing with ``prompt``: empty where it agrees."""
+    """Return what keeps ``image`` from agreeing with ``prompt``: empty where it agrees."""
     seen = look(image)
     if len(seen) != len(prompt.things):
         shown = ", ".join(map(str, seen)) or "nothing"

@@ -1,4 +1,4 @@
-"""What an image may show: attributes, scenes, captions and the held-out rule.
+"""This module says what an image may show: attributes, scenes, captions and the held-out rule.
 
 A *spec* names what an image shows (colours, shapes, sizes, places); a *scene* adds exact
 pixels; a *prompt* is a caption with the attributes it states.  Only numpy is needed here.
@@ -52,7 +52,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Spec:
-    """What an image shows: one thing with a place, or two things with a relation.
+    """A spec says what an image shows: one thing with a place, or two things with a relation.
 
     Two things are kept as (left, right) or (upper, lower) with ``relation`` "left of" or
     "above", so each image has exactly one spec however its caption puts it.
@@ -90,7 +90,7 @@ class Prompt:
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether images of ``spec`` are kept out of training.
+    """Return whether images of ``spec`` are kept out of training.
 
     One thing: by colour, shape, size and place.  Two things: by both colours, both shapes and
     the relation, whatever the sizes, so that no variant of a held-out pair is trained on.
@@ -161,7 +161,7 @@ def place_scene(spec: Spec, rng: np.random.Generator) -> Scene:
 
 
 def inverse(relation: str) -> str:
-    """The same relation seen from the other thing: "above" gives "below"."""
+    """Return the same relation seen from the other thing: "above" gives "below"."""
     return _INVERSE[relation]
 
 
