@@ -28,7 +28,7 @@ FP24 = Precision(Tolerance(1e-4, 1e-3, 2, 40.0, 0.02), bytes=3)
 
 
 def target() -> TargetInfo:
-    """What the compiler has to know of the target."""
+    """Return what the compiler has to know of the target."""
     from latentc.exporter.targets import TargetInfo
 
     return TargetInfo(

@@ -1,4 +1,4 @@
-"""What the tests ask about the HTML page of a benchmark's report."""
+"""This module holds what the tests ask about the HTML page of a benchmark's report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGIT = re.compile(r"\d")
 
 
 class Page(HTMLParser):
-    """What the tests ask about a page: figures, texts of cells, addresses, identifiers."""
+    """A page answers what the tests ask about it: figures, cells' texts, addresses, ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -120,8 +120,11 @@ def only_what_is_new_is_looked_through() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Of several test processes each runs graphs in one thread, where a test does not say in how
-    many: two that wait for each other actively take two to three times the processors' time."""
+    """Run graphs in one thread where several test processes run and a test does not say in how
+    many.
+
+    Two that wait for each other actively take two to three times the processors' time.
+    """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return

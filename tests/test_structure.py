@@ -17,7 +17,7 @@ MOST_AT_THE_TOP, MOST_IN_A_ROOM = 12, 15
 
 @pytest.fixture(scope="module")
 def imports() -> Mapping[str, set[str]]:
-    """What each module imports of ours; lazily, and for types alone, too."""
+    """Return what each module imports of ours; lazily, and for types alone, too."""
     graph = grimp.build_graph("latentc", cache_dir=None)
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 

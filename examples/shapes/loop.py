@@ -17,7 +17,7 @@ from .workers import Worker
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train.
+    """A plan says how long and how fast to train.
 
     The learning rate warms up, stays level and falls to zero over the last ``decay`` of the
     steps, so a run can be lengthened or cut short without having lost anything.

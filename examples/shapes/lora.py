@@ -105,7 +105,7 @@ def _loss(
 
 
 def score(pipe: Any, images: int, steps: int = 25, guidance_scale: float = 2.0) -> int:
-    """How many images of held-out prompts the judge finds hollow and right."""
+    """Return how many images of held-out prompts the judge finds hollow and right."""
     judge = HollowJudge()
     right = 0
     for index, prompt in enumerate(tqdm(judge.prompts(images), desc="judge")):

@@ -24,7 +24,7 @@ _CELL = 4  # pixels of the image to a latent, either way
 
 
 def opponent_layout(scene: Scene) -> NDArray[np.float32]:
-    """What the latents of ``scene`` should be near: float32 [4, 16, 16]."""
+    """Return what the latents of ``scene`` should be near: float32 [4, 16, 16]."""
     layers = np.zeros((4, CANVAS, CANVAS), dtype=np.float32)
     for thing in scene.things:
         cover = coverage(thing)

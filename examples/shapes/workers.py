@@ -24,7 +24,7 @@ class Worker:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that saves files and shows progress."""
+        """Return whether this is the process that saves files and shows progress."""
         return self.rank == 0
 
     def part(self, batch: torch.Tensor) -> torch.Tensor:

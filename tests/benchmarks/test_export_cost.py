@@ -1,4 +1,4 @@
-"""What the export's cost is shown as; the peak of anonymous memory."""
+"""These tests check how an export's cost is shown, and the peak of anonymous memory."""
 
 from __future__ import annotations
 

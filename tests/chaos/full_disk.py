@@ -24,8 +24,9 @@ _CODES = (1, 2, 5, 7)  # errors that say that the disk is full
 
 @dataclass(frozen=True)
 class Full:
-    """What one full disk gave: which folder was on it, its KiB, the command, its exit code, what it
-    said, and what was wrong."""
+    """A `Full` says what one full disk gave: which folder was on it, its KiB, the command, its exit
+    code, what it said, and what was wrong.
+    """
 
     folder: str
     kibibytes: int

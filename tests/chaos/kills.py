@@ -15,7 +15,10 @@ from tests.chaos.operations import Operation, Place, leftovers
 
 @dataclass(frozen=True)
 class Killed:
-    """What one kill gave. `hit`: whether the command was still running; `fault`: what was wrong."""
+    """A `Killed` says what one kill gave.
+
+    `hit`: whether the command was still running; `fault`: what was wrong.
+    """
 
     operation: str
     signal: str

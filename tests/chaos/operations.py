@@ -1,4 +1,6 @@
-"""What is killed: commands of latentc that write, and what must hold of what they leave behind."""
+"""This module lists what is killed: commands of latentc that write, and what must hold of what they
+leave behind.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def check_bundle(bundle: Path) -> None:
 
 
 def _check_export(place: Place) -> None:
-    """What stands in the output's place is whole; where nothing does, what was there is beside."""
+    """Check that the bundle in the output's place, if one is there, is whole."""
     if place.output.exists():
         check_bundle(place.output)
 

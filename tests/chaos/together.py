@@ -17,8 +17,9 @@ _REFUSED = (2, 7)  # an argument, or an export, that is refused
 
 @dataclass(frozen=True)
 class Together:
-    """What several processes at once gave: how many of them, and how many rounds; of the runs how
-    many went through and how many were refused with a clear line."""
+    """A `Together` says what several processes at once gave: how many of them, and how many rounds;
+    of the runs how many went through and how many were refused with a clear line.
+    """
 
     what: str
     processes: int

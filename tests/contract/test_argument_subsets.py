@@ -177,8 +177,11 @@ def asked_of(theirs: Any, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(ours: Callable[..., Any], theirs: Any, call: Mapping[str, Any], asked: Any) -> bool:
-    """The same latents, or a refusal where an argument would change nothing in diffusers, or
-    diffusers refuses as well. Returns whether latents were compared."""
+    """Check that both give the same latents, or that a refusal is right.
+
+    It is where an argument would change nothing in diffusers, or diffusers refuses as well. Return
+    whether latents were compared.
+    """
     whole = asked_of(theirs, call)
     expected, refused = of_diffusers(theirs, {**whole, **asked}), ""
     try:
@@ -221,7 +224,9 @@ def test_every_subset(
 def test_every_subset_of_encoded_texts(
     name: str, ours: Callable[[str], Pipeline], theirs: Callable[[str, str], Any]
 ) -> None:
-    """The same latents, or refusals; a part of what encoders make of a text is refused by name."""
+    """Both give the same latents, or refusals; a part of what encoders make of a text is refused by
+    name.
+    """
     pipe, reference = ours(name), theirs(name, "text-to-image")
     call = call_of(name, "text-to-image")
     del call["prompt"]

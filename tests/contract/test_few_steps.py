@@ -45,7 +45,7 @@ Get = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def folder() -> Callable[[str], Path]:
-    """The same pipeline with either scheduler, and a LoRA beside it."""
+    """Return a function that makes one pipeline with either scheduler, and a LoRA beside it."""
 
     def make(name: str) -> Path:
         made = KEPT / "pipelines" / "few-steps" / name

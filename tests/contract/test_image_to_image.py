@@ -66,7 +66,7 @@ def test_every_scheduler(
 
 @pytest.mark.support(family="sd", task="image-to-image", target="coreml-reference")
 def test_coreml(coreml_bundle: Path, theirs: Callable[[str], Any]) -> None:
-    """As the reference evaluator reads the packages back."""
+    """The reference evaluator reads the packages back."""
     call = {
         "image": sample_image(*SIZES["sd"]),
         "strength": 0.6,

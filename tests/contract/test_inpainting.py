@@ -67,7 +67,7 @@ def test_both_kinds(
 
 @pytest.mark.support(family="sd", task="inpainting", target="coreml-reference")
 def test_coreml(coreml_bundle: Path, original: Callable[..., Any]) -> None:
-    """As the reference evaluator reads the packages back."""
+    """The reference evaluator reads the packages back."""
     call = given(num_inference_steps=4)
     latents, images = reference(original, "sd", "pndm", **call)
     with latentc.load(coreml_bundle, backend="coreml-reference", precision="fp32") as pipe:
@@ -139,7 +139,7 @@ def test_crops_and_blurred_masks(
 
 
 def test_what_stays(ours: Any) -> None:
-    """What is black in the mask has the image's latents in the end, to the last bit."""
+    """The part that is black in the mask has the image's latents in the end, to the last bit."""
     pipe = ours("sd", "onnxruntime")
     call = given(num_inference_steps=4, strength=1.0, output_type="latent", scheduler="ddim")
     one = pipe(**CALL, **SIZE, **call).latents

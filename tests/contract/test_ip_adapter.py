@@ -126,7 +126,7 @@ def check(pipe: Any, original: Any, scale: Any = 1.0, **call: Any) -> None:
 def test_an_image_to_look_at(
     name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
 ) -> None:
-    """Of several adapters each alone too: the other's scale is 0."""
+    """Several adapters are looked at together, and each alone too: the other's scale is 0."""
     several = len(ADAPTED[name][1]) > 1
     images = [sample_image(70, 50), sample_image(30, 50, 40)] if several else sample_image(70, 50)
     scales: list[Any] = [[1.0, 1.0], [0.7, 0.0], [0.0, 0.6]] if several else [1.0, 0.4]
@@ -138,7 +138,7 @@ def test_an_image_to_look_at(
 
 
 def test_no_image_is_not_nothing(adapted: Callable[[str], Path]) -> None:
-    """What is guided away from: tokens of no image, which are not zeros."""
+    """The tokens that are guided away from are those of no image, which are not zeros."""
     manifest = Manifest.load(adapted("sd-plus"))
     (loop,) = (step for step in manifest.programs[0].steps if isinstance(step, Loop))
     encoders = (step for step in manifest.programs[0].steps if isinstance(step, Run))

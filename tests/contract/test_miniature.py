@@ -301,8 +301,9 @@ def test_an_export_of_a_large_model(pipeline_folder: Callable[[str], Path], tmp_
     "name", kept(PUBLISHED, "stable_diffusion", "flux_dev", "qwen_image", "wan_2_2")
 )
 def test_a_published_configuration(name: str, tmp_path: Path) -> None:
-    """Of a model with billions of numbers there is a miniature with a few millions, which does as
-    diffusers does, and has the same programs."""
+    """A model with billions of numbers has a miniature with a few millions, which does as diffusers
+    does, and has the same programs.
+    """
     large = PUBLISHED[name](tmp_path / "tokenizers")
     assert numbers_of(iter(modules_of(large))) > 500_000_000
     small = miniature_of(large)
@@ -324,7 +325,7 @@ def test_a_published_configuration(name: str, tmp_path: Path) -> None:
 
 
 def test_parts_that_do_not_fit_have_no_miniature(tmp_path: Path) -> None:
-    """What diffusers would refuse only when it runs is no miniature either."""
+    """Parts that diffusers would refuse only when it runs make no miniature either."""
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny.make("sd", tmp_path / "pipeline"))

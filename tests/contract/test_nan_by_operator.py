@@ -1,4 +1,8 @@
-"""What each engine makes of NaN and infinity, operator by operator, in the graphs that we write.
+"""These tests check what each engine makes of NaN and infinity, operator by operator.
+
+Every row is an operator that our graphs have; one graph of each target has them all. Where PyTorch
+returns something that is not finite, every engine must, so that the check of a component's outputs
+sees it. What an engine hides all the same is listed in `HIDDEN`, and why it cannot happen.
 
 Every row is an operator; one graph of each target has them all. Where PyTorch returns something
 that is not finite, every engine must, so that the check of a component's outputs sees it. What an

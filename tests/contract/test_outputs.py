@@ -1,4 +1,4 @@
-"""What a graph gives is held against the manifest, on every engine."""
+"""Every engine holds what a graph gives against the manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each engine that calculates in float16 makes of a variance that float16 does not hold.
+"""These tests check what engines that calculate in float16 make of a variance beyond float16.
 
 Every row is a normalisation, written as PyTorch, diffusers or transformers have it; one graph of
 each target has them all. The values are within float16, their squares are not. An engine may give

@@ -1,4 +1,4 @@
-"""The same seed gives the same image as diffusers: every family, scheduler and backend."""
+"""One seed gives the image that diffusers gives: every family, scheduler and backend."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_every_scheduler(
 
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
 def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> None:
-    """As diffusers' documentation has it: a callback that ends the guidance after some steps."""
+    """The guidance ends as diffusers' documentation has it: a callback ends it after some steps."""
     pipe, conditions = pipes(name), ["prompt_embeds"]
     if name == "sdxl":
         conditions += ["add_text_embeds", "add_time_ids"]
@@ -277,7 +277,7 @@ def test_torch_takes_arrays_that_are_read_only(ours: Any, recwarn: pytest.Warnin
 )
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_coreml_packages(precision: str, coreml_bundle: Path, reference: Reference) -> None:
-    """As the reference evaluator reads them back."""
+    """The reference evaluator reads the packages back."""
     latents, images = reference("sd", "pndm")
     with latentc.load(coreml_bundle, backend="coreml-reference", precision=precision) as pipe:
         result = pipe(**PROMPTS["sd"], num_inference_steps=STEPS, scheduler="pndm", seed=SEED)

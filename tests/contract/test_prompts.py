@@ -280,7 +280,7 @@ def test_encode_prompt(name: str, ours: Any, theirs: Callable[[str], Any]) -> No
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_encoded_texts(name: str, backend: str, ours: Any, theirs: Callable[[str], Any]) -> None:
-    """Of any length if both branches have it, and of one row for several prompts."""
+    """Encoded texts may have any length that both branches have, one row for several prompts."""
     pipe, draw = theirs(name), np.random.default_rng(0)
     shapes = [(2, 40, 32), (1, 40, 32)]
     pooled = []
@@ -354,7 +354,7 @@ def test_with_what_else_there_is(
 def test_words_that_stand_for_several(
     ours: Any, monkeypatch: pytest.MonkeyPatch, theirs: Callable[[str], Any]
 ) -> None:
-    """What is written out has the weight of the word."""
+    """The words that are written out have the weight of the word that stands for them."""
     pipe = ours("sd")
     known = pipe.tokenizers["tokenizer"]
     words = TextTokenizer(known._tokenizer, 77, "words", {"<cat>": "red red blue"})

@@ -59,7 +59,7 @@ def test_alone(backend: str, ours: Any, original: Callable[..., Any]) -> None:
     ],
 )
 def test_ensembles(scheduler: str, backend: str, ours: Any, original: Callable[..., Any]) -> None:
-    """Of every scheduler, the multistep ones included."""
+    """Every scheduler makes ensembles, the multistep ones included."""
     size = {"height": 32, "width": 48}
     call = {"num_inference_steps": STEPS, "seed": 7}
     base = use(original("sdxl"), scheduler)

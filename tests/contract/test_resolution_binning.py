@@ -180,7 +180,7 @@ def test_resizing(size: tuple[int, int]) -> None:
 
 
 def test_sides_that_diffusers_loses() -> None:
-    """Of 640 by 1600 pixels it makes a strip one pixel wide where 78 by 207 are asked for."""
+    """diffusers makes 640 by 1600 pixels a strip one pixel wide where 78 by 207 are asked for."""
     images = np.linspace(0, 1, 640 * 1600, dtype=np.float32).reshape(1, 1, 640, 1600)
     theirs = PixArtImageProcessor.resize_and_crop_tensor(torch.from_numpy(images), 207, 78)
     assert theirs.shape[3] == 1

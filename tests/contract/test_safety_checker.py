@@ -80,14 +80,14 @@ def ours(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
 
 
 def expected_of(pipe: Any, **call: Any) -> Any:
-    """What diffusers makes, with a generator for each image."""
+    """Return what diffusers makes, with a generator for each image."""
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     with quiet_loading():
         return pipe(**call, generator=generators)
 
 
 def check(found: Any, expected: Any) -> None:
-    """The same images and flags, of which some are set and some are not."""
+    """Check that images and flags are the same, and that some flags are set and some are not."""
     assert any(expected.nsfw_content_detected)
     assert not all(expected.nsfw_content_detected)
     assert found.values[FLAGS].tolist() == expected.nsfw_content_detected
@@ -112,7 +112,7 @@ def test_from_an_image(with_images: Pipeline, theirs: Any) -> None:
 
 
 def test_an_overlay_comes_after(with_images: Pipeline, theirs: Any) -> None:
-    """What is checked is what was made; around it the image is the caller's own."""
+    """The checker sees what was made; around it the image is the caller's own."""
     pipe = CLASSES["inpainting"].from_pipe(theirs)
     pipe.set_progress_bar_config(disable=True)
     call = {

@@ -205,7 +205,7 @@ def test_the_same_image_at_any_size(
 def test_a_masked_part_in_an_uneven_size(
     size: tuple[int, int], engines: Ours, pipeline_folder: Callable[[str], Path]
 ) -> None:
-    """What is cut out has the proportions of the size that was asked for, as in diffusers."""
+    """The part that is cut out has the proportions of the size asked for, as in diffusers."""
     with quiet_loading():
         plain = DiffusionPipeline.from_pretrained(pipeline_folder("flux-dev"))
         theirs = class_of(plain, INPAINT).from_pipe(plain)  # type: ignore[attr-defined]

@@ -208,8 +208,10 @@ def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None
 @pytest.mark.parametrize("multiple", [1, 4])
 @pytest.mark.parametrize("kind", ["light_adapter", "full_adapter"])
 def test_features_travel_whole(kind: str, multiple: int) -> None:
-    """Of a light adapter too, with channels that do not fill the larger image's, and of latents
-    that cannot be halved."""
+    """The features of a light adapter travel too, whose channels do not fill the larger image's.
+
+    So do those for latents that cannot be halved.
+    """
     torch.manual_seed(0)
     channels = [10, 18, 18] if kind == "full_adapter" else [10, 18]
     made, adapter = (T2IAdapter(3, channels, 1, 2, kind) for _ in range(2))

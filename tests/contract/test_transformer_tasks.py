@@ -195,7 +195,7 @@ def test_defaults_of_calls_with_an_image(ours: Any, theirs: Any) -> None:
 
 
 def test_an_image_has_the_models_size(ours: Any) -> None:
-    """As in diffusers, where these pipelines do not take the image's own."""
+    """These pipelines do not take the image's own size, as in diffusers."""
     run = ours("sd3").stream(**CALL, image=sample_image(24, 40), seed=1)
     assert run.finish().latents.shape == (1, 16, 16, 16)
 
@@ -246,7 +246,7 @@ def test_inpainting_with_two_seeds(name: str, ours: Any, theirs: Any) -> None:
 
 
 def test_what_stays(ours: Any) -> None:
-    """What is black in the mask has the image's latents in the end, to the last bit."""
+    """The part that is black in the mask has the image's latents in the end, to the last bit."""
     pipe, call = ours("flux-dev"), with_mask("flux-dev", seed=SEED, output_type="latent")
     one, other = (pipe(**{**call, "prompt": text}).latents for text in ("blue", "a red circle"))
     white = np.asarray(call["mask_image"])[::8, ::8] > 127
@@ -255,7 +255,7 @@ def test_what_stays(ours: Any) -> None:
 
 
 def test_a_part_of_a_large_image(ours: Any, theirs: Any) -> None:
-    """What is around the mask is made anew in the asked size, and put back."""
+    """The part around the mask is made anew in the asked size, and put back."""
     call = with_mask("flux-dev", image=sample_image(120, 90), mask_image=mask(120, 90))
     with torch.no_grad():
         (expected,) = theirs("flux-dev", "inpainting")(
@@ -302,7 +302,7 @@ def test_true_guidance_of_images(task: str, ours: Any, theirs: Any) -> None:
     "alone", [{"true_cfg_scale": 4.0}, {"negative_prompt": "blue"}, {"true_cfg_scale": 1.0}]
 )
 def test_either_alone_does_nothing(alone: dict[str, Any], ours: Any, theirs: Any) -> None:
-    """As in diffusers."""
+    """Either argument alone changes nothing, as in diffusers."""
     call = {**CALL, **SIZES["flux-dev"]}
     latents, images = reference(theirs("flux-dev", "text-to-image"), **call, **alone)
     result = ours("flux-dev")(**call, **alone, seed=SEED, output_type="np")
@@ -545,7 +545,7 @@ def without_steps(program: Program) -> Program:
 def test_classes_for_images(
     name: str, task: str, steps: int, pipeline_folder: Callable[[str], Path], theirs: Any
 ) -> None:
-    """What is exported of them is what is exported of text-to-image with that task."""
+    """A pipeline of these classes is exported as one of text-to-image with that task is."""
     pipe = theirs(name, task)
     class_name = type(pipe).__name__
     description = family_of(class_name).describe(pipe)

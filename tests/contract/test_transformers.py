@@ -141,7 +141,7 @@ def test_same_images(
 
 
 def test_the_noise_follows_the_size(bundle: Callable[[str], Path]) -> None:
-    """What the test above compares is not the same at both sizes."""
+    """The noises that the test above compares are not the same at both sizes."""
     for name in ("sd3", "flux-dev"):
         with latentc.load(bundle(name), backend="onnxruntime") as pipe:
             begun = []

@@ -77,7 +77,7 @@ def test_values_are_those_of_the_whole_call(pipe: Pipeline) -> None:
 
 
 def test_what_is_left_out(pipe: Pipeline, pix2pix: Pipeline) -> None:
-    """What a value does not need: texts, images, the number of either."""
+    """A call may leave out what a value does not need: texts, images, the number of either."""
     two = pipe.compute("image_latents", image=[IMAGE, sample_image(SIDE, SIDE, seed=9)], seed=1)
     assert two.shape == (2, 4, 16, 16)
     assert pipe.compute("latents", seed=1, num_images_per_prompt=2).shape[0] == 2

@@ -185,7 +185,7 @@ def test_given_latents_say_how_many_frames(ours: Pipeline, original: Any) -> Non
 
 
 def test_tiles_are_those_of_diffusers(ours: Pipeline, original: Any) -> None:
-    """Of 64 pixels here: a size of its own, so that small frames have several."""
+    """Tiles have 64 pixels here: a size of its own, so that small frames have several."""
     call = {**SMALL, "height": 96, "width": 80, "num_inference_steps": 2}
     ours.enable_vae_tiling(64)
     result = ours(PROMPT, seed=1, output_type="np", **call)

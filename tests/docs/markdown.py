@@ -1,4 +1,6 @@
-"""What the documentation tests need of Markdown: sections, tables, code blocks, links."""
+"""This module reads what the documentation tests need of Markdown: sections, tables, code blocks,
+links.
+"""
 
 from __future__ import annotations
 

@@ -813,7 +813,7 @@ def test_reader_repeats_the_probes(name: str, exported: Callable[[str], Path]) -
 
 
 def test_rescaled_guidance() -> None:
-    """Of section 8, on images of different deviations."""
+    """The rescaling does as section 8 says, on images of different deviations."""
     parts = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
     parts[0] *= np.array([1, 2, 3], np.float32)[:, None, None, None]
     made = -3.0 * parts[0] + 4.0 * parts[1]

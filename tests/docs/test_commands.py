@@ -1,4 +1,4 @@
-"""What the documentation tells people to type exists, and what it links to, too."""
+"""The documentation names only commands that exist, and links to what exists."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_the_pipeline_is_that_of_diffusers(half_source: Path, low_threshold: Non
 
 
 def test_tables_are_not_rounded(low_threshold: None) -> None:
-    """What no file holds is made again in float32."""
+    """A table that no file holds is made again in float32."""
 
     class Tabled(torch.nn.Module):
         def __init__(self, config: Any) -> None:

@@ -36,9 +36,10 @@ _RUNS = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 
 @dataclass(frozen=True)
 class Figures:
-    """What fuzzing one parser gave: how many inputs, how many branches of Python code they reached,
-    how many inputs are kept because they reach something of their own, seconds, and the files of
-    inputs that are faults."""
+    """The figures say what fuzzing one parser gave: how many inputs, how many branches of Python
+    code they reached, how many inputs are kept because they reach something of their own, seconds,
+    and the files of inputs that are faults.
+    """
 
     parser: str
     inputs: int = 0

@@ -1,4 +1,4 @@
-"""What is fuzzed: every function of the code that is marked
+"""This module lists what is fuzzed: every function that is marked
 `latentc.runtimes.storage.parsing.parser`.
 
 `names` finds them in the code. A parser is called with a damaged file, text or folder; what else it

@@ -164,7 +164,7 @@ class Case:
 
     @property
     def what(self) -> str:
-        """What the case does, in a sentence."""
+        """Return what the case does, in a sentence."""
         return (self.make.__doc__ or "").strip()
 
 

@@ -1,4 +1,6 @@
-"""Which known fault (`tests.faults.LINES`) each bad bundle of the corpus stands for."""
+"""This module says which known fault (`tests.faults.LINES`) each bad bundle of the corpus stands
+for.
+"""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def program_checked_with_a_huge_seed(bad: BadBundle) -> None:
 
 @case("manifest", "refused has 100000 characters")
 def program_checked_with_100000_characters(bad: BadBundle) -> None:
-    """What diffusers says would fill a terminal many times."""
+    """The refusal of diffusers would fill a terminal many times."""
     _checked(bad, relative_l2=None, refused="x" * 100_000)
 
 

@@ -173,7 +173,7 @@ def plans_of_texts(bad: BadBundle) -> None:
 
 @case("plans", "noise_draws")
 def plans_of_truth_values(bad: BadBundle) -> None:
-    """What is 0 or 1 is false or true."""
+    """An array of 0 and 1 is one of false and true."""
     _changed(bad, noise_draws=[bool(value) for value in _document(bad)["noise_draws"]])
 
 

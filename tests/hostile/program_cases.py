@@ -137,7 +137,7 @@ def statement_without_a_kind(bad: BadBundle) -> None:
 
 @case("manifest", "no value 'denoised' before it")
 def value_in_a_cycle(bad: BadBundle) -> None:
-    """What feeds a loop is made of what the loop gives."""
+    """A value that feeds a loop is made of what the loop gives."""
     _before_the_loop(bad, {"do": "zeros", "gives": "around", "like": "denoised"})
     _branch(bad, 0, feeds={"encoder_hidden_states": "around"})
 
@@ -240,13 +240,13 @@ def zeros_overflow(bad: BadBundle) -> None:
 
 @case("manifest", "is not what components of one input make of what the loop gives")
 def emit_of_latents(bad: BadBundle) -> None:
-    """What is emitted as images are latents."""
+    """The latents are emitted as images."""
     _edit(bad, lambda program: _first(program, "emit").update(of="denoised"))
 
 
 @case("manifest", "no images")
 def emit_of_encoded_texts(bad: BadBundle) -> None:
-    """What is emitted as images are encoded texts."""
+    """Encoded texts are emitted as images."""
     _edit(bad, lambda program: _first(program, "emit").update(of="prompt_embeds"))
 
 
@@ -300,7 +300,7 @@ def emit_of_noise(bad: BadBundle) -> None:
 
 @case("manifest", "an array is emitted twice")
 def emit_of_an_array_twice(bad: BadBundle) -> None:
-    """The same array is emitted twice."""
+    """An array is emitted twice."""
     _emit(bad, "prompt_embeds", "prompt_embeds")
 
 
@@ -454,7 +454,7 @@ def window_before_all_timesteps(bad: BadBundle) -> None:
 
 @case("manifest", "does not take and give 'prediction'")
 def combination_by_the_decoder(bad: BadBundle) -> None:
-    """What the branches predict is combined by a component that makes images."""
+    """A component that makes images combines what the branches predict."""
     combine = {"component": "vae_decoder", "feeds": {"latents": "guided"}}
     _edit(bad, lambda program: _first(program, "loop").update(combine=combine))
 

@@ -60,7 +60,9 @@ def drawn(
 
 
 def of_diffusers(value: Any, kind: str, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """What a ControlNet's processor makes of an image, and an inpainting pipeline's of a mask."""
+    """Return what a ControlNet's processor makes of an image, and an inpainting pipeline's of a
+    mask.
+    """
     own = {"do_convert_rgb": True} if kind == "image" else MASKS
     processor = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, **own)
     made: np.ndarray = processor.preprocess(value, height=height, width=width).numpy()

@@ -100,7 +100,7 @@ def test_damaged_input_gives_one_error_that_names_it(
 
 
 def _arguments(source: str, data: bytes, folder: Path) -> tuple[Any, ...]:
-    """What a parser takes that has a parameter `source`."""
+    """Return the arguments for a parser whose parameter is called `source`."""
     if source == "text":
         text = data[:2000].decode("latin-1")
         return (text,)

@@ -254,7 +254,7 @@ def _direct(tree: ast.Module, path: str) -> Iterator[str]:
 
 
 def _opens_a_path(function: ast.Attribute) -> bool:
-    """Whether ``x.open(…)`` is of a path: others are of an archive, a bundle, an engine."""
+    """Return whether ``x.open(…)`` is of a path: others are of an archive, a bundle, an engine."""
     return ast.unparse(function.value) in ("path", "file", "place", "entry", "output")
 
 

@@ -24,9 +24,12 @@ _MORE_MEMORY = 4 << 30  # bytes of address space beyond what the imports take
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader did. `kind` is "used", "refused", "crashed" (another exception, or the process
-    died) or "hung"; of a refusal `error` is its class, or "command", and `code` the exit code;
-    `seconds` is processor time."""
+    """An answer says what a reader did.
+
+    `kind` is "used", "refused", "crashed" (another exception, or the process died) or "hung"; of a
+    refusal `error` is its class, or "command", and `code` the exit code; `seconds` is processor
+    time.
+    """
 
     kind: str
     said: str = ""

@@ -1,4 +1,4 @@
-"""What is installed has one import name, `latentc`, whatever else the environment holds."""
+"""An installed latentc has one import name, `latentc`, whatever else the environment holds."""
 
 from __future__ import annotations
 

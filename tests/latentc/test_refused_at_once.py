@@ -1,4 +1,4 @@
-"""What each command refuses, before it does any work: a row for every option that has values."""
+"""Each command refuses values before it does any work: a row for every option that has values."""
 
 from __future__ import annotations
 

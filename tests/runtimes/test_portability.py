@@ -1,4 +1,5 @@
-"""What only POSIX has is not needed: with those names taken away, as on Windows, all the rest runs.
+"""The runtime needs nothing that only POSIX has: with those names taken away, as on Windows, all
+the rest runs.
 
 Windows also renames and removes no file that is open, and opens no folder.
 """

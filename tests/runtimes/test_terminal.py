@@ -170,7 +170,9 @@ def test_errors_and_warnings_show_what_they_quote(
 def test_prompts_and_engines_are_shown(
     text: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a call quotes of its prompt, and an engine of the graph that it refuses."""
+    """A call quotes its prompt, and an engine the graph that it refuses, without steering the
+    terminal.
+    """
     monkeypatch.setattr(
         "latentc.runtimes.backends.backend.BACKENDS", {"fake": "tests.support.fakes:FakeBackend"}
     )

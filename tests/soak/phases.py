@@ -1,4 +1,4 @@
-"""What one backend goes through for long, and the measure of what must stay level."""
+"""This module says what one backend goes through for long, and measures what must stay level."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ _CALL = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 7}
 
 @dataclass(frozen=True)
 class Phase:
-    """What a phase gave: how often it went round, the slope of the resident size in bytes for each
-    time, and how many descriptors and threads there are more than after the warm-up."""
+    """A phase says what it gave: how often it went round, the slope of the resident size in bytes
+    for each time, and how many descriptors and threads there are more than after the warm-up.
+    """
 
     name: str
     count: int

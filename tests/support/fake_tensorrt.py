@@ -34,7 +34,7 @@ class Error(IntEnum):
 
 @dataclass
 class Machine:
-    """What there is, what has been allocated and everything that was called."""
+    """A machine holds what there is, what has been allocated and everything that was called."""
 
     version: str = "10.13.0"
     gpus: list[tuple[str, int, int]] = field(default_factory=lambda: [("NVIDIA L4", 8, 9)])
@@ -337,7 +337,9 @@ class Context:
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an output: whatever the graph makes of zeros of these shapes."""
+        """Return an input's shape, or that of an output: whatever the graph makes of zeros of these
+        shapes.
+        """
         if name in self.shapes:
             return self.shapes[name]
         state = str(sorted(self.shapes.items()))

@@ -179,7 +179,7 @@ _CALL_FIELDS = ("latents", "texts", "arguments", "vectors", "guidance", "embeddi
 
 
 def _fields(components: tuple[Component, ...], text: bool) -> CallFields:
-    """What the calls of the bundle are made of."""
+    """Return what the calls of the bundle are made of."""
     encoded = Embedding("prompt_embeds", {"encoder_hidden_states": {"input_ids": 2}})
     numbers = (Argument("original_size", ("height", "width")), Argument("crop", (0.0,)))
     return CallFields(

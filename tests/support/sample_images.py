@@ -1,4 +1,4 @@
-"""What tests of tasks with images share: images, masks, and how results are compared."""
+"""This module holds what tests of tasks with images share: images, masks, comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How much work a call does, counted: a measure that no other load of the machine changes."""
+"""This module counts how much work a call does: a measure that no other load of the machine
+changes.
+"""
 
 from __future__ import annotations
 

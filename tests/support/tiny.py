@@ -121,7 +121,7 @@ def autoencoder(scaling_factor: float) -> AutoencoderKL:
 
 
 def tiny_autoencoder() -> AutoencoderTiny:
-    """Of the form of `autoencoder`'s latents."""
+    """Return a tiny autoencoder whose latents have the form of `autoencoder`'s."""
     torch.manual_seed(3)
     return AutoencoderTiny(
         encoder_block_out_channels=(16, 16),
@@ -132,7 +132,7 @@ def tiny_autoencoder() -> AutoencoderTiny:
 
 
 def large_autoencoder() -> AutoencoderKL:
-    """Of 8 pixels to a latent along a side."""
+    """Return an autoencoder with 8 pixels to a latent along a side."""
     return AutoencoderKL(
         block_out_channels=(4,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -446,7 +446,7 @@ def ip_adapter(
 
 
 def _projection(width: int, embeds: int, tokens: int = 4) -> dict[str, torch.Tensor]:
-    """Of a plain adapter."""
+    """Return the weights of a plain adapter's projection."""
     return {
         "proj.weight": torch.randn(tokens * width, embeds) * 0.2,
         "proj.bias": torch.randn(tokens * width) * 0.1,
@@ -456,7 +456,7 @@ def _projection(width: int, embeds: int, tokens: int = 4) -> dict[str, torch.Ten
 
 
 def _every_token(width: int, _: int, states: int = 32) -> dict[str, torch.Tensor]:
-    """Of a full adapter."""
+    """Return the weights of a full adapter's projection."""
     return {
         "proj.0.weight": torch.randn(states, states) * 0.2,
         "proj.0.bias": torch.randn(states) * 0.1,
@@ -468,7 +468,9 @@ def _every_token(width: int, _: int, states: int = 32) -> dict[str, torch.Tensor
 
 
 def _resampler(width: int, _: int, inner: int = 16, tokens: int = 6) -> dict[str, torch.Tensor]:
-    """Of a Plus adapter, as its files name it: four layers of attention with one head of 64."""
+    """Return the weights of a Plus adapter, as its files name them: four layers of attention with
+    one head of 64.
+    """
     made = {
         "latents": torch.randn(1, tokens, inner),
         "proj_in.weight": torch.randn(inner, 32) * 0.2,

@@ -52,7 +52,7 @@ _SCHEDULER = {**BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_o
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a pipeline's parts are made with, over the smallest usual ones.
+    """A configuration says what a pipeline's parts are made with, over the smallest usual ones.
 
     `pad`: the tokenizer's padding token. `pipeline`: more arguments of the pipeline's class.
     """

@@ -82,7 +82,7 @@ def t5_encoder(tokens: T5TokenizerFast) -> T5EncoderModel:
 
 
 def autoencoder(blocks: int, channels: int, **options: Any) -> AutoencoderKL:
-    """Of a factor of 2 ** (blocks - 1) along a side."""
+    """Return an autoencoder that has a factor of 2 ** (blocks - 1) along a side."""
     return AutoencoderKL(
         block_out_channels=(8,) * blocks,
         down_block_types=("DownEncoderBlock2D",) * blocks,
@@ -218,7 +218,7 @@ def flux_schnell(folder: Path) -> None:
 
 
 def dit(folder: Path) -> None:
-    """Of square images in one size; its pipeline says 1000 for no class."""
+    """Save a DiT pipeline for square images in one size, which says 1000 for no class."""
     DiTPipeline(
         transformer=DiTTransformer2DModel(
             num_attention_heads=2,
@@ -265,8 +265,10 @@ def wan_transformer() -> WanTransformer3DModel:
 
 
 def wan_autoencoder() -> AutoencoderKLWan:
-    """Of 4 frames after the first, as published, and half of the published 8 pixels along a side:
-    it is captured in half of the time."""
+    """Return an autoencoder with 4 frames after the first, as published.
+
+    It has half of the published 8 pixels along a side: it is captured in half of the time.
+    """
     return AutoencoderKLWan(
         base_dim=4,
         dim_mult=[1, 1, 1],

@@ -32,7 +32,7 @@ class Read:
     ended: bool = False
 
     def values(self, key: str) -> list[Any]:
-        """What was logged under a key, one entry per step that has it."""
+        """Return what was logged under a key, one entry per step that has it."""
         return [step[key] for step in self.history if key in step]
 
     def table(self, key: str) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ def test_several_results_and_none_of_its_own() -> None:
 
 
 def test_casts_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tensors of several types, and of numbers."""
+    """Tensors of several types, and numbers, are cast as PyTorch casts them."""
 
     class Mixed(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

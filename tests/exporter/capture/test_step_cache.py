@@ -152,7 +152,9 @@ UNETS = ("sd", "sd-blocks", "lcm", "sdxl", "refiner", "upscaler", "unconditional
 
 @pytest.mark.parametrize("name", kept(UNETS, "sd", "upscaler", "unconditional"))
 def test_the_shallow_graph_alone(name: str, pipeline_folder: Callable[[str], Path]) -> None:
-    """Of other sizes than those it was captured at, and without the weights of the rest."""
+    """The shallow graph runs in other sizes than those it was captured at, and without the weights
+    of the rest.
+    """
     description = described(pipeline_folder(name))
     whole, shallow = halves(description)
     sizes = symbol_values(description, traced=False)

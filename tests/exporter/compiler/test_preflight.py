@@ -1,4 +1,4 @@
-"""What an export will need is said before, and what cannot fit is refused."""
+"""An export says before what it will need, and is refused where that cannot fit."""
 
 from __future__ import annotations
 

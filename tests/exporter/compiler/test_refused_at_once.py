@@ -1,4 +1,4 @@
-"""What can be refused at once is refused before the source is looked at."""
+"""An export refuses at once what can be refused before the source is looked at."""
 
 from __future__ import annotations
 

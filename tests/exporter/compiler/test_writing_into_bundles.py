@@ -1,5 +1,6 @@
-"""What adds to a bundle or takes over its files writes, reads and removes nothing outside of it,
-whatever links and names the bundle brings."""
+"""A writer of bundles writes, reads and removes nothing outside of the bundle that it adds to or
+takes files from, whatever links and names the bundle brings.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a safety checker's component does, held against transformers and diffusers themselves."""
+"""These tests hold a safety checker's component against transformers and diffusers themselves."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tests.support.uncaptured import uncaptured
 
 
 def marked(image: np.ndarray) -> np.ndarray:
-    """Of float32 [height, width, 3], numbers from 0 to 255."""
+    """Return an image float32 [height, width, 3], numbers from 0 to 255, with the watermark."""
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     found: torch.Tensor = Watermark()(tensor)[0][0].permute(1, 2, 0) * 255
     return found.numpy()
@@ -48,7 +48,7 @@ def test_as_the_package_does() -> None:
 
 @pytest.mark.parametrize("size", [(256, 248), (512, 128), (248, 256)], ids=str)
 def test_small_images_are_left_alone(size: tuple[int, int]) -> None:
-    """Those that are narrower than 256 pixels in diffusers, and where it fails."""
+    """Images narrower than 256 pixels are left alone, as in diffusers, and where it fails."""
     image = image_of(*size)
     assert np.array_equal(marked(image), image * np.float32(255))
 

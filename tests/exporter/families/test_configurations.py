@@ -57,7 +57,7 @@ def exported(make: Make, name: str, made_with: tiny.Configuration, targets: Any)
 
 
 def assert_same(found: Exported) -> None:
-    """As each engine and the diffusers pipeline did it with the same seed, at the export."""
+    """Check that each engine did as the diffusers pipeline did with the same seed."""
     for build in found.manifest.builds:
         assert build.verification is not None
         loop = build.verification.loop
@@ -276,7 +276,7 @@ def test_padding_is_masked_as_the_tokenizer_does(pad: str, tmp_path: Path) -> No
 
 
 def test_images_are_encoded_with_the_moments_of_the_latents(tmp_path: Path) -> None:
-    """As SDXL's image-to-image pipeline encodes them, which shares its VAE."""
+    """SDXL's image-to-image pipeline encodes images like this, which shares its VAE."""
     made_with = tiny.STABLE_DIFFUSION_XL["normalised latents"]
     tiny.stable_diffusion_xl(tmp_path, made_with)
     pipe = load(resolve(tmp_path))

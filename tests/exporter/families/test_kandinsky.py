@@ -185,7 +185,7 @@ def test_weights_that_are_missing(
 
 
 def test_weights_in_halves(pipe: Any, tmp_path: Path) -> None:
-    """What is made of them before a graph is captured is that of whole ones."""
+    """Weights in halves give before a graph is captured what whole ones give."""
     copy.deepcopy(pipe).to(torch.float16).save_pretrained(tmp_path / "halves")
     halves = family_of(CLASS).describe(load(resolve(tmp_path / "halves"))).graphs
     named = {graph.component.name: graph.module for graph in halves}

@@ -71,7 +71,7 @@ def test_patches_and_texts(side: tuple[int, int]) -> None:
     ("target", "engine"), [("coreml", "coreml-reference"), ("tensorrt", "onnxruntime")]
 )
 def test_a_graph_without_weights(target: str, engine: str, tmp_path: Path) -> None:
-    """What combines predictions has nothing to store, and refers to no files of weights."""
+    """A graph that combines predictions has nothing to store, and refers to no files of weights."""
     spec = TensorSpec("float32", (1, 16, 4, 6))
     forms = {"positive": spec, "guided": spec}
     component = Component("combiner", "combiner", forms, {"prediction": spec})

@@ -1,4 +1,6 @@
-"""What --precision accepts, which layers a fidelity floor keeps, and exports that use both."""
+"""These tests check what --precision accepts, which layers a fidelity floor keeps, and exports that
+use both.
+"""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Downsampling:
 
 
 def reference(captured: Captured, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """What diffusers makes of it."""
+    """Return what diffusers makes of the inputs, as an array."""
     case, unet = captured.case, captured.description.denoiser
     unet.set_attn_processor(Downsampling(case.height // case.level, case.width // case.level))
     try:
@@ -181,7 +181,7 @@ def test_what_diffusers_computes(captured: Callable[[str], Captured], name: str)
 
 @pytest.mark.parametrize("name", kept(CASES, "sd", "odd"))
 def test_the_largest_self_attentions_only(captured: Callable[[str], Captured], name: str) -> None:
-    """As many queries as before everywhere; a quarter of the keys in the largest ones."""
+    """There are as many queries as before everywhere; a quarter of the keys in the largest ones."""
     made = captured(name)
     before, after = (lengths(each, made.inputs()) for each in (made.program, made.changed))
     assert before.keys() == after.keys()
@@ -293,7 +293,7 @@ def test_builds_of_its_own(
 
 
 def _check_measured(manifest: Manifest, precision: str) -> None:
-    """What it is off by stands in the manifest, within tolerances of its own."""
+    """Check that what a build is off by stands in the manifest, within tolerances of its own."""
     build = next(each for each in manifest.builds if each.precision == precision)
     assert build.verification is not None
     assert build.verification.loop is not None

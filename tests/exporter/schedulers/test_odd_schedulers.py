@@ -115,7 +115,7 @@ LEFT_OUT = [("IPNDMScheduler", "trained_betas")]
 
 
 def runs_in_diffusers(scheduler: SchedulerMixin) -> bool:
-    """Whether diffusers itself makes finite samples with it, of four channels."""
+    """Return whether diffusers itself makes finite samples with a scheduler, of four channels."""
     scheduler = copy.deepcopy(scheduler)
     sample = torch.ones(1, 4, 2, 2)
     learned = scheduler.config.get("variance_type") == "learned_range"
@@ -254,7 +254,9 @@ def test_a_pipeline_that_changes_the_class(pipeline: Any, tmp_path: Path) -> Non
 
 
 def test_another_scheduler_is_made_as_diffusers_makes_it() -> None:
-    """What the source left open is open for another class, though the pipeline corrected it."""
+    """Settings that the source left open are open for another class, though the pipeline corrected
+    them.
+    """
     with quiet_loading():
         scheduler = diffusers.PNDMScheduler.from_config({**OLD, "skip_prk_steps": True})
         changed = diffusers.configuration_utils.FrozenDict({**scheduler.config, "steps_offset": 1})

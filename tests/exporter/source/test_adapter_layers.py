@@ -389,8 +389,10 @@ def test_what_a_conversion_drops(
 def test_convolutions_in_three_parts(
     pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """As LyCORIS writes them, `mid` with the kernel: what the three do one after another; an alpha
-    of 0 adds nothing."""
+    """Convolutions in three parts, as LyCORIS writes them, are what the three do one after another.
+
+    `mid` has the kernel; an alpha of 0 adds nothing.
+    """
     folder, modules = pipeline_folder("sd"), ("mid_block.resnets.0.conv1", "conv_out")
     before = DiffusionPipeline.from_pretrained(folder).unet
     torch.manual_seed(6)

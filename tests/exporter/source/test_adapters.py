@@ -136,7 +136,9 @@ def test_a_word_that_is_a_pickle(
 def test_tensors_of_a_word_that_nothing_reads(
     plain: Any, load: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """What stands beside the vectors of a web interface's file; its word's old id is harmless."""
+    """Tensors beside the vectors of a web interface's file are refused; its word's old id is
+    harmless.
+    """
     width = plain.text_encoder.get_input_embeddings().weight.shape[1]
     vectors, old = torch.ones(1, width), {"*": torch.tensor(265)}
     asked = {"textual-inversion": [str(tmp_path / "style.pt")]}

@@ -82,7 +82,7 @@ def drawn(pipe: Any) -> np.ndarray:
 
 
 def with_loras(folder: Path, loras: Sequence[tuple[Path, float]]) -> np.ndarray:
-    """What diffusers draws with LoRAs that are not fused."""
+    """Return what diffusers draws with LoRAs that are not fused."""
     pipe = DiffusionPipeline.from_pretrained(folder)
     names = [f"a{index}" for index in range(len(loras))]
     for name, (file, _) in zip(names, loras, strict=True):

@@ -1,4 +1,4 @@
-"""What a pipeline has and its bundle does not is said; and a writer runs its reader."""
+"""An export says what a pipeline has and its bundle does not; and a writer runs its reader."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_is_left_out_is_said(smallest: Path, tmp_path: Path, run: Run) -> N
 def test_a_choice_makes_another_manifest(
     pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Of a part that bundles have, and of one that they never have."""
+    """Leaving out a part makes another manifest, whether bundles have that part or not."""
     source = pipeline_folder("sd-checked")
     checked, unchecked = resolve(source), resolve(source, without=["safety_checker"])
     assert checked.fingerprint != unchecked.fingerprint
@@ -234,7 +234,9 @@ def test_an_upscaler_with_few_classes(
 
 @pytest.mark.fault("3.6", "a manifest that its own reader refuses is published")
 def test_a_writer_runs_its_reader(tmp_path: Path) -> None:
-    """Of manifests wherever they are written, of records, reports and recipes."""
+    """Every writer runs its reader: of manifests wherever they are written, of records, reports and
+    recipes.
+    """
     manifest = Manifest.load(fakes.make_bundle(tmp_path / "bundle"))
     (program,) = manifest.programs
     symbols = {**program.symbols, "width": structs.replace(program.symbols["width"], multiple=0)}
@@ -255,7 +257,7 @@ def test_a_writer_runs_its_reader(tmp_path: Path) -> None:
 def test_clip_wider_than_the_joint_width(
     pipeline_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """What is too wide is cut off, as in diffusers, and encoded texts fit the frame."""
+    """The width that is too much is cut off, as in diffusers, and encoded texts fit the frame."""
     with quiet_loading():
         pipe = diffusers.DiffusionPipeline.from_pretrained(pipeline_folder("sd3"))
         torch.manual_seed(8)

@@ -1,4 +1,4 @@
-"""What a source says of itself stands in the bundle, and never stops or changes an export."""
+"""A bundle holds what a source says of itself, which never stops or changes an export."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def card(folder: Path, text: str) -> Path:
 
 
 def said(folder: Path, metadata: str) -> Card:
-    """What a card with a block of YAML says, without a warning."""
+    """Return what a card with a block of YAML says, without a warning."""
     with silently():
         return of_folder(card(folder, f"---\n{metadata}\n---\n# A model\n\nIts text.\n"))
 
@@ -119,7 +119,7 @@ def a_gigabyte(path: Path) -> None:
 
 
 def holding(data: bytes) -> Callable[[Path], None]:
-    """What writes a card with this as its metadata."""
+    """Return a function that writes a card with this as its metadata."""
 
     def make(path: Path) -> None:
         path.write_bytes(b"---\n" + data + b"\n---\n")
@@ -194,7 +194,7 @@ def absent(error: type[Exception]) -> Exception:
 def from_hub(
     smallest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, got: str | Exception
 ) -> Card:
-    """What a pipeline on the Hub says whose card is the text `got`, or cannot be had."""
+    """Return what a pipeline on the Hub says whose card is the text `got`, or cannot be had."""
     folder = Path(shutil.copytree(smallest, tmp_path / "snapshots" / "abc"))
     asked: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""What a pipeline's configuration tells is refused before its weights are loaded, or downloaded."""
+"""A pipeline is refused by its configuration before its weights are loaded, or downloaded."""
 
 from __future__ import annotations
 

@@ -401,7 +401,7 @@ def test_nothing_is_run(
 
 @pytest.mark.fault("1.1", "archives of older layouts")
 def test_an_older_layout(tmp_path: Path, mark: Path) -> None:
-    """As PyTorch 2.7 and before wrote it: no folder, and pickles throughout."""
+    """PyTorch 2.7 and before wrote an archive like this: no folder, and pickles throughout."""
     pickled = pickle.dumps(Pickled(mark))
     names = ("state_dict", "constants", "example_inputs")
     members = {f"serialized_{name}.pt": pickled for name in names}

@@ -88,7 +88,7 @@ def test_unknown_needs_are_refused(bundle: Path, needs: Any, says: str) -> None:
 
 
 def test_needs_are_looked_at_before_the_rest(bundle: Path) -> None:
-    """What a later reader knows may change any other member."""
+    """A need that only a later reader knows may change any other member, so needs come first."""
     edited(bundle, lambda document: document.update(needs=["video"], programs=7, more=True))
     with pytest.raises(BundleError, match="the bundle needs 'video'"):
         Manifest.load(bundle)

@@ -1,4 +1,4 @@
-"""What a graph makes its engine open: all of it must be in the manifest."""
+"""A graph may make its engine open only what is in the manifest."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def pipe(bundle: Path) -> Pipeline:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_loaded_for_one_size(bundle: Path, low_memory: bool) -> None:
-    """What no size matters to is computed as ever; all else must be of the size."""
+    """Values that no size matters to are computed as ever; all else must be of the size."""
     static = {**SMALL, "images": 1, "guidance_scale": 3.0}
     with latentc.load(bundle, FakeBackend(), static=static, low_memory=low_memory) as pipe:
         assert pipe.compute("prompt_embeds", prompt=["a", "red"]).shape == (2, 6, 2)

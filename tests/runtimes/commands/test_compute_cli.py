@@ -39,7 +39,7 @@ def pixels(path: str) -> np.ndarray:
 
 
 def test_values_go_out_and_in(bundle: Path, run: Run) -> None:
-    """The same image from what was computed before, each value in turn and all at once."""
+    """Values that were computed before give the same image, each in turn and all at once."""
     call = ("--guidance-scale", 2, "--height", 8, "--width", 32)
     assert run("generate", bundle, "a red circle", *CALL, *call, "-o", "whole.png")[0] == 0
     text = ("--prompt", "a red circle")

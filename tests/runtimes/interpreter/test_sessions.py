@@ -26,7 +26,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is opened (+) and closed (-), in order."""
+    """Return a list that records what is opened (+) and closed (-), in order."""
     told: list[str] = []
     opened, closed = FakeBackend._open, FakeSession._close
 

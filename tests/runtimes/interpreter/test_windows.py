@@ -16,8 +16,10 @@ from latentc.runtimes.programs.statements import Loop, Plan, Window
     ("steps", "share"), [(100, 0.29), (100, 0.57), (10, 0.7), (4, 0.0), (4, 1.0), (7, 0.5)]
 )
 def test_a_share_of_the_steps_is_rounded_down(steps: int, share: float) -> None:
-    """As ``int(num_inference_steps * adapter_conditioning_factor)``, rounding errors included,
-    whatever number of evaluations there is."""
+    """A share counts as ``int(num_inference_steps * adapter_conditioning_factor)`` does.
+
+    Rounding errors are included, whatever number of evaluations there is.
+    """
     request = cast(
         Request, SimpleNamespace(numbers={"share": (share,)}, number=lambda name: float(steps))
     )

@@ -1,4 +1,6 @@
-"""What can be set on pipelines, runs and results, and what is said where something cannot."""
+"""These tests set what can be set on pipelines, runs and results, and what cannot, which is refused
+with words.
+"""
 
 from __future__ import annotations
 

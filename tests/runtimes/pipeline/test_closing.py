@@ -377,7 +377,7 @@ def test_an_interrupt_ends_the_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.fault("1.7", "a session that is bound to constants is closed beneath a call")
 def test_a_bound_session() -> None:
-    """What was placed for it is given back when its call has ended, and once."""
+    """A bound session gives back what was placed for it when its call has ended, and once."""
     events: list[str] = []
     step = Step()
 

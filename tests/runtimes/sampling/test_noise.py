@@ -123,7 +123,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.0, 1.5, True, "1", None], ids=repr)
 def test_bad_seeds(seed: object) -> None:
-    """What torch refuses, too; an error of ours that names the seed."""
+    """Seeds that torch refuses are refused, too, by an error of ours that names the seed."""
     with pytest.raises((ValueError, RuntimeError, TypeError)):
         torch_generator(seed)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="seed must be"):

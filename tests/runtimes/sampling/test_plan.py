@@ -166,7 +166,9 @@ def test_a_file_gives_the_table_back_and_equal_tables_give_equal_files(tmp_path:
 
 
 def test_every_bit_is_kept(tmp_path: Path) -> None:
-    """Of numbers of every size, the smallest and negative zero among them, and of whole ones."""
+    """Numbers of every size keep every bit, the smallest and negative zero among them, and whole
+    ones.
+    """
     arrays = arrays_of(steps=200)
     bits = np.random.default_rng(0).integers(0, 1 << 64, arrays["state"].shape, np.uint64)
     arrays["state"] = np.nan_to_num(bits.view("<f8"), nan=0.0, posinf=1.0, neginf=-1.0)

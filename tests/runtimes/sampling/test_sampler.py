@@ -269,7 +269,9 @@ def test_the_loop_names_no_scheduler_and_no_model() -> None:
 
 @pytest.mark.parametrize("amount", [0.3, 1.0])
 def test_rescaled_guidance(amount: float) -> None:
-    """As `rescale_noise_cfg` of diffusers' pipelines; not where a step is not guided."""
+    """The rescaling does as `rescale_noise_cfg` of diffusers' pipelines does; not where a step is
+    not guided.
+    """
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
     rng = np.random.default_rng(5)

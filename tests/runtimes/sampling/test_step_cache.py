@@ -1,4 +1,4 @@
-"""Which evaluations run the whole denoiser, and what the shallow part is given."""
+"""These tests check which evaluations run the whole denoiser, and what its shallow part gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tokenizer puts around a text, as the manifest says it."""
+"""A tokenizer puts around a text what the manifest says."""
 
 from __future__ import annotations
 

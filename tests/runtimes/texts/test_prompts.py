@@ -1,5 +1,7 @@
-"""Which texts can be longer, and which weighted, is a matter of the manifest: bundles whose graphs
-can be worked out by hand."""
+"""The manifest decides which texts can be longer, and which weighted.
+
+These tests' bundles have graphs that can be worked out by hand.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,9 @@ def test_weights_by_hand(pipe: Pipeline) -> None:
 
 
 def test_an_encoder_without_a_sequence_reads_one_chunk(tmp_path: Path) -> None:
-    """Of two encoders, each with a tokenizer of its own, the other one reads on."""
+    """An encoder without a sequence reads one chunk, and the other one, with a tokenizer of its
+    own, reads on.
+    """
     plain = Manifest.load(fakes.make_bundle(tmp_path / "any"))
     first = plain.tokenizers[0]
     tokenizers = (first, msgspec.structs.replace(first, name="tokenizer_2"))

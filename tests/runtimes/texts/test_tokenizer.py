@@ -140,7 +140,7 @@ def test_a_real_tokenizer(text: str, weight: float) -> None:
 
 
 def test_tokens_that_begin_with_the_space_before_them(tmp_path: Path) -> None:
-    """As those of SentencePiece do: the space's weight is not theirs."""
+    """Tokens of SentencePiece begin with the space before them: its weight is not theirs."""
     from tokenizers import pre_tokenizers
 
     words = word_tokenizer()

@@ -59,7 +59,7 @@ def foretold(
     window: bool = False,
     caching: bool = False,
 ) -> Times | None:
-    """What `step_times.measure` would find if the builds took what `COSTS` says."""
+    """Return what `step_times.measure` would find if the builds took what `COSTS` says."""
     next(pipe.stream(**call))  # what cannot run fails here
     cost = COSTS[pipe.build.precision]
     if patience and cost > patience:

@@ -45,7 +45,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(bundle: Path, right: int, judge: str = "even") -> Manifest:
-    """Of the fakes, 12 of 23 images are right."""
+    """Write probes for a judge that found `right` images right at export, and return the manifest.
+
+    The fakes make 12 of 23 images right.
+    """
     manifest = add_probes(make_bundle(bundle) if not bundle.exists() else bundle)
     probe = JudgeProbe({"guidance_scale": 2.0}, "plain", 2, 7, 16, 8, judge, PROMPTS, right)
     assert isinstance(manifest.probes, Probes)
