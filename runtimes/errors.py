@@ -119,6 +119,6 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:
-    """The first non-empty line of an exception's text, shortened, for one-line messages."""
+    """Return the first non-empty line of an exception's text, shortened, for one-line messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:limit]

@@ -6,7 +6,7 @@ import os
 
 
 def processor() -> str:
-    """The processor's name as the system has it."""
+    """Return the processor's name as the system has it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -150,11 +150,11 @@ class Backend(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """The engine's version."""
+        """Return the engine's version."""
 
     @abstractmethod
     def devices(self) -> list[str]:
-        """The devices of this machine, the default first."""
+        """Return the devices of this machine, the default first."""
 
     @abstractmethod
     def _open(
@@ -163,7 +163,7 @@ class Backend(ABC):
         """Load the graph in `entry`; any exception is reported as a BackendError."""
 
     def device(self, asked: str | None) -> str:
-        """The device to use, by the engine's own name for it; case does not matter.
+        """Return the device to use, by the engine's own name for it; case does not matter.
 
         Raises:
             DeviceUnavailable: listing the devices that there are.
@@ -229,8 +229,10 @@ class Backend(ABC):
         raise InputError(f"backend {self.name!r} builds nothing: it loads the graphs as they are")
 
     def option_names(self, device: str) -> Collection[str] | None:
-        """The names that `SessionOptions.extra` may have on a device; None, the default, where the
-        engine does not say them and may get any."""
+        """Return the names that `SessionOptions.extra` may have on a device.
+
+        None, the default, says that the engine does not tell them and may get any.
+        """
         return None
 
     def check(self, options: SessionOptions, device: str) -> None:
@@ -277,7 +279,7 @@ _REQUIRED = ("name", "package", "install", "targets")  # of a backend's class at
 
 
 def names() -> Iterator[str]:
-    """The backends of the table, then those of installed packages' entry points.
+    """Yield the names of the table's backends, then those of installed packages' entry points.
 
     Lazy, because looking for entry points costs more than the rest of a start together.
     """
@@ -286,7 +288,7 @@ def names() -> Iterator[str]:
 
 
 def find(name: str) -> type[Backend]:
-    """A backend's class, to look at its attributes; its engine is not imported.
+    """Return a backend's class, to look at its attributes; its engine is not imported.
 
     Raises:
         InputError: no backend of that name.

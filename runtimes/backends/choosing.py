@@ -57,7 +57,7 @@ def choose_build(
 
 
 def describe(manifest: Manifest) -> str:
-    """The builds of a bundle in a few words: ``onnx-fp32 (onnx, fp32), …``."""
+    """Return the builds of a bundle in a few words: ``onnx-fp32 (onnx, fp32), …``."""
     return ", ".join(f"{b.name} ({b.target}, {b.precision})" for b in manifest.builds) or "none"
 
 
@@ -81,7 +81,7 @@ def _first_installed(builds: list[Build], manifest: Manifest) -> tuple[Build, Ba
 
 
 def _kinds() -> Iterator[tuple[str, type[Backend]]]:
-    """Every backend whose class can be imported; a broken third-party one is passed over."""
+    """Yield every backend whose class can be imported; a broken third-party one is passed over."""
     for name in engines.names():
         try:
             yield name, engines.find(name)

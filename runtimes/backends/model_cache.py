@@ -62,7 +62,7 @@ class ModelCache:
     limit: int = LIMIT
 
     def find(self, facts: Facts) -> Path | None:
-        """The blob that was compiled from just this, if it is here, whole and unaltered."""
+        """Return the blob that was compiled from just this, if it is here, whole and unaltered."""
         blob = self._path(facts, _BLOB)
         record = self._path(facts, _RECORD)
         try:
@@ -78,8 +78,10 @@ class ModelCache:
 
     @contextmanager
     def scratch(self, size: int) -> Iterator[Path | None]:
-        """A new folder for a blob of about `size` bytes, gone afterwards; None, with a
-        `CacheWarning`, where there is no room or the folder cannot be written."""
+        """Yield a new folder for a blob of about `size` bytes, which is gone afterwards.
+
+        It is None, with a `CacheWarning`, where there is no room or the folder cannot be written.
+        """
         import shutil
 
         with ExitStack() as made:
@@ -145,7 +147,10 @@ class ModelCache:
 
 
 def _last_used(path: Path, status: os.stat_result) -> float:
-    """A blob's record is touched when it is used: touching the blob would make it another one."""
+    """Return when a blob was last used, in seconds since the epoch.
+
+    Its record is touched when it is used: touching the blob would make it another one.
+    """
     with suppress(OSError):
         return max(status.st_mtime, path.with_suffix(_RECORD).stat().st_mtime)
     return status.st_mtime

@@ -121,7 +121,7 @@ class OpenVinoBackend(Backend):
         return OpenVinoSession(compiled, graph.component, mapped)
 
     def _read(self, graph: _Graph, mapped: MappedFile | None = None) -> tuple[Any, bool]:
-        """The model, and whether it is another than the file's."""
+        """Return the model, and whether it is another than the file's."""
         if mapped is None:
             model = self._core.read_model(graph.entry)
         else:
@@ -147,7 +147,7 @@ class OpenVinoBackend(Backend):
         return self._compiled(graph)
 
     def _imported(self, graph: _Graph, blob: Path) -> Session:
-        """A compiled graph that `_compiled_and_kept` has written."""
+        """Return the session of a compiled graph that `_compiled_and_kept` has written."""
         mapped, large = MappedFile(blob), _large(blob)
         # OpenVINO's cache puts one line of XML before what it exports.
         start = bytes(mapped.array[:_HEADER]).index(b"\n") + 1
@@ -171,7 +171,7 @@ class OpenVinoBackend(Backend):
         return OpenVinoSession(compiled, graph.component)
 
     def _facts(self, graph: _Graph) -> Facts:
-        """All that a compiled graph depends on."""
+        """Return all that a compiled graph depends on."""
         device, inputs = graph.device, graph.component.inputs
         return {
             "graph": graph.options.key,
@@ -194,7 +194,7 @@ class OpenVinoBackend(Backend):
         return config | dict(options.extra)
 
     def _fixed(self, model: Any, component: Component) -> Any:
-        """The model with the shapes of `component`, whose open dimensions stay open."""
+        """Return the model with the shapes of `component`, whose open dimensions stay open."""
         shapes = {
             port: self._ov.PartialShape([dim if isinstance(dim, int) else -1 for dim in spec.shape])
             for name, spec in component.inputs.items()

@@ -58,8 +58,10 @@ class Sessions(Mapping[str, Session]):
             raise
 
     def __getitem__(self, name: str) -> Session:
-        """A session, opened if it is not; what is got like this is closed by `close`, or after
-        its next use."""
+        """Return a session, opened if it is not.
+
+        One that is got like this is closed by `close`, or after its next use.
+        """
         with self._lock:
             if name not in self.components:
                 raise KeyError(name)
@@ -83,7 +85,7 @@ class Sessions(Mapping[str, Session]):
 
     @contextmanager
     def using(self, name: str) -> Iterator[Session]:
-        """A session that stays open for the time inside."""
+        """Yield a session that stays open for the time inside."""
         with self._lock:
             session = self[name]
             self._users[name] += 1

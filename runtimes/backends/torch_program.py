@@ -380,7 +380,7 @@ _READERS: Mapping[str, Callable[[_Builder, Any], Any]] = {
 
 
 def _results(argument: Argument) -> str | list[str] | None:
-    """The names of a node's result: one, a list's, or None where it is not used."""
+    """Return the names of a node's result: one, a list's, or None where it is not used."""
     kind, value = argument.parted()
     if kind == "as_tensor":
         return str(value.name)
@@ -394,7 +394,7 @@ def _results(argument: Argument) -> str | list[str] | None:
 
 
 def _keywords(calls: Sequence[archives.Call]) -> list[str]:
-    """The names that the program's inputs are passed by, in the order of the graph's."""
+    """Return the names that the program's inputs are passed by, in the order of the graph's."""
     whole = next((each.signature for each in calls if each.fqn == ""), None)
     if whole is None:
         raise BundleError("a program that does not say how it is called")

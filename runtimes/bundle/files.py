@@ -55,7 +55,7 @@ class Bundle:
         return cls(Path(os.path.realpath(path)), manifest, hashing)
 
     def path(self, file: File) -> Path:
-        """The checked path of one of the manifest's files.
+        """Return the checked path of one of the manifest's files.
 
         Raises:
             BundleError: missing, altered, cut short, or outside the bundle; where the bundle has

@@ -54,7 +54,7 @@ class Manifest(Document, frozen=True, dict=True):
         return manifest
 
     def checked(self) -> bytes:
-        """The document, which its own reader takes: for writers.
+        """Return the document for writers: its own reader takes it.
 
         Raises:
             BundleError: the reader would refuse it.
@@ -112,7 +112,7 @@ def _check_readable(head: _Head, origin: str) -> None:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of manifest.json, made from the structures above."""
+    """Return the JSON Schema of manifest.json, made from the structures above."""
     return msgspec.json.schema(Manifest)
 
 

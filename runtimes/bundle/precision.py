@@ -68,8 +68,10 @@ def of_component(precision: str, component: str, usual: Usual = _NONE) -> str:
 
 
 def split_passes(precision: str) -> tuple[str, tuple[str, ...]]:
-    """One component's precision without its passes, and the passes: ``w8a8+a`` is ``w8a8`` and
-    ``(a,)``."""
+    """Return one component's precision without its passes, and the passes.
+
+    ``w8a8+a`` gives ``w8a8`` and ``(a,)``.
+    """
     base, *passes = precision.split(_PLUS)
     return base, tuple(passes)
 
@@ -91,7 +93,7 @@ def check_components(precision: str, known: Iterable[str]) -> None:
 
 
 def build_name(target: str, precision: str) -> str:
-    """The name of a build, and of its folder."""
+    """Return the name of a build, and of its folder."""
     plain = precision.replace(_PLUS, "-").replace("=", ".").replace(",", "+")
     return f"{target}-{plain}"
 
@@ -106,7 +108,7 @@ def _unnamed(base: str, component: str, usual: Usual) -> str:
 
 
 def _parse(text: str) -> tuple[str, dict[str, str], frozenset[str]]:
-    """The base, the components' own precisions, and the passes of the denoiser."""
+    """Return the base, the components' own precisions, and the passes of the denoiser."""
     base, own, passes = "", dict[str, str](), set[str]()
     for part in text.split(","):
         name, equals, value = (each.strip() for each in part.partition("="))

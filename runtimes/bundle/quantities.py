@@ -14,7 +14,7 @@ def build_size(build: Build) -> int:
 
 
 def megabytes(size: int) -> str:
-    """A size in MB with one decimal, in kB below 100 kB."""
+    """Return a size as a text in MB with one decimal, in kB below 100 kB."""
     return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 

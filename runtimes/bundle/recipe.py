@@ -65,7 +65,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return recipe
 
     def encode(self) -> bytes:
-        """The document as indented UTF-8 JSON with a final newline."""
+        """Return the document as indented UTF-8 JSON with a final newline."""
         return readable(self)
 
     def shapes(self, component: Component) -> dict[str, Shapes]:

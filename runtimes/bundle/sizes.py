@@ -100,7 +100,8 @@ BINNING = "use_resolution_binning"  # of calls of a bundle that has bins, and of
 
 
 def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """For each component the values of its symbols, where every call will have the same size.
+    """Return for each component the values of its symbols, where every call will have the same
+    size.
 
     Args:
         static: any of `STATIC`, other sizes such as ``num_frames``, and `BINNING` where the bundle
@@ -182,7 +183,7 @@ def ranges(
     lengths: Lengths = MappingProxyType({}),
     others: Mapping[str, Symbol] = MappingProxyType({}),
 ) -> dict[str, dict[str, Span]]:
-    """For each component the range of each of its symbols: smallest, usual, largest.
+    """Return for each component the range of each of its symbols: smallest, usual, largest.
 
     Args:
         spans: of ``images`` (images in one call), ``height`` and ``width`` (in pixels), and the

@@ -196,7 +196,7 @@ class Shift(_Base, frozen=True):
     slope: float
 
     def of(self, height: int, width: int) -> float:
-        """The shift of latents of this size."""
+        """Return the shift of latents of this size."""
         return self.intercept + self.slope * height * width
 
 
@@ -389,11 +389,11 @@ class Document(_Base, frozen=True, dict=True):
     optional: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def encode(self) -> bytes:
-        """The document as indented UTF-8 JSON with a final newline."""
+        """Return the document as indented UTF-8 JSON with a final newline."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
     def files(self) -> Iterator[File]:
-        """Every file that the manifest vouches for."""
+        """Yield every file that the manifest vouches for."""
         yield from (tokenizer.file for tokenizer in self.tokenizers)
         yield from files_of(self.schedules, self.builds, self.probes)
 
@@ -402,18 +402,18 @@ class Document(_Base, frozen=True, dict=True):
         return self.of_role(role)[0]
 
     def schedule(self, name: str) -> Schedule:
-        """The sampling plans of this name."""
+        """Return the schedule of this name; raise StopIteration where there is none."""
         return next(each for each in self.schedules if each.name == name)
 
     @cached_property
     def fixed_schedules(self) -> frozenset[str]:
-        """The names of schedules that loops follow in every call."""
+        """Return the names of schedules that loops follow in every call."""
         plans = (loop.plan.fixed for each in self.programs for loop in form.loops_of(each))
         return frozenset(name for name in plans if name is not None)
 
     @property
     def offered(self) -> tuple[Schedule, ...]:
-        """The schedules that a call may ask for."""
+        """Return the schedules that a call may ask for."""
         return tuple(each for each in self.schedules if each.name not in self.fixed_schedules)
 
     def of_role(self, role: Role) -> list[Component]:
@@ -422,22 +422,22 @@ class Document(_Base, frozen=True, dict=True):
 
     @cached_property
     def latents(self) -> Latents:
-        """The latents and sizes of the first program."""
+        """Return the latents and sizes of the first program."""
         return latents_of(self.programs[0])
 
     @cached_property
     def noise_shape(self) -> form.Shape:
-        """The shape of what the first program denoises, of one image."""
+        """Return the shape of what the first program denoises, of one image."""
         return noise_of(self.programs[0]).shape
 
     @cached_property
     def guidance(self) -> Guidance:
-        """The branches of the first program, and the scales that they are pushed by."""
+        """Return the branches of the first program, and the scales that they are pushed by."""
         return guidance_of(self.programs[0])
 
     @property
     def decoding(self) -> tuple[form.Run, ...]:
-        """The runs of the first program that make images of what its loop gives, in order."""
+        """Return the first program's runs that make images of what its loop gives, in order."""
         return form.decoding_of(self.programs[0])
 
     def sample(self) -> TensorSpec:

@@ -56,7 +56,7 @@ class HashCache:
         self._changed = False
 
     def get(self, path: str, status: os.stat_result) -> str | None:
-        """The digest of the file at the real path `path`, None where it is not known."""
+        """Return the digest of the file at the real path `path`, None where it is not known."""
         with self._lock:
             entry = self._load().get(path)
         known = isinstance(entry, list) and entry[:-1] == identity(status)
@@ -160,7 +160,7 @@ def is_intact(
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open_regular(path) as opened:
         while chunk := opened.read(_CHUNK):

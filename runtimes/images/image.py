@@ -131,7 +131,7 @@ def grid(
     col_labels: Sequence[str] = (),
     scale: int = 1,
 ) -> Image.Image:
-    """A contact sheet: `images` row by row, on white.
+    """Return a contact sheet: `images` row by row, on white.
 
     Args:
         images: at most rows × cols of any mode; smaller ones are centred in their cell.
@@ -420,7 +420,7 @@ def _metadata_options(format_name: str, metadata: Mapping[str, Any]) -> dict[str
 
 @contextmanager
 def _atomic(target: Path) -> Iterator[BinaryIO]:
-    """A file beside `target` that takes its place on success and vanishes otherwise."""
+    """Yield a file beside `target` that takes its place on success and vanishes otherwise."""
     check_place(target)
     try:
         with replacing(target) as file:

@@ -23,8 +23,10 @@ Box: TypeAlias = tuple[int, int, int, int]  # left, upper, right, lower
 
 
 def pillow(image: Any) -> Image:
-    """An image as Pillow has it; of an array of floats in [0, 1] (`given_images.listed` saw to
-    that) one of 8 bits."""
+    """Return an image as Pillow has it.
+
+    An array of floats in [0, 1] (`given_images.listed` saw to that) becomes an image of 8 bits.
+    """
     from PIL import Image
 
     if not isinstance(image, np.ndarray):
@@ -34,7 +36,7 @@ def pillow(image: Any) -> Image:
 
 
 def blurred(mask: Image, radius: float) -> Image:
-    """The mask with soft edges: Gaussian, `radius` in pixels."""
+    """Return the mask with soft edges: Gaussian, `radius` in pixels."""
     from PIL import ImageFilter
 
     if mask.mode not in _FILTERED:
@@ -45,9 +47,12 @@ def blurred(mask: Image, radius: float) -> Image:
 def resized(
     image: Image, height: int, width: int, crop: bool = False, resample: str = "bicubic"
 ) -> Image:
-    """In RGB, by the interpolation that Pillow calls so, as transformers' image processors do; with
-    `crop` (of square sizes) the shorter side is made to fit, and the middle of the longer one is
-    taken."""
+    """Return an image in RGB of the size, by the interpolation that Pillow calls so, as
+    transformers' image processors do.
+
+    With `crop` (of square sizes) the shorter side is made to fit, and the middle of the longer one
+    is taken.
+    """
     from PIL import Image
 
     whole, method = image.convert("RGB"), Image.Resampling[resample.upper()]
@@ -83,7 +88,10 @@ def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
 
 
 def _widened(start: int, end: int, more: int, limit: int) -> tuple[int, int]:
-    """By `more` to both sides, moved back inside 0 … `limit` and cut off where it does not fit."""
+    """Return the span widened by `more`, half on each side.
+
+    It is moved back inside 0 … `limit` and cut off where it does not fit.
+    """
     start, end = start - more // 2, end + more - more // 2
     beyond = max(end - limit, 0)
     start, end = start - beyond, end - beyond
@@ -92,8 +100,10 @@ def _widened(start: int, end: int, more: int, limit: int) -> tuple[int, int]:
 
 
 def filled(image: Image, width: int, height: int) -> Image:
-    """The whole image in the middle of one of that size, its outermost lines drawn out over what
-    is left at two sides."""
+    """Return the whole image in the middle of one of that size.
+
+    Its outermost lines are drawn out over what is left at two sides.
+    """
     small, corner = _fitted(image, width, height, inside=True)
     made = _blank(width, height)
     made.paste(small, corner)
@@ -110,8 +120,10 @@ def filled(image: Image, width: int, height: int) -> Image:
 
 
 def _fitted(image: Image, width: int, height: int, inside: bool) -> tuple[Image, tuple[int, int]]:
-    """The image in its own proportions as large as fits inside, or so that it covers all, and
-    its corner if it stands in the middle."""
+    """Return the image in its own proportions, and its corner if it stands in the middle.
+
+    It is as large as fits inside, or so that it covers all.
+    """
     from PIL import Image
 
     wide = width / height >= image.width / image.height
@@ -139,8 +151,10 @@ class Overlay:
     boxes: Sequence[Box]
 
     def repeated(self, images: int) -> Overlay:
-        """For so many images that are made; those of one that was given are not next to each
-        other."""
+        """Return an overlay for so many images that are made.
+
+        Those of one that was given are not next to each other.
+        """
         return replace(
             self,
             images=[self.images[i % len(self.images)] for i in range(images)],
@@ -149,7 +163,7 @@ class Overlay:
         )
 
     def put(self, made: Sequence[Image]) -> list[Image]:
-        """Each of `made` in its box of an image, under what the mask leaves of it."""
+        """Return each of `made` in its box of an image, under what the mask leaves of it."""
         every = self.repeated(len(made))
         rows = zip(made, every.images, every.masks, every.boxes, strict=True)
         return [_put(*row) for row in rows]

@@ -36,8 +36,9 @@ class Tiling:
 
 
 def tile_of(latents: Latents, side: int | None) -> int:
-    """A tile's side in rows of latents, of one in pixels; None is the smaller default side, made
-    smaller to what tiles must be multiples of.
+    """Return a tile's side in rows of latents, given one in pixels.
+
+    None is the smaller default side, made smaller to what tiles must be multiples of.
 
     Raises:
         InputError: not a multiple of what tiles and their overlap must be.
@@ -56,7 +57,7 @@ def tile_of(latents: Latents, side: int | None) -> int:
 
 
 def decode(run: Decode, latents: Array, tiling: Tiling) -> Array:
-    """All images, decoded as `tiling` says."""
+    """Return all images, decoded as `tiling` says."""
     if tiling.slicing and len(latents) > 1:
         return np.concatenate(
             [_whole(run, latents[i : i + 1], tiling) for i in range(len(latents))]

@@ -401,12 +401,12 @@ class Loop(Member, frozen=True, tag="loop", tag_field="do"):
 
     @property
     def states(self) -> tuple[State, ...]:
-        """All states, the first one first."""
+        """Return all states, the first one first."""
         return (self.state, *self.other_states)
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """The components of which each evaluation runs one."""
+        """Return the components of which each evaluation runs one."""
         return (self.denoiser, *(switch.component for switch in self.switches))
 
     def given_side(self, side: int) -> int:

@@ -16,7 +16,7 @@ def blended(
     clean: Array,
     noise: Array,
 ) -> Steps:
-    """The steps of `latentc.runtimes.sampling.sampler.denoise`, blended.
+    """Return the steps of `latentc.runtimes.sampling.sampler.denoise`, blended.
 
     mask: [B, 1, H, W], 1 where the sample stays, 0 where it becomes `clean` [B, C, H, W] and
         `noise` [B, C, H, W], mixed as the plan says (`SamplingPlan.known`).

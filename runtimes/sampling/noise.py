@@ -71,7 +71,7 @@ class Generator:
         return f"Generator(seed={self.seed})"
 
     def randn(self, shape: int | Sequence[int]) -> FloatArray:
-        """The next standard normal values, as a C-contiguous float32 array of `shape`.
+        """Return the next standard normal values, as a C-contiguous float32 array of `shape`.
 
         Raises:
             InputError: a negative dimension.
@@ -116,7 +116,7 @@ class Generator:
         return values
 
     def _uniform53(self) -> float:
-        """A float in [0, 1), a multiple of 2**-53, from two words, the high one first."""
+        """Return a float in [0, 1), a multiple of 2**-53, from two words, the high one first."""
         high, low = self._next_words(2).tolist()
         return float(((high << 32) | low) & ((1 << 53) - 1)) * 2.0**-53
 
@@ -129,7 +129,7 @@ Generators: TypeAlias = Generator | Sequence[Generator]
 
 
 def draw(generators: Generators, shape: Sequence[int]) -> FloatArray:
-    """The noise of a batch, as diffusers' ``randn_tensor`` draws it.
+    """Return the noise of a batch, as diffusers' ``randn_tensor`` draws it.
 
     Args:
         generators: one generator draws the whole batch in one go; a sequence has one per
@@ -172,7 +172,7 @@ def seeded(seed: SupportsIndex | Sequence[SupportsIndex]) -> Generators:
 
 
 def fresh_seed() -> int:
-    """A seed in [0, 2**32) from the operating system, for when the user gives none."""
+    """Return a seed in [0, 2**32) from the operating system, for when the user gives none."""
     return int.from_bytes(os.urandom(4), "little")
 
 

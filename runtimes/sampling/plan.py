@@ -101,8 +101,11 @@ class SamplingPlan:
         return int(self.state.shape[1])
 
     def until(self, evaluations: int) -> SamplingPlan:
-        """The first so many evaluations of it. What is known of the sample is clean after the last
-        one, as in diffusers, though the rest of the sample is not."""
+        """Return the plan's first so many evaluations.
+
+        What is known of the sample is clean after the last one, as in diffusers, though the rest of
+        the sample is not.
+        """
         fields = ("timesteps", "input_scale", "noise_draws", "known", *LEARNED, *ROW_FIELDS)
         parts = {name: getattr(self, name)[:evaluations] for name in fields}
         if evaluations and not np.isnan(parts["known"]).any():
@@ -110,7 +113,7 @@ class SamplingPlan:
         return replace(self, **parts)
 
     def initial_sample(self, noise: Array, clean: Array | None = None) -> Array:
-        """The first sample: scaled noise, or `clean` with noise added for this start.
+        """Return the first sample: scaled noise, or `clean` with noise added for this start.
 
         noise, clean: arrays of one shape. Raises `InputError` where the scheduler has no way
         to add noise.
@@ -219,17 +222,17 @@ class PlanTable:
 
     @cached_property
     def step_counts(self) -> tuple[int, ...]:
-        """The step counts there are plans for, ascending."""
+        """Return the step counts there are plans for, ascending."""
         return tuple(int(count) for count in self.steps[: len(self.steps) // len(self.shifts)])
 
     @cached_property
     def _places(self) -> dict[int, int]:
-        """Where each step count stands among them."""
+        """Return where each step count stands among them."""
         return {count: place for place, count in enumerate(self.step_counts)}
 
     @cached_property
     def shifts(self) -> tuple[float, ...]:
-        """The shifts there are plans for, ascending; one where plans do not depend on it."""
+        """Return the shifts there are plans for, ascending; one where plans do not depend on it."""
         return tuple(float(each) for each in np.unique(self.shift))
 
     @property
@@ -238,7 +241,7 @@ class PlanTable:
         return int(self.rows.shape[1]) - 1
 
     def starts(self, num_inference_steps: int) -> tuple[int, ...]:
-        """The evaluations at which a run of so many steps may start; 0 is always one."""
+        """Return the evaluations at which a run of so many steps may start; 0 is always one."""
         first, last = self._span(num_inference_steps)
         finite = np.isfinite(self.add_noise[first:last, 0])
         finite[0] = True
@@ -247,8 +250,9 @@ class PlanTable:
     def plan(
         self, num_inference_steps: int, start: int = 0, shift: float | None = None
     ) -> SamplingPlan:
-        """The plan for one step count, from evaluation `start` on; `shift` is needed where the
-        table has several.
+        """Return the plan for one step count, from evaluation `start` on.
+
+        `shift` is needed where the table has several.
 
         Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
         start there, or the shift is outside of the table's.
@@ -288,8 +292,9 @@ class PlanTable:
     def plan_from_step(
         self, num_inference_steps: int, step: int, shift: float | None = None
     ) -> SamplingPlan:
-        """The plan that leaves out the first steps, each of as many evaluations as there are
-        between two starts.
+        """Return the plan that leaves out the first steps.
+
+        Each step has as many evaluations as there are between two starts.
 
         Raises as `plan` does.
         """
@@ -304,8 +309,9 @@ class PlanTable:
     def plan_from_timestep(
         self, num_inference_steps: int, timestep: float, shift: float | None = None
     ) -> SamplingPlan:
-        """The plan of the evaluations whose timestep is below `timestep`, from the first that a run
-        may start at.
+        """Return the plan of the evaluations whose timestep is below `timestep`.
+
+        It begins at the first that a run may start at.
 
         Raises `PlanNotFound` if the table has no such step count, `InputError` if no run may
         start there.
@@ -322,13 +328,13 @@ class PlanTable:
         return self.plan(num_inference_steps, starts[-1], shift)
 
     def merge(self, other: PlanTable) -> PlanTable:
-        """A table with the plans of both; where both have a step count, `other` wins."""
+        """Return a table with the plans of both; where both have a step count, `other` wins."""
         theirs = set(other.step_counts)
         kept = [each for each in self.parts() if int(each.steps[0]) not in theirs]
         return join([*kept, *other.parts()])
 
     def parts(self) -> list[PlanTable]:
-        """The tables of one plan each."""
+        """Return the tables of one plan each."""
         return [self._part(index) for index in range(len(self.steps))]
 
     def _part(self, index: int) -> PlanTable:
@@ -352,7 +358,7 @@ class PlanTable:
         )
 
     def _index(self, num_inference_steps: int, sheet: int = 0) -> int:
-        """The place of a plan."""
+        """Return the place of a plan; raise `PlanNotFound` where there is none."""
         if num_inference_steps not in self._places:
             raise PlanNotFound(
                 f"no sampling plan for {num_inference_steps} steps; there are plans for "
@@ -369,8 +375,9 @@ class PlanTable:
 def interpolated(
     plans: Sequence[SamplingPlan], shifts: Sequence[float], shift: float | None
 ) -> SamplingPlan:
-    """The plan of a shift between those of `plans`: each number of it is that of the polynomial
-    through theirs (in Lagrange's form).
+    """Return the plan of a shift between those of `plans`.
+
+    Each number of it is that of the polynomial through theirs (in Lagrange's form).
 
     Raises `InputError` if no shift is given, or one outside of `shifts`.
     """
@@ -398,7 +405,7 @@ def interpolated(
 
 
 def join(tables: Iterable[PlanTable]) -> PlanTable:
-    """One table out of several of one scheduler, whose step counts or shifts differ.
+    """Return one table out of several of one scheduler, whose step counts or shifts differ.
 
     Rows that are equal to the last bit are stored once. Raises `ValueError` if the tables
     share a step count of one shift or clip differently.
@@ -452,7 +459,7 @@ def _padded(table: PlanTable, name: str, slots: int) -> Floats:
 
 
 def _distinct(coefficients: Mapping[str, Floats]) -> tuple[Ints, Ints]:
-    """The rows to keep, in order of appearance, and where each row is among them."""
+    """Return the rows to keep, in order of appearance, and where each row is among them."""
     count = len(coefficients["state"])
     flat = np.concatenate([field.reshape(count, -1) for field in coefficients.values()], axis=1)
     seen: dict[bytes, int] = {}

@@ -66,8 +66,10 @@ def document(
     steps: tuple[int, ...] = (),
     size: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
-    """One scheduler's plans as JSON-compatible values; `size` is the latents' height and width, for
-    plans that depend on it."""
+    """Return one scheduler's plans as JSON-compatible values.
+
+    `size` is the latents' height and width, for plans that depend on it.
+    """
     shift = None if schedule.shift is None else schedule.shift.of(*size)
     plans = [table.plan(count, 0, shift) for count in steps or table.step_counts]
     clip = plans[0].clip

@@ -119,7 +119,7 @@ def _check_indices(arrays: Mapping[str, Array]) -> None:
 
 
 def _check_plans(arrays: Mapping[str, Array], steps: Array, evaluations: Array) -> None:
-    """Every shift has plans of the same step counts, which differ in their coefficients only."""
+    """Check that every shift has plans of the same step counts; only coefficients may differ."""
     _expect(np.isfinite(arrays["shift"]).all(), "shift: NaN or infinity")
     shifts, counts = np.unique(arrays["shift"], return_counts=True)
     each = int(counts[0])

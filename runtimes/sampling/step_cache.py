@@ -23,7 +23,7 @@ Kind: TypeAlias = tuple[bool, bool]
 
 
 def kinds(guided: Iterable[bool], interval: int = 1) -> list[Kind]:
-    """The kind of each evaluation of the denoiser.
+    """Return the kind of each evaluation of the denoiser.
 
     Where guidance begins or ends the number of rows is another, the features do not fit, and the
     whole denoiser runs.

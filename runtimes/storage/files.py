@@ -353,7 +353,7 @@ def _remove_if_left(path: str) -> None:
 
 
 def _new_file(folder: Path) -> tuple[Path, BinaryIO]:
-    """A new, locked file with a random name, of the rights that the umask leaves."""
+    """Return a new, locked file with a random name, of the rights that the umask leaves."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _flag("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
     while True:
         path = folder / _scratch_name()
@@ -365,7 +365,7 @@ def _new_file(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _new_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder with a random name, for its owner only, and the descriptor that locks it."""
+    """Return a new folder with a random name, for its owner only, and the descriptor locking it."""
     while True:
         path = parent / _scratch_name()
         path.mkdir(0o700)
@@ -379,7 +379,7 @@ def _new_folder(parent: Path) -> tuple[Path, int | None]:
 
 
 def _open_to_lock(path: PathLike) -> int | None:
-    """A descriptor of a file or folder, for its lock only; None where nothing can be locked."""
+    """Return a descriptor of a file or folder, for its lock only; None where locks are missing."""
     if fcntl is None:
         return None
     return os.open(path, os.O_RDONLY | _flag("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
@@ -457,7 +457,7 @@ def _too_large(limit: int, size: int) -> str:
 
 
 def _flag(*names: str) -> int:
-    """The flags of ``os.open`` that this system has, combined."""
+    """Return the flags of ``os.open`` that this system has, combined."""
     flags = 0
     for name in names:
         flags |= getattr(os, name, 0)

@@ -38,7 +38,10 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def _home() -> Path | None:
-    """The user's home folder; None where there is none, or where it is ``/`` and not theirs."""
+    """Return the user's home folder.
+
+    It is None where there is none, or where it is ``/`` and not theirs.
+    """
     home = os.path.expanduser("~")
     if not os.path.isabs(home) or (home == "/" and not os.access(home, os.W_OK)):
         return None
@@ -46,7 +49,10 @@ def _home() -> Path | None:
 
 
 def _temporary() -> Path:
-    """A folder that only this user can write: digests and compiled graphs in it are trusted."""
+    """Return a folder that only this user can write.
+
+    Digests and compiled graphs in it are trusted.
+    """
     import tempfile
 
     user = getattr(os, "geteuid", None)  # Windows has temporary folders by user

@@ -95,7 +95,7 @@ def parsing(source: object, error: type[LatentcError], what: str) -> Iterator[No
 
 
 def reason(cause: BaseException) -> str:
-    """Why something could not be read, in a few words."""
+    """Return why something could not be read, in a few words."""
     match cause:
         case FileNotFoundError():
             return "no such file"

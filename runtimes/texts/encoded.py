@@ -31,7 +31,7 @@ class Encoded:
         self._lock = threading.Lock()
 
     def get(self, component: str, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """The outputs for these inputs, not to be changed; None if they are not known."""
+        """Return the outputs for these inputs, not to be changed; None if they are not known."""
         key = _key(component, feeds)
         with self._lock:
             found = self._kept.pop(key, None)
@@ -61,8 +61,9 @@ class Encoded:
 def run_encoder(
     sessions: Sessions, component: str, ids: Feeds, known: Encoded | None = None
 ) -> Mapping[str, Array]:
-    """The outputs of an encoder for token ids, by input; one whose outputs are `known` is not run,
-    nor opened.
+    """Return the outputs of an encoder for token ids, by input.
+
+    One whose outputs are `known` is not run, nor opened.
 
     Raises:
         NumericalError: it returned NaN or infinity.

@@ -47,12 +47,12 @@ class Weighted:
 
 
 def unweighted(text: str) -> Weighted:
-    """The text as it is."""
+    """Return the text as it is."""
     return Weighted(text, (1.0,) * len(text))
 
 
 def escape(text: str) -> str:
-    """A text whose characters all stand for themselves: `parse` gives it back."""
+    """Return a text whose characters all stand for themselves: `parse` gives it back."""
     return re.sub(rf"([{re.escape(_SPECIAL)}])", r"\\\1", text)
 
 
@@ -113,7 +113,7 @@ class _Reader:
             self._put(sign, 1)
 
     def _signs(self) -> None:
-        """The weight of the word before them; else all of them are text."""
+        """Give the word before the signs their weight; else all of them are text."""
         signs = _SIGNS.match(self._source, self._at)
         if signs and self._word < len(self._text) and not self._split:
             self._scale(self._word, _factor(signs[1]))
@@ -125,8 +125,11 @@ class _Reader:
             self._put(sign, 1)
 
     def _put(self, sign: str, length: int) -> None:
-        """A character of the text, `length` long in the source. Brackets end a word: without a
-        space between them the tokenizer would see one word on both sides."""
+        """Add a character of the text, `length` long in the source.
+
+        Brackets end a word: without a space between them the tokenizer would see one word on both
+        sides.
+        """
         if self._split and self._text and self._text[-1].isalnum() and sign.isalnum():
             self._text.append(" ")
             self._weights.append(1.0)

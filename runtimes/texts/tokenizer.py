@@ -144,8 +144,9 @@ class TextTokenizer:
         return np.array(ids, np.int64).reshape(-1, self.max_length)
 
     def chunks(self, text: Weighted, most: int = 1, hint: str = "", ending: int = 0) -> list[Chunk]:
-        """The text in chunks of `max_length` ids, `most` of them at most; each is framed and filled
-        up as the file says for a text of its own.
+        """Return the text in chunks of `max_length` ids, `most` of them at most.
+
+        Each is framed and filled up as the file says for a text of its own.
 
         A token has the weight of its first character that is no space; those that frame and fill
         have 1. What is beyond the last chunk is cut, and a `PromptTruncatedWarning` quotes it and
@@ -165,8 +166,10 @@ class TextTokenizer:
         return [self._chunk(piece, text) for piece in pieces[:most]]
 
     def _expanded(self, text: Weighted) -> Weighted:
-        """With words that stand for several written out; what is written has the weight of the
-        word."""
+        """Return the text with words that stand for several written out.
+
+        What is written has the weight of the word.
+        """
         if not self._expansions:
             return text
         written: list[str] = []

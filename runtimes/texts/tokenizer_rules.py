@@ -138,13 +138,13 @@ def _check_normalizers(normalizer: dict[str, Any] | None) -> float:
 
 
 def _replaced(part: dict[str, Any], growth: float) -> float:
-    """By how much a replacement grows a text, or leaves it."""
+    """Return the factor by which a replacement grows a text at most; 1 leaves its length."""
     content, least = str(part["content"]), _check_pattern(part["pattern"], growth)
     return max(1.0, len(content) / least) if least else 1.0 + len(content)
 
 
 def _mapped(charsmap: str) -> float:
-    """By how much SentencePiece's map of characters grows a text: the longest that one becomes.
+    """Return the factor by which SentencePiece's map of characters grows a text: its longest text.
 
     After four bytes with the size of its index come the index and the texts, each ended by a NUL.
     """

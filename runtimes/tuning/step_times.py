@@ -30,7 +30,10 @@ class Times:
     steps: Mapping[Kind, float]
 
     def image(self, kinds: Sequence[Kind]) -> float | None:
-        """A whole image with these steps; None where a kind was not measured."""
+        """Return the seconds of a whole image with these steps.
+
+        It is None where a kind was not measured.
+        """
         if not set(kinds) <= self.steps.keys():
             return None
         return self.encode + sum(self.steps[kind] for kind in kinds) + self.decode
@@ -84,7 +87,9 @@ def _first_steps(pipe: Pipeline, call: Mapping[str, Any], count: int) -> tuple[f
 
 
 def _decode_seconds(pipe: Pipeline, latents: Array) -> float:
-    """The better of two, where it is short; a long one has little to warm up for."""
+    """Return the better of two times, where decoding is short; a long one has little to warm up
+    for.
+    """
     spent: list[float] = []
     while len(spent) < 2 and sum(spent) < _SHORT:
         start = perf_counter()

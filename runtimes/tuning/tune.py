@@ -205,7 +205,7 @@ class Search:
         return any(key_of(each, {}) in self.trials for each in (setup, self._measured(setup)))
 
     def _measured(self, setup: Setup) -> Setup:
-        """The setup with the number of threads that its engine is best with."""
+        """Return the setup with the number of threads that its engine is best with."""
         return replace(setup, threads=self._threads.get(setup.backend, 0))
 
     def _try(self, setup: Setup) -> bool:
@@ -283,7 +283,7 @@ class Search:
         self._add(replace(self._trial(self._reference, {}), fidelity=exact))
 
     def _compare_setups(self) -> None:
-        """From the fastest on, until one is faithful."""
+        """Compare setups with the reference from the fastest on, until one is faithful."""
         faithful = next(iter(LIMITS.values()))
         for setup in sorted(self._times, key=self._seconds):
             if self._seconds(setup) > self._seconds(self._reference):
@@ -395,7 +395,7 @@ class Search:
             self._fidelity(setup, {})
 
     def _combinations(self, base: Setup, names: Sequence[str]) -> Iterator[tuple[Setup, Arguments]]:
-        """Each setup with arguments that could be faster, their kinds of step measured."""
+        """Yield each setup with arguments that could be faster, their kinds of step measured."""
         caching = "cache_interval" in names
         call = self._calls.request(self._call(0))
         several = len(live_branches(call, call.facts.loop)) > 1
@@ -446,8 +446,10 @@ class Search:
     # --- what all of it needs ------------------------------------------------------------
 
     def _winner(self, limits: Limits, plain: bool = False) -> Trial:
-        """The fastest trial within the limits so far; the reference where there is none. Of those
-        that are as fast, one for any size, then the one with the better images."""
+        """Return the fastest trial within the limits so far; the reference where there is none.
+
+        Of those that are as fast, one for any size is taken, then the one with the better images.
+        """
         good = [
             trial
             for trial in self.trials.values()
@@ -462,7 +464,7 @@ class Search:
         return max(tied, key=preference)
 
     def _pipeline(self, setup: Setup) -> Pipeline:
-        """The setup, loaded; one at a time is."""
+        """Return the setup's pipeline, loaded; only one is loaded at a time."""
         if self._opened is None or self._opened[0] != setup:
             self.close()
             build = next(b for b in self.bundle.manifest.builds if b.name == setup.build)

@@ -98,7 +98,7 @@ class Guidance(Strict, frozen=True):
 
     @property
     def most(self) -> int:
-        """The evaluations of an image in a step, where all branches run."""
+        """Return the evaluations of an image in a step, where all branches run."""
         return len(self.branches)
 
     def evaluations(self, scale: float | None = None) -> int:

@@ -88,7 +88,7 @@ class Task(Strict, frozen=True):
     sides_together: bool = False
 
     def start_picture(self) -> str | None:
-        """The picture that nothing but the start is made of, which latents may stand for."""
+        """Return the picture that nothing but the start is made of, which latents may stand for."""
         if self.masks():
             return None
         for run in self.preparations:
@@ -108,5 +108,7 @@ class Task(Strict, frozen=True):
 
 
 def argument(picture: str) -> str:
-    """The call's argument that holds a picture: ``"control_image[1]"`` → ``"control_image"``."""
+    """Return the call's argument that holds a picture: ``"control_image[1]"`` →
+    ``"control_image"``.
+    """
     return picture.partition("[")[0]

@@ -89,7 +89,7 @@ def _timing_cache(config: Any, path: Path) -> Any:
 
 
 def _logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps the errors, for one line about them."""
+    """Return a TensorRT logger that keeps the errors, for one line about them."""
     severity = trt.ILogger.Severity
 
     class Log(trt.ILogger):  # type: ignore[misc]

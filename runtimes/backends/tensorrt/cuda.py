@@ -73,7 +73,7 @@ class Cuda:
         return values[0] if values else None
 
     def gpus(self) -> list[Gpu]:
-        """The GPUs here; none where there is no driver."""
+        """Return the GPUs here; none where there is no driver."""
         try:
             count = int(self.call("cudaGetDeviceCount"))
         except BackendError:
@@ -81,7 +81,7 @@ class Cuda:
         return [self._gpu(index) for index in range(count)]
 
     def driver(self) -> str:
-        """The driver: its release where the system tells, and the CUDA version it supports."""
+        """Return the driver's release, where the system tells it, and the CUDA version it has."""
         number = int(self.call("cudaDriverGetVersion"))
         version = f"CUDA {number // 1000}.{number % 1000 // 10}"
         try:
@@ -96,7 +96,7 @@ class Cuda:
         self.call("cudaSetDevice", index)
 
     def stream(self) -> Any:
-        """A stream of its own (0 would wait for everything else)."""
+        """Return a stream of its own (0 would wait for everything else)."""
         return self.call("cudaStreamCreate")
 
     def upload(self, address: int, array: Array, stream: Any) -> None:
@@ -105,7 +105,7 @@ class Cuda:
         self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any, stream: Any) -> Array:
-        """A new array that holds the device's values once the stream has been waited for."""
+        """Return a new array that holds the device's values once the stream has been waited for."""
         array = np.empty(shape, dtype)
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)

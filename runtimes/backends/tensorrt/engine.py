@@ -118,7 +118,7 @@ class TensorRtBackend(Backend):
         raise DeviceUnavailable(self.name, device, self.devices())
 
     def _facts(self, gpu: Gpu, entry: Path, options: SessionOptions) -> dict[str, str]:
-        """All that an engine depends on besides its recipe."""
+        """Return all that an engine depends on besides its recipe."""
         return {
             "TensorRT": self.version(),
             "GPU": gpu.name,
@@ -267,7 +267,7 @@ def _bounds(engine: Any, name: str) -> Any:
 
 
 def _changed(recipe: Recipe, request: BuildRequest) -> Recipe:
-    """The recipe with what the request says about its open dimensions, memory and precision."""
+    """Return the recipe with what the request says of open dimensions, memory and precision."""
     known = {s: r for s, r in request.profile.items() if s in recipe.profile}
     changes: dict[str, Any] = {"profile": {**recipe.profile, **known}}
     if request.workspace is not None:

@@ -62,20 +62,25 @@ def engine_key(component: str, facts: Facts, recipe: Recipe) -> str:
 
 
 def exact(folder: Path, component: str, facts: Facts, recipe: Recipe) -> Engine | None:
-    """The engine that was built of just this, if there is one."""
+    """Return the engine that was built of just this, if there is one."""
     return _read(_path(folder, component, facts, recipe))
 
 
 def usable(folder: Path, component: str, facts: Facts) -> Engine | None:
-    """The engine to run: of those that were built here of this graph, whatever shapes they are
-    for, the one built last."""
+    """Return the engine to run, or None.
+
+    Of those that were built here of this graph, whatever shapes they are for, it is the one built
+    last.
+    """
     found = [e for e in _all(folder, component) if e.record.facts == dict(facts)]
     return max(found, key=lambda engine: engine.record.built, default=None)
 
 
 def why_not(folder: Path, component: str, facts: Facts, place: Path) -> str:
-    """Why the engines that there are cannot be used: what differs, then and now; "" if there
-    are none of this graph or this place."""
+    """Return why the engines that there are cannot be used: what differs, then and now.
+
+    It is "" if there are none of this graph or this place.
+    """
     candidates = [
         engine.record
         for engine in _all(folder, component)
@@ -88,8 +93,10 @@ def why_not(folder: Path, component: str, facts: Facts, place: Path) -> str:
 
 
 def timing_file(folder: Path, facts: Facts) -> Path:
-    """Where measured times of kernels are kept: they hold for a machine and its versions, and are
-    the same for every graph."""
+    """Return the file for measured times of kernels.
+
+    They hold for a machine and its versions, and are the same for every graph.
+    """
     machine = {name: value for name, value in sorted(facts.items()) if name != _GRAPH}
     digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()
     return folder / f"timing-{digest[:24]}.cache"
@@ -128,7 +135,7 @@ def _path(folder: Path, component: str, facts: Facts, recipe: Recipe) -> Path:
 
 
 def _stem(component: str) -> str:
-    """A component's name as part of a file's name."""
+    """Return a component's name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_]", "_", component)
 
 
@@ -140,7 +147,7 @@ def _all(folder: Path, component: str) -> Iterator[Engine]:
 
 
 def _read(path: Path) -> Engine | None:
-    """An engine with a record that fits it; a half-written one counts as none."""
+    """Return an engine with a record that fits it; a half-written one counts as none."""
     try:
         record = _load(path.with_suffix(".json"))
         whole = path.stat().st_size == record.size

@@ -32,7 +32,7 @@ class Limits:
 
     @property
     def batch(self) -> int:
-        """The size of the first axis, which is always fixed."""
+        """Return the size of the first axis, which is always fixed."""
         return self.ranges[0][0] if self.ranges else self.shapes[0][0]
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Limits:
 
 
 def read_spec(package: Path) -> Any:
-    """The package's Model message (coremltools' protocol buffers).
+    """Return the package's Model message (coremltools' protocol buffers).
 
     Raises:
         BackendError: the package is damaged, or no ML Program.
@@ -60,7 +60,7 @@ def read_spec(package: Path) -> Any:
 
 
 def limits_of(spec: Any) -> Mapping[str, Limits]:
-    """The inputs by name."""
+    """Return the limits of the inputs, by name."""
     return {str(each.name): _limits(each.type.multiArrayType) for each in spec.description.input}
 
 

@@ -82,7 +82,7 @@ def files_of(entry: Path) -> list[Path]:
 
 @parser(BundleError, "package", "a Core ML package")
 def _items(package: Path) -> list[str]:
-    """The files that a package's manifest names, relative to the package."""
+    """Return the files that a package's manifest names, relative to the package."""
     document = json.loads(read_regular(package / "Manifest.json", _MOST_BYTES))
     names = [f"Data/{each['path']}" for each in document["itemInfoEntries"].values()]
     for name in names:
@@ -93,7 +93,7 @@ def _items(package: Path) -> list[str]:
 
 @parser(BundleError, "model", "an ML Program")
 def _weights(model: Path) -> list[Path]:
-    """The files of weights that a model names."""
+    """Return the files of weights that a model names."""
     with open_regular(model) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:

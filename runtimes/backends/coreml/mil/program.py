@@ -100,7 +100,7 @@ def _dtype(value: Any) -> np.dtype[Any]:
 
 
 def names_in(arguments: Iterable[Argument]) -> Iterator[str]:
-    """The names in a call's arguments, those in lists included."""
+    """Yield the names in a call's arguments, those in lists included."""
     for argument in arguments:
         if isinstance(argument, str):
             yield argument

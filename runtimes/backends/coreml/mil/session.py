@@ -32,7 +32,7 @@ class Stage:
 
 @parser(BackendError, "entry", "a list of packages")
 def packages_of(entry: Path) -> list[Path]:
-    """The packages that a ``model.json`` lists, which are folders beside it.
+    """Return the packages that a ``model.json`` lists, which are folders beside it.
 
     Raises:
         BackendError: it is no such list.
@@ -79,7 +79,7 @@ class PackageSession(Session):
         )
 
     def _shape(self, name: str, value: Array) -> tuple[int, ...]:
-        """The shape in which a value reaches the package."""
+        """Return the shape in which a value reaches the package."""
         return (self._batch, *value.shape[1:]) if name in self._rows else value.shape
 
     def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:

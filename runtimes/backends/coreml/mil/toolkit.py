@@ -7,7 +7,7 @@ from typing import Any
 
 
 def load_toolkit() -> Any:
-    """The module ``coremltools``. Raises ImportError where it is not installed."""
+    """Return the module ``coremltools``. Raises ImportError where it is not installed."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     import coremltools
 

@@ -21,6 +21,6 @@ from latentc.runtimes.backends.coreml.mil.operators.operator import Operator
 
 
 def table() -> Mapping[str, Operator]:
-    """Every operator by its MIL name."""
+    """Return every operator by its MIL name."""
     modules = (arithmetic, convolution, layout, matrix, normalization)
     return {name: operator for module in modules for name, operator in module.OPERATORS.items()}

@@ -42,7 +42,7 @@ _LARGE_BELOW = (
 
 
 def erf(x: Array) -> Array:
-    """The error function, in float64."""
+    """Return the error function of `x`, in float64."""
     x = np.clip(x.astype(np.float64), -6.0, 6.0)
     size, square = np.abs(x), x * x
     small = x * np.polyval(_SMALL, square) / np.polyval(_SMALL_BELOW, square)

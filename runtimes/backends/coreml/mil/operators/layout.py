@@ -77,7 +77,7 @@ def slice_by_index(
 
 
 def slice_by_size(x: Array, begin: Sequence[int], size: Sequence[int]) -> Array:
-    """A size of -1 goes up to the end."""
+    """Return the part of `x` that begins at `begin`; a size of -1 goes up to the end."""
     index = []
     for axis, (first, count) in enumerate(zip(_integers(begin), _integers(size), strict=True)):
         start = first % x.shape[axis] if first < 0 else first
@@ -111,7 +111,7 @@ def gather_along_axis(
 def gather_nd(
     x: Array, indices: Array, batch_dims: int = 0, validate_indices: bool = False
 ) -> Array:
-    """The last axis of `indices` holds the leading coordinates of what is taken."""
+    """Return parts of `x`; the last axis of `indices` holds the leading coordinates of each."""
     count, where = int(batch_dims), np.asarray(indices, np.intp)
     if count == 0:
         return np.asarray(x[tuple(np.moveaxis(where, -1, 0))])
