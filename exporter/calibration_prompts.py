@@ -54,7 +54,7 @@ def calibration(prompts: str | Path | Sequence[str] | None, samples: int) -> Cal
 
 @parser(InputError, "path", "a text file of prompts")
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """One prompt a line; empty lines are skipped.
+    """Return a file's prompts, one a line; empty lines are skipped.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, or holds no prompt.

@@ -89,7 +89,7 @@ class Stored(torch.Tensor):
 
 
 def actual(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or of a `Stored` one a copy in memory."""
+    """Return the tensor itself, or of a `Stored` one a copy in memory."""
     return tensor.stored.to(tensor.dtype) if isinstance(tensor, Stored) else tensor
 
 
@@ -147,8 +147,10 @@ def _like(tensor: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 
 
 def stored_type(files: Iterable[Path]) -> torch.dtype:
-    """The one type of the floating-point weights in safetensors `files`, if that is a half;
-    else float32, which all of them can be read in."""
+    """Return the one type of the floating-point weights in safetensors `files`, if that is a half.
+
+    Else it is float32, which all of them can be read in.
+    """
     found = {kind for path in files for kind, _ in headers(path) if kind in _FLOATS}
     only = _FLOATS[found.pop()] if len(found) == 1 else torch.float32
     return only if only in _HALVES else torch.float32
@@ -280,8 +282,10 @@ def stood_in(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and type whose memory nobody has touched: the system
-    gives none to it."""
+    """Return a tensor of the same shape, strides and type whose memory nobody has touched.
+
+    The system gives none to it.
+    """
     size = max(tensor.numel(), 1) * tensor.dtype.itemsize
     memory = torch.frombuffer(_untouched(size), dtype=torch.uint8).view(tensor.dtype)
     return _like(tensor, memory.as_strided(tensor.shape, tensor.stride()))

@@ -86,7 +86,7 @@ class Store:
             (self.staging / _DONE).mkdir(parents=True, exist_ok=True)
 
     def item(self, key: str, folder: str, make: Callable[[Path], Mapping[str, Any]]) -> Item:
-        """The item `key` with its files under `folder`; made only if nowhere there yet.
+        """Return the item `key` with its files under `folder`; make it only if nowhere there yet.
 
         `make` writes files into the (empty) folder it is given and returns the item's meta.
         """
@@ -166,7 +166,9 @@ class Store:
             return self._mark(key, Item(moved, item.meta))
 
     def _places(self, key: str, wanted: list[str]) -> list[str]:
-        """Where files of an item go: elsewhere if another item of this run is in their place."""
+        """Return where files of an item go: elsewhere if another item of this run is in their
+        place.
+        """
         if all(self._owners.get(path, key) == key for path in wanted):
             return wanted
         parted = [path.partition("/") for path in wanted]
@@ -182,14 +184,17 @@ class Store:
         return File(place, size, digest)
 
     def _target(self, place: str) -> Path:
-        """The path of a file to be written into the staging folder; its folder exists."""
+        """Return the path of a file to be written into the staging folder; its folder exists."""
         target = self.staging / place
         files.check_inside(self.staging, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def _mark_of(self, key: str) -> Path:
-        """Where it stands that the item `key` is complete. A key can come from a bundle."""
+        """Return the path that says that the item `key` is complete.
+
+        A key can come from a bundle.
+        """
         path = self.staging / _DONE / key
         files.check_inside(self.staging, path)
         return path
@@ -233,7 +238,7 @@ def recover(output: Path) -> None:
 
 
 def previous_manifest(output: Path) -> Manifest | None:
-    """The manifest of the bundle that stands where the export will write, if any.
+    """Return the manifest of the bundle that stands where the export will write, if any.
 
     Raises:
         ExportError: something else than a bundle is there; it is not overwritten.
@@ -258,8 +263,11 @@ def missing_artifacts(
     previous: Manifest | None,
     others: Iterable[Path] = (),
 ) -> dict[tuple[str, str], list[str]]:
-    """For each build the components that neither an interrupted export nor the previous bundle nor
-    one of the others seems to have; no weights are read."""
+    """Return for each build the components that are nowhere yet.
+
+    Neither an interrupted export nor the previous bundle nor one of the others seems to have them;
+    no weights are read.
+    """
     done = _staging_of(output) / _DONE
     manifests = [*([previous] if previous else []), *map(Manifest.load, others)]
     known = {key for manifest in manifests for key, _ in _items_of(manifest)}
@@ -289,7 +297,7 @@ def full_disk_reported() -> Iterator[None]:
 
 
 def _aside(output: Path) -> Path:
-    """Where the old bundle waits while the new one takes its place."""
+    """Return the path where the old bundle waits while the new one takes its place."""
     return output.parent / f".{output.name}.old"
 
 

@@ -17,7 +17,7 @@ CAPTURE = ("torch", "diffusers", "transformers")
 
 @cache
 def package_version(package: str) -> str:
-    """The installed version, or ``"absent"``."""
+    """Return the installed version, or ``"absent"``."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -25,7 +25,7 @@ def package_version(package: str) -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions by package name, latentc's own included."""
+    """Return the versions by package name, latentc's own included."""
     return {"latentc": __version__} | {name: package_version(name) for name in packages}
 
 

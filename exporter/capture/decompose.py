@@ -28,8 +28,10 @@ _Own = dict[Any, Callable[..., Any]]
 
 
 def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
-    """The program with those operators taken apart that `table` has a function for, or that torch
-    takes apart whatever the table says: those made of others that may return a view.
+    """Return the program with operators taken apart.
+
+    They are those that `table` has a function for, or that torch takes apart whatever the table
+    says: those made of others that may return a view.
 
     A graph that changes its inputs is left to torch, and operators that come with constants.
     The result's own `run_decompositions`, which the converters call, returns it as it is.
@@ -72,8 +74,9 @@ def _graph(program: ExportedProgram, table: _Own) -> Graph | None:
 
 
 def _signature(program: ExportedProgram, graph: Graph) -> ExportGraphSignature:
-    """With the names that arguments and results have now: a graph renames what is called like a
-    function of Python."""
+    """Return the signature with the names that arguments and results have now: a graph renames what
+    is called like a function of Python.
+    """
     given = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = [
         replace(spec, arg=replace(spec.arg, name=node.name))

@@ -61,7 +61,7 @@ def example_inputs(
 
 
 def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
-    """The number that a manifest dimension stands for."""
+    """Return the number that a manifest dimension stands for."""
     value = sizes.dimension(dimension, symbols)
     if isinstance(value, str):
         raise ExportError(f"no value for the dimension {value!r}")
@@ -171,7 +171,7 @@ def _has_effects(node: torch.fx.Node) -> bool:
 def variant(
     program: ExportedProgram, passes: Sequence[str], choices: Choices | None = None
 ) -> ExportedProgram:
-    """A copy of the program with the named passes run on it; the weights are shared."""
+    """Return a copy of the program with the named passes run on it; the weights are shared."""
     if not passes:
         return program
     shared = {id(tensor): tensor for tensor in program.state_dict.values()}

@@ -32,8 +32,10 @@ class Watched:
     def run(
         self, sample: Inputs, look: Look | None = None, alter: Alter | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """The program's outputs for inputs by name; `look` sees every operation, `alter` may
-        change what goes into it."""
+        """Return the program's outputs for inputs by name.
+
+        `look` sees every operation, `alter` may change what goes into it.
+        """
         with torch.no_grad():
             return tuple(_Looking(self.program, look, alter).run(*self._arguments(sample)))
 

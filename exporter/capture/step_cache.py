@@ -85,7 +85,7 @@ class _Cut:
 
     @contextmanager
     def read(self) -> Iterator[list[torch.Tensor]]:
-        """The features of the calls inside."""
+        """Yield a list that gets the features of the calls inside."""
         seen: list[torch.Tensor] = []
 
         def look(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -191,8 +191,11 @@ def _halves(graph: Graph, cut: _Cut, symbols: Mapping[str, int]) -> tuple[Graph,
 
 
 def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:
-    """The inputs that the outputs depend on: those that it has a gradient by, and those that
-    change it when they change, as a class does, which is rounded before it is looked up."""
+    """Return the inputs that the outputs depend on.
+
+    They are those that it has a gradient by, and those that change it when they change, as a class
+    does, which is rounded before it is looked up.
+    """
     inputs = {n: v.requires_grad_() for n, v in example_inputs(graph, symbols).items()}
     with torch.enable_grad():
         outputs = graph.module.eval()(**inputs)

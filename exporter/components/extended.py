@@ -33,8 +33,9 @@ class Extended(torch.nn.Module):
         args: tuple[Any, ...],
         given: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """The UNet's further keyword arguments, of all inputs and of what the UNet is called
-        with."""
+        """Return the UNet's further keyword arguments, of all inputs and of what the UNet is called
+        with.
+        """
 
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         def extend(
@@ -55,7 +56,10 @@ def extended(
     inputs: Mapping[str, TensorSpec],
     make: Callable[[Graph, list[str]], torch.nn.Module],
 ) -> Graph:
-    """The denoiser's graph with these inputs besides; `make` gets it and the names of all."""
+    """Return the denoiser's graph with these inputs besides.
+
+    `make` gets it and the names of all.
+    """
     every = {**graph.component.inputs, **inputs}
     component = structs.replace(graph.component, inputs=every)
     return replace(graph, component=component, module=make(graph, list(every)))

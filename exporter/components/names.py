@@ -20,7 +20,9 @@ def precision_of(precision: str, component: str) -> str:
 
 
 def numbered(name: str, index: int) -> str:
-    """The first is called `name`, those after it ``name_2``, ``name_3`` …"""
+    """Return the name of one of several: the first is `name`, those after it ``name_2``, ``name_3``
+    …
+    """
     return name if index == 0 else f"{name}_{index + 1}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def named(call: Callable[[Mapping[str, Any]], Any], names: Sequence[str]) -> Callable[..., Any]:
-    """A function of these named arguments: `torch.export` goes by the signature."""
+    """Return a function of these named arguments: `torch.export` goes by the signature."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
 

@@ -35,18 +35,22 @@ class Scaling(torch.nn.Module):
 
     @classmethod
     def plain(cls, vae: Any) -> Scaling:
-        """By the factor alone, as Stable Diffusion's pipelines, whatever else the VAE says."""
+        """Return the scaling by the factor alone, as in Stable Diffusion's pipelines, whatever else
+        the VAE says.
+        """
         return cls(float(vae.config.scaling_factor))
 
     @classmethod
     def shifted(cls, vae: Any) -> Scaling:
-        """With the shift, where the VAE has one."""
+        """Return the scaling with the shift, where the VAE has one."""
         shift = getattr(vae.config, "shift_factor", None)
         return cls(float(vae.config.scaling_factor), float(shift or 0.0))
 
     @classmethod
     def normalised(cls, vae: Any) -> Scaling:
-        """With mean and deviation of each channel, where the VAE has both, as SDXL's pipelines."""
+        """Return the scaling with each channel's mean and deviation, where the VAE has both, as
+        SDXL's.
+        """
         found = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
         if None in found:
             return cls.plain(vae)
@@ -104,8 +108,9 @@ class Encoder(torch.nn.Module):
 
 
 def encoder_graph(vae: Any, scaling: Scaling | None = None, draws: bool = True) -> Graph | None:
-    """The VAE's encoder as a component, None where it does not take images as the decoder gives
-    them.
+    """Return the VAE's encoder as a component.
+
+    It is None where the encoder does not take images as the decoder gives them.
 
     Args:
         draws: draw from the distribution that it says, instead of taking its mode. Tiny
@@ -138,7 +143,7 @@ def _encoder_blocks(vae: Any) -> int:
 
 
 def decoder_graph(vae: Any, scaling: Scaling | None = None) -> Graph:
-    """The VAE decoder as a component."""
+    """Return the VAE decoder as a component."""
     return Graph(
         Component(
             name="vae_decoder",

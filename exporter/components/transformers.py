@@ -44,8 +44,11 @@ class MaskedT5Encoder(torch.nn.Module):
 def t5_graph(
     module: torch.nn.Module, encoder: Any, name: str, input_name: str, output: str, length: int
 ) -> Graph:
-    """A T5 encoder that attends to padding too, as in the pipelines that give it no mask, as a
-    component; `module` makes a tuple of its last hidden state of the ids [batch, length]."""
+    """Return a T5 encoder as a component, which attends to padding too, as in the pipelines that
+    give it no mask.
+
+    `module` makes a tuple of its last hidden state of the ids [batch, length].
+    """
     component = Component(
         name=name,
         role="encoder",
@@ -57,16 +60,20 @@ def t5_graph(
 
 
 def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
-    """A copy of `model`, weights shared, that has `module` in the place of its own `name`: the
-    pipeline itself, which makes the reference, stays as it is."""
+    """Return a copy of `model`, weights shared, that has `module` in the place of its own `name`.
+
+    The pipeline itself, which makes the reference, stays as it is.
+    """
     made = copy.copy(model)
     made._modules = {**model._modules, name: module}
     return made
 
 
 def with_module_at(model: Any, path: str, module: torch.nn.Module) -> Any:
-    """A copy of `model` as by `with_module`, whose module at a `path` such as ``blocks.0.norm`` is
-    another one; what stands on the way is copied too."""
+    """Return a copy of `model` as by `with_module`, whose module at a `path` is another one.
+
+    A path is such as ``blocks.0.norm``; what stands on the way is copied too.
+    """
     name, _, rest = path.partition(".")
     inner = with_module_at(model._modules[name], rest, module) if rest else module
     return with_module(model, name, inner)

@@ -113,8 +113,11 @@ def text_length(tokenizer: Any, encoder: Any) -> int:
 
 
 def sequence(unet: Any, length: int) -> int | str:
-    """The second dimension of `encoder_hidden_states`. Pooling them by attention (as of DeepFloyd
-    IF, `addition_embed_type` "text") cannot be captured for an open one."""
+    """Return the second dimension of `encoder_hidden_states`.
+
+    Pooling them by attention (as of DeepFloyd IF, `addition_embed_type` "text") cannot be captured
+    for an open one.
+    """
     return length if unet.config.addition_embed_type == "text" else "sequence"
 
 

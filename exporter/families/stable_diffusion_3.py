@@ -147,8 +147,9 @@ def describe(pipe: Any) -> Description:
 
 
 def _write_texts(side: Side, encoders: Sequence[Component], frame: tuple[int, int]) -> None:
-    """One array has CLIP's states and T5's below them, as `Denoiser` joins them; without T5 there
-    are zeros in its place.
+    """Write that one array has CLIP's states and T5's below them, as `Denoiser` joins them.
+
+    Without T5 there are zeros in its place.
 
     Args:
         frame: its positions, and how many numbers each has.

@@ -119,7 +119,7 @@ def _write(draft: Draft, encoders: Sequence[Component], missing: Missing, scored
 
 
 def _write_texts(side: Side, encoders: Sequence[Component]) -> None:
-    """The encoders' states are joined, and cut again for the denoiser."""
+    """Write that the encoders' states are joined, and cut again for the denoiser."""
     several = len(encoders) > 1
     ids = {}
     for place, encoder in enumerate(encoders):
@@ -234,7 +234,7 @@ def _length(pipe: Any, encoders: Mapping[str, Any]) -> int:
 
 
 def _projecting(encoders: Sequence[Any]) -> Any:
-    """The first encoder with a projection, whose pooled text it is."""
+    """Return the first encoder with a projection, whose pooled text it is."""
     for encoder in encoders:
         if hasattr(encoder, "text_projection"):
             return encoder

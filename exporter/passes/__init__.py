@@ -93,7 +93,7 @@ def rewriting(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def modules(names: Iterable[str]) -> tuple[str, ...]:
-    """The modules of passes that stand in a precision.
+    """Return the modules of passes that stand in a precision.
 
     Raises:
         InputError: a name that cannot stand there.

@@ -55,7 +55,7 @@ class Place:
 
     @property
     def count(self) -> int:
-        """The number of tokens at the sizes that the program was traced with."""
+        """Return the number of tokens at the sizes that the program was traced with."""
         return _traced(self.grid, 1) * _traced(self.grid, 2)
 
 
@@ -91,8 +91,9 @@ def _downsample(graph: Graph, place: Place) -> None:
 
 
 def _averaged(graph: Graph, place: Place) -> Node:
-    """The means of two by two neighbours, as tokens again. A last row or column without a
-    neighbour is its own.
+    """Return the means of two by two neighbours, as tokens again.
+
+    A last row or column without a neighbour is its own.
 
     Neighbours are selected by their numbers, and not by slices: OpenVINO takes sides that were
     halved by slices for the whole ones, and reshapes what has half of the size anyhow to the
@@ -127,7 +128,7 @@ def _neighbours(graph: Graph, size: Node | int, like: Any) -> tuple[Node, Node]:
 
 
 def _size(graph: Graph, node: Node, axis: int) -> Node | int:
-    """A dimension: the number, or a node for it where it is open."""
+    """Return a dimension: the number, or a node for it where it is open."""
     size = node.meta["val"].shape[axis]
     if isinstance(size, int):
         return size
@@ -156,7 +157,9 @@ def _place(attention: Node) -> Place | None:
 
 
 def _path(end: Any) -> list[Node]:
-    """From the projection of tokens to what attention takes, in order; empty if there is none."""
+    """Return the way from the projection of tokens to what attention takes, in order; empty if
+    there is none.
+    """
     found = [end]
     while found[-1].target in _LAYOUT:
         found.append(found[-1].args[0])
@@ -164,8 +167,10 @@ def _path(end: Any) -> list[Node]:
 
 
 def _grid(tokens: Node) -> Node | None:
-    """The image [batch, height, width, channels] that tokens were flattened from: upstream,
-    by way of other values [batch, tokens, channels]."""
+    """Return the image [batch, height, width, channels] that tokens were flattened from.
+
+    It is looked for upstream, by way of other values [batch, tokens, channels].
+    """
     waiting, seen = [tokens], {tokens}
     while waiting:
         node = waiting.pop()

@@ -96,7 +96,7 @@ def simplify(graph: Graph) -> None:
 
 
 def classify(program: ExportedProgram, half: torch.dtype) -> dict[Node, Kind]:
-    """The kind of every float32 value of a simplified program."""
+    """Return the kind of every float32 value of a simplified program."""
     weights = {
         spec.arg.name for spec in program.graph_signature.input_specs if spec.kind in _WEIGHTS
     }
@@ -163,7 +163,7 @@ def _retype_inputs(
 
 
 def _cast(graph: Graph, node: Node, wanted: torch.dtype, mask: bool) -> Node:
-    """A cast right behind a node; a mask's minus infinity must stay within the type."""
+    """Return a cast right behind a node; a mask's minus infinity must stay within the type."""
     place = node
     if node.op == "placeholder":
         place = [other for other in graph.nodes if other.op == "placeholder"][-1]

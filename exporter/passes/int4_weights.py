@@ -36,7 +36,10 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 
 def rounded(weight: torch.Tensor, linear: bool) -> torch.Tensor | None:
-    """The values that a weight [out, in] has after this pass; None where it is left alone."""
+    """Return the values that a weight [out, in] has after this pass.
+
+    It is None where it is left alone.
+    """
     group = _group(weight, linear)
     if group is None:
         return None
@@ -50,8 +53,10 @@ def _group(weight: torch.Tensor, linear: bool) -> int | None:
 
 
 def quantize(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [out, in] → int8 of -8 … 7 of the same shape and float32 scales
-    [out, in / group]."""
+    """Return a weight [out, in] as int8 of -8 … 7, same shape, and its scales.
+
+    The scales are float32 [out, in / group].
+    """
     grouped = weight.view(weight.shape[0], -1, group)
     largest = grouped.abs().amax(2, keepdim=True).clamp_min(1e-12) / -LOWEST
     best = torch.full_like(largest, torch.inf)

@@ -48,14 +48,14 @@ def run(program: ExportedProgram, choices: Choices, symmetric: bool = False) -> 
 
 
 def quantized_layers(program: ExportedProgram, kept: frozenset[str]) -> Iterator[Node]:
-    """The layers whose activations are to be quantised."""
+    """Yield the layers whose activations are to be quantised."""
     for site in sites(program):
         if site.name not in kept and _pays(site):
             yield from site.layers
 
 
 def rounded(activation: torch.Tensor, found: Range, symmetric: bool = False) -> torch.Tensor:
-    """The values that an activation has after this pass."""
+    """Return the values that an activation has after this pass."""
     scale, zero_point = _numbers(found, symmetric)
     return torch.fake_quantize_per_tensor_affine(activation, scale, zero_point, LOWEST, HIGHEST)
 

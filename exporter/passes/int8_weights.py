@@ -30,13 +30,15 @@ def run(program: ExportedProgram, choices: Choices) -> int:
 
 
 def rounded(weight: torch.Tensor, linear: bool) -> torch.Tensor:
-    """The values that a weight [out, …] has after this pass."""
+    """Return the values that a weight [out, …] has after this pass."""
     integers, scale = quantize(weight)
     return integers * scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [out, …] → int8 of the same shape and scales [out] of the weight's own type."""
+    """Return a weight [out, …] as int8 of the same shape, and scales [out] of the weight's own
+    type.
+    """
     least = max(1e-12, torch.finfo(weight.dtype).smallest_normal)
     scale = (weight.abs().flatten(1).amax(1).float() / LARGEST).clamp_min(least).to(weight.dtype)
     spread = scale.float().view(-1, *[1] * (weight.dim() - 1))

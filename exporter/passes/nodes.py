@@ -13,8 +13,10 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def add(graph: Graph, target: Any, *arguments: Any, **keywords: Any) -> Node:
-    """A call of an operator, at the graph's point of insertion; computes what the node's value
-    looks like."""
+    """Return a call of an operator, added at the graph's point of insertion.
+
+    What the node's value looks like is computed.
+    """
     node: Node = graph.call_function(target, arguments, keywords)
     update(node)
     return node

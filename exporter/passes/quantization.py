@@ -41,7 +41,7 @@ class Site:
 
 
 def sites(program: ExportedProgram) -> Iterator[Site]:
-    """Every weight of convolutions and linear layers only that is worth quantising."""
+    """Yield every weight of convolutions and linear layers only that is worth quantising."""
     names = {
         spec.arg.name: str(spec.target)
         for spec in program.graph_signature.input_specs
@@ -96,7 +96,10 @@ def out_dtype(value: Any) -> dict[str, torch.dtype]:
 
 
 def _add_constant(program: ExportedProgram, name: str, value: torch.Tensor, like: Any) -> Node:
-    """A tensor beside the weights, as a buffer of the program; `like` is any fake tensor."""
+    """Return the node of a tensor added beside the weights, as a buffer of the program.
+
+    `like` is any fake tensor.
+    """
     graph = program.graph_module.graph
     first = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_before(first):

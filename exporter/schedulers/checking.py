@@ -70,7 +70,7 @@ def probe(tracer: StepTracer, options: Mapping[str, Any]) -> Exception | None:
 
 
 def check_run(tracer: StepTracer, plan: SamplingPlan, options: Mapping[str, Any]) -> float:
-    """The largest relative L2 difference between plan and scheduler over a run.
+    """Return the largest relative L2 difference between plan and scheduler over a run.
 
     Compared are the first sample, the model's input and the sample of every step, and whether
     noise is drawn in the same steps (infinity if not).

@@ -40,7 +40,7 @@ _ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's config as JSON-able values.
+    """Return a scheduler's config as JSON-able values.
 
     Of diffusers' private entries `_use_default_values` stays: the settings that the source
     left open, for which another scheduler class takes its own defaults.
@@ -52,7 +52,7 @@ def plain_config(scheduler: Any) -> dict[str, Any]:
 
 
 def own_name(scheduler: Any) -> str:
-    """The short name whose settings are exactly those of `scheduler`, else ``"default"``."""
+    """Return the short name whose settings are exactly those of `scheduler`, else ``"default"``."""
     config = plain_config(scheduler)
     for name in SCHEDULERS:
         named = tracing.resolve(name)
@@ -91,7 +91,7 @@ def make(
 
 
 def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
-    """The scheduler `name` of a pipeline whose own one is given.
+    """Return the scheduler `name` of a pipeline whose own one is given.
 
     Raises:
         ExportError: there is none, or it is for another kind of model.
@@ -122,7 +122,7 @@ def check_kinds(names: Sequence[str], class_name: str, config: Mapping[str, Any]
 
 
 def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The default set, less what is for other kinds of models."""
+    """Return the default set, less what is for other kinds of models."""
     if not flow_matching(class_name, config):
         return DEFAULT_SCHEDULERS
     usable = []
@@ -140,7 +140,7 @@ def key_of(
     steps: Sequence[int] | None,
     told: Told,
 ) -> str:
-    """The store's key of one scheduler's table."""
+    """Return the store's key of one scheduler's table."""
     return digest(
         {
             "kind": "schedule",
@@ -235,7 +235,7 @@ def _add_fixed(
 
 
 def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:
-    """The usual step counts and the pipeline's own, where that is an unusual one."""
+    """Return the usual step counts and the pipeline's own, where that is an unusual one."""
     if default in tracing.DEFAULT_STEPS:
         return None
     limit = int(config.get("num_train_timesteps", default))

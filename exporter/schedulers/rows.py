@@ -40,7 +40,10 @@ def same_row(a: RawStep, b: RawStep) -> bool:
 
 
 def build_table(runs: TracedRuns) -> PlanTable:
-    """The table of one step count. Raises `NotLinear` where a plan cannot express the runs."""
+    """Return the table of one step count.
+
+    Raises `NotLinear` where a plan cannot express the runs.
+    """
     evaluations = len(runs.full)
     ages = max((len(steps) for steps in runs.late.values()), default=0)
     nodes = [[_node(runs, i, age) for age in range(ages + 1)] for i in range(evaluations)]
@@ -115,7 +118,7 @@ def _drop_unread(grid: Grid) -> list[list[frozenset[int]]]:
 
 
 def _window(runs: TracedRuns, grid: Grid, nodes: list[list[RawStep]], ages: int) -> int:
-    """The smallest W for which every late run equals the full one from age W on."""
+    """Return the smallest W for which every late run equals the full one from age W on."""
     window = 0
     for start, steps in runs.late.items():
         for age in range(len(steps)):

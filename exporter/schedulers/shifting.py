@@ -58,7 +58,7 @@ class Told:
     variance: bool = False
 
     def options(self, mu: float | None = None) -> Callable[[int], Mapping[str, Any]]:
-        """The arguments of `set_timesteps` for a number of steps."""
+        """Return a function that gives the arguments of `set_timesteps` for a number of steps."""
 
         def arguments(steps: int) -> dict[str, Any]:
             made: dict[str, Any] = {} if mu is None else {"mu": mu}
@@ -70,7 +70,7 @@ class Told:
 
 
 def line(config: Mapping[str, Any], shifted: Shifted | None) -> Shift | None:
-    """The line that mu is on, by height times width of the latents."""
+    """Return the line that mu is on, by height times width of the latents."""
     if shifted is None or not config.get("use_dynamic_shifting"):
         return None
     first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)

@@ -62,19 +62,19 @@ class Symbol(torch.Tensor):
 
 
 def unit(index: int) -> Symbol:
-    """The basis vector `index`, float64 of shape `SHAPE`."""
+    """Return the basis vector `index`, float64 of shape `SHAPE`."""
     vector = torch.zeros(SHAPE, dtype=torch.float64)
     vector[0, index] = 1.0
     return vector.as_subclass(Symbol)
 
 
 def poison() -> Symbol:
-    """A symbol beyond the basis: whoever reads it gets NaN, which is found later."""
+    """Return a symbol beyond the basis: whoever reads it gets NaN, which is found later."""
     return torch.full(SHAPE, float("nan"), dtype=torch.float64).as_subclass(Symbol)
 
 
 def coefficients(symbol: Any) -> torch.Tensor:
-    """The plain vector float64 [WIDTH] of a symbol; `NotLinear` for anything else."""
+    """Return the plain vector float64 [WIDTH] of a symbol; raise `NotLinear` for anything else."""
     if not isinstance(symbol, Symbol):
         raise NotLinear(f"a {type(symbol).__name__} in place of a tensor of the sampler's state")
     with torch._C.DisableTorchFunctionSubclass():

@@ -99,7 +99,7 @@ def rebuild(class_name: str, config: Mapping[str, Any]) -> SchedulerMixin:
 
 
 def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
-    """The scheduler called `name`, made from the config of a pipeline's own scheduler.
+    """Return the scheduler called `name`, made from the config of a pipeline's own scheduler.
 
     config: best `pipeline.scheduler.config` as it is. Its private entry `_use_default_values`
         lists what the source left open; diffusers lets the new class choose its own defaults
@@ -241,7 +241,7 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
 def _late_run(
     tracer: StepTracer, start: int, full: list[RawStep], prints: list[Any]
 ) -> list[RawStep] | None:
-    """The first steps of a run from `start`, until it goes on like the full one."""
+    """Return the first steps of a run from `start`, until it goes on like the full one."""
     tracer.reset(start)
     steps: list[RawStep] = []
     equal = 0

@@ -278,7 +278,7 @@ _Stored = tuple[tuple[str, ...], Any, Callable[[Any], None]]
 
 
 def _stored(scheduler: SchedulerMixin) -> Iterator[_Stored]:
-    """Every symbol that the scheduler keeps: where, which, and how to replace it."""
+    """Yield every symbol that the scheduler keeps: where, which, and how to replace it."""
     for name, value in list(vars(scheduler).items()):
         if name != "_internal_dict":
             yield from _found((name,), value, partial(setattr, scheduler, name))

@@ -20,7 +20,7 @@ def is_id(place: str, inside: bool = False) -> bool:
 
 
 def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool = False) -> Path:
-    """Where `get` has put what ``OWNER/NAME`` names.
+    """Return the path where `get` has put what ``OWNER/NAME`` names.
 
     Args:
         what: was looked for, and `kind` what it would be here ("file", "folder"), for errors.
@@ -42,7 +42,8 @@ def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool
 
 
 def snapshot(place: str, **options: Any) -> str:
-    """The folder with the files of a repository, as `huggingface_hub.snapshot_download` gives it.
+    """Return the folder with the files of a repository, as `huggingface_hub.snapshot_download`
+    does.
 
     Raises:
         SourceError: what is still to be downloaded does not fit on the disk of the cache.
@@ -53,7 +54,7 @@ def snapshot(place: str, **options: Any) -> str:
 
 
 def file(place: str, name: str, revision: str | None = None) -> str:
-    """A file of a repository, as `huggingface_hub.hf_hub_download` gives it.
+    """Return the path of a file of a repository, as `huggingface_hub.hf_hub_download` does.
 
     Args:
         revision: the commit or branch; None is the Hub's default one.

@@ -149,8 +149,11 @@ def _of_diffusers(folder: Path, variant: str | None) -> tuple[Path, ...]:
 
 
 def _legacy_index(folder: Path, variant: str) -> Path:
-    """Where diffusers once wrote the index of a variant: it still looks there, and puts the variant
-    behind the second dot of the whole path (the third where a folder is called ``.cache``)."""
+    """Return the path where diffusers once wrote the index of a variant.
+
+    It still looks there, and puts the variant behind the second dot of the whole path (the third
+    where a folder is called ``.cache``).
+    """
     pieces = (folder / f"{_DIFFUSERS}.safetensors{_INDEX}").as_posix().split(".")
     place = 3 if ".cache" in folder.as_posix() else 2
     return Path(".".join([*pieces[:place], variant, *pieces[place:]]))

@@ -16,7 +16,7 @@ CONFIG = "config.json"
 
 
 def find(asked: str, kind: str, what: str, class_name: str) -> Ingredient:
-    """The folder of such a model, or ``OWNER/NAME`` on the Hub.
+    """Return the folder of such a model, or ``OWNER/NAME`` on the Hub.
 
     Args:
         kind: of the ingredient, and `what` it is called in errors.

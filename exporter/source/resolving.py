@@ -222,7 +222,7 @@ def _refuse_several(folder: Path, parts: Mapping[str, tuple[str, str]]) -> None:
 
 
 def load(source: PipelineSource) -> Any:
-    """The diffusers pipeline, in float32, every weight accounted for, its ingredients in it.
+    """Return the diffusers pipeline, in float32, every weight accounted for, its ingredients in it.
 
     Raises:
         SourceError: a file is damaged, or a model's weights or an ingredient are missing or do not
@@ -245,8 +245,9 @@ def _load_file(source: PipelineSource) -> Any:
 
 
 def assembled(source: PipelineSource, model: Callable[[Any, Path, str | None], Any]) -> Any:
-    """The diffusers pipeline with what `model` makes of its models: of the class, folder and
-    variant of each.
+    """Return the diffusers pipeline with what `model` makes of its models.
+
+    It gets the class, folder and variant of each.
 
     Raises:
         SourceError: it cannot be put together.
@@ -374,7 +375,9 @@ def _library(cls: Any) -> str:
 
 
 def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
-    """A model in float32. Weights that are stored in half precision stay in their files
+    """Return a model in float32.
+
+    Weights that are stored in half precision stay in their files
     (`latentc.exporter.stored_weights`).
 
     Raises:
@@ -427,7 +430,7 @@ def _check_keys(folder: Path, class_name: str, info: Mapping[str, Any]) -> None:
 def _left_out(
     class_name: str, parts: Mapping[str, Any], without: Sequence[str], others: Sequence[str]
 ) -> frozenset[str]:
-    """The parts that go with what is left out; `others` are those that always are.
+    """Return the parts that go with what is left out; `others` are those that always are.
 
     Raises:
         InputError: it is not there, or the pipeline does not work without it.

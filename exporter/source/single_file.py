@@ -28,7 +28,7 @@ class SingleFile:
 
 
 def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFile:
-    """A checkpoint and its configuration.
+    """Return a checkpoint and its configuration.
 
     Raises:
         SourceError: of an unknown kind, damaged, a pickle that was not allowed; no configuration.
@@ -40,8 +40,9 @@ def find(path: Path, config: str | None, allow_pickle: bool = False) -> SingleFi
 
 
 def load(file: SingleFile, pipeline_class: str, given: dict[str, Any]) -> Any:
-    """The pipeline in float32; weights in half precision stay in the file
-    (`latentc.exporter.stored_weights`).
+    """Return the pipeline in float32.
+
+    Weights in half precision stay in the file (`latentc.exporter.stored_weights`).
 
     Args:
         given: parts that are not to be loaded, each None.
@@ -98,7 +99,7 @@ def _check(path: Path, allow_pickle: bool) -> None:
 
 
 def _guess(path: Path) -> str:
-    """The Hub id of the pipeline that diffusers takes the checkpoint for."""
+    """Return the Hub id of the pipeline that diffusers takes the checkpoint for."""
     from diffusers.loaders.single_file_utils import (
         fetch_diffusers_config,
         load_single_file_checkpoint,

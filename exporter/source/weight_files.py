@@ -57,8 +57,10 @@ def metadata(path: Path) -> Mapping[str, str]:
 
 
 def find(place: str, what: str, usual: str, allow_pickle: bool = False) -> tuple[str, Path]:
-    """A file by its path, by the folder that holds it, or on the Hub by ``OWNER/NAME`` or
-    ``OWNER/NAME/FILE``: its name without this machine's folders, and where it is.
+    """Return a file's name without this machine's folders, and its path.
+
+    It is named by its path, by the folder that holds it, or on the Hub by ``OWNER/NAME`` or
+    ``OWNER/NAME/FILE``.
 
     Args:
         what: it is, for errors.

@@ -19,8 +19,9 @@ from latentc.runtimes.errors import VerificationError
 def verified(
     manifest: Manifest, folder: Path, options: ExportOptions, progress: Progress
 ) -> Manifest:
-    """The manifest with what was found of each build that was not checked before; as it is if it
-    has no probes.
+    """Return the manifest with what was found of each build that was not checked before.
+
+    It is as it was if it has no probes.
 
     Args:
         folder: where the files stand that the manifest names.
@@ -76,7 +77,7 @@ def _is_large(build: Build) -> bool:
 
 
 def describe_misses(build: Build) -> list[str]:
-    """One sentence for each comparison of a build that missed its tolerance."""
+    """Return one sentence for each comparison of a build that missed its tolerance."""
     verification = build.verification
     if verification is None:
         return []

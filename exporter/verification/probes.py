@@ -99,7 +99,7 @@ class Probing:
         return sizes, fixed
 
     def _judged(self, fixed: tuple[int, int] | None) -> Judged | None:
-        """Who judges the images, where they may have the size that the judge is for."""
+        """Return who judges the images, where they may have the size that the judge is for."""
         asked = read_judged(self.source.folder)
         return asked if asked and fixed in (None, (asked.height, asked.width)) else None
 

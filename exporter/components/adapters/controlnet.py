@@ -114,7 +114,7 @@ class _Controlled(Extended):
         images: Sequence[torch.Tensor],
         scales: torch.Tensor,
     ) -> dict[str, Any]:
-        """The UNet's arguments for the sums of what the ControlNets make."""
+        """Return the UNet's arguments for the sums of what the ControlNets make."""
         sample, timestep, states = args
         down: list[torch.Tensor] = []
         middle: Any = None

@@ -178,7 +178,7 @@ def _for_adapters(latents: Latents, adapter: Any) -> Latents:
 
 
 def adapters_of(pipe: Any) -> list[Any]:
-    """The pipeline's T2I-Adapters, in their order."""
+    """Return the pipeline's T2I-Adapters, in their order."""
     held = getattr(pipe, "adapter", None)
     if held is None:
         return []
@@ -231,8 +231,11 @@ def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
 
 
 def _places(unet: Any) -> tuple[Feature, ...]:
-    """Where diffusers' UNet adds features: in each block that goes down, before its downsampling if
-    it looks at the text, and after the middle block."""
+    """Return where diffusers' UNet adds features.
+
+    It does in each block that goes down, before its downsampling if it looks at the text, and after
+    the middle block.
+    """
     found, ratio = [], 1
     channels = [int(each) for each in unet.config.block_out_channels]
     for count, block in zip(channels, unet.down_blocks, strict=True):

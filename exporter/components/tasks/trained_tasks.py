@@ -176,7 +176,7 @@ def folded(image: torch.Tensor, by: int) -> torch.Tensor:
 
 
 def unfolded(channels: torch.Tensor, by: int) -> torch.Tensor:
-    """The reverse of `folded`."""
+    """Return a mask unfolded, the reverse of `folded`."""
     batch, _, height, width = channels.shape
     parts = channels.reshape(batch, by, by, height, width).permute(0, 3, 1, 4, 2)
     return parts.reshape(batch, 1, height * by, width * by)

@@ -13,17 +13,17 @@ from latentc.runtimes.errors import SourceError, first_line
 
 
 def find(asked: str, _: Reading | None = None) -> Ingredient:
-    """The folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
+    """Return the folder of a ControlNet, or ``OWNER/NAME`` on the Hub."""
     return model_folders.find(asked, "controlnet", "ControlNet", "ControlNetModel")
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
-    """It is fused with the UNet."""
+    """Return the UNet, which a ControlNet is fused with."""
     return ("unet",)
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
-    """The pipeline of the same parts that takes them, in the order in which they were given."""
+    """Return the pipeline of the same parts that takes the ControlNets, in the order given."""
     from diffusers import AutoPipelineForText2Image, ControlNetModel
 
     nets = []

@@ -35,8 +35,10 @@ _WIDTHS = {
 
 
 def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
-    """A file of weights with a folder ``image_encoder`` beside it, or another that is named;
-    ``OWNER/NAME/PATH`` on the Hub.
+    """Return the file of weights of an IP-Adapter, with its image encoder.
+
+    A folder ``image_encoder`` lies beside it, or another is named; ``OWNER/NAME/PATH`` names one on
+    the Hub.
 
     Raises:
         SourceError: it is not there, or is for an image encoder of another width.
@@ -61,8 +63,10 @@ def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
 
 
 def _encoder(asked: str) -> Path:
-    """The folder of an image encoder, or the one in a folder; ``OWNER/NAME`` on the Hub, or a
-    folder in there."""
+    """Return the folder of an image encoder, or the one in a folder.
+
+    ``OWNER/NAME`` is one on the Hub, or names a folder in there.
+    """
     path = Path(asked).expanduser()
     folder = path if path.exists() else _download_encoder(asked)
     return folder if (folder / _CONFIG).is_file() else folder / _ENCODER
@@ -100,13 +104,15 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
-    """The image encoder."""
+    """Return the image encoder, with a digest of the adapters that it works for."""
     return {IP_IMAGE_ENCODER: digest([each.sha256 for each in ingredients])}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """All of them at once, in the order in which they were given, with the image encoder of
-    the first."""
+    """Load all of them at once, in the order in which they were given.
+
+    The image encoder is that of the first.
+    """
     names = ", ".join(each.id for each in ingredients)
     if not hasattr(pipe, "load_ip_adapter"):
         raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({names})")

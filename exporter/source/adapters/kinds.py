@@ -68,7 +68,7 @@ class Kind(Protocol):
         """Raises SourceError: it is not there, or is not what it should be."""
 
     def parts(self, pipeline_class: str) -> tuple[str, ...]:
-        """The pipeline's parts that it may change; none where the class has no such thing."""
+        """Return the pipeline's parts that it may change; none where the class has none of them."""
 
     def apply(self, pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
         """Another pipeline that has them, or None where it is the same.
@@ -78,7 +78,7 @@ class Kind(Protocol):
 
 
 def kind(name: str) -> Kind:
-    """The module of a kind."""
+    """Return the module of a kind."""
     module: Any = import_module(KINDS[name])
     return module  # type: ignore[no-any-return]
 
@@ -86,7 +86,7 @@ def kind(name: str) -> Kind:
 def find(
     asked: Mapping[str, Sequence[str]], reading: Reading | None = None
 ) -> tuple[Ingredient, ...]:
-    """All that was asked for, by kind.
+    """Return all that was asked for, by kind.
 
     Raises:
         InputError: an image encoder, and nothing that needs one.
@@ -101,7 +101,7 @@ def find(
 def changed(
     digests: Mapping[str, str], ingredients: Sequence[Ingredient], pipeline_class: str
 ) -> dict[str, list[Any]]:
-    """For each part of a pipeline that is changed what it depends on (JSON-able)."""
+    """Return for each part of a pipeline that is changed what it depends on (JSON-able)."""
     found: dict[str, list[Any]] = {}
     for each in ingredients:
         for part in kind(each.kind).parts(pipeline_class):
@@ -117,7 +117,7 @@ def modules(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:
 
 
 def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]:
-    """The parts that are others altogether, their configuration too."""
+    """Return the parts that are others altogether, their configuration too."""
     kinds = {each.kind for each in ingredients if each.kind in REPLACING}
     return {part for name in kinds for part in kind(name).parts(pipeline_class)}
 
@@ -133,7 +133,7 @@ def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
-    """The pipeline with all of them.
+    """Return the pipeline with all of them.
 
     Raises:
         SourceError: something does not fit it.

@@ -89,7 +89,7 @@ def _fuse(pipe: Any, place: Place, layer: Layer, scale: float) -> None:
 
 
 def _placed(pipe: Any, lora: Ingredient) -> list[tuple[Place, Layer]]:
-    """The file's layers and where they belong.
+    """Return the file's layers and where they belong.
 
     Raises:
         SourceError: some belong nowhere.
@@ -140,8 +140,10 @@ def _refuse_unmatched(pipe: Any, layers: Sequence[tuple[Place | None, Layer]]) -
 
 
 def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
-    """The tensors by the names that diffusers gives them; it multiplies alphas in, or leaves them
-    under names of the same layers."""
+    """Return the tensors by the names that diffusers gives them.
+
+    It multiplies alphas in, or leaves them under names of the same layers.
+    """
     import inspect
 
     from latentc.exporter.quiet import quiet_loading
@@ -191,7 +193,7 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 
 def _configured(layer: Layer, place: Place, settings: Mapping[str, Any]) -> Layer:
-    """A layer with the alpha that PEFT's configuration has for it."""
+    """Return a layer with the alpha that PEFT's configuration has for it."""
     part, module = place
     if layer.alpha is not None or f"{part}.r" not in settings:
         return layer

@@ -17,7 +17,7 @@ _PART = "vae"
 
 
 def find(asked: str, _: Reading | None = None) -> Ingredient:
-    """The folder of a VAE, or of a pipeline that has one; ``OWNER/NAME`` on the Hub."""
+    """Return the folder of a VAE, or of a pipeline that has one; ``OWNER/NAME`` on the Hub."""
     path = Path(asked).expanduser()
     here = path.exists()
     folder = path if here else _download(asked)

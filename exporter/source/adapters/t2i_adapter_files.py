@@ -20,22 +20,22 @@ _WITH = {
 
 
 def find(asked: str, _: Reading | None = None) -> Ingredient:
-    """The folder of a T2I-Adapter, or ``OWNER/NAME`` on the Hub."""
+    """Return the folder of a T2I-Adapter, or ``OWNER/NAME`` on the Hub."""
     return model_folders.find(asked, "t2i-adapter", "T2I-Adapter", "T2IAdapter")
 
 
 def parts(pipeline_class: str) -> tuple[str, ...]:
-    """The UNet takes the features."""
+    """Return the UNet, which takes the features."""
     return ("unet",)
 
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
-    """A component for each."""
+    """Return a component for each adapter, by name, with its digest."""
     return {numbered(T2I_ADAPTER, index): each.sha256 for index, each in enumerate(ingredients)}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
-    """The pipeline of the same parts that takes them, in the order in which they were given."""
+    """Return the pipeline of the same parts that takes the adapters, in the order given."""
     import diffusers
 
     from latentc.exporter.components.adapters.t2i_adapter import features_of

@@ -60,7 +60,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
 
 def expansions(tokenizer: Any) -> dict[str, str]:
-    """For each word of several tokens what it stands for in a text."""
+    """Return for each word of several tokens what it stands for in a text."""
     known = set(getattr(tokenizer, "added_tokens_encoder", ()))
     made = {}
     for word in known:
@@ -103,7 +103,7 @@ def _add(pipe: Any, inversion: Ingredient) -> None:
 
 
 def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
-    """The tensor for each pair of encoder and tokenizer."""
+    """Return the tensor for each pair of encoder and tokenizer."""
     found = _tensors(inversion.path)
     if len(found) == 1:
         return {_PAIR["clip_l"]: next(iter(found.values()))}
@@ -120,13 +120,13 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _named(path: Path) -> str:
-    """The word that a file names."""
+    """Return the word that a file names."""
     return _held(path)[0]
 
 
 @parser(SourceError, "path", "a file of a textual inversion")
 def _held(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """The word that a file names, and its tensors.
+    """Return the word that a file names, and its tensors.
 
     Pickles of web interfaces have the vectors in a table under ``*``, and the word beside.
 
