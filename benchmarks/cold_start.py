@@ -121,7 +121,7 @@ def cases(
     diffusers: Path | None,
     out: Path,
 ) -> dict[str, Callable[[], Child]]:
-    """The processes to compare, by name; the bare script where the bundle has fp32 ONNX."""
+    """Return the processes to compare, by name; the bare script where the bundle has fp32 ONNX."""
     found: dict[str, Callable[[], Child]] = {}
     common, image = settings.arguments(), str(out / "image.png")
     if any(build.name == "onnx-fp32" for build in manifest.builds):
@@ -168,7 +168,7 @@ def evaluate(results: Mapping[str, Sequence[Child]]) -> dict[str, Row]:
 
 
 def show(rows: Mapping[str, Row]) -> str:
-    """The rows as a table, and how latentc on ONNX Runtime does against the limit."""
+    """Return the rows as a table, and how latentc on ONNX Runtime does against the limit."""
     lines = [
         (
             name,
@@ -193,7 +193,7 @@ def show(rows: Mapping[str, Row]) -> str:
 
 
 def breakdown(settings: Settings, build: Build, out: Path) -> str:
-    """Where latentc's time goes: stages of the script, and its imports by package."""
+    """Return a table of where latentc's time goes: stages of the script, and imports by package."""
     backend = TARGETS[build.target].backend
     rest = [str(settings.bundle), build.name, backend, *settings.arguments()]
     rest.append(str(out / "image.png"))

@@ -67,14 +67,14 @@ class Peak:
             thread.join()
 
     def take(self) -> int:
-        """The peak since the last time."""
+        """Return the peak since the last time."""
         peak = max(self._now, anonymous_memory())
         self._now, self.whole = 0, max(self.whole, peak)
         return peak
 
 
 def export(source: str, output: str, targets: Sequence[str], precision: str, verify: bool) -> Any:
-    """In a fresh process: compile, and tell what each stage took."""
+    """Compile in a fresh process, and tell what each stage took."""
     from latentc.exporter.compiler.export import export as compiler
     from latentc.exporter.compiler.export import preflight
 

@@ -57,7 +57,9 @@ class Case:
 
 
 def measure(case: Case, keep: bool) -> dict[str, Measured]:
-    """All pieces of a case by name; those that an earlier, interrupted run finished are read."""
+    """Return all pieces of a case by name; those that an earlier, interrupted run finished are
+    read.
+    """
     names = ("export", *_components(case.source), "pipeline")
     found = {name: result for name in names if (result := _stored(case, name))}
     if len(found) < len(names):
@@ -72,7 +74,7 @@ def measure(case: Case, keep: bool) -> dict[str, Measured]:
 
 
 def show(case: Case, pieces: Mapping[str, Measured]) -> str:
-    """The measurements of a case as tables."""
+    """Return the measurements of a case as tables."""
     export = pieces["export"]
     stages = [
         (

@@ -111,7 +111,7 @@ def main(source: str | None, folder: Path, records: Path, only: tuple[str, ...],
 
 
 def _obstacle(case: Case) -> str:
-    """Why a case cannot run here; "" if it can."""
+    """Return why a case cannot run here; "" if it can."""
     from latentc.runtimes.backends import backend as engines
 
     try:
@@ -122,7 +122,7 @@ def _obstacle(case: Case) -> str:
 
 
 def _export(source: str | None, bundle: Path, cases: Iterable[Case]) -> None:
-    """All builds that the cases need, into one bundle."""
+    """Export all builds that the cases need, into one bundle."""
     from latentc.exporter.cli import builtin_folder
     from latentc.exporter.compiler.export import export
 

@@ -104,13 +104,13 @@ Loop: TypeAlias = Callable[[SamplingPlan, Shape], list[float]]
 
 
 def measure(run: Loop, plan: SamplingPlan, runs: int, shape: Shape = USUAL) -> float:
-    """The median over all steps of `runs` runs, in milliseconds, after one run to warm up."""
+    """Return the median over all steps of `runs` runs, in ms, after one run to warm up."""
     run(plan, shape)
     return statistics.median(value for _ in range(runs) for value in run(plan, shape))
 
 
 def growth(plan: SamplingPlan, runs: int) -> dict[str, tuple[float, float]]:
-    """By shape of the latents, our loop and the bare one."""
+    """Return the times of our loop and of the bare one, by shape of the latents."""
     return {
         "×".join(map(str, shape)): (
             measure(_planned, plan, runs, shape),

@@ -140,19 +140,19 @@ def run_script(script: str, arguments: Sequence[str], output: Path | None = None
 
 
 def report(result: Any) -> None:
-    """In a child of `run_child`: hand over a JSON-able result and the peak memory so far."""
+    """Hand over a JSON-able result and the peak memory so far, in a child of `run_child`."""
     path = os.environ.get(_RESULT)
     if path:
         Path(path).write_text(json.dumps({"result": result, "peak_memory": peak_memory()}))
 
 
 def peak_memory() -> int:
-    """The largest resident size that this process has had, in bytes."""
+    """Return the largest resident size that this process has had, in bytes."""
     return _status("VmHWM") or _maximum_resident()
 
 
 def current_memory() -> int:
-    """The resident size of this process in bytes; 0 where the system does not say."""
+    """Return the resident size of this process in bytes; 0 where the system does not say."""
     return _status("VmRSS")
 
 
@@ -174,7 +174,7 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """The summary of a series.
+    """Return the summary of a series.
 
     Raises:
         ValueError: there are no values.
@@ -198,7 +198,7 @@ def take_turns(cases: dict[str, Callable[[], T]], runs: int) -> dict[str, list[T
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The function's value and the seconds it took."""
+    """Return the function's value and the seconds it took."""
     begun = time.perf_counter()
     value = function()
     return value, time.perf_counter() - begun
@@ -218,7 +218,7 @@ class Machine:
     versions: Mapping[str, str]
 
     def line(self) -> str:
-        """One line for the head of a table."""
+        """Return one line for the head of a table."""
         return (
             f"{self.cpu}, {self.cores} cores, {gib(self.memory)}, Python {self.python}, "
             f"load {self.load:.1f}"
@@ -259,12 +259,12 @@ def write_json(path: Path, measured: Mapping[str, Any]) -> None:
 
 
 def gib(size: float) -> str:
-    """A size in GiB with two decimals."""
+    """Return a size in GiB with two decimals."""
     return f"{size / 2**30:.2f} GiB"
 
 
 def mib(size: float) -> str:
-    """A size in MiB without decimals."""
+    """Return a size in MiB without decimals."""
     return f"{size / 2**20:.0f} MiB"
 
 
@@ -285,7 +285,7 @@ class _Watch:
             threading.Thread(target=self._look, daemon=True).start()
 
     def stop(self) -> None:
-        """The child has ended, and its number may go to another process."""
+        """Stop watching: the child has ended, and its number may go to another process."""
         with self._lock:
             self._over.set()
 
@@ -306,7 +306,7 @@ class _Watch:
 
 
 def _failure(what: str, code: int, said: Sequence[str], watch: _Watch) -> ChildFailed:
-    """The error for a child that ended with another code than 0."""
+    """Return the error for a child that ended with another code than 0."""
     text = "".join(f"\n    {line}" for line in said)
     if watch.reason:
         return ChildFailed(f"{what} was ended: {watch.reason}{text}", watch.kind)
@@ -377,7 +377,7 @@ def _to_bytes(maximum: int) -> int:
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status in bytes, 0 where there is no such file."""
+    """Return a field of /proc/self/status in bytes, 0 where there is no such file."""
     try:
         with open("/proc/self/status", encoding="ascii") as lines:
             return next((int(line.split()[1]) << 10 for line in lines if line.startswith(field)), 0)

@@ -44,7 +44,7 @@ class Network:
         return replace(self, config=config, parameters=self.parameters - fewer)
 
     def build(self) -> torch.nn.Module:
-        """The module with its class's own initial weights, on torch's current device."""
+        """Return the module with its class's own initial weights, on torch's current device."""
         cls = getattr(import_module(self.library), self.class_name)
         if hasattr(cls, "from_config"):  # diffusers
             made: torch.nn.Module = cls.from_config(dict(self.config))
@@ -144,7 +144,7 @@ class Model:
 
     @property
     def networks(self) -> dict[str, Network]:
-        """The parts that have weights."""
+        """Return the parts that have weights."""
         return {name: part for name, part in self.parts.items() if isinstance(part, Network)}
 
 
@@ -194,7 +194,7 @@ def t5_vocabulary() -> list[tuple[str, float]]:
 
 
 def _byte_symbols() -> list[str]:
-    """The characters that stand for the 256 bytes in GPT-2's and CLIP's vocabularies."""
+    """Return the characters that stand for the 256 bytes in GPT-2's and CLIP's vocabularies."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = itertools.count(256)
     return [chr(code) for code in printable] + [chr(next(others)) for _ in range(256 - 188)]

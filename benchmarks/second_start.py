@@ -81,7 +81,7 @@ def _start(children: Sequence[Child]) -> Start:
 
 
 def show(starts: Mapping[str, Start]) -> str:
-    """The starts as a table, and how many times as fast as the first they are."""
+    """Return the starts as a table, and how many times as fast as the first they are."""
     first = starts[FIRST]
     rows = [
         (

@@ -47,7 +47,7 @@ class Mapped:
 
 
 def library() -> ModuleType:
-    """The package wandb, imported.
+    """Return the package wandb, imported.
 
     Raises:
         LatentcError: it is not installed; the message has the line that installs it.
@@ -106,7 +106,7 @@ def mapped(report: Mapping[str, Any], folder: Path) -> Mapped:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dictionaries, their keys joined by dots; lists are leaves."""
+    """Yield the leaves of nested dictionaries, their keys joined by dots; lists are leaves."""
     for name, each in value.items():
         if isinstance(each, Mapping):
             yield from flat(each, f"{prefix}{name}.")
@@ -147,7 +147,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table with the columns of all rows, in the order in which they are seen first."""
+    """Return a table with the columns of all rows, in the order in which they are seen first."""
     flattened = [dict(flat(row)) for row in rows]
     columns = [*dict.fromkeys(name for row in flattened for name in row)]
     return columns, [[_cell(row.get(name)) for name in columns] for row in flattened]

@@ -146,7 +146,9 @@ class Group:
     call: Mapping[str, float] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
-        """The product; builds still lack their backend where none is named."""
+        """Return the product of the group's axes; builds still lack their backend where none is
+        named.
+        """
         points = list(
             itertools.product(self.batches, self.sizes, self.threads, self.steps, self.devices)
         )
@@ -207,7 +209,7 @@ def read(path: Path) -> CaseFile:
 
 
 def check_scenarios(names: Iterable[str]) -> tuple[str, ...]:
-    """The names without repeats, in the usual order.
+    """Return the names without repeats, in the usual order.
 
     Raises:
         InputError: an unknown one.

@@ -268,7 +268,7 @@ def _baselines(options: dict[str, Any], file: CaseFile | None) -> list[str]:
 
 
 def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
-    """The file's cases, and one group of what the flags name."""
+    """Return the file's cases, and one group of what the flags name."""
     from latentc.benchmarks.bench.cases import Group, parse_size
 
     flags = ("compile", "static", "low_memory", "no_cache")
@@ -350,7 +350,7 @@ def _memory_limit(gib: float | None) -> int:
 
 
 def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
-    """The command line that makes the same report, from what was parsed."""
+    """Return the command line that makes the same report, from what was parsed."""
     words = [str(bundle)]
     context = click.get_current_context()
     for parameter in context.command.params:
@@ -370,7 +370,7 @@ def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
 
 
 def _summary(report: Report) -> str:
-    """The rows on a terminal: p50, interval and speed-up of each case in each scenario."""
+    """Return the rows as a table: p50, interval and speed-up of each case in each scenario."""
     from latentc.benchmarks.bench.pages import texts
     from latentc.benchmarks.measure import table
 
@@ -400,7 +400,7 @@ def _log(report: Report, output: Path, project: str | None) -> None:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    """A bar on a terminal, lines elsewhere."""
+    """Yield a function that shows progress: a bar on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: say(f"[{done + 1}/{total}] {what}", err=True)
         return

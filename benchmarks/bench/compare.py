@@ -98,7 +98,7 @@ def compare(
 
 
 def as_text(found: Comparison) -> str:
-    """The comparison as a table and a sentence."""
+    """Return the comparison as a table and a sentence."""
     rows = [
         (
             f"{line.scenario:14} {line.label}",
@@ -119,7 +119,7 @@ def as_text(found: Comparison) -> str:
 
 
 def as_json(found: Comparison) -> str:
-    """The comparison as JSON."""
+    """Return the comparison as JSON."""
     import json
 
     document = {**asdict(found), "slower": len(found.slower)}

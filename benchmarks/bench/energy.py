@@ -31,7 +31,9 @@ class Reading:
 
 
 def read(root: Path = ROOT) -> Reading:
-    """The counters of whole packages (``intel-rapl:0``, not its parts ``intel-rapl:0:0``)."""
+    """Return the counters of whole packages, ``intel-rapl:0``, and not of parts,
+    ``intel-rapl:0:0``.
+    """
     found = {}
     for zone in sorted(root.glob("*rapl*:[0-9]*")):
         if zone.name.count(":") != 1:

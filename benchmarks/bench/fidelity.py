@@ -38,13 +38,13 @@ class Images:
     @classmethod
     @parser(InputError, "path", "an image that can be read")
     def of_file(cls, path: Path) -> Images:
-        """An image alone."""
+        """Return the images of a file, which holds one."""
         with open_regular(path, given_images.LARGEST_FILE) as file, Image.open(file) as image:
             return cls(np.asarray(image.convert("RGB"))[None], None)
 
 
 def compare(found: Images, expected: Images) -> Fidelity | None:
-    """All images of a case against the reference's; None where their sizes differ."""
+    """Compare all images of a case with the reference's; return None where their sizes differ."""
     if found.images.shape[1:] != expected.images.shape[1:]:
         return None
     count = min(len(found.images), len(expected.images))
@@ -78,12 +78,14 @@ def ssim(found: Array, expected: Array) -> float:
 
 
 def save_image(images: Array, path: Path) -> None:
-    """The first image, as PNG."""
+    """Write the first image, as PNG."""
     Image.fromarray(images[0]).save(path)
 
 
 def save_difference(found: Array, expected: Array, path: Path) -> int:
-    """A map of where two images differ, as PNG: white is none, the largest difference is black.
+    """Write a map of where two images differ, as PNG.
+
+    White is no difference, the largest one is black.
 
     Returns:
         the largest difference, of 255.

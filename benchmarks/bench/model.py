@@ -233,11 +233,11 @@ class Report(_Base, frozen=True, kw_only=True, dict=True):
     notes: list[str]
 
     def case(self, name: str) -> CaseRecord:
-        """The case of an id."""
+        """Return the case of an id."""
         return self._cases[name]
 
     def row(self, case: str, scenario: str) -> Row | None:
-        """The row of a case and a scenario, if it was measured."""
+        """Return the row of a case and a scenario, if it was measured."""
         return next((row for row in self.rows_of(case) if row.scenario == scenario), None)
 
     def rows_of(self, case: str) -> Sequence[Row]:
@@ -246,7 +246,7 @@ class Report(_Base, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def baselines(self) -> frozenset[str]:
-        """The ids of the cases that others are compared with."""
+        """Return the ids of the cases that others are compared with."""
         return frozenset(case.baseline for case in self.cases if case.baseline)
 
     @cached_property
@@ -262,7 +262,7 @@ class Report(_Base, frozen=True, kw_only=True, dict=True):
 
 
 def encode(report: Report) -> bytes:
-    """The report as JSON."""
+    """Return the report as JSON."""
     return readable(report, indent=1)
 
 

@@ -51,7 +51,7 @@ class Answer:
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of a peer's environment.
+    """Return the interpreter of a peer's environment.
 
     Raises:
         BackendUnavailable: there is none; names the command that makes it.
@@ -69,7 +69,7 @@ def python_of(name: str) -> Path:
 
 
 def script_of(name: str) -> Path:
-    """The script that runs a peer.
+    """Return the script that runs a peer.
 
     Raises:
         InputError: there is none.

@@ -87,7 +87,7 @@ def make(
 
 
 def _possible(group: Group, manifest: Manifest, notes: list[str]) -> list[Case]:
-    """The cases of all builds, those left out that nothing here loads, or only slowly."""
+    """Return the cases of all builds, without those that nothing here loads, or only slowly."""
     found, left_out = [], set()
     every = replace(group, builds=tuple(build.name for build in manifest.builds))
     for case in every.cases():
@@ -102,7 +102,10 @@ def _possible(group: Group, manifest: Manifest, notes: list[str]) -> list[Case]:
 
 
 def _with_backend(case: Case, manifest: Manifest) -> Case:
-    """The case with its backend and the device's own name; peers and PyTorch pass unchanged."""
+    """Return the case with its backend and the device's own name.
+
+    Peers and PyTorch pass unchanged.
+    """
     if case.engine == "peer":
         python_of(case.variant)
         script_of(case.variant)
@@ -182,7 +185,9 @@ def _needs_source(cases: Iterable[Case], baselines: Sequence[str]) -> bool:
 
 
 def _source(manifest: Manifest, given: Path | None, needed: bool) -> tuple[Path | None, bool]:
-    """The diffusers folder that the bundle was made from, and whether it is the built-in model."""
+    """Return the diffusers folder that the bundle was made from, and whether it is the built-in
+    model.
+    """
     from latentc.exporter.cli import builtin_folder
     from latentc.exporter.source.resolving import resolve
 

@@ -27,7 +27,7 @@ _COPY = 64 << 20  # float32 values: 256 MiB, more than caches hold
 
 
 def measure(device: str = "cpu", threads: int = 0) -> list[dict[str, Any]]:
-    """The peaks of one device: records of `Peak`, without what is not there."""
+    """Return the peaks of one device: records of `Peak`, without what is not there."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -36,7 +36,7 @@ def measure(device: str = "cpu", threads: int = 0) -> list[dict[str, Any]]:
 
 
 def best(records: Sequence[Sequence[Mapping[str, Any]]]) -> list[Peak]:
-    """The best of several measurements of the same peaks."""
+    """Return the best of several measurements of the same peaks."""
     found: dict[tuple[str, int, str], Peak] = {}
     for record in (each for measured in records for each in measured):
         peak = Peak(**record)

@@ -149,7 +149,7 @@ class _Bench:
         return found
 
     def warm_up(self) -> None:
-        """Every case once, not timed: images, score, operations; files come into the cache."""
+        """Run every case once, not timed: images, score, operations; files come into the cache."""
         counted: set[tuple[int, ...]] = set()
         for each in self.measured.values():
             point = each.case.point[:3] + each.case.point[4:]
@@ -159,7 +159,7 @@ class _Bench:
                 counted.add(point)
 
     def rounds(self) -> None:
-        """Every case in every round, in alternating order: what disturbs one disturbs all."""
+        """Run every case in every round, in alternating order: what disturbs one disturbs all."""
         order = list(self.measured.values())
         for index in range(self.plan.settings.rounds):
             for each in order if index % 2 == 0 else reversed(order):
@@ -270,14 +270,18 @@ class _Bench:
         return self.plan.settings.repeats if steady else 0
 
     def _score(self, case: Case) -> int:
-        """The judge sees each build and the baseline once, not at every point."""
+        """Return how many images the judge sees: of each build and the baseline once, not at every
+        point.
+        """
         mine = [c for c in self.plan.cases if (c.engine, c.name) == (case.engine, case.name)]
         judged = case.engine == "latentc" or case.variant == "torch"
         square = case.height == case.width == 64 and not (case.static and case.batch > 1)
         return self.plan.score if judged and square and mine[0] == case else 0
 
     def _caches(self) -> dict[str, str]:
-        """Nothing that earlier runs have compiled counts; the warm-up's counts for the rounds."""
+        """Return the caches' folders: nothing that earlier runs have compiled counts, the warm-up's
+        does.
+        """
         places = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "LATENTC_CACHE": "latentc"}
         return {name: str(self.folder / place) for name, place in places.items()}
 
@@ -296,7 +300,7 @@ def _threads(case: Case) -> dict[str, str]:
 
 
 def _peak_device(case: Case) -> str:
-    """The device whose peaks limit a case, by PyTorch's name."""
+    """Return the device whose peaks limit a case, by PyTorch's name."""
     name = case.device.lower()
     if name.startswith(("cuda", "tensorrt")):
         return "cuda"
@@ -442,8 +446,11 @@ def _build_of(case: Case, plan: Plan) -> Build | None:
 
 
 def _computed_in(each: Measured, plan: Plan, role: Role = "denoiser") -> str | None:
-    """By the manifest for builds of ours (the first component of a role), else as its process
-    says."""
+    """Return a case's precision.
+
+    The manifest says it for builds of ours (the first component of a role), else the case's
+    process.
+    """
     build = _build_of(each.case, plan)
     name = next((c.name for c in plan.manifest.components if c.role == role), None)
     if build is None or name is None:
@@ -452,8 +459,10 @@ def _computed_in(each: Measured, plan: Plan, role: Role = "denoiser") -> str | N
 
 
 def computed_in(artifact: Artifact, target: str, compute: str | None) -> str:
-    """The precision that most of a component's arithmetic really has: smaller weights alone
-    change nothing, except where the engine goes by the types of the graph."""
+    """Return the precision that most of a component's arithmetic really has.
+
+    Smaller weights alone change nothing, except where the engine goes by the types of the graph.
+    """
     precision, _ = split_passes(artifact.precision)
     if precision == "w8a8":
         return "int8"
@@ -532,7 +541,7 @@ def _notes(plan: Plan, bench: _Bench, load: float) -> list[str]:
 
 
 def _label(case: Case, cases: Sequence[Case]) -> str:
-    """The case's name, with those parts of its point in which the cases differ."""
+    """Return the case's name, with those parts of its point in which the cases differ."""
     parts = [case.name]
     if len({c.batch for c in cases}) > 1:
         parts.append(f"batch {case.batch}")
@@ -550,5 +559,5 @@ def _middle(values: Sequence[int]) -> int | None:
 
 
 def _shortened(text: str) -> str:
-    """The end of a long message: Python's last line says what it was."""
+    """Return the end of a long message: Python's last line says what it was."""
     return text if len(text) <= _MESSAGE else "… " + text[-_MESSAGE:]

@@ -49,7 +49,7 @@ class Ratio:
 
 
 def summarise(rounds: Rounds, confidence: float = CONFIDENCE) -> Summary:
-    """The summary of a series.
+    """Return the summary of a series.
 
     Raises:
         ValueError: there are no values.
@@ -122,7 +122,7 @@ def verdict(found: Ratio, *noises: float, threshold: float = 0.0) -> str:
 
 
 def pooled(rounds: Rounds) -> Array:
-    """All values in one array.
+    """Return all values in one array.
 
     Raises:
         ValueError: there are none.

@@ -205,7 +205,10 @@ class Torch:
         return found
 
     def _noise(self, generator: Any, images: int) -> Any:
-        """The noise of float32: in another dtype diffusers draws another, of another image."""
+        """Return the noise of float32.
+
+        In another dtype diffusers draws another, of another image.
+        """
         from diffusers.utils.torch_utils import randn_tensor
 
         factor, unet = self.pipe.vae_scale_factor, self.pipe.unet
@@ -293,7 +296,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
-    """The steady state: calls after the first, and the energy that they took."""
+    """Measure the steady state: calls after the first, and the energy that they took."""
     from latentc.benchmarks.bench import energy
 
     case = request["case"]
@@ -351,7 +354,7 @@ def _score(request: Mapping[str, Any], engine: Engine) -> int:
 
 
 def _build_engines(request: Mapping[str, Any]) -> float | None:
-    """For backends that need engines made on this machine: make them; the seconds it took."""
+    """Make the engines that a backend needs here; return the seconds it took, None for none."""
     case = request["case"]
     if case["engine"] != "latentc":
         return None
@@ -391,7 +394,7 @@ def _weights(module: Any) -> int:
 
 
 def _quiet() -> None:
-    """No progress bars in a log that is read only after a failure."""
+    """Turn progress bars off in a log that is read only after a failure."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

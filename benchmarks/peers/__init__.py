@@ -76,7 +76,7 @@ PEERS: Mapping[str, Peer] = {
 
 
 def find(name: str) -> Peer:
-    """The peer of this name.
+    """Return the peer of this name.
 
     Raises:
         InputError: there is none; lists those that there are.
@@ -87,12 +87,12 @@ def find(name: str) -> Peer:
 
 
 def home(into: Path | None = None) -> Path:
-    """The folder with the environments: `into`, else `LATENTC_PEERS`, else ``build/peers``."""
+    """Return the environments' folder: `into`, else `LATENTC_PEERS`, else ``build/peers``."""
     return (into or Path(os.environ.get(HOME) or _DEFAULT_HOME)).absolute()
 
 
 def python(peer: Peer, into: Path | None = None) -> Path:
-    """The Python of a peer's environment.
+    """Return the Python of a peer's environment.
 
     Raises:
         InputError: it is missing, unfinished or out of date; names the command that makes it.

@@ -76,7 +76,7 @@ def run(name: str, request: Path, result: Path, timeout: float | None, into: Pat
 
 
 def _fail(work: Callable[[], Any]) -> Any:
-    """The value of `work`; errors become one line and latentc's exit codes."""
+    """Return the value of `work`; errors become one line and latentc's exit codes."""
     try:
         return work()
     except LatentcError as error:

@@ -76,7 +76,7 @@ class Request:
 
     @classmethod
     def read(cls, path: Path) -> Request:
-        """From a JSON file.
+        """Read a request from a JSON file.
 
         Raises:
             PeerError: not a request.
@@ -157,7 +157,7 @@ class Peer:
         """Measure the components' calls from now on, where this peer allows it."""
 
     def describe(self, request: Request, folder: Path) -> dict[str, Any]:
-        """The settings that were used, for the report."""
+        """Return the settings that were used, for the report."""
         raise NotImplementedError
 
 
@@ -178,12 +178,12 @@ def main(peer: Peer, arguments: Sequence[str] | None = None) -> None:
 
 
 def scheduler_name(model: Path) -> str:
-    """The class of a diffusers folder's scheduler."""
+    """Return the class of a diffusers folder's scheduler."""
     return str(read_json(model / "scheduler" / "scheduler_config.json")["_class_name"])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; Python's reader also takes the ``-Infinity`` that diffusers writes."""
+    """Read a JSON file; Python's reader also takes the ``-Infinity`` that diffusers writes."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -199,7 +199,7 @@ def finite(path: Path, **changed: Any) -> None:
 
 
 def stage_model(request: Request, folder: Path, expected: Callable[[str, Path], set[str]]) -> Path:
-    """The model with its text encoders' weights named as an older transformers wants them.
+    """Make the model with its text encoders' weights named as an older transformers wants them.
 
     transformers 5.23 and newer save CLIP text encoders without the prefix ``text_model.``. Older
     ones then draw random weights and only warn, and the images have nothing to do with the
@@ -249,7 +249,7 @@ def rename(path: Path, expected: set[str]) -> None:
 
 
 def transformers_keys(class_name: str, folder: Path) -> set[str]:
-    """The weights that this environment's transformers wants for a part."""
+    """Return the weights that this environment's transformers wants for a part."""
     import torch
     import transformers
 
@@ -299,7 +299,7 @@ def _serve(peer: Peer, asked: Path, result: Path) -> int:
 
 
 def _converted(peer: Peer, request: Request, asked: Path) -> Path:
-    """The folder with the conversion, made by a process of its own if it is not there."""
+    """Return the folder with the conversion, made by a process of its own if it is not there."""
     work = Path(request.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     folder = work / f"{Path(sys.argv[0]).stem}-{_key(peer, request)}"
@@ -366,7 +366,7 @@ def _child(arguments: Sequence[str], what: str) -> None:
 
 
 def _measure(peer: Peer, request: Request, folder: Path, answer: Path) -> None:
-    """In a process of its own: load, draw, and say how long it took."""
+    """Load, draw, and say how long it took, in a process of its own."""
     stages, image = Stages(), Path(f"{answer}.png")
     with stages.measure("load"):
         loaded = peer.load(request, folder)
@@ -392,7 +392,7 @@ def _measure(peer: Peer, request: Request, folder: Path, answer: Path) -> None:
 
 
 def peak_memory() -> int:
-    """The largest resident size that this process has had, in bytes; 0 where nobody knows."""
+    """Return the largest resident size that this process has had, in bytes; 0 if nobody knows."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

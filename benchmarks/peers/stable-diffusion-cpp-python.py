@@ -95,7 +95,7 @@ def _sampler(request: Request) -> str:
 
 
 def _prefixed(path: Path) -> set[str]:
-    """The names of a text encoder's weights as Stable Diffusion's own checkpoints have them."""
+    """Return the names of a text encoder's weights as in Stable Diffusion's own checkpoints."""
     import json
     import struct
 

@@ -99,7 +99,7 @@ def read(text: str) -> Prompt:
 
 
 def all_words() -> list[str]:
-    """Every word and mark a caption can hold, sorted; the tokenizer is built from it."""
+    """Return every word and mark a caption can hold, sorted; the tokenizer is built from it."""
     phrases = [*OPENINGS, *ENDINGS, *COLOURS, *_PLURAL, *SIZES, *BESIDE_WORDS, "a an the one"]
     for table in (SIZE_WORDS, PLACE_WORDS, RELATION_WORDS):
         phrases += [phrase for options in table.values() for phrase in options]

@@ -50,7 +50,7 @@ def coverage(thing: Placed) -> NDArray[np.float32]:
 
 
 def outline(shape: str) -> list[tuple[float, float]]:
-    """The outline of ``shape`` in a unit box about the origin, y downwards."""
+    """Return the outline of ``shape`` in a unit box about the origin, y downwards."""
     if shape == "square":
         points = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
     elif shape == "triangle":

@@ -38,8 +38,10 @@ def hollow(image: Image.Image, prompt: str) -> bool:
 
 
 def fill(image: Image.Image) -> tuple[Image.Image, list[float]]:
-    """The image with all holes filled with the colour around them, and for each shape the share
-    of it that was empty."""
+    """Return the image with holes filled, and for each shape the share of it that was empty.
+
+    Holes get the colour around them.
+    """
     pixels = np.asarray(image.convert("RGB"), np.float32).copy()
     ink = np.linalg.norm(pixels - np.asarray(BACKGROUND, np.float32), axis=-1) > MIN_CONTRAST
     outside = _reached(~ink)
@@ -53,8 +55,11 @@ def fill(image: Image.Image) -> tuple[Image.Image, list[float]]:
 
 
 def _colour(pixels: NDArray[np.float32], ink: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The colour of a shape whose edges, blends with the background, may be most of it: that of the
-    quarter of its pixels that are most unlike the background."""
+    """Return the colour of a shape.
+
+    Its edges, blends with the background, may be most of it: the colour is that of the quarter of
+    its pixels that are most unlike the background.
+    """
     values = pixels[ink]
     contrast = np.linalg.norm(values - np.asarray(BACKGROUND, np.float32), axis=-1)
     found: NDArray[np.float32] = np.median(values[contrast >= np.quantile(contrast, 0.75)], axis=0)
@@ -74,7 +79,7 @@ def _reached(free: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The connected parts of at least ten pixels."""
+    """Return the connected parts of at least ten pixels."""
     left, parts = mask.copy(), []
     while left.any():
         part = np.zeros_like(mask)

@@ -58,7 +58,7 @@ class SeenObject:
 
 
 def look(image: Image.Image) -> list[SeenObject]:
-    """The shapes in a 64 by 64 image, largest first."""
+    """Return the shapes in a 64 by 64 image, largest first."""
     if image.size != (CANVAS, CANVAS):
         raise ValueError(f"the judge reads images of {CANVAS} by {CANVAS}, not {image.size}")
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -150,7 +150,7 @@ def _describe(pixels: Pixels, part: Mask) -> SeenObject:
 
 
 def _colour(pixels: Pixels, part: Mask) -> tuple[str | None, Pixels]:
-    """The colour's name and the mean RGB [3] of the part's inner pixels."""
+    """Return the colour's name and the mean RGB [3] of the part's inner pixels."""
     inner = _shrink(part)
     values = pixels[inner if inner.sum() >= 8 else part]
     names = list(RGB)
@@ -211,7 +211,7 @@ def _place(x: float, y: float) -> str:
 
 
 def _connected_parts(mask: Mask) -> list[Mask]:
-    """The 4-connected parts of ``mask`` [64, 64]."""
+    """Return the 4-connected parts of ``mask`` [64, 64]."""
     left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
     parts = []
     while left:

@@ -106,7 +106,7 @@ def is_held_out(spec: Spec) -> bool:
 
 
 def one_thing_specs() -> list[Spec]:
-    """Every image of one shape, in a fixed order."""
+    """Return every image of one shape, in a fixed order."""
     return [
         Spec((Thing(colour, shape, size, place),))
         for colour in COLOURS

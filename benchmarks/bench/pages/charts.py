@@ -45,7 +45,7 @@ _STYLE: Any = {
 
 
 def draw(report: Report) -> dict[str, str]:
-    """The charts that this report has figures for, by name, as SVG elements."""
+    """Return the charts that this report has figures for, by name, as SVG elements."""
     import matplotlib
 
     matplotlib.use("agg")  # no window: drawings go to text
@@ -66,7 +66,10 @@ def draw(report: Report) -> dict[str, str]:
 
 
 def shown_cases(report: Report) -> list[CaseRecord]:
-    """The cases at the first point (batch, size, threads, steps): charts compare like with like."""
+    """Return the cases at the first point (batch, size, threads, steps).
+
+    Charts compare like with like.
+    """
     first = next((case for case in report.cases if case.status == "ok"), None)
     if first is None:
         return []
@@ -74,7 +77,7 @@ def shown_cases(report: Report) -> list[CaseRecord]:
 
 
 def colour_of(report: Report, case: CaseRecord) -> str:
-    """A colour for each variant, the baselines' grey ones first."""
+    """Return a colour for each variant, the baselines' grey ones first."""
     names = list(dict.fromkeys(_series(c) for c in report.cases if c.engine != "torch"))
     if case.engine == "torch":
         return _MUTED
@@ -254,7 +257,7 @@ def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, l
 
 
 def _series_label(report: Report, case: CaseRecord) -> str:
-    """The label without the point: what cases of one curve have in common."""
+    """Return the label without the point: what cases of one curve have in common."""
     return _POINT.sub("", case.label)
 
 
@@ -284,7 +287,7 @@ def _name_bars(axis: Any, names: Sequence[str]) -> None:
 
 
 def _wrapped(name: str) -> str:
-    """In lines that leave the bars most of the width."""
+    """Return a name in lines that leave the bars most of the width."""
     return "\n".join(textwrap.wrap(name, _NAME, break_long_words=False, break_on_hyphens=False))
 
 
@@ -306,7 +309,7 @@ def _label(axis: Any, x: float, y: float, text: str, pointer: str, unit: str) ->
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The figure as an element for an HTML page: nothing outside of it is referred to."""
+    """Return the figure as an element for an HTML page: nothing outside of it is referred to."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     text = out.getvalue()

@@ -44,7 +44,7 @@ UNITS: Mapping[str, Callable[[Any], str]] = {
 
 
 def page(report: Report, folder: Path) -> str:
-    """The page; images are read from `folder`."""
+    """Return the page; images are read from `folder`."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup, escape
 
@@ -83,8 +83,11 @@ def page(report: Report, folder: Path) -> str:
 
 @parser(InputError, "path", "an image that can be read")
 def small(path: Path) -> tuple[str, bytes]:
-    """An image as the page shows it, its kind and its bytes: the file itself, or a smaller one
-    that is good to look at. Images of random weights do not compress."""
+    """Return an image as the page shows it, its kind and its bytes.
+
+    It is the file itself, or a smaller one that is good to look at. Images of random weights do not
+    compress.
+    """
     from PIL import Image
 
     data = read_regular(path, given_images.LARGEST_FILE)
@@ -98,7 +101,7 @@ def small(path: Path) -> tuple[str, bytes]:
 
 
 def resolve(document: Any, pointer: str) -> Any:
-    """The value that a JSON pointer names.
+    """Return the value that a JSON pointer names.
 
     Raises:
         KeyError, IndexError: there is none.

@@ -13,7 +13,7 @@ _DECISIVE = ("end_to_end", "denoiser_step", "cold_start")
 
 
 def seconds(value: float) -> str:
-    """A time with three digits in a fitting unit: ``12.3 ms``, ``1.23 s``."""
+    """Return a time with three digits in a fitting unit: ``12.3 ms``, ``1.23 s``."""
     for unit, scale, limit in (("µs", 1e6, 1e-3), ("ms", 1e3, 1.0)):
         if value < limit:
             return f"{digits(value * scale)} {unit}"
@@ -28,12 +28,12 @@ def digits(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio: ``1.85×``."""
+    """Return a ratio as a text: ``1.85×``."""
     return f"{digits(value)}×"
 
 
 def percent(value: float) -> str:
-    """A share of 1: ``12%``; with a decimal below ten percent."""
+    """Return a share of 1 as a text: ``12%``; with a decimal below ten percent."""
     return f"{100 * value:.0f}%" if value >= 0.0995 else f"{100 * value:.1f}%"
 
 
@@ -43,7 +43,7 @@ def mebibytes(value: float) -> str:
 
 
 def winner(report: Report) -> tuple[Row, CaseRecord, CaseRecord] | None:
-    """The row of the fastest case of latentc, that case, and its baseline; None without one."""
+    """Return the row of the fastest case of latentc, that case, and its baseline; None if none."""
     for scenario in _DECISIVE:
         rows = [
             (row, report.case(row.case))
@@ -59,7 +59,7 @@ def winner(report: Report) -> tuple[Row, CaseRecord, CaseRecord] | None:
 
 
 def verdict_sentence(report: Report) -> str:
-    """The winner and by how much, in one sentence."""
+    """Return a sentence with the winner and by how much it won."""
     found = winner(report)
     if found is None:
         return "No build was compared with a baseline."
@@ -85,18 +85,21 @@ def verdict_sentence(report: Report) -> str:
 
 
 def scenarios_of(report: Report) -> list[str]:
-    """The scenarios that have rows, in the usual order."""
+    """Return the scenarios that have rows, in the usual order."""
     have = {row.scenario for row in report.rows}
     return [name for name in SCENARIOS if name in have]
 
 
 def markdown(report: Report) -> str:
-    """The report for a README or an issue."""
+    """Return the report as Markdown, for a README or an issue."""
     return "\n".join(_markdown(report)) + "\n"
 
 
 def table_csv(report: Report) -> str:
-    """One line per row of the report, its case's facts beside it; plain numbers, SI units."""
+    """Return one line per row of the report, its case's facts beside it.
+
+    Numbers are plain, in SI units.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV)
@@ -206,7 +209,7 @@ def _time_cells(report: Report, row: Row) -> tuple[str, ...]:
 
 
 def last_line(case: CaseRecord) -> str:
-    """The last line of what a case that failed has said."""
+    """Return the last line of what a case that failed has said."""
     lines = case.message.strip().splitlines()
     return lines[-1].strip() if lines else ""
 
