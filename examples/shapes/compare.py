@@ -25,12 +25,12 @@ BATCH = 20
 
 
 def first_seed(objects: int, seed: int) -> int:
-    """The noise of the first image, as `evaluate` chooses it."""
+    """Return the seed of the first image's noise, as `evaluate` chooses it."""
     return 1000 * objects + seed
 
 
 def draw(pipe: latentc.Pipeline, prompts: list[Prompt], steps: int, seed: int) -> list[Image.Image]:
-    """One image per prompt, each with a seed of its own."""
+    """Return one image per prompt, each with a seed of its own."""
     images: list[Image.Image] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc=pipe.build.name, unit="batch"):
         part = prompts[start : start + BATCH]

@@ -43,7 +43,7 @@ class Latents:
 
 
 def spec_at(seed: int, index: int) -> tuple[Spec, np.random.Generator]:
-    """The spec of training image ``index``, and the generator that goes on to place it."""
+    """Return the spec of training image ``index``, and the generator that goes on to place it."""
     rng = np.random.default_rng([seed, 1, index])
     return training_spec(rng), rng
 

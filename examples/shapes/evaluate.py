@@ -36,7 +36,7 @@ def generate(
     guidance: float = GUIDANCE,
     seed: int = 0,
 ) -> list[Image.Image]:
-    """One image per text; image ``i`` starts from noise seeded with ``seed + i``."""
+    """Return one image per text; image ``i`` starts from noise seeded with ``seed + i``."""
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(texts))]
     output = pipeline(
         texts,
@@ -77,7 +77,7 @@ def share_right(results: list[Result]) -> float:
 
 
 def sheet(images: list[Image.Image], columns: int = 10, scale: int = 2) -> Image.Image:
-    """The images side by side, enlarged."""
+    """Return the images side by side, enlarged."""
     side = CANVAS * scale
     rows = -(-len(images) // columns)
     paper = Image.new("RGB", (columns * (side + 2), rows * (side + 2)), "grey")

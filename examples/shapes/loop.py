@@ -135,7 +135,7 @@ class Trainer:
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """The learning rate of ``step``: up, level, then a half cosine down to zero."""
+    """Return the learning rate of ``step``: up, level, then a half cosine down to zero."""
     rising = min(1.0, (step + 1) / plan.warmup)
     start = plan.steps * (1 - plan.decay)
     done = max(0.0, (step - start) / max(plan.steps - start, 1.0))

@@ -51,7 +51,7 @@ def latents_of(pipe: Any, count: int) -> tuple[torch.Tensor, list[Any]]:
 
 
 def train(pipe: Any, steps: int, images: int = IMAGES, batch: int = BATCH) -> dict[str, Any]:
-    """The trained matrices, by diffusers' names of them."""
+    """Return the trained matrices, by diffusers' names of them."""
     torch.manual_seed(PLAN.seed)
     latents, specs = latents_of(pipe, images)
     pipe.unet.requires_grad_(False)

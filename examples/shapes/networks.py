@@ -90,7 +90,7 @@ def build_text_encoder(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
-    """The default sampler; its noise schedule is the one the denoiser is trained with."""
+    """Return the default sampler; its noise schedule is the one the denoiser is trained with."""
     settings = {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
@@ -115,7 +115,7 @@ def build_pipeline(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> StableDiffusionPipeline:
-    """The parts as a Stable Diffusion pipeline, in evaluation mode."""
+    """Return the parts as a Stable Diffusion pipeline, in evaluation mode."""
     for network in (autoencoder, denoiser, text_encoder):
         network.eval().to(memory_format=torch.contiguous_format)
     return StableDiffusionPipeline(

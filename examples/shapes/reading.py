@@ -26,7 +26,7 @@ _EMPTY_SHARE = 0.05
 
 
 def answers(spec: Spec | None) -> list[int]:
-    """The right answer in each group; all zero for an empty caption."""
+    """Return the right answer in each group; all zero for an empty caption."""
     if spec is None:
         return [0] * len(_GROUPS)
     found = []
@@ -63,7 +63,7 @@ def reading_batch(
 def reading_loss(
     encoder: CLIPTextModel, head: nn.Module, ids: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean cross-entropy, and the share of captions read without fault at the end token."""
+    """Return the mean cross-entropy, and the share of captions read without fault at the end."""
     scores = head(encoder(ids).last_hidden_state)
     told = ids == encoder.config.eos_token_id  # the end token and all padding
     rows = right.repeat_interleave(told.sum(dim=1), dim=0)

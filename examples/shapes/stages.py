@@ -217,7 +217,7 @@ def train_denoiser(
 
 
 def loss_weight(signal: torch.Tensor) -> torch.Tensor:
-    """The weight of a squared error where the clean latents are scaled by ``signal``.
+    """Return the weight of a squared error where the clean latents are scaled by ``signal``.
 
     Divided by the variance of what the denoiser predicts, and by about what remains of it after
     training: all times then count alike, from those at which there is little but noise to see,

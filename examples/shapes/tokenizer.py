@@ -20,7 +20,9 @@ _WORD_END = "</w>"
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable characters that stand for bytes in a CLIP vocabulary, in CLIP's order."""
+    """Return the 256 printable characters that stand for bytes in a CLIP vocabulary, in CLIP's
+    order.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
