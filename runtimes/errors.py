@@ -28,7 +28,9 @@ class LatentcError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Names in messages come from files: what a terminal would obey is written as escapes."""
+        """Return the message for a terminal. Names in messages come from files: what a terminal
+        would obey is written as escapes.
+        """
         return visible(super().__str__())
 
 

@@ -20,7 +20,7 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Logical processors that this process may use."""
+    """Return the number of logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -21,7 +21,9 @@ class BrokenPlugin(LatentcError):
 
 
 def entry_points(group: str) -> dict[str, str]:
-    """Name → ``"module:attribute"``. Looking for them costs milliseconds, nothing is imported.
+    """Return the entry points of a group, name → ``"module:attribute"``.
+
+    Looking for them costs milliseconds, nothing is imported.
 
     Packages whose metadata cannot be read are passed over.
     """

@@ -328,7 +328,7 @@ def get(name: str) -> Backend:
 
 
 def for_build(build: Build) -> list[str]:
-    """Names of the backends here, their engines installed, that load a build."""
+    """Return the names of the backends here, their engines installed, that load a build."""
     found = []
     for name in names():
         try:

@@ -157,7 +157,10 @@ class OpenVinoBackend(Backend):
         return OpenVinoSession(model, graph.component, mapped, large)
 
     def _cached_by_itself(self, graph: _Graph, cache: ModelCache) -> Session:
-        """Devices with formats of their own keep them as they like: one folder for each graph."""
+        """Return the session of a device with a format of its own.
+
+        Such devices keep graphs as they like: one folder for each graph.
+        """
         with cache.scratch(0) as probe:
             if probe is None:
                 return self._compiled(graph)

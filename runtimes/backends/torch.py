@@ -102,8 +102,11 @@ class TorchBackend(Backend):
         return TorchSession(self._torch, program, component, settings)
 
     def _compiled(self, module: Any, fixed: bool) -> Any:
-        """Channels-last weights, and torch.compile for dynamic or fixed shapes. What was a view
-        of an image in its usual order may need a copy in the new one."""
+        """Return the module with channels-last weights and torch.compile for dynamic or fixed
+        shapes.
+
+        What was a view of an image in its usual order may need a copy in the new one.
+        """
         aten = self._torch.ops.aten
         for node in module.graph.nodes:
             if node.target is aten.view.default:
@@ -160,8 +163,10 @@ class TorchSession(Session):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Float32 that is no TensorFloat-32, unless asked for what PyTorch does by itself: it
-        lets convolutions on NVIDIA GPUs use that."""
+        """Compute in float32 that is no TensorFloat-32, unless PyTorch's own choice was asked for.
+
+        By itself it lets convolutions on NVIDIA GPUs use that.
+        """
         if self._settings.compute != "fp32" or not self._settings.device.startswith("cuda"):
             yield
             return

@@ -401,7 +401,7 @@ def _check_member(name: str, member: str, info: zipfile.ZipInfo) -> None:
 
 
 def _check_apart(name: str, infos: list[zipfile.ZipInfo], file: IO[bytes] | None) -> None:
-    """Members that lie on one another could be larger together than the file."""
+    """Refuse members that lie on one another: they could be larger together than the file."""
     end = 0
     for info in sorted(infos, key=lambda each: each.header_offset):
         if info.header_offset < end:

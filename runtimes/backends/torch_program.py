@@ -410,7 +410,9 @@ def _keywords(calls: Sequence[archives.Call]) -> list[str]:
 
 
 def _numbers(sizes: Sequence[archives.Size]) -> list[int]:
-    """Sizes, strides or offsets of a tensor in the archive, which are numbers."""
+    """Return sizes, strides or offsets of a tensor in the archive; raise BundleError for other than
+    numbers.
+    """
     numbers = [size.as_int for size in sizes if size.as_int is not None]
     if len(numbers) != len(sizes) or len(sizes) > _MOST_DIMENSIONS:
         raise BundleError("a weight of symbolic size")

@@ -115,6 +115,6 @@ class Bundle:
 
 
 def graph_digest(artifact: Artifact) -> str:
-    """SHA-256 over a graph's files: what a cache of things made from it goes by."""
+    """Return a SHA-256 over a graph's files: what a cache of things made from it goes by."""
     lines = sorted(f"{Path(file.path).name} {file.sha256}" for file in artifact.files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

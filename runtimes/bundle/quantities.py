@@ -8,7 +8,7 @@ from latentc.runtimes.bundle.structures import Build
 
 
 def build_size(build: Build) -> int:
-    """Bytes of a build's files, shared ones counted once."""
+    """Return the bytes of a build's files, shared ones counted once."""
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     return sum(files.values())
 
@@ -19,7 +19,7 @@ def megabytes(size: int) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """1, 2, 3, 5 → '1-3, 5'."""
+    """Return numbers as a text with runs joined: 1, 2, 3, 5 → '1-3, 5'."""
     spans: list[list[int]] = []
     for number in sorted(numbers):
         if spans and number == spans[-1][1] + 1:

@@ -69,7 +69,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return readable(self)
 
     def shapes(self, component: Component) -> dict[str, Shapes]:
-        """Smallest, usual and largest shape of every input that has an open dimension.
+        """Return the smallest, usual and largest shape of every input that has an open dimension.
 
         Raises:
             BundleError: the profile lacks one of them.
@@ -94,7 +94,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @parser(InputError, "text", "a range")
 def parse_range(name: str, text: str) -> Range:
-    """``"1:2:8"``, smallest, usual and largest; ``"512"`` is that one only.
+    """Return the range that a text gives: ``"1:2:8"`` is smallest, usual and largest; ``"512"``
+    only that.
 
     Raises:
         InputError: no such thing.

@@ -75,7 +75,7 @@ def _of_ir(entry: Path) -> list[Path]:
 
 
 def _weights_beside(entry: Path) -> list[Path]:
-    """OpenVINO opens the file of weights wherever there is one."""
+    """Return the file of weights beside an IR, if it is there: OpenVINO opens it then."""
     weights = entry.with_suffix(".bin")
     return [weights] if os.path.lexists(weights) else []
 

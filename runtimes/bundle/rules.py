@@ -261,7 +261,7 @@ def _key_problems(key: str) -> Iterator[str]:
 
 
 def _name_problems(kind: str, name: str) -> Iterator[str]:
-    """Files are named after builds and schedulers: plans, images of a benchmark."""
+    """Yield why a name is refused: files, such as plans, are named after builds and schedulers."""
     if not is_inside(name) or "/" in name:
         yield f"the {kind}'s name {name!r} cannot be a file's name"
 

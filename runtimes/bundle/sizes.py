@@ -386,7 +386,8 @@ def _spans_of_texts(components: Iterable[Component], lengths: Lengths) -> list[L
 def conditioning_symbols(
     components: Iterable[Component], lengths: Lengths = MappingProxyType({})
 ) -> dict[str, int]:
-    """Symbols of the denoiser's conditioning that an encoder's output settles (its length).
+    """Return the symbols of the denoiser's conditioning that an encoder's output settles (its
+    length).
 
     Args:
         lengths: values of the encoders' symbols, see `text_lengths`.

@@ -320,7 +320,7 @@ def _write(
 
 
 def _shorten(font: Font, text: str, width: int) -> str:
-    """`text`, or its longest beginning that fits into `width` pixels with an ellipsis."""
+    """Return `text`, or its longest beginning that fits into `width` pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     for end in range(len(text) - 1, 0, -1):

@@ -108,7 +108,7 @@ class Generator:
         return radius * math.cos(angle)
 
     def _uniform24(self, size: int) -> FloatArray:
-        """float32 in [0, 1), multiples of 2**-24, from one word each."""
+        """Return float32 in [0, 1), multiples of 2**-24, from one word each."""
         words = self._next_words(size)
         words &= _MASK24
         values = words.astype(np.float32)
@@ -159,7 +159,7 @@ def draw(generators: Generators, shape: Sequence[int]) -> FloatArray:
 
 
 def seeded(seed: SupportsIndex | Sequence[SupportsIndex]) -> Generators:
-    """Generators for `draw`: one for a single seed, one per image for a sequence of seeds.
+    """Return generators for `draw`: one for a single seed, one per image for a sequence of seeds.
 
     Raises:
         InputError: a seed is no integer or out of range, or the sequence is empty.

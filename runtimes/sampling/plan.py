@@ -97,7 +97,7 @@ class SamplingPlan:
 
     @property
     def num_slots(self) -> int:
-        """K: how many tensors the sampler's state holds at most."""
+        """Return K: how many tensors the sampler's state holds at most."""
         return int(self.state.shape[1])
 
     def until(self, evaluations: int) -> SamplingPlan:
@@ -237,7 +237,7 @@ class PlanTable:
 
     @property
     def window(self) -> int:
-        """W: after so many evaluations a run that started late equals one from the start."""
+        """Return W: after so many evaluations a run that started late equals one from the start."""
         return int(self.rows.shape[1]) - 1
 
     def starts(self, num_inference_steps: int) -> tuple[int, ...]:
@@ -262,7 +262,7 @@ class PlanTable:
         return plans[0] if len(plans) == 1 else interpolated(plans, self.shifts, shift)
 
     def _plan(self, num_inference_steps: int, start: int, sheet: int) -> SamplingPlan:
-        """That of one of the shifts."""
+        """Return the plan of one of the shifts."""
         first, last = self._span(num_inference_steps, sheet)
         if start not in self.starts(num_inference_steps):
             raise InputError(
@@ -473,7 +473,7 @@ def _distinct(coefficients: Mapping[str, Floats]) -> tuple[Ints, Ints]:
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """1, 2, 3, 5 → '1-3, 5'."""
+    """Return numbers as a text with runs joined: 1, 2, 3, 5 → '1-3, 5'."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

@@ -79,7 +79,9 @@ class StepCache:
         self._varying = varying or {}
 
     def __call__(self, sample: Array, timestep: Array) -> Array:
-        """sample [rows, ...], timestep float32 [1] → prediction of the sample's shape."""
+        """Return the prediction for a sample [rows, ...] at a timestep float32 [1], of the sample's
+        shape.
+        """
         rows = len(sample)
         times = np.repeat(timestep, rows) if self._per_row else timestep
         feeds = {**self._packing.feeds(sample), TIMESTEP: times}

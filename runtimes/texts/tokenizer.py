@@ -136,7 +136,7 @@ class TextTokenizer:
         return frame_of(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Token ids, int64 [number of texts, max_length].
+        """Return token ids, int64 [number of texts, max_length].
 
         An over-long text is cut, and a `PromptTruncatedWarning` quotes what was left out.
         """

@@ -177,7 +177,7 @@ class Search:
     # --- 1. setups -----------------------------------------------------------------------
 
     def _measure_setups(self, candidates: list[Setup]) -> None:
-        """Times of all that the budget allows; the most exact ones first, until one works."""
+        """Time all setups that the budget allows; the most exact ones first, until one works."""
         builds = {each.name: each for each in self.bundle.manifest.builds}
         exact = sorted(candidates, key=lambda each: exactness(builds[each.build], each))
         reference = next((each for each in exact if self._try(each)), None)
@@ -245,7 +245,7 @@ class Search:
         return True
 
     def _cost_of_trying(self, setup: Setup) -> float:
-        """About what loading and timing it takes."""
+        """Return about how many seconds loading and timing a setup takes."""
         times = self._times[setup]
         return 2 * (times.encode + times.decode) + 4 * max(times.steps.values())
 
@@ -257,7 +257,7 @@ class Search:
     # --- 2. fidelity ---------------------------------------------------------------------
 
     def _draw_references(self) -> None:
-        """Images of the most exact setup; in fewer steps where they would take too long."""
+        """Draw images of the most exact setup; in fewer steps where they would take too long."""
         usual = self.bundle.manifest.defaults.num_inference_steps
         per_step = self._seconds(self._reference) / usual
         allowed = self.budget.seconds * _REFERENCE_SHARE
@@ -298,7 +298,7 @@ class Search:
                 return
 
     def _fidelity(self, setup: Setup, arguments: Arguments) -> Fidelity | None:
-        """Measured once; None where time is up or it failed."""
+        """Return the fidelity, measured once; None where time is up or it failed."""
         trial = self._trial(setup, arguments)
         if trial.fidelity or trial.seconds is None:
             return trial.fidelity
@@ -435,7 +435,9 @@ class Search:
         self._times[setup] = found
 
     def _predict(self, setup: Setup, arguments: Arguments) -> float | None:
-        """Seconds of an image with the default steps; None where a kind was not measured."""
+        """Return the seconds of an image with the default steps; None where a kind was not
+        measured.
+        """
         if setup not in self._times:
             return None
         request = self._calls.request({**self._call(0), **arguments})
@@ -476,7 +478,7 @@ class Search:
         return self._opened[1]
 
     def _call(self, index: int) -> dict[str, Any]:
-        """Arguments of one image with the bundle's defaults."""
+        """Return the arguments of one image with the bundle's defaults."""
         text = {"prompt": self.prompts[index]} if self.prompts[index] else {}
         return {**text, **self._calls.signature.needed_rows, "seed": SEED + index}
 

@@ -112,7 +112,7 @@ class Cuda:
         return array
 
     def wait(self, stream: Any) -> None:
-        """Until everything in the stream is done."""
+        """Wait until everything in the stream is done."""
         self.call("cudaStreamSynchronize", stream)
 
     def capture(self, stream: Any, work: Callable[[], bool]) -> Any | None:
@@ -143,5 +143,5 @@ class Cuda:
 
 
 def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
-    """Bytes of an array."""
+    """Return the bytes of an array of this shape and dtype."""
     return math.prod(shape) * int(np.dtype(dtype).itemsize)

@@ -259,7 +259,7 @@ class TensorRtSession(Session):
 
 
 def _bounds(engine: Any, name: str) -> Any:
-    """Smallest, usual and largest shape of an input, from the engine itself."""
+    """Return the smallest, usual and largest shape of an input, from the engine itself."""
     fixed = tuple(int(dim) for dim in engine.get_tensor_shape(name))
     if -1 not in fixed:
         return fixed, fixed, fixed

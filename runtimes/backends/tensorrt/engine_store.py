@@ -51,12 +51,12 @@ class Engine:
 
 
 def engines_folder(cache: Path | None) -> Path:
-    """``engines`` in the given cache folder, or in latentc's own."""
+    """Return the folder ``engines`` in the given cache folder, or in latentc's own."""
     return (expanded(cache) if cache else cache_folder()) / "engines"
 
 
 def engine_key(component: str, facts: Facts, recipe: Recipe) -> str:
-    """SHA-256 over all that an engine depends on."""
+    """Return a SHA-256 over all that an engine depends on."""
     whole = [component, dict(sorted(facts.items())), msgspec.to_builtins(recipe)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 

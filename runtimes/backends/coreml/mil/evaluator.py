@@ -33,7 +33,7 @@ class Evaluator:
         return cls(read(package, spec, table()))
 
     def predict(self, feeds: Feeds) -> dict[str, Array]:
-        """Inputs by name → outputs by name, of the dtypes that the program declares.
+        """Return the outputs by name for inputs by name, of the dtypes that the program declares.
 
         Raises:
             BackendError: an operation cannot be computed; names it.
@@ -73,7 +73,9 @@ def _look_up(argument: Argument, values: Mapping[str, Any], constants: Mapping[s
 
 
 def _widen(value: Any) -> Any:
-    """Half precision is only stored; all arithmetic is float32's."""
+    """Return a value of half precision in float32: half is only stored, all arithmetic is
+    float32's.
+    """
     if isinstance(value, np.ndarray | np.float16) and value.dtype == np.float16:
         return value.astype(np.float32)
     return value

@@ -21,7 +21,8 @@ def conv(
     dilations: Sequence[int] | None = None,
     groups: int = 1,
 ) -> Array:
-    """x [n, in, *space] with weight [out, in/groups, *kernel] → [n, out, *space'].
+    """Return the convolution of x [n, in, *space] with weight [out, in/groups, *kernel]: [n, out,
+    *space'].
 
     One matrix product for each place of the kernel, summed up: no unfolded copy of the
     input, which would be as many times larger as the kernel has places.
@@ -59,7 +60,7 @@ def _padding(
     spans: Sequence[int],
     steps: Sequence[int],
 ) -> list[tuple[int, int]]:
-    """(before, after) of each spatial axis."""
+    """Return the padding (before, after) of each spatial axis."""
     if pad_type == "valid":
         return [(0, 0)] * len(lengths)
     if pad_type == "custom":

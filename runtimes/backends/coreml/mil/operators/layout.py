@@ -13,7 +13,7 @@ _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
-    """-1 stands for the rest, 0 for the input's own dimension."""
+    """Return `x` in another shape: -1 stands for the rest, 0 for the input's own dimension."""
     wanted = [int(size) for size in shape]
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)])
 
@@ -62,7 +62,10 @@ def slice_by_index(
     end_mask: Sequence[bool] | None = None,
     squeeze_mask: Sequence[bool] | None = None,
 ) -> Array:
-    """Per axis, Python's begin:end:stride; a mask leaves out begin or end, or takes one index."""
+    """Return Python's begin:end:stride of each axis.
+
+    A mask leaves out begin or end, or takes one index.
+    """
     index: list[slice | int] = []
     for axis in range(x.ndim):
         first, last = int(begin[axis]), int(end[axis])
@@ -92,7 +95,7 @@ def gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Array:
-    """x at `indices` along `axis`; the first `batch_dims` axes of both go together."""
+    """Return x at `indices` along `axis`; the first `batch_dims` axes of both go together."""
     count, axis = int(batch_dims), int(axis) % x.ndim
     where = np.asarray(indices, np.intp)
     if count == 0:
@@ -125,7 +128,7 @@ def tile(x: Array, reps: Sequence[int]) -> Array:
 
 
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", constant_val: float = 0.0) -> Array:
-    """`pad` holds (before, after) of the last axes."""
+    """Return `x` padded; `pad` holds (before, after) of the last axes."""
     given = _integers(pad)
     pairs = list(zip(given[::2], given[1::2], strict=True))
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
@@ -136,7 +139,7 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", constant_val: floa
 def upsample_nearest_neighbor(
     x: Array, scale_factor_height: float = 1, scale_factor_width: float = 1
 ) -> Array:
-    """[..., height, width], each output pixel from the input pixel that it lies in."""
+    """Return x [..., height, width] enlarged: each output pixel is the input pixel it lies in."""
     for axis, factor in ((-2, scale_factor_height), (-1, scale_factor_width)):
         length = x.shape[axis]
         where = np.floor(np.arange(int(length * float(factor))) / float(factor))

@@ -11,13 +11,13 @@ from latentc.runtimes.backends.coreml.mil.operators.operator import Array, Opera
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x [..., in] with weight [out, in] and bias [out] → [..., out]."""
+    """Return x [..., in] times weight [out, in] plus bias [out], which is [..., out]."""
     product = x @ weight.T
     return np.asarray(product if bias is None else product + bias)
 
 
 def matmul(x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = False) -> Array:
-    """Batched product; a flag swaps the last two axes of its operand first."""
+    """Return the batched product; a flag swaps the last two axes of its operand first."""
     left = np.swapaxes(x, -1, -2) if transpose_x and x.ndim > 1 else x
     right = np.swapaxes(y, -1, -2) if transpose_y and y.ndim > 1 else y
     return np.asarray(left @ right)
@@ -26,7 +26,7 @@ def matmul(x: Array, y: Array, transpose_x: bool = False, transpose_y: bool = Fa
 def scaled_dot_product_attention(
     query: Array, key: Array, value: Array, attn_mask: Array | None = None
 ) -> Array:
-    """softmax(query keyᵀ / √width + mask) value; a boolean mask keeps what is true."""
+    """Return softmax(query keyᵀ / √width + mask) value; a boolean mask keeps what is true."""
     scores = query @ np.swapaxes(key, -1, -2) * np.float32(1 / np.sqrt(query.shape[-1]))
     if attn_mask is not None:
         if attn_mask.dtype == np.bool_:
@@ -37,7 +37,7 @@ def scaled_dot_product_attention(
 
 
 def einsum(values: Sequence[Array], equation: str) -> Array:
-    """Einstein's sum of two operands, as one batched product."""
+    """Return einstein's sum of two operands, as one batched product."""
     left, right, out = equation.replace("->", ",").replace(" ", "").split(",")
     a, b = values
     batch = [axis for axis in left if axis in right and axis in out]
@@ -53,7 +53,7 @@ def einsum(values: Sequence[Array], equation: str) -> Array:
 
 
 def _ordered(x: Array, axes: str, *groups: Sequence[str]) -> Array:
-    """Transposed to the order of `groups`, each of them folded into one axis."""
+    """Return `x` transposed to the order of `groups`, each of them folded into one axis."""
     moved = x.transpose([axes.index(axis) for group in groups for axis in group])
     shape = [int(np.prod([x.shape[axes.index(axis)] for axis in group])) for group in groups]
     return moved.reshape(shape)

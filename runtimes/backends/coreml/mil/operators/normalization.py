@@ -22,7 +22,7 @@ def layer_norm(
     beta: Array | None = None,
     epsilon: float = 1e-5,
 ) -> Array:
-    """(x - mean) / sqrt(variance + epsilon) * gamma + beta; gamma and beta span `axes`."""
+    """Return (x - mean) / sqrt(variance + epsilon) * gamma + beta; gamma and beta span `axes`."""
     over = sorted(axis % x.ndim for axis in (range(x.ndim) if axes is None else axes))
     shape = [size if axis in over else 1 for axis, size in enumerate(x.shape)]
     centred = x - x.mean(axis=tuple(over), keepdims=True)
@@ -43,7 +43,7 @@ def batch_norm(
     beta: Array | None = None,
     epsilon: float = 1e-5,
 ) -> Array:
-    """Like `layer_norm`, with given mean and variance for each channel (axis 1)."""
+    """Return the same as `layer_norm`, with given mean and variance for each channel (axis 1)."""
     shape = (-1, *[1] * (x.ndim - 2))
     scale = (1 if gamma is None else gamma) / np.sqrt(variance + np.float32(epsilon))
     normal = (x - mean.reshape(shape)) * scale.reshape(shape)
