@@ -10,7 +10,7 @@ LARGE_BUILD = 2 << 30  # bytes of a build that is verified one component at a ti
 
 
 def free_disk(output: Path) -> int:
-    """Bytes that are free where `output` is or will be."""
+    """Return the bytes that are free where `output` is or will be."""
     place = output.absolute()
     while not place.exists():
         place = place.parent

@@ -123,8 +123,11 @@ def check_finite(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def later(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` in another type: what its file holds, where that is it, or a `Stored` one if it is
-    large. Weights are parameters again."""
+    """Return `tensor` in another type.
+
+    It is what its file holds, where that is it, or a `Stored` one if it is large. Weights are
+    parameters again.
+    """
     base = tensor.stored if isinstance(tensor, Stored) else tensor.detach()
     exact = not isinstance(tensor, Stored) or _widened(base.dtype, tensor.dtype)
     if base.dtype is dtype and exact:
@@ -158,7 +161,7 @@ def stored_type(files: Iterable[Path]) -> torch.dtype:
 
 @parser(SourceError, "path", "a whole safetensors file")
 def headers(path: Path) -> list[tuple[str, int]]:
-    """Type (as safetensors calls it) and bytes of every tensor in a file."""
+    """Return the type (as safetensors calls it) and bytes of every tensor in a file."""
     from safetensors import safe_open
 
     require_regular(path)
@@ -216,7 +219,7 @@ def as_float32(module: torch.nn.Module, loaded: torch.dtype) -> None:
 
 
 def _make_tables_again(module: torch.nn.Module) -> None:
-    """Tables that no file holds were computed, or rounded, in half precision."""
+    """Make tables again that no file holds: they were computed, or rounded, in half precision."""
     from accelerate import init_empty_weights
 
     in_files = module.state_dict().keys()

@@ -30,13 +30,13 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of every installed package that takes part in an export or its check."""
+    """Return the versions of every installed package that takes part in an export or its check."""
     names = (*CAPTURE, "onnx", "onnxscript", "onnxruntime", "openvino", "tokenizers", "numpy")
     found = {name: package_version(name) for name in names}
     return {name: text for name, text in found.items() if text != "absent"}
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form."""
+    """Return the SHA-256 of a JSON-able value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

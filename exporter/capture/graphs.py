@@ -40,8 +40,10 @@ _NOISY = ("torch", "torch.__trace", "torch.onnx", "onnxscript", "onnx_ir")
 def example_inputs(
     graph: Graph, symbols: Mapping[str, int], seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random inputs of the shapes that `symbols` gives: normal floats, timesteps, ids, and images
-    of numbers from 0 to 1."""
+    """Return random inputs of the shapes that `symbols` gives.
+
+    They are normal floats, timesteps, ids, and images of numbers from 0 to 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, spec in graph.component.inputs.items():
@@ -131,13 +133,13 @@ def _take_small_sides(program: ExportedProgram) -> None:
 
 
 def _drop_unused(program: ExportedProgram) -> None:
-    """Operations whose results nobody takes: a module may run more than it uses."""
+    """Drop operations whose results nobody takes: a module may run more than it uses."""
     program.graph.eliminate_dead_code(_has_effects)
     program.graph_module.recompile()
 
 
 def _pruned(program: ExportedProgram) -> ExportedProgram:
-    """Without what its outputs do not depend on, weights included."""
+    """Return the program without what its outputs do not depend on, weights included."""
     graph, signature = program.graph, program.graph_signature
     for node in list(graph.nodes):
         # They hold on to what they look at; what they assert was true when it was captured.
@@ -163,7 +165,10 @@ def _pruned(program: ExportedProgram) -> ExportedProgram:
 
 
 def _has_effects(node: torch.fx.Node) -> bool:
-    """Torch itself also counts what may draw random numbers: dropout, which does nothing here."""
+    """Return whether an operation must stay though nobody takes its result.
+
+    Torch itself also counts what may draw random numbers: dropout, which does nothing here.
+    """
     schema = getattr(node.target, "_schema", None)
     return node.op in ("placeholder", "output") or bool(schema and schema.is_mutable)
 

@@ -58,8 +58,11 @@ def split(description: Description) -> Description:
 
 
 def with_features(graph: Graph, inputs: Mapping[str, Any], made_from: Mapping[str, Any]) -> Any:
-    """Inputs of a shallow graph: its own ones among `inputs`, and the features that the whole one
-    makes of `made_from`. Inputs of other graphs are returned as they are."""
+    """Return the inputs of a shallow graph.
+
+    They are its own ones among `inputs`, and the features that the whole one makes of `made_from`.
+    Inputs of other graphs are returned as they are.
+    """
     whole = graph.fed_by
     if whole is None:
         return inputs
@@ -99,7 +102,7 @@ class _Cut:
 
     @contextmanager
     def write(self, features: torch.Tensor) -> Iterator[None]:
-        """Calls inside go on with `features` instead of what the deeper layers made."""
+        """Let calls inside go on with `features` instead of what the deeper layers made."""
         skipped: list[torch.Tensor] = []
 
         def keep(_: torch.nn.Module, inputs: tuple[Any, ...], made: torch.Tensor) -> None:

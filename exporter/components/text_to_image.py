@@ -126,7 +126,7 @@ def encoder_graph(vae: Any, scaling: Scaling | None = None, draws: bool = True) 
 
 
 def vae_factor(vae: Any) -> int:
-    """Pixels per latent along a side."""
+    """Return the pixels per latent along a side."""
     return int(2 ** (_blocks(vae) - 1))
 
 

@@ -115,16 +115,21 @@ def projected(transformer: Any, layer: str = "proj_out", **arguments: Any) -> to
 
 
 def unpatched(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
-    """Patches of `patch` by `patch` latents [batch, tokens, patch * patch * channels], channels
-    last, → [batch, channels, height, width] as `sample` has them. Five dimensions do."""
+    """Return patches as latents [batch, channels, height, width], as `sample` has them.
+
+    The patches of `patch` by `patch` latents are [batch, tokens, patch * patch * channels],
+    channels last. Five dimensions do.
+    """
     batch, tokens, width = patches.shape
     parts = patches.reshape(batch, tokens, patch * patch, width // patch**2).permute(0, 3, 1, 2)
     return joined(parts, sample, patch)
 
 
 def packed(sample: torch.Tensor, patch: int) -> torch.Tensor:
-    """Latents [batch, channels, height, width] → patches [batch, tokens, channels * patch * patch],
-    channels first. Five dimensions do."""
+    """Return latents [batch, channels, height, width] as patches.
+
+    They are [batch, tokens, channels * patch * patch], channels first. Five dimensions do.
+    """
     batch, channels, height, width = sample.shape
     rows, columns = height // patch, width // patch
     grid = sample.reshape(batch * channels, rows, patch, columns, patch)
@@ -133,15 +138,17 @@ def packed(sample: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def unpacked(patches: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
-    """Patches [batch, tokens, channels * patch * patch], channels first, → [batch, channels,
-    height, width] as `sample` has them."""
+    """Return patches as latents [batch, channels, height, width], as `sample` has them.
+
+    The patches are [batch, tokens, channels * patch * patch], channels first.
+    """
     batch, tokens, width = patches.shape
     parts = patches.reshape(batch, tokens, width // patch**2, patch**2)
     return joined(parts.permute(0, 2, 1, 3), sample, patch)
 
 
 def joined(parts: torch.Tensor, sample: torch.Tensor, patch: int) -> torch.Tensor:
-    """[batch, channels, tokens, patch * patch] → [batch, channels, height, width]."""
+    """Return parts [batch, channels, tokens, patch * patch] as [batch, channels, height, width]."""
     batch, channels = parts.shape[:2]
     height, width = sample.shape[-2:]
     rows, columns = height // patch, width // patch

@@ -108,7 +108,7 @@ class Denoiser(torch.nn.Module):
 
 
 def _positions(rows: int, columns: int) -> torch.Tensor:
-    """[rows * columns, 3]: 0, row, column."""
+    """Return positions [rows * columns, 3]: 0, row, column."""
     row = torch.arange(rows, dtype=torch.float32)[:, None].expand(-1, columns)
     column = torch.arange(columns, dtype=torch.float32)[None].expand(rows, -1)
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(rows * columns, 3)

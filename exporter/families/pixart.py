@@ -76,7 +76,7 @@ class Positions(torch.nn.Module):
         return patches + joined.reshape(1, height * width, -1)
 
     def _waves(self, count: int) -> torch.Tensor:
-        """[count, width / 2]"""
+        """Return the sines and cosines of so many places: [count, width / 2]."""
         places = torch.arange(count, dtype=torch.float32) * self.extent / count
         angles = places[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -112,8 +112,11 @@ def _averaged(graph: Graph, place: Place) -> Node:
 
 
 def _neighbours(graph: Graph, size: Node | int, like: Any) -> tuple[Node, Node]:
-    """0, 2, … and 1, 3, … below `size`, int64; the last of the second is that of the first where
-    `size` is odd. `like` is any of the program's fake tensors."""
+    """Return the numbers 0, 2, … and 1, 3, … below `size`, int64.
+
+    The last of the second is that of the first where `size` is odd. `like` is any of the program's
+    fake tensors.
+    """
     kind: dict[str, Any] = {
         "dtype": torch.int64,
         "device": torch.device("cpu"),

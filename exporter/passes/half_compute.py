@@ -182,7 +182,7 @@ def _cast(graph: Graph, node: Node, wanted: torch.dtype, mask: bool) -> Node:
 def _store_weights(
     program: ExportedProgram, half: torch.dtype, casts: dict[tuple[Node, torch.dtype], Node]
 ) -> None:
-    """Parameters that are used in half precision only are stored so."""
+    """Store parameters in half precision that are used in it only."""
     targets = {
         spec.arg.name: spec.target
         for spec in program.graph_signature.input_specs

@@ -54,7 +54,9 @@ class _Writer:
     def attention(
         self, query: torch.fx.Node, key: torch.fx.Node, value: torch.fx.Node, scale: float
     ) -> torch.fx.Node:
-        """query, key, value [batch, heads, sequence, width] → the same shape as query."""
+        """Return the attention of query, key, value [batch, heads, sequence, width], of query's
+        shape.
+        """
         scaled = self.add(_ATEN.mul.Tensor, query, scale)
         queries = self.add(_ATEN.permute.default, scaled, [0, 3, 1, 2])  # b c h q
         keys = self.add(_ATEN.permute.default, key, [0, 2, 1, 3])  # b k h c

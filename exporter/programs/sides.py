@@ -157,7 +157,10 @@ class Side:
         return f"{self.prefix}prompt"
 
     def _add(self, statement: form.Statement, phase: Phase) -> None:
-        """Texts stand in the order of the branches, so that a batch of them does."""
+        """Add a statement.
+
+        Texts stand in the order of the branches, so that a batch of them does.
+        """
         rank = self.draft.sides().index(self.prefix) if phase == Phase.TEXTS else 0
         self.draft.add(statement, phase, rank)
 

@@ -107,7 +107,7 @@ class StepTracer:
 
     @contextmanager
     def intercepting(self) -> Iterator[None]:
-        """While this lasts, noise and the limited clean sample are symbols."""
+        """Make noise and the limited clean sample symbols while this lasts."""
         config, events, cls = self.scheduler.config, self._events, type(self.scheduler)
 
         def threshold(argument: Symbol) -> Symbol:
@@ -127,8 +127,10 @@ class StepTracer:
 
     @contextmanager
     def _recording_limits(self) -> Iterator[None]:
-        """While this lasts, the scheduler's noise has the variance 1, and the limits of that which
-        it would have are noted: what the scheduler makes of -1 and of 1."""
+        """Give the scheduler's noise the variance 1 while this lasts, and note limits.
+
+        They are those of the variance that it would have: what the scheduler makes of -1 and of 1.
+        """
         limits = self.scheduler._get_variance
 
         def noted(t: Any, predicted_variance: None = None, **options: Any) -> torch.Tensor:
@@ -144,7 +146,7 @@ class StepTracer:
             yield
 
     def reset(self, start: int | None) -> None:
-        """Back to before the first step, to begin at evaluation `start` (None: unspecified)."""
+        """Go back to before the first step, to begin at evaluation `start` (None: unspecified)."""
         for name in set(vars(self.scheduler)) - set(self._pristine):
             delattr(self.scheduler, name)
         vars(self.scheduler).update(_copied(self._pristine))
@@ -173,7 +175,7 @@ class StepTracer:
         return RawStep(matrix, clean_from, scale, draws, events.clip, events.log_variance)
 
     def add_noise(self, start: int) -> tuple[float, float] | None:
-        """Coefficients of (clean sample, noise) for a run that starts here, if it can."""
+        """Return the coefficients of (clean sample, noise) for a run that starts here, or None."""
         self.reset(start)
         return self._noisy(start)
 
@@ -199,7 +201,7 @@ class StepTracer:
         return float(found[0]), float(found[NOISE])
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """Everything besides symbols that decides what the next steps do.
+        """Return everything besides symbols that decides what the next steps do.
 
         That is what differs from the state before the first step, whose tables are shared.
         """

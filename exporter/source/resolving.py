@@ -70,7 +70,7 @@ class PipelineSource:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the pipeline class and all the digests."""
+        """Return a SHA-256 over the pipeline class and all the digests."""
         return digest({"class": self.pipeline_class, "parts": dict(self.digests)})
 
 
@@ -276,7 +276,7 @@ def assembled(source: PipelineSource, model: Callable[[Any, Path, str | None], A
 
 @contextmanager
 def _former_names(source: PipelineSource) -> Iterator[None]:
-    """transformers with the names that this pipeline has for its classes."""
+    """Give transformers the names that this pipeline has for its classes while this lasts."""
     import transformers
 
     missing = [

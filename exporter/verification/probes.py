@@ -85,8 +85,10 @@ class Probing:
         )
 
     def _sizes(self) -> tuple[list[dict[str, int]], tuple[int, int] | None]:
-        """Values of dimension symbols for the random probes, and the image's size if it must
-        be a certain one."""
+        """Return values of dimension symbols for the random probes.
+
+        The image's size stands beside them, if it must be a certain one.
+        """
         from latentc.exporter.capture.graphs import symbol_values
 
         options, description = self.options, self.description

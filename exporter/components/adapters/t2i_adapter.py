@@ -208,7 +208,7 @@ def features_of(pipe: Any) -> tuple[Feature, ...]:
 
 
 def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
-    """Found out by running the adapter without its weights."""
+    """Return the features that an adapter makes, found out by running it without its weights."""
     channels = int(adapter.config.in_channels)
     if channels not in (1, 3):
         raise UnsupportedPipeline(

@@ -169,7 +169,7 @@ def upscaling(pipe: Any) -> Task:
 
 
 def folded(image: torch.Tensor, by: int) -> torch.Tensor:
-    """[batch, 1, by * height, by * width] → [batch, by * by, height, width]."""
+    """Return an image [batch, 1, by * height, by * width] as [batch, by * by, height, width]."""
     batch, _, height, width = image.shape
     parts = image.reshape(batch, height // by, by, width // by, by)
     return parts.permute(0, 2, 4, 1, 3).reshape(batch, by * by, height // by, width // by)

@@ -71,7 +71,7 @@ class Kind(Protocol):
         """Return the pipeline's parts that it may change; none where the class has none of them."""
 
     def apply(self, pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
-        """Another pipeline that has them, or None where it is the same.
+        """Return another pipeline that has them, or None where it is the same.
 
         Raises SourceError: they do not fit the pipeline.
         """
@@ -123,7 +123,7 @@ def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]
 
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
-    """Components that ingredients bring, which are made of nothing else, and their digests."""
+    """Return the components that ingredients bring, made of nothing else, and their digests."""
     found: dict[str, str] = {}
     for name in KINDS:
         ours = [each for each in ingredients if each.kind == name]

@@ -36,7 +36,9 @@ _METADATA = "lora_adapter_metadata"  # diffusers' entry in a file's header
 
 
 def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
-    """``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with ``:SCALE``."""
+    """Return a LoRA: ``FILE``, ``FOLDER``, ``OWNER/NAME`` or ``OWNER/NAME/FILE`` on the Hub, with
+    ``:SCALE``.
+    """
     place, scale = scaled(asked)
     usual = "pytorch_lora_weights.safetensors"
     name, path = weight_files.find(place, "LoRA", usual, reading.allow_pickle)
@@ -163,8 +165,11 @@ def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
 def _refuse_unread(
     tensors: Mapping[str, Floats], lineage: unread_keys.Lineage, converted: Iterable[Any]
 ) -> None:
-    """diffusers drops what it does not convert, with a warning. Alphas become plain numbers that
-    are multiplied in, so it is not seen where they went; each belongs to its layer's tensors."""
+    """Refuse tensors that diffusers does not convert, which it drops with a warning.
+
+    Alphas become plain numbers that are multiplied in, so it is not seen where they went; each
+    belongs to its layer's tensors.
+    """
     read = {key for value in converted for key in lineage.sources.get(value, ())}
     unread = sorted(key for key in tensors if key not in read and not key.endswith(".alpha"))
     if unread:
@@ -175,7 +180,7 @@ def _refuse_unread(
 
 
 def _settings(metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """PEFT's configuration of each part, which diffusers writes into a file's header."""
+    """Return PEFT's configuration of each part, which diffusers writes into a file's header."""
     return _parsed(metadata[_METADATA]) if _METADATA in metadata else {}
 
 

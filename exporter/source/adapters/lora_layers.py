@@ -68,7 +68,9 @@ def _names(part: str, module: str) -> Iterator[str]:
 
 
 def _spellings(model: Any, module: str) -> Iterator[str]:
-    """transformers once had a CLIP text encoder's layers in a part of their own."""
+    """Yield a module's names: transformers once had a CLIP text encoder's layers in a part of their
+    own.
+    """
     yield module
     if not hasattr(model, "text_model"):
         yield _TEXT_MODEL + module
@@ -94,8 +96,11 @@ _ENDS = {
 
 
 def _stability(unet: Any) -> Iterator[tuple[str, str]]:
-    """(name in Stability AI's code, module) for each layer of a UNet: there all blocks are in one
-    list, down and up, and what changes the size is a block of its own, or at the end of one."""
+    """Yield (name in Stability AI's code, module) for each layer of a UNet.
+
+    There all blocks are in one list, down and up, and what changes the size is a block of its own,
+    or at the end of one.
+    """
     modules = dict(unet.named_modules())
     for name, module in _blocks(unet):
         inner = _RESNET if "resnets" in module else {}

@@ -33,7 +33,10 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
-    """Only one can be meant, and its latents must have the form of the pipeline's own."""
+    """Replace the pipeline's VAE.
+
+    Only one can be meant, and its latents must have the form of the pipeline's own.
+    """
     if len(ingredients) > 1:
         names = ", ".join(each.id for each in ingredients)
         raise SourceError(f"a pipeline has one VAE; {len(ingredients)} were given ({names})")

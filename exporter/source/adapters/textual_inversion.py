@@ -31,8 +31,10 @@ _PAIR = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "
 
 
 def find(asked: str, reading: Reading = _PLAIN) -> Ingredient:
-    """``FILE``, ``FOLDER`` or a Hub id, with ``:WORD``; else the word that the file names, or the
-    file's own name."""
+    """Return a textual inversion: ``FILE``, ``FOLDER`` or a Hub id, with ``:WORD``.
+
+    Without one it is the word that the file names, or the file's own name.
+    """
     place, word = worded(asked)
     usual = "learned_embeds.safetensors"
     name, path = weight_files.find(place, "textual inversion", usual, reading.allow_pickle)
