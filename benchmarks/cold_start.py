@@ -143,7 +143,7 @@ def cases(
 
 
 def evaluate(results: Mapping[str, Sequence[Child]]) -> dict[str, Row]:
-    """Medians, and ratios of medians to the bare script's."""
+    """Return medians, and ratios of medians to the bare script's."""
     rows = {
         name: Row(
             summarise([child.seconds for child in children]),

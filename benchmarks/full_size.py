@@ -164,7 +164,9 @@ def _path(case: Case, name: str) -> Path:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """This command deletes the bundles it made; it must never delete others."""
+    """Refuse to go on where something else than a bundle stands: this command deletes what is
+    there.
+    """
     for target in TARGETS:
         bundle = output / f"bundle-{target}"
         if bundle.exists():

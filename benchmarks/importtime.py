@@ -22,7 +22,7 @@ class Spent:
 
 
 def by_package(text: str) -> dict[str, Spent]:
-    """Own import time by top-level package, the most expensive first."""
+    """Return the own import time by top-level package, the most expensive first."""
     found: dict[str, Spent] = {}
     for line in text.splitlines():
         match = _LINE.match(line)
@@ -37,7 +37,7 @@ def by_package(text: str) -> dict[str, Spent]:
 
 
 def rows(spent: Mapping[str, Spent]) -> list[tuple[str, str, str]]:
-    """Rows for a table, with a sum."""
+    """Return the rows for a table, with a sum."""
     lines = [(name, str(s.modules), f"{s.microseconds / 1e3:.1f}") for name, s in spent.items()]
     total = sum(each.microseconds for each in spent.values())
     return [*lines, ("all", str(sum(s.modules for s in spent.values())), f"{total / 1e3:.1f}")]

@@ -43,7 +43,7 @@ def run(name: str, arguments: Mapping[str, Any], echo: bool = False) -> Child:
 
 
 def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any]:
-    """Compile; seconds, bytes written and memory after each stage."""
+    """Compile; return seconds, bytes written and memory after each stage."""
     from latentc.exporter.compiler.export import export as compiler
 
     stages: list[dict[str, Any]] = []
@@ -137,7 +137,7 @@ JOBS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 
 def _feeds(found: Component, symbols: Mapping[str, int]) -> dict[str, Array]:
-    """Random inputs of a component's shapes; a free sequence takes CLIP's 77 tokens."""
+    """Return random inputs of a component's shapes; a free sequence takes CLIP's 77 tokens."""
     import numpy as np
 
     random = np.random.default_rng(0)

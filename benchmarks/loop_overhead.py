@@ -68,7 +68,7 @@ class _Model:
 
 
 def _times(steps: Iterable[Any], model: _Model) -> list[float]:
-    """Milliseconds of each step of `steps` that were not spent in the model."""
+    """Return the milliseconds of each step of `steps` that were not spent in the model."""
     found = []
     begin = time.perf_counter()
     for _ in steps:

@@ -226,7 +226,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """This machine, and the versions of what is measured on it."""
+    """Return what this machine is, and the versions of what is measured on it."""
     return Machine(
         cpu=processor(),
         cores=cores(),
@@ -239,7 +239,7 @@ def machine() -> Machine:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as needed; the first is aligned left, numbers right."""
+    """Return a table: columns as wide as needed, the first aligned left, numbers right."""
     lines = [tuple(head), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
@@ -316,7 +316,7 @@ def _failure(what: str, code: int, said: Sequence[str], watch: _Watch) -> ChildF
 
 
 def _tree_memory(pid: int) -> int:
-    """Resident bytes of a process and of those that it started; 0 if nobody can say."""
+    """Return the resident bytes of a process and of those that it started; 0 if nobody can say."""
     try:
         import psutil
     except ImportError:
@@ -344,7 +344,7 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], watch: _Watch) -> tuple[int, float, int]:
-    """Exit code, processor time and peak resident size of this very child."""
+    """Return exit code, processor time and peak resident size of this very child."""
     if not hasattr(os, "wait4"):
         code = process.wait()
         watch.stop()

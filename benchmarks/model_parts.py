@@ -167,8 +167,11 @@ def count_parameters(module: torch.nn.Module) -> int:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token ids and merges of a CLIP-style BPE: 49,408 tokens, every letter combination up to
-    three letters, some of four. Any text can be encoded, as with the real one."""
+    """Return token ids and merges of a CLIP-style BPE.
+
+    It has 49,408 tokens, every letter combination up to three letters, some of four. Any text can
+    be encoded, as with the real one.
+    """
     symbols = _byte_symbols()
     merges = list(itertools.islice(_merges(), 49_408 - 2 - 2 * len(symbols)))
     tokens = [
@@ -182,8 +185,11 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def t5_vocabulary() -> list[tuple[str, float]]:
-    """Pieces of a unigram model and their logarithmic probabilities: every printable character, and
-    letter combinations with and without a space before them, longer ones likelier."""
+    """Return pieces of a unigram model and their logarithmic probabilities.
+
+    They are every printable character, and letter combinations with and without a space before
+    them, longer ones likelier.
+    """
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters = string.ascii_lowercase
     words = ("".join(each) for size in (2, 3) for each in itertools.product(letters, repeat=size))
@@ -201,7 +207,7 @@ def _byte_symbols() -> list[str]:
 
 
 def _merges() -> Iterator[tuple[str, str]]:
-    """Pairs that each make a new token out of known ones, the short ones first."""
+    """Yield pairs that each make a new token out of known ones, the short ones first."""
     letters = string.ascii_lowercase
     pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
     for known in (letters, pairs):

@@ -58,7 +58,7 @@ class Start:
 
 
 def measure(arguments: Sequence[str], runs: int) -> dict[str, Start]:
-    """`runs` rounds, after one that is not counted.
+    """Return the starts of `runs` rounds, after one that is not counted.
 
     Args:
         arguments: bundle, build, compute and static sizes, as the script takes them.

@@ -93,7 +93,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Unique and stable between runs: reports are compared by it."""
+        """Return a unique id, stable between runs: reports are compared by it."""
         parts = [self.engine, self.variant, self.backend, self.device.lower()]
         parts += [self.compute or "", "compile" if self.compile else ""]
         parts += ["low-memory" if self.low_memory else "", "no-cache" if self.no_cache else ""]
@@ -223,7 +223,7 @@ def check_scenarios(names: Iterable[str]) -> tuple[str, ...]:
 
 @parser(InputError, "text", "a size")
 def parse_size(text: str) -> tuple[int, int]:
-    """``"768x512"`` → (768, 512), width and height in pixels.
+    """Return width and height in pixels: ``"768x512"`` → (768, 512).
 
     Raises:
         InputError: another form.

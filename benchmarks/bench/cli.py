@@ -339,7 +339,7 @@ def _compiles(options: dict[str, Any]) -> bool:
 
 
 def _memory_limit(gib: float | None) -> int:
-    """Bytes at which a process is ended; 0 is never."""
+    """Return the bytes at which a process is ended; 0 is never."""
     if gib is not None:
         return int(gib * 2**30)
     try:

@@ -20,7 +20,7 @@ class Reading:
     counters: dict[str, tuple[int, int]]
 
     def joules_since(self, earlier: Reading) -> float | None:
-        """Joules of all packages between two readings; None where there are no counters."""
+        """Return the joules of all packages between two readings; None without counters."""
         if not self.counters or self.counters.keys() != earlier.counters.keys():
             return None
         total = 0

@@ -62,7 +62,9 @@ def compare(found: Images, expected: Images) -> Fidelity | None:
 
 
 def ssim(found: Array, expected: Array) -> float:
-    """Structural similarity of two uint8 images [height, width, 3], mean over the channels."""
+    """Return the structural similarity of two uint8 images [height, width, 3], mean over the
+    channels.
+    """
     from skimage.metrics import structural_similarity
 
     return float(

@@ -10,7 +10,7 @@ _MIB = 1 << 20
 
 
 def gpus() -> list[Gpu]:
-    """NVIDIA's GPUs; none where there is no driver."""
+    """Return NVIDIA's GPUs; none where there is no driver."""
     rows = _ask("--query-gpu=name,driver_version,memory.total")
     return [
         Gpu(name=name, driver=driver, memory=int(memory) * _MIB)
@@ -19,7 +19,7 @@ def gpus() -> list[Gpu]:
 
 
 def process_gpu_memory(pid: int) -> int | None:
-    """Bytes that a process holds on NVIDIA's GPUs; None where the driver does not say."""
+    """Return the bytes that a process holds on NVIDIA's GPUs; None where the driver tells none."""
     rows = _ask("--query-compute-apps=pid,used_memory")
     mine = [int(used) for number, used in (r for r in rows if len(r) == 2) if number == str(pid)
             and used.isdigit()]  # fmt: skip

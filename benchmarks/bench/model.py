@@ -289,7 +289,7 @@ def read(path: Path) -> Report:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of the document."""
+    """Return the JSON Schema (2020-12) of the document."""
     made = msgspec.json.schema(Report)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 

@@ -133,7 +133,7 @@ def _numpy_peaks(threads: int) -> Iterator[dict[str, Any]]:
 
 
 def _fastest(function: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """Seconds of the fastest call: a peak is what the machine can do when nothing disturbs it."""
+    """Return the seconds of the fastest call: a peak is what the machine does when undisturbed."""
     function()
     wait()
     times: list[float] = []

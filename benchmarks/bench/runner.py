@@ -135,7 +135,9 @@ class _Bench:
         self._bounds = Bounds(limits.timeout or None, limits.memory_limit or None)
 
     def peaks(self) -> list[dict[str, Any]]:
-        """This machine's peaks at every device and number of threads; nothing where it fails."""
+        """Return this machine's peaks at every device and number of threads; nothing where it
+        fails.
+        """
         found: list[dict[str, Any]] = []
         for device, threads in self._points:
             self._tell(f"peaks of {device}")
@@ -265,7 +267,9 @@ class _Bench:
         return guidance.defaults[guidance.scale] if guidance.scale else 1.0
 
     def _repeats(self) -> int:
-        """Calls after the first: none where only the first image is asked about."""
+        """Return the number of calls after the first: none where only the first image is asked
+        about.
+        """
         steady = set(self.plan.settings.scenarios) - {"cold_start", "load", "compile", "first_call"}
         return self.plan.settings.repeats if steady else 0
 
@@ -355,8 +359,10 @@ def _record(bench: _Bench, each: Measured, folder: Path) -> CaseRecord:
 
 
 def _reference(bench: _Bench, case: Case) -> Measured | None:
-    """fp32 PyTorch at the same size, batch and steps, whatever its threads: on the CPU, or where
-    that was not measured, on what it was."""
+    """Return fp32 PyTorch at the same size, batch and steps, whatever its threads.
+
+    It ran on the CPU, or where that was not measured, on what it did.
+    """
     batch, height, width, _, steps = case.point
     found = [
         each

@@ -66,7 +66,10 @@ def summarise(rounds: Rounds, confidence: float = CONFIDENCE) -> Summary:
 
 
 def ratio(above: Rounds, below: Rounds, confidence: float = CONFIDENCE) -> Ratio:
-    """Median of `above` over median of `below`. With as many rounds they count as pairs."""
+    """Return the median of `above` over the median of `below`.
+
+    With as many rounds they count as pairs.
+    """
     first, second = _filled(above), _filled(below)
     drawn = _draw_rounds(len(first))
     paired = drawn if len(first) == len(second) else _draw_rounds(len(second), _SEED + 1)
@@ -80,7 +83,10 @@ def ratio(above: Rounds, below: Rounds, confidence: float = CONFIDENCE) -> Ratio
 def ratio_of_ratios(
     new: tuple[Rounds, Rounds], old: tuple[Rounds, Rounds], confidence: float = CONFIDENCE
 ) -> Ratio:
-    """(new case / new baseline) / (old case / old baseline): what changed beside the machine."""
+    """Return (new case / new baseline) / (old case / old baseline).
+
+    It is what changed beside the machine.
+    """
     parts = []
     for index, (case, baseline) in enumerate((new, old)):
         seed = _SEED + 10 * index
@@ -95,7 +101,8 @@ def ratio_of_ratios(
 
 
 def noise(rounds: Rounds) -> float:
-    """Half of the way between the smallest and the largest median of a round, over the median.
+    """Return half of the way between the smallest and the largest median of a round, over the
+    median.
 
     With one round, half of the way between the quartiles of its values.
     """
@@ -111,8 +118,11 @@ def noise(rounds: Rounds) -> float:
 
 
 def verdict(found: Ratio, *noises: float, threshold: float = 0.0) -> str:
-    """``more``, ``less`` or ``same``: a ratio that is nearer to 1 than the noise of what it
-    compares (and the threshold beyond it), or whose interval holds 1, says nothing."""
+    """Return ``more``, ``less`` or ``same``.
+
+    A ratio that is nearer to 1 than the noise of what it compares (and the threshold beyond it), or
+    whose interval holds 1, says nothing.
+    """
     margin = threshold + max(noises)
     if found.low > 1 and found.value > 1 + margin:
         return "more"
@@ -142,12 +152,12 @@ def _tails(confidence: float) -> tuple[float, float]:
 
 
 def _draw_rounds(count: int, seed: int = _SEED) -> Array:
-    """[resamples, rounds]: which rounds make a resample."""
+    """Return which rounds make a resample: [resamples, rounds]."""
     return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
 def _resampled(rounds: Rounds, drawn: Array, seed: int = _SEED + 2) -> Array:
-    """[resamples]: medians of values drawn from the drawn rounds."""
+    """Return medians of values drawn from the drawn rounds: [resamples]."""
     filled = _filled(rounds)
     sizes = np.array([len(each) for each in filled])
     width = min(int(sizes.max()), _MAX_VALUES)

@@ -318,7 +318,9 @@ def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
 
 
 def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[str, Any]:
-    """Images, the judge's score, counted operations; files are in the system's cache after it."""
+    """Return images, the judge's score, counted operations; files are in the system's cache after
+    it.
+    """
     import numpy as np
 
     case, guidance = request["case"], request["guidance_scale"]
@@ -377,8 +379,11 @@ def _build_engines(request: Mapping[str, Any]) -> float | None:
 
 
 def _device_memory(case: Mapping[str, Any]) -> int | None:
-    """Bytes on an NVIDIA GPU: PyTorch's own peak, else what the driver says that this process
-    holds in the end (engines keep what they have taken)."""
+    """Return the bytes on an NVIDIA GPU.
+
+    They are PyTorch's own peak, else what the driver says that this process holds in the end
+    (engines keep what they have taken).
+    """
     if "torch" in (case["engine"], case["backend"]):
         with suppress(Exception):
             import torch

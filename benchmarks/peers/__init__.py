@@ -185,7 +185,7 @@ def run(
 
 
 def environment() -> dict[str, str]:
-    """Environment variables for a peer: offline, without ours, and in English."""
+    """Return environment variables for a peer: offline, without ours, and in English."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     return kept | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "LC_ALL": "C.UTF-8"}
 

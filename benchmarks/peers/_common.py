@@ -150,7 +150,7 @@ class Peer:
         raise NotImplementedError
 
     def draw(self, loaded: Any, request: Request, stages: Stages) -> list[Any]:
-        """Pillow images."""
+        """Return the images that it draws, as Pillow has them."""
         raise NotImplementedError
 
     def watch(self, loaded: Any, stages: Stages) -> None:

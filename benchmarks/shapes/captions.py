@@ -147,7 +147,7 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def held_out_prompts(n: int, objects: int | None = None, seed: int = 0) -> list[Prompt]:
-    """``n`` prompts whose pictures were never trained on, no two with the same text.
+    """Return ``n`` prompts whose images were never trained on, no two with the same text.
 
     ``objects`` 1 or 2 gives prompts of that many shapes; ``None`` alternates between them.
     """

@@ -73,7 +73,7 @@ class ShapesJudge:
     (`latentc.runtimes.verification.judges`)."""
 
     def prompts(self, count: int) -> list[str]:
-        """Held-out prompts, half of them of one shape, the others of two."""
+        """Return held-out prompts, half of them of one shape, the others of two."""
         half = count // 2
         chosen = [*held_out_prompts(count - half, 1), *held_out_prompts(half, 2)]
         return [prompt.text for prompt in chosen]
@@ -179,7 +179,7 @@ def _other_parts_near(pixels: Pixels, part: Mask) -> Mask:
 
 
 def _fit(cover: Pixels, shape: str) -> tuple[float, str, Placed]:
-    """Overlap of ``cover`` with ``shape`` drawn at the same area and centre of mass."""
+    """Return the overlap of ``cover`` with ``shape`` drawn at the same area and centre of mass."""
     area_share, mid_x, mid_y = _moments(shape)
     area = float(cover.sum())
     rows, columns = np.mgrid[0:CANVAS, 0:CANVAS] + 0.5
@@ -193,7 +193,7 @@ def _fit(cover: Pixels, shape: str) -> tuple[float, str, Placed]:
 
 @cache
 def _moments(shape: str) -> tuple[float, float, float]:
-    """Area over squared diameter, and the centre of mass in diameters from the middle."""
+    """Return area over squared diameter, and the centre of mass in diameters from the middle."""
     middle, span = CANVAS / 2, 48.0
     drawn = coverage(Placed("", shape, span, middle, middle))
     rows, columns = np.mgrid[0:CANVAS, 0:CANVAS] + 0.5

@@ -93,7 +93,7 @@ def _point(case: CaseRecord) -> tuple[int, ...]:
 
 
 def _rows(report: Report, scenario: str, cases: Sequence[CaseRecord]) -> list[tuple[int, Row]]:
-    """(place in the report, row) of the cases that have this scenario, in the cases' order."""
+    """Return (place in the report, row) of the cases that have this scenario, in their order."""
     order = [case.id for case in cases]
     found = [
         (place, row)
@@ -200,7 +200,7 @@ def _memory(report: Report) -> Any:
 
 
 def _scaling(report: Report) -> Any:
-    """Curves over what varies: images per call, pixels, threads."""
+    """Return a figure of curves over what varies (images per call, pixels, threads), or None."""
     axes_of: dict[str, Callable[[CaseRecord], float]] = {
         "images in a call": lambda case: case.batch,
         "pixels": lambda case: case.height * case.width,
@@ -241,7 +241,7 @@ def _tick(name: str, case: CaseRecord) -> str:
 
 
 def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, list[CaseRecord]]:
-    """Cases that differ in one thing only, and at the first value of all others."""
+    """Return the cases that differ in one thing only, and are at the first value of all others."""
     first = next(case for case in report.cases)
     found: dict[str, list[CaseRecord]] = {}
     for case in report.cases:
@@ -299,7 +299,7 @@ def _seconds_axis(axis: Any) -> None:
 
 
 def _room(axis: Any) -> None:
-    """Room for the labels at the ends of the bars."""
+    """Leave room for the labels at the ends of the bars."""
     axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
 
 

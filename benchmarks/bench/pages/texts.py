@@ -21,7 +21,7 @@ def seconds(value: float) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, never an exponent."""
+    """Return a number with three significant digits, never an exponent."""
     if value >= 100 or value == 0:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -38,7 +38,7 @@ def percent(value: float) -> str:
 
 
 def mebibytes(value: float) -> str:
-    """Bytes as MiB, or as GiB from one GiB on."""
+    """Return bytes as a text in MiB, or in GiB from one GiB on."""
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
