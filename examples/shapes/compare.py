@@ -45,7 +45,7 @@ def draw(pipe: latentc.Pipeline, prompts: list[Prompt], steps: int, seed: int) -
 
 
 def score(images: list[Image.Image], prompts: list[Prompt]) -> float:
-    """Percentage of the images with which the judge agrees."""
+    """Return the percentage of the images with which the judge agrees."""
     right = sum(not reasons(image, prompt) for image, prompt in zip(images, prompts, strict=True))
     return 100 * right / len(prompts)
 

@@ -49,13 +49,15 @@ def spec_at(seed: int, index: int) -> tuple[Spec, np.random.Generator]:
 
 
 def image_at(seed: int, index: int) -> NDArray[np.uint8]:
-    """Training image ``index``: uint8 [64, 64, 3]."""
+    """Return training image ``index``: uint8 [64, 64, 3]."""
     spec, rng = spec_at(seed, index)
     return np.asarray(render(place_scene(spec, rng)))
 
 
 def autoencoder_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [size, 3, 64, 64] from -1 to 1, and where their latents [size, 4, 16, 16] belong.
+    """Return images [size, 3, 64, 64] from -1 to 1, and where their latents belong.
+
+    The latents are [size, 4, 16, 16].
 
     Half are crowded with shapes at random places: they have far more edges to learn from
     than the training images, which are mostly background.
@@ -70,7 +72,7 @@ def autoencoder_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, to
 
 
 def to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Images uint8 [n, 64, 64, 3] to float32 [n, 3, 64, 64] from -1 to 1."""
+    """Return images uint8 [n, 64, 64, 3] as float32 [n, 3, 64, 64] from -1 to 1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -99,7 +101,7 @@ def encode_all(
 def denoiser_batch(
     latents: Latents, tokenizer: CLIPTokenizer, seed: int, step: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [size, 4, 16, 16] and token ids [size, 77], captions worded afresh."""
+    """Return latents [size, 4, 16, 16] and token ids [size, 77], captions worded afresh."""
     rng = np.random.default_rng([seed, 3, step])
     chosen = rng.integers(len(latents.specs), size=size)
     texts = [
@@ -110,7 +112,7 @@ def denoiser_batch(
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids int64 [n, 77], padded as the pipeline pads them."""
+    """Return token ids int64 [n, 77], padded as the pipeline pads them."""
     encoded = tokenizer(
         texts,
         padding="max_length",

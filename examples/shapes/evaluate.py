@@ -72,7 +72,7 @@ def evaluate(
 
 
 def share_right(results: list[Result]) -> float:
-    """Share of the images that agree with their prompts, from 0 to 1."""
+    """Return the share of the images that agree with their prompts, from 0 to 1."""
     return sum(not result.faults for result in results) / max(len(results), 1)
 
 

@@ -37,7 +37,7 @@ IMAGES = 2048
 
 @torch.no_grad()
 def latents_of(pipe: Any, count: int) -> tuple[torch.Tensor, list[Any]]:
-    """Scaled latents [count, 4, 16, 16] of hollow training images, and what they show."""
+    """Return scaled latents [count, 4, 16, 16] of hollow training images, and what they show."""
     specs, chunks = [], []
     for start in tqdm(range(0, count, 64), desc="encode", unit="batch"):
         images = []
@@ -87,7 +87,7 @@ def _loss(
     rng: np.random.Generator,
     batch: int,
 ) -> torch.Tensor:
-    """That of the denoiser's own training, see `stages.train_denoiser`."""
+    """Return the loss of the denoiser's own training, see `stages.train_denoiser`."""
     chosen = rng.integers(len(specs), size=batch)
     texts = [
         "" if rng.random() < CAPTION_DROPOUT else caption(specs[int(i)], rng).text for i in chosen

@@ -41,7 +41,7 @@ class Sizes:
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
-    """Images [n, 3, 64, 64] from -1 to 1, latents [n, 4, 16, 16]."""
+    """Return an autoencoder for images [n, 3, 64, 64] from -1 to 1, with latents [n, 4, 16, 16]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -54,7 +54,9 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
 
 
 def build_denoiser(sizes: Sizes) -> UNet2DConditionModel:
-    """Latents [n, 4, 16, 16], timesteps [n] and text states [n, 77, width] to latents."""
+    """Return a denoiser: latents [n, 4, 16, 16], timesteps [n] and text states [n, 77, width] to
+    latents.
+    """
     down = ["CrossAttnDownBlock2D" if on else "DownBlock2D" for on in sizes.attention]
     up = ["CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(sizes.attention)]
     return UNet2DConditionModel(
@@ -72,7 +74,7 @@ def build_denoiser(sizes: Sizes) -> UNet2DConditionModel:
 
 
 def build_text_encoder(sizes: Sizes, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Token ids [n, 77] to states [n, 77, width]."""
+    """Return a text encoder: token ids [n, 77] to states [n, 77, width]."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.text_width,

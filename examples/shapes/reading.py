@@ -39,14 +39,14 @@ def answers(spec: Spec | None) -> list[int]:
 
 
 def reading_head(width: int) -> nn.Linear:
-    """States [..., width] to the scores of all groups side by side."""
+    """Return a head: states [..., width] to the scores of all groups side by side."""
     return nn.Linear(width, sum(_GROUPS))
 
 
 def reading_batch(
     tokenizer: CLIPTokenizer, seed: int, step: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [size, 77] and answers [size, 7] for captions of training images."""
+    """Return token ids [size, 77] and answers [size, 7] for captions of training images."""
     rng = np.random.default_rng([seed, 4, step])
     texts, right = [], []
     for _ in range(size):

@@ -88,7 +88,7 @@ def autoencoder_loss(
     noise: torch.Tensor,
     settings: Settings,
 ) -> torch.Tensor:
-    """Absolute error of pixels and of their differences, and light pulls on the latents.
+    """Return the error of pixels and of their differences, and light pulls on the latents.
 
     One pull is towards a unit normal, as usual; the other towards ``layout`` [n, 4, 16, 16], so
     that colours lie apart.  ``images`` [n, 3, 64, 64] from -1 to 1, ``noise`` like ``layout``

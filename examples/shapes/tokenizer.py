@@ -29,7 +29,7 @@ def byte_symbols() -> list[str]:
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first, until each word is a single symbol."""
+    """Return byte-pair merges, most frequent pair first, until each word is a single symbol."""
     pieces = [[*word[:-1], word[-1] + _WORD_END] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(parts) > 1 for parts in pieces):

@@ -28,7 +28,7 @@ class Worker:
         return self.rank == 0
 
     def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """This worker's rows of a batch that every worker has drawn alike."""
+        """Return this worker's rows of a batch that every worker has drawn alike."""
         return batch[self.rank :: self.count]
 
     def wait(self) -> None:
