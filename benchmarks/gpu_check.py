@@ -235,11 +235,13 @@ def _record(
     yield from _table(("", ""), list(facts.items()))
     yield ""
     heads = ("Build", "Engine", "Component", "Latents", "Image, of 255", "s per image", "")
-    yield from _table(heads, [_row(each) for each in outcomes])
+    yield from _table(heads, [_row(outcome) for outcome in outcomes])
     skipped = [each for each in outcomes if each.reason]
     if skipped:
         yield ""
-        yield from (f"- {each.case.name}, {each.verdict}: {each.reason}" for each in skipped)
+        yield from (
+            f"- {outcome.case.name}, {outcome.verdict}: {outcome.reason}" for outcome in skipped
+        )
     yield ""
 
 

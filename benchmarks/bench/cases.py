@@ -197,7 +197,7 @@ def read(path: Path) -> CaseFile:
     document = tomllib.loads(text)
     _refuse_unknown(f"{path}", document, _TOP)
     groups = document.get("case", [])
-    if not isinstance(groups, list) or not all(isinstance(each, dict) for each in groups):
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise InputError(f"{path}: cases are written as [[case]]")
     return CaseFile(
         groups=tuple(_group(f"{path}, [[case]] {i}", each) for i, each in enumerate(groups, 1)),

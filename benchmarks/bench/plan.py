@@ -192,7 +192,7 @@ def _source(manifest: Manifest, given: Path | None, needed: bool) -> tuple[Path 
     from latentc.exporter.source.resolving import resolve
 
     if needed and manifest.source.ingredients:
-        names = ", ".join(each.id for each in manifest.source.ingredients)
+        names = ", ".join(ingredient.id for ingredient in manifest.source.ingredients)
         raise SourceError(
             f"{names} went into the bundle beside {manifest.source.id}, which no folder alone is: "
             "leave PyTorch and peers out with --baseline none"

@@ -38,7 +38,7 @@ def measure(device: str = "cpu", threads: int = 0) -> list[dict[str, Any]]:
 def best(records: Sequence[Sequence[Mapping[str, Any]]]) -> list[Peak]:
     """Return the best of several measurements of the same peaks."""
     found: dict[tuple[str, int, str], Peak] = {}
-    for record in (each for measured in records for each in measured):
+    for record in (measurement for measured in records for measurement in measured):
         peak = Peak(**record)
         key = peak.device, peak.threads, peak.name
         if key not in found or found[key].value < peak.value:

@@ -93,7 +93,10 @@ def run(
         peaks.append(bench.peaks())
         best = roofline.best(peaks)
         operations = _operations(bench.measured.values())
-        records = [_record(bench, each, output / "images") for each in bench.measured.values()]
+        records = [
+            _record(bench, measurement, output / "images")
+            for measurement in bench.measured.values()
+        ]
         rows = _rows(bench.measured, plan, best, operations)
     after = this_machine()
     notes = [*plan.notes, *_notes(plan, bench, before.load)]
@@ -153,11 +156,15 @@ class _Bench:
     def warm_up(self) -> None:
         """Run every case once, not timed: images, score, operations; files come into the cache."""
         counted: set[tuple[int, ...]] = set()
-        for each in self.measured.values():
-            point = each.case.point[:3] + each.case.point[4:]
-            count = each.case.variant == "torch" and each.case.on_cpu and point not in counted
-            self._one(each, WARM_UP, count)
-            if count and each.operations:
+        for measurement in self.measured.values():
+            point = measurement.case.point[:3] + measurement.case.point[4:]
+            count = (
+                measurement.case.variant == "torch"
+                and measurement.case.on_cpu
+                and point not in counted
+            )
+            self._one(measurement, WARM_UP, count)
+            if count and measurement.operations:
                 counted.add(point)
 
     def rounds(self) -> None:
@@ -365,12 +372,17 @@ def _reference(bench: _Bench, case: Case) -> Measured | None:
     """
     batch, height, width, _, steps = case.point
     found = [
-        each
-        for each in bench.measured.values()
-        if (each.case.engine, each.case.variant) == ("torch", "torch")
-        and (each.case.batch, each.case.height, each.case.width, each.case.steps)
+        measurement
+        for measurement in bench.measured.values()
+        if (measurement.case.engine, measurement.case.variant) == ("torch", "torch")
+        and (
+            measurement.case.batch,
+            measurement.case.height,
+            measurement.case.width,
+            measurement.case.steps,
+        )
         == (batch, height, width, steps)
-        and each.images
+        and measurement.images
     ]
     return min(found, key=lambda each: not each.case.on_cpu, default=None)
 
@@ -501,9 +513,9 @@ def _limit(
 
 def _operations(measured: Iterable[Measured]) -> list[Operations]:
     found: dict[tuple[str, int, int, int, int], Operations] = {}
-    for each in measured:
-        case = each.case
-        for stage, (count, weights, transfers) in (each.operations or {}).items():
+    for measurement in measured:
+        case = measurement.case
+        for stage, (count, weights, transfers) in (measurement.operations or {}).items():
             key = stage, case.batch, case.height, case.width, case.steps
             found[key] = Operations(
                 component=stage, batch=case.batch, height=case.height, width=case.width,

@@ -141,7 +141,7 @@ def pooled(rounds: Rounds) -> Array:
 
 
 def _filled(rounds: Rounds) -> list[Sequence[float]]:
-    filled = [each for each in rounds if len(each)]
+    filled = [round_values for round_values in rounds if len(round_values)]
     if not filled:
         raise ValueError("no values to summarise")
     return filled

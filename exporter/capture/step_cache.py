@@ -202,7 +202,7 @@ def _used(graph: Graph, symbols: Mapping[str, int]) -> set[str]:
     inputs = {n: v.requires_grad_() for n, v in example_inputs(graph, symbols).items()}
     with torch.enable_grad():
         outputs = graph.module.eval()(**inputs)
-        total = torch.stack([each.sum() for each in outputs]).sum()
+        total = torch.stack([output.sum() for output in outputs]).sum()
         gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
     pairs: Iterable[tuple[str, Any]] = zip(inputs, gradients, strict=True)  # stubs deny None
     used = {name for name, gradient in pairs if gradient is not None}

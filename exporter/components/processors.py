@@ -50,7 +50,7 @@ class Cropped(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         places = [torch.arange(side, dtype=torch.float32) for side in image.shape[2:]]
-        sides = [each.amax(dim=0, keepdim=True) + 1.0 for each in places]
+        sides = [place.amax(dim=0, keepdim=True) + 1.0 for place in places]
         shorter, longer = torch.minimum(*sides), torch.maximum(*sides)
         # The half keeps a quotient that is a whole number from becoming a little less.
         enlarged = torch.floor((self.shorter * longer + 0.5) / shorter)

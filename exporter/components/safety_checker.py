@@ -78,7 +78,7 @@ def with_safety_checker(
     if checker is None:
         return tuple(graphs), tuple(programs)
     graph = _graph(pipe, checker)
-    checked = (with_postprocessor(each, graph.component, {_FLAG: FLAGS}) for each in programs)
+    checked = (with_postprocessor(program, graph.component, {_FLAG: FLAGS}) for program in programs)
     return (*graphs, graph), tuple(checked)
 
 

@@ -149,7 +149,7 @@ class Unpadded(torch.nn.Module):
 def multiple_of(unet: Any) -> int:
     """Return what latent height and width must be multiples of, for diffusers to run the UNet: 1
     where each block passes the size of its skip connections on to its upsampler."""
-    blocks = [each for each in unet.up_blocks if getattr(each, "upsamplers", None)]
+    blocks = [block for block in unet.up_blocks if getattr(block, "upsamplers", None)]
     passed_on = all(type(each).__name__ in _SIZED_BLOCKS for each in blocks)
     return 1 if passed_on else size_multiple(unet)
 

@@ -97,7 +97,7 @@ class Attention(torch.nn.Module):
         parts = [each.unflatten(2, (own.heads, -1)) for each in (query, key, own.to_v(states))]
         if rotary_emb is not None:
             parts[:2] = [_turned(each, *rotary_emb) for each in parts[:2]]
-        heads = [each.transpose(1, 2) for each in parts]
+        heads = [part.transpose(1, 2) for part in parts]
         made = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2, 3)
         result: torch.Tensor = own.to_out[0](made)
         return result

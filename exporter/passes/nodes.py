@@ -42,7 +42,7 @@ def _values(arguments: Any) -> Any:
     if isinstance(arguments, tuple):
         return tuple(_values(each) for each in arguments)
     if isinstance(arguments, list):  # the graph's own lists cannot be changed
-        return [_values(each) for each in arguments]
+        return [_values(argument) for argument in arguments]
     if isinstance(arguments, dict):
         return {name: _values(each) for name, each in arguments.items()}
     return arguments

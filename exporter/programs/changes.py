@@ -96,8 +96,8 @@ def _default_of(argument: Argument) -> int:
 
 def usual_steps(program: Program) -> int:
     """Return the step count of a call that asks for none."""
-    numbers = (each for each in program.arguments if isinstance(each, Numbers))
-    return int(next(each.default[0] for each in numbers if each.name == STEPS))
+    numbers = (argument for argument in program.arguments if isinstance(argument, Numbers))
+    return int(next(number.default[0] for number in numbers if number.name == STEPS))
 
 
 def nearest(planned: Sequence[int], usual: int) -> int:

@@ -93,7 +93,7 @@ def told_by(
         programs: all whose loops may follow the scheduler.
     """
     even = record_of(pipeline_class).even_sigmas
-    variance = all(loop_of(each).state.variance is not None for each in programs)
+    variance = all(loop_of(program).state.variance is not None for program in programs)
     if shift is None:
         return Told(even, variance=variance)
     fixed = [side for side in sample.shape[2:] if isinstance(side, int)]

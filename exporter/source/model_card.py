@@ -138,7 +138,7 @@ def _joined(value: Any) -> str | None:
 def _texts(value: Any) -> tuple[str, ...]:
     """Return the texts of a value that is one, or a list with some; other values say nothing."""
     listed = value if isinstance(value, list) else [value]
-    bounded = [_bounded(each) for each in listed if isinstance(each, str)]
+    bounded = [_bounded(item) for item in listed if isinstance(item, str)]
     return tuple(each for each in bounded if each)
 
 

@@ -240,7 +240,7 @@ def _load_file(source: PipelineSource) -> Any:
 
     absent = _absent(source)
     classes = [_find_class(*named) for named in source.parts.values()]
-    with quiet_loading(), weights.as_stored(*(each for each in classes if each)):
+    with quiet_loading(), weights.as_stored(*(class_name for class_name in classes if class_name)):
         return single_file.load(source.file, source.pipeline_class, absent)
 
 
@@ -387,7 +387,7 @@ def load_model(cls: Any, folder: Path, variant: str | None) -> Any:
 
     files = model_files.required(folder, _library(cls), variant)
     try:
-        dtype = weights.stored_type(files if all(each.suffix == SAFE for each in files) else ())
+        dtype = weights.stored_type(files if all(file.suffix == SAFE for file in files) else ())
         with weights.as_stored(cls):
             model, info = cls.from_pretrained(
                 folder,

@@ -72,7 +72,9 @@ def _below_floor(manifest: Manifest, options: ExportOptions) -> list[str]:
 
 def _is_large(build: Build) -> bool:
     """Return whether a build's components should not all be in memory at once to be verified."""
-    files = {file.path: file.size for each in build.artifacts.values() for file in each.files}
+    files = {
+        file.path: file.size for artifact in build.artifacts.values() for file in artifact.files
+    }
     return sum(files.values()) >= LARGE_BUILD
 
 

@@ -447,7 +447,9 @@ def _adapt(small: Any, unet: Any, widths: _Widths) -> None:
     from diffusers.models.embeddings import MultiIPAdapterImageProjection
 
     layers = [_projection(each, widths) for each in unet.encoder_hid_proj.image_projection_layers]
-    adapted = [each for each in unet.attn_processors.values() if hasattr(each, "to_k_ip")]
+    adapted = [
+        processor for processor in unet.attn_processors.values() if hasattr(processor, "to_k_ip")
+    ]
     processors = {
         name: own if name.endswith("attn1.processor") else _looking(small, name, adapted[0])
         for name, own in small.attn_processors.items()

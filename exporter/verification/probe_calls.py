@@ -24,7 +24,7 @@ _LATENTS = 3  # along axes that are no sides: a first frame, one after it, and o
 def arguments_of(program: Program) -> dict[str, str | float | bool]:
     """Return texts and numbers of a call, without any for the negative prompt, and sizes that are
     no sides, such as the number of frames."""
-    names = {each.name for each in program.arguments if isinstance(each, Numbers)}
+    names = {argument.name for argument in program.arguments if isinstance(argument, Numbers)}
     numbers = {**GUIDANCE, **({} if masks_of(program) else _STRENGTH)}
     arguments: dict[str, str | float | bool] = {**texts_of(program)}
     arguments |= {name: value for name, value in numbers.items() if name in names}
@@ -58,7 +58,7 @@ def rows_of(program: Program, count: int) -> dict[str, list[float]]:
 
 def texts_of(program: Program) -> dict[str, str]:
     """Return the texts that a call must have, and others for those that fall back to them."""
-    texts = [each for each in program.arguments if isinstance(each, Text)]
+    texts = [argument for argument in program.arguments if isinstance(argument, Text)]
     prompts = [
         text.name
         for text in texts
@@ -72,11 +72,11 @@ def negatives_of(program: Program) -> tuple[str, ...]:
     """Return the texts that a call may leave out and that no other text stands for: what guidance
     leads away from."""
     return tuple(
-        each.name
-        for each in program.arguments
-        if isinstance(each, Text)
-        and each.fallback is None
-        and (each.optional or each.default is not None)
+        argument.name
+        for argument in program.arguments
+        if isinstance(argument, Text)
+        and argument.fallback is None
+        and (argument.optional or argument.default is not None)
     )
 
 
@@ -101,7 +101,7 @@ def images_of(program: Program, height: int, width: int, count: int = 1) -> dict
 
 def size_of(program: Program) -> SizeOf | None:
     """Return the image whose size a call has that asks for none."""
-    return next((each.of for each in program.symbols.values() if each.of is not None), None)
+    return next((symbol.of for symbol in program.symbols.values() if symbol.of is not None), None)
 
 
 def enlarges(program: Program) -> int:
@@ -112,12 +112,12 @@ def enlarges(program: Program) -> int:
 
 def masks_of(program: Program) -> list[str]:
     """Return the masks that a call gives."""
-    return [each.name for each in program.arguments if isinstance(each, Mask)]
+    return [argument.name for argument in program.arguments if isinstance(argument, Mask)]
 
 
 def takes_images(program: Program) -> bool:
     """Return whether a call gives images."""
-    return any(isinstance(each, Image | Mask) for each in program.arguments)
+    return any(isinstance(argument, Image | Mask) for argument in program.arguments)
 
 
 def probe_image(height: int, width: int, number: int = 0) -> Any:

@@ -116,8 +116,10 @@ class Comparison:
 def recorded(comparisons: Sequence[Comparison]) -> tuple[ProgramCheck, ...]:
     """Return what the manifest says of comparisons, by program, in their order."""
     calls: dict[tuple[str, str], list[ProgramCall]] = {}
-    for each in comparisons:
-        calls.setdefault((each.program.name, each.against), []).append(each.record())
+    for comparison in comparisons:
+        calls.setdefault((comparison.program.name, comparison.against), []).append(
+            comparison.record()
+        )
     return tuple(ProgramCheck(*key, tuple(records)) for key, records in calls.items())
 
 
@@ -227,9 +229,11 @@ def _refuse_broken(comparisons: Sequence[Comparison], done: Sequence[Comparison]
         ExportError: naming the call.
     """
     taken = {(each.program.name, each.shape) for each in done if each.refused is None}
-    for each in comparisons:
-        if each.refused is not None and (each.program.name, each.shape) in taken:
-            raise ExportError(f"diffusers cannot run its {each.program.name}: {each.refused}")
+    for comparison in comparisons:
+        if comparison.refused is not None and (comparison.program.name, comparison.shape) in taken:
+            raise ExportError(
+                f"diffusers cannot run its {comparison.program.name}: {comparison.refused}"
+            )
 
 
 def _judge(comparison: Comparison) -> None:
@@ -297,7 +301,9 @@ def _ways(shape: Shape) -> Iterator[Shape]:
 def _steps(ours: Pipeline, program: Program) -> dict[str, Any]:
     """Return a step count of which `_STEPS` or more are run at the program's own strength, else the
     largest that there is; and the whole strength, where its own one leaves none of those."""
-    numbers = {each.name: each for each in program.arguments if isinstance(each, Numbers)}
+    numbers = {
+        argument.name: argument for argument in program.arguments if isinstance(argument, Numbers)
+    }
     strength = float(numbers["strength"].default[0]) if "strength" in numbers else 1.0
     counts = ours.manifest.schedule(ours.scheduler).steps
     enough = [count for count in counts if int(count * strength) >= _STEPS]
@@ -311,7 +317,7 @@ def _several(program: Program, shape: Shape) -> dict[str, Any]:
     rows = rows_of(program, shape.prompts * shape.images)
     if rows:
         return rows
-    if any(isinstance(each, Text) for each in program.arguments):
+    if any(isinstance(argument, Text) for argument in program.arguments):
         return {SEVERAL[emit_of(program).kind]: shape.images}
     return {"batch_size": shape.prompts * shape.images}
 
@@ -384,5 +390,5 @@ def _arguments(
         theirs, negatives = class_of(subject.pipe, program.name), [*_NEGATIVES[: shape.prompts]]
         names = (name for name in negatives_of(program) if takes(theirs, name))
         arguments |= dict.fromkeys(names, negatives)
-    numbers = {each.name for each in program.arguments if isinstance(each, Numbers)}
+    numbers = {argument.name for argument in program.arguments if isinstance(argument, Numbers)}
     return arguments | {name: value for name, value in GUIDANCE.items() if name in numbers}

@@ -145,7 +145,7 @@ class Backend(ABC):
     @classmethod
     def loads(cls, build: Build) -> bool:
         """Return whether this backend can load a build: its target, and each graph's precision."""
-        precisions = {split_passes(each.precision)[0] for each in build.artifacts.values()}
+        precisions = {split_passes(artifact.precision)[0] for artifact in build.artifacts.values()}
         return build.target in cls.targets and not precisions & set(cls.lacks)
 
     @abstractmethod

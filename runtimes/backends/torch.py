@@ -171,7 +171,7 @@ class TorchSession(Session):
             yield
             return
         switches = (self._torch.backends.cudnn.conv, self._torch.backends.cuda.matmul)
-        before = [each.fp32_precision for each in switches]
+        before = [switch.fp32_precision for switch in switches]
         try:
             for each in switches:
                 each.fp32_precision = "ieee"

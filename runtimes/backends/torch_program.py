@@ -210,7 +210,7 @@ class _Builder:
         for spec in document.signature.output_specs:
             if spec.user_output.arg.as_tensor is msgspec.UNSET:
                 raise BundleError(f"{self._archive.name}: an output that is no tensor")
-        outputs = [self._value(self._named(each)) for each in document.graph.outputs]
+        outputs = [self._value(self._named(output)) for output in document.graph.outputs]
         self._graph.output(tuple(outputs))
         module = self.torch.fx.GraphModule(self._module, self._graph)
         metas = document.graph.tensor_values
@@ -263,18 +263,20 @@ class _Builder:
         keywords: dict[str, Any] = {}
         schema = getattr(target, "_schema", None)
         known = {argument.name for argument in schema.arguments} if schema is not None else set()
-        for each in node.inputs:
-            value = self._argument(each.arg)
-            if each.kind != _KEYWORD:
+        for passed in node.inputs:
+            value = self._argument(passed.arg)
+            if passed.kind != _KEYWORD:
                 arguments.append(value)
-            elif each.name in known:
-                keywords[each.name] = value
+            elif passed.name in known:
+                keywords[passed.name] = value
             else:
-                raise BundleError(f"{self._archive.name}: {node.target} takes no {each.name!r:.50}")
+                raise BundleError(
+                    f"{self._archive.name}: {node.target} takes no {passed.name!r:.50}"
+                )
         if node.target in _CHECKS:
             self._graph.call_function(_CHECKS[node.target], tuple(arguments), keywords)
         called = self._graph.call_function(target, tuple(arguments), keywords)
-        names = [_results(each) for each in node.outputs]
+        names = [_results(output) for output in node.outputs]
         if len(names) == 1 and isinstance(names[0], str):
             self._name(names[0], called)
             return
@@ -395,12 +397,12 @@ def _results(argument: Argument) -> str | list[str] | None:
 
 def _keywords(calls: Sequence[archives.Call]) -> list[str]:
     """Return the names that the program's inputs are passed by, in the order of the graph's."""
-    whole = next((each.signature for each in calls if each.fqn == ""), None)
+    whole = next((call.signature for call in calls if call.fqn == ""), None)
     if whole is None:
         raise BundleError("a program that does not say how it is called")
     _, tree = msgspec.json.decode(whole.in_spec, type=tuple[int, archives.Tree])
     positional, named = tree.children_spec
-    leaves = [each for each in named.children_spec if each.type is None]
+    leaves = [child for child in named.children_spec if child.type is None]
     if positional.children_spec or named.type != "builtins.dict" or named.context is None:
         raise BundleError("a program that is not called by names alone")
     names = msgspec.json.decode(named.context, type=list[str])

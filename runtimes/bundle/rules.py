@@ -103,12 +103,12 @@ def _position_problems(
     total = sum(columns.values())
     if made is None or not columns or min(columns.values()) < 1 or None in inputs:
         yield f"{component.name}: bad positions of {output!r}"
-    elif {(*each.shape[1:], total) for each in inputs if each} != {made.shape[1:]}:
+    elif {(*feed.shape[1:], total) for feed in inputs if feed} != {made.shape[1:]}:
         yield f"{component.name}: the positions of {output!r} do not make {list(made.shape)}"
 
 
 def _tokenizer_problems(manifest: Document) -> Iterator[str]:
-    yield from _duplicates("tokenizer", [each.name for each in manifest.tokenizers])
+    yield from _duplicates("tokenizer", [tokenizer.name for tokenizer in manifest.tokenizers])
     for each in manifest.tokenizers:
         most = _MOST_WORDS if each.vocabulary is None else each.vocabulary
         ids = (*each.before, *each.after, each.pad)
@@ -132,7 +132,7 @@ def _program_problems(manifest: Document) -> Iterator[str]:
         return
     yield from _duplicates("program", [program.name for program in programs])
     graphs = {component.name: component for component in manifest.components}
-    tokenizers = {each.name: each for each in manifest.tokenizers}
+    tokenizers = {tokenizer.name: tokenizer for tokenizer in manifest.tokenizers}
     for program in programs:
         own = chain(checker.problems(program, graphs), _id_problems(program, graphs, tokenizers))
         for problem in own:

@@ -157,10 +157,10 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
         "image_encoder": sides | {"batch": 1},
     }
     return {
-        each.name: values[each.role]
-        | ({"batch": rows[each.name]} if each.name in rows else {})
-        | dict(lengths.get(each.name, {}))
-        for each in manifest.components
+        component.name: values[component.role]
+        | ({"batch": rows[component.name]} if component.name in rows else {})
+        | dict(lengths.get(component.name, {}))
+        for component in manifest.components
     }
 
 
@@ -168,7 +168,7 @@ def _run_on_images(manifest: Manifest) -> set[str]:
     """Return the components that the first program runs on a row for each image that is made,
     outside of its loops."""
     program = manifest.programs[0]
-    types = types_of(program, {each.name: each for each in manifest.components})
+    types = types_of(program, {component.name: component for component in manifest.components})
     runs = (step for step in program.steps if isinstance(step, Run))
     kinds = {run.component: {types[value].rows for value in run.feeds.values()} for run in runs}
     # What looks at images of the call gets one of them at a time.
@@ -207,7 +207,7 @@ def ranges(
             inner[name] = _triple(side(limits, symbol.argument, value) for value in values)
     conditioning = {n: (v, v, 2 * v) for n, v in conditioning_symbols(everything).items()}
     texts = _spans_of_texts(everything, lengths)
-    made_of_texts = [conditioning_symbols(everything, each) for each in texts]
+    made_of_texts = [conditioning_symbols(everything, text) for text in texts]
     conditioning |= {
         name: _triple((*(each[name] for each in made_of_texts[:2]), 2 * made_of_texts[2][name]))
         for name in made_of_texts[0].keys() - conditioning.keys()
@@ -354,8 +354,11 @@ def of_longest_texts(manifest: Manifest) -> dict[str, dict[str, int]]:
     made = conditioning_symbols(manifest.components, lengths)
     looped = {name: value for name, value in made.items() if name not in settled}
     return {
-        each.name: {**lengths.get(each.name, {}), **(looped if each.role in _LOOPED else {})}
-        for each in manifest.components
+        component.name: {
+            **lengths.get(component.name, {}),
+            **(looped if component.role in _LOOPED else {}),
+        }
+        for component in manifest.components
     }
 
 

@@ -408,13 +408,15 @@ class Document(_Base, frozen=True, dict=True):
     @cached_property
     def fixed_schedules(self) -> frozenset[str]:
         """Return the names of schedules that loops follow in every call."""
-        plans = (loop.plan.fixed for each in self.programs for loop in form.loops_of(each))
+        plans = (loop.plan.fixed for program in self.programs for loop in form.loops_of(program))
         return frozenset(name for name in plans if name is not None)
 
     @property
     def offered(self) -> tuple[Schedule, ...]:
         """Return the schedules that a call may ask for."""
-        return tuple(each for each in self.schedules if each.name not in self.fixed_schedules)
+        return tuple(
+            schedule for schedule in self.schedules if schedule.name not in self.fixed_schedules
+        )
 
     def of_role(self, role: Role) -> list[Component]:
         """Return the components of a role."""
@@ -443,5 +445,7 @@ class Document(_Base, frozen=True, dict=True):
     def sample(self) -> TensorSpec:
         """Return the form of what the denoiser of the first program is given."""
         loop = form.loop_of(self.programs[0])
-        (denoiser,) = (each for each in self.components if each.name == loop.denoiser)
+        (denoiser,) = (
+            component for component in self.components if component.name == loop.denoiser
+        )
         return denoiser.inputs[loop.state.input]

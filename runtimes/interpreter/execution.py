@@ -159,7 +159,7 @@ class Execution:
             else:
                 columns += [(number,) for number in call.numbers[part]]
         rows = call.prompts if kind == Rows.PROMPTS else 1
-        every = [np.broadcast_to(np.array(each, np.float32), rows) for each in columns]
+        every = [np.broadcast_to(np.array(column, np.float32), rows) for column in columns]
         self._put(statement.gives, np.stack(every, axis=1), kind)
 
     def _encode_texts(self) -> None:
@@ -179,7 +179,9 @@ class Execution:
 
     def _draw(self, statement: form.Noise) -> None:
         dimensions = [parse(each) for each in statement.shape]
-        shape = [each.value(self.call.symbols) for each in dimensions if each is not None]
+        shape = [
+            dimension.value(self.call.symbols) for dimension in dimensions if dimension is not None
+        ]
         rows, kind = self.call.made, Rows.IMAGES
         several = not isinstance(self._generators, noise.Generator)
         if statement.rows and not (several and statement.each_made):
@@ -202,7 +204,7 @@ class Execution:
         """Run a component; one that looks at images of the call gets one row at a time, since the
         images of a call may be many, and large."""
         call, name = self.call, statement.component
-        values = [self.values[each] for each in statement.feeds.values()]
+        values = [self.values[feed] for feed in statement.feeds.values()]
         arrays, kind = together(values, call.made, call.images_per_prompt)
         feeds = dict(zip(statement.feeds, arrays, strict=True))
         types = call.facts.types

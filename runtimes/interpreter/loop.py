@@ -170,7 +170,7 @@ class LoopRun:
         self._sessions = sessions
         self._held = held
         self.branches = live_branches(call, loop)
-        self._base = next(each for each in self.branches if not each.push)
+        self._base = next(branch for branch in self.branches if not branch.push)
         types = call.facts.types
         self._packing = Packing(
             inputs=tuple(state.input for state in loop.states),
@@ -237,7 +237,7 @@ class LoopRun:
     ) -> Array:
         """Draw noise for each state in turn; of views, for one after the other."""
         if views is None:
-            return self._packing.packed([noise.draw(generators, each.shape) for each in states])
+            return self._packing.packed([noise.draw(generators, state.shape) for state in states])
         shapes = [states[0][..., rows, columns].shape for rows, columns in views]
         return np.concatenate([noise.draw(generators, shape) for shape in shapes])
 
@@ -302,7 +302,7 @@ class LoopRun:
         amount = 0.0 if rescale is None else self._call.number(rescale)
         if amount != 0.0:
             adjustments.append(Rescale(amount, self.branches.index(self._base)))
-        names = [each.name for each in self.branches]
+        names = [branch.name for branch in self.branches]
         if combine is not None and {*combine.feeds.values()} <= {GUIDED, *names}:
             session = self._held.enter_context(self._sessions.using(combine.component))
             places = {
@@ -373,7 +373,7 @@ class LoopRun:
             for name, feed in self._feeds(self._base).items()
             if isinstance(feed, During)
         }
-        if all(each.all() for each in windows.values()):
+        if all(window.all() for window in windows.values()):
             return [{}] * count
         return [
             {

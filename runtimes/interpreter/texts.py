@@ -181,7 +181,7 @@ class Reader:
         """Return the chunks that one encoder is run on."""
         inputs = [*runs[0].feeds]
         statements = [self._statements[runs[0].feeds[name]] for name in inputs]
-        tokenizers = [each.tokenizer for each in statements]
+        tokenizers = [statement.tokenizer for statement in statements]
         columns: list[tuple[Chunk, ...]] = []
         places: dict[_Row, list[int]] = {}
 

@@ -87,7 +87,7 @@ class _Checker:
     def __init__(self, program: Program, graphs: Graphs) -> None:
         self.program = program
         self.graphs = graphs
-        self.arguments = {each.name: each for each in program.arguments}
+        self.arguments = {argument.name: argument for argument in program.arguments}
         self.sizes = {each.argument: name for name, each in program.symbols.items()}
         self.types: dict[str, Type] = {}
         self.used: set[str] = set()
@@ -109,8 +109,8 @@ class _Checker:
         yield from self._unused()
 
     def _name_problems(self) -> Iterator[str]:
-        names = [each.name for each in self.program.arguments]
-        names += [each.argument for each in self.program.symbols.values()]
+        names = [argument.name for argument in self.program.arguments]
+        names += [symbol.argument for symbol in self.program.symbols.values()]
         names += [name for step in self.program.steps for name in form.names_given(step)]
         known: set[str] = set(CALL_WIDE)
         for name in names:
@@ -266,7 +266,7 @@ class _Checker:
 
     def _test_problems(self, test: form.Test) -> Iterator[str]:
         limits = (test.above, test.at_least, test.below, test.at_most)
-        compares = test.argument is not None and sum(each is not None for each in limits) == 1
+        compares = test.argument is not None and sum(limit is not None for limit in limits) == 1
         if bool(test.given) == compares or (test.given and any(e is not None for e in limits)):
             yield "a test must say `given`, or an argument and one limit"
             return
@@ -430,7 +430,7 @@ class _Checker:
         total = Dimension(sum(each.offset for each in along))
         first = types[0].shape
         shape = (*first[:place], total, *first[place + 1 :])
-        self.types[join.gives] = Type(types[0].integers, shape, met(each.rows for each in types))
+        self.types[join.gives] = Type(types[0].integers, shape, met(kind.rows for kind in types))
 
     def _cut(self, cut: form.Cut) -> Iterator[str]:
         whole, place = self.types[cut.of], cut.axis - 1
@@ -530,24 +530,27 @@ class _Checker:
             yield "an array is emitted twice"
 
     def _latents_problems(self) -> Iterator[str]:
-        """Check the values that arrays in the place of images stand for."""
-        for each in self.program.arguments:
-            if not isinstance(each, Image) or each.latents is None:
+        """Yield what is wrong with the values that arrays in the place of images stand for."""
+        for argument in self.program.arguments:
+            if not isinstance(argument, Image) or argument.latents is None:
                 continue
-            kind = self.types.get(each.latents)
-            if kind is None or each.latents.startswith("_"):
-                yield f"image {each.name!r}: {each.latents!r} is no value that a call can give"
+            kind = self.types.get(argument.latents)
+            named = f"image {argument.name!r}: {argument.latents!r}"
+            if kind is None or argument.latents.startswith("_"):
+                yield f"{named} is no value that a call can give"
             elif kind.integers or len(kind.shape) != 3 or kind.shape[0].symbol is not None:
-                yield f"image {each.name!r}: {each.latents!r} is {kind}: no latents"
+                yield f"{named} is {kind}: no latents"
 
     def _unused(self) -> Iterator[str]:
         """Yield values and arguments that nothing uses."""
         falls_back = {
-            each.fallback
-            for each in self.program.arguments
-            if isinstance(each, Text | Numbers) and each.fallback is not None
+            argument.fallback
+            for argument in self.program.arguments
+            if isinstance(argument, Text | Numbers) and argument.fallback is not None
         }
-        of_sizes = {each.of.image for each in self.program.symbols.values() if each.of is not None}
+        of_sizes = {
+            symbol.of.image for symbol in self.program.symbols.values() if symbol.of is not None
+        }
         used = self.used | falls_back | of_sizes
         for step in self.program.steps:
             names = form.names_given(step)

@@ -168,7 +168,7 @@ class _Walk:
             if argument.fallback is not None and argument.fallback not in arguments:
                 arguments.add(argument.fallback)
                 todo.append(argument.fallback)
-        return arguments | {each.argument for each in self._program.symbols.values()}
+        return arguments | {symbol.argument for symbol in self._program.symbols.values()}
 
     def _values(self, statement: Statement) -> Iterator[str]:
         """Yield the values that a statement needs in this call."""

@@ -50,9 +50,9 @@ def guidance_of_loop(program: Program, loop: Loop) -> Guidance:
     """Return the guidance of one of a checked program's loops."""
     used = {*scale_arguments(loop)}
     defaults = {
-        each.name: float(each.default[0])
-        for each in program.arguments
-        if isinstance(each, Numbers) and each.name in used and each.default
+        argument.name: float(argument.default[0])
+        for argument in program.arguments
+        if isinstance(argument, Numbers) and argument.name in used and argument.default
     }
     scales = (test.argument for test in _tests(loop) if test.above is not None)
     return Guidance(loop.branches, next(scales, None), defaults)

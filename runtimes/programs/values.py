@@ -54,7 +54,7 @@ class Type:
 def type_of(form: Form, symbols: Mapping[str, Dimension], rows: Rows) -> Type | None:
     """Return the type of an output whose graph's symbols are known; None where one is not."""
     dimensions = [parse(each) for each in form.shape[1:]]
-    if form.shape[:1] != (ROWS,) or any(each is None for each in dimensions):
+    if form.shape[:1] != (ROWS,) or any(dimension is None for dimension in dimensions):
         return None
     known = [each.substituted(symbols) for each in dimensions if each is not None]
     if any(each is None for each in known):

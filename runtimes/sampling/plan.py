@@ -330,7 +330,7 @@ class PlanTable:
     def merge(self, other: PlanTable) -> PlanTable:
         """Return a table with the plans of both; where both have a step count, `other` wins."""
         theirs = set(other.step_counts)
-        kept = [each for each in self.parts() if int(each.steps[0]) not in theirs]
+        kept = [part for part in self.parts() if int(part.steps[0]) not in theirs]
         return join([*kept, *other.parts()])
 
     def parts(self) -> list[PlanTable]:

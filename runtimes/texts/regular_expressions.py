@@ -78,7 +78,7 @@ def _branches(text: str, at: int, depth: int) -> tuple[Pattern, int]:
         if branches[-1].quantifiers > _MOST_QUANTIFIERS or branches[-1].repeats > 1:
             raise ValueError(f"a pattern that may take too long: {text!r:.80}")
     return Pattern(
-        min(each.least for each in branches),
+        min(branch.least for branch in branches),
         max(each.quantifiers for each in branches) + (depth > 0 and len(branches) > 1),
         max(each.repeats for each in branches),
         any(each.goes_back for each in branches),

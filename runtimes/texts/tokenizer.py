@@ -88,7 +88,10 @@ class TextTokenizer:
         self._label = label
         self._expansions = expansions
         # The longest first: "<cat>_1" is a word of its own, not "<cat>" and something more.
-        words = {*expansions, *(word for each in expansions.values() for word in each.split())}
+        words = {
+            *expansions,
+            *(word for expansion in expansions.values() for word in expansion.split()),
+        }
         if len(words) > _MOST_WORDS:
             raise BundleError(f"{label}: {len(words)} words of expansions, at most {_MOST_WORDS}")
         self._words = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))

@@ -202,7 +202,7 @@ def _check_framers(framer: dict[str, Any] | None, max_length: int) -> None:
         ids = {name: len(each["ids"]) for name, each in part["special_tokens"].items()}
         for way in ("single", "pair"):
             pieces = part[way]
-            special = [each["SpecialToken"]["id"] for each in pieces if "SpecialToken" in each]
+            special = [piece["SpecialToken"]["id"] for piece in pieces if "SpecialToken" in piece]
             texts = [each["Sequence"]["id"] for each in pieces if "Sequence" in each]
             if sum(ids[name] for name in special) > max_length or len(texts) != len({*texts}):
                 raise ValueError(f"its template {way!r} is longer than {max_length} ids")

@@ -178,7 +178,7 @@ class Search:
 
     def _measure_setups(self, candidates: list[Setup]) -> None:
         """Time all setups that the budget allows; the most exact ones first, until one works."""
-        builds = {each.name: each for each in self.bundle.manifest.builds}
+        builds = {build.name: build for build in self.bundle.manifest.builds}
         exact = sorted(candidates, key=lambda each: exactness(builds[each.build], each))
         reference = next((each for each in exact if self._try(each)), None)
         if reference is None:
@@ -195,7 +195,7 @@ class Search:
             if self._known(setup):
                 continue
             if not self.budget.affords(cost, _SETUPS_SHARE):
-                left = sum(not self._known(each) for each in candidates)
+                left = sum(not self._known(candidate) for candidate in candidates)
                 self.notes.append(f"time: {left} of {len(candidates)} setups were not measured")
                 return
             self._try(setup)
@@ -383,7 +383,9 @@ class Search:
                 self.notes.append(f"time: not all arguments for {name!r} were looked at")
                 return
             if fidelity and not allowed(limits, fidelity):
-                candidates = [each for each in candidates if not cuts_more(each[2], arguments)]
+                candidates = [
+                    candidate for candidate in candidates if not cuts_more(candidate[2], arguments)
+                ]
 
     def _prefer_any_size(self, fixed: Trial) -> None:
         """Look at the images of the same setup for any size, where it is as fast."""
@@ -507,7 +509,7 @@ class Search:
         )
         done = sorted(self.trials.values(), key=lambda t: (t.seconds is None, t.seconds or 0.0))
         reference = self._trial(self._reference, {})
-        texts = tuple(each for each in self.prompts if each)
+        texts = tuple(prompt for prompt in self.prompts if prompt)
         notes = tuple(dict.fromkeys(self.notes))
         return Tuning(tuple(done), winners, reference, self._steps, texts, notes, record)
 

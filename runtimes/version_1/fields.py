@@ -134,7 +134,7 @@ class CallFields:
 
     def of_role(self, role: str) -> list[Component]:
         """Return the components of a role."""
-        return [each for each in self.components if each.role == role]
+        return [component for component in self.components if component.role == role]
 
     def cached(self) -> tuple[str, ...]:
         """Return the outputs of the denoiser that its shallow part takes in later steps."""

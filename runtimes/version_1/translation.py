@@ -69,7 +69,7 @@ class _Translation:
 
     def program(self) -> Program:
         """Return the whole."""
-        self.feeds = {each.name: {} for each in self.fields.guidance.branches}
+        self.feeds = {branch.name: {} for branch in self.fields.guidance.branches}
         self._declare_texts()
         self._declare_images()
         self._declare_numbers()
@@ -102,7 +102,7 @@ class _Translation:
         return tuple(dict.fromkeys(branch.prefix for branch in branches))
 
     def _of_prefix(self, prefix: str) -> list[OldBranch]:
-        return [each for each in self.fields.guidance.branches if each.prefix == prefix]
+        return [branch for branch in self.fields.guidance.branches if branch.prefix == prefix]
 
     def _missing(self, prefix: str) -> str:
         """Return what a prefix's texts are where there are none."""
@@ -644,7 +644,7 @@ class _Translation:
             yield Test(argument=name, at_least=least)
         for prefix in self._prefixes():
             if prefix and self._missing(prefix) == "off":
-                encoded = tuple(prefix + each.name for each in self.fields.embeddings)
+                encoded = tuple(prefix + embedding.name for embedding in self.fields.embeddings)
                 yield Test(given=(*self._mains(prefix), *encoded))
 
     def _decode(self) -> None:

@@ -99,8 +99,10 @@ def _translated(root: Path, before: old.Manifest) -> Manifest:
         programs=_programs(before, fields, str(root / MANIFEST)),
         source=before.source,
         created_by=before.created_by,
-        components=tuple(with_positions(each, before.embeddings) for each in before.components),
-        tokenizers=tuple(_tokenizer(root, each) for each in before.tokenizers),
+        components=tuple(
+            with_positions(component, before.embeddings) for component in before.components
+        ),
+        tokenizers=tuple(_tokenizer(root, tokenizer) for tokenizer in before.tokenizers),
         builds=before.builds,
         schedules=before.schedules,
         defaults=before.defaults,

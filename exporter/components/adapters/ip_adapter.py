@@ -73,7 +73,7 @@ def _write(draft: Draft, encoder: Component, count: int) -> None:
 
 
 def _check(layers: Sequence[Any]) -> None:
-    others = sorted({type(each).__name__ for each in layers} - set(_KINDS))
+    others = sorted({type(layer).__name__ for layer in layers} - set(_KINDS))
     if others:
         raise UnsupportedPipeline(
             f"an IP-Adapter of the kind {', '.join(others)} is not supported yet, only the plain "
@@ -93,7 +93,7 @@ class _Encoder(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
         self.layers = torch.nn.ModuleList(layers)
-        self._plain = [type(each).__name__ == _PLAIN for each in layers]
+        self._plain = [type(layer).__name__ == _PLAIN for layer in layers]
         self.normalised = Normalised(processor)
         for index, tokens in enumerate(self._of_nothing(int(encoder.config.image_size))):
             self.register_buffer(numbered(_NEGATIVE, index), tokens, persistent=False)
@@ -184,7 +184,7 @@ class _Adapted(Extended):
     def _call(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         (unet,) = self._unet
         processors = [each for each in unet.attn_processors.values() if hasattr(each, "to_k_ip")]
-        usual = [each.scale for each in processors]
+        usual = [processor.scale for processor in processors]
         unet.encoder_hid_proj.forward = _as_they_are  # the encoder has projected them
         try:
             for each in processors:

@@ -60,11 +60,11 @@ class Packing:
 
     def least(self) -> int:
         """Return the smallest side of latents in which every feature has room."""
-        return max((self.folds(each) for each in self.features), default=1)
+        return max((self.folds(feature) for feature in self.features), default=1)
 
     def channels(self) -> list[int]:
         """Return how many channels each feature becomes."""
-        return [math.ceil(each.channels / self.folds(each) ** 2) for each in self.features]
+        return [math.ceil(feature.channels / self.folds(feature) ** 2) for feature in self.features]
 
     def spec(self) -> TensorSpec:
         """Return what the manifest says of the tensor."""
@@ -247,7 +247,7 @@ def _places(unet: Any) -> tuple[Feature, ...]:
 
 
 def _spoken(features: Sequence[Feature]) -> str:
-    return ", ".join(f"{each.channels} channels at 1/{each.ratio}" for each in features)
+    return ", ".join(f"{feature.channels} channels at 1/{feature.ratio}" for feature in features)
 
 
 class Adapter(torch.nn.Module):

@@ -28,9 +28,9 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
 
     nets = []
     with quiet_loading():
-        for each in ingredients:
-            net = load_model(ControlNetModel, each.path, None)
-            _check(pipe, net, each.id)
+        for ingredient in ingredients:
+            net = load_model(ControlNetModel, ingredient.path, None)
+            _check(pipe, net, ingredient.id)
             nets.append(net)
         try:
             made = AutoPipelineForText2Image.from_pipe(

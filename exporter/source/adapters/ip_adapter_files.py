@@ -105,7 +105,7 @@ def parts(pipeline_class: str) -> tuple[str, ...]:
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """Return the image encoder, with a digest of the adapters that it works for."""
-    return {IP_IMAGE_ENCODER: digest([each.sha256 for each in ingredients])}
+    return {IP_IMAGE_ENCODER: digest([ingredient.sha256 for ingredient in ingredients])}
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
@@ -113,7 +113,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
     The image encoder is that of the first.
     """
-    names = ", ".join(each.id for each in ingredients)
+    names = ", ".join(ingredient.id for ingredient in ingredients)
     if not hasattr(pipe, "load_ip_adapter"):
         raise SourceError(f"{type(pipe).__name__} takes no IP-Adapter ({names})")
     import transformers

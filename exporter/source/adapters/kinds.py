@@ -103,8 +103,8 @@ def changed(
 ) -> dict[str, list[Any]]:
     """Return for each part of a pipeline that is changed what it depends on (JSON-able)."""
     found: dict[str, list[Any]] = {}
-    for each in ingredients:
-        for part in kind(each.kind).parts(pipeline_class):
+    for ingredient in ingredients:
+        for part in kind(ingredient.kind).parts(pipeline_class):
             if part in digests:
                 known = found.setdefault(part, [digests[part]])
                 known.append([each.kind, each.sha256, each.scale, each.token])
@@ -118,7 +118,7 @@ def modules(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:
 
 def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]:
     """Return the parts that are others altogether, their configuration too."""
-    kinds = {each.kind for each in ingredients if each.kind in REPLACING}
+    kinds = {ingredient.kind for ingredient in ingredients if ingredient.kind in REPLACING}
     return {part for name in kinds for part in kind(name).parts(pipeline_class)}
 
 
@@ -126,7 +126,7 @@ def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """Return the components that ingredients bring, made of nothing else, and their digests."""
     found: dict[str, str] = {}
     for name in KINDS:
-        ours = [each for each in ingredients if each.kind == name]
+        ours = [ingredient for ingredient in ingredients if ingredient.kind == name]
         make = getattr(kind(name), "added", None) if ours else None
         found |= make(ours) if make else {}
     return found
@@ -141,7 +141,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
     from latentc.exporter.stored_weights import materialise
 
     for name in KINDS:
-        ours = [each for each in ingredients if each.kind == name]
+        ours = [ingredient for ingredient in ingredients if ingredient.kind == name]
         if not ours:
             continue
         for part in kind(name).parts(type(pipe).__name__):

@@ -60,13 +60,13 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     """
     if not parts(type(pipe).__name__):
         raise SourceError(f"{type(pipe).__name__} takes no LoRA ({ingredients[0].id})")
-    for each in ingredients:
+    for ingredient in ingredients:
         try:
-            layers = _placed(pipe, each)
+            layers = _placed(pipe, ingredient)
             for place, layer in layers:
-                _fuse(pipe, place, layer, 1.0 if each.scale is None else each.scale)
+                _fuse(pipe, place, layer, 1.0 if ingredient.scale is None else ingredient.scale)
         except SourceError as error:
-            raise SourceError(f"the LoRA {each.id} {error}") from error
+            raise SourceError(f"the LoRA {ingredient.id} {error}") from error
 
 
 def _fuse(pipe: Any, place: Place, layer: Layer, scale: float) -> None:

@@ -38,7 +38,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     Only one can be meant, and its latents must have the form of the pipeline's own.
     """
     if len(ingredients) > 1:
-        names = ", ".join(each.id for each in ingredients)
+        names = ", ".join(ingredient.id for ingredient in ingredients)
         raise SourceError(f"a pipeline has one VAE; {len(ingredients)} were given ({names})")
     (given,) = ingredients
     own = getattr(pipe, _PART, None)

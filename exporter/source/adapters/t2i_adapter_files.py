@@ -40,7 +40,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
 
     from latentc.exporter.components.adapters.t2i_adapter import features_of
 
-    names = ", ".join(each.id for each in ingredients)
+    names = ", ".join(ingredient.id for ingredient in ingredients)
     _check(pipe, names)
     with quiet_loading():
         adapters = [load_model(diffusers.T2IAdapter, each.path, None) for each in ingredients]

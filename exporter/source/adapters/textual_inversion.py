@@ -56,9 +56,9 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
     if not hasattr(pipe, "load_textual_inversion"):
         raise SourceError(f"{type(pipe).__name__} takes no new words ({ingredients[0].id})")
-    for each in ingredients:
+    for ingredient in ingredients:
         with quiet_loading():
-            _add(pipe, each)
+            _add(pipe, ingredient)
 
 
 def expansions(tokenizer: Any) -> dict[str, str]:

@@ -71,7 +71,7 @@ def _limits(array: Any) -> Limits:
     flexibility = array.WhichOneof("ShapeFlexibility")
     if flexibility == "enumeratedShapes":
         listed = array.enumeratedShapes.shapes
-        return Limits(dtype, tuple(tuple(int(size) for size in each.shape) for each in listed))
+        return Limits(dtype, tuple(tuple(int(size) for size in item.shape) for item in listed))
     if flexibility == "shapeRange":
         ranges = array.shapeRange.sizeRanges
         return Limits(

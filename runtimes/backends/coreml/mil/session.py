@@ -84,7 +84,7 @@ class PackageSession(Session):
 
     def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
         super()._check_each(feeds, symbols)
-        for name in (each for each in feeds if each in self._limits):
+        for name in (feed for feed in feeds if feed in self._limits):
             limits = self._limits[name]
             if not limits.allows(self._shape(name, feeds[name])):
                 raise InputError(
