@@ -122,7 +122,7 @@ def cases(
     out: Path,
 ) -> dict[str, Callable[[], Child]]:
     """Return the processes to compare, by name; the bare script where the bundle has fp32 ONNX."""
-    found: dict[str, Callable[[], Child]] = {}
+    processes: dict[str, Callable[[], Child]] = {}
     common, image = settings.arguments(), str(out / "image.png")
     if any(build.name == "onnx-fp32" for build in manifest.builds):
         spec = manifest.latents
@@ -131,15 +131,15 @@ def cases(
         # Given as text, like the others: a script's own file would be compiled at each start.
         bare = Path(__file__).with_name("bare_onnx.py").read_text(encoding="utf-8")
         arguments = [str(settings.bundle), *common, shape, image]
-        found[BARE] = partial(run_script, bare, arguments)
+        processes[BARE] = partial(run_script, bare, arguments)
     for build in builds:
         backend = TARGETS[build.target].backend
         arguments = [str(settings.bundle), build.name, backend, *common, image]
-        found[f"latentc {build.name}"] = partial(run_script, LATENTC, arguments)
+        processes[f"latentc {build.name}"] = partial(run_script, LATENTC, arguments)
     if diffusers is not None:
         arguments = [str(diffusers), *common, image]
-        found["diffusers"] = partial(run_script, DIFFUSERS, arguments)
-    return found
+        processes["diffusers"] = partial(run_script, DIFFUSERS, arguments)
+    return processes
 
 
 def evaluate(results: Mapping[str, Sequence[Child]]) -> dict[str, Row]:

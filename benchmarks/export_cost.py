@@ -78,8 +78,8 @@ def export(source: str, output: str, targets: Sequence[str], precision: str, ver
     from latentc.exporter.compiler.export import export as compiler
     from latentc.exporter.compiler.export import preflight
 
-    asked: dict[str, Any] = {"targets": targets, "precision": precision, "verify": verify}
-    expected = preflight(source, output, **asked)
+    options: dict[str, Any] = {"targets": targets, "precision": precision, "verify": verify}
+    expected = preflight(source, output, **options)
     stages: list[dict[str, Any]] = []
     peak = Peak()
     cpu = [time.process_time()]
@@ -102,7 +102,7 @@ def export(source: str, output: str, targets: Sequence[str], precision: str, ver
 
     begun, used = time.perf_counter(), time.process_time()
     with peak.watched():
-        made = compiler(source, output, preflight=False, report=note, **asked)
+        bundle = compiler(source, output, preflight=False, report=note, **options)
     peak.take()
     return {
         "stages": stages,
@@ -110,7 +110,7 @@ def export(source: str, output: str, targets: Sequence[str], precision: str, ver
         "cpu": time.process_time() - used,
         "anonymous": peak.whole,
         "resident": peak_memory(),
-        "size": sum(file.size for file in made.manifest.files()),
+        "size": sum(file.size for file in bundle.manifest.files()),
         "expected": {
             "memory": expected.memory,
             "disk": expected.disk,

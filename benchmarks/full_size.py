@@ -61,16 +61,16 @@ def measure(case: Case, keep: bool) -> dict[str, Measured]:
     read.
     """
     names = ("export", *_components(case.source), "pipeline")
-    found = {name: result for name in names if (result := _stored(case, name))}
-    if len(found) < len(names):
-        if "export" not in found or not case.bundle.exists():
-            found["export"] = _piece(case, "export", lambda: _export(case))
+    pieces = {name: result for name in names if (result := _stored(case, name))}
+    if len(pieces) < len(names):
+        if "export" not in pieces or not case.bundle.exists():
+            pieces["export"] = _piece(case, "export", lambda: _export(case))
         for name in names[1:]:
-            if name not in found:
-                found[name] = _piece(case, name, lambda name=name: _run(case, name))  # type: ignore[misc]
+            if name not in pieces:
+                pieces[name] = _piece(case, name, lambda name=name: _run(case, name))  # type: ignore[misc]
     if not keep:
         shutil.rmtree(case.bundle, ignore_errors=True)
-    return {name: found[name] for name in names}
+    return {name: pieces[name] for name in names}
 
 
 def show(case: Case, pieces: Mapping[str, Measured]) -> str:

@@ -191,9 +191,15 @@ def _build_engines(case: Case, bundle: Path) -> None:
 
 def machine() -> dict[str, str]:
     """Return what the record says about this machine."""
-    asked = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    command = (
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader",
+    )
     try:
-        shown = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout
+        shown = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=True
+        ).stdout
         gpu, driver, memory = (part.strip() for part in shown.splitlines()[0].split(","))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         gpu, driver, memory = "unknown GPU", "unknown", "unknown"

@@ -23,7 +23,7 @@ class Spent:
 
 def by_package(text: str) -> dict[str, Spent]:
     """Return the own import time by top-level package, the most expensive first."""
-    found: dict[str, Spent] = {}
+    spent: dict[str, Spent] = {}
     for line in text.splitlines():
         match = _LINE.match(line)
         if match is None:
@@ -31,9 +31,9 @@ def by_package(text: str) -> dict[str, Spent]:
         package = match[2].partition(".")[0]
         if package in sys.stdlib_module_names or package.startswith("_"):
             package = STANDARD
-        known = found.get(package, Spent(0, 0))
-        found[package] = Spent(known.modules + 1, known.microseconds + int(match[1]))
-    return dict(sorted(found.items(), key=lambda item: -item[1].microseconds))
+        so_far = spent.get(package, Spent(0, 0))
+        spent[package] = Spent(so_far.modules + 1, so_far.microseconds + int(match[1]))
+    return dict(sorted(spent.items(), key=lambda item: -item[1].microseconds))
 
 
 def rows(spent: Mapping[str, Spent]) -> list[tuple[str, str, str]]:

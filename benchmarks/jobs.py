@@ -67,14 +67,14 @@ def export(source: str, output: str, target: str, verify: bool) -> dict[str, Any
             flush=True,
         )
 
-    made, seconds = timed(
+    result, seconds = timed(
         lambda: compiler(source, output, targets=[target], verify=verify, report=note)
     )
-    builds = [build for build in made.manifest.builds if build.target == target]
+    builds = [build for build in result.manifest.builds if build.target == target]
     return {
         "seconds": seconds,
         "stages": stages,
-        "size": sum(file.size for file in made.manifest.files()),
+        "size": sum(file.size for file in result.manifest.files()),
         "verified": all(b.verification is not None and b.verification.passed for b in builds),
     }
 

@@ -69,13 +69,13 @@ class _Model:
 
 def _times(steps: Iterable[Any], model: _Model) -> list[float]:
     """Return the milliseconds of each step of `steps` that were not spent in the model."""
-    found = []
+    times = []
     begin = time.perf_counter()
     for _ in steps:
         end = time.perf_counter()
-        found.append((end - begin - model.seconds) * 1e3)
+        times.append((end - begin - model.seconds) * 1e3)
         model.seconds, begin = 0.0, time.perf_counter()
-    return found
+    return times
 
 
 def _planned(plan: SamplingPlan, shape: Shape) -> list[float]:

@@ -234,7 +234,7 @@ def machine() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        versions={name: found for name in PACKAGES if (found := _version(name))},
+        versions={name: version for name in PACKAGES if (version := _version(name))},
     )
 
 

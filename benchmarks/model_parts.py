@@ -47,10 +47,10 @@ class Network:
         """Return the module with its class's own initial weights, on torch's current device."""
         cls = getattr(import_module(self.library), self.class_name)
         if hasattr(cls, "from_config"):  # diffusers
-            made: torch.nn.Module = cls.from_config(dict(self.config))
+            module: torch.nn.Module = cls.from_config(dict(self.config))
         else:
-            made = cls(cls.config_class(**self.config))
-        return made.eval()
+            module = cls(cls.config_class(**self.config))
+        return module.eval()
 
     def save(self, folder: Path, dtype: str) -> str:
         """Build and write the part; returns what there is to say about it."""
@@ -210,7 +210,7 @@ def _merges() -> Iterator[tuple[str, str]]:
     """Yield pairs that each make a new token out of known ones, the short ones first."""
     letters = string.ascii_lowercase
     pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
-    for known in (letters, pairs):
-        yield from itertools.product(known, letters)
-        yield from itertools.product(known, [f"{letter}</w>" for letter in letters])
+    for pieces in (letters, pairs):
+        yield from itertools.product(pieces, letters)
+        yield from itertools.product(pieces, [f"{letter}</w>" for letter in letters])
     yield from itertools.product(pairs, pairs)

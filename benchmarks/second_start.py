@@ -63,14 +63,14 @@ def measure(arguments: Sequence[str], runs: int) -> dict[str, Start]:
     Args:
         arguments: bundle, build, compute and static sizes, as the script takes them.
     """
-    made: dict[str, list[Child]] = {FIRST: [], SECOND: [], UNCACHED: []}
+    children_by_start: dict[str, list[Child]] = {FIRST: [], SECOND: [], UNCACHED: []}
     for _ in range(runs + 1):
         with temporary_folder() as kept:
-            for name, children in made.items():
+            for name, children in children_by_start.items():
                 cache = "false" if name == UNCACHED else "true"
                 place = {"LATENTC_CACHE": str(kept)}
                 children.append(run_child(["-c", SCRIPT, *arguments, cache], place))
-    return {name: _start(children[1:]) for name, children in made.items()}
+    return {name: _start(children[1:]) for name, children in children_by_start.items()}
 
 
 def _start(children: Sequence[Child]) -> Start:

@@ -131,12 +131,12 @@ def later(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     base = tensor.stored if isinstance(tensor, Stored) else tensor.detach()
     exact = not isinstance(tensor, Stored) or _widened(base.dtype, tensor.dtype)
     if base.dtype is dtype and exact:
-        made = base
+        converted = base
     elif base.numel() < SMALLEST or not exact:
-        made = actual(tensor).detach().to(dtype)
+        converted = actual(tensor).detach().to(dtype)
     else:
-        made = Stored(base, dtype)
-    return _like(tensor, made)
+        converted = Stored(base, dtype)
+    return _like(tensor, converted)
 
 
 def _widened(stored: torch.dtype, dtype: torch.dtype) -> bool:
@@ -154,8 +154,8 @@ def stored_type(files: Iterable[Path]) -> torch.dtype:
 
     Else it is float32, which all of them can be read in.
     """
-    found = {kind for path in files for kind, _ in headers(path) if kind in _FLOATS}
-    only = _FLOATS[found.pop()] if len(found) == 1 else torch.float32
+    kinds = {kind for path in files for kind, _ in headers(path) if kind in _FLOATS}
+    only = _FLOATS[kinds.pop()] if len(kinds) == 1 else torch.float32
     return only if only in _HALVES else torch.float32
 
 
@@ -165,15 +165,15 @@ def headers(path: Path) -> list[tuple[str, int]]:
     from safetensors import safe_open
 
     require_regular(path)
-    found = []
+    types = []
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             piece = file.get_slice(name)
             count = 1
             for size in piece.get_shape():
                 count *= size
-            found.append((piece.get_dtype(), count * _bytes(piece.get_dtype())))
-    return found
+            types.append((piece.get_dtype(), count * _bytes(piece.get_dtype())))
+    return types
 
 
 def _bytes(kind: str) -> int:

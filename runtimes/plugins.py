@@ -32,14 +32,16 @@ def entry_points(group: str) -> dict[str, str]:
     try:
         return {point.name: point.value for point in metadata.entry_points(group=group)}
     except Exception:  # of one package: each by itself
-        found: dict[str, str] = {}
+        references: dict[str, str] = {}
         for distribution in metadata.distributions():
             try:
                 points = distribution.entry_points.select(group=group)
             except Exception:
                 continue
-            found |= {point.name: point.value for point in points if point.name not in found}
-        return found
+            references |= {
+                point.name: point.value for point in points if point.name not in references
+            }
+        return references
 
 
 def resolve(reference: str) -> Any:

@@ -152,7 +152,7 @@ class Group:
         points = list(
             itertools.product(self.batches, self.sizes, self.threads, self.steps, self.devices)
         )
-        made = []
+        cases = []
         for batch, (width, height), threads, steps, device in points:
             common: dict[str, Any] = {"batch": batch, "width": width, "height": height}
             common |= {"threads": threads, "steps": steps, "device": device}
@@ -160,15 +160,15 @@ class Group:
                 self.builds, self.backends, self.computes
             ):
                 chosen = Case("latentc", build, backend, compute=compute, **common)
-                made.append(replace(chosen, compile=self.compile, static=self.static,
+                cases.append(replace(chosen, compile=self.compile, static=self.static,
                                     low_memory=self.low_memory, no_cache=self.no_cache,
                                     options=dict(self.options), call=dict(self.call)))  # fmt: skip
-            made += [Case("torch", name, **common) for name in self.torches]
-            made += [
+            cases += [Case("torch", name, **common) for name in self.torches]
+            cases += [
                 Case("peer", name, settings=setting, **common)
                 for name, setting in itertools.product(self.peers, self.settings)
             ]
-        return made
+        return cases
 
 
 @dataclass(frozen=True)

@@ -280,13 +280,13 @@ def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
     if options["sizes"]:
         axes["sizes"] = tuple(parse_size(text) for text in options["sizes"])
     peers = _peers(options["peers"])
-    made = list(file.groups) if file else []
-    if options["builds"] or not made:
-        made.append(Group(builds=options["builds"], **axes))
+    groups = list(file.groups) if file else []
+    if options["builds"] or not groups:
+        groups.append(Group(builds=options["builds"], **axes))
     if peers:
         kept = {k: v for k, v in axes.items() if k in ("batches", "sizes", "threads", "steps")}
-        made.append(Group(peers=peers, settings=(options["peer_settings"],), **kept))
-    return made
+        groups.append(Group(peers=peers, settings=(options["peer_settings"],), **kept))
+    return groups
 
 
 def _argument(text: str) -> tuple[str, float]:

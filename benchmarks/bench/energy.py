@@ -34,13 +34,13 @@ def read(root: Path = ROOT) -> Reading:
     """Return the counters of whole packages, ``intel-rapl:0``, and not of parts,
     ``intel-rapl:0:0``.
     """
-    found = {}
+    counters = {}
     for zone in sorted(root.glob("*rapl*:[0-9]*")):
         if zone.name.count(":") != 1:
             continue
         try:
             value = int((zone / "energy_uj").read_text())
-            found[zone.name] = value, int((zone / "max_energy_range_uj").read_text())
+            counters[zone.name] = value, int((zone / "max_energy_range_uj").read_text())
         except (OSError, ValueError):
             continue
-    return Reading(found)
+    return Reading(counters)

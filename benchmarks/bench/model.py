@@ -290,8 +290,8 @@ def read(path: Path) -> Report:
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the document."""
-    made = msgspec.json.schema(Report)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    of_report = msgspec.json.schema(Report)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **of_report}
 
 
 def _check_references(path: Path, report: Report) -> None:

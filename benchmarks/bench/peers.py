@@ -59,13 +59,13 @@ def python_of(name: str) -> Path:
     create = f"python -m latentc.benchmarks.peers create {name}"
     try:
         # The module that makes environments knows where they are.
-        found = Path(import_module("latentc.benchmarks.peers").python_of(name))
+        interpreter = Path(import_module("latentc.benchmarks.peers").python_of(name))
     except (ImportError, AttributeError):
         base = os.environ.get("LATENTC_PEERS") or cache_folder() / "peers"
-        found = Path(base) / name / "bin" / "python"
-    if not found.exists():
+        interpreter = Path(base) / name / "bin" / "python"
+    if not interpreter.exists():
         raise BackendUnavailable(name, create, "it has no environment here")
-    return found
+    return interpreter
 
 
 def script_of(name: str) -> Path:

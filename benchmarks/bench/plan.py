@@ -88,17 +88,17 @@ def make(
 
 def _possible(group: Group, manifest: Manifest, notes: list[str]) -> list[Case]:
     """Return the cases of all builds, without those that nothing here loads, or only slowly."""
-    found, left_out = [], set()
+    cases, left_out = [], set()
     every = replace(group, builds=tuple(build.name for build in manifest.builds))
     for case in every.cases():
         try:
-            found.append(_with_backend(case, manifest))
+            cases.append(_with_backend(case, manifest))
         except InputError as error:
             left_out.add(str(error))
-    if not found and any((*group.backends, *group.devices)):
+    if not cases and any((*group.backends, *group.devices)):
         raise InputError("; ".join(sorted(left_out)))
     notes += sorted(left_out)
-    return found
+    return cases
 
 
 def _with_backend(case: Case, manifest: Manifest) -> Case:

@@ -37,13 +37,13 @@ def measure(device: str = "cpu", threads: int = 0) -> list[dict[str, Any]]:
 
 def best(records: Sequence[Sequence[Mapping[str, Any]]]) -> list[Peak]:
     """Return the best of several measurements of the same peaks."""
-    found: dict[tuple[str, int, str], Peak] = {}
+    best_by_key: dict[tuple[str, int, str], Peak] = {}
     for record in (measurement for measured in records for measurement in measured):
         peak = Peak(**record)
         key = peak.device, peak.threads, peak.name
-        if key not in found or found[key].value < peak.value:
-            found[key] = peak
-    return list(found.values())
+        if key not in best_by_key or best_by_key[key].value < peak.value:
+            best_by_key[key] = peak
+    return list(best_by_key.values())
 
 
 def limit(

@@ -141,17 +141,17 @@ class _Bench:
         """Return this machine's peaks at every device and number of threads; nothing where it
         fails.
         """
-        found: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         for device, threads in self._points:
             self._tell(f"peaks of {device}")
             request = self._request("peaks", {"device": device, "threads": threads})
             try:
                 child = run_child(["-m", "latentc.benchmarks.bench.roofline", request],
                                   bounds=self._bounds)  # fmt: skip
-                found += child.result
+                records += child.result
             except ChildFailed:
                 continue
-        return found
+        return records
 
     def warm_up(self) -> None:
         """Run every case once, not timed: images, score, operations; files come into the cache."""
@@ -268,9 +268,9 @@ class _Bench:
         """Return the scale that was asked for, else the bundle's default: peers have defaults of
         their own.
         """
-        asked, guidance = self.plan.settings.guidance_scale, self.plan.manifest.guidance
-        if asked is not None:
-            return asked
+        scale, guidance = self.plan.settings.guidance_scale, self.plan.manifest.guidance
+        if scale is not None:
+            return scale
         return guidance.defaults[guidance.scale] if guidance.scale else 1.0
 
     def _repeats(self) -> int:
@@ -371,7 +371,7 @@ def _reference(bench: _Bench, case: Case) -> Measured | None:
     It ran on the CPU, or where that was not measured, on what it did.
     """
     batch, height, width, _, steps = case.point
-    found = [
+    references = [
         measurement
         for measurement in bench.measured.values()
         if (measurement.case.engine, measurement.case.variant) == ("torch", "torch")
@@ -384,7 +384,7 @@ def _reference(bench: _Bench, case: Case) -> Measured | None:
         == (batch, height, width, steps)
         and measurement.images
     ]
-    return min(found, key=lambda each: not each.case.on_cpu, default=None)
+    return min(references, key=lambda each: not each.case.on_cpu, default=None)
 
 
 def _save_images(
@@ -444,12 +444,12 @@ def _rows(
 
 def speedup(baseline: str, slower: statistics.Rounds, faster: statistics.Rounds) -> Speedup:
     """Return how many times faster `faster` is, with its interval and what may be said about it."""
-    found = statistics.ratio(slower, faster)
-    word = statistics.verdict(found, statistics.noise(slower), statistics.noise(faster))
+    ratio = statistics.ratio(slower, faster)
+    word = statistics.verdict(ratio, statistics.noise(slower), statistics.noise(faster))
     return Speedup(
         baseline=baseline,
-        value=found.value,
-        interval=Interval(low=found.low, high=found.high),
+        value=ratio.value,
+        interval=Interval(low=ratio.low, high=ratio.high),
         verdict=_VERDICTS[word],  # type: ignore[arg-type]
     )
 

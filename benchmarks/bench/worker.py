@@ -278,21 +278,21 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     first = engine.call(prompt, case["steps"], request["seed"], guidance)
     done = perf_counter()
     started = float(os.environ.get(STARTED, _BEGUN))
-    found: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "cold_start": [done - started - (built or 0.0)],
         "load": [loaded - loading],
         "first_call": [first.total],
         **engine.describe(),
     }
     if request["mode"] == "warm-up":
-        found |= _warm_up(request, engine, first)
+        answer |= _warm_up(request, engine, first)
         if built:
-            found["compile"] = [loading - begun]
+            answer["compile"] = [loading - begun]
     else:
-        found |= _repeat(request, engine)
+        answer |= _repeat(request, engine)
     if case["device"].lower() not in ("", "cpu"):
-        found["device_memory"] = _device_memory(case)
-    return found
+        answer["device_memory"] = _device_memory(case)
+    return answer
 
 
 def _repeat(request: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
@@ -326,15 +326,15 @@ def _warm_up(request: Mapping[str, Any], engine: Engine, first: Call) -> dict[st
     case, guidance = request["case"], request["guidance_scale"]
     images = np.stack([np.asarray(image.convert("RGB")) for image in first.images])
     np.savez(request["images"], images=images, latents=first.latents)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if engine.compiles:
         again = engine.call(request["prompt"], case["steps"], request["seed"], guidance)
-        found["compile"] = [max(0.0, first.total - again.total)]
+        figures["compile"] = [max(0.0, first.total - again.total)]
     if isinstance(engine, Torch) and request["count"]:
-        found["operations"] = engine.operations(request["prompt"], request["seed"], guidance)
+        figures["operations"] = engine.operations(request["prompt"], request["seed"], guidance)
     if request["score"]:
-        found["right"] = _score(request, engine)
-    return found
+        figures["right"] = _score(request, engine)
+    return figures
 
 
 def _score(request: Mapping[str, Any], engine: Engine) -> int:

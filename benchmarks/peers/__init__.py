@@ -117,10 +117,10 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
     None where there is none that can run.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+        stamp: dict[str, Any] = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if _interpreter(folder).exists() else None
+    return stamp if _interpreter(folder).exists() else None
 
 
 def create(peer: Peer, into: Path | None = None) -> Path:

@@ -82,18 +82,18 @@ class Request:
             PeerError: not a request.
         """
         try:
-            made = cls(**json.loads(path.read_text(encoding="utf-8")))
+            request = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise PeerError(f"{path} is no request: {error}") from None
         for each in fields(cls):
-            value, wanted = getattr(made, each.name), _TYPES[str(each.type)]
+            value, wanted = getattr(request, each.name), _TYPES[str(each.type)]
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise PeerError(f"{path}: {each.name} must be {each.type}, not {value!r}")
-        if made.scenario not in SCENARIOS or made.settings not in SETTINGS:
+        if request.scenario not in SCENARIOS or request.settings not in SETTINGS:
             raise PeerError(f"scenario must be one of {SCENARIOS}, settings one of {SETTINGS}")
-        if not (Path(made.model) / "model_index.json").is_file():
-            raise PeerError(f"{made.model} is not a diffusers folder")
-        return made
+        if not (Path(request.model) / "model_index.json").is_file():
+            raise PeerError(f"{request.model} is not a diffusers folder")
+        return request
 
     @property
     def best(self) -> bool:
@@ -165,14 +165,14 @@ def main(peer: Peer, arguments: Sequence[str] | None = None) -> None:
     """Run a peer's script: convert a model, measure it, or answer a request with processes that do
     both.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["--convert"]:
-        request = Request.read(Path(given[1]))
-        peer.convert(request, Path(given[2]))
-    elif given[:1] == ["--measure"]:
-        _measure(peer, Request.read(Path(given[1])), Path(given[2]), Path(given[3]))
-    elif len(given) == 2:
-        sys.exit(_serve(peer, Path(given[0]), Path(given[1])))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["--convert"]:
+        request = Request.read(Path(words[1]))
+        peer.convert(request, Path(words[2]))
+    elif words[:1] == ["--measure"]:
+        _measure(peer, Request.read(Path(words[1])), Path(words[2]), Path(words[3]))
+    elif len(words) == 2:
+        sys.exit(_serve(peer, Path(words[0]), Path(words[1])))
     else:
         sys.exit(f"usage: {Path(sys.argv[0]).name} REQUEST.json RESULT.json")
 
@@ -184,8 +184,8 @@ def scheduler_name(model: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file; Python's reader also takes the ``-Infinity`` that diffusers writes."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def finite(path: Path, **changed: Any) -> None:
@@ -381,12 +381,12 @@ def _measure(peer: Peer, request: Request, folder: Path, answer: Path) -> None:
             with stages.measure("end_to_end"):
                 images = peer.draw(loaded, request, stages)
         images[0].save(image)
-    found = {
+    measured = {
         "stages": stages.seconds,
         "peak_memory_bytes": peak_memory(),
         "image": str(image),
     }
-    answer.write_text(json.dumps(found), encoding="utf-8")
+    answer.write_text(json.dumps(measured), encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)  # what a library does when it is unloaded is none of its work
 
@@ -399,8 +399,8 @@ def peak_memory() -> int:
     with contextlib.suppress(ImportError):
         import resource
 
-        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return found if sys.platform == "darwin" else found << 10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
     return 0
 
 

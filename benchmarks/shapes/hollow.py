@@ -62,8 +62,8 @@ def _colour(pixels: NDArray[np.float32], ink: NDArray[np.bool_]) -> NDArray[np.f
     """
     values = pixels[ink]
     contrast = np.linalg.norm(values - np.asarray(BACKGROUND, np.float32), axis=-1)
-    found: NDArray[np.float32] = np.median(values[contrast >= np.quantile(contrast, 0.75)], axis=0)
-    return found
+    colour: NDArray[np.float32] = np.median(values[contrast >= np.quantile(contrast, 0.75)], axis=0)
+    return colour
 
 
 def _reached(free: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -90,9 +90,9 @@ class Store:
 
         `make` writes files into the (empty) folder it is given and returns the item's meta.
         """
-        found = self.keep(key)
-        if found:
-            return found
+        kept = self.keep(key)
+        if kept:
+            return kept
         work = self.staging / _WORK
         files.remove_folder(work)
         with full_disk_reported():
@@ -270,10 +270,14 @@ def missing_artifacts(
     """
     done = _staging_of(output) / _DONE
     manifests = [*([previous] if previous else []), *map(Manifest.load, others)]
-    known = {key for manifest in manifests for key, _ in _items_of(manifest)}
+    stored_keys = {key for manifest in manifests for key, _ in _items_of(manifest)}
     return {
-        build: [name for name, key in own.items() if key not in known and not (done / key).exists()]
-        for build, own in keys.items()
+        build: [
+            name
+            for name, key in key_by_component.items()
+            if key not in stored_keys and not (done / key).exists()
+        ]
+        for build, key_by_component in keys.items()
     }
 
 

@@ -32,8 +32,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 def libraries() -> dict[str, str]:
     """Return the versions of every installed package that takes part in an export or its check."""
     names = (*CAPTURE, "onnx", "onnxscript", "onnxruntime", "openvino", "tokenizers", "numpy")
-    found = {name: package_version(name) for name in names}
-    return {name: text for name, text in found.items() if text != "absent"}
+    version_by_name = {name: package_version(name) for name in names}
+    return {name: text for name, text in version_by_name.items() if text != "absent"}
 
 
 def digest(value: Any) -> str:

@@ -36,18 +36,18 @@ def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram:
     A graph that changes its inputs is left to torch, and operators that come with constants.
     The result's own `run_decompositions`, which the converters call, returns it as it is.
     """
-    made: ExportedProgram
-    own = dict(table)
-    graph = None if any(map(_is_mutable, program.graph.nodes)) else _graph(program, own)
+    changed: ExportedProgram
+    functions = dict(table)
+    graph = None if any(map(_is_mutable, program.graph.nodes)) else _graph(program, functions)
     if graph is None:
-        made = program.run_decompositions(own)
+        changed = program.run_decompositions(functions)
     else:
         module = GraphModule(program.graph_module, graph)
         module.meta.update(program.graph_module.meta)
         dialect = [load_verifier("ATEN")]
-        made = program._update(module, _signature(program, graph), verifiers=dialect)
-    object.__setattr__(made, "run_decompositions", lambda *_, **__: made)
-    return made
+        changed = program._update(module, _signature(program, graph), verifiers=dialect)
+    object.__setattr__(changed, "run_decompositions", lambda *_, **__: changed)
+    return changed
 
 
 def _graph(program: ExportedProgram, table: _Own) -> Graph | None:
@@ -77,10 +77,10 @@ def _signature(program: ExportedProgram, graph: Graph) -> ExportGraphSignature:
     """Return the signature with the names that arguments and results have now: a graph renames what
     is called like a function of Python.
     """
-    given = [node for node in graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = [
         replace(spec, arg=replace(spec.arg, name=node.name))
-        for spec, node in zip(program.graph_signature.input_specs, given, strict=True)
+        for spec, node in zip(program.graph_signature.input_specs, placeholders, strict=True)
     ]
     results: Any = graph.output_node().args[0]
     outputs = [
@@ -140,20 +140,20 @@ def _traced(node: Node, table: _Own, mode: FakeTensorMode) -> Graph | None:
     values = [each.meta["val"] for each in node.all_input_nodes]
 
     def call(*given: Any) -> Any:
-        own = dict(zip(node.all_input_nodes, given, strict=True))
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), own.__getitem__)
+        value_by_node = dict(zip(node.all_input_nodes, given, strict=True))
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value_by_node.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     with mode, torch.no_grad():
-        made: Graph = make_fx(call, decomposition_table=table)(*values).graph
-    for each in list(made.nodes):
+        graph: Graph = make_fx(call, decomposition_table=table)(*values).graph
+    for each in list(graph.nodes):
         if each.target is torch.ops.aten.sym_numel.default:
-            _by_sizes(made, each)
-    made.eliminate_dead_code()
+            _by_sizes(graph, each)
+    graph.eliminate_dead_code()
     foreign = any(
-        each.op in ("get_attr", "call_module") or each.target in _OF_MEMORY for each in made.nodes
+        each.op in ("get_attr", "call_module") or each.target in _OF_MEMORY for each in graph.nodes
     )
-    return None if foreign or any(map(_is_mutable, made.nodes)) else made
+    return None if foreign or any(map(_is_mutable, graph.nodes)) else graph
 
 
 def _by_sizes(graph: Graph, node: Node) -> None:

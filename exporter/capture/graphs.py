@@ -45,21 +45,21 @@ def example_inputs(
     They are normal floats, timesteps, ids, and images of numbers from 0 to 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    made = {}
+    inputs = {}
     for name, spec in graph.component.inputs.items():
         shape = [resolve(dim, symbols) for dim in spec.shape]
         if name == "timestep":
-            made[name] = torch.full(shape, 601.0)
+            inputs[name] = torch.full(shape, 601.0)
         elif name == "image":
-            made[name] = torch.rand(shape, generator=generator)
+            inputs[name] = torch.rand(shape, generator=generator)
         elif name in graph.bounds:
             low, high = graph.bounds[name]
-            made[name] = low + (high - low) * torch.rand(shape, generator=generator)
+            inputs[name] = low + (high - low) * torch.rand(shape, generator=generator)
         elif spec.dtype == "int64":
-            made[name] = torch.randint(0, graph.vocabulary, shape, generator=generator)
+            inputs[name] = torch.randint(0, graph.vocabulary, shape, generator=generator)
         else:
-            made[name] = torch.randn(shape, generator=generator)
-    return made
+            inputs[name] = torch.randn(shape, generator=generator)
+    return inputs
 
 
 def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
@@ -182,10 +182,10 @@ def variant(
     shared = {id(tensor): tensor for tensor in program.state_dict.values()}
     shared |= {id(tensor): tensor for tensor in program.constants.values()}
     with quiet():
-        made = copy.deepcopy(program, shared)
+        copied = copy.deepcopy(program, shared)
     for name in passes:
-        load_pass(name).run(made, choices or Choices())
-    return made
+        load_pass(name).run(copied, choices or Choices())
+    return copied
 
 
 def symbol_values(description: Description, traced: bool) -> dict[str, int]:

@@ -67,8 +67,8 @@ def with_features(graph: Graph, inputs: Mapping[str, Any], made_from: Mapping[st
     if whole is None:
         return inputs
     with torch.no_grad():
-        made = dict(zip(whole.component.outputs, whole.module(**made_from), strict=True))
-    return {name: {**inputs, **made}[name] for name in graph.component.inputs}
+        features = dict(zip(whole.component.outputs, whole.module(**made_from), strict=True))
+    return {name: {**inputs, **features}[name] for name in graph.component.inputs}
 
 
 class _Cut:
@@ -164,9 +164,11 @@ def _zeros(spec: TensorSpec, sample: torch.Tensor) -> torch.Tensor:
     dimensions are 1.
     """
     rows, _, height, width = sample.shape
-    known = {"batch": rows, "height": height, "width": width}
+    value_by_symbol = {"batch": rows, "height": height, "width": width}
     sizes = [
-        each if isinstance(each, int) else symbolic(each).value(known.get(symbolic(each).symbol, 1))
+        each
+        if isinstance(each, int)
+        else symbolic(each).value(value_by_symbol.get(symbolic(each).symbol, 1))
         for each in spec.shape
     ]
     return sample.new_zeros(sizes)

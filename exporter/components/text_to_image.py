@@ -51,10 +51,10 @@ class Scaling(torch.nn.Module):
         """Return the scaling with each channel's mean and deviation, where the VAE has both, as
         SDXL's.
         """
-        found = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
-        if None in found:
+        moments = [getattr(vae.config, name, None) for name in ("latents_mean", "latents_std")]
+        if None in moments:
             return cls.plain(vae)
-        mean, deviation = (torch.tensor(each).float().view(1, -1, 1, 1) for each in found)
+        mean, deviation = (torch.tensor(each).float().view(1, -1, 1, 1) for each in moments)
         return cls(float(vae.config.scaling_factor), mean, deviation)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -64,9 +64,9 @@ def with_module(model: Any, name: str, module: torch.nn.Module) -> Any:
 
     The pipeline itself, which makes the reference, stays as it is.
     """
-    made = copy.copy(model)
-    made._modules = {**model._modules, name: module}
-    return made
+    copied = copy.copy(model)
+    copied._modules = {**model._modules, name: module}
+    return copied
 
 
 def with_module_at(model: Any, path: str, module: torch.nn.Module) -> Any:

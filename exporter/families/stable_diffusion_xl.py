@@ -127,18 +127,18 @@ def _write_texts(side: Side, encoders: Sequence[Component]) -> None:
         texts = ("prompt_2", "prompt") if place else ("prompt",)
         ids[input] = side.tokens(input, _tokenizer(encoder), *texts)
     values: dict[str, str] = {}
-    known = {_POOLED: "pooled_prompt_embeds"}
+    value_by_output = {_POOLED: "pooled_prompt_embeds"}
     for encoder in encoders:
         (input,) = encoder.inputs
         states = None if several else "prompt_embeds"
-        gives = {output: known.get(output, states) for output in encoder.outputs}
+        gives = {output: value_by_output.get(output, states) for output in encoder.outputs}
         values |= side.run(encoder.name, {input: ids[input]}, gives)
     widths = _widths(encoders)
     whole = side.joined("prompt_embeds", [values[name] for name in widths], axis=2)
     parts = side.cut(whole, [*widths], axis=2, sizes=[*widths.values()])
     for name, part in zip(widths, parts, strict=True):
         side.feed(name, part)
-    side.feed(_POOLED, side.or_zeros(known[_POOLED], values[_POOLED]))
+    side.feed(_POOLED, side.or_zeros(value_by_output[_POOLED], values[_POOLED]))
 
 
 def _of_negative(draft: Draft, scored: bool) -> dict[str, tuple[str, ...]]:

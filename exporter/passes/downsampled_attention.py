@@ -101,14 +101,14 @@ def _averaged(graph: Graph, place: Place) -> Node:
     """
     channels = place.tokens.meta["val"].shape[2]
     sizes = [_size(graph, place.grid, axis) for axis in (0, 1, 2)]
-    made = add(graph, _ATEN.reshape.default, place.tokens, [*sizes, channels])
+    tokens = add(graph, _ATEN.reshape.default, place.tokens, [*sizes, channels])
     for axis in (1, 2):
         pair = [
-            add(graph, _ATEN.index_select.default, made, axis, numbers)
-            for numbers in _neighbours(graph, sizes[axis], made.meta["val"])
+            add(graph, _ATEN.index_select.default, tokens, axis, numbers)
+            for numbers in _neighbours(graph, sizes[axis], tokens.meta["val"])
         ]
-        made = add(graph, _ATEN.mul.Tensor, add(graph, _ATEN.add.Tensor, *pair), 1 / FACTOR)
-    return add(graph, _ATEN.flatten.using_ints, made, 1, 2)
+        tokens = add(graph, _ATEN.mul.Tensor, add(graph, _ATEN.add.Tensor, *pair), 1 / FACTOR)
+    return add(graph, _ATEN.flatten.using_ints, tokens, 1, 2)
 
 
 def _neighbours(graph: Graph, size: Node | int, like: Any) -> tuple[Node, Node]:
@@ -135,9 +135,9 @@ def _size(graph: Graph, node: Node, axis: int) -> Node | int:
     size = node.meta["val"].shape[axis]
     if isinstance(size, int):
         return size
-    made: Node = graph.call_function(_ATEN.sym_size.int, (node, axis))
-    made.meta["val"] = size
-    return made
+    dimension: Node = graph.call_function(_ATEN.sym_size.int, (node, axis))
+    dimension.meta["val"] = size
+    return dimension
 
 
 def _place(attention: Node) -> Place | None:
@@ -163,10 +163,10 @@ def _path(end: Any) -> list[Node]:
     """Return the way from the projection of tokens to what attention takes, in order; empty if
     there is none.
     """
-    found = [end]
-    while found[-1].target in _LAYOUT:
-        found.append(found[-1].args[0])
-    return found[::-1] if found[-1].target is LINEAR else []
+    nodes = [end]
+    while nodes[-1].target in _LAYOUT:
+        nodes.append(nodes[-1].args[0])
+    return nodes[::-1] if nodes[-1].target is LINEAR else []
 
 
 def _grid(tokens: Node) -> Node | None:

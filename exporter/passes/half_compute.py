@@ -174,9 +174,9 @@ def _cast(graph: Graph, node: Node, wanted: torch.dtype, mask: bool) -> Node:
             clamped.meta["val"] = node.meta["val"]
             node = place = clamped
     with graph.inserting_after(place):
-        made = graph.call_function(_aten._to_copy.default, (node,), {"dtype": wanted})
-    made.meta["val"] = _as(node.meta["val"], wanted)
-    return made
+        cast = graph.call_function(_aten._to_copy.default, (node,), {"dtype": wanted})
+    cast.meta["val"] = _as(node.meta["val"], wanted)
+    return cast
 
 
 def _store_weights(

@@ -95,5 +95,5 @@ class _Writer:
 def _scale(node: torch.fx.Node) -> float:
     """Return the given scale, else one over the root of the width."""
     query: Any = node.args[0]
-    given: Any = node.kwargs.get("scale")
-    return 1 / math.sqrt(query.meta["val"].shape[-1]) if given is None else float(given)
+    scale: Any = node.kwargs.get("scale")
+    return 1 / math.sqrt(query.meta["val"].shape[-1]) if scale is None else float(scale)

@@ -61,9 +61,9 @@ def probe(tracer: StepTracer, options: Mapping[str, Any]) -> Exception | None:
     try:
         for index, timestep in enumerate(scheduler.timesteps):
             scaled_input(scheduler, sample, timestep)
-            known = accepted_options(scheduler, options) | steps_to(scheduler, index)
+            accepted = accepted_options(scheduler, options) | steps_to(scheduler, index)
             said = torch.cat([sample] * (2 if learns_variance(scheduler) else 1), 1)
-            sample = scheduler.step(said, timestep, sample, **known, return_dict=False)[0]
+            sample = scheduler.step(said, timestep, sample, **accepted, return_dict=False)[0]
     except Exception as error:
         return error
     return None

@@ -47,8 +47,8 @@ def plain_config(scheduler: Any) -> dict[str, Any]:
     """
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     config[tracing.LEFT_OPEN] = sorted(scheduler.config.get(tracing.LEFT_OPEN, ()))
-    found: dict[str, Any] = json.loads(json.dumps(config, default=list))
-    return found
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=list))
+    return plain
 
 
 def own_name(scheduler: Any) -> str:
@@ -58,8 +58,8 @@ def own_name(scheduler: Any) -> str:
         named = tracing.resolve(name)
         if named.class_name == type(scheduler).__name__:
             with quiet_loading(), suppress(ExportError):
-                made = plain_config(tracing.build(name, config))
-                if made | {tracing.LEFT_OPEN: None} == config | {tracing.LEFT_OPEN: None}:
+                settings = plain_config(tracing.build(name, config))
+                if settings | {tracing.LEFT_OPEN: None} == config | {tracing.LEFT_OPEN: None}:
                     return name
     return OWN
 
@@ -97,13 +97,13 @@ def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
         ExportError: there is none, or it is for another kind of model.
     """
     with quiet_loading():
-        own = name == OWN
-        scheduler = tracing.rebuild(class_name, config) if own else tracing.build(name, config)
-    made = type(scheduler).__name__
-    if flow_matching(class_name, config) != flow_matching(made, scheduler.config):
+        is_own = name == OWN
+        scheduler = tracing.rebuild(class_name, config) if is_own else tracing.build(name, config)
+    built_class = type(scheduler).__name__
+    if flow_matching(class_name, config) != flow_matching(built_class, scheduler.config):
         kind = "flow matching" if flow_matching(class_name, config) else "diffusion"
         raise ExportError(
-            f"{made} is not for models of {kind}, as the pipeline's own {class_name} is"
+            f"{built_class} is not for models of {kind}, as the pipeline's own {class_name} is"
         )
     return scheduler
 
@@ -369,5 +369,5 @@ def _told(manifest: Manifest) -> Told:
     the size.
     """
     shift = manifest.schedule(manifest.defaults.scheduler).shift
-    own, programs = manifest.source.pipeline_class, manifest.programs
-    return told_by(own, shift, manifest.latents, manifest.sample(), programs)
+    pipeline_class, programs = manifest.source.pipeline_class, manifest.programs
+    return told_by(pipeline_class, shift, manifest.latents, manifest.sample(), programs)

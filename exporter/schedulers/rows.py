@@ -124,8 +124,8 @@ def _window(runs: TracedRuns, grid: Grid, nodes: list[list[RawStep]], ages: int)
         for age in range(len(steps)):
             i = start + age
             late, full = nodes[i][age], runs.full[i]
-            own, whole = ((e.input_scale, e.draws, e.log_variance) for e in (late, full))
-            if own != whole:
+            of_late, of_full = ((e.input_scale, e.draws, e.log_variance) for e in (late, full))
+            if of_late != of_full:
                 raise NotLinear("scales its input or draws noise depending on where it began")
             same = _close(grid[i][age], grid[i][ages])
             if not same or not _close(late.clean_from, full.clean_from):

@@ -61,10 +61,10 @@ class Told:
         """Return a function that gives the arguments of `set_timesteps` for a number of steps."""
 
         def arguments(steps: int) -> dict[str, Any]:
-            made: dict[str, Any] = {} if mu is None else {"mu": mu}
+            options: dict[str, Any] = {} if mu is None else {"mu": mu}
             if self.even_sigmas:
-                made["sigmas"] = np.linspace(1.0, 1 / steps, steps)
-            return made
+                options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+            return options
 
         return arguments
 

@@ -108,8 +108,8 @@ def build(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """
     named = resolve(name)
     cls = getattr(diffusers, named.class_name)
-    known = set(getattr(cls, "_get_init_keys", lambda _: set())(cls))
-    overrides = {key: value for key, value in named.overrides.items() if key in known}
+    init_keys = set(getattr(cls, "_get_init_keys", lambda _: set())(cls))
+    overrides = {key: value for key, value in named.overrides.items() if key in init_keys}
     # Entries of another class's config that this one lacks are no news: be quiet about them.
     chatter = logging.getLogger("diffusers.configuration_utils")
     was, chatter.disabled = chatter.disabled, True

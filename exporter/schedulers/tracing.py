@@ -240,8 +240,8 @@ def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any)
 
 def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
-    known = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in options.items() if name in known}
+    parameters = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if name in parameters}
 
 
 def steps_to(scheduler: SchedulerMixin, index: int) -> dict[str, Any]:

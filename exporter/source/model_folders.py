@@ -37,8 +37,8 @@ def find(asked: str, kind: str, what: str, class_name: str) -> Ingredient:
         ) from error
     if name != class_name:
         raise SourceError(f"{asked} is no {what} that is supported: it is a {name}")
-    own = path.resolve().name if here else asked
-    return Ingredient(kind, own, folder, digest_folder(folder))
+    folder_name = path.resolve().name if here else asked
+    return Ingredient(kind, folder_name, folder, digest_folder(folder))
 
 
 @parser(SourceError, "path", "the configuration of a diffusers model")

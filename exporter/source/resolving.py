@@ -435,15 +435,18 @@ def _left_out(
     Raises:
         InputError: it is not there, or the pipeline does not work without it.
     """
-    known = record_of(class_name).may_lack
-    asked = [name for name in without if name not in others]
-    for name in asked:
-        if name not in known or name not in parts:
-            possible = ", ".join([*(each for each in known if each in parts), *others]) or "nothing"
+    parts_by_name = record_of(class_name).may_lack
+    names = [name for name in without if name not in others]
+    for name in names:
+        if name not in parts_by_name or name not in parts:
+            possible = (
+                ", ".join([*(each for each in parts_by_name if each in parts), *others])
+                or "nothing"
+            )
             raise InputError(
                 f"{class_name} cannot be exported without {name!r}; it works without: {possible}"
             )
-    return frozenset(part for name in asked for part in known[name])
+    return frozenset(part for name in names for part in parts_by_name[name])
 
 
 def _absent(source: PipelineSource) -> dict[str, None]:

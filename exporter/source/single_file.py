@@ -106,10 +106,10 @@ def _guess(path: Path) -> str:
     )
 
     try:
-        found = fetch_diffusers_config(load_single_file_checkpoint(str(path)))
+        config = fetch_diffusers_config(load_single_file_checkpoint(str(path)))
     except Exception as error:
         raise SourceError(f"{path}: {first_line(error)}") from error
-    return str(found["pretrained_model_name_or_path"])
+    return str(config["pretrained_model_name_or_path"])
 
 
 def _download(config: str, path: Path) -> Path:

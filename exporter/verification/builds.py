@@ -32,15 +32,15 @@ def verified(
     if manifest.probes is None:
         return manifest
     checked = tuple(_checked(build, manifest, folder, progress) for build in manifest.builds)
-    made = replace(manifest, builds=checked)
+    changed = replace(manifest, builds=checked)
     misses = [line for build in checked for line in describe_misses(build)]
-    misses += _below_floor(made, options)
+    misses += _below_floor(changed, options)
     if misses:
         raise VerificationError(
             f"the export does not reproduce PyTorch, no bundle was written: {misses[0]}"
             + (f" (and {len(misses) - 1} more)" if len(misses) > 1 else "")
         )
-    return made
+    return changed
 
 
 def _checked(build: Build, manifest: Manifest, folder: Path, progress: Progress) -> Build:

@@ -53,17 +53,17 @@ def read(folder: Path) -> Judged | None:
     path = folder / NOTES
     if not path.is_file():
         return None
-    found = msgspec.json.decode(read_regular(path, LARGEST_DOCUMENT), type=_File).judge
-    if found is None:
+    judged = msgspec.json.decode(read_regular(path, LARGEST_DOCUMENT), type=_File).judge
+    if judged is None:
         return None
-    numbers = (found.images, found.height, found.width, found.num_inference_steps)
-    if min(numbers) < 1 or found.images > _MAX_IMAGES:
+    numbers = (judged.images, judged.height, judged.width, judged.num_inference_steps)
+    if min(numbers) < 1 or judged.images > _MAX_IMAGES:
         raise SourceError(f"{path}: expected positive numbers and at most {_MAX_IMAGES} images")
     try:
-        judges.get(found.name)
+        judges.get(judged.name)
     except InputError as error:
         raise SourceError(f"{path}: {error}") from error
-    return found
+    return judged
 
 
 def judge_probe(

@@ -94,16 +94,18 @@ class Probing:
         options, description = self.options, self.description
         sizes = [symbol_values(description, traced=False)]
         fixed = (options.height, options.width) if options.height and options.width else None
-        for own in options.of_targets.values():
-            sizes += own.probe_sizes(description.latents, symbol_values(description, traced=True))
+        for target_options in options.of_targets.values():
+            sizes += target_options.probe_sizes(
+                description.latents, symbol_values(description, traced=True)
+            )
             if description.resizable:
-                fixed = fixed or own.loop_size()
+                fixed = fixed or target_options.loop_size()
         return sizes, fixed
 
     def _judged(self, fixed: tuple[int, int] | None) -> Judged | None:
         """Return who judges the images, where they may have the size that the judge is for."""
-        asked = read_judged(self.source.folder)
-        return asked if asked and fixed in (None, (asked.height, asked.width)) else None
+        judged = read_judged(self.source.folder)
+        return judged if judged and fixed in (None, (judged.height, judged.width)) else None
 
     def _judge(self, asked: Judged | None) -> JudgeProbe | None:
         if asked is None:

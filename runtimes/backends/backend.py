@@ -170,16 +170,16 @@ class Backend(ABC):
         """
         try:
             with plugins.started(f"listing the devices of {self.name}"):
-                known = self.devices()
+                devices = self.devices()
         except plugins.BrokenPlugin as error:
             raise BackendError(str(error)) from error
-        if asked is None and known:
-            return known[0]
+        if asked is None and devices:
+            return devices[0]
         asked = asked or "of any kind"
-        for device in known:
+        for device in devices:
             if device.lower() == asked.lower():
                 return device
-        raise DeviceUnavailable(self.name, asked, known)
+        raise DeviceUnavailable(self.name, asked, devices)
 
     def open(
         self,
@@ -329,14 +329,14 @@ def get(name: str) -> Backend:
 
 def for_build(build: Build) -> list[str]:
     """Return the names of the backends here, their engines installed, that load a build."""
-    found = []
+    loading = []
     for name in names():
         try:
             with plugins.started(f"backend {name!r}"):
                 if not find(name).loads(build):
                     continue
             get(name)
-            found.append(name)
+            loading.append(name)
         except (BackendError, plugins.BrokenPlugin, ImportError):
             continue
-    return found
+    return loading

@@ -39,9 +39,9 @@ def choose_build(
         if build in (None, each.name) and precision in (None, each.precision)
     ]
     if not builds:
-        asked = [f"build {build!r}"] if build else []
-        asked += [f"precision {precision!r}"] if precision else []
-        raise InputError(f"the bundle has no {' of '.join(asked) or 'builds'}; {_has(manifest)}")
+        wishes = [f"build {build!r}"] if build else []
+        wishes += [f"precision {precision!r}"] if precision else []
+        raise InputError(f"the bundle has no {' of '.join(wishes) or 'builds'}; {_has(manifest)}")
     if not (build or precision or passes):
         builds = [each for each in builds if not has_passes(each.precision)]
         if not builds:

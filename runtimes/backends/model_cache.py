@@ -66,11 +66,11 @@ class ModelCache:
         blob = self._path(facts, _BLOB)
         record = self._path(facts, _RECORD)
         try:
-            known = _load(record)
-            found = identity(os.stat(blob))
+            record_of_blob = _load(record)
+            identity_now = identity(os.stat(blob))
         except (OSError, LatentcError):
             return None
-        if known.facts != dict(facts) or known.identity != found:
+        if record_of_blob.facts != dict(facts) or record_of_blob.identity != identity_now:
             return None
         with suppress(OSError):  # a cache may be read-only
             os.utime(record)  # used last
@@ -84,7 +84,7 @@ class ModelCache:
         """
         import shutil
 
-        with ExitStack() as made:
+        with ExitStack() as folders:
             folder: Path | None = None
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ class ModelCache:
                 if size > self.limit or free < size + _SPARE:
                     self._warn(f"no room for {size >> 20} MiB ({free >> 20} MiB are free)")
                 else:
-                    folder = made.enter_context(files.scratch_folder(self.folder))
+                    folder = folders.enter_context(files.scratch_folder(self.folder))
             except OSError as error:
                 self._warn(f"cannot be written: {error.strerror or error}")
             yield folder

@@ -97,8 +97,8 @@ class OnnxRuntimeBackend(Backend):
         No function lists them, and ONNX Runtime takes any name without a word: they are read from
         its library, where they are texts.
         """
-        found = list(Path(self._ort.__file__).parent.glob("capi/*pybind11_state*"))
-        return _option_names(found[0]) if found else None
+        libraries = list(Path(self._ort.__file__).parent.glob("capi/*pybind11_state*"))
+        return _option_names(libraries[0]) if libraries else None
 
     def device(self, asked: str | None) -> str:
         name, colon, index = (asked or "").partition(":")

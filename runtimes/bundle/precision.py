@@ -47,7 +47,7 @@ def with_passes(precision: str, names: Iterable[str], usual: Usual = _NONE) -> s
     Raises:
         InputError: as `canonical`.
     """
-    base, own, passes = _parse(precision)
+    base, by_component, passes = _parse(precision)
     named = "".join(f"{_PLUS}{name}" for name in sorted(passes | set(names)))
     rest = {name: value for name, value in own.items() if value != _unnamed(base, name, usual)}
     if DENOISER in rest:
@@ -109,7 +109,7 @@ def _unnamed(base: str, component: str, usual: Usual) -> str:
 
 def _parse(text: str) -> tuple[str, dict[str, str], frozenset[str]]:
     """Return the base, the components' own precisions, and the passes of the denoiser."""
-    base, own, passes = "", dict[str, str](), set[str]()
+    base, by_component, passes = "", dict[str, str](), set[str]()
     for part in text.split(","):
         name, equals, value = (each.strip() for each in part.partition("="))
         said, *named = (each.strip() for each in (value if equals else name).split(_PLUS))
@@ -121,11 +121,11 @@ def _parse(text: str) -> tuple[str, dict[str, str], frozenset[str]]:
             )
         passes.update(named)
         if equals:
-            _once(text, name, own.setdefault(name, said) != said)
+            _once(text, name, by_component.setdefault(name, said) != said)
         else:
             _once(text, "all components", bool(base))
             base = said
-    return base or "fp32", own, frozenset(passes)
+    return base or "fp32", by_component, frozenset(passes)
 
 
 def _once(text: str, what: str, twice: bool) -> None:

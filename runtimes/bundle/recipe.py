@@ -74,13 +74,13 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             BundleError: the profile lacks one of them.
         """
-        found: dict[str, Shapes] = {}
+        shapes: dict[str, Shapes] = {}
         for name, spec in component.inputs.items():
             if all(isinstance(dim, int) for dim in spec.shape):
                 continue
             smallest, usual, largest = (self._shape(name, spec.shape, i) for i in range(3))
-            found[name] = (smallest, usual, largest)
-        return found
+            shapes[name] = (smallest, usual, largest)
+        return shapes
 
     def _shape(self, name: str, shape: Sequence[int | str], which: int) -> tuple[int, ...]:
         values = {symbol: bounds[which] for symbol, bounds in self.profile.items()}

@@ -117,20 +117,22 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     binning = () if latents.bins is None else (BINNING,)
     others = other_sizes(manifest.programs[0])
     arguments = [symbol.argument for symbol in others.values()]
-    known = tuple(dict.fromkeys((*STATIC, scale, *arguments, *binning)))
-    unknown = set(static) - set(known)
+    allowed = tuple(dict.fromkeys((*STATIC, scale, *arguments, *binning)))
+    unknown = set(static) - set(allowed)
     if unknown:
-        raise InputError(f"static sizes take {', '.join(known)}, not {', '.join(sorted(unknown))}")
+        raise InputError(
+            f"static sizes take {', '.join(allowed)}, not {', '.join(sorted(unknown))}"
+        )
     images = int(static.get("images", 1))
     if images < 1:
         raise InputError(f"images must be at least 1, not {images}")
-    asked = (
+    pixels = (
         int(static.get("height", latents.default_height)),
         int(static.get("width", latents.default_width)),
     )
     if is_binned(latents, static):
-        asked = binned(latents, *asked)
-    sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), asked, strict=True)}
+        pixels = binned(latents, *pixels)
+    sides = {n: side(latents, n, v) for n, v in zip(("height", "width"), pixels, strict=True)}
     for name, symbol in others.items():
         size = static.get(symbol.argument, symbol.argument_of(symbol.default))
         if size != int(size):
@@ -213,16 +215,18 @@ def ranges(
         for name in made_of_texts[0].keys() - conditioning.keys()
     }
     usually, most = guidance.evaluations(), guidance.most
-    made = {}
+    range_by_component = {}
     for each in everything:
-        known = dict(inner)
+        common = dict(inner)
         if "images" in spans:
             low, usual, high = spans["images"]
             guided = (low, usually * usual, most * high)
-            known["batch"] = guided if each.role in _LOOPED else (low, usual, high)
-        own = {n: _triple(e[each.name][n] for e in texts) for n in lengths.get(each.name, {})}
-        made[each.name] = {**conditioning, **known} if each.role in _LOOPED else {**known, **own}
-    return made
+            common["batch"] = guided if each.role in _LOOPED else (low, usual, high)
+        of_texts = {n: _triple(e[each.name][n] for e in texts) for n in lengths.get(each.name, {})}
+        range_by_component[each.name] = (
+            {**conditioning, **common} if each.role in _LOOPED else {**common, **of_texts}
+        )
+    return range_by_component
 
 
 def side(latents: Sides, name: str, pixels: int) -> int:
@@ -401,12 +405,12 @@ def conditioning_symbols(
         if component.role == "encoder":
             outputs |= fix(component, lengths.get(component.name, {})).outputs
     return {
-        wanted: made
+        wanted: settled
         for component in everything
         if component.role == "denoiser"
         for name, spec in component.inputs.items()
-        for wanted, made in zip(spec.shape, outputs.get(name, spec).shape, strict=False)
-        if isinstance(wanted, str) and isinstance(made, int)
+        for wanted, settled in zip(spec.shape, outputs.get(name, spec).shape, strict=False)
+        if isinstance(wanted, str) and isinstance(settled, int)
     }
 
 
@@ -427,5 +431,5 @@ def dimension(value: int | str, symbols: Mapping[str, Any]) -> int | str:
     """Return the size that a dimension such as ``"8*height"`` has; itself if its symbol is open."""
     if isinstance(value, int):
         return value
-    found = symbolic(value)
-    return found.value(int(symbols[found.symbol])) if found.symbol in symbols else value
+    affine = symbolic(value)
+    return affine.value(int(symbols[affine.symbol])) if affine.symbol in symbols else value

@@ -54,8 +54,8 @@ class TensorSpec(_Base, frozen=True):
     def fits(self, shape: Sequence[int], symbols: dict[str, int]) -> bool:
         """Return whether a shape is as declared; this adds to `symbols` as `check_shape` does."""
         return len(shape) == len(self.shape) and all(
-            wanted == found or (isinstance(wanted, str) and _fits(found, wanted, symbols))
-            for found, wanted in zip(shape, self.shape, strict=True)
+            wanted == size or (isinstance(wanted, str) and _fits(size, wanted, symbols))
+            for size, wanted in zip(shape, self.shape, strict=True)
         )
 
 

@@ -59,8 +59,8 @@ class HashCache:
         """Return the digest of the file at the real path `path`, None where it is not known."""
         with self._lock:
             entry = self._load().get(path)
-        known = isinstance(entry, list) and entry[:-1] == identity(status)
-        return str(entry[-1]) if known and entry else None
+        is_current = isinstance(entry, list) and entry[:-1] == identity(status)
+        return str(entry[-1]) if is_current and entry else None
 
     def put(self, path: str, status: os.stat_result, digest: str) -> None:
         """Remember a digest (of a file that is old enough to tell a change by its times)."""

@@ -61,9 +61,9 @@ def resized(
     short, long = sorted(whole.size)
     sides = height, int(height * long / short)
     size = sides if whole.width == short else sides[::-1]
-    made = whole.resize(size, method)
-    left, upper = (made.width - width) // 2, (made.height - height) // 2
-    return made.crop((left, upper, left + width, upper + height))
+    enlarged = whole.resize(size, method)
+    left, upper = (enlarged.width - width) // 2, (enlarged.height - height) // 2
+    return enlarged.crop((left, upper, left + width, upper + height))
 
 
 def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
@@ -74,10 +74,10 @@ def crop_box(mask: Image, width: int, height: int, padding: int) -> Box:
     Raises:
         InputError: all of it is black.
     """
-    found = mask.convert("L").getbbox()
-    if found is None:
+    box = mask.convert("L").getbbox()
+    if box is None:
         raise InputError("the mask is all black: white is what is made anew")
-    left, upper, right, lower = found
+    left, upper, right, lower = box
     x = max(left - padding, 0), min(right + padding, mask.width)
     y = max(upper - padding, 0), min(lower + padding, mask.height)
     if (x[1] - x[0]) / (y[1] - y[0]) > width / height:
@@ -105,18 +105,18 @@ def filled(image: Image, width: int, height: int) -> Image:
     Its outermost lines are drawn out over what is left at two sides.
     """
     small, corner = _fitted(image, width, height, inside=True)
-    made = _blank(width, height)
-    made.paste(small, corner)
+    whole = _blank(width, height)
+    whole.paste(small, corner)
     left, upper = corner
     if upper > 0:
-        made.paste(small.resize((width, upper), box=(0, 0, width, 0)), (0, 0))
+        whole.paste(small.resize((width, upper), box=(0, 0, width, 0)), (0, 0))
         edge = (0, small.height, width, small.height)
-        made.paste(small.resize((width, upper), box=edge), (0, upper + small.height))
+        whole.paste(small.resize((width, upper), box=edge), (0, upper + small.height))
     if left > 0:
-        made.paste(small.resize((left, height), box=(0, 0, 0, height)), (0, 0))
+        whole.paste(small.resize((left, height), box=(0, 0, 0, height)), (0, 0))
         edge = (small.width, 0, small.width, height)
-        made.paste(small.resize((left, height), box=edge), (left + small.width, 0))
-    return made
+        whole.paste(small.resize((left, height), box=edge), (left + small.width, 0))
+    return whole
 
 
 def _fitted(image: Image, width: int, height: int, inside: bool) -> tuple[Image, tuple[int, int]]:
@@ -130,8 +130,8 @@ def _fitted(image: Image, width: int, height: int, inside: bool) -> tuple[Image,
     by_width = (width, image.height * width // image.width)
     by_height = (image.width * height // image.height, height)
     size = by_height if wide == inside else by_width
-    made = image.resize(size, Image.Resampling.LANCZOS)
-    return made, (width // 2 - size[0] // 2, height // 2 - size[1] // 2)
+    fitted = image.resize(size, Image.Resampling.LANCZOS)
+    return fitted, (width // 2 - size[0] // 2, height // 2 - size[1] // 2)
 
 
 def _blank(width: int, height: int) -> Image:

@@ -27,8 +27,8 @@ def blended(
 
     def latents_of(step: Step) -> Array:
         of_clean, of_noise = plan.known[step.index]
-        known = np.float32(of_clean) * clean + np.float32(of_noise) * noise
-        latents: Array = kept * known + mask * step.latents
+        noisy = np.float32(of_clean) * clean + np.float32(of_noise) * noise
+        latents: Array = kept * noisy + mask * step.latents
         return latents
 
     return with_latents(steps, latents_of, lambda latents: latents)

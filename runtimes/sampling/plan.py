@@ -389,7 +389,7 @@ def interpolated(
     nodes = np.array(shifts)
     others = [np.delete(nodes, index) for index in range(len(nodes))]
     weights = np.array(
-        [np.prod((shift - rest) / (own - rest)) for own, rest in zip(nodes, others, strict=True)]
+        [np.prod((shift - rest) / (node - rest)) for node, rest in zip(nodes, others, strict=True)]
     )
 
     def mixed(name: str) -> Any:

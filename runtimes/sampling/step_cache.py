@@ -89,9 +89,9 @@ class StepCache:
         if self._varying:
             feeds |= self._varying[rows][index]
         if whole:
-            made = self._whole(index)[rows].run(feeds)
-            self._features = {name: made[name] for name in self._cached}
+            outputs = self._whole(index)[rows].run(feeds)
+            self._features = {name: outputs[name] for name in self._cached}
         else:
-            made = self._shallow[rows].run(feeds | self._features)
-        self.variance = None if self._variance is None else made[self._variance]
-        return self._packing.predicted(made)
+            outputs = self._shallow[rows].run(feeds | self._features)
+        self.variance = None if self._variance is None else outputs[self._variance]
+        return self._packing.predicted(outputs)

@@ -34,10 +34,10 @@ class Encoded:
         """Return the outputs for these inputs, not to be changed; None if they are not known."""
         key = _key(component, feeds)
         with self._lock:
-            found = self._kept.pop(key, None)
-            if found is not None:
-                self._kept[key] = found
-        return found
+            outputs = self._kept.pop(key, None)
+            if outputs is not None:
+                self._kept[key] = outputs
+        return outputs
 
     def put(self, component: str, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Remember outputs, and forget those that were not used for longest."""

@@ -157,7 +157,7 @@ class TextTokenizer:
         """
         _check_length(len(text.text))
         text = self._expanded(_unescaped(text) if self._unescape else text)
-        own = text.text[: len(text.text) - ending]
+        quoted = text.text[: len(text.text) - ending]
         # One by one: encode_batch would start a pool of threads for a handful of texts.
         with parsing(self._label, BundleError, _WHAT):
             encoding: Encoding = self._tokenizer.encode(text.text)
@@ -165,7 +165,7 @@ class TextTokenizer:
         # piece by piece, each framed and padded.
         pieces = [encoding, *encoding.overflowing]
         if len(pieces) > most:
-            self._warn(own, pieces[most], most, hint)
+            self._warn(quoted, pieces[most], most, hint)
         return [self._chunk(piece, text) for piece in pieces[:most]]
 
     def _expanded(self, text: Weighted) -> Weighted:

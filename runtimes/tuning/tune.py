@@ -541,12 +541,12 @@ def _prompts(bundle: Bundle) -> tuple[str, ...]:
     manifest = bundle.manifest
     if not manifest.tokenizers:
         return ("",)
-    found: list[str] = []
+    prompts: list[str] = []
     if manifest.probes and manifest.probes.loop:
-        found.append(str(manifest.probes.loop.arguments.get("prompt", "")))
+        prompts.append(str(manifest.probes.loop.arguments.get("prompt", "")))
     if manifest.probes and manifest.probes.judged:
-        found += manifest.probes.judged.prompts[:_PROMPTS]
-    texts = tuple(dict.fromkeys(text for text in found if text))[:_PROMPTS]
+        prompts += manifest.probes.judged.prompts[:_PROMPTS]
+    texts = tuple(dict.fromkeys(text for text in prompts if text))[:_PROMPTS]
     if not texts:
         raise InputError(f"{bundle.root} holds no probes with a prompt: give some with --prompt")
     return texts

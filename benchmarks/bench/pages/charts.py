@@ -56,13 +56,13 @@ def draw(report: Report) -> dict[str, str]:
         "memory": _memory,
         "scaling": _scaling,
     }
-    made = {}
+    charts = {}
     with matplotlib.rc_context(_STYLE):
         for name, drawing in drawings.items():
             figure = drawing(report)
             if figure is not None:
-                made[name] = _svg(figure, name)
-    return made
+                charts[name] = _svg(figure, name)
+    return charts
 
 
 def shown_cases(report: Report) -> list[CaseRecord]:
@@ -95,12 +95,12 @@ def _point(case: CaseRecord) -> tuple[int, ...]:
 def _rows(report: Report, scenario: str, cases: Sequence[CaseRecord]) -> list[tuple[int, Row]]:
     """Return (place in the report, row) of the cases that have this scenario, in their order."""
     order = [case.id for case in cases]
-    found = [
+    placed = [
         (place, row)
         for place, row in enumerate(report.rows)
         if row.scenario == scenario and row.case in order
     ]
-    return sorted(found, key=lambda each: order.index(each[1].case))
+    return sorted(placed, key=lambda each: order.index(each[1].case))
 
 
 def _latency(report: Report) -> Any:
@@ -218,8 +218,8 @@ def _scaling(report: Report) -> Any:
     figure, axes = _figure(3.2, columns=len(varied))
     for axis, (name, value) in zip(axes, varied.items(), strict=True):
         for label, cases in _curves(report, value).items():
-            found = [(value(c), report.row(c.id, scenario), c) for c in cases]
-            points = sorted((x, row.p50 / case.batch) for x, row, case in found if row)
+            measured = [(value(c), report.row(c.id, scenario), c) for c in cases]
+            points = sorted((x, row.p50 / case.batch) for x, row, case in measured if row)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label,
                       color=colour_of(report, cases[0]),
                       linestyle="--" if cases[0].engine == "torch" else "-")  # fmt: skip
@@ -243,7 +243,7 @@ def _tick(name: str, case: CaseRecord) -> str:
 def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, list[CaseRecord]]:
     """Return the cases that differ in one thing only, and are at the first value of all others."""
     first = next(case for case in report.cases)
-    found: dict[str, list[CaseRecord]] = {}
+    cases_by_label: dict[str, list[CaseRecord]] = {}
     for case in report.cases:
         others = [
             (case.batch, first.batch),
@@ -252,8 +252,8 @@ def _curves(report: Report, value: Callable[[CaseRecord], float]) -> dict[str, l
         ]
         apart = sum(a != b for a, b in others)
         if case.status == "ok" and (apart == 0 or (apart == 1 and value(case) != value(first))):
-            found.setdefault(_wrapped(_series_label(report, case)), []).append(case)
-    return {label: cases for label, cases in found.items() if len(cases) > 1}
+            cases_by_label.setdefault(_wrapped(_series_label(report, case)), []).append(case)
+    return {label: cases for label, cases in cases_by_label.items() if len(cases) > 1}
 
 
 def _series_label(report: Report, case: CaseRecord) -> str:

@@ -60,10 +60,10 @@ def winner(report: Report) -> tuple[Row, CaseRecord, CaseRecord] | None:
 
 def verdict_sentence(report: Report) -> str:
     """Return a sentence with the winner and by how much it won."""
-    found = winner(report)
-    if found is None:
+    fastest = winner(report)
+    if fastest is None:
         return "No build was compared with a baseline."
-    row, case, baseline = found
+    row, case, baseline = fastest
     faster = row.speedup
     assert faster is not None
     what = SCENARIOS[row.scenario]

@@ -111,9 +111,9 @@ class _Encoder(torch.nn.Module):
 
         A hidden state is that before the last layer.
         """
-        found = self.encoder(pixels, output_hidden_states=not all(self._plain))
+        encoded = self.encoder(pixels, output_hidden_states=not all(self._plain))
         return [
-            layer(found.image_embeds if plain else found.hidden_states[-2])[:, None]
+            layer(encoded.image_embeds if plain else encoded.hidden_states[-2])[:, None]
             for layer, plain in zip(self.layers, self._plain, strict=True)
         ]
 

@@ -194,17 +194,21 @@ def features_of(pipe: Any) -> tuple[Feature, ...]:
     every = {_features(each, vae_factor(pipe.vae)) for each in adapters_of(pipe)}
     if len(every) > 1:
         raise UnsupportedPipeline("T2I-Adapters of different forms cannot be added to each other")
-    (made,) = every
+    (features,) = every
     taken = _places(pipe.unet)
     blocks = len(taken) - 1
-    fit = made[:blocks] == taken[: min(len(made), blocks)]
-    if not made or not fit:
+    fit = features[:blocks] == taken[: min(len(features), blocks)]
+    if not features or not fit:
         raise UnsupportedPipeline(
-            f"a T2I-Adapter that gives {_spoken(made)} does not fit the UNet, which takes "
+            f"a T2I-Adapter that gives {_spoken(features)} does not fit the UNet, which takes "
             f"{_spoken(taken)}"
         )
     # The middle block takes the next one if it fits, and leaves it otherwise.
-    return made[: blocks + 1] if made[blocks : blocks + 1] == taken[blocks:] else made[:blocks]
+    return (
+        features[: blocks + 1]
+        if features[blocks : blocks + 1] == taken[blocks:]
+        else features[:blocks]
+    )
 
 
 def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
@@ -217,8 +221,8 @@ def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
     side = math.lcm(int(adapter.total_downscale_factor), factor)
     with torch.device("meta"), torch.no_grad():
         twin = type(adapter).from_config(adapter.config)
-        made = twin(torch.zeros(1, channels, side, side))
-    ratios = [(side // factor, int(each.shape[2])) for each in made]
+        features = twin(torch.zeros(1, channels, side, side))
+    ratios = [(side // factor, int(each.shape[2])) for each in features]
     if any(latents % small for latents, small in ratios):
         raise UnsupportedPipeline(
             f"a T2I-Adapter with the downscale_factor {adapter.downscale_factor} does not fit a "
@@ -226,7 +230,7 @@ def _features(adapter: Any, factor: int) -> tuple[Feature, ...]:
         )
     return tuple(
         Feature(int(each.shape[1]), latents // small)
-        for each, (latents, small) in zip(made, ratios, strict=True)
+        for each, (latents, small) in zip(features, ratios, strict=True)
     )
 
 
@@ -236,14 +240,14 @@ def _places(unet: Any) -> tuple[Feature, ...]:
     It does in each block that goes down, before its downsampling if it looks at the text, and after
     the middle block.
     """
-    found, ratio = [], 1
+    features, ratio = [], 1
     channels = [int(each) for each in unet.config.block_out_channels]
     for count, block in zip(channels, unet.down_blocks, strict=True):
         below = ratio * (1 if block.downsamplers is None else 2)
         attends = getattr(block, "has_cross_attention", False)
-        found.append(Feature(count, ratio if attends else below))
+        features.append(Feature(count, ratio if attends else below))
         ratio = below
-    return (*found, Feature(channels[-1], ratio))
+    return (*features, Feature(channels[-1], ratio))
 
 
 def _spoken(features: Sequence[Feature]) -> str:

@@ -106,10 +106,11 @@ def _size(processor: Any) -> tuple[int, int]:
     wanted = {"do_resize": True, "keep_aspect_ratio": False, "do_pad": False}
     wanted |= {"do_rescale": True, "do_normalize": True}
     for name, value in wanted.items():
-        found = bool(getattr(processor, name, value))
-        if found != value:
+        setting = bool(getattr(processor, name, value))
+        if setting != value:
             raise UnsupportedPipeline(
-                f"a depth estimator's processor with {name} {found} is not supported, only {value}"
+                f"a depth estimator's processor with {name} {setting} is not supported, "
+                f"only {value}"
             )
     if abs(float(processor.rescale_factor) - _EIGHT_BITS) > 1e-9:
         raise UnsupportedPipeline(

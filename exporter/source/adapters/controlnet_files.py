@@ -33,15 +33,15 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
             _check(pipe, net, ingredient.id)
             nets.append(net)
         try:
-            made = AutoPipelineForText2Image.from_pipe(
+            with_nets = AutoPipelineForText2Image.from_pipe(
                 pipe, controlnet=nets if len(nets) > 1 else nets[0]
             )
         except Exception as error:
             raise SourceError(
                 f"{type(pipe).__name__} takes no ControlNet: {first_line(error)}"
             ) from error
-    made.set_progress_bar_config(disable=True)
-    return made
+    with_nets.set_progress_bar_config(disable=True)
+    return with_nets
 
 
 def _check(pipe: Any, net: Any, name: str) -> None:

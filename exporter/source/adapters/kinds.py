@@ -102,7 +102,7 @@ def changed(
     digests: Mapping[str, str], ingredients: Sequence[Ingredient], pipeline_class: str
 ) -> dict[str, list[Any]]:
     """Return for each part of a pipeline that is changed what it depends on (JSON-able)."""
-    found: dict[str, list[Any]] = {}
+    facts_by_part: dict[str, list[Any]] = {}
     for ingredient in ingredients:
         for part in kind(ingredient.kind).parts(pipeline_class):
             if part in digests:
@@ -124,12 +124,12 @@ def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]
 
 def added(ingredients: Sequence[Ingredient]) -> dict[str, str]:
     """Return the components that ingredients bring, made of nothing else, and their digests."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in KINDS:
         ours = [ingredient for ingredient in ingredients if ingredient.kind == name]
         make = getattr(kind(name), "added", None) if ours else None
-        found |= make(ours) if make else {}
-    return found
+        digests |= make(ours) if make else {}
+    return digests
 
 
 def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:

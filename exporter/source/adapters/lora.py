@@ -96,15 +96,15 @@ def _placed(pipe: Any, lora: Ingredient) -> list[tuple[Place, Layer]]:
     Raises:
         SourceError: some belong nowhere.
     """
-    known = adapter_layers.places(pipe, parts(type(pipe).__name__))
+    places = adapter_layers.places(pipe, parts(type(pipe).__name__))
     tensors, metadata = _read(lora.path)
-    layers = _found(tensors, known, metadata)
+    layers = _found(tensors, places, metadata)
     if any(place is None for place, _ in layers) and hasattr(pipe, "transformer"):
         try:
             tensors = _converted(pipe, tensors)
         except Exception as error:
             raise SourceError(f"does not fit {type(pipe).__name__}: {first_line(error)}") from error
-        layers = _found(tensors, known, metadata)
+        layers = _found(tensors, places, metadata)
     _refuse_unmatched(pipe, layers)
     return [(place, layer) for place, layer in layers if place is not None]
 
@@ -153,11 +153,11 @@ def _converted(pipe: Any, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     takes = inspect.signature(pipe.lora_state_dict).parameters
     with quiet_loading(), unread_keys.Lineage(state) as lineage:
-        found = pipe.lora_state_dict(
+        answer = pipe.lora_state_dict(
             state, **({"return_alphas": True} if "return_alphas" in takes else {})
         )
-    made, alphas = found if isinstance(found, tuple) else (found, None)
-    both = {**made, **(alphas or {})}
+    converted, alphas = answer if isinstance(answer, tuple) else (answer, None)
+    both = {**converted, **(alphas or {})}
     _refuse_unread(tensors, lineage, [v for v in both.values() if isinstance(v, torch.Tensor)])
     return {name: value.float().contiguous().numpy() for name, value in both.items()}
 
@@ -203,10 +203,10 @@ def _configured(layer: Layer, place: Place, settings: Mapping[str, Any]) -> Laye
     if layer.alpha is not None or f"{part}.r" not in settings:
         return layer
     alpha = settings.get(f"{part}.lora_alpha")
-    for pattern, own in (settings.get(f"{part}.alpha_pattern") or {}).items():
+    for pattern, pattern_alpha in (settings.get(f"{part}.alpha_pattern") or {}).items():
         if not _PLAIN_PATTERN.fullmatch(pattern):
             raise SourceError(f"has a pattern that is not taken from a file: {pattern[:80]!r}")
         if re.match(rf"(.*\.)?({pattern})$", module):  # as PEFT's get_pattern_key
-            alpha = own
+            alpha = pattern_alpha
             break
     return replace(layer, alpha=alpha, rank_root=bool(settings.get(f"{part}.use_rslora")))

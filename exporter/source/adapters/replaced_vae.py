@@ -40,20 +40,20 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
     if len(ingredients) > 1:
         names = ", ".join(ingredient.id for ingredient in ingredients)
         raise SourceError(f"a pipeline has one VAE; {len(ingredients)} were given ({names})")
-    (given,) = ingredients
-    own = getattr(pipe, _PART, None)
-    if own is None:
-        raise SourceError(f"{type(pipe).__name__} has no VAE to replace with {given.id}")
+    (replacement,) = ingredients
+    old_vae = getattr(pipe, _PART, None)
+    if old_vae is None:
+        raise SourceError(f"{type(pipe).__name__} has no VAE to replace with {replacement.id}")
     with quiet_loading():
-        made = load_model(_class_of(given.path, given.id), given.path, None)
+        new_vae = load_model(_class_of(replacement.path, replacement.id), replacement.path, None)
     for what in ("latent_channels", "block_out_channels"):
-        ours, theirs = (_form(vae, what) for vae in (own, made))
+        ours, theirs = (_form(vae, what) for vae in (old_vae, new_vae))
         if ours != theirs:
             raise SourceError(
-                f"the VAE {given.id} does not fit: {what.replace('_', ' ')} {theirs}, and the "
-                f"pipeline's own has {ours}"
+                f"the VAE {replacement.id} does not fit: {what.replace('_', ' ')} {theirs}, and "
+                f"the pipeline's own has {ours}"
             )
-    pipe.register_modules(vae=made)
+    pipe.register_modules(vae=new_vae)
 
 
 def _form(vae: Any, what: str) -> int:

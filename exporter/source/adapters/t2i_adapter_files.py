@@ -45,7 +45,7 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
     with quiet_loading():
         adapters = [load_model(diffusers.T2IAdapter, each.path, None) for each in ingredients]
         try:
-            made = getattr(diffusers, _WITH[type(pipe).__name__]).from_pipe(
+            with_adapters = getattr(diffusers, _WITH[type(pipe).__name__]).from_pipe(
                 pipe, adapter=diffusers.MultiAdapter(adapters) if adapters[1:] else adapters[0]
             )
         except Exception as error:
@@ -53,11 +53,11 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> Any:
                 f"{type(pipe).__name__} does not take {names}: {first_line(error)}"
             ) from error
     try:
-        features_of(made)
+        features_of(with_adapters)
     except UnsupportedPipeline as error:
         raise SourceError(f"the T2I-Adapter {names} is for another family: {error}") from error
-    made.set_progress_bar_config(disable=True)
-    return made
+    with_adapters.set_progress_bar_config(disable=True)
+    return with_adapters
 
 
 def _check(pipe: Any, names: str) -> None:

@@ -63,15 +63,15 @@ def apply(pipe: Any, ingredients: Sequence[Ingredient]) -> None:
 
 def expansions(tokenizer: Any) -> dict[str, str]:
     """Return for each word of several tokens what it stands for in a text."""
-    known = set(getattr(tokenizer, "added_tokens_encoder", ()))
-    made = {}
-    for word in known:
+    words = set(getattr(tokenizer, "added_tokens_encoder", ()))
+    text_by_word = {}
+    for word in words:
         pieces = [word]
-        while f"{word}_{len(pieces)}" in known:
+        while f"{word}_{len(pieces)}" in words:
             pieces.append(f"{word}_{len(pieces)}")
         if len(pieces) > 1:
-            made[word] = " ".join(pieces)
-    return dict(sorted(made.items()))
+            text_by_word[word] = " ".join(pieces)
+    return dict(sorted(text_by_word.items()))
 
 
 def _add(pipe: Any, inversion: Ingredient) -> None:
@@ -106,14 +106,14 @@ def _add(pipe: Any, inversion: Ingredient) -> None:
 
 def _vectors(inversion: Ingredient) -> Mapping[tuple[str, str], torch.Tensor]:
     """Return the tensor for each pair of encoder and tokenizer."""
-    found = _tensors(inversion.path)
-    if len(found) == 1:
-        return {_PAIR["clip_l"]: next(iter(found.values()))}
-    if set(found) == set(_PAIR):
-        return {_PAIR[name]: tensor for name, tensor in found.items()}
+    tensors = _tensors(inversion.path)
+    if len(tensors) == 1:
+        return {_PAIR["clip_l"]: next(iter(tensors.values()))}
+    if set(tensors) == set(_PAIR):
+        return {_PAIR[name]: tensor for name, tensor in tensors.items()}
     raise SourceError(
         f"{inversion.id} is no textual inversion: expected one tensor, or {' and '.join(_PAIR)}; "
-        f"found {', '.join(sorted(found)[:4])}"
+        f"found {', '.join(sorted(tensors)[:4])}"
     )
 
 

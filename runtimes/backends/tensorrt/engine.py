@@ -268,8 +268,8 @@ def _bounds(engine: Any, name: str) -> Any:
 
 def _changed(recipe: Recipe, request: BuildRequest) -> Recipe:
     """Return the recipe with what the request says of open dimensions, memory and precision."""
-    known = {s: r for s, r in request.profile.items() if s in recipe.profile}
-    changes: dict[str, Any] = {"profile": {**recipe.profile, **known}}
+    ranges = {s: r for s, r in request.profile.items() if s in recipe.profile}
+    changes: dict[str, Any] = {"profile": {**recipe.profile, **ranges}}
     if request.workspace is not None:
         changes["workspace"] = request.workspace
     if request.tf32 is not None:

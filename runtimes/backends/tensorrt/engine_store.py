@@ -72,8 +72,8 @@ def usable(folder: Path, component: str, facts: Facts) -> Engine | None:
     Of those that were built here of this graph, whatever shapes they are for, it is the one built
     last.
     """
-    found = [e for e in _all(folder, component) if e.record.facts == dict(facts)]
-    return max(found, key=lambda engine: engine.record.built, default=None)
+    engines = [e for e in _all(folder, component) if e.record.facts == dict(facts)]
+    return max(engines, key=lambda engine: engine.record.built, default=None)
 
 
 def why_not(folder: Path, component: str, facts: Facts, place: Path) -> str:

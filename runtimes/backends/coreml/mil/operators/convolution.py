@@ -64,14 +64,14 @@ def _padding(
     if pad_type == "valid":
         return [(0, 0)] * len(lengths)
     if pad_type == "custom":
-        given = [int(each) for each in pad] if pad is not None else [0] * 2 * len(lengths)
-        return list(zip(given[::2], given[1::2], strict=True))
-    made = []
+        widths = [int(each) for each in pad] if pad is not None else [0] * 2 * len(lengths)
+        return list(zip(widths[::2], widths[1::2], strict=True))
+    padding = []
     for length, span, step in zip(lengths, spans, steps, strict=True):
         needed = max(0, (-(-length // step) - 1) * step + span - length)
         less, more = needed // 2, needed - needed // 2
-        made.append((less, more) if pad_type == "same" else (more, less))
-    return made
+        padding.append((less, more) if pad_type == "same" else (more, less))
+    return padding
 
 
 OPERATORS: Mapping[str, Operator] = {"conv": conv}

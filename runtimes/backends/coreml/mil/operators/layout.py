@@ -129,8 +129,8 @@ def tile(x: Array, reps: Sequence[int]) -> Array:
 
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", constant_val: float = 0.0) -> Array:
     """Return `x` padded; `pad` holds (before, after) of the last axes."""
-    given = _integers(pad)
-    pairs = list(zip(given[::2], given[1::2], strict=True))
+    amounts = _integers(pad)
+    pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs
     options: dict[str, Any] = {"constant_values": constant_val} if mode == "constant" else {}
     return np.asarray(np.pad(x, widths, _PAD_MODES[mode], **options))  # type: ignore[call-overload]
