@@ -1,4 +1,4 @@
-"""Which combinations of pipelines, tasks and engines every run of the tests tries.
+"""This module says which combinations of pipelines, tasks and engines every run tries.
 
 An export takes seconds, and engines see nothing of a pipeline but its graphs: of each kind of graph
 one pipeline is exported for `make test`. The others are marked ``combinations`` and run by
