@@ -1,4 +1,4 @@
-"""What an export is asked for, and what its results depend on."""
+"""This module says what an export is asked for, and what its results depend on."""
 
 from __future__ import annotations
 
@@ -81,10 +81,13 @@ _REFERENCE = "latentc.exporter.verification.reference"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to make, as `export_options` reads it from the arguments of an export. `precisions`: by
-    their usual spelling; `asked`: names of passes for the denoiser of every build; `of_targets`:
-    the own options of each target; `steps`: in their order. The others are arguments as they
-    are."""
+    """The options say what to make.
+
+    Height and width in pixels fix the size, None keeps it dynamic; `schedulers` None is the default
+    set beside the pipeline's own; `steps` None is the usual step counts; `of_targets` holds the own
+    options of each target; `fidelity_floor` is in dB; `asked` names passes for the denoiser of
+    every build, `tasks` what to add components for; `watermark`: images get SDXL's invisible one.
+    """
 
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
@@ -102,7 +105,7 @@ class ExportOptions:
     watermark: bool
 
     def tasks_of(self, source: PipelineSource) -> tuple[str, ...]:
-        """Those that the pipeline's class is for, and those that were asked for."""
+        """Return the tasks that the pipeline's class is for, and those that were asked for."""
         return tuple(dict.fromkeys((*record_of(source.pipeline_class).tasks, *self.tasks)))
 
     def left_out(self, source: PipelineSource) -> tuple[LeftOut, ...]:
@@ -113,7 +116,7 @@ class ExportOptions:
 
     @property
     def step_cache(self) -> bool:
-        """Whether the denoiser's shallow part is a component."""
+        """Return whether the denoiser's shallow part is a component."""
         return STEP_CACHE in self.asked
 
     def builds(self) -> list[tuple[str, str]]:
@@ -128,7 +131,7 @@ class ExportOptions:
         return list(dict.fromkeys(pairs))
 
     def names(self) -> set[str]:
-        """Of the asked builds."""
+        """Return the names of the asked builds."""
         return {build_name(*pair) for pair in self.builds()}
 
     def of(self, target: str) -> TargetOptions:
@@ -374,7 +377,7 @@ def _check_components(precision: str) -> None:
 
 
 def _own_precisions(precision: str) -> list[str]:
-    """Those that components have under `precision`, whichever components there are."""
+    """Return the precisions that components have under `precision`, whichever there are."""
     named = [part.partition("=")[0] for part in precision.split(",") if "=" in part]
     return [precision_of(precision, name) for name in ("denoiser", "", *named)]
 

@@ -211,7 +211,7 @@ def from_diffusers() -> tuple[list[Any], np.ndarray[Any, Any], float]:
 def from_bundle(
     bundle: Path, backend: str, target: str, expected: list[Any], latents: np.ndarray[Any, Any]
 ) -> tuple[list[Any], Parity]:
-    """The same images from one build, and how they compare."""
+    """Return the same images from one build, and how they compare."""
     with load(bundle, backend=get(backend), build=f"{target}-fp32") as pipe:
         begun = time.perf_counter()
         results = [

@@ -66,7 +66,7 @@ def from_bundle(
 def from_diffusers(
     pipe: Any, embeds: Mapping[str, Any], given: Sequence[Any], call: Mapping[str, Any]
 ) -> list[Any]:
-    """The same of the diffusers pipelines.
+    """Return the same images from the diffusers pipelines.
 
     Args:
         embeds: the weighted prompt as `Pipeline.encode_prompt` gives it, since diffusers itself
@@ -98,7 +98,7 @@ def from_diffusers(
 
 
 def right(images: Sequence[Any]) -> list[bool]:
-    """Whether each row's image shows what it should, by the judges."""
+    """Return whether each row's image shows what it should, by the judges."""
     from latentc.runtimes.verification import judges
 
     return [

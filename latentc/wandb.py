@@ -108,7 +108,10 @@ class Chains:
 
 @dataclass
 class _Active:
-    """What `Autolog` has while it is on. `own`: whether it started the run itself."""
+    """An `_Active` holds what `Autolog` has while it is on.
+
+    `own`: whether it started the run itself.
+    """
 
     wandb: Any
     run: Any
@@ -134,7 +137,7 @@ class Autolog:
 
     @property
     def enabled(self) -> bool:
-        """Whether calls are logged now."""
+        """Return whether calls are logged now."""
         return self._active is not None
 
     def __call__(
@@ -291,7 +294,7 @@ def _rows(call: int, link: Link, run: Run, result: Result) -> Iterator[dict[str,
 
 
 def _text_names(run: Run) -> tuple[str, str]:
-    """What the bundle calls its prompt, and the text that guidance leads away from."""
+    """Return the bundle's names for its prompt, and for the text that guidance leads away from."""
     signature = run.pipeline.signature
     prompt = signature.texts[0] if signature.texts else ""
     negatives = [name for name in signature.branch_texts if prompt and name.endswith(prompt)]
@@ -299,7 +302,7 @@ def _text_names(run: Run) -> tuple[str, str]:
 
 
 def _arguments(run: Run, result: Result) -> dict[str, Any]:
-    """What has no column of its own, such as a second scale or an original size."""
+    """Return what has no column of its own, such as a second scale or an original size."""
     request = run.request
     first = run.pipeline.manifest.guidance.scale
     found: dict[str, Any] = {name: [*values] for name, values in request.given_numbers().items()}

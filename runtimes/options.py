@@ -33,7 +33,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Option:
-    """What a keyword is, besides its name and type.
+    """An option says what a keyword is, besides its name and type.
 
     `help`: one sentence, for ``--help`` and the documentation; `details`: what the documentation
     and docstrings say besides. `default`: what holds where the
@@ -84,7 +84,7 @@ class Declared:
 
     @property
     def usual(self) -> str:
-        """What holds where it is not given, in words; "" where that is nothing."""
+        """Return what holds where it is not given, in words; "" where that is nothing."""
         default = self.option.default
         if isinstance(default, tuple):
             return self.option.usual or ", ".join(map(str, default))
@@ -94,7 +94,7 @@ class Declared:
 
     @cached_property
     def parameter(self) -> inspect.Parameter:
-        """What it is in the signature of a function."""
+        """Return the parameter that it is in the signature of a function."""
         kind, default = inspect.Parameter.KEYWORD_ONLY, self.option.default
         return inspect.Parameter(self.name, kind, default=default, annotation=self.hint)
 

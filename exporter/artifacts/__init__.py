@@ -1,1 +1,1 @@
-"""What exports make and keep: where it is stored, and which sources and libraries made it."""
+"""These modules hold what exports make and keep: its store, its sources, its libraries."""

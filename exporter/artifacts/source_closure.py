@@ -1,5 +1,6 @@
-"""Which sources decide what modules make: their own, those of the modules that they import, and so
-on.
+"""This module tells which sources decide what modules make.
+
+They are their own, those of the modules that they import, and so on.
 
 Imports are read from the sources; nothing is imported for it. Imports inside functions count, those
 for types alone (``if TYPE_CHECKING:``) do not. Modules of latentc and of the package that a module

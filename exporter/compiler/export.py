@@ -83,8 +83,10 @@ def export(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What an export is to make, of what and where. `others`: bundles to share files with;
-    `preflight`: whether what does not fit is refused."""
+    """An `_Asked` says what an export is to make, of what and where.
+
+    `others`: bundles to share files with.
+    """
 
     source: PipelineSource
     options: ExportOptions
@@ -96,7 +98,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is left to do, as the output stands; `done` if that is nothing."""
+    """A job is what is left to do, as the output stands; `done` if that is nothing."""
 
     keys: Mapping[tuple[str, str], Mapping[str, str]]
     previous: Manifest | None

@@ -1,4 +1,4 @@
-"""Whether a bundle can be written at all, looked at before anything is read or computed."""
+"""This module checks, before anything is read or computed, that a bundle can be written at all."""
 
 from __future__ import annotations
 

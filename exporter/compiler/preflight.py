@@ -1,4 +1,4 @@
-"""What an export will need, said before it begins: memory, disk, time.
+"""This module says what an export will need before it begins: memory, disk, time.
 
 Sizes come from the headers of the files of weights. What an export takes besides is measured on
 full-size models (`python -m latentc.benchmarks.export_cost`; docs/exporting-large-models.md
@@ -47,8 +47,11 @@ SURE_WITHIN = 3  # times or a third of it: how far the time may be off on anothe
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a component: how many numbers, the bytes of one in the source's files, and whether they
-    are brought into memory in float32 (they can be mapped otherwise)."""
+    """A `Weights` describes those of a component.
+
+    It says how many numbers, the bytes of one in the source's files, and whether they are brought
+    into memory in float32 (they can be mapped otherwise).
+    """
 
     count: int
     stored: float
@@ -79,7 +82,7 @@ def need(
     missing: Mapping[tuple[str, str], Sequence[str]],
     verify: bool,
 ) -> Need:
-    """What an export needs.
+    """Return what an export needs.
 
     Args:
         components: the bundle's.
@@ -219,7 +222,7 @@ def available_memory(cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _left(root: Path) -> list[int]:
-    """What control groups (version 2) leave. Their use counts mapped files, which can go."""
+    """Return what control groups (version 2) leave. Their use counts mapped files, which can go."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What an export leaves standing of the bundle that is there already."""
+"""This module says what an export leaves standing of the bundle that is there already."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Compilation:
         return whole
 
     def _told(self, scheduler: Any, description: Description) -> Told:
-        """What the pipeline tells its scheduler besides the number of steps."""
+        """Return what the pipeline tells its scheduler besides the number of steps."""
         from latentc.exporter.schedulers import shifting
 
         shift = shifting.line(scheduler.config, description.shifted)

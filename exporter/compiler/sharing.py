@@ -66,7 +66,7 @@ def _distinct(manifest: Manifest) -> list[File]:
 
 
 def _linked(root: Path, other: tuple[Path, File], file: File) -> bool:
-    """Whether the file under `root` is that of the other bundle now."""
+    """Return whether the file under `root` is that of the other bundle now."""
     path = root / file.path
     try:
         existing = checked(*other, "always")

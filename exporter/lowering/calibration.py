@@ -1,4 +1,4 @@
-"""Which values activations take, measured on inputs of the denoiser."""
+"""This module measures activations on the pipeline's own denoising trajectories."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Lowering:
         return {"entry": entry}
 
     def _settings(self, target: str, precision: str) -> dict[str, Settings]:
-        """What a target with options of its own is told besides."""
+        """Return what a target with options of its own is told besides."""
         if targets.TARGETS[target].options is TargetOptions:
             return {}
         own = self._options.of(target)

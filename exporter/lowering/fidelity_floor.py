@@ -99,7 +99,7 @@ class _Trial:
         self._made: dict[str, tuple[frozenset[str], Artifact]] = {}
 
     def psnr(self, kept: Mapping[str, frozenset[str]]) -> float:
-        """Of the whole loop's image, in dB."""
+        """Return the PSNR of the whole loop's image, in dB."""
         from latentc.runtimes.backends import backend as backends
         from latentc.runtimes.verification.verify import check_loop
 

@@ -58,8 +58,10 @@ def rank(
 
 
 class Rounding:
-    """What passes do to one layer, done to values while the program runs: no program has to be
-    rewritten for each layer."""
+    """A `Rounding` does to values, while the program runs, what passes do to one layer.
+
+    No program has to be rewritten for each layer.
+    """
 
     def __init__(self, passes: Sequence[str], ranges: Mapping[str, Range]) -> None:
         modules = [load(name) for name in passes]
@@ -98,7 +100,7 @@ def weights(lowering: Lowering) -> list[str]:
 def fewest(
     floor: float, without: float, layers: Sequence[Layer], measure: Callable[[int], float]
 ) -> int:
-    """How many of the ranked layers to keep.
+    """Return how many of the ranked layers to keep.
 
     More kept layers need not mean a better image at every single step, so that the result is
     a count that reaches the floor and of which the next smaller one tried does not. The first
@@ -132,8 +134,10 @@ def fewest(
 
 
 def promised(gain: float, layers: Sequence[Layer]) -> int:
-    """How many layers to keep for so many dB more, if the errors of layers add up as those of
-    independent noises do."""
+    """Return how many layers to keep for so many dB more, if errors add up.
+
+    Those of layers do as those of independent noises.
+    """
     squares = [layer.error**2 for layer in layers]
     left, allowed = sum(squares), sum(squares) / 10 ** (gain / 10)
     for count, square in enumerate(squares, 1):

@@ -28,7 +28,7 @@ HEADROOM = 2.0
 
 
 def problem(program: ExportedProgram, half: torch.dtype, samples: Iterable[Inputs]) -> str:
-    """What would overflow, in a few words; "" if nothing does.
+    """Return what would overflow, in a few words; "" if nothing does.
 
     Args:
         program: computes in float32; it is not changed.

@@ -42,8 +42,9 @@ def verifier(target: str, precisions: Iterable[str]) -> str:
 
 
 def computes(target: str, precision: str) -> str:
-    """What the engine is to be asked to calculate in for a component; "" leaves it to the
-    graph."""
+    """Return what the engine is to be asked to calculate in for a component. "" leaves it to the
+    graph.
+    """
     return TARGETS[target].computes.get(split_passes(precision)[0], "")
 
 

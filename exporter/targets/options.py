@@ -18,13 +18,14 @@ from latentc.runtimes.programs.latents import Latents
 
 
 class NoArguments(TypedDict):
-    """Those of a target that has no options of its own."""
+    """A target without options of its own takes no arguments."""
 
 
 @dataclass(frozen=True, init=False)
 class TargetOptions:
-    """What a target may be told, and what follows from it before anything is lowered. `values`: of
-    every option in the TypedDict `ARGUMENTS`, the default where it was not given."""
+    """The options say what a target may be told, and what follows from it before anything is
+    lowered.
+    """
 
     ARGUMENTS: ClassVar[type] = NoArguments
     values: Mapping[str, Any]
@@ -55,7 +56,7 @@ class TargetOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the lowering of a target with options is told besides the program."""
+    """The settings are what the lowering of a target with options is told besides the program."""
 
     precision: str
     options: Any

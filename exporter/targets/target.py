@@ -1,4 +1,4 @@
-"""What the compiler has to know of a target, and the interface of its module."""
+"""This module defines what the compiler has to know of a target, and its module's interface."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Target(Protocol):
 
 @runtime_checkable
 class Finishing(Protocol):
-    """What a target's module may have besides: a last word, knowing the whole pipeline."""
+    """A `Finishing` is a target's module that has a last word, knowing the whole pipeline."""
 
     def finish(
         self,

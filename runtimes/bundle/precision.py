@@ -32,8 +32,10 @@ def usual_precisions(components: Iterable[Component]) -> Usual:
 
 @parser(InputError, "text", "a precision")
 def canonical(text: str, usual: Usual = _NONE) -> str:
-    """The one spelling of a precision: the base first, components in alphabetical order, and
-    none that says what it would have anyhow; passes in alphabetical order.
+    """Return the one spelling of a precision.
+
+    The base comes first, then components in alphabetical order, none that says what the base says
+    already; passes are in alphabetical order.
 
     Raises:
         InputError: not a precision or a list of ``component=precision``.
@@ -42,14 +44,16 @@ def canonical(text: str, usual: Usual = _NONE) -> str:
 
 
 def with_passes(precision: str, names: Iterable[str], usual: Usual = _NONE) -> str:
-    """The canonical precision with the named passes besides those that it has.
+    """Return the canonical precision with the named passes besides those that it has.
 
     Raises:
         InputError: as `canonical`.
     """
     base, by_component, passes = _parse(precision)
     named = "".join(f"{_PLUS}{name}" for name in sorted(passes | set(names)))
-    rest = {name: value for name, value in own.items() if value != _unnamed(base, name, usual)}
+    rest = {
+        name: value for name, value in by_component.items() if value != _unnamed(base, name, usual)
+    }
     if DENOISER in rest:
         rest[DENOISER] += named
     else:
@@ -58,8 +62,10 @@ def with_passes(precision: str, names: Iterable[str], usual: Usual = _NONE) -> s
 
 
 def of_component(precision: str, component: str, usual: Usual = _NONE) -> str:
-    """The precision of one component under what was asked for (in any spelling); the denoiser's
-    with its passes, that of its shallow part without them."""
+    """Return the precision of one component under what was asked for (in any spelling).
+
+    The denoiser's has its passes, that of its shallow part has none.
+    """
     base, own, passes = _parse(precision)
     if component not in (DENOISER, SHALLOW):
         return own.get(component, _unnamed(base, component, usual))

@@ -1,5 +1,7 @@
-"""What is known of each precision, and of each pass that is asked for by name. A package may bring
-more of both."""
+"""This module lists what is known of each precision, and of each pass that is asked for by name.
+
+A package may bring more of both.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from latentc.runtimes.plugins import Registry
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a build may be off by.
+    """A tolerance says what a build may be off by.
 
     `component`, `latents`: relative L2 of each output and of the final latents.
     `image_difference`: of 255, per value. `image_psnr`: in dB. `judged`: share of the images

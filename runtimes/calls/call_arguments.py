@@ -99,7 +99,7 @@ class TextArguments(TypedDict, total=False):
 
 
 class CountArguments(TypedDict, total=False):
-    """How many images, and of which draw."""
+    """These arguments say how many images are made, and of which draw."""
 
     num_images_per_prompt: Annotated[
         int | None,
@@ -146,7 +146,7 @@ class CountArguments(TypedDict, total=False):
 
 
 class ScheduleArguments(TypedDict, total=False):
-    """How the schedule is run."""
+    """These arguments say how the schedule is run."""
 
     num_inference_steps: Annotated[
         int | None,
@@ -214,7 +214,7 @@ class ScheduleArguments(TypedDict, total=False):
 
 
 class GuidanceArguments(TypedDict, total=False):
-    """How far the prompt leads."""
+    """These arguments say how far the prompt leads."""
 
     guidance_scale: Annotated[
         float | None,
@@ -288,7 +288,7 @@ class GuidanceArguments(TypedDict, total=False):
 
 
 class SizeArguments(TypedDict, total=False):
-    """What size the image has."""
+    """These arguments say what size the image has."""
 
     height: Annotated[
         int | None,
@@ -552,11 +552,11 @@ class CallKeywords(
     ValueArguments,
     total=False,
 ):
-    """What calls take by name, whatever comes of them."""
+    """Calls take these arguments by name, whatever comes of them."""
 
 
 class OutputArgument(TypedDict, total=False):
-    """What becomes of the images."""
+    """This argument says what becomes of the images."""
 
     output_type: Annotated[
         OutputType,

@@ -58,7 +58,7 @@ class Facts:
 
     @cached_property
     def emit(self) -> Emit:
-        """What the program gives its caller."""
+        """Return what the program gives its caller."""
         return form.emit_of(self.program)
 
     @cached_property

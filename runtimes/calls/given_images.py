@@ -285,5 +285,5 @@ def _without_tensors(name: str, value: Any, kind: Kind) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether it is one of PyTorch, which is not imported for that."""
+    """Return whether a value is a tensor of PyTorch, which is not imported for that."""
     return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")

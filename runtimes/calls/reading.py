@@ -1,4 +1,4 @@
-"""What a call may ask for of its texts: weights of words, more chunks than one."""
+"""This module says what a call may ask for of its texts: weights of words, more chunks than one."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Signature:
 
     @cached_property
     def makes_videos(self) -> bool:
-        """Whether the first program gives frames of videos."""
+        """Return whether the first program gives frames of videos."""
         return self.facts[0].emit.kind == "frames"
 
     @cached_property

@@ -152,7 +152,7 @@ def seeds(seed: Any, images: int) -> tuple[int, ...]:
 
 
 def _floats(name: str, value: Any) -> Array:
-    """What numpy makes an array of, as float32 in C order."""
+    """Return what numpy makes an array of, as float32 in C order."""
     try:
         return np.ascontiguousarray(value, np.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

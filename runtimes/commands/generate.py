@@ -413,7 +413,7 @@ def _remarks(result: Result, index: int) -> list[str]:
 
 
 def _used(settings: Mapping[str, Any]) -> str:
-    """What made the images, in a few words."""
+    """Return what made the images, in a few words."""
     words = [settings[name] for name in ("backend", "device", "build")]
     if "preset" in settings:
         shortcuts = ("guidance_start", "guidance_stop", "cache_interval")

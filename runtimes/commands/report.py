@@ -49,7 +49,7 @@ Cell: TypeAlias = str | Styled
 
 
 def print_manifest(manifest: Manifest) -> None:
-    """What `latentc inspect` shows."""
+    """Print what `latentc inspect` shows."""
     _print_facts(manifest)
     _show(_components_table(manifest))
     _show(_programs_table(manifest))
@@ -86,8 +86,11 @@ def print_measured(measured: Sequence[tuple[Build, Verification]]) -> None:
 
 
 def print_tuning(found: Tuning) -> None:
-    """What `latentc tune` tried, the fastest first: seconds of an image with the default steps,
-    how many times as fast as the reference that is, what it keeps of the reference's image."""
+    """Print what `latentc tune` tried, the fastest first.
+
+    A row has the seconds of an image with the default steps, how many times as fast as the
+    reference that is, and what it keeps of the reference's image.
+    """
     judged = any(t.fidelity and t.fidelity.right is not None for t in found.trials)
     table = _table(
         f"An image on this machine (fidelity against {found.reference.setup.build}, "
@@ -109,7 +112,7 @@ def print_tuning(found: Tuning) -> None:
 
 
 def print_backends(backends: Iterable[Mapping[str, Any]]) -> None:
-    """What `latentc backends` shows, from the records of `backend_records`."""
+    """Print what `latentc backends` shows, from the records of `backend_records`."""
     table = _table("Backends", "Name", "Version", "Devices", "Loads", "To install")
     for each in backends:
         devices = ", ".join(each["devices"]) if each["installed"] else "-"
@@ -242,7 +245,7 @@ def _other_sizes(manifest: Manifest) -> dict[str, str]:
 
 
 def _said(source: Source) -> dict[str, str]:
-    """What the source says of itself."""
+    """Return what the source says of itself."""
     said = {
         "Licence": source.licence,
         "Author": source.author,
@@ -252,7 +255,7 @@ def _said(source: Source) -> dict[str, str]:
 
 
 def _ingredients(manifest: Manifest) -> dict[str, str]:
-    """What went in beside the source; nothing where that is all."""
+    """Return what went in beside the source; nothing where that is all."""
     texts = [
         f"{each.kind} {each.id}"
         + ("" if each.scale is None else f" at {each.scale:g}")
@@ -263,7 +266,7 @@ def _ingredients(manifest: Manifest) -> dict[str, str]:
 
 
 def _left_out(manifest: Manifest) -> dict[str, str]:
-    """What the pipeline has and the bundle does not; nothing where that is nothing."""
+    """Return what the pipeline has and the bundle does not; nothing where that is nothing."""
     lines = [
         f"{each.name}{' (as asked)' if each.chosen else ''}: {each.why}"
         for each in manifest.left_out

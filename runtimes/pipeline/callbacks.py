@@ -1,4 +1,4 @@
-"""What a caller may have called after each step of a call, as in diffusers."""
+"""This module declares what a caller may have called after each step of a call, as in diffusers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias, TypedDict
@@ -37,7 +37,7 @@ class CallbackArguments(TypedDict, total=False):
 
 
 class WatchedKeywords(CallKeywords, CallbackArguments, total=False):
-    """What calls that may be watched take by name, whatever comes of them."""
+    """Calls that may be watched take these arguments by name, whatever comes of them."""
 
 
 class WatchedCallArguments(CallArguments, CallbackArguments, total=False):

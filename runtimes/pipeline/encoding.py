@@ -17,7 +17,10 @@ from latentc.runtimes.programs.values import Rows
 
 
 class Loaded(Protocol):
-    """What encoding needs of a pipeline; see `latentc.runtimes.pipeline.pipeline.Pipeline`."""
+    """A `Loaded` has what encoding needs of a pipeline.
+
+    See `latentc.runtimes.pipeline.pipeline.Pipeline`.
+    """
 
     @property
     def calls(self) -> Calls: ...

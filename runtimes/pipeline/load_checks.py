@@ -66,7 +66,7 @@ def path(name: str, value: Any) -> str:
 
 
 def _encodable(text: str) -> bool:
-    """Whether the system's files can have such a name."""
+    """Return whether the system's files can have such a name."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:

@@ -1,5 +1,6 @@
-"""How a bundle will be loaded, and what will be asked of it, settled before anything is loaded:
-whatever can be refused is refused here."""
+"""This module settles how a bundle will be loaded, and what will be asked of it, before anything is
+loaded: whatever can be refused is refused here.
+"""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Pipeline(Sealed):
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """Return what the bundle says about itself."""
         return self.bundle.manifest
 
     @property
@@ -416,7 +416,7 @@ class Pipeline(Sealed):
         self._tiling = replace(self._tiling, tile=0)
 
     def settings(self) -> dict[str, Any]:
-        """What is loaded, and where, as JSON-compatible values."""
+        """Return what is loaded, and where, as JSON-compatible values."""
         return {
             "source": self.manifest.source.id,
             "build": self.build.name,
@@ -428,7 +428,7 @@ class Pipeline(Sealed):
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Return whether `close` was called."""
         return self._closed
 
     def close(self) -> None:
@@ -456,7 +456,7 @@ class Pipeline(Sealed):
         self.close()
 
     def _of_other_sizes(self, misfit: str) -> Pipeline:
-        """The same build for calls of any size, where it was a preset that fixed the size.
+        """Return the same build for calls of any size, where it was a preset that fixed the size.
 
         Raises:
             InputError: it was the caller.

@@ -43,8 +43,7 @@ PillowFrames: TypeAlias = "list[list[Image]]"
 
 @dataclass(frozen=True)
 class Result(Generic[ImagesT, FramesT]):
-    """What a run made. Type checkers know of which type its images are by the call's `output_type`,
-    and those of frames, which is diffusers' name for images of bundles that make videos.
+    """A result is what a run made.
 
     `images`: Pillow images, or float32 [batch, height, width, channels] in [0, 1] for "np", or
     the latents for "latent". Of a bundle that makes videos they are the same as `frames`: a list of
@@ -104,8 +103,10 @@ class Progress:
 
 
 class Loaded(Protocol):
-    """What a run needs of the pipeline that it belongs to; see
-    `latentc.runtimes.pipeline.pipeline.Pipeline`."""
+    """A `Loaded` has what a run needs of the pipeline that it belongs to.
+
+    See `latentc.runtimes.pipeline.pipeline.Pipeline`.
+    """
 
     @property
     def manifest(self) -> Manifest: ...

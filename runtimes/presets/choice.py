@@ -95,7 +95,7 @@ def _apply(
 
 
 def _loaded(compute: str | None, threads: int) -> dict[str, Any]:
-    """Of how a build was loaded, what is not the usual."""
+    """Return what is not the usual of how a build was loaded."""
     return {name: v for name, v in (("compute", compute), ("threads", threads)) if v}
 
 
@@ -116,7 +116,9 @@ def _untuned(bundle: Bundle, name: str, asked: Asked, reason: str) -> tuple[Aske
 
 
 def _expected_fastest(manifest: Manifest, limits: Limits, asked: Asked) -> tuple[Build, str] | None:
-    """Of the builds that the manifest says are good enough, and what loads them here."""
+    """Return the expected fastest build that the manifest says is good enough, and what loads it
+    here.
+    """
     known = usual_precisions(manifest.components)
     own = asked.how["precision"]
     precision = canonical(own, known) if own else None

@@ -1,4 +1,4 @@
-"""How a bundle is loaded: the arguments of `latentc.load`, each declared once.
+"""This module declares once each argument of `latentc.load`, which says how a bundle is loaded.
 
 As in `latentc.runtimes.calls.call_arguments`, little is imported and annotations are no texts.
 """
@@ -41,7 +41,7 @@ class PlaceArguments(TypedDict, total=False):
 
 
 class LoadKeywords(TypedDict, total=False):
-    """What is given by name only."""
+    """These arguments are given by name only."""
 
     build: Annotated[
         str | None,

@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a preset may cost: an image of at least `image_psnr` dB against fp32 (same seed, every
-    prompt), and at most `points` of 100 of the judge's score of the original pipeline."""
+    """The limits say what a preset may cost.
+
+    An image has at least `image_psnr` dB against fp32 (same seed, every prompt), and the judge's
+    score of the original pipeline loses at most `points` of 100.
+    """
 
     image_psnr: float
     points: float
 
     def allow(self, image_psnr: float, points: float | None) -> bool:
-        """Whether it is within; `points` is None where there is no judge."""
+        """Return whether it is within; `points` is None where there is no judge."""
         return image_psnr >= self.image_psnr and (points is None or points <= self.points)
 
 
@@ -54,7 +57,7 @@ _WINDOW = ("guidance_start", "guidance_stop")  # one setting: whoever gives one 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a loaded pipeline knows of its preset.
+    """A preset is what a loaded pipeline knows of the preset that it was loaded with.
 
     `arguments` are defaults of its calls. Calls of fewer steps than `steps` do without them: the
     fewer there are, the more each counts. `loaded` says how the build was loaded.
@@ -76,16 +79,21 @@ class Preset:
         return own | asked
 
     def settings(self, static: bool) -> dict[str, Any]:
-        """What of it made an image, as JSON-compatible values; `static`: by graphs for one
-        size."""
+        """Return the settings that made an image, as JSON-compatible values.
+
+        `static`: by graphs for one size.
+        """
         return {"preset": self.name, **self.loaded, "static": static}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How a caller wants a bundle loaded. `how`: all arguments, checked, defaults included.
-    `sizes`: what `static` may hold: those of the calls to come, where it is the preset that wants
-    one size."""
+    """An `Asked` says how a caller wants a bundle loaded, as in
+    `latentc.runtimes.pipeline.pipeline.load`.
+
+    `sizes` is what `static` may hold: those of the calls to come, where it is the preset that wants
+    one size.
+    """
 
     how: LoadArguments
     sizes: Mapping[str, float] | None = None
@@ -108,7 +116,7 @@ class Asked:
         return own if isinstance(own, Backend) and own.name == name else engines.get(name)
 
     def anything(self) -> bool:
-        """Whether anything was asked for that a preset would say: an empty `static` is."""
+        """Return whether anything was asked for: an empty `static` is."""
         decided = (value for name, value in self.how.items() if name not in _WITH_ANY_PRESET)
         return self.static is not None or any(decided)
 

@@ -1,4 +1,4 @@
-"""What `latentc tune` found, on the disk: records outside of the bundles, for one machine each.
+"""This module keeps what `latentc tune` found on the disk, outside of the bundles, by machine.
 
 A record's file is named after the bundle's content and what the search was limited to; what the
 times depend on stands in it. One that does not fit, or cannot be read, is never used.
@@ -30,7 +30,7 @@ _LARGEST = 1 << 20  # bytes of a record; a search writes a few thousand
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a preset stands for on one machine, and the figures that it was chosen for.
+    """A choice is what a preset stands for on one machine, and the figures that it was chosen for.
 
     `version` is the backend's. `arguments` are those of a call. `seconds`: of an image with the
     default steps; `image_psnr` in dB and `points` (lost, of 100) as in `Limits`.
@@ -50,8 +50,10 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `latentc tune` found. `place` is where the bundle was, `steps` the number of steps of
-    the images that were compared."""
+    """A record holds what `latentc tune` found.
+
+    `place` is where the bundle was, `steps` the number of steps of the images that were compared.
+    """
 
     bundle: str
     place: str
@@ -167,12 +169,12 @@ def save(record: Record, backend: str | None = None, device: str | None = None) 
 
 
 def machine() -> dict[str, str]:
-    """What times depend on besides the engines' versions."""
+    """Return what times depend on besides the engines' versions."""
     return {"processor": processor(), "cores": str(cores()), "latentc": __version__}
 
 
 def contradictions(choice: Choice, asked: Asked) -> dict[str, Any]:
-    """What was asked for and is otherwise in the choice: name → what the choice has."""
+    """Return what was asked for and is otherwise in the choice: name → what the choice has."""
     pairs: dict[str, tuple[Any, Any]] = {
         "backend": (asked.engine, choice.backend),
         "device": (asked.how["device"] and asked.how["device"].lower(), choice.device.lower()),

@@ -18,8 +18,11 @@ from latentc.runtimes.presets.preset import expected_rank
 
 @dataclass(frozen=True)
 class Setup:
-    """How a build is loaded. `compute` None is as the build says, `threads` 0 the engine's choice;
-    `static`: for images of the default size, one at a time."""
+    """A setup says how a build is loaded.
+
+    `compute` None is as the build says, `threads` 0 the engine's choice; `static`: for images of
+    the default size, one at a time.
+    """
 
     build: str
     backend: str
@@ -32,7 +35,7 @@ class Setup:
 def setups(
     bundle: Bundle, backend: str | Backend | None = None, device: str | None = None
 ) -> list[tuple[Setup, Backend]]:
-    """What is worth trying here, the expected fastest first.
+    """Return what is worth trying here, the expected fastest first.
 
     Raises:
         InputError, BackendUnavailable, DeviceUnavailable: nothing is.
@@ -74,7 +77,7 @@ def _engines(bundle: Bundle, backend: str | Backend | None) -> list[Backend]:
 
 
 def _best_targets(bundle: Bundle, engine: Backend) -> list[Build]:
-    """Of each precision the build whose target the engine likes best."""
+    """Return of each precision the build whose target the engine likes best."""
     best: dict[str, Build] = {}
     for build in bundle.manifest.builds:
         if not engine.loads(build):
@@ -87,7 +90,7 @@ def _best_targets(bundle: Bundle, engine: Backend) -> list[Build]:
 
 
 def _computes(engine: Backend, build: Build, device: str) -> tuple[str | None, ...]:
-    """As the build says, and as the engine would, where that can be something else."""
+    """Return the computes to try: the build's own, and the engine's, where that can be another."""
     fixed = any(artifact.compute for artifact in build.artifacts.values())
     lower = set(engine.computes) - {"fp32", "auto"} or not device.lower().startswith("cpu")
     return (None, "auto") if lower and not fixed and "auto" in engine.computes else (None,)

@@ -1,4 +1,4 @@
-"""What a search tries, what it finds, and which of two finds is the better one."""
+"""This module says what a search tries, what it finds, and which of two finds is the better one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was tried: `seconds` of an image with the default steps, None if it failed, and then
-    `note` says why. `fidelity` is None where nobody needed it."""
+    """A trial says what was tried.
+
+    `seconds` are those of an image with the default steps, None if it failed, and then `note` says
+    why. `fidelity` is None where nobody needed it.
+    """
 
     setup: Setup
     arguments: Arguments
@@ -40,8 +43,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a search found: `winners` by preset, one of the `trials` each; `reference` is the trial
-    that images were compared with, in `steps` steps of these `prompts`."""
+    """A tuning holds what a search found.
+
+    `winners` are by preset, one of the `trials` each; `reference` is the trial that images were
+    compared with, in `steps` steps of these `prompts`.
+    """
 
     trials: tuple[Trial, ...]
     winners: Mapping[str, Trial]
@@ -68,22 +74,25 @@ class Budget:
         return self.clock() - self.began
 
     def affords(self, seconds: float, share: float = 1.0) -> bool:
-        """Whether something of so many seconds would end within this share of the time."""
+        """Return whether something of so many seconds would end within this share of the time."""
         return self.spent + seconds <= self.seconds * share
 
 
 def preference(trial: Trial) -> tuple[bool, float]:
-    """Which of two that are as fast: one for any size, then the one with the better images."""
+    """Return a key that is less for the better of two that are as fast.
+
+    One for any size comes first, then the one with the better images.
+    """
     return not trial.setup.static, trial.fidelity.image_psnr if trial.fidelity else 0.0
 
 
 def allowed(limits: Limits, fidelity: Fidelity) -> bool:
-    """Whether a preset takes it."""
+    """Return whether a preset takes it."""
     return limits.allow(fidelity.image_psnr, fidelity.points)
 
 
 def cuts_more(arguments: Arguments, than: Arguments) -> bool:
-    """Whether arguments leave out at least as much in every respect."""
+    """Return whether arguments leave out at least as much in every respect."""
     return (
         arguments.get("guidance_start", 0) >= than.get("guidance_start", 0)
         and arguments.get("guidance_stop", 1) <= than.get("guidance_stop", 1)
@@ -92,5 +101,5 @@ def cuts_more(arguments: Arguments, than: Arguments) -> bool:
 
 
 def key_of(setup: Setup, arguments: Arguments) -> Key:
-    """What tells one trial from another."""
+    """Return what tells one trial from another."""
     return setup, tuple(sorted(arguments.items()))

@@ -23,14 +23,16 @@ BATCH = 10  # images at a time
 
 
 class Judge(Protocol):
-    """What an entry point names: a class without arguments, or a function that returns one."""
+    """A judge is what an entry point names: a class without arguments, or a function that returns
+    one.
+    """
 
     def prompts(self, count: int) -> Sequence[str]:
-        """What to draw: `count` prompts, always the same ones."""
+        """Return the prompts to draw: `count` of them, always the same ones."""
         ...
 
     def agrees(self, image: Image.Image, prompt: str) -> bool:
-        """Whether the image shows what was asked for."""
+        """Return whether the image shows what was asked for."""
         ...
 
 

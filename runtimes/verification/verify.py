@@ -206,7 +206,7 @@ def _allowed(manifest: Manifest, tolerances: Iterable[Tolerance]) -> Tolerance:
 
 
 def _loosest(tolerances: Iterable[Tolerance]) -> Tolerance:
-    """What the whole loop may be off by is what its coarsest component may make of it."""
+    """Return what the whole loop may be off by: what its coarsest component may make of it."""
     every = list(tolerances)
     return Tolerance(
         component=max(each.component for each in every),
@@ -288,8 +288,9 @@ def _check_loop(bundle: Bundle, pipe: Pipeline, probe: LoopProbe, tolerance: Tol
 def _judged(
     pipe: Pipeline, probe: JudgeProbe | None, tolerance: Tolerance, report: Report | None
 ) -> Score | None:
-    """What the bundle's judge says, where it has one that is installed here and the backend is
-    quick enough to draw for it."""
+    """Return what the bundle's judge says; None where none is installed here, or the backend is
+    slow.
+    """
     if probe is None or not can_judge(pipe.backend, probe):
         return None
     if report:
@@ -300,12 +301,12 @@ def _judged(
 
 
 def can_judge(backend: Backend, probe: JudgeProbe) -> bool:
-    """Whether the judge is installed here and the backend is quick enough to draw for it."""
+    """Return whether the judge is installed here and the backend is quick enough to draw for it."""
     return not backend.slow and probe.judge in judges.names()
 
 
 def count_right(pipe: Pipeline, probe: JudgeProbe, **given: Any) -> int:
-    """How many of its images the bundle's judge finds right; `given` as in `measure_loop`."""
+    """Return how many images the bundle's judge finds right; `given` as in `measure_loop`."""
 
     def draw(prompts: list[str], seeds: list[int]) -> Sequence[Image.Image]:
         drawn = repeat(pipe, probe, **{"prompt": prompts, "seed": seeds, **given})

@@ -1,4 +1,6 @@
-"""What an adapter's file adds to each weight: LoRA, LoHa, LoKr and full differences, and DoRA.
+"""This module reads what an adapter's file adds to each weight.
+
+It knows LoRA, LoHa, LoKr and full differences, and DoRA.
 
 Only numpy is needed here. The formulas are those of their authors' packages: LoRA and DoRA of PEFT
 (peft/tuners/lora), LoHa, LoKr, full differences and norms of LyCORIS (lycoris/functional). Each is
@@ -162,7 +164,9 @@ def _layer(name: str, roles: Mapping[str, Floats], rank_root: bool) -> Layer:
 
 
 def _unread(roles: set[str]) -> set[str]:
-    """Those of a layer's tensors that another kind of difference of the same layer would hide."""
+    """Return those of a layer's tensors that another kind of difference of the same layer would
+    hide.
+    """
     for shown, hidden in _EXCLUSIVE:
         if {shown, hidden} <= roles:
             return {hidden}

@@ -1,4 +1,4 @@
-"""What mypy says of programs that use latentc: the types of images, and what is misspelt."""
+"""These tests check what mypy says of programs that use latentc: types of images, misspellings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FAULTY = "\n".join(
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[str]]:
-    """What mypy says of both programs, by program and line."""
+    """Return what mypy says of both programs, by program and line."""
     folder = tmp_path_factory.mktemp("typed")
     for name, text in (("sound", SOUND), ("faulty", FAULTY)):
         (folder / f"{name}.py").write_text(text, "utf-8")

@@ -106,9 +106,11 @@ def changed(
     for ingredient in ingredients:
         for part in kind(ingredient.kind).parts(pipeline_class):
             if part in digests:
-                known = found.setdefault(part, [digests[part]])
-                known.append([each.kind, each.sha256, each.scale, each.token])
-    return found
+                facts = facts_by_part.setdefault(part, [digests[part]])
+                facts.append(
+                    [ingredient.kind, ingredient.sha256, ingredient.scale, ingredient.token]
+                )
+    return facts_by_part
 
 
 def modules(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:

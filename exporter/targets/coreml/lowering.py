@@ -108,9 +108,11 @@ def _forget_empty_folders(package: Path) -> None:
 
 
 def half_selector() -> Callable[[Any], bool]:
-    """Whether an operation may be done in float16: all but the sines and cosines of the time
-    embedding and what leads to them. Rounding their frequencies, which are multiplied by
-    timesteps near 1000, would cost a relative error of 5e-3."""
+    """Return a function that says whether an operation may be done in float16.
+
+    All but the sines and cosines of the time embedding and what leads to them may. Rounding their
+    frequencies, which are multiplied by timesteps near 1000, would cost a relative error of 5e-3.
+    """
     exact: set[str] = set()
 
     def selector(operation: Any) -> bool:
@@ -139,7 +141,7 @@ def _upstream(operations: list[Any]) -> set[str]:
 
 
 def _plain(program: ExportedProgram) -> ExportedProgram:
-    """Of the operator set that coremltools takes: decomposed, and without aliases."""
+    """Return the program in coremltools's operator set: decomposed, and without aliases."""
     made = decomposed(program, coreml_operations.table())
     coreml_operations.crop_instead_of_sizing(made)
     graph = made.graph_module.graph

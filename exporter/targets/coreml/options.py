@@ -1,4 +1,4 @@
-"""What can be asked of a Core ML export, and which image sizes follow from it."""
+"""This module says what can be asked of a Core ML export, and which image sizes follow from it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class CoreMLArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, init=False)
 class CoreMLOptions(TargetOptions):
-    """What an export to Core ML was asked for."""
+    """The options are what an export to Core ML was asked for."""
 
     ARGUMENTS: ClassVar[type] = CoreMLArguments
     values: CoreMLArguments

@@ -1,4 +1,6 @@
-"""Which shapes a Core ML package takes: a fixed batch, and free, listed or fixed sizes."""
+"""This module says which shapes a Core ML package takes: a fixed batch, and free, listed or fixed
+sizes.
+"""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _flat(graph: Any, value: Any, new: list[Any]) -> Any:
 
 
 def _before_split(value: Any, shape: list[Any]) -> Any:
-    """What a Reshape has made `value` of, if that has this shape."""
+    """Return what a Reshape has made `value` of, if that has this shape."""
     producer = value.producer()
     if producer is None or producer.op_type != "Reshape":
         return None

@@ -67,7 +67,7 @@ def lower(program: ExportedProgram, component: Component, folder: Path, opset: i
 
 @cache
 def _table(opset: int) -> Table:
-    """Of `torch.onnx.export`, which keeps it to itself."""
+    """Return the table of `torch.onnx.export`, which keeps it to itself."""
     from torch.onnx._internal.exporter import _decomp
 
     known = set(_decomp.get_onnx_implemented_overloads(onnx_registry.table(opset)))

@@ -70,7 +70,7 @@ def unreported() -> Iterator[None]:
 
 @cache
 def _table() -> Table:
-    """Of `openvino.frontend.pytorch.fx_decoder`, which keeps it to itself."""
+    """Return the table of `openvino.frontend.pytorch.fx_decoder`, which keeps it to itself."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
     kept = {*ops_to_not_decompose()}
