@@ -28,9 +28,10 @@ from latentc.exporter.components.description import Graph, size_multiple
 from latentc.exporter.components.text_to_image import sample_spec
 from latentc.exporter.components.unets import least_side
 from latentc.exporter.families.stable_diffusion import Denoiser
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends import backend
 from latentc.runtimes.backends.backend import SessionOptions
-from latentc.runtimes.backends.session import Array, Session
+from latentc.runtimes.backends.session import Session
 from latentc.runtimes.bundle.structures import Component, TensorSpec
 from latentc.runtimes.storage.files import temporary_folder
 from latentc.runtimes.terminal import say

@@ -26,7 +26,7 @@ from latentc.benchmarks.measure import (
 if TYPE_CHECKING:
     from latentc.benchmarks.measure import Child
     from latentc.exporter.progress import Event
-    from latentc.runtimes.backends.session import Array
+    from latentc.runtimes.arrays import Array
     from latentc.runtimes.bundle.structures import Component
 
 PROMPT = "a large red circle above a small blue square"

@@ -11,7 +11,8 @@
     │   ├── DeviceUnavailable    exit 5   no such device on this machine
     │   └── NumericalError       exit 5   NaN or infinity came out of a session
     ├── VerificationError        exit 6   an export does not reproduce PyTorch
-    ├── ExportError              exit 7   capture, lowering or writing failed (disk full …)
+    ├── ExportError              exit 7   capture, lowering or writing failed
+    │   └── DiskFull             exit 7   no room for what an export writes
     └── PerformanceRegression    exit 8   a benchmark is slower than an earlier one, or fails now
 
 Ctrl-C exits with 130, as shells expect.
@@ -104,6 +105,13 @@ class ExportError(LatentcError):
     """Capturing, lowering or writing a bundle failed."""
 
     exit_code = 7
+
+
+class DiskFull(ExportError):
+    """There was no room on the disk for what an export writes; nothing that it wrote is kept."""
+
+    def __init__(self, place: object) -> None:
+        super().__init__(f"the disk is full: {place}")
 
 
 class PerformanceRegression(LatentcError):

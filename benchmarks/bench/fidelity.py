@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from latentc.benchmarks.bench.model import Fidelity
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.calls import given_images
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.files import open_regular

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
+
 Rounds = Sequence[Sequence[float]]
-Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

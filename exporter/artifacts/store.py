@@ -20,7 +20,7 @@ from typing import Any
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import File
 from latentc.runtimes.bundle.trust import checked, is_intact, sha256
-from latentc.runtimes.errors import BundleError, ExportError
+from latentc.runtimes.errors import BundleError, DiskFull, ExportError
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.parsing import parser
 
@@ -294,7 +294,7 @@ def full_disk_reported() -> Iterator[None]:
         raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ExportError(f"the disk is full: {error.filename or error.strerror}") from error
+            raise DiskFull(error.filename or error.strerror) from error
         if error.errno in _IN_THE_WAY:
             raise ExportError(f"cannot write {error.filename}: {error.strerror}") from error
         raise

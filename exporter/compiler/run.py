@@ -47,7 +47,7 @@ from latentc.runtimes.bundle.structures import (
     Source,
     Tokenizer,
 )
-from latentc.runtimes.errors import BundleError, ExportError, VerificationError
+from latentc.runtimes.errors import BundleError, DiskFull, ExportError, VerificationError
 from latentc.runtimes.version import __version__
 
 if TYPE_CHECKING:
@@ -82,12 +82,8 @@ class Compilation:
         try:
             manifest = self._draft(previous)
             manifest = verified(manifest, self.store.staging, self.options, self.progress)
-        except VerificationError:
+        except (VerificationError, DiskFull):
             self.store.discard()
-            raise
-        except ExportError as error:
-            if "disk is full" in str(error):
-                self.store.discard()
             raise
         with self.progress.stage("bundle", "publish"):
             shared = share(self.store.staging, manifest, others)

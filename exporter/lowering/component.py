@@ -14,7 +14,7 @@ from latentc.exporter.passes import Choices, Range, calibrated, computes
 from latentc.exporter.progress import Progress
 from latentc.exporter.targets.options import Settings, TargetOptions
 from latentc.runtimes.bundle.precision import split_passes
-from latentc.runtimes.errors import ExportError, LatentcError, first_line
+from latentc.runtimes.errors import DiskFull, ExportError, LatentcError, first_line
 from latentc.runtimes.programs.latents import other_sizes
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Lowering:
             except Exception as error:
                 # The engines report a failed write in their own ways.
                 if shutil.disk_usage(folder).free < 1 << 20:
-                    raise ExportError(f"the disk is full: {folder.parent}") from error
+                    raise DiskFull(folder.parent) from error
                 raise ExportError(
                     f"{name}: lowering to {target} failed: {first_line(error)}"
                 ) from error

@@ -41,11 +41,11 @@ class FloorSearch:
         progress: Progress,
         probes: Mapping[str, Sequence[Inputs]],
     ) -> None:
-        self._lowerings = lowerings
+        self.lowerings = lowerings
         self._options = options
-        self._staging = staging
-        self._manifest = manifest
-        self._progress = progress
+        self.staging = staging
+        self.manifest = manifest
+        self.progress = progress
         self._probes = probes
 
     def run(self, target: str, precision: str) -> Mapping[str, frozenset[str]]:
@@ -56,7 +56,7 @@ class FloorSearch:
         """
         quantized = {
             name: own
-            for name in self._lowerings
+            for name in self.lowerings
             if has_integers(own := precision_of(precision, name))
         }
         wanted = self._options.fidelity_floor
@@ -78,12 +78,12 @@ class FloorSearch:
     def _ranked(self, target: str, quantized: Mapping[str, str]) -> list[floor.Layer]:
         layers: list[floor.Layer] = []
         for name, own in quantized.items():
-            lowering = self._lowerings[name]
+            lowering = self.lowerings[name]
             passes = self._options.passes(target, own)
             probes = self._probes[name]
             sample = probes[(len(probes) + 1) // 2]  # the middle of those that are not random
             total = len(floor.weights(lowering))
-            with self._progress.counted(name, f"rank layers in {own}", total) as told:
+            with self.progress.counted(name, f"rank layers in {own}", total) as told:
                 layers += floor.rank(lowering, passes, sample, told)
         return sorted(layers, key=lambda layer: -layer.error)
 
@@ -95,7 +95,7 @@ class _Trial:
         self._search = search
         self._target = target
         self._precision = precision
-        self._folder = search._staging / _TRIAL
+        self._folder = search.staging / _TRIAL
         self._made: dict[str, tuple[frozenset[str], Artifact]] = {}
 
     def psnr(self, kept: Mapping[str, frozenset[str]]) -> float:
@@ -105,7 +105,7 @@ class _Trial:
 
         search = self._search
         artifacts = {
-            name: self._artifact(name, kept.get(name, frozenset())) for name in search._lowerings
+            name: self._artifact(name, kept.get(name, frozenset())) for name in search.lowerings
         }
         build = Build(
             build_name(self._target, self._precision), self._target, self._precision, artifacts
@@ -113,8 +113,8 @@ class _Trial:
         owns = [artifact.precision for artifact in artifacts.values()]
         backend = backends.get(verifier(self._target, owns))
         count = sum(len(names) for names in kept.values())
-        with search._progress.stage(build.name, f"image with {count} layers kept"):
-            loop = check_loop(search._staging, search._manifest, build, backend)
+        with search.progress.stage(build.name, f"image with {count} layers kept"):
+            loop = check_loop(search.staging, search.manifest, build, backend)
         free_memory()
         return loop.image_psnr
 
@@ -125,14 +125,14 @@ class _Trial:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         own = precision_of(self._precision, name)
-        lowering = self._search._lowerings[name]
+        lowering = self._search.lowerings[name]
         entry = lowering.write(self._target, own, kept, folder)["entry"]
         files = tuple(
-            File(path.relative_to(self._search._staging).as_posix(), path.stat().st_size, _NO_HASH)
+            File(path.relative_to(self._search.staging).as_posix(), path.stat().st_size, _NO_HASH)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         )
-        place = (folder / entry).relative_to(self._search._staging).as_posix()
+        place = (folder / entry).relative_to(self._search.staging).as_posix()
         made = Artifact("", place, files, own, computes(self._target, own))
         self._made[name] = kept, made
         return made

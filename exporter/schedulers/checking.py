@@ -18,7 +18,8 @@ from latentc.exporter.schedulers.tracing import (
     scaled_input,
     steps_to,
 )
-from latentc.runtimes.sampling.plan import Array, SamplingPlan
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.sampling.plan import SamplingPlan
 from latentc.runtimes.sampling.sampler import denoise
 
 TOLERANCE = 1e-6

@@ -9,8 +9,9 @@ from typing import ClassVar, TypeAlias
 
 import torch
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest

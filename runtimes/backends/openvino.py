@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
 from latentc.runtimes.backends.model_cache import Facts, ModelCache
 from latentc.runtimes.backends.openvino_nan import VERSION, keep_nan
-from latentc.runtimes.backends.session import Array, Feeds, Session, first_line
+from latentc.runtimes.backends.session import Feeds, Session, first_line
 from latentc.runtimes.bundle.structures import Component
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.mapped import MappedFile

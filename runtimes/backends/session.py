@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.calls_in_flight import Call, Calls, current, in_flight
 from latentc.runtimes.errors import BackendError, InputError, LatentcError, NumericalError
 from latentc.runtimes.errors import first_line as first_line  # for the many that look for it here
@@ -24,7 +25,6 @@ from latentc.runtimes.errors import first_line as first_line  # for the many tha
 if TYPE_CHECKING:
     from latentc.runtimes.bundle.structures import TensorSpec
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 
 

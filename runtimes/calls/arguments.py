@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.calls import values as checked
 from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.calls.choices import MASK_OPTIONS

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.calls import given_images
 from latentc.runtimes.calls.facts import Facts
 from latentc.runtimes.errors import InputError

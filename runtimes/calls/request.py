@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.calls.facts import Facts
 from latentc.runtimes.calls.images import Images, MaskOptions, Sizes
 from latentc.runtimes.programs.demand import Demand, continues, holds, truth_of

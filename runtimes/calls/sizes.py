@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.bundle.sizes import Limits, check_side, nearest_bin, rounded
 from latentc.runtimes.calls import values as checked
 from latentc.runtimes.calls.facts import Facts

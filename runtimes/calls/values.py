@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.calls.call_arguments import LONGEST_SIDE, CallArguments
 from latentc.runtimes.calls.call_arguments import MOST_IMAGES as MOST_IMAGES  # for its callers

@@ -19,7 +19,7 @@ from latentc.runtimes.options import Declared, declared
 from latentc.runtimes.presets.load_arguments import AUTO, LoadArguments
 
 if TYPE_CHECKING:
-    from latentc.runtimes.backends.session import Array
+    from latentc.runtimes.arrays import Array
     from latentc.runtimes.calls.signature import Signature
     from latentc.runtimes.pipeline.loading import Loading
 

@@ -25,7 +25,7 @@ from latentc.runtimes.errors import InputError
 from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from latentc.runtimes.backends.session import Array
+    from latentc.runtimes.arrays import Array
 
 
 @click.command(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.latents import Latents
 

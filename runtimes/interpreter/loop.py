@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array, Session, cast
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Session, cast
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.calls.request import Request
 from latentc.runtimes.errors import InputError, PlanNotFound

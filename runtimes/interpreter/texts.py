@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.bundle.structures import Component
 from latentc.runtimes.calls.facts import Facts

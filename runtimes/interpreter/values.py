@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.programs.values import Rows, met
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.calls.choices import READING
 from latentc.runtimes.calls.choosing import Calls
 from latentc.runtimes.calls.request import Request

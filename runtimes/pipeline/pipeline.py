@@ -9,8 +9,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array, Session, cast
+from latentc.runtimes.backends.session import Session, cast
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.bundle.files import Bundle, graph_digest
 from latentc.runtimes.bundle.manifest import Manifest

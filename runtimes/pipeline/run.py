@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.backends.calls_in_flight import Cancellation
-from latentc.runtimes.backends.session import Array
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.calls.signature import Signature

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.sampling.plan import SamplingPlan
-from latentc.runtimes.sampling.sampler import Array, Step, Steps, with_latents
+from latentc.runtimes.sampling.sampler import Step, Steps, with_latents
 
 
 def blended(

@@ -9,7 +9,8 @@ from math import prod
 
 import numpy as np
 
-from latentc.runtimes.sampling.sampler import Array, Steps
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.sampling.sampler import Steps
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BundleError, InputError, PlanNotFound
 from latentc.runtimes.sampling.plan_document import decode, encode
 from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
@@ -41,7 +42,6 @@ from latentc.runtimes.storage.parsing import parser
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int32]
-Array: TypeAlias = np.ndarray[Any, Any]
 # What a shift between those of a table changes.
 _MIXED = ("timesteps", "input_scale", "known", *LEARNED, *ROW_FIELDS)
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BundleError
-from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, Array
+from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED
 from latentc.runtimes.strict import Strict
 
 # Within what the arrays can hold: numpy would wrap larger numbers around, or overflow.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, TypeAlias
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BundleError
-
-Array: TypeAlias = np.ndarray[Any, Any]
 
 DTYPES = {
     "steps": "<i4",

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BackendError, InputError, NumericalError
 from latentc.runtimes.sampling.plan import Clip, SamplingPlan
 from latentc.runtimes.sampling.plan_schema import ClipKind
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Predict: TypeAlias = Callable[[Array, Array], Array]
 DrawNoise: TypeAlias = Callable[[], Array]
 Variance: TypeAlias = Callable[[], Array]

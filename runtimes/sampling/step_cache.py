@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.session import Session
 from latentc.runtimes.programs.graphs import TIMESTEP
 from latentc.runtimes.sampling.packing import Packing
-from latentc.runtimes.sampling.sampler import Array
 
 # Whether an evaluation of the denoiser is guided, and whether all of the denoiser runs.
 Kind: TypeAlias = tuple[bool, bool]

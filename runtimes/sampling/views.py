@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from latentc.runtimes.sampling.sampler import Array, Steps, with_latents
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.sampling.sampler import Steps, with_latents
 
 MOST_VIEWS = 4096  # in one call: each is an evaluation of the denoiser in every step
 View: TypeAlias = tuple[slice, slice]

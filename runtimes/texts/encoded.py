@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.errors import NumericalError
 

@@ -12,7 +12,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.pipeline.pipeline import Pipeline
 from latentc.runtimes.presets.preset import Arguments
 from latentc.runtimes.sampling.step_cache import Kind, kinds

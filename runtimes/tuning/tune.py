@@ -31,8 +31,9 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, TypeAlias
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array, first_line
+from latentc.runtimes.backends.session import first_line
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.precision import DENOISER, of_component
 from latentc.runtimes.bundle.quantities import ranges

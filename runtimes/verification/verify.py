@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends import backend as engines
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.precision import split_passes

@@ -103,7 +103,7 @@ def request(tmp_path: Path, **changed: Any) -> dict[str, Any]:
 
 
 def test_a_missing_environment_names_its_command(stand_in: peers.Peer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"python -m benchmarks\.peers create stand-in$"):
+    with pytest.raises(InputError, match=r"python -m latentc\.benchmarks\.peers create stand-in$"):
         peers.run(stand_in, request(tmp_path), tmp_path / "r.json")
     with pytest.raises(InputError, match=r"create stand-in --into /somewhere$"):
         peers.python(stand_in, Path("/somewhere"))

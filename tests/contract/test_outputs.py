@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends import backend as backends
-from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.backends.session import Feeds
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST
 from latentc.runtimes.bundle.structures import TensorSpec

@@ -29,8 +29,9 @@ from latentc.benchmarks.bench.model import (
     Settings,
 )
 from latentc.benchmarks.bench.runner import speedup
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import SessionOptions
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.structures import Component
 from tests.support.fakes import FakeBackend, FakeSession
 

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import (
     Artifact,

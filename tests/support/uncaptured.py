@@ -24,8 +24,9 @@ from latentc.exporter.options import export_options
 from latentc.exporter.progress import Progress
 from latentc.exporter.source.resolving import resolve
 from latentc.exporter.verification.eager import EagerSession
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.sizes import dimension
 from latentc.runtimes.bundle.structures import Artifact, Build, Component

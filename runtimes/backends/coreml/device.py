@@ -8,12 +8,13 @@ from pathlib import Path
 from threading import Lock
 from typing import ClassVar
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
 from latentc.runtimes.backends.coreml.mil.package import limits_of
 from latentc.runtimes.backends.coreml.mil.package_files import files_of
 from latentc.runtimes.backends.coreml.mil.session import PackageSession, Stage, packages_of
 from latentc.runtimes.backends.coreml.mil.toolkit import load_toolkit
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.structures import Component
 
 _UNITS = ("ALL", "CPU_AND_GPU", "CPU_AND_NE", "CPU_ONLY")

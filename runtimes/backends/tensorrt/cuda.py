@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BackendError
 
 _DRIVER = Path("/proc/driver/nvidia/version")  # Linux: the release, besides the CUDA version

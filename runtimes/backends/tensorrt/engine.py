@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, BuildRequest, Built, SessionOptions
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.backends.tensorrt import engine_store as store
 from latentc.runtimes.backends.tensorrt.cuda import Buffer, Cuda, Gpu, nbytes
 from latentc.runtimes.bundle.recipe import RECIPE, Recipe, check_profile

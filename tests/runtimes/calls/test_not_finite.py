@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Feeds
 from latentc.runtimes.bundle.manifest import MANIFEST
 from latentc.runtimes.errors import InputError, LatentcError, NumericalError
 from latentc.runtimes.pipeline.pipeline import Pipeline, load

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentc.runtimes.backends.session import Array
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.images.tiling import Tiling, decode, tile_of
 from latentc.runtimes.pipeline.pipeline import load

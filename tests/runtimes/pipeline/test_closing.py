@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import latentc
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.structures import Component, TensorSpec
 from latentc.runtimes.errors import BackendError, InputError
 from latentc.runtimes.interrupts import on_interrupt

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST
 from latentc.runtimes.bundle.structures import TensorSpec

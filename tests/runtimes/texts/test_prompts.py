@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.session import Feeds
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Component, TensorSpec
 from latentc.runtimes.errors import BundleError, InputError

@@ -16,8 +16,9 @@ from PIL import Image
 
 from latentc import cli
 from latentc.runtimes import plugins
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends import backend as engines
-from latentc.runtimes.backends.session import Array, Feeds
+from latentc.runtimes.backends.session import Feeds
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import JudgeProbe

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.coreml.mil.operators import table
-from latentc.runtimes.backends.coreml.mil.operators.operator import Array
 from latentc.runtimes.backends.coreml.mil.program import Argument, Call, Program, read
 from latentc.runtimes.backends.session import Feeds, first_line
 from latentc.runtimes.errors import BackendError

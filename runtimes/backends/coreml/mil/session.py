@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.coreml.mil.package import Limits
-from latentc.runtimes.backends.session import Array, Feeds, Session
+from latentc.runtimes.backends.session import Feeds, Session
 from latentc.runtimes.bundle.structures import Component, TensorSpec
 from latentc.runtimes.errors import BackendError, InputError
 from latentc.runtimes.storage.files import read_regular

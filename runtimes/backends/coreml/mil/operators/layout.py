@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from latentc.runtimes.backends.coreml.mil.operators.operator import Array, Operator
+from latentc.runtimes.arrays import Array
+from latentc.runtimes.backends.coreml.mil.operators.operator import Operator
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.coreml.mil.operators.normalization import softmax
-from latentc.runtimes.backends.coreml.mil.operators.operator import Array, Operator
+from latentc.runtimes.backends.coreml.mil.operators.operator import Operator
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -5,7 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Operator: TypeAlias = Callable[..., Any]
