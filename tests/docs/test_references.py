@@ -17,7 +17,7 @@ import latentc
 from latentc import cli as command_line
 from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS
 from latentc.runtimes.errors import LatentcError
-from tests import faults, option_tables
+from tests import faults
 from tests import support_page as support
 from tests.conftest import WHOLE
 from tests.docs.markdown import ROOT, section, table
@@ -27,7 +27,6 @@ CLI, API, CODES = DOCS / "cli.md", DOCS / "python-api.md", DOCS / "exit-codes.md
 
 
 # Where the tables are that are made of declarations.
-PAGES = (("load", API), ("call", API), ("generate", CLI), ("compute", CLI))
 
 
 def names(cell: str) -> list[str]:
@@ -138,13 +137,6 @@ def test_every_parameter_is_listed(name: str) -> None:
     expected.pop("self", None)
     assert documented == expected
     assert list(documented) == list(expected)
-
-
-def test_tables_of_options_are_up_to_date() -> None:
-    """They are what the declarations of the options make of them."""
-    assert not option_tables.stale(), "run python -m tests.option_tables"
-    marked = [page.read_text("utf-8").count(f"<!-- options: {name} -->") for name, page in PAGES]
-    assert marked == [1] * len(option_tables.TABLES)
 
 
 @pytest.mark.parametrize("heading", ["Result", "Run and Progress"])
