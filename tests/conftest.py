@@ -59,13 +59,15 @@ WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
 # neighbours do not wait for the same bundles.
 FIRST = (
-    *("test_transformer_tasks", "test_parity", "test_readme_runs", "test_image_to_image"),
-    *("test_export", "test_inpainting", "test_configurations", "test_trained_tasks"),
-    *("test_step_cache", "test_controlnet", "test_ingredients", "test_ip_adapter"),
-    *("test_precision", "test_t2i_adapter", "test_downsampled_attention", "test_depth"),
-    *("test_weights", "test_transformers", "test_bench_run", "test_refiner", "test_coreml"),
-    *("test_bundle_format", "test_quantization", "test_few_steps", "test_single_file"),
-    *("test_sizes", "test_closing", "test_argument_subsets", "test_corpus", "test_two_writers"),
+    *("test_readme_runs", "test_parity", "test_transformer_tasks", "test_export"),
+    *("test_step_cache", "test_argument_subsets", "test_miniature", "test_kandinsky"),
+    *("test_bundle_format", "test_configurations", "test_image_to_image", "test_t2i_adapter"),
+    *("test_sizes", "test_trained_tasks", "test_inpainting", "test_controlnet"),
+    *("test_ip_adapter", "test_safety_checker", "test_precision", "test_ingredients"),
+    *("test_panorama", "test_weights", "test_watermark", "test_wan", "test_bench_run"),
+    *("test_transformers", "test_refiner", "test_coreml", "test_depth", "test_program_check"),
+    *("test_downsampled_attention", "test_quantization", "test_few_steps", "test_single_file"),
+    *("test_qwen_image", "test_closing", "test_corpus", "test_two_writers", "test_extending"),
 )
 
 
