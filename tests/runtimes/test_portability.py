@@ -119,8 +119,8 @@ def test_everything_runs_without_what_only_posix_has(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in work.iterdir()) == [
         "copy",
-        "models",
         "image.png",
+        "models",
         "plans",
     ]
 
