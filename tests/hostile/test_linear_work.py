@@ -146,7 +146,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
     for tokenizer in made["tokenizers"]:
         tokenizer["expansions"] = {"<a>": "b c"}
     for build in made["builds"]:
-        score = {"judge": "j", "right": 1, "images": 1, "least": 1, "passed": True}
+        score = {"judge": "j", "right": 1, "pictures": 1, "least": 1, "passed": True}
         check = {"subject": "s", "probe": "p", "relative_l2": 0, "max_abs": 0, "tolerance": 1}
         check["passed"] = True
         record = {"backend": "b", "version": "1", "device": "cpu", "checks": [check], "loop": None}
