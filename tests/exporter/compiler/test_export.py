@@ -387,7 +387,7 @@ def test_a_fixed_size(text_source: Path, tmp_path: Path) -> None:
         ),
         ({"height": 32}, "both height and width"),
         ({"height": 33, "width": 32}, "height 33 is not a multiple of"),
-        ({"steps": (0,)}, "between 1 and 1000"),
+        ({"steps": (0,)}, "'steps' must be at least 1, not 0"),
         ({"schedulers": ("coffee",)}, "unknown scheduler 'coffee'"),
     ],
 )
