@@ -102,6 +102,25 @@ CALLS: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "a prior without guidance": (5, {"prior_guidance_scale": 1.0}),
     "strong guidance": (9, {"guidance_scale": 7.0, "prior_guidance_scale": 2.0}),
     "another size": (5, {"height": 128, "width": 64, "prior_num_inference_steps": STEPS}),
+    "a negative prompt": (5, {"negative_prompt": "blurred"}),
+    "a negative prompt, and no guidance": (
+        5,
+        {"guidance_scale": 1.0, "negative_prompt": "blurred"},
+    ),
+    "a negative prompt, and a prior without guidance": (
+        5,
+        {"prior_guidance_scale": 1.0, "negative_prompt": "blurred"},
+    ),
+    "negative prompts": (
+        5,
+        {
+            "prompt": ["a red circle", "blue"],
+            "negative_prompt": ["blurred", "a house with a green roof"],
+            "num_images_per_prompt": 3,
+            "width": 192,
+            "prior_num_inference_steps": STEPS,
+        },
+    ),
 }
 
 
@@ -115,14 +134,28 @@ def test_the_same_images(ours: Pipeline, parts: Mapping[str, Any], name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler"),
-    [("ddim", "DDIMScheduler"), ("dpmpp_2m", "DPMSolverMultistepScheduler")],
+    ("name", "scheduler", "more"),
+    [
+        ("ddim", "DDIMScheduler", {}),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler", {"negative_prompt": "blurred"}),
+    ],
 )
 def test_schedulers_that_leave_the_variance(
-    ours: Pipeline, parts: Mapping[str, Any], name: str, scheduler: str
+    ours: Pipeline, parts: Mapping[str, Any], name: str, scheduler: str, more: dict[str, Any]
 ) -> None:
-    expected = expected_of(original(parts, scheduler), 5, **CALL)
-    assert_same(ours, expected, 5, scheduler=name, **CALL)
+    call = CALL | more
+    expected = expected_of(original(parts, scheduler), 5, **call)
+    assert_same(ours, expected, 5, scheduler=name, **call)
+
+
+def test_a_seed_for_each_image_and_a_negative_prompt(
+    ours: Pipeline, parts: Mapping[str, Any]
+) -> None:
+    """Each image is the one of its seed alone; diffusers takes no list of so many generators."""
+    call = CALL | {"negative_prompt": "blurred"}
+    alone = [expected_of(original(parts), seed, **call) for seed in (5, 6)]
+    latents, images = (np.concatenate(each) for each in zip(*alone, strict=True))
+    assert_same(ours, (latents, images), [5, 6], num_images_per_prompt=2, **call)
 
 
 IMAGES: Mapping[str, tuple[Any, dict[str, Any]]] = {
@@ -132,6 +165,7 @@ IMAGES: Mapping[str, tuple[Any, dict[str, Any]]] = {
         [5, 6, 7, 8],
         {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2, "strength": 0.7},
     ),
+    "a negative prompt": (5, {"strength": 0.5, "negative_prompt": "blurred"}),
 }
 
 
@@ -150,8 +184,11 @@ def test_the_same_images_from_an_image(ours: Pipeline, parts: Mapping[str, Any],
     assert_same(ours, expected, seeds, **call)
 
 
-def test_the_prior_alone(ours: Pipeline, parts: Mapping[str, Any]) -> None:
-    call = {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2}
+@pytest.mark.parametrize("more", [{}, {"negative_prompt": ["blurred", "a house"]}])
+def test_the_prior_alone(
+    ours: Pipeline, parts: Mapping[str, Any], more: dict[str, list[str]]
+) -> None:
+    call = {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2} | more
     expected = original(parts).prior_pipe(
         num_inference_steps=PRIOR_STEPS, generator=torch.Generator().manual_seed(3), **call
     )
@@ -192,7 +229,16 @@ def test_values_of_one_call_are_taken_by_another(ours: Pipeline) -> None:
     ("call", "error", "says"),
     [
         ({}, InputError, "no text given: this bundle needs 'prompt'"),
-        ({"prompt": "a", "negative_prompt": "b"}, InputError, "unknown argument 'negative_prompt'"),
+        (
+            {"negative_prompt": "b", **dict.fromkeys(EMBEDS, np.zeros((1, 32)))},
+            InputError,
+            "'negative_prompt' has no effect beside 'image_embeds'",
+        ),
+        (
+            {"prompt": "a", "negative_prior_latents": np.zeros((1, 32))},
+            InputError,
+            "'negative_prior_latents' changes nothing without 'negative_prompt'",
+        ),
         ({"prompt": "a", "height": 100}, InputError, "height 100 is not a multiple of 64"),
         ({"prompt": "a", "scheduler": "prior_scheduler"}, InputError, "no scheduler 'prior_sch"),
         (
@@ -234,7 +280,8 @@ def test_the_other_reader(bundle: Path, scheduler: str) -> None:
     other, text = reader.Bundle(bundle), CALL | {"prompt": ["a red circle"], "scheduler": scheduler}
     embeds = dict.fromkeys(EMBEDS, np.full((2, 32), 0.5, np.float32))
     alone = {n: v for n, v in text.items() if n in ("height", "width", "scheduler")} | embeds
-    calls = [(text, 3), (text | {"num_images_per_prompt": 2}, [3, 4]), (alone, 3)]
+    away = text | {"negative_prompt": ["blurred"], "num_images_per_prompt": 2}
+    calls = [(text, 3), (text | {"num_images_per_prompt": 2}, [3, 4]), (alone, 3), (away, 3)]
     with latentc.load(bundle, backend="onnxruntime") as pipe:
         for call, seed in calls:
             given = call | {"num_inference_steps": PRIOR_STEPS, "seed": seed}
