@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import latentc
 from latentc.exporter.compiler.export import export
 from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.commands.generate import generate
 from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
@@ -298,6 +299,24 @@ def test_one_size_for_several_images(bundle: Path) -> None:
         expected = usual(**call).latents
     with latentc.load(bundle, backend="onnxruntime", static=sizes) as fixed:
         assert relative_l2(fixed(**call).latents, expected) < 1e-4
+
+
+def test_the_pair_costs_little_where_nothing_needs_it(bundle: Path) -> None:
+    """Its graph is opened by the first call with a negative prompt; its weights in ONNX are those
+    of the prior."""
+    (build,) = (each for each in Manifest.load(bundle).builds if each.target == "onnx")
+    weights = {
+        (bundle / file.path).stat().st_ino
+        for name in ("prior", "prior_pair")
+        for file in build.artifacts[name].files
+        if file.path.endswith(".data")
+    }
+    assert len(weights) == 1
+    with latentc.load(bundle, backend="onnxruntime") as pipe:
+        pipe(**CALL)
+        assert pipe.sessions._opened.keys() == pipe.sessions.keys() - {"prior_pair", "vae_encoder"}
+        pipe.compute("image_embeds", negative_prompt="blurred", **CALL)
+        assert "prior_pair" in pipe.sessions._opened
 
 
 def test_on_the_command_line(bundle: Path, tmp_path: Path) -> None:
