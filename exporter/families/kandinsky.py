@@ -311,8 +311,8 @@ def _write_prior(draft: Draft, width: int) -> None:
     steps = draft.steps(_PRIOR_STEPS)
     away_from_nothing = _write_loop(draft, text, noise, steps)
     away_from_text = _write_pair_loop(draft, (text, negative), (noise, negative_noise), steps)
-    when = (Test(given=(NEGATIVE + "prompt", *(NEGATIVE + name for name in text))),)
-    for prefix in draft.sides():
+    when = (Test(given=(NEGATIVE + "prompt", negative[_EMBEDS])),)
+    for prefix in ("", NEGATIVE):
         name = prefix + _IMAGE_EMBEDS
         gives = draft.named(name)
         choose = Choose(
