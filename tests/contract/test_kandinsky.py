@@ -201,6 +201,22 @@ def test_the_prior_alone(
     assert relative_l2(made["image_embeds"][:1], other) > 1e-2
 
 
+def test_noise_that_is_given(ours: Pipeline, parts: Mapping[str, Any]) -> None:
+    """diffusers takes that of both embeddings as one array."""
+    noise = np.random.default_rng(0).standard_normal((2, 1, 32)).astype(np.float32)
+    texts = {"prompt": "a red circle", "negative_prompt": "blurred"}
+    expected = original(parts).prior_pipe(
+        num_inference_steps=PRIOR_STEPS,
+        generator=torch.Generator().manual_seed(3),
+        latents=torch.from_numpy(np.concatenate(noise)),
+        **texts,
+    )
+    given = dict(zip(("prior_latents", "negative_prior_latents"), noise, strict=True))
+    made = ours.compute(*EMBEDS, seed=3, prior_num_inference_steps=PRIOR_STEPS, **texts, **given)
+    for name in EMBEDS:
+        assert relative_l2(made[name], getattr(expected, name).numpy()) < 1e-4
+
+
 def test_the_decoder_alone(ours: Pipeline, parts: Mapping[str, Any]) -> None:
     """A call without a text makes as many images as it gives embeddings."""
     embeds = np.random.default_rng(0).standard_normal((2, 2, 32)).astype(np.float32)
