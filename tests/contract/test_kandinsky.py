@@ -340,7 +340,8 @@ def test_the_pair_costs_little_where_nothing_needs_it(bundle: Path) -> None:
 def test_on_the_command_line(bundle: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     sizes = ["--height", "64", "--width", "64", "--steps", "4"]
-    asked = [str(bundle), "a red circle", "--arg", "prior_num_inference_steps=4", *sizes]
+    texts = ["a red circle", "--negative-prompt", "blurred"]
+    asked = [str(bundle), *texts, "--arg", "prior_num_inference_steps=4", *sizes]
     result = CliRunner().invoke(generate, [*asked, "--seed", "3", "-o", str(image)])
     assert result.exit_code == 0, result.output
     assert image.exists()
