@@ -20,7 +20,7 @@ from latentc.exporter.artifacts.store import Store
 from latentc.exporter.artifacts.versions import libraries
 from latentc.exporter.compiler.previous_builds import entry, refuse_other_graphs, with_kept
 from latentc.exporter.compiler.requested import described
-from latentc.exporter.compiler.sharing import share
+from latentc.exporter.compiler.sharing import share, store_once
 from latentc.exporter.components.description import Description, Graph
 from latentc.exporter.components.names import precision_of
 from latentc.exporter.lowering.component import Lowering
@@ -87,6 +87,7 @@ class Compilation:
             raise
         with self.progress.stage("bundle", "publish"):
             shared = share(self.store.staging, manifest, others)
+            store_once(self.store.staging, manifest)
             self.store.publish(manifest)
         return Exported(self.store.output, manifest, tuple(self.store.made), shared)
 

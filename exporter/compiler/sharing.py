@@ -1,13 +1,15 @@
-"""Files that bundles have in common, stored once: hard links to those of other bundles.
+"""Files that bundles have in common, stored once: hard links to those of other bundles, and to
+those of the same one.
 
 SDXL's refiner has the base model's second text encoder and VAE, fine-tuned models have the text
-encoders of their original. Bundles are never written in place, so neither can change the other's
-files; removing one leaves them to the other.
+encoders of their original; two graphs of a bundle may have the same weights. Bundles are never
+written in place, so neither can change the other's files; removing one leaves them to the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from latentc.runtimes.bundle.manifest import Manifest
@@ -59,6 +61,20 @@ def share(root: Path, manifest: Manifest, bundles: Sequence[Path]) -> int:
         if other is not None and file.size >= _SMALLEST and _linked(root, other, file):
             shared += file.size
     return shared
+
+
+def store_once(root: Path, manifest: Manifest) -> None:
+    """Put links in the place of files of graphs under `root` that are the same as others there, if
+    this system has hard links."""
+    first: dict[tuple[int, str], File] = {}
+    artifacts = (each for build in manifest.builds for each in build.artifacts.values())
+    for file in (file for artifact in artifacts for file in artifact.files):
+        other = first.setdefault((file.size, file.sha256), file)
+        if file.path == other.path or file.size < _SMALLEST:
+            continue
+        with suppress(OSError):
+            check_inside(root, root / file.path)
+            replace_by_link(root / other.path, root / file.path)
 
 
 def _distinct(manifest: Manifest) -> list[File]:

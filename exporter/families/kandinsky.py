@@ -4,14 +4,17 @@ decoder an image from that. Two loops, with a scheduler each.
 
 Calls may give the embedding in the place of a text (`image_embeds`, `negative_image_embeds`), or
 ask for it. diffusers' `latents`, the noise of the prior, is `prior_latents` here: `latents` is the
-noise of the image, as in `KandinskyV22Pipeline`. A negative prompt is not taken: diffusers draws
-the noise of its embedding together with that of the prompt's.
+noise of the image, as in `KandinskyV22Pipeline`.
+
+A call with a negative prompt has another loop for its prior: the embeddings of the prompt and of
+the negative prompt are denoised side by side, as two states, since diffusers draws the noise of
+both together. Neither is guided away from no text, and no image is guided away from no image then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +46,7 @@ from latentc.runtimes.errors import UnsupportedPipeline
 from latentc.runtimes.programs.latents import Latents
 from latentc.runtimes.programs.statements import (
     Branch,
+    Choose,
     Feed,
     Loop,
     Plan,
@@ -57,6 +61,7 @@ COMPONENTS = {
     "text_encoder": ("prior_text_encoder", "prior_tokenizer"),
     "no_text": ("prior_text_encoder", "prior_tokenizer"),
     "prior": ("prior_prior",),
+    "prior_pair": ("prior_prior",),
     "prior_output": ("prior_prior", "prior_image_encoder"),
     "denoiser": ("unet",),
     "vae_decoder": ("movq",),
@@ -72,6 +77,8 @@ _PRIOR_INPUTS = {
 _IMAGE_EMBEDS = "image_embeds"
 _PRIOR_SCALE, _PRIOR_STEPS = "prior_guidance_scale", "prior_num_inference_steps"
 _PRIOR_SCHEDULER, _PRIOR_LATENTS = "prior_scheduler", "prior_latents"
+# PyTorch makes normal values in blocks of so many: two draws of whole blocks are as one of both.
+_BLOCK = 16
 # The pipelines hand their samples to the UNet as they are, and a generator to every step.
 _SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 # What diffusers' class does with them.
@@ -133,6 +140,37 @@ class Prior(torch.nn.Module):
             return_dict=False,
         )
         return (made[0],)
+
+
+class PriorPair(torch.nn.Module):
+    """Takes two embeddings that are denoised [batch, width] and what encoders made of the text of
+    each → what the prior predicts of each, in the form of the samples."""
+
+    def __init__(self, prior: Any) -> None:
+        super().__init__()
+        self.prior = Prior(prior)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        proj_embedding: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        negative_sample: torch.Tensor,
+        negative_proj_embedding: torch.Tensor,
+        negative_encoder_hidden_states: torch.Tensor,
+        negative_attention_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        (made,) = self.prior(
+            torch.cat([sample, negative_sample]),
+            torch.cat([timestep, timestep]),
+            torch.cat([proj_embedding, negative_proj_embedding]),
+            torch.cat([encoder_hidden_states, negative_encoder_hidden_states]),
+            torch.cat([attention_mask, negative_attention_mask]),
+        )
+        rows = sample.shape[0]
+        return made[:rows], made[rows:]
 
 
 class PriorOutput(torch.nn.Module):
@@ -217,7 +255,7 @@ def describe(pipe: Any) -> Description:
         ),
         graphs=(
             *(_text_encoder(pipe), _no_text(pipe), _denoiser(pipe), _prior(pipe)),
-            *(_prior_output(pipe), encoder, _decoder(pipe)),
+            *(_prior_pair(pipe), _prior_output(pipe), encoder, _decoder(pipe)),
         ),
         tokens=(Tokens(_TOKENIZER),),
         denoiser=pipe.unet,
@@ -261,37 +299,110 @@ def _write_guidance(draft: Draft) -> None:
 
 
 def _write_prior(draft: Draft, width: int) -> None:
-    """Make the embedding of an image from the prompt, `width` numbers, guided away from that of no
-    text, and feed it to the denoiser."""
-    side = Side(draft, "")
+    """Make the embedding of an image from the prompt, `width` numbers, and that of what the image
+    is guided away from: of no image, or in a call with a negative prompt of that. Feed both to the
+    denoiser."""
+    text = _write_text(draft, "")
+    negative = _write_text(draft, NEGATIVE)
+    phase = Phase.EMBEDDINGS
+    noise = draft.noise(_PRIOR_LATENTS, (width,), phase)
+    negative_noise = draft.noise(NEGATIVE + _PRIOR_LATENTS, (width,), phase)
+    draft.scale(_PRIOR_SCALE, 1.0)
+    steps = draft.steps(_PRIOR_STEPS)
+    away_from_nothing = _write_loop(draft, text, noise, steps)
+    away_from_text = _write_pair_loop(draft, (text, negative), (noise, negative_noise), steps)
+    when = (Test(given=(NEGATIVE + "prompt", negative[_EMBEDS])),)
+    for prefix in ("", NEGATIVE):
+        name = prefix + _IMAGE_EMBEDS
+        gives = draft.named(name)
+        choose = Choose(
+            gives=gives,
+            when=when,
+            then=away_from_text[name],
+            otherwise=away_from_nothing[name],
+            group=_IMAGE_EMBEDS,
+        )
+        draft.add(choose, phase)
+        Side(draft, prefix).feed(_IMAGE_EMBEDS, gives)
+
+
+def _write_text(draft: Draft, prefix: str) -> dict[str, str]:
+    """Encode the text of a side; return its values by the pipelines' names."""
+    side = Side(draft, prefix, missing="off")
     ids = side.tokens("input_ids", _TOKENIZER, "prompt")
-    names = {name: name for name in (_EMBEDS, _STATES, _MASK)}
-    text = side.run("text_encoder", {"input_ids": ids}, names)
+    return side.run("text_encoder", {"input_ids": ids}, {n: n for n in (_EMBEDS, _STATES, _MASK)})
+
+
+def _write_loop(draft: Draft, text: Mapping[str, str], noise: str, steps: str) -> dict[str, str]:
+    """Denoise the embedding of an image, guided away from no text. Return it and that of no image,
+    by public name."""
     phase = Phase.EMBEDDINGS
     rows = draft.named("_rows")
     draft.add(Zeros(gives=rows, shape=(1,)), phase)
-    nothing = draft.run("no_text", {"rows": rows}, {name: f"_no_{name}" for name in names}, phase)
-    noise = draft.noise(_PRIOR_LATENTS, (width,), phase)
-    scale = draft.scale(_PRIOR_SCALE, 1.0)
-    feeds: list[dict[str, Feed]] = [
-        {input: values[name] for input, name in _PRIOR_INPUTS.items()} for values in (nothing, text)
-    ]
-    push = Push(branch="text", by=scale, less=1.0)
-    when = (Test(argument=scale, above=1.0),)
+    nothing = draft.run("no_text", {"rows": rows}, {name: f"_no_{name}" for name in text}, phase)
     loop = Loop(
         denoiser="prior",
-        plan=Plan(fixed=_PRIOR_SCHEDULER, steps=draft.steps(_PRIOR_STEPS)),
+        plan=Plan(fixed=_PRIOR_SCHEDULER, steps=steps),
         state=State(name=draft.named("_prior"), noise=noise),
-        branches=(
-            Branch(name="no_text", feeds=feeds[0], when=when, push=(push,)),
-            Branch(name="text", feeds=feeds[1]),
-        ),
+        branches=_prior_branches("no_text", _prior_feeds(nothing), _prior_feeds(text)),
     )
     draft.add(loop, phase)
-    gives = {name: name for name in (_IMAGE_EMBEDS, NEGATIVE + _IMAGE_EMBEDS)}
-    made = draft.run("prior_output", {"embeds": loop.state.name}, gives, phase, group=_IMAGE_EMBEDS)
-    for prefix in draft.sides():
-        Side(draft, prefix).feed(_IMAGE_EMBEDS, made[prefix + _IMAGE_EMBEDS])
+    gives = {name: f"_prior_{name}" for name in (_IMAGE_EMBEDS, NEGATIVE + _IMAGE_EMBEDS)}
+    return draft.run("prior_output", {"embeds": loop.state.name}, gives, phase)
+
+
+def _write_pair_loop(
+    draft: Draft, texts: Sequence[Mapping[str, str]], noises: Sequence[str], steps: str
+) -> dict[str, str]:
+    """Denoise the embeddings of two texts side by side, both guided away from the second text.
+    Return them by public name.
+
+    Args:
+        texts: the values of the prompt and of the negative prompt.
+        noises: what the two begin with.
+    """
+    text, negative = texts
+    states = [
+        State(
+            name=draft.named(f"_{prefix}pair"),
+            noise=noise,
+            input=prefix + "sample",
+            prediction=prefix + "prediction",
+        )
+        for prefix, noise in zip(("", NEGATIVE), noises, strict=True)
+    ]
+    loop = Loop(
+        denoiser="prior_pair",
+        plan=Plan(fixed=_PRIOR_SCHEDULER, steps=steps),
+        state=states[0],
+        other_states=(states[1],),
+        branches=_prior_branches("negative", _prior_feeds(negative), _prior_feeds(text)),
+        feeds=_prior_feeds(negative, NEGATIVE),
+    )
+    draft.add(loop, Phase.EMBEDDINGS)
+    embeds: dict[str, str] = {}
+    for prefix, state in zip(("", NEGATIVE), states, strict=True):
+        gives = {_IMAGE_EMBEDS: f"_{prefix}pair_{_IMAGE_EMBEDS}"}
+        output = draft.run("prior_output", {"embeds": state.name}, gives, Phase.EMBEDDINGS)
+        embeds[prefix + _IMAGE_EMBEDS] = output[_IMAGE_EMBEDS]
+    return embeds
+
+
+def _prior_feeds(text: Mapping[str, str], prefix: str = "") -> dict[str, Feed]:
+    """Return what feeds a prior with the values of a text, its inputs with a prefix."""
+    return {prefix + input: text[name] for input, name in _PRIOR_INPUTS.items()}
+
+
+def _prior_branches(
+    name: str, away_from: dict[str, Feed], feeds: dict[str, Feed]
+) -> tuple[Branch, ...]:
+    """Return the branches of a prior's guidance, the one that leads away first, by its name."""
+    push = Push(branch="text", by=_PRIOR_SCALE, less=1.0)
+    when = (Test(argument=_PRIOR_SCALE, above=1.0),)
+    return (
+        Branch(name=name, feeds=away_from, when=when, push=(push,)),
+        Branch(name="text", feeds=feeds),
+    )
 
 
 def _write_image(draft: Draft, encoder: Component) -> None:
@@ -358,6 +469,16 @@ def _prior(pipe: Any) -> Graph:
     bounds = {"attention_mask": (0.0, 1.0)}
     component = Component("prior", "denoiser", inputs, {"prediction": sample})
     return Graph(component, Prior(pipe.prior_prior), bounds=bounds)
+
+
+def _prior_pair(pipe: Any) -> Graph:
+    single = _prior(pipe).component
+    second = {NEGATIVE + name: spec for name, spec in single.inputs.items() if name != "timestep"}
+    inputs = {**single.inputs, **second}
+    outputs = {prefix + "prediction": single.outputs["prediction"] for prefix in ("", NEGATIVE)}
+    bounds = {prefix + "attention_mask": (0.0, 1.0) for prefix in ("", NEGATIVE)}
+    component = Component("prior_pair", "denoiser", inputs, outputs)
+    return Graph(component, PriorPair(pipe.prior_prior), bounds=bounds)
 
 
 def _prior_output(pipe: Any) -> Graph:
@@ -453,7 +574,8 @@ def _check_movq(pipe: Any) -> None:
 
 
 def _check_prior(prior: Any) -> None:
-    """Refuse a prior that gives more than one embedding, or another than it takes.
+    """Refuse a prior that gives more than one embedding, or another than it takes, or one whose
+    noise for two embeddings is not that of one after the other.
 
     Raises:
         UnsupportedPipeline: naming what it has and what it would need.
@@ -467,4 +589,9 @@ def _check_prior(prior: Any) -> None:
         raise UnsupportedPipeline(
             f"a prior that takes embeddings of {config.embedding_dim} numbers and gives {made}: "
             "diffusers cannot run it either"
+        )
+    if config.embedding_dim % _BLOCK:
+        raise UnsupportedPipeline(
+            f"a prior of embeddings of {config.embedding_dim} numbers: expected a multiple of "
+            f"{_BLOCK}, since the noise of several embeddings would be other than that of each"
         )

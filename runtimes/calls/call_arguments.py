@@ -513,7 +513,9 @@ class ValueArguments(TypedDict, total=False):
         Any,
         Option("Encoded texts that a prior is given beside `prompt_embeds`.", hidden=_BY_FILE),
     ]
+    negative_text_encoder_hidden_states: Annotated[Any, Option("Likewise.", hidden=_BY_FILE)]
     text_mask: Annotated[Any, Option("Which positions of these count.", hidden=_BY_FILE)]
+    negative_text_mask: Annotated[Any, Option("Likewise.", hidden=_BY_FILE)]
     image_embeds: Annotated[
         Any,
         Option(
@@ -521,7 +523,10 @@ class ValueArguments(TypedDict, total=False):
             hidden=_BY_FILE,
         ),
     ]
-    negative_image_embeds: Annotated[Any, Option("Likewise.", hidden=_BY_FILE)]
+    negative_image_embeds: Annotated[
+        Any,
+        Option("What it makes of a negative prompt; of no image without one.", hidden=_BY_FILE),
+    ]
     latents: Annotated[
         Any,
         Option(
@@ -532,6 +537,9 @@ class ValueArguments(TypedDict, total=False):
         ),
     ]
     prior_latents: Annotated[Any, Option("Noise that the prior starts from.", hidden=_BY_FILE)]
+    negative_prior_latents: Annotated[
+        Any, Option("Likewise, for a negative prompt.", hidden=_BY_FILE)
+    ]
     image_latents: Annotated[
         Any,
         Option("The latents of an image to start from.", hidden=_BY_FILE),

@@ -51,6 +51,11 @@ class Calls:
         """The arguments that calls take."""
         return Signature(self.facts)
 
+    @cached_property
+    def usual_components(self) -> frozenset[str]:
+        """The components that may run in calls of a text or an image and nothing besides."""
+        return frozenset(name for facts in self.facts for name in facts.usual_components)
+
     def request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
         """Check the arguments of a call; those that are None count as not given.
 

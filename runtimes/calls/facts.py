@@ -13,7 +13,7 @@ from latentc.runtimes.programs.graphs import Graph
 from latentc.runtimes.programs.guidance import scale_arguments
 from latentc.runtimes.programs.lengths import stretchable
 from latentc.runtimes.programs.statements import Emit, Image, Loop, Mask, Numbers, Program, Text
-from latentc.runtimes.programs.uses import feeds_of, windows_of_feeds
+from latentc.runtimes.programs.uses import components_of, feeds_of, windows_of_feeds
 from latentc.runtimes.programs.values import Rows, Type
 
 # diffusers' names of the argument that says how many are made of each prompt, by what is emitted.
@@ -141,6 +141,13 @@ class Facts:
         """Return what the base branch needs of a call that gives these arguments. Every number
         counts as minus infinity, for which no guidance scale turns another branch on."""
         return of_call(self.program, given, dict.fromkeys(self.numbers, float("-inf")))
+
+    @cached_property
+    def usual_components(self) -> frozenset[str]:
+        """The components that may run in a call of what it must give and nothing besides."""
+        given = (*self.required, *self.images, *self.row_numbers)
+        steps = [self.program.steps[at] for at in of_call(self.program, given, None).live]
+        return frozenset(name for step in steps for name in components_of(step))
 
     @cached_property
     def encoded(self) -> frozenset[str]:

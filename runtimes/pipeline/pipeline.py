@@ -545,7 +545,8 @@ def open_pipeline(loading: Loading) -> Pipeline:
 
     files = {file.path: file.size for a in build.artifacts.values() for file in a.files}
     parallel = backend.loads_in_parallel and sum(files.values()) >= _PARALLEL
-    later = [each.name for each in bundle.manifest.components if each.role in _ON_DEMAND]
+    usual = loading.calls.usual_components
+    later = [n for n, each in components.items() if each.role in _ON_DEMAND or n not in usual]
     sessions = Sessions(components, open_one, not loading.low_memory, parallel, later)
     try:
         tokenizers = tokenizers_of(bundle)

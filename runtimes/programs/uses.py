@@ -128,8 +128,14 @@ def bounds_of_window(window: Window) -> Iterator[str]:
 def components_run(program: form.Program) -> Iterator[str]:
     """Yield the names of the components that a program may run; one may come several times."""
     for step in program.steps:
-        if isinstance(step, form.Run):
-            yield step.component
-        elif isinstance(step, form.Loop):
-            yield from step.denoisers
-            yield from (each.component for each in (step.combine, step.cache) if each is not None)
+        yield from components_of(step)
+
+
+def components_of(statement: form.Statement) -> Iterator[str]:
+    """Yield the names of the components that a statement may run."""
+    if isinstance(statement, form.Run):
+        yield statement.component
+    elif isinstance(statement, form.Loop):
+        yield from statement.denoisers
+        others = (statement.combine, statement.cache)
+        yield from (each.component for each in others if each is not None)

@@ -90,7 +90,7 @@ VALUES: Mapping[str, Any] = {
 # What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
 ELSEWHERE = (
     *("scheduler", "latents", "image_latents", "denoised", "denoising_start", "cache_interval"),
-    *("prior_latents", "image_embeds", "negative_image_embeds"),
+    *("prior_latents", "negative_prior_latents", "image_embeds", "negative_image_embeds"),
 )
 # By argument that some bundles know and have no use for: why, as the refusal says it.
 REFUSED = {
@@ -406,7 +406,8 @@ def given_back(pipe: Pipeline, program: Program, call: Mapping[str, Any], name: 
     names = group or ([state.clean, state.noise] if starts else [name])
     left = {"image"} if starts else {each for each in call if each in groups}
     if pipe.calls.choose(call).encoded & {*names}:
-        left |= {*pipe.signature.texts, "prior_num_inference_steps"}
+        texts = {*pipe.signature.texts, *pipe.signature.branch_texts}
+        left |= {*texts, "prior_num_inference_steps"}
     if name == state.name:
         left = {*call} - {"output_type", BINNING}
     made = {each: pipe.compute(each, **call) for each in names}

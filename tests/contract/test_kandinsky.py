@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import latentc
 from latentc.exporter.compiler.export import export
 from latentc.exporter.quiet import quiet_loading
+from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.commands.generate import generate
 from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.pipeline.pipeline import Pipeline
@@ -23,7 +24,7 @@ from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
 from tests.support.sample_images import sample_image
 
-STEPS, PRIOR_STEPS = 6, 4
+STEPS, PRIOR_STEPS = 6, 2  # after more, hardly anything is left of the noise of the prior
 CALL: dict[str, Any] = {
     "prompt": "a red circle",
     "height": 64,
@@ -102,6 +103,25 @@ CALLS: Mapping[str, tuple[Any, dict[str, Any]]] = {
     "a prior without guidance": (5, {"prior_guidance_scale": 1.0}),
     "strong guidance": (9, {"guidance_scale": 7.0, "prior_guidance_scale": 2.0}),
     "another size": (5, {"height": 128, "width": 64, "prior_num_inference_steps": STEPS}),
+    "a negative prompt, and no guidance": (
+        5,
+        {"guidance_scale": 1.0, "negative_prompt": "blurred"},
+    ),
+    "a negative prompt, and a prior without guidance": (
+        5,
+        {"prior_guidance_scale": 1.0, "negative_prompt": "blurred"},
+    ),
+    "negative prompts": (
+        5,
+        {
+            "prompt": ["a red circle", "blue"],
+            "negative_prompt": ["blurred", "a house with a green roof"],
+            "num_images_per_prompt": 2,
+            "height": 128,
+            "width": 64,
+            "prior_num_inference_steps": STEPS,
+        },
+    ),
 }
 
 
@@ -115,14 +135,28 @@ def test_the_same_images(ours: Pipeline, parts: Mapping[str, Any], name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler"),
-    [("ddim", "DDIMScheduler"), ("dpmpp_2m", "DPMSolverMultistepScheduler")],
+    ("name", "scheduler", "more"),
+    [
+        ("ddim", "DDIMScheduler", {}),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler", {"negative_prompt": "blurred"}),
+    ],
 )
 def test_schedulers_that_leave_the_variance(
-    ours: Pipeline, parts: Mapping[str, Any], name: str, scheduler: str
+    ours: Pipeline, parts: Mapping[str, Any], name: str, scheduler: str, more: dict[str, Any]
 ) -> None:
-    expected = expected_of(original(parts, scheduler), 5, **CALL)
-    assert_same(ours, expected, 5, scheduler=name, **CALL)
+    call = CALL | more
+    expected = expected_of(original(parts, scheduler), 5, **call)
+    assert_same(ours, expected, 5, scheduler=name, **call)
+
+
+def test_a_seed_for_each_image_and_a_negative_prompt(
+    ours: Pipeline, parts: Mapping[str, Any]
+) -> None:
+    """Each image is the one of its seed alone; diffusers takes no list of so many generators."""
+    call = CALL | {"negative_prompt": "blurred"}
+    alone = [expected_of(original(parts), seed, **call) for seed in (5, 6)]
+    latents, images = (np.concatenate(each) for each in zip(*alone, strict=True))
+    assert_same(ours, (latents, images), [5, 6], num_images_per_prompt=2, **call)
 
 
 IMAGES: Mapping[str, tuple[Any, dict[str, Any]]] = {
@@ -132,6 +166,7 @@ IMAGES: Mapping[str, tuple[Any, dict[str, Any]]] = {
         [5, 6, 7, 8],
         {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2, "strength": 0.7},
     ),
+    "a negative prompt": (5, {"strength": 0.5, "negative_prompt": "blurred"}),
 }
 
 
@@ -150,16 +185,42 @@ def test_the_same_images_from_an_image(ours: Pipeline, parts: Mapping[str, Any],
     assert_same(ours, expected, seeds, **call)
 
 
-def test_the_prior_alone(ours: Pipeline, parts: Mapping[str, Any]) -> None:
-    call = {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2}
+@pytest.mark.parametrize("more", [{}, {"negative_prompt": ["blurred", "a house"]}])
+def test_the_prior_alone(
+    ours: Pipeline, parts: Mapping[str, Any], more: dict[str, list[str]]
+) -> None:
+    call = {"prompt": ["a red circle", "blue"], "num_images_per_prompt": 2} | more
     expected = original(parts).prior_pipe(
         num_inference_steps=PRIOR_STEPS, generator=torch.Generator().manual_seed(3), **call
     )
     made = ours.compute(*EMBEDS, seed=3, prior_num_inference_steps=PRIOR_STEPS, **call)
     for name in EMBEDS:
-        assert relative_l2(made[name], getattr(expected, name).numpy()) < 1e-4
+        assert relative_l2(made[name], getattr(expected, name).numpy()) < 1e-5
     other = ours.compute("image_embeds", prompt="green", seed=3)
     assert relative_l2(made["image_embeds"][:1], other) > 1e-2
+
+
+def test_noise_that_is_given(ours: Pipeline, parts: Mapping[str, Any]) -> None:
+    """diffusers takes that of both embeddings as one array."""
+    noise = np.random.default_rng(0).standard_normal((2, 1, 32)).astype(np.float32)
+    texts = {"prompt": "a red circle", "negative_prompt": "blurred"}
+    expected = original(parts).prior_pipe(
+        num_inference_steps=PRIOR_STEPS,
+        generator=torch.Generator().manual_seed(3),
+        latents=torch.from_numpy(np.concatenate(noise)),
+        **texts,
+    )
+
+    def computed(prior_latents: np.ndarray, negative_prior_latents: np.ndarray) -> Any:
+        given = {"prior_latents": prior_latents, "negative_prior_latents": negative_prior_latents}
+        steps = {"prior_num_inference_steps": PRIOR_STEPS}
+        return ours.compute(*EMBEDS, seed=3, **steps, **texts, **given)
+
+    made, swapped = computed(*noise), computed(*noise[::-1])
+    for name in EMBEDS:
+        wanted = getattr(expected, name).numpy()
+        assert relative_l2(made[name], wanted) < 1e-5
+        assert relative_l2(swapped[name], wanted) > 1e-4
 
 
 def test_the_decoder_alone(ours: Pipeline, parts: Mapping[str, Any]) -> None:
@@ -192,13 +253,22 @@ def test_values_of_one_call_are_taken_by_another(ours: Pipeline) -> None:
     ("call", "error", "says"),
     [
         ({}, InputError, "no text given: this bundle needs 'prompt'"),
-        ({"prompt": "a", "negative_prompt": "b"}, InputError, "unknown argument 'negative_prompt'"),
+        (
+            {"negative_prompt": "b", **dict.fromkeys(EMBEDS, np.zeros((1, 32)))},
+            InputError,
+            "'negative_prompt' has no effect beside 'image_embeds'",
+        ),
+        (
+            {"prompt": "a", "negative_prior_latents": np.zeros((1, 32))},
+            InputError,
+            "'negative_prior_latents' changes nothing without 'negative_prompt'",
+        ),
         ({"prompt": "a", "height": 100}, InputError, "height 100 is not a multiple of 64"),
         ({"prompt": "a", "scheduler": "prior_scheduler"}, InputError, "no scheduler 'prior_sch"),
         (
             {"prompt": "a", "prior_num_inference_steps": 3},
             PlanNotFound,
-            "prior_num_inference_steps 3: no sampling plan for as many; there are plans for 4, 6, "
+            "prior_num_inference_steps 3: no sampling plan for as many; there are plans for 2, 6, "
             "25: export again with --steps 3",
         ),
         (
@@ -234,7 +304,8 @@ def test_the_other_reader(bundle: Path, scheduler: str) -> None:
     other, text = reader.Bundle(bundle), CALL | {"prompt": ["a red circle"], "scheduler": scheduler}
     embeds = dict.fromkeys(EMBEDS, np.full((2, 32), 0.5, np.float32))
     alone = {n: v for n, v in text.items() if n in ("height", "width", "scheduler")} | embeds
-    calls = [(text, 3), (text | {"num_images_per_prompt": 2}, [3, 4]), (alone, 3)]
+    away = text | {"negative_prompt": ["blurred"], "num_images_per_prompt": 2}
+    calls = [(text, 3), (text | {"num_images_per_prompt": 2}, [3, 4]), (alone, 3), (away, 3)]
     with latentc.load(bundle, backend="onnxruntime") as pipe:
         for call, seed in calls:
             given = call | {"num_inference_steps": PRIOR_STEPS, "seed": seed}
@@ -246,17 +317,38 @@ def test_the_other_reader(bundle: Path, scheduler: str) -> None:
 def test_one_size_for_several_images(bundle: Path) -> None:
     """Every graph is told how many rows it gets, those after the prior's loop too."""
     call = CALL | {"num_images_per_prompt": 2, "seed": 3, "output_type": "latent"}
+    calls = [call, call | {"negative_prompt": "blurred"}]
     sizes = {"images": 2, "height": 64, "width": 128}
     with latentc.load(bundle, backend="openvino") as usual:
-        expected = usual(**call).latents
+        expected = [usual(**each).latents for each in calls]
     with latentc.load(bundle, backend="onnxruntime", static=sizes) as fixed:
-        assert relative_l2(fixed(**call).latents, expected) < 1e-4
+        for each, latents in zip(calls, expected, strict=True):
+            assert relative_l2(fixed(**each).latents, latents) < 1e-4
+
+
+def test_the_pair_costs_little_where_nothing_needs_it(bundle: Path) -> None:
+    """Its graph is opened by the first call with a negative prompt; its weights in ONNX are those
+    of the prior."""
+    (build,) = (each for each in Manifest.load(bundle).builds if each.target == "onnx")
+    weights = {
+        (bundle / file.path).stat().st_ino
+        for name in ("prior", "prior_pair")
+        for file in build.artifacts[name].files
+        if file.path.endswith(".data")
+    }
+    assert len(weights) == 1
+    with latentc.load(bundle, backend="onnxruntime") as pipe:
+        pipe(**CALL)
+        assert pipe.sessions._opened.keys() == pipe.sessions.keys() - {"prior_pair", "vae_encoder"}
+        pipe.compute("image_embeds", negative_prompt="blurred", **CALL)
+        assert "prior_pair" in pipe.sessions._opened
 
 
 def test_on_the_command_line(bundle: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
-    sizes = ["--height", "64", "--width", "64", "--steps", "4"]
-    asked = [str(bundle), "a red circle", "--arg", "prior_num_inference_steps=4", *sizes]
+    sizes = ["--height", "64", "--width", "64", "--steps", "6"]
+    texts = ["a red circle", "--negative-prompt", "blurred"]
+    asked = [str(bundle), *texts, "--arg", "prior_num_inference_steps=2", *sizes]
     result = CliRunner().invoke(generate, [*asked, "--seed", "3", "-o", str(image)])
     assert result.exit_code == 0, result.output
     assert image.exists()

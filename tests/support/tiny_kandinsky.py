@@ -30,8 +30,12 @@ WIDTH = 32  # of embeddings
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 
 
+_LOOKS = 8.0  # times the weights by which the prior looks at its sample
+
+
 def prior(**options: Any) -> PriorTransformer:
-    """A prior whose embeddings have a mean and a deviation of their own."""
+    """A prior whose embeddings have a mean and a deviation of their own, and which looks at what it
+    denoises: of random weights alone another seed would make nearly the same embedding."""
     settings: dict[str, Any] = {
         "num_attention_heads": 2,
         "attention_head_dim": 8,
@@ -43,8 +47,11 @@ def prior(**options: Any) -> PriorTransformer:
         model.clip_std.uniform_(0.5, 1.5)
         model.clip_mean.normal_()
         model.positional_embedding.normal_(std=0.1)
+        model.proj_in.weight.mul_(_LOOKS)
+        for block in model.transformer_blocks:
+            block.attn1.to_v.weight.mul_(_LOOKS)
         if model.prd_embedding is not None:
-            model.prd_embedding.normal_()
+            model.prd_embedding.normal_(std=0.1)
     return model
 
 

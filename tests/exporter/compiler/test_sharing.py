@@ -1,4 +1,5 @@
-"""Files that two bundles have in common. With real ones: tests/contract/test_refiner.py."""
+"""Files that two bundles have in common, or two graphs of one. With real ones:
+tests/contract/test_refiner.py, tests/contract/test_kandinsky.py."""
 
 from __future__ import annotations
 
@@ -28,6 +29,10 @@ def pair(folder: Path) -> tuple[Path, Path]:
     return fakes.make_bundle(folder / "a"), fakes.make_bundle(folder / "b", graphs=other)
 
 
+def _refuse(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
 def test_links_stand_for_what_is_the_same(tmp_path: Path) -> None:
     first, second = pair(tmp_path)
     own = Manifest.load(second)
@@ -44,6 +49,22 @@ def test_links_stand_for_what_is_the_same(tmp_path: Path) -> None:
     Bundle.open(second, hashing="always")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_graphs_with_the_same_file_store_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    bundle = fakes.make_bundle(tmp_path / "bundle", graphs={"decoder": "denoiser"})
+    manifest = Manifest.load(bundle)
+    if not links:
+        monkeypatch.setattr(os, "link", _refuse)
+    sharing.store_once(bundle, manifest)
+    linked = {f.path for f in manifest.files() if (bundle / f.path).stat().st_nlink > 1}
+    artifacts = manifest.builds[0].artifacts
+    same = {file.path for name in ("decoder", "denoiser") for file in artifacts[name].files}
+    assert linked == (same if links else set())
+    Bundle.open(bundle, hashing="always")
+
+
 def test_an_altered_file_is_not_taken(tmp_path: Path) -> None:
     """A file that another bundle lists, and no longer has."""
     first, second = pair(tmp_path)
@@ -57,11 +78,8 @@ def test_an_altered_file_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
     first, second = pair(tmp_path)
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", _refuse)
     with pytest.raises(ExportError, match=r"hard link .*not permitted. Leave --share-with out"):
         sharing.share(second, Manifest.load(second), [first])
     Bundle.open(second, hashing="always")

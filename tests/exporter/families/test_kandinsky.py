@@ -68,6 +68,11 @@ def test_the_prior(pipe: Any, modules: Mapping[str, Any]) -> None:
     inputs = (sample, torch.tensor(500), embeds, states, mask)
     (found,) = modules["prior"](sample, torch.full((2,), 500.0), embeds, states, mask.float())
     assert_close(found, pipe.prior_prior(*inputs).predicted_image_embedding)
+    for each in modules["prior_pair"](
+        *(sample, torch.full((2,), 500.0), embeds, states, mask.float()),
+        *(sample, embeds, states, mask.float()),
+    ):
+        assert_close(each, found)
     image, nothing = modules["prior_output"](found)
     assert_close(image, pipe.prior_prior.post_process_latents(found))
     assert_close(nothing, pipe.prior_pipe.get_zero_embed(2))
@@ -136,6 +141,11 @@ REFUSED: dict[str, tuple[str, Callable[[], Any], str]] = {
         "prior_prior",
         lambda: tiny_kandinsky.prior(clip_embed_dim=16),
         "takes embeddings of 32 numbers and gives 16",
+    ),
+    "a prior of an odd width": (
+        "prior_prior",
+        lambda: tiny_kandinsky.prior(embedding_dim=24, clip_embed_dim=24),
+        "a prior of embeddings of 24 numbers: expected a multiple of 16",
     ),
     "samples that are scaled": (
         "scheduler",
