@@ -252,7 +252,7 @@ def _artifact_key(
             "options": asdict(options.of(target)),
             "versions": versions((*CAPTURE, *TARGETS[target].packages)),
             "code": code(
-                *describing(source), *_lowering(target, options.passes(target, precision))
+                *describing(source, parts), *_lowering(target, options.passes(target, precision))
             ),
             **_measured(source, options, target, precision),
         }
@@ -270,11 +270,12 @@ def _configurations(source: PipelineSource, parts: tuple[str, ...]) -> Mapping[s
     }
 
 
-def describing(source: PipelineSource) -> tuple[str, ...]:
-    """Return the modules that load a pipeline and say what it consists of."""
+def describing(source: PipelineSource, parts: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Return the modules that load a pipeline, or parts of it, and say what it consists of."""
     family = family_of(source.pipeline_class).__name__
     record = CLASSES.modules(source.pipeline_class)
-    return (*_DESCRIBING, *record, family, *ingredients.modules(source.ingredients))
+    of_ingredients = ingredients.modules(source.ingredients, source.pipeline_class, parts)
+    return (*_DESCRIBING, *record, family, *of_ingredients)
 
 
 def _lowering(target: str, passes: tuple[str, ...]) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _added(store: Store, source: PipelineSource, pipe: Any, text: Tokens) -> Tok
             "lowercase": text.lowercase,
             "clean": text.clean,
             "versions": versions(("transformers", "tokenizers")),
-            "code": code(__name__, *ingredients.modules(source.ingredients)),
+            "code": code(__name__, *ingredients.modules(source.ingredients, source.pipeline_class)),
         }
     )
 

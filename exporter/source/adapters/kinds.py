@@ -113,9 +113,19 @@ def changed(
     return facts_by_part
 
 
-def modules(ingredients: Sequence[Ingredient]) -> tuple[str, ...]:
-    """Return the modules that decide what becomes of a pipeline with these ingredients."""
-    return tuple(dict.fromkeys(KINDS[each.kind] for each in ingredients))
+def modules(
+    ingredients: Sequence[Ingredient], pipeline_class: str, parts: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return the modules that decide what becomes of a pipeline with these ingredients; with
+    `parts`, of these parts alone. A kind that brings components counts for all parts."""
+    names = dict.fromkeys(ingredient.kind for ingredient in ingredients)
+    return tuple(
+        KINDS[name]
+        for name in names
+        if parts is None
+        or hasattr(kind(name), "added")
+        or not set(parts).isdisjoint(kind(name).parts(pipeline_class))
+    )
 
 
 def replaced(ingredients: Sequence[Ingredient], pipeline_class: str) -> set[str]:
