@@ -52,9 +52,9 @@ def source(pipeline_folder: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(source: Path, sd_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checked") / "bundle"
-    options: dict[str, Any] = {"schedulers": [], "steps": [2, 3], "share_with": sd_bundle}
+    options: dict[str, Any] = {"schedulers": [], "steps": [2, 3]}
     return export(source, folder, targets=["onnx", "openvino"], **options).bundle
 
 
