@@ -11,7 +11,7 @@ import click
 from latentc.exporter.export_arguments import (
     FILE_OR_PROMPTS,
     ExportArguments,
-    export_options,
+    available_options,
 )
 from latentc.runtimes.commands.declared_options import (
     click_option,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 # Places stay as they were typed: "./name" is no Hub id, and what follows a colon no path.
 IN_OTHER_FORM: Mapping[str, Mapping[str, Any]] = {
-    **{name: {"type": str} for name, option in export_options().items() if option.kind is Path},
+    **{name: {"type": str} for name, option in available_options().items() if option.kind is Path},
     FILE_OR_PROMPTS: {"type": str, "multiple": False, "default": None},
 }
 OUTPUT = "The bundle's folder; what is there of the same source is kept and added to."
@@ -62,7 +62,7 @@ OUTPUT = "The bundle's folder; what is there of the same source is kept and adde
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="PATH", help=OUTPUT
 )
-@options_of(export_options(), settings=IN_OTHER_FORM)
+@options_of(available_options(), settings=IN_OTHER_FORM)
 @click.option("--dry-run", is_flag=True, help="Say what the export will need; make nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
 def export(source: str, output: Path, dry_run: bool, quiet: bool, **options: Any) -> None:

@@ -286,7 +286,7 @@ class ExportArguments(_Common, CoreMLArguments, total=False):
     """Options of an export, those of latentc's own targets included."""
 
 
-def export_options() -> Mapping[str, Declared]:
+def available_options() -> Mapping[str, Declared]:
     """Return the options that an export takes here by name, those of the targets of other packages
     included."""
     own = declared(ExportArguments)
@@ -301,7 +301,7 @@ def whole(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: an unknown name, a value of another type, or beyond its limits.
     """
-    known = export_options()
+    known = available_options()
     return {
         name: _tuple(value) if known[name].several and name != FILE_OR_PROMPTS else value
         for name, value in complete(known, given).items()

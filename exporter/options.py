@@ -149,7 +149,15 @@ def export_options(**given: Unpack[ExportArguments]) -> ExportOptions:
     Raises:
         InputError: an argument of another type or beyond its limits; prompts that cannot be read.
     """
-    arguments = whole(given)
+    return options_of(whole(given), given)
+
+
+def options_of(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> ExportOptions:
+    """Return what the arguments of an export ask for, which `whole` made of those given.
+
+    Raises:
+        InputError: an option of a target that is not asked for; prompts that cannot be read.
+    """
     targets = [
         name
         for target in arguments["targets"]

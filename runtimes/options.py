@@ -36,12 +36,12 @@ class Option:
     """An option says what a keyword is, besides its name and type.
 
     `help`: one sentence, for ``--help`` and the documentation; `details`: what the documentation
-    and docstrings say besides. `default`: what holds where the
-    option is not given; `usual` says it in words where a value cannot. `least` and `most`:
-    inclusive limits of a number, `above` and `below`: exclusive ones. `choices`: the texts that are
-    possible, where the type does not say them. `flags`: on the command line, where that is not the
-    name with hyphens; `metavar`: what stands for its value there. `hidden`: why the command line
-    has no such option. `see`: a link from docs/ to where more is said.
+    and docstrings say besides. `default`: what holds where the option is not given; `usual` says it
+    in words where a value cannot. `least` and `most`: inclusive limits of a number, `above` and
+    `below`: exclusive ones. `choices`: the texts that are possible, where the type does not say
+    them. `flags`: on the command line, where that is not the name with hyphens; `metavar`: what
+    stands for its value there. `hidden`: why the command line has no such option. `see`: a link
+    from docs/ to where more is said.
     """
 
     help: str
@@ -79,7 +79,7 @@ class Declared:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its spellings on the command line."""
+        """Return its spellings on the command line."""
         return self.option.flags or ("--" + self.name.replace("_", "-"),)
 
     @property
@@ -100,8 +100,8 @@ class Declared:
 
     @property
     def explained(self) -> str:
-        """Its meaning, the texts that are possible, and what holds where the default's value does
-        not say it."""
+        """Return its meaning, the texts that are possible, and what holds where the default's value
+        does not say it."""
         choices, usual = ", ".join(self.option.choices), self.option.usual
         sentences = (
             self.option.meaning,

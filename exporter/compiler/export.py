@@ -32,7 +32,7 @@ from latentc.exporter.options import (
     ExportOptions,
     artifact_keys,
     check,
-    export_options,
+    options_of,
     up_to_date,
 )
 from latentc.exporter.progress import Progress
@@ -122,9 +122,9 @@ def preflight(source: str | Path, output: str | Path, **arguments: Unpack[Export
 
 def _read(source: str | Path, output: str | Path, given: ExportArguments) -> _Asked:
     """Check the arguments of `export`, read and digest the source."""
-    options = export_options(**given)
-    check(options)
     arguments = whole(given)
+    options = options_of(arguments, given)
+    check(options)
     report = arguments["report"]
     if report is not None and not callable(report):
         raise InputError(f"'report' must be a function, not {shown(report)}")

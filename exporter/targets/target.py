@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Where a target's lowering is, the backend that verifies it (for some precisions another
-    one, see `instead`), and the packages whose versions decide what it writes.
+    """The record of a target says where its lowering is, which backend verifies it (for some
+    precisions another one, see `instead`), and which packages' versions decide what it writes.
 
     `precisions`: those it can be asked for, and the passes that run for each. `options`: the
     class of its own options; its lowering is told them (see `latentc.exporter.targets.options`).

@@ -19,7 +19,7 @@ MOST_THREADS = 4096
 
 
 class PlaceArguments(TypedDict, total=False):
-    """Where a bundle runs: what may also be given by its place."""
+    """These arguments say where a bundle runs; they may also be given by their place."""
 
     backend: Annotated[
         str | Backend | None,

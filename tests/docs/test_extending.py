@@ -23,7 +23,7 @@ from PIL import Image
 
 from latentc.exporter import options, targets
 from latentc.exporter.artifacts.source_closure import closure
-from latentc.exporter.export_arguments import export_options
+from latentc.exporter.export_arguments import available_options
 from latentc.exporter.families import family_of
 from latentc.exporter.options import describing
 from latentc.exporter.source.resolving import resolve
@@ -435,7 +435,7 @@ def test_options_of_a_target_from_outside(packages: Path) -> None:
         read(grain=5)
 
     @click.command()
-    @options_of(export_options())
+    @options_of(available_options())
     def command(**_: Any) -> None: ...
 
     assert CliRunner().invoke(command, ["--grain", "5"]).exit_code == 0

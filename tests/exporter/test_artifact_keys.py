@@ -170,6 +170,16 @@ def test_what_decides_a_build_as_asked(
         assert names["denoiser"] != after[pair]["denoiser"]
 
 
+def test_an_ingredient_decides_what_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are taken over from a bundle without it."""
+    word = Ingredient("textual-inversion", "cat", Path("cat"), "digest", token="<cat>")
+    source = replace(SOURCE, ingredients=(word,))
+    before = keys(source)
+    edit(monkeypatch, "latentc.exporter.source.adapters.textual_inversion")
+    for pair, names in keys(source).items():
+        assert {name for name in names if names[name] != before[pair][name]} == {"text_encoder"}
+
+
 def test_a_split_denoiser_is_another_one() -> None:
     whole, split = keys(), keys(passes=("step-cache",))
     for pair in ALL:

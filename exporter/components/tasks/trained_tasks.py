@@ -175,12 +175,5 @@ def folded(image: torch.Tensor, by: int) -> torch.Tensor:
     return parts.permute(0, 2, 4, 1, 3).reshape(batch, by * by, height // by, width // by)
 
 
-def unfolded(channels: torch.Tensor, by: int) -> torch.Tensor:
-    """Return a mask unfolded, the reverse of `folded`."""
-    batch, _, height, width = channels.shape
-    parts = channels.reshape(batch, by, by, height, width).permute(0, 3, 1, 4, 2)
-    return parts.reshape(batch, 1, height * by, width * by)
-
-
 def _channels(count: int) -> TensorSpec:
     return TensorSpec("float32", ("batch", count, "height", "width"))

@@ -55,10 +55,10 @@ def finish(
 
 
 def default_profile(description: Description) -> Mapping[str, Mapping[str, Span]]:
-    """By component and symbol: optimised for one image of the default size (and of the
-    default number of frames), good for the smallest one that there is to one and a half times the
-    default, and for four images. The
-    probes' shapes are within, so that `latentc verify` can repeat them."""
+    """Return the ranges by component and symbol: optimised for one image of the default size (and
+    of the default number of frames), good for the smallest one that there is to one and a half
+    times the default, and for four images. The probes' shapes are within, so that `latentc verify`
+    can repeat them."""
     from latentc.exporter.capture.graphs import symbol_values
 
     latents = description.latents
