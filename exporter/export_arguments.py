@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypedDict
 from latentc.exporter.calibration_prompts import SAMPLES
 from latentc.exporter.passes import PASSES
 from latentc.exporter.progress import Event
+from latentc.exporter.source.adapters.kinds import KINDS
+from latentc.exporter.source.adapters.kinds import OWN as ADAPTERS
 from latentc.exporter.targets import options as options_of_targets
 from latentc.exporter.targets.coreml.options import CoreMLArguments
 from latentc.runtimes.options import Declared, Option, complete, declared
@@ -287,12 +289,33 @@ class ExportArguments(_Common, CoreMLArguments, total=False):
 
 
 def available_options() -> Mapping[str, Declared]:
-    """Return the options that an export takes here by name, those of the targets of other packages
-    included."""
+    """Return the options that an export takes here by name, those of the targets and adapters of
+    other packages included."""
+    options = dict(declared(ExportArguments))
+    others = [declared(kind.ARGUMENTS) for kind in options_of_targets().values()]
+    others += [declared(_arguments(kind, KINDS[kind].option)) for kind in adapters_of_packages()]
+    for name, option in (pair for each in others for pair in each.items()):
+        options.setdefault(name, option)
+    return options
+
+
+def adapters_of_packages() -> list[str]:
+    """Return the kinds of adapters of other packages that have an option, less those whose keyword
+    another option is."""
     own = declared(ExportArguments)
-    of_targets = [declared(kind.ARGUMENTS) for kind in options_of_targets().values()]
-    others = {name: option for each in of_targets for name, option in each.items()}
-    return {**own, **{name: others[name] for name in others if name not in own}}
+    kinds = (kind for kind in KINDS if kind not in ADAPTERS and KINDS[kind].option)
+    return [kind for kind in kinds if keyword(kind) not in own]
+
+
+def keyword(kind: str) -> str:
+    """Return the keyword that adapters of a kind are given by."""
+    return kind.replace("-", "_")
+
+
+def _arguments(kind: str, option: Option | None) -> type:
+    """Return the TypedDict of the one option of a kind of adapters."""
+    keywords = {keyword(kind): Annotated[Places, option]}
+    return TypedDict(kind, keywords, total=False)  # type: ignore[operator, no-any-return]
 
 
 def whole(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx.config
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -99,7 +100,7 @@ def capture(
         for name, spec in graph.component.inputs.items()
     }
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), _without_stack_traces():
             with weights.stood_in(graph.module) as stored:
                 program = torch.export.export(
                     graph.module.eval(),
@@ -280,6 +281,18 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Let nodes not keep which lines of Python they come from: nothing reads it, it takes a tenth
+    of the time of a capture, and it names folders of this machine."""
+    usual = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = usual
 
 
 def _sequence(graph: Graph) -> int:

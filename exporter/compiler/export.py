@@ -26,7 +26,12 @@ from latentc.exporter.compiler.previous_builds import refuse_loss
 from latentc.exporter.compiler.run import Compilation, Exported
 from latentc.exporter.compiler.sharing import check as check_shared
 from latentc.exporter.compiler.sharing import share
-from latentc.exporter.export_arguments import ExportArguments, whole
+from latentc.exporter.export_arguments import (
+    ExportArguments,
+    adapters_of_packages,
+    keyword,
+    whole,
+)
 from latentc.exporter.memory import looking_at_what_is_new
 from latentc.exporter.options import (
     ExportOptions,
@@ -37,7 +42,7 @@ from latentc.exporter.options import (
 )
 from latentc.exporter.progress import Progress
 from latentc.exporter.source import given_files, left_out
-from latentc.exporter.source.adapters.kinds import KINDS as INGREDIENTS
+from latentc.exporter.source.adapters.kinds import OWN as ADAPTERS
 from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.resolving import PipelineSource, resolve
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
@@ -170,8 +175,8 @@ def _with_card(done: Exported, card: Card) -> Exported:
 
 def _beside(arguments: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the files and folders that are given beside the source, by kind."""
-    kinds = (*INGREDIENTS, "image-encoder", "config")
-    return {kind: _texts(arguments[kind.replace("-", "_")]) for kind in kinds}
+    kinds = (*ADAPTERS, *adapters_of_packages(), "image-encoder", "config")
+    return {kind: _texts(arguments[keyword(kind)]) for kind in kinds}
 
 
 def _found(source: str | Path, arguments: Mapping[str, Any]) -> PipelineSource:
@@ -180,7 +185,7 @@ def _found(source: str | Path, arguments: Mapping[str, Any]) -> PipelineSource:
         source,
         arguments["revision"],
         arguments["variant"],
-        {kind: beside[kind] for kind in INGREDIENTS},
+        {kind: places for kind, places in beside.items() if kind not in given_files.OTHERS},
         next(iter(beside["config"]), None),
         arguments["allow_pickle"],
         arguments["without"],

@@ -16,7 +16,7 @@ from latentc.exporter.components.names import precision_of
 from latentc.exporter.options import ExportOptions, components_of
 from latentc.exporter.resources import GIB, LARGE_BUILD, MIB, free_disk
 from latentc.exporter.source import model_files
-from latentc.exporter.source.adapters.kinds import WRITING, kind
+from latentc.exporter.source.adapters.kinds import KINDS, kind
 from latentc.exporter.source.resolving import PipelineSource
 from latentc.exporter.targets import TARGETS, verifier
 from latentc.runtimes.backends import backend as engines
@@ -152,7 +152,7 @@ def weights_of(source: PipelineSource, options: ExportOptions) -> dict[str, Weig
     changed = {
         part
         for each in source.ingredients
-        if each.kind in WRITING
+        if KINDS[each.kind].writes
         for part in kind(each.kind).parts(source.pipeline_class)
     }
     parts = {name: _part(source, name, name in changed) for name in source.parts}

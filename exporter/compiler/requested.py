@@ -11,6 +11,7 @@ from latentc.exporter.components.description import Description
 from latentc.exporter.components.watermark import Marker, with_watermark
 from latentc.exporter.families import family_of
 from latentc.exporter.programs.changes import with_sizes
+from latentc.exporter.source.adapters import kinds as adapters
 from latentc.exporter.targets import TARGETS
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.latents import other_sizes
@@ -31,6 +32,8 @@ def described(pipe: Any, source: PipelineSource, options: ExportOptions) -> Desc
     if hasattr(pipe, "watermark"):  # which it has or not as another package is installed
         pipe.watermark = Marker() if options.watermark else None
     description = family_of(source.pipeline_class).describe(pipe)
+    kinds = [ingredient.kind for ingredient in source.ingredients]
+    description = adapters.described(pipe, description, kinds)
     if options.watermark:
         description = with_watermark(description, pipe.vae)
     if options.step_cache:

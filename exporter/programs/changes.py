@@ -14,6 +14,7 @@ from latentc.runtimes.programs.statements import (
     Cache,
     Emit,
     Noise,
+    NumberRow,
     Numbers,
     Pixels,
     Program,
@@ -65,6 +66,24 @@ def with_cache(program: Program, component: str, keeps: Sequence[str]) -> Progra
     place = names.index(main.plan.steps)
     arguments = (*program.arguments[:place], every, *program.arguments[place:])
     return structs.replace(program, steps=steps, arguments=arguments)
+
+
+def with_number_fed(program: Program, number: Numbers, input: str) -> Program:
+    """Return the program whose calls take a number, which the denoiser is given in all branches.
+
+    Args:
+        input: of the denoiser; it is [batch, 1].
+    """
+    row, main = f"_{number.name}", loop_of(program)
+    fed = structs.replace(main, feeds={**main.feeds, input: row})
+    place = program.steps.index(main)
+    steps = (
+        *program.steps[:place],
+        NumberRow(gives=row, of=(number.name,)),
+        fed,
+        *program.steps[place + 1 :],
+    )
+    return structs.replace(program, arguments=(*program.arguments, number), steps=steps)
 
 
 def with_planned_steps(

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from latentc import load
 from latentc.exporter import options, targets
 from latentc.exporter.artifacts.source_closure import closure
 from latentc.exporter.export_arguments import available_options
@@ -34,6 +35,7 @@ from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError, LatentcError
 from latentc.runtimes.pipeline import pipeline
 from latentc.runtimes.verification import judges
+from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import Run
 from tests.support.fakes import add_probes, make_bundle
 
@@ -104,6 +106,7 @@ def test_the_backend_verifies_and_generates(
 
 PLAIN = ROOT / "examples" / "plain_target.py"
 FAMILY = ROOT / "examples" / "plain_family.py"
+STEERING = ROOT / "examples" / "steering_adapter.py"
 
 
 def points(group: str) -> dict[str, dict[str, str]]:
@@ -169,7 +172,7 @@ def test_a_target_from_outside(packages: Path, run: Run, smallest: Path, tmp_pat
     assert "plain" in {each["name"] for each in json.loads(out)}
 
 
-@pytest.mark.parametrize("example", [PLAIN, FAMILY])
+@pytest.mark.parametrize("example", [PLAIN, FAMILY, STEERING])
 def test_the_example_is_as_long_as_the_page_says(example: Path) -> None:
     lines = len(example.read_text("utf-8").splitlines())
     (behind,) = re.findall(rf"\(\.\./examples/{example.name}\)(.{{200}})", " ".join(PAGE.split()))
@@ -205,6 +208,64 @@ def test_a_family_and_a_pass_from_outside(
     code, _, err = run("generate", bundle, "--steps", 4, "-o", image)
     assert code == 0, err
     assert image.exists()
+
+
+def test_an_adapter_from_outside(packages: Path, run: Run, smallest: Path, tmp_path: Path) -> None:
+    """Its flag is there, its code and file are in the keys, and calls draw what diffusers draws of
+    steered states."""
+    import diffusers
+    import torch
+    from safetensors.torch import save_file
+
+    install(packages, "latentc_steering", STEERING.read_text("utf-8"), points("latentc.adapters"))
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(smallest)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    width = pipe.unet.config.cross_attention_dim
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(width, generator=generator) for _ in range(2)]
+    files = [tmp_path / f"{index}.safetensors" for index in range(2)]
+    for file, direction in zip(files, directions, strict=True):
+        save_file({"direction": direction}, file)
+    save_file({"direction": torch.zeros(width + 1)}, tmp_path / "wide.safetensors")
+    bundle = tmp_path / "bundle"
+    export = ("export", smallest, "-o", bundle, "--steps", 2, "--scheduler", "ddim")
+    code, _, err = run(*export, "--steering", tmp_path / "wide.safetensors")
+    assert code == 3, err
+    assert f"wide.safetensors: expected a tensor `direction` of {width} numbers" in err
+    code, _, err = run(*export, "--steering", tmp_path / "none.safetensors")
+    assert code == 2, err
+    assert "no such steering direction" in err
+    assert not bundle.exists()
+    code, _, err = run(*export, *(each for file in files for each in ("--steering", file)))
+    assert code == 0, err
+    manifest = Manifest.load(bundle)
+    assert [(each.kind, each.id) for each in manifest.source.ingredients] == [
+        ("steering", "0.safetensors"),
+        ("steering", "1.safetensors"),
+    ]
+    source = resolve(smallest, asked={"steering": [str(files[0])]})
+    assert "latentc_steering" in closure(*describing(source, ("unet",)))
+    assert "latentc_steering" not in closure(*describing(source, ("vae",)))
+
+    call = {"num_inference_steps": 2, "height": 32, "width": 48, "guidance_scale": 3.0}
+    loaded = load(bundle)
+    texts = pipe.encode_prompt("a cat", "cpu", 1, True, "dull")
+    for scale in (1.0, -2.5):
+        steered = [states + scale * sum(directions) for states in texts]
+        theirs = pipe(
+            prompt_embeds=steered[0],
+            negative_prompt_embeds=steered[1],
+            generator=torch.Generator().manual_seed(5),
+            output_type="latent",
+            **call,
+        ).images
+        given = {} if scale == 1.0 else {"steering_scale": scale}
+        ours = loaded("a cat", negative_prompt="dull", seed=5, scheduler="ddim", **given, **call)
+        assert relative_l2(ours.latents, theirs.numpy()) <= 1e-4
+    plain = loaded(
+        "a cat", negative_prompt="dull", seed=5, scheduler="ddim", **call, steering_scale=0
+    )
+    assert relative_l2(plain.latents, ours.latents) > 1e-2
 
 
 def test_a_judge_from_outside(packages: Path) -> None:

@@ -21,7 +21,7 @@ from latentc.exporter.source import unread_keys, weight_files
 from latentc.exporter.source.adapters import lora_layers as adapter_layers
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
 from latentc.exporter.source.adapters.lora_layers import Place
-from latentc.exporter.source.given_files import scaled
+from latentc.exporter.source.adapters.places import scaled
 from latentc.runtimes.bundle.trust import sha256
 from latentc.runtimes.errors import SourceError, first_line
 from latentc.runtimes.storage.parsing import parser

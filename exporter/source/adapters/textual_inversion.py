@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentc.exporter.source import unread_keys, weight_files
 from latentc.exporter.source.adapters.kinds import Ingredient, Reading
-from latentc.exporter.source.given_files import worded
+from latentc.exporter.source.adapters.places import worded
 from latentc.exporter.stored_weights import check_finite
 from latentc.runtimes.bundle.trust import sha256
 from latentc.runtimes.errors import SourceError, first_line

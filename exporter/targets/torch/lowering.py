@@ -14,19 +14,9 @@ from latentc.runtimes.bundle.structures import Component
 MODEL = "model.pt2"
 
 
-def _forget_places(program: ExportedProgram) -> None:
-    """Drop where each node was traced: the names of folders on this machine concern nobody, and
-    are a third of the archive's document."""
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)
-
-
 def lower(program: ExportedProgram, component: Component, folder: Path) -> str:
     """See `latentc.exporter.targets.Target`. The inputs that were traced with are left out: they
     would be the archive's only pickle."""
-    _forget_places(program)
     examples = program.example_inputs
     program.example_inputs = None
     try:

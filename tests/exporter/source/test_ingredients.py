@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 import latentc
 from latentc.cli import run as command
 from latentc.exporter.compiler.export import export
-from latentc.exporter.source import given_files
 from latentc.exporter.source import resolving as source
-from latentc.exporter.source.adapters import textual_inversion
+from latentc.exporter.source.adapters import places, textual_inversion
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import SourceError
 from latentc.runtimes.verification.verify import relative_l2
@@ -196,7 +195,7 @@ def test_another_vae(
     ],
 )
 def test_scales(asked: str, place: str, scale: float) -> None:
-    assert given_files.scaled(asked) == (place, scale)
+    assert places.scaled(asked) == (place, scale)
 
 
 def test_a_lora_of_another_family_is_refused_with_its_layers(
