@@ -48,6 +48,7 @@ TASKS_WITH_IMAGES = {
 # By pipeline, where not all default schedulers are tried.
 SCHEDULERS_WITH_IMAGES = {"inpaint-xl": ["ddim"], "pix2pix": [], "pix2pix-xl": [], "upscaler": []}
 SCHEDULERS_WITH_IMAGES["depth"] = ["ddim"]
+STEPS_WITH_IMAGES = (4, 10)
 CONTROLLED = {"sd": 1, "sd-two": 2, "sdxl": 1}  # pipelines, by how many ControlNets they have
 JUDGED = 4  # images of the built-in model, which says 50
 STEPS = (1, 2, 4, 6, 20)
@@ -59,7 +60,7 @@ WHOLE = pytest.StashKey[list[pytest.Item]]()
 # Files that take longest, in the order in which processes begin them: the last ones are short, and
 # neighbours do not wait for the same bundles.
 FIRST = (
-    *("test_readme_runs", "test_parity", "test_transformer_tasks", "test_export"),
+    *("test_readme_runs", "test_transformer_tasks", "test_parity", "test_export"),
     *("test_step_cache", "test_argument_subsets", "test_miniature", "test_kandinsky"),
     *("test_bundle_format", "test_configurations", "test_image_to_image", "test_t2i_adapter"),
     *("test_sizes", "test_trained_tasks", "test_inpainting", "test_controlnet"),
@@ -308,7 +309,6 @@ def bundles(
     """A function: name of a tiny pipeline → its bundle for ONNX Runtime and OpenVINO, for every
     task that starts from an image."""
     from latentc.exporter.compiler.export import export
-    from tests.support.sample_images import STEPS as WITH_IMAGES
 
     @cache
     def get(name: str) -> Path:
@@ -319,7 +319,7 @@ def bundles(
                 folder,
                 targets=["onnx", "openvino"],
                 tasks=TASKS_WITH_IMAGES.get(name, ()),
-                steps=[4, WITH_IMAGES],
+                steps=STEPS_WITH_IMAGES,
                 schedulers=SCHEDULERS_WITH_IMAGES.get(name),
                 overwrite=True,
                 share_with=[exported(name)] if name in TASKS_WITH_IMAGES else [],

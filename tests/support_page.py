@@ -18,6 +18,7 @@ import click
 import pytest
 
 from tests.support import run_record
+from tests.support.loaded import EAGER
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "support.md"
@@ -141,7 +142,9 @@ class Collector:
         for item in items:
             parameters = getattr(getattr(item, "callspec", None), "params", {})
             for marker in item.iter_markers("support"):
-                self.found.add(self._entry(marker.kwargs, parameters))
+                target = marker.kwargs["target"]
+                if parameters.get(target, target) != EAGER:  # which is no target
+                    self.found.add(self._entry(marker.kwargs, parameters))
 
     def _entry(
         self, said: Mapping[str, str], parameters: Mapping[str, Any]

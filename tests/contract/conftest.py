@@ -10,14 +10,32 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 
+import latentc
 from latentc.exporter.quiet import quiet_loading
+from tests.conftest import SCHEDULERS_WITH_IMAGES, STEPS_WITH_IMAGES, TASKS_WITH_IMAGES
 from tests.support.loaded import Ours, kept_open
+from tests.support.uncaptured import uncaptured
 
 
 @pytest.fixture(scope="module")
-def ours(bundles: Callable[[str], Path]) -> Iterator[Ours]:
-    """A function: name and backend → the loaded bundle."""
-    with kept_open(bundles) as get:
+def ours(
+    bundles: Callable[[str], Path],
+    pipeline_folder: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ours]:
+    """A function: name and backend → the loaded bundle; without a backend the same over PyTorch's
+    modules."""
+
+    def modules(name: str) -> latentc.Pipeline:
+        return uncaptured(
+            pipeline_folder(name),
+            tmp_path_factory.mktemp("uncaptured") / name,
+            tasks=TASKS_WITH_IMAGES.get(name, ()),
+            steps=STEPS_WITH_IMAGES,
+            schedulers=SCHEDULERS_WITH_IMAGES.get(name),
+        )
+
+    with kept_open(bundles, modules) as get:
         yield get
 
 

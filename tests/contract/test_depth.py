@@ -18,10 +18,11 @@ from latentc.exporter.components.tasks.depth import _size
 from latentc.exporter.source.resolving import load, resolve
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError, UnsupportedPipeline
+from tests.support.loaded import EAGER
 from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, sample_image
 
 
-def check(ours: Any, original: Any, backend: str = "onnxruntime", **call: Any) -> None:
+def check(ours: Any, original: Any, backend: str = EAGER, **call: Any) -> None:
     given = {**CALL, "image": sample_image(48, 32), "num_inference_steps": STEPS, **call}
     seeds = given.pop("seed", 7)
     expected = []
@@ -63,7 +64,7 @@ def test_several(ours: Any, original: Callable[..., Any]) -> None:
 
 def test_the_depth_counts(ours: Any) -> None:
     """An image of another depth is not made into the same from the same start."""
-    pipe = ours("depth", "onnxruntime")
+    pipe = ours("depth")
     call = {**CALL, "num_inference_steps": 4, "strength": 1.0, "seed": 3, "output_type": "latent"}
     one, other = (pipe(**call, image=sample_image(48, 32, seed)).latents for seed in (0, 60))
     assert np.abs(one - other).max() > 1e-2
@@ -81,7 +82,7 @@ def test_what_the_bundle_says(bundles: Callable[[str], Path]) -> None:
 
 
 def test_bad_input(ours: Any) -> None:
-    pipe = ours("depth", "onnxruntime")
+    pipe = ours("depth")
     with pytest.raises(InputError, match="gives no image; this bundle takes 'image'"):
         pipe.stream("red")
     with pytest.raises(InputError, match="'strength' must be above 0"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from latentc.runtimes.verification.verify import relative_l2
 from tests.conftest import KEPT, one_at_a_time
 from tests.exporter.source.test_ingredients import make_lora
 from tests.support import tiny_configurations as tiny
-from tests.support.loaded import kept_open
+from tests.support.combinations import kept
+from tests.support.loaded import EAGER, kept_open
+from tests.support.uncaptured import uncaptured
 
 SEED = 7
 STEPS = (1, 4)
@@ -62,21 +65,45 @@ def folder() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Callable[[str], Path]) -> Iterator[Get]:
+def bundle_of(folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Return a function that exports both pipelines, and returns the bundle of one."""
     bundles = KEPT / "bundles" / "few-steps"
-    with one_at_a_time("bundle-few-steps"):
-        for name in SCHEDULERS:
-            if name != "turbo" and not (bundles / name).exists():
-                shutil.copytree(bundles / "turbo", bundles / name)  # the graphs are the same
-            export(
-                folder(name),
-                bundles / name,
-                targets=["onnx", "openvino"],
-                lora=[folder(name) / LORA],
-                steps=STEPS,
-                overwrite=True,
-            )
-    with kept_open(lambda name: bundles / name) as get:
+
+    @cache
+    def get(wanted: str) -> Path:
+        with one_at_a_time("bundle-few-steps"):
+            for name in SCHEDULERS:
+                if name != "turbo" and not (bundles / name).exists():
+                    shutil.copytree(bundles / "turbo", bundles / name)  # the graphs are the same
+                export(
+                    folder(name),
+                    bundles / name,
+                    targets=["onnx", "openvino"],
+                    lora=[folder(name) / LORA],
+                    steps=STEPS,
+                    overwrite=True,
+                )
+        return bundles / wanted
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def ours(
+    folder: Callable[[str], Path],
+    bundle_of: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Get]:
+    def modules(name: str) -> latentc.Pipeline:
+        return uncaptured(
+            folder(name),
+            tmp_path_factory.mktemp("few-steps") / name,
+            steps=STEPS,
+            schedulers=None,
+            asked={"lora": [str(folder(name) / LORA)]},
+        )
+
+    with kept_open(bundle_of, modules) as get:
         yield lambda backend, name="turbo": get(name, backend)
 
 
@@ -113,14 +140,14 @@ def assert_same(pipe: latentc.Pipeline, theirs: Any, scheduler: str, **call: Any
 
 def test_what_one_step_cannot_do_is_left_out(ours: Get) -> None:
     """The default schedulers but PNDM have plans for 1 step; for 4 all have."""
-    steps = {each.name: each.steps for each in ours("onnxruntime").manifest.schedules}
+    steps = {each.name: each.steps for each in ours(EAGER).manifest.schedules}
     assert steps == dict.fromkeys(DEFAULT_SCHEDULERS, STEPS) | {"pndm": (4,)}
 
 
-@pytest.mark.support(family="zero-snr", task="text-to-image", target="onnxruntime")
-@pytest.mark.support(family="zero-snr", task="text-to-image", target="openvino")
+@pytest.mark.support(family="zero-snr", task="text-to-image", target="backend")
+@pytest.mark.parametrize("backend", kept([EAGER, *BACKENDS], EAGER))
 @pytest.mark.parametrize("scheduler", DEFAULT_SCHEDULERS)
-def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
+def test_zero_terminal_snr(scheduler: str, backend: str, ours: Get, theirs: Get) -> None:
     """Two images of different deviations: each is rescaled by its own."""
     call: dict[str, Any] = {
         "prompt": ["a red circle", "!"],
@@ -128,7 +155,7 @@ def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
         "guidance_scale": 5.0,
         "guidance_rescale": 0.7,
     }
-    pipe = ours(BACKENDS[DEFAULT_SCHEDULERS.index(scheduler) % 2], "zero-snr")
+    pipe = ours(backend, "zero-snr")
     result = assert_same(pipe, theirs("zero-snr"), scheduler, **call)
     if scheduler == "ddim":
         assert result.settings["guidance_rescale"] == 0.7
@@ -138,14 +165,14 @@ def test_zero_terminal_snr(scheduler: str, ours: Get, theirs: Get) -> None:
 
 @pytest.mark.support(family="turbo", task="text-to-image", target="backend")
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", kept([EAGER, *BACKENDS], EAGER))
 def test_turbo(backend: str, steps: int, ours: Get, theirs: Get) -> None:
     call: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 0.0}
     assert_same(ours(backend), theirs("turbo"), "euler_a", num_inference_steps=steps, **call)
 
 
 @pytest.mark.support(family="lcm-lora", task="text-to-image", target="backend")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", kept([EAGER, *BACKENDS], EAGER))
 def test_lora_of_a_latent_consistency_model(backend: str, ours: Get, theirs: Any) -> None:
     call: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 1.0}
     assert_same(ours(backend), theirs("turbo"), "lcm", num_inference_steps=4, **call)
@@ -153,7 +180,7 @@ def test_lora_of_a_latent_consistency_model(backend: str, ours: Get, theirs: Any
 
 def test_rescaling_means_nothing_without_guidance(ours: Get) -> None:
     call: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.0, "seed": 1}
-    pipe = ours("onnxruntime")
+    pipe = ours(EAGER)
     plain = pipe("a red circle", **call)
     assert np.array_equal(pipe("a red circle", guidance_rescale=0.7, **call).latents, plain.latents)
 
@@ -161,4 +188,4 @@ def test_rescaling_means_nothing_without_guidance(ours: Get) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_what_rescaling_may_be(value: float, ours: Get) -> None:
     with pytest.raises(InputError, match="guidance_rescale"):
-        ours("onnxruntime")("a red circle", guidance_rescale=value)
+        ours(EAGER)("a red circle", guidance_rescale=value)

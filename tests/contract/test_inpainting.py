@@ -22,10 +22,13 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.verification.verify import relative_l2
 from tests.support.combinations import kept
+from tests.support.loaded import EAGER
 from tests.support.sample_images import BACKENDS, CALL, STEPS, assert_same, mask, sample_image
 
 SIZE = {"height": 32, "width": 48}
 TRAINED = {"sd": False, "sdxl": False, "inpaint": True, "inpaint-xl": True}
+CASES = [(name, backend) for name in TRAINED for backend in (EAGER, *BACKENDS)]
+USUAL = (("sd", "onnxruntime"), ("sd", "openvino"), ("sdxl", "openvino"), ("inpaint", EAGER))
 
 
 def reference(
@@ -53,9 +56,8 @@ def given(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.support(family="name", task="inpainting", target="backend")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("strength", [0.7, 1.0])
-@pytest.mark.parametrize("name", kept(TRAINED, "sd", "sdxl", "inpaint"))
+@pytest.mark.parametrize(("name", "backend"), kept(CASES, *USUAL))
 def test_both_kinds(
     name: str, strength: float, backend: str, ours: Any, original: Callable[..., Any]
 ) -> None:
@@ -82,9 +84,7 @@ def test_every_scheduler(
 ) -> None:
     call = given(num_inference_steps=4)
     latents, images = reference(original, name, scheduler, **call)
-    result = ours(name, "onnxruntime")(
-        **CALL, **SIZE, **call, scheduler=scheduler, output_type="np"
-    )
+    result = ours(name)(**CALL, **SIZE, **call, scheduler=scheduler, output_type="np")
     assert_same(result, latents, images)
 
 
@@ -96,9 +96,7 @@ def test_two_images_of_one(
     """With one generator for both, and with one for each."""
     call = given(num_inference_steps=4, seed=seed, num_images_per_prompt=2)
     latents, images = reference(original, name, "euler_a", **call)
-    result = ours(name, "onnxruntime")(
-        **CALL, **SIZE, **call, scheduler="euler_a", output_type="np"
-    )
+    result = ours(name)(**CALL, **SIZE, **call, scheduler="euler_a", output_type="np")
     assert_same(result, latents, images)
 
 
@@ -123,7 +121,7 @@ def test_crops_and_blurred_masks(
             generator=torch.Generator().manual_seed(3),
             **options,
         ).images
-    result = ours(name, "onnxruntime")(
+    result = ours(name)(
         image=image,
         mask_image=where,
         padding_mask_crop=padding,
@@ -150,7 +148,7 @@ def test_what_stays(ours: Any) -> None:
 
 
 def test_what_a_mask_may_be(ours: Any) -> None:
-    pipe = ours("inpaint", "onnxruntime")
+    pipe = ours("inpaint")
     call = {**CALL, **SIZE, **given(num_inference_steps=4, output_type="latent")}
     where = mask(48, 32)
     expected = pipe(**call).latents
@@ -174,7 +172,7 @@ def test_latents_and_a_callback(ours: Any, original: Callable[..., Any]) -> None
     noise = np.random.default_rng(0).standard_normal((1, 4, 16, 24)).astype(np.float32)
     call = given(num_inference_steps=4, strength=1.0)
     expected, _ = reference(original, "inpaint", "ddim", **call, latents=torch.tensor(noise))
-    pipe = ours("inpaint", "onnxruntime")
+    pipe = ours("inpaint")
     found = pipe(**CALL, **SIZE, **call, latents=noise, scheduler="ddim", output_type="latent")
     assert relative_l2(found.latents, expected) <= 1e-4
     pipe, seen = ours("sd", "onnxruntime"), []
@@ -215,7 +213,7 @@ def test_a_bundle_of_its_class(bundles: Callable[[str], Path]) -> None:
 )
 def test_bad_input(ours: Any, call: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        ours("inpaint", "onnxruntime").stream("red", **SIZE, **{**given(), **call})
+        ours("inpaint").stream("red", **SIZE, **{**given(), **call})
 
 
 def test_other_bundles(sd_bundle: Path, ours: Any) -> None:

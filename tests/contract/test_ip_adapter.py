@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from latentc.runtimes.programs.statements import Loop, Run
 from tests.conftest import KEPT, one_at_a_time
 from tests.support import tiny
 from tests.support.combinations import kept
+from tests.support.loaded import EAGER, Ours, kept_open
 from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
+from tests.support.uncaptured import uncaptured
 
 STEPS = 4
 
@@ -35,6 +37,9 @@ ADAPTED = {
     "sd-plus": ("sd", ["adapter", "plus"]),
     "sdxl-plus": ("sdxl", ["plus", "full"]),
 }
+CASES = [(name, backend) for name in ADAPTED for backend in (EAGER, *BACKENDS)]
+# What every run tries: engines run the bundle that has both forms of adapters.
+USUAL = (("sd", EAGER), ("sd-plus", "onnxruntime"), ("sd-plus", "openvino"))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,28 @@ def adapted(
 
 
 @pytest.fixture(scope="module")
+def ours(
+    adapted: Callable[[str], Path],
+    pipeline_folder: Callable[[str], Path],
+    adapter: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ours]:
+    def modules(name: str) -> latentc.Pipeline:
+        source, kinds = ADAPTED[name]
+        return uncaptured(
+            pipeline_folder(source),
+            tmp_path_factory.mktemp("uncaptured") / name,
+            tasks=["image-to-image"] if name == "sd" else [],
+            steps=[STEPS],
+            schedulers=["ddim"],
+            asked={"ip-adapter": [str(adapter(source, kind)) for kind in kinds]},
+        )
+
+    with kept_open(adapted, modules) as get:
+        yield get
+
+
+@pytest.fixture(scope="module")
 def theirs(
     pipeline_folder: Callable[[str], Path], adapter: Callable[..., Path]
 ) -> Callable[..., Any]:
@@ -121,20 +148,17 @@ def check(pipe: Any, original: Any, scale: Any = 1.0, **call: Any) -> None:
 
 
 @pytest.mark.support(family="name", task="IP-Adapter", target="backend")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", kept(ADAPTED, "sd", "sd-plus"))
-def test_an_image_to_look_at(
-    name: str, backend: str, adapted: Callable[[str], Path], theirs: Any
-) -> None:
+@pytest.mark.parametrize(("name", "backend"), kept(CASES, *USUAL))
+def test_an_image_to_look_at(name: str, backend: str, ours: Any, theirs: Any) -> None:
     """Several adapters are looked at together, and each alone too: the other's scale is 0."""
     several = len(ADAPTED[name][1]) > 1
     images = [sample_image(70, 50), sample_image(30, 50, 40)] if several else sample_image(70, 50)
     scales: list[Any] = [[1.0, 1.0], [0.7, 0.0], [0.0, 0.6]] if several else [1.0, 0.4]
-    with latentc.load(adapted(name), backend=backend) as pipe:
-        for scale in scales:
-            check(pipe, theirs(name), scale, ip_adapter_image=images)
-        check(pipe, theirs(name), scales[0], ip_adapter_image=images, num_images_per_prompt=2)
-        check(pipe, theirs(name), scales[0], ip_adapter_image=images, guidance_scale=1.0)
+    pipe = ours(name, backend)
+    for scale in scales:
+        check(pipe, theirs(name), scale, ip_adapter_image=images)
+    check(pipe, theirs(name), scales[0], ip_adapter_image=images, num_images_per_prompt=2)
+    check(pipe, theirs(name), scales[0], ip_adapter_image=images, guidance_scale=1.0)
 
 
 def test_no_image_is_not_nothing(adapted: Callable[[str], Path]) -> None:
@@ -164,32 +188,33 @@ def test_no_image_is_not_nothing(adapted: Callable[[str], Path]) -> None:
     assert not np.array_equal(grey["tokens_2"], black["tokens_2"])
 
 
-def test_beside_other_images(adapted: Callable[[str], Path], theirs: Any) -> None:
-    with latentc.load(adapted("sd"), backend="onnxruntime") as pipe:
-        given = {"image": sample_image(48, 32), "strength": 0.8}
-        original = theirs("sd", AutoPipelineForImage2Image)
-        check(pipe, original, ip_adapter_image=sample_image(32, 32), **given)
-        check(pipe, theirs("sd"), ip_adapter_image=sample_image(32, 32), guidance_scale=1.0)
-        off = {**CALL, "num_inference_steps": STEPS, "seed": 1, "output_type": "latent"}
-        one, other = (
-            pipe(**off, ip_adapter_image=each, ip_adapter_scale=0).latents
-            for each in (sample_image(32, 32), sample_image(32, 32, 50))
-        )
-        assert np.array_equal(one, other)
+def test_beside_other_images(ours: Any, theirs: Any) -> None:
+    pipe = ours("sd")
+    given = {"image": sample_image(48, 32), "strength": 0.8}
+    original = theirs("sd", AutoPipelineForImage2Image)
+    check(pipe, original, ip_adapter_image=sample_image(32, 32), **given)
+    check(pipe, theirs("sd"), ip_adapter_image=sample_image(32, 32), guidance_scale=1.0)
+    off = {**CALL, "num_inference_steps": STEPS, "seed": 1, "output_type": "latent"}
+    one, other = (
+        pipe(**off, ip_adapter_image=each, ip_adapter_scale=0).latents
+        for each in (sample_image(32, 32), sample_image(32, 32, 50))
+    )
+    assert np.array_equal(one, other)
 
 
-def test_what_went_in(adapted: Callable[[str], Path]) -> None:
-    manifest = Manifest.load(adapted("sd"))
+def test_what_went_in(ours: Any, adapted: Callable[[str], Path]) -> None:
+    manifest = ours("sd").manifest
     assert [each.kind for each in manifest.source.ingredients] == ["ip-adapter"]
     assert {each.name for each in manifest.of_role("image_encoder")} == {
         "ip_image_encoder",
         "vae_encoder",
     }
-    assert all(build.verification and build.verification.passed for build in manifest.builds)
+    builds = Manifest.load(adapted("sd-plus")).builds
+    assert all(build.verification and build.verification.passed for build in builds)
 
 
 def test_bad_input(
-    adapted: Callable[[str], Path],
+    ours: Any,
     adapter: Callable[..., Path],
     pipeline_folder: Callable[[str], Path],
     sd_bundle: Path,
@@ -209,25 +234,25 @@ def test_bad_input(
     assert not (tmp_path / "b").exists()
     with latentc.load(sd_bundle) as pipe, pytest.raises(InputError, match="--ip-adapter"):
         pipe("red", ip_adapter_image=sample_image(32, 32))
-    with latentc.load(adapted("sd")) as pipe, pytest.raises(InputError, match="gives no image"):
-        pipe("red")
-    with latentc.load(adapted("sd-plus"), backend="onnxruntime") as pipe:
-        for call, says in (
-            ({"ip_adapter_image": sample_image(32, 32)}, "expected a list of 2"),
-            ({"ip_adapter_image": [sample_image(32, 32)] * 3}, "expected a list of 2"),
-            (
-                {"ip_adapter_image": [sample_image(32, 32)] * 2, "ip_adapter_scale": [1, 2, 3]},
-                "takes 2 numbers",
-            ),
-        ):
-            with pytest.raises(InputError, match=says):
-                pipe.stream("red", **call)
+    with pytest.raises(InputError, match="gives no image"):
+        ours("sd")("red")
+    for call, says in (
+        ({"ip_adapter_image": sample_image(32, 32)}, "expected a list of 2"),
+        ({"ip_adapter_image": [sample_image(32, 32)] * 3}, "expected a list of 2"),
+        (
+            {"ip_adapter_image": [sample_image(32, 32)] * 2, "ip_adapter_scale": [1, 2, 3]},
+            "takes 2 numbers",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            ours("sd-plus").stream("red", **call)
 
 
 def test_the_command(adapted: Callable[[str], Path], tmp_path: Path) -> None:
     sample_image(40, 30).save(tmp_path / "in.png")
-    start = ["generate", str(adapted("sd")), "red", "--steps", str(STEPS)]
-    given = [*start, "--ip-adapter-image", str(tmp_path / "in.png"), "-o", str(tmp_path / "o.png")]
+    start = ["generate", str(adapted("sd-plus")), "red", "--steps", str(STEPS)]
+    given = [*start, *["--ip-adapter-image", str(tmp_path / "in.png")] * 2]
+    given += ["-o", str(tmp_path / "o.png")]
     assert command([*given, "--arg", "ip_adapter_scale=0.5"]) == 0
     with Image.open(tmp_path / "o.png") as made:
         assert made.size == (32, 32)

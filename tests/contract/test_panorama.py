@@ -28,6 +28,10 @@ from latentc.runtimes.sampling.views import cut, put_together, views_of
 from latentc.runtimes.verification.verify import relative_l2
 from tests.docs import independent_loader as reader
 from tests.support import tiny
+from tests.support.combinations import kept
+from tests.support.loaded import EAGER
+from tests.support.sample_images import BACKENDS
+from tests.support.uncaptured import uncaptured
 
 STEPS = 3
 TEXTS = {"prompt": ["a red circle", "blue"], "negative_prompt": ["", "a square"]}
@@ -61,9 +65,25 @@ def original(pipeline_folder: Callable[[str], Path]) -> Any:
     return pipe
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
-def ours(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    with latentc.load(bundle, backend=request.param) as pipe:
+@pytest.fixture(scope="module")
+def modules(
+    pipeline_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pipeline]:
+    """The same over PyTorch's modules: the graphs of panoramas are those of Stable Diffusion."""
+    folder = tmp_path_factory.mktemp("panorama") / "uncaptured"
+    schedulers = [*SCHEDULERS]
+    with uncaptured(
+        pipeline_folder("panorama"), folder, steps=[2, STEPS], schedulers=schedulers
+    ) as pipe:
+        yield pipe
+
+
+@pytest.fixture(params=kept([EAGER, *BACKENDS], EAGER))
+def ours(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
+    if request.param == EAGER:
+        yield request.getfixturevalue("modules")
+        return
+    with latentc.load(request.getfixturevalue("bundle"), backend=request.param) as pipe:
         yield pipe
 
 
@@ -89,7 +109,9 @@ def test_the_same_latents(ours: Pipeline, original: Any, size: Any) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_view_has_a_scheduler_of_its_own(scheduler: str, bundle: Path, original: Any) -> None:
+def test_every_view_has_a_scheduler_of_its_own(
+    scheduler: str, modules: Pipeline, original: Any
+) -> None:
     """One that remembers, and one that draws: a view at a time."""
     call = {"prompt": "a red circle", **SIZES[0], "num_inference_steps": STEPS}
     usual = original.scheduler
@@ -99,8 +121,7 @@ def test_every_view_has_a_scheduler_of_its_own(scheduler: str, bundle: Path, ori
         expected = latents_of(original, **call, generator=generator)
     finally:
         original.scheduler = usual
-    with latentc.load(bundle, backend="onnxruntime") as pipe:
-        found = pipe(**call, scheduler=scheduler, seed=3, output_type="latent").latents
+    found = modules(**call, scheduler=scheduler, seed=3, output_type="latent").latents
     assert relative_l2(found, expected) < 1e-4
 
 
@@ -111,26 +132,27 @@ def test_the_same_image(ours: Pipeline, original: Any) -> None:
     assert np.abs(ours(**call, seed=1).images - expected).max() < 2 / 255
 
 
-def test_steps_and_callbacks_see_the_whole(bundle: Path) -> None:
+def test_steps_and_callbacks_see_the_whole(modules: Pipeline) -> None:
     call: dict[str, Any] = {"prompt": "red", **SIZES[0], "num_inference_steps": 2, "seed": 1}
-    with latentc.load(bundle, backend="onnxruntime") as pipe:
-        run = pipe.stream(**call, output_type="latent")
-        assert {step.latents.shape for step in run} == {(1, 4, 72, 72)}
-        plain = run.finish().latents
+    pipe = modules
+    run = pipe.stream(**call, output_type="latent")
+    assert {step.latents.shape for step in run} == {(1, 4, 72, 72)}
+    plain = run.finish().latents
 
-        def changed(_: Any, index: int, __: float, values: dict[str, Any]) -> Any:
-            return {"latents": values["latents"] * 0.5} if index == 0 else None
+    def changed(_: Any, index: int, __: float, values: dict[str, Any]) -> Any:
+        return {"latents": values["latents"] * 0.5} if index == 0 else None
 
-        halved = pipe(**call, output_type="latent", callback_on_step_end=changed).latents
-        assert not np.array_equal(plain, halved)
-        run = pipe.stream(**call, output_type="latent")
-        for step in run:
-            step.latents[...] = 0  # a copy: the caller's own
-        assert np.array_equal(run.finish().latents, plain)
-        given = pipe.compute("latents", **call)
-        assert np.array_equal(pipe(**call, latents=given, output_type="latent").latents, plain)
+    halved = pipe(**call, output_type="latent", callback_on_step_end=changed).latents
+    assert not np.array_equal(plain, halved)
+    run = pipe.stream(**call, output_type="latent")
+    for step in run:
+        step.latents[...] = 0  # a copy: the caller's own
+    assert np.array_equal(run.finish().latents, plain)
+    given = pipe.compute("latents", **call)
+    assert np.array_equal(pipe(**call, latents=given, output_type="latent").latents, plain)
 
 
+@pytest.mark.combinations
 def test_the_other_reader(bundle: Path) -> None:
     call: dict[str, Any] = {"prompt": ["red", "blue"], **SIZES[0], "num_inference_steps": 2}
     with latentc.load(bundle, backend="onnxruntime") as pipe:
@@ -140,8 +162,8 @@ def test_the_other_reader(bundle: Path) -> None:
             assert relative_l2(latents, found) < 1e-5
 
 
-def test_the_program_says_so(bundle: Path) -> None:
-    (program,) = Manifest.load(bundle).programs
+def test_the_program_says_so(modules: Pipeline) -> None:
+    (program,) = modules.manifest.programs
     assert program.stands_for == "StableDiffusionPanoramaPipeline"
     assert "    views of 64 every 8\n" in listing(program)
     sizes = {name: (each.default * each.unit) for name, each in program.symbols.items()}
@@ -170,6 +192,7 @@ def test_what_cannot_be_exported(pipeline_folder: Callable[[str], Path], tmp_pat
         export(tmp_path / "two", tmp_path / "b")
 
 
+@pytest.mark.combinations
 def test_one_size(pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     options: dict[str, Any] = {"schedulers": [], "steps": [2], "verify": False}
     fixed = export(

@@ -36,8 +36,9 @@ from latentc.runtimes.programs.statements import Image as ImageArgument
 from tests.conftest import KEPT, one_at_a_time
 from tests.support import tiny
 from tests.support.combinations import kept
-from tests.support.loaded import Ours, kept_open
+from tests.support.loaded import EAGER, Ours, kept_open
 from tests.support.sample_images import BACKENDS, CALL, assert_same, sample_image
+from tests.support.uncaptured import uncaptured
 
 STEPS = 4
 # Bundle → its pipeline, and of each adapter the kind and the image's channels.
@@ -47,8 +48,10 @@ ADAPTED: dict[str, tuple[str, list[tuple[str, int]]]] = {
     "sdxl": ("sdxl", [("full_adapter_xl", 3)]),
 }
 SAVED, SEVERAL = "sd-blocks", "sd-blocks-two"
-# What a number of adapters costs another export for is tried on one engine.
-CASES = [(name, backend) for name in ADAPTED for backend in BACKENDS]
+CASES = [(name, backend) for name in ADAPTED for backend in (EAGER, *BACKENDS)]
+# What every run tries: engines run those that have both forms of adapters.
+USUAL = ((SEVERAL, "onnxruntime"), (SEVERAL, "openvino"), (SAVED, EAGER), ("sdxl", EAGER))
+SCHEDULERS = {"sdxl": ("pndm", "heun")}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +93,19 @@ def theirs(
 
 
 @pytest.fixture(scope="module")
+def saved(theirs: Callable[[str], Any]) -> Path:
+    """The folder of a pipeline that was saved with its adapter."""
+    folder = KEPT / "t2i-adapters" / "saved"
+    with one_at_a_time("t2i-adapter-saved"), quiet_loading():
+        theirs(SAVED).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def adapted(
     pipeline_folder: Callable[[str], Path],
     adapters: Callable[[str], list[Path]],
-    theirs: Callable[[str], Any],
+    saved: Path,
     bundles: Callable[[str], Path],
 ) -> Callable[[str], Path]:
     """A function: name in `ADAPTED` → its bundle. One is of a folder that was saved with its
@@ -102,19 +114,14 @@ def adapted(
     @cache
     def get(name: str) -> Path:
         folder = KEPT / "bundles" / f"{name}-t2i-adapter"
-        sharing = {"sdxl": lambda: [bundles(name)], SEVERAL: lambda: [get(SAVED)]}
-        others = sharing.get(name, list)()
-        own = KEPT / "t2i-adapters" / "saved"
+        others = [bundles(name)] if name == "sdxl" else []
         with one_at_a_time(f"bundle-{name}-t2i-adapter"):
-            if name == SAVED:
-                with quiet_loading():
-                    theirs(name).save_pretrained(own)
             export(
-                own if name == SAVED else pipeline_folder(ADAPTED[name][0]),
+                saved if name == SAVED else pipeline_folder(ADAPTED[name][0]),
                 folder,
                 targets=["onnx", "openvino"],
                 t2i_adapter=() if name == SAVED else adapters(name),
-                schedulers=["pndm", "heun"] if name == "sdxl" else [],
+                schedulers=SCHEDULERS.get(name, ()),
                 steps=[STEPS],
                 overwrite=True,
                 share_with=others,
@@ -125,8 +132,24 @@ def adapted(
 
 
 @pytest.fixture(scope="module")
-def ours(adapted: Callable[[str], Path]) -> Iterator[Ours]:
-    with kept_open(adapted) as get:
+def ours(
+    adapted: Callable[[str], Path],
+    pipeline_folder: Callable[[str], Path],
+    adapters: Callable[[str], list[Path]],
+    saved: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ours]:
+    def modules(name: str) -> latentc.Pipeline:
+        beside = [] if name == SAVED else [str(folder) for folder in adapters(name)]
+        return uncaptured(
+            saved if name == SAVED else pipeline_folder(ADAPTED[name][0]),
+            tmp_path_factory.mktemp("uncaptured") / name,
+            steps=[STEPS],
+            schedulers=SCHEDULERS.get(name, ()),
+            asked={"t2i-adapter": beside},
+        )
+
+    with kept_open(adapted, modules) as get:
         yield get
 
 
@@ -138,7 +161,7 @@ def shown(name: str, seed: int = 0) -> Any:
     return made if len(made) > 1 else made[0]
 
 
-def check(ours: Any, theirs: Any, name: str, backend: str = "onnxruntime", **call: Any) -> None:
+def check(ours: Any, theirs: Any, name: str, backend: str = EAGER, **call: Any) -> None:
     pipe, scheduler, expected = theirs(name), call.pop("scheduler", None), []
     given = {**CALL, "image": shown(name), "num_inference_steps": STEPS, **call}
     usual = pipe.scheduler
@@ -155,7 +178,7 @@ def check(ours: Any, theirs: Any, name: str, backend: str = "onnxruntime", **cal
 
 
 @pytest.mark.support(family="name", task="T2I-Adapter", target="backend")
-@pytest.mark.parametrize(("name", "backend"), kept(CASES, *((SEVERAL, each) for each in BACKENDS)))
+@pytest.mark.parametrize(("name", "backend"), kept(CASES, *USUAL))
 def test_the_same_as_diffusers(name: str, backend: str, ours: Any, theirs: Any) -> None:
     scale: Any = [0.8, 1.3] if name == "sd-blocks-two" else 0.8
     check(ours, theirs, name, backend, adapter_conditioning_scale=scale)
@@ -184,13 +207,12 @@ def test_several_images(ours: Any, theirs: Any) -> None:
     check(ours, theirs, "sd-blocks", **two, num_images_per_prompt=2)
 
 
-def test_what_goes_on_as_ever(ours: Any, adapted: Callable[[str], Path]) -> None:
-    """The guidance's window, low memory, a scale of zero, coloured images for a grey adapter."""
+def test_what_goes_on_as_ever(ours: Any) -> None:
+    """The guidance's window, a scale of zero, coloured images for a grey adapter."""
     call = {**CALL, "image": shown("sdxl"), "num_inference_steps": STEPS, "seed": 5}
     call |= {"output_type": "latent", "adapter_conditioning_factor": 0.5, "guidance_stop": 0.5}
-    expected = ours("sdxl")(**call).latents
-    with latentc.load(adapted("sdxl"), backend="onnxruntime", low_memory=True) as pipe:
-        assert np.array_equal(pipe(**call).latents, expected)
+    stopped = ours("sdxl")(**call).latents
+    assert not np.array_equal(stopped, ours("sdxl")(**{**call, "guidance_stop": 1.0}).latents)
     off = {**call, "guidance_stop": None, "adapter_conditioning_factor": None}
     none = ours("sdxl")(**off, adapter_conditioning_scale=0.0).latents
     other = {**off, "image": shown("sdxl", 50)}
@@ -259,17 +281,22 @@ def test_steps_can_be_cached(
     assert torch.equal(made, expected)
 
 
-def test_a_pipeline_that_has_one(
-    adapted: Callable[[str], Path], theirs: Any, tmp_path: Path
-) -> None:
+def test_a_pipeline_that_has_one(ours: Any, theirs: Any, tmp_path: Path) -> None:
     """Saved as diffusers' pipeline for adapters."""
-    manifest = Manifest.load(adapted(SAVED))
+    manifest = ours(SAVED).manifest
     assert manifest.source.pipeline_class == "StableDiffusionAdapterPipeline"
     assert [each.name for each in manifest.of_role("image_encoder")] == ["t2i_adapter"]
     with quiet_loading():
         theirs("sd-blocks-two").save_pretrained(tmp_path / "two")
     with pytest.raises(UnsupportedPipeline, match="give each with --t2i-adapter"):
         export(tmp_path / "two", tmp_path / "c")
+
+
+def test_low_memory(ours: Any, adapted: Callable[[str], Path]) -> None:
+    call = {**CALL, "image": shown(SEVERAL), "num_inference_steps": STEPS, "seed": 5}
+    with latentc.load(adapted(SEVERAL), backend="onnxruntime", low_memory=True) as pipe:
+        found = pipe(**call).latents
+    assert np.array_equal(found, ours(SEVERAL, "onnxruntime")(**call).latents)
 
 
 def test_what_went_in(adapted: Callable[[str], Path]) -> None:

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from latentc.exporter.compiler.export import export
-from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.errors import InputError
 from tests.support.combinations import kept
+from tests.support.loaded import EAGER
 from tests.support.sample_images import BACKENDS, STEPS, assert_same, sample_image
 
 CALL = {"prompt": "a red circle", "negative_prompt": "blue", "guidance_scale": 4.0}
 SIZES = {"pix2pix": (48, 32), "pix2pix-xl": (48, 32), "upscaler": (32, 16)}  # width, height
+CASES = [(name, backend) for name in SIZES for backend in (EAGER, *BACKENDS)]
+# What every run tries: upscalers are of a kind of graph of their own.
+USUAL = (("pix2pix", EAGER), ("upscaler", "onnxruntime"), ("upscaler", "openvino"))
 
 
 def reference(
@@ -35,7 +38,7 @@ def reference(
 
 
 def check(
-    ours: Any, original: Callable[..., Any], name: str, backend: str = "onnxruntime", **call: Any
+    ours: Any, original: Callable[..., Any], name: str, backend: str = EAGER, **call: Any
 ) -> None:
     call = {"image": sample_image(*SIZES[name]), "num_inference_steps": STEPS, "seed": 7, **call}
     if name == "pix2pix-xl":  # the one that would take its own size
@@ -45,8 +48,7 @@ def check(
 
 
 @pytest.mark.support(family="name", task="name", target="backend")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", kept(SIZES, "pix2pix", "upscaler"))
+@pytest.mark.parametrize(("name", "backend"), kept(CASES, *USUAL))
 def test_every_model(name: str, backend: str, ours: Any, original: Callable[..., Any]) -> None:
     check(ours, original, name, backend)
 
@@ -80,32 +82,28 @@ def test_two_images(name: str, ours: Any, original: Callable[..., Any]) -> None:
 
 
 def test_sizes(ours: Any) -> None:
-    pipe = ours("upscaler", "onnxruntime")
+    pipe = ours("upscaler")
     made = pipe("red", image=sample_image(32, 16), num_inference_steps=4).images[0]
     assert made.size == (64, 32)  # this VAE has 2 pixels to a latent
     smaller = pipe("red", image=sample_image(35, 17), num_inference_steps=4).images[0]
     assert smaller.size == (68, 32)
 
 
-def test_what_the_bundles_say(bundles: Callable[[str], Path]) -> None:
-    edited = Manifest.load(bundles("pix2pix"))
+def test_what_the_bundles_say(ours: Any) -> None:
+    edited = ours("pix2pix").manifest
     assert [program.name for program in edited.programs] == ["instruct-pix2pix"]
     assert [branch.name for branch in edited.guidance.branches] == ["text", "image", "neither"]
-    enlarged = Manifest.load(bundles("upscaler"))
+    enlarged = ours("upscaler").manifest
     assert [program.name for program in enlarged.programs] == ["upscaling"]
-    for manifest in (edited, enlarged):
-        assert all(build.verification and build.verification.passed for build in manifest.builds)
 
 
 def test_bad_input(ours: Any, pipeline_folder: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gives no image; this bundle takes 'image'"):
-        ours("pix2pix", "onnxruntime").stream("red")
+        ours("pix2pix").stream("red")
     for level in (-1, 51):
         with pytest.raises(InputError, match="'noise_level' must be from 0 to 50"):
-            ours("upscaler", "onnxruntime").stream(
-                "red", image=sample_image(32, 16), noise_level=level
-            )
+            ours("upscaler").stream("red", image=sample_image(32, 16), noise_level=level)
     with pytest.raises(InputError, match="no use for strength"):
-        ours("upscaler", "onnxruntime").stream("red", image=sample_image(32, 16), strength=0.5)
+        ours("upscaler").stream("red", image=sample_image(32, 16), strength=0.5)
     with pytest.raises(InputError, match="has no task inpainting; it has: upscaling"):
         export(pipeline_folder("upscaler"), tmp_path / "b", tasks=["inpainting"])

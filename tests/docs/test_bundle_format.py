@@ -48,6 +48,7 @@ from tests.docs import independent_loader as reader
 from tests.docs import independent_manifest, independent_program
 from tests.docs.markdown import ROOT, section, table
 from tests.support import fakes
+from tests.support.combinations import kept
 from tests.support.sample_images import mask, sample_image
 
 DOCUMENT = ROOT / "docs" / "bundle-format.md"
@@ -757,7 +758,7 @@ CALLS_WITH_IMAGES: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS_WITH_IMAGES)
+@pytest.mark.parametrize("name", kept(CALLS_WITH_IMAGES, "sd", "upscaler", "controlnet"))
 def test_reader_and_runtime_agree_on_images(name: str, with_images: Callable[[str], Path]) -> None:
     other = reader.Bundle(with_images(name))
     with load(other.root, backend="onnxruntime") as pipe:

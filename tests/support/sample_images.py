@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from latentc.runtimes.verification.verify import relative_l2
+from tests.conftest import STEPS_WITH_IMAGES
 
-STEPS = 10
+STEPS = STEPS_WITH_IMAGES[1]
 BACKENDS = ("onnxruntime", "openvino")
 CALL: dict[str, Any] = {"prompt": "a red circle", "guidance_scale": 5.0}
 

@@ -128,6 +128,7 @@ def uncaptured(
     folder: Path,
     tasks: Sequence[str] = (),
     steps: Sequence[int] | None = (1, 2, 3),
+    schedulers: Sequence[str] | None = (),
     asked: Mapping[str, Sequence[str]] | None = None,
     without: Sequence[str] = (),
     mixing: bool = False,
@@ -137,15 +138,17 @@ def uncaptured(
 
     Args:
         tasks: what the bundle is for besides.
-        steps: step counts that it has plans for, of the source's own scheduler alone; None is the
-            usual ones.
+        steps: step counts that it has plans for; None is the usual ones.
+        schedulers: besides the source's own; None is the usual set.
         asked: ingredients, by kind.
         without: parts that are left out.
         mixing: run no modules, but something quicker to which all inputs matter.
         examine: called before the pipeline of diffusers is gone.
     """
     found = resolve(source, asked=asked, without=without)
-    options = export_options(targets="onnx", schedulers=(), steps=steps, verify=False, tasks=tasks)
+    options = export_options(
+        targets="onnx", schedulers=schedulers, steps=steps, verify=False, tasks=tasks
+    )
     store = Store(folder, None)
     run = _Uncaptured(found, options, {}, store, Progress(None), examine=examine)
     with mock.patch("latentc.exporter.compiler.run.release_weights"):  # they are what is run here

@@ -150,7 +150,7 @@ def halves(description: Description) -> tuple[Graph, Graph]:
 UNETS = ("sd", "sd-blocks", "lcm", "sdxl", "refiner", "upscaler", "unconditional")
 
 
-@pytest.mark.parametrize("name", kept(UNETS, "sd", "upscaler", "unconditional"))
+@pytest.mark.parametrize("name", kept(UNETS, "upscaler", "unconditional"))
 def test_the_shallow_graph_alone(name: str, pipeline_folder: Callable[[str], Path]) -> None:
     """The shallow graph runs in other sizes than those it was captured at, and without the weights
     of the rest.
