@@ -250,7 +250,10 @@ def test_adding_plans_waits_for_an_export(tmp_path: Path, monkeypatch: pytest.Mo
     waiting = Event()
     with ThreadPoolExecutor(1) as pool:
         with writing(bundle, Progress()):
-            adding = pool.submit(add_to_bundle, bundle, ["euler"], [2], Progress(told([], waiting)))
+            report = told([], waiting)
+            adding = pool.submit(
+                add_to_bundle, bundle, schedulers=["euler"], steps=[2], report=report
+            )
             assert waiting.wait(LONGEST / 4)
             assert not adding.done()
         assert adding.result() == "added"
