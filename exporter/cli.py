@@ -10,15 +10,10 @@ import click
 
 from latentc.exporter.export_arguments import (
     FILE_OR_PROMPTS,
-    ExportArguments,
     available_options,
 )
-from latentc.runtimes.commands.declared_options import (
-    click_option,
-    given_options,
-    options_of,
-)
-from latentc.runtimes.options import declared
+from latentc.exporter.schedulers.schedule_arguments import ScheduleArguments
+from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.storage.locks import WAITING
 from latentc.runtimes.terminal import markup, say, visible
 
@@ -109,26 +104,16 @@ def export(source: str, output: Path, dry_run: bool, quiet: bool, **options: Any
     """
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--scheduler",
-    "schedulers",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="Short name or diffusers class.  May be repeated.",
-)
-@click_option(declared(ExportArguments)["steps"])
+@options_of(ScheduleArguments)
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
-def schedule(
-    bundle: Path, schedulers: tuple[str, ...], steps: tuple[int, ...], quiet: bool
-) -> None:
+def schedule(bundle: Path, schedulers: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Add sampling plans to a bundle, without exporting it again."""
-    from latentc.exporter.progress import Progress
     from latentc.exporter.schedulers.plans import add_to_bundle
 
     reporter = Reporter(quiet)
+    arguments = given_options(options)
     with reporter:
-        manifest = add_to_bundle(bundle, schedulers, steps or None, Progress(reporter.report))
+        manifest = add_to_bundle(bundle, schedulers=schedulers, report=reporter.report, **arguments)
     for entry in manifest.schedules:
         if entry.name in schedulers:
             say(f"{entry.name}: {describe_steps(entry.steps)} steps")

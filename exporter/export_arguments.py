@@ -10,11 +10,12 @@ from typing import Annotated, Any, TypedDict
 from latentc.exporter.calibration_prompts import SAMPLES
 from latentc.exporter.passes import PASSES
 from latentc.exporter.progress import Event
+from latentc.exporter.schedulers.schedule_arguments import ScheduleArguments
 from latentc.exporter.source.adapters.kinds import KINDS
 from latentc.exporter.source.adapters.kinds import OWN as ADAPTERS
 from latentc.exporter.targets import options as options_of_targets
 from latentc.exporter.targets.coreml.options import CoreMLArguments
-from latentc.runtimes.options import Declared, Option, complete, declared
+from latentc.runtimes.options import Declared, Option, complete, declared, like, tuple_of
 
 # A sequence of it is prompts, and one alone is their file.
 FILE_OR_PROMPTS = "calibration_prompts"
@@ -105,24 +106,15 @@ class _Common(TypedDict, total=False):
     ]
     schedulers: Annotated[
         Texts | None,
-        Option(
-            "Short name or diffusers class, in the place of the usual set; the pipeline's own "
+        like(
+            ScheduleArguments,
+            "schedulers",
+            help="Short name or diffusers class, in the place of the usual set; the pipeline's own "
             "scheduler is always there.",
             usual="a set of common ones",
-            flags=("--scheduler",),
-            metavar="NAME",
         ),
     ]
-    steps: Annotated[
-        int | Sequence[int] | None,
-        Option(
-            "Step count to make plans for.",
-            usual="1-30, 40, 50, 100",
-            least=1,
-            most=1000,
-            metavar="N",
-        ),
-    ]
+    steps: Annotated[int | Sequence[int] | None, like(ScheduleArguments, "steps")]
     height: Annotated[
         int | None,
         Option(
@@ -274,14 +266,7 @@ class _Common(TypedDict, total=False):
     variant: Annotated[
         str | None, Option("Variant of the source's weights, such as `fp16`.", metavar="NAME")
     ]
-    report: Annotated[
-        Callable[[Event], None] | None,
-        Option(
-            "Called at the begin and the end of each stage, with `subject`, `stage`, `seconds` "
-            "(`None` at the begin) and `size` in bytes.",
-            hidden="the command draws the stages",
-        ),
-    ]
+    report: Annotated[Callable[[Event], None] | None, like(ScheduleArguments, "report")]
 
 
 class ExportArguments(_Common, CoreMLArguments, total=False):
@@ -326,12 +311,10 @@ def whole(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = available_options()
     return {
-        name: _tuple(value) if known[name].several and name != FILE_OR_PROMPTS else value
+        name: tuple_of(value) if _is_listed(known[name]) and value is not None else value
         for name, value in complete(known, given).items()
     }
 
 
-def _tuple(value: Any) -> Any:
-    if value is None:
-        return None
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+def _is_listed(option: Declared) -> bool:
+    return option.several and option.name != FILE_OR_PROMPTS

@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "tune": ("latentc.runtimes.commands.tune:tune", "Find the fastest settings on this machine."),
     "verify": (
-        "latentc.runtimes.commands.generate:verify",
+        "latentc.runtimes.commands.verify:verify",
         "Check a bundle's files and figures on this machine.",
     ),
     "plans": ("latentc.runtimes.commands.generate:plans", "Write sampling plans as JSON."),

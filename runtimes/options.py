@@ -7,7 +7,8 @@ An option is a key of a `TypedDict` whose type is annotated with an `Option`:
 
 The TypedDict is the signature that type checkers see (``**arguments: Unpack[LoadArguments]``); the
 checks, what `help` shows, the command line and the tables of the documentation are made of its
-options.
+options. A key of a TypedDict without ``total=False`` must be given. What another declaration has
+already is taken from there (`like`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,27 @@ import math
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from latentc.runtimes.errors import InputError, shown
 
 _COMMON = (bool, int, float, str)
+_FUNCTION = cast(type, Callable)
 _OPTIONS = "{options}"  # in a docstring: where the lines of the options go
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -39,8 +51,9 @@ class Option:
     and docstrings say besides. `default`: what holds where the option is not given; `usual` says it
     in words where a value cannot. `least` and `most`: inclusive limits of a number, `above` and
     `below`: exclusive ones. `choices`: the texts that are possible, where the type does not say
-    them. `flags`: on the command line, where that is not the name with hyphens; `metavar`: what
-    stands for its value there. `hidden`: why the command line has no such option. `see`: a link
+    them. `flags`: on the command line, where that is not the name with hyphens, and of those one
+    that says no (``--no-``) after one that says yes; `metavar`: what stands for its value there.
+    `hidden`: why the command line has no such option. `see`: a link
     from docs/ to where more is said.
     """
 
@@ -66,9 +79,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Declared:
-    """A keyword with its option. `kind`: the type of one value, of `_COMMON`, `Path`, or `object`
-    where it is none of them; `several`: whether a sequence of them is taken as well; `optional`:
-    whether None is; `hint`: its type as it was written."""
+    """A keyword with its option. `kind`: the type of one value, of `_COMMON`, `Path`, `Callable`,
+    or `object` where it is none of them; `several`: whether a sequence of them is taken as well;
+    `optional`: whether None is; `hint`: its type as it was written; `required`: whether it must be
+    given."""
 
     name: str
     kind: type
@@ -76,6 +90,7 @@ class Declared:
     optional: bool
     option: Option
     hint: Any
+    required: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -95,7 +110,8 @@ class Declared:
     @cached_property
     def parameter(self) -> inspect.Parameter:
         """Return the parameter that it is in the signature of a function."""
-        kind, default = inspect.Parameter.KEYWORD_ONLY, self.option.default
+        kind = inspect.Parameter.KEYWORD_ONLY
+        default = inspect.Parameter.empty if self.required else self.option.default
         return inspect.Parameter(self.name, kind, default=default, annotation=self.hint)
 
     @property
@@ -123,11 +139,18 @@ def declared(arguments: type) -> Mapping[str, Declared]:
         TypeError: a key has no option.
     """
     hints = get_type_hints(arguments, include_extras=True)
-    return {name: _declared(name, hint) for name, hint in hints.items()}
+    needed: frozenset[str] = getattr(arguments, "__required_keys__", frozenset())
+    return {name: _declared(name, hint, name in needed) for name, hint in hints.items()}
+
+
+def like(arguments: type, name: str, **changes: Any) -> Option:
+    """Return the option of another TypedDict, for a keyword that means the same; `changes` are
+    fields that differ, such as `usual`."""
+    return replace(declared(arguments)[name].option, **changes)
 
 
 @cache  # a key that several declarations inherit is looked at once
-def _declared(name: str, hint: Any) -> Declared:
+def _declared(name: str, hint: Any, required: bool) -> Declared:
     if get_origin(hint) is not Annotated:
         raise TypeError(f"{name}: expected Annotated[type, Option(…)], found {hint!r}")
     annotated, *extras = get_args(hint)
@@ -142,7 +165,7 @@ def _declared(name: str, hint: Any) -> Declared:
     if kinds == {int, float} or kinds == {str, Path}:
         kinds = {float} if int in kinds else {Path}
     kind = kinds.pop() if len(kinds) == 1 else object
-    return Declared(name, kind, several, optional, option, annotated)
+    return Declared(name, kind, several, optional, option, annotated, required)
 
 
 def _members(hint: Any) -> Sequence[Any]:
@@ -167,6 +190,8 @@ def _kind(part: Any) -> type:
         return str
     if get_origin(part) is os.PathLike:
         return Path
+    if get_origin(part) is Callable:
+        return _FUNCTION
     return part if part in (*_COMMON, Path, type(None)) else object
 
 
@@ -237,9 +262,22 @@ def given_of(arguments: Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(arguments: Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option: the one that was given, checked, or the default."""
+    """Return the value of every option: the one that was given, checked, or the default.
+
+    Raises:
+        InputError: as `given_of`; or one is not given that must be.
+    """
+    values = given_of(arguments, given)
+    for name, option in options_in(arguments).items():
+        if option.required and name not in values:
+            raise InputError(f"the argument {name!r} is missing; give it: {option.option.help}")
     defaults = {name: each.option.default for name, each in options_in(arguments).items()}
-    return {**defaults, **given_of(arguments, given)}
+    return {**defaults, **values}
+
+
+def tuple_of(value: Any) -> tuple[Any, ...]:
+    """Return the values of an option that takes several, of which one may be given alone."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
 def unknown(name: str, known: Mapping[str, Any]) -> str:
@@ -267,8 +305,10 @@ def _check_type(option: Declared, value: Any) -> None:
     flag_for_number = isinstance(value, bool) and option.kind in (int, float)
     if not isinstance(value, kinds) or flag_for_number:
         words = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
-        wanted = words.get(option.kind, "a path")
-        raise InputError(f"{option.name!r} must be {wanted}, not {shown(value)}")
+        is_function = option.kind is _FUNCTION
+        wanted = "a function" if is_function else words.get(option.kind, "a path")
+        how = f": {option.option.help}" if is_function else ""
+        raise InputError(f"{option.name!r} must be {wanted}, not {shown(value)}{how}")
 
 
 def check_limits(option: Declared, value: Any) -> None:

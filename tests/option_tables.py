@@ -16,12 +16,18 @@ from pathlib import Path
 import click
 
 from latentc import cli as command_line
+from latentc.benchmarks.bench.bench_arguments import BenchArguments, CompareArguments
 from latentc.exporter.export_arguments import ExportArguments
+from latentc.exporter.schedulers.schedule_arguments import ScheduleArguments
 from latentc.exporter.targets.coreml.options import CoreMLArguments
+from latentc.runtimes.building.build_arguments import BuildArguments
 from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.options import Declared, declared
 from latentc.runtimes.pipeline.callbacks import WatchedCallArguments
 from latentc.runtimes.presets.load_arguments import LoadArguments
+from latentc.runtimes.sampling.plans_arguments import PlansArguments
+from latentc.runtimes.tuning.tune_arguments import TuneArguments
+from latentc.runtimes.verification.verify_arguments import VerifyArguments
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _TABLE = re.compile(r"(<!-- options: (\w+) -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
@@ -54,13 +60,6 @@ def export_table(page: str) -> str:
     return _table(("Parameter", "Default", "Meaning"), [*places, *rows])
 
 
-def export_command_table(page: str) -> str:
-    """Return the table of the options of ``latentc export``."""
-    options = declared(ExportArguments)
-    rows = [_command_row(flag, options, page) for flag in options_of("export")]
-    return _table(("Option", "Default", "Meaning"), rows)
-
-
 def coreml_table(page: str) -> str:
     """Return the table of the options of exports to Core ML."""
     rows = [
@@ -70,10 +69,14 @@ def coreml_table(page: str) -> str:
     return _table(("Flag of `latentc export`", "Keyword", "Default", "Meaning"), rows)
 
 
-def generate_table(page: str) -> str:
-    """Return the table of the options of ``latentc generate``."""
-    rows = [_command_row(flag, _OF_CALLS, page) for flag in options_of("generate")]
-    return _table(("Option", "Default", "Meaning"), rows)
+def table_of_command(name: str, options: Mapping[str, Declared]) -> Callable[[str], str]:
+    """Return what makes the table of the options of a command, of which some are declared."""
+
+    def table(page: str) -> str:
+        rows = [_command_row(flag, options, page) for flag in options_of(name)]
+        return _table(("Option", "Default", "Meaning"), rows)
+
+    return table
 
 
 def compute_table(page: str) -> str:
@@ -91,18 +94,29 @@ def compute_table(page: str) -> str:
 
 TABLES: Mapping[str, Callable[[str], str]] = {
     "export": export_table,
-    "export_command": export_command_table,
+    "export_command": table_of_command("export", declared(ExportArguments)),
     "coreml": coreml_table,
     "load": load_table,
     "call": call_table,
-    "generate": generate_table,
+    "generate": table_of_command("generate", _OF_CALLS),
     "compute": compute_table,
+    "schedule": table_of_command("schedule", declared(ScheduleArguments)),
+    "build": table_of_command("build", declared(BuildArguments)),
+    "tune": table_of_command("tune", declared(TuneArguments)),
+    "verify": table_of_command("verify", declared(VerifyArguments)),
+    "plans": table_of_command("plans", declared(PlansArguments)),
+    "bench": table_of_command("bench", declared(BenchArguments)),
+    "bench_compare": table_of_command("bench compare", declared(CompareArguments)),
 }
 
 
 def options_of(name: str) -> list[click.Option]:
-    """Return the options of a command."""
-    command = command_line.cli.get_command(click.Context(command_line.cli), name)
+    """Return the options of a command; of ``bench`` those of what runs where no part of it is
+    named."""
+    whole, _, part = name.partition(" ")
+    command = command_line.cli.get_command(click.Context(command_line.cli), whole)
+    if isinstance(command, click.Group):
+        command = command.commands[part or "run"]
     assert command is not None
     return [flag for flag in command.params if isinstance(flag, click.Option)]
 

@@ -39,6 +39,8 @@ BASELINES = {
     "torch-bf16": "bf16, channels last",
     "torch-compile-bf16": "compile, bf16",
 }
+NO_BASELINE = "none"
+PEER_SETTINGS = ("default", "best")
 PEERS = ("optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion-cpp-python")
 _TOP = {"scenarios", "rounds", "repeats", "baseline", "case"}
 _LISTED = ("build", "torch", "peer", "backend", "device", "batch", "size", "threads", "steps",
@@ -204,7 +206,7 @@ def read(path: Path) -> CaseFile:
         scenarios=_names(path, document, "scenarios"),
         rounds=_positive(path, document, "rounds"),
         repeats=_positive(path, document, "repeats"),
-        baselines=_names(path, document, "baseline"),
+        baselines=_baselines(path, document),
     )
 
 
@@ -272,7 +274,7 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
     chosen = [name for name in ("build", "torch", "peer") if name in lists]
     if len(chosen) != 1:
         raise InputError(f"{where}: give one of build, torch and peer")
-    for name, known in (("torch", BASELINES), ("peer", PEERS), ("settings", ("default", "best"))):
+    for name, known in (("torch", BASELINES), ("peer", PEERS), ("settings", PEER_SETTINGS)):
         for value in lists.get(name, ()):
             if value not in known:
                 raise InputError(f"{where}: no {name} {value!r}; there are: {', '.join(known)}")
@@ -328,6 +330,15 @@ def _listed(where: str, name: str, value: Any) -> tuple[Any, ...]:
 
 def _names(path: Path, document: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     return _listed(str(path), name, document[name]) if name in document else None
+
+
+def _baselines(path: Path, document: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = _names(path, document, "baseline")
+    for name in names or ():
+        if name not in (*BASELINES, NO_BASELINE):
+            there_are = ", ".join((*BASELINES, NO_BASELINE))
+            raise InputError(f"{path}: no baseline {name!r}; there are: {there_are}")
+    return names
 
 
 def _positive(path: Path, document: Mapping[str, Any], name: str) -> int | None:

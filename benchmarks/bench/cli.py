@@ -1,6 +1,6 @@
 """`latentc bench`: measure a bundle's builds against PyTorch, and compare two such reports.
 
-Only click and the names of the baselines are imported here; what a command needs, it imports when
+Only click and declarations are imported here; what a command needs, it imports when
 it runs.
 """
 
@@ -14,20 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentc.benchmarks.bench.cases import BASELINES
-from latentc.runtimes.commands.option_types import Finite
+from latentc.benchmarks.bench.bench_arguments import BenchArguments, CompareArguments
+from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError, LatentcError, PerformanceRegression
 from latentc.runtimes.terminal import markup, say
 
 if TYPE_CHECKING:
-    from latentc.benchmarks.bench.cases import CaseFile, Group
-    from latentc.benchmarks.bench.model import Report, Settings
-    from latentc.benchmarks.bench.plan import Plan
+    from latentc.benchmarks.bench.model import Report
     from latentc.benchmarks.bench.runner import Progress
-
-_DEFAULT_SCENARIOS = ("cold_start", "load", "first_call", "denoiser_step", "text_encode",
-                      "vae_decode", "end_to_end")  # fmt: skip
-_PROMPT = "a large red circle"
 
 
 class DefaultGroup(click.Group):
@@ -69,83 +63,32 @@ def bench() -> None:
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False),
-              help="Folder for the report.")  # fmt: skip
-@click.option("--build", "builds", multiple=True, metavar="NAME",
-              help="Only this build; may be repeated.  [default: all that run here]")  # fmt: skip
-@click.option("--backend", "backends", multiple=True, metavar="NAME",
-              help="With this engine; may be repeated.")  # fmt: skip
-@click.option("--device", "devices", multiple=True, metavar="NAME",
-              help="On this device; may be repeated.")  # fmt: skip
-@click.option("--compute", "computes", multiple=True, metavar="NAME",
-              help="Compute in this precision; may be repeated.")  # fmt: skip
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), metavar="N",
-              help="Images in a call; may be repeated.  [default: 1]")  # fmt: skip
-@click.option("--size", "sizes", multiple=True, metavar="WIDTHxHEIGHT",
-              help="In pixels; may be repeated.  [default: the bundle's]")  # fmt: skip
-@click.option("--threads", multiple=True, type=click.IntRange(0), metavar="N",
-              help="Of the engine, 0 its choice; may be repeated.")  # fmt: skip
-@click.option("--steps", multiple=True, type=click.IntRange(1), metavar="N",
-              help="Inference steps; may be repeated.  [default: near 10]")  # fmt: skip
-@click.option("--compile", is_flag=True, help="Let engines that can compile do it first.")
-@click.option("--static", is_flag=True, help="Load for one size only.")
-@click.option("--low-memory", is_flag=True, help="Hold one component at a time.")
-@click.option("--no-cache", is_flag=True, help="Compile graphs at each start.")
-@click.option("--call", "call", multiple=True, metavar="NAME=NUMBER",
-              help="Further argument of the calls, such as cache_interval=3; may be "
-              "repeated.")  # fmt: skip
-@click.option("--scenario", "scenarios", multiple=True, metavar="NAME",
-              help="cold_start, load, compile, first_call, denoiser_step, text_encode, vae_decode "
-              "or end_to_end; may be repeated.  [default: all]")  # fmt: skip
-@click.option("--cases", "case_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="A TOML file of cases.")  # fmt: skip
-@click.option("--baseline", "baselines", multiple=True,
-              type=click.Choice([*BASELINES, "none"]),
-              help="The first is compared with, others are rows.  [default: torch and "
-              "torch-channels-last]")  # fmt: skip
-@click.option("--source", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="The pipeline that the bundle was made from; not needed for the built-in "
-              "one.")  # fmt: skip
-@click.option("--peer", "peers", multiple=True, metavar="NAME",
-              help="Another program, in an environment of its own; may be repeated.")  # fmt: skip
-@click.option("--peer-settings", type=click.Choice(["default", "best"]), default="default",
-              show_default=True)  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), help="Processes of each case.  [default: 3]")
-@click.option("--repeats", type=click.IntRange(1), help="Calls in each.  [default: 2]")
-@click.option("--prompt", metavar="TEXT", help=f"[default: {_PROMPT}]")
-@click.option("--negative-prompt", metavar="TEXT")
-@click.option("--guidance-scale", type=float, metavar="X")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--score", type=click.IntRange(0), metavar="N",
-              help="Images for the judge of the built-in model.  [default: 10]")  # fmt: skip
-@click.option("--timeout", type=Finite(0), default=1800, show_default=True,
-              help="Seconds until a process is ended; 0 is never.")  # fmt: skip
-@click.option("--memory-limit", type=Finite(0), metavar="GIB",
-              help="At which a process is ended.  [default: 90% of what is free]")  # fmt: skip
-@click.option("--short", is_flag=True, help="Two rounds of one call, no extra baselines.")
+              metavar="FOLDER", help="Folder for the report.")  # fmt: skip
+@options_of(BenchArguments, settings={"call": {"multiple": True, "default": ()}})
 @click.option("--wandb", is_flag=True, help="Log the report to Weights & Biases as well.")
-@click.option("--wandb-project", metavar="NAME")
-def run(bundle: Path, output: Path, **options: Any) -> None:
+@click.option("--wandb-project", metavar="NAME", help="Under this project.")
+def run(bundle: Path, output: Path, wandb: bool, wandb_project: str | None, **options: Any) -> None:
     """Measure BUNDLE and write report.html, report.md, report.json and report.csv."""
+    from latentc.benchmarks.bench.requested_plan import requested_plan
     from latentc.runtimes.storage.outputs import check_folder
 
-    _require(options)
+    _require(wandb, wandb_project)
     check_folder(output)
-    plan = _plan(bundle, options)
+    arguments = given_options({**options, "call": _call(options["call"]) or None})
+    plan = requested_plan(bundle, **arguments)
     output.mkdir(parents=True, exist_ok=True)
     from latentc.benchmarks.bench import runner
 
     with _bar() as progress:
-        report = runner.run(
-            plan, output, ["latentc", "bench", *_command(bundle, options)], progress
-        )
+        report = runner.run(plan, output, ["latentc", "bench", *_command(bundle)], progress)
     paths = write(report, output)
     from latentc.benchmarks.bench.pages import texts
 
     say(_summary(report))
     for path in paths:
         say(path)
-    if options["wandb"]:
-        _log(report, output, options["wandb_project"])
+    if wandb:
+        _log(report, output, wandb_project)
     failed = [case for case in report.cases if case.status != "ok"]
     for case in failed:
         say(f"{case.label}: {case.status}: {texts.last_line(case)}", err=True)
@@ -163,29 +106,14 @@ def run(bundle: Path, output: Path, **options: Any) -> None:
 )
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-@click.option("--threshold", type=Finite(0), default=0.05, show_default=True,
-              help="Share by which something must differ to count.")  # fmt: skip
-@click.option("--scenario", "scenarios", multiple=True, metavar="NAME",
-              help="Only this one; may be repeated.")  # fmt: skip
-@click.option("--seconds", is_flag=True,
-              help="Compare seconds, not times the baseline.")  # fmt: skip
+@options_of(CompareArguments)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def compare(
-    before: Path,
-    after: Path,
-    threshold: float,
-    scenarios: tuple[str, ...],
-    seconds: bool,
-    as_json: bool,
-) -> None:
+def compare(before: Path, after: Path, as_json: bool, **options: Any) -> None:
     """Compare the reports BEFORE and AFTER, case by case and scenario by scenario."""
     from latentc.benchmarks.bench import compare as comparing
-    from latentc.benchmarks.bench.cases import check_scenarios
     from latentc.benchmarks.bench.model import read
 
-    found = comparing.compare(
-        read(before), read(after), threshold, check_scenarios(scenarios), divide=not seconds
-    )
+    found = comparing.compare(read(before), read(after), **given_options(options))
     say(comparing.as_json(found) if as_json else comparing.as_text(found))
     if found.slower:
         raise PerformanceRegression(comparing.sentence(found))
@@ -218,13 +146,13 @@ def write(report: Report, output: Path) -> list[Path]:
     return [output / name for name in (*forms, model.REPORT)]
 
 
-def _require(options: dict[str, Any]) -> None:
+def _require(wandb: bool, wandb_project: str | None) -> None:
     """Refuse now what would fail when everything is measured."""
     from importlib.util import find_spec
 
-    if options["wandb_project"] and not options["wandb"]:
+    if wandb_project and not wandb:
         raise InputError("--wandb-project names where --wandb logs to: give --wandb too")
-    if options["wandb"]:
+    if wandb:
         from latentc.benchmarks.wandb_report import library
 
         library()
@@ -238,118 +166,21 @@ def _require(options: dict[str, Any]) -> None:
         )
 
 
-def _plan(bundle: Path, options: dict[str, Any]) -> Plan:
-    from latentc.benchmarks.bench import cases, plan
-    from latentc.runtimes.bundle.manifest import Manifest
-
-    manifest = Manifest.load(bundle)
-    file = cases.read(options["case_file"]) if options["case_file"] else None
-    baselines = _baselines(options, file)
-    return plan.make(
-        bundle,
-        _groups(options, file),
-        baselines,
-        _settings(options, file, texts=bool(manifest.tokenizers)),
-        source=options["source"],
-        score=10 if options["score"] is None else options["score"],
-    )
+def _call(texts: Sequence[str]) -> dict[str, float]:
+    """Return the arguments that ``--call`` gives. Raises InputError for another form."""
+    numbers_by_name: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            example = "expected NAME=NUMBER, such as cache_interval=3"
+            raise InputError(f"--call {text}: {example}") from None
+        numbers_by_name[name.strip()] = int(number) if number.is_integer() else number
+    return numbers_by_name
 
 
-def _baselines(options: dict[str, Any], file: CaseFile | None) -> list[str]:
-    chosen = list(options["baselines"])
-    if not chosen and file and file.baselines is not None:
-        chosen = list(file.baselines)
-    for name in chosen:
-        if name not in (*BASELINES, "none"):
-            raise InputError(f"no baseline {name!r}; there are: {', '.join(BASELINES)}, none")
-    if "none" in chosen:
-        return []
-    return chosen or (["torch"] if options["short"] else ["torch", "torch-channels-last"])
-
-
-def _groups(options: dict[str, Any], file: CaseFile | None) -> list[Group]:
-    """Return the file's cases, and one group of what the flags name."""
-    from latentc.benchmarks.bench.cases import Group, parse_size
-
-    flags = ("compile", "static", "low_memory", "no_cache")
-    axes: dict[str, Any] = {name: options[name] for name in flags}
-    for name in ("backends", "devices", "batches", "threads", "steps", "computes"):
-        if options[name]:
-            axes[name] = options[name]
-    axes["call"] = dict(map(_argument, options["call"]))
-    if options["sizes"]:
-        axes["sizes"] = tuple(parse_size(text) for text in options["sizes"])
-    peers = _peers(options["peers"])
-    groups = list(file.groups) if file else []
-    if options["builds"] or not groups:
-        groups.append(Group(builds=options["builds"], **axes))
-    if peers:
-        kept = {k: v for k, v in axes.items() if k in ("batches", "sizes", "threads", "steps")}
-        groups.append(Group(peers=peers, settings=(options["peer_settings"],), **kept))
-    return groups
-
-
-def _argument(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        raise InputError(f"--call {text}: expected NAME=NUMBER, such as cache_interval=3") from None
-    return name.strip(), int(number) if number.is_integer() else number
-
-
-def _peers(names: Sequence[str]) -> tuple[str, ...]:
-    from latentc.benchmarks.bench.cases import PEERS
-
-    for name in names:
-        if name not in PEERS:
-            raise InputError(f"no peer {name!r}; there are: {', '.join(PEERS)}")
-    return tuple(names)
-
-
-def _settings(options: dict[str, Any], file: CaseFile | None, texts: bool) -> Settings:
-    from latentc.benchmarks.bench.cases import check_scenarios
-    from latentc.benchmarks.bench.model import Settings
-
-    scenarios = options["scenarios"] or (file.scenarios if file else None) or ()
-    usual = (*_DEFAULT_SCENARIOS, *(["compile"] if _compiles(options) else []))
-    short = options["short"]
-    rounds = options["rounds"] or (file.rounds if file else None) or (2 if short else 3)
-    repeats = options["repeats"] or (file.repeats if file else None) or (1 if short else 2)
-    return Settings(
-        prompt=(options["prompt"] or _PROMPT) if texts else None,
-        negative_prompt=options["negative_prompt"],
-        guidance_scale=options["guidance_scale"],
-        seed=options["seed"],
-        scenarios=[*check_scenarios(scenarios or usual)],
-        rounds=rounds,
-        repeats=repeats,
-        timeout=options["timeout"],
-        memory_limit=_memory_limit(options["memory_limit"]),
-        short=short,
-    )
-
-
-def _compiles(options: dict[str, Any]) -> bool:
-    return (
-        options["compile"]
-        or any("compile" in name for name in options["baselines"])
-        or options["case_file"]
-    )
-
-
-def _memory_limit(gib: float | None) -> int:
-    """Return the bytes at which a process is ended; 0 is never."""
-    if gib is not None:
-        return int(gib * 2**30)
-    try:
-        import psutil
-    except ImportError:
-        return 0
-    return int(0.9 * psutil.virtual_memory().available)
-
-
-def _command(bundle: Path, options: dict[str, Any]) -> list[str]:
+def _command(bundle: Path) -> list[str]:
     """Return the command line that makes the same report, from what was parsed."""
     words = [str(bundle)]
     context = click.get_current_context()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 from latentc.benchmarks.bench import statistics
+from latentc.benchmarks.bench.bench_arguments import CompareArguments
+from latentc.benchmarks.bench.cases import check_scenarios
 from latentc.benchmarks.bench.model import SCENARIOS, CaseRecord, Report
 from latentc.benchmarks.bench.pages.texts import percent, seconds, times
 from latentc.benchmarks.measure import table
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import complete, takes, tuple_of
 
 CONFIDENCE = 0.99  # of many rows, some would leave 95% by chance
 _DECIDING_PACKAGES = ("torch", "diffusers", "transformers")
@@ -59,30 +62,26 @@ class Comparison:
         )
 
 
-def compare(
-    before: Report,
-    after: Report,
-    threshold: float = 0.05,
-    scenarios: Sequence[str] = (),
-    divide: bool = True,
-) -> Comparison:
+@takes(CompareArguments)
+def compare(before: Report, after: Report, **arguments: Unpack[CompareArguments]) -> Comparison:
     """Compare two reports.
 
     Args:
-        threshold: share by which something must differ to count.
-        scenarios: only these, if any.
-        divide: by the baseline, where both have the same.
+        before, after: the reports, the older one first.
+        {options}
 
     Raises:
-        InputError: they have no case in common.
+        InputError: they have no case in common, or an argument that cannot be used.
     """
+    options = complete(CompareArguments, arguments)
+    scenarios, threshold = check_scenarios(tuple_of(options["scenarios"])), options["threshold"]
     known = {case.id: case for case in after.cases}
     common = [case for case in before.cases if case.id in known]
     if not common:
         raise InputError(
             "the reports have no case in common: they differ in builds, sizes, steps or threads"
         )
-    same = divide and _same_baseline(before, after)
+    same = not options["seconds"] and _same_baseline(before, after)
     lines: list[Line] = []
     for old in before.cases:
         new = known.get(old.id)

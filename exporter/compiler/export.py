@@ -46,7 +46,6 @@ from latentc.exporter.source.adapters.kinds import OWN as ADAPTERS
 from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.resolving import PipelineSource, resolve
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
-from latentc.runtimes.errors import InputError, shown
 from latentc.runtimes.options import takes
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.locks import writing
@@ -130,16 +129,13 @@ def _read(source: str | Path, output: str | Path, given: ExportArguments) -> _As
     arguments = whole(given)
     options = options_of(arguments, given)
     check(options)
-    report = arguments["report"]
-    if report is not None and not callable(report):
-        raise InputError(f"'report' must be a function, not {shown(report)}")
     destination = Path(output)
     check_output(destination)
     others = tuple(Path(bundle) for bundle in arguments["share_with"])
     check_shared(others, destination)
     left_out.check(arguments["without"])
     given_files.check(_beside(arguments))
-    progress = Progress(report)
+    progress = Progress(arguments["report"])
     with progress.stage("source", "read and digest"):
         found = _found(source, arguments)
     return _Asked(found, options, destination, progress, others, arguments["preflight"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from msgspec.structs import replace
 
@@ -22,12 +22,14 @@ from latentc.exporter.progress import Progress
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.schedulers import tables as tracing
 from latentc.exporter.schedulers.names import DEFAULT_SCHEDULERS, SCHEDULERS, flow_matching
+from latentc.exporter.schedulers.schedule_arguments import ScheduleArguments
 from latentc.exporter.schedulers.shifting import Told, told_by, trace_more, trace_told
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import File, Schedule
 from latentc.runtimes.bundle.trust import check_unlinked, checked
 from latentc.runtimes.errors import ExportError, InputError
+from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.locks import writing
@@ -282,13 +284,16 @@ def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool
     return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
 
 
-def add_to_bundle(
-    bundle: Path, names: Sequence[str], steps: Sequence[int] | None, progress: Progress
-) -> Manifest:
+@takes(ScheduleArguments)
+def add_to_bundle(bundle: Path, **arguments: Unpack[ScheduleArguments]) -> Manifest:
     """Add plans to a bundle without exporting it again; returns the new manifest.
 
     A new table is written beside the old one and the manifest is replaced last, in one
     step, so that the bundle is whole at every moment.
+
+    Args:
+        bundle: its folder.
+        {options}
 
     Raises:
         InputError: an unknown scheduler, one that is not for such a model, or a bundle that cannot
@@ -297,6 +302,9 @@ def add_to_bundle(
         ExportError: a scheduler that cannot be traced, or step counts that
             the scheduler refuses.
     """
+    options = complete(ScheduleArguments, arguments)
+    names, progress = tuple_of(options["schedulers"]), Progress(options["report"])
+    steps = tuple_of(options["steps"] or ()) or None
     for name in names:
         if name != OWN:
             tracing.resolve(name)

@@ -31,7 +31,7 @@ def options_of(
         for option in reversed([*options_in(arguments).values()]):
             if not option.option.hidden and option.name not in without:
                 special = (settings or {}).get(option.name, {})
-                command = click_option(option, special)(command)
+                command = _click_option(option, special)(command)
         return command
 
     return decorate
@@ -42,11 +42,11 @@ def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value not in (None, ())}
 
 
-def click_option(
+def _click_option(
     option: Declared, special: Mapping[str, Any] | None = None
 ) -> Callable[[_Command], _Command]:
     """Return the decorator for one option; `special` is what click is told besides. A flag that
-    begins with ``--no-``, alone, says False."""
+    begins with ``--no-`` says False."""
     flags = option.flags
     settings: dict[str, Any] = {"default": None, "callback": _checked(option)}
     if option.option.metavar:
@@ -57,17 +57,25 @@ def click_option(
             settings["flag_value"] = False
         elif option.option.default is True and len(flags) == 1:
             flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
+        elif any(map(_is_no, flags)):
+            flags = ("/".join(flags),)
     else:
         settings["type"] = _type(option)
         if option.several:
             settings |= {"multiple": True, "default": ()}
+    if option.required:
+        settings["required"] = True
     settings |= special or {}
     help_line = _help(option, settings.get("multiple", False))
     return click.option(*flags, option.name, help=help_line, **settings)
 
 
 def _says_no(option: Declared) -> bool:
-    return all(flag.startswith("--no-") for flag in option.flags)
+    return all(map(_is_no, option.flags))
+
+
+def _is_no(flag: str) -> bool:
+    return flag.startswith("--no-")
 
 
 def _help(option: Declared, repeated: bool) -> str:

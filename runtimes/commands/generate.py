@@ -1,4 +1,4 @@
-"""The runtime's commands: generate, inspect, verify, plans, backends.
+"""The runtime's commands: generate, inspect, plans, backends.
 
 Only click is imported here; what a command needs, it imports when it runs.
 """
@@ -22,20 +22,13 @@ from latentc.runtimes.commands.call_options import (
     of_call,
     of_loading,
 )
-from latentc.runtimes.errors import (
-    BackendError,
-    BundleError,
-    InputError,
-    LatentcError,
-    VerificationError,
-)
+from latentc.runtimes.commands.declared_options import given_options, options_of
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.sampling.plans_arguments import PlansArguments
 from latentc.runtimes.terminal import say
 
 if TYPE_CHECKING:
-    from latentc.runtimes.backends.backend import Backend
-    from latentc.runtimes.bundle.files import Bundle
     from latentc.runtimes.bundle.manifest import Manifest
-    from latentc.runtimes.bundle.structures import Build, Verification
     from latentc.runtimes.calls.request import Request
     from latentc.runtimes.calls.signature import Signature
     from latentc.runtimes.pipeline.loading import Loading
@@ -165,82 +158,21 @@ def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
     epilog="""
     \b
     Examples:
-      latentc verify shapes
-      latentc verify shapes --backend openvino --device GPU --json figures.json
-      latentc verify shapes --files-only
-    """
-)
-@BUNDLE
-@click.option("--backend", metavar="NAME", help="Only this one.  [default: all that are installed]")
-@click.option("--device", metavar="NAME", help="With --backend: where to run.")
-@click.option("--build", metavar="NAME", help="Only this one.  [default: all]")
-@click.option("--files-only", is_flag=True, help="Compare sizes and hashes, run nothing.")
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(allow_dash=True),
-    help="Write the figures there; - is the standard output.",
-)
-def verify(
-    bundle: Path,
-    backend: str | None,
-    device: str | None,
-    build: str | None,
-    files_only: bool,
-    json_file: str | None,
-) -> None:
-    """Hash every file of BUNDLE, then repeat its probes on this machine's backends.
-
-    A probe is an input with what PyTorch made of it at export. Exit code 6 says that a build
-    does not reproduce it here.
-    """
-    from latentc.runtimes.bundle.files import Bundle
-    from latentc.runtimes.bundle.quantities import megabytes
-    from latentc.runtimes.commands.report import print_measured
-    from latentc.runtimes.storage.outputs import check_file
-
-    if json_file and json_file != "-":
-        check_file(Path(json_file), "--json")
-    opened = Bundle.open(bundle, hashing="always")
-    if device and not backend:
-        raise InputError("--device names a device of one engine: give --backend too")
-    chosen_builds = [] if files_only else _to_verify(opened.manifest, backend, build, device)
-    size = opened.check()
-    say(f"{bundle}: all files are as the manifest says, {megabytes(size)}", err=True)
-    if files_only:
-        return
-    if opened.manifest.probes is None:
-        raise VerificationError(
-            f"{bundle} holds no probes: it was exported with --no-verify (--files-only skips this)"
-        )
-    measured, failures = _verified_all(opened, chosen_builds, device)
-    if measured and json_file != "-":
-        print_measured(measured)
-    if json_file:
-        _write_figures(json_file, bundle, measured, failures)
-    misses = [f"{each.name} on {found.backend}" for each, found in measured if not found.passed]
-    words = [f"does not reproduce PyTorch: {', '.join(misses)}"] if misses else []
-    words += [f"{name} on {engine} failed: {error}" for name, engine, error in failures]
-    if misses:
-        raise VerificationError("; ".join(words))
-    if failures:
-        raise BackendError("; ".join(words))
-
-
-@click.command(
-    epilog="""
-    \b
-    Examples:
       latentc plans shapes -o plans
       latentc plans shapes -o plans --scheduler euler --steps 20 --steps 30
     """
 )
 @BUNDLE
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder.")
-@click.option("--scheduler", "schedulers", multiple=True, metavar="NAME", help="Only this one.")
-@click.option("--steps", type=int, multiple=True, metavar="N", help="Only this step count.")
-def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[int, ...]) -> None:
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Folder to write to.",
+)
+@options_of(PlansArguments)
+def plans(bundle: Path, output: Path, **options: Any) -> None:
     """Write the sampling plans of BUNDLE as JSON, one file per scheduler.
 
     For programs that start from noise only: each plan is whole, without the table's indices.
@@ -251,7 +183,7 @@ def plans(bundle: Path, output: Path, schedulers: tuple[str, ...], steps: tuple[
     from latentc.runtimes.storage.outputs import check_folder
 
     check_folder(output)
-    for path in write_plans(Bundle.open(bundle), output, schedulers, steps):
+    for path in write_plans(Bundle.open(bundle), output, **given_options(options)):
         say(f"{path}  {megabytes(path.stat().st_size)}")
 
 
@@ -432,87 +364,3 @@ def _progress(run: Run) -> Iterator[Any]:
         return
     with click.progressbar(length=run.num_timesteps, label="denoise", file=sys.stderr) as bar:
         yield lambda: bar.update(1)
-
-
-def _to_verify(
-    manifest: Manifest, backend: str | None, build: str | None, device: str | None
-) -> list[tuple[Build, Backend]]:
-    """Return every asked build with every asked backend that loads it here; say which build has
-    none.
-
-    Raises:
-        InputError: no such build, backend or device.
-    """
-    from latentc.runtimes.backends.backend import find, for_build, get
-    from latentc.runtimes.backends.choosing import choose_build
-
-    choose_build(manifest, backend, build, passes=True)  # refuses what does not exist or fit
-    builds = [each for each in manifest.builds if build in (None, each.name)]
-    if backend:
-        engine = get(backend)
-        engine.device(device)  # refuses what there is not
-        return [(b, engine) for b in builds if find(backend).loads(b)]
-    found = {each.name: for_build(each) for each in builds}
-    for name in (name for name, engines in found.items() if not engines):
-        say(f"{name}: not checked, no backend that loads it is installed here", err=True)
-    return [(each, get(name)) for each in builds for name in found[each.name]]
-
-
-def _verified_all(
-    bundle: Bundle, builds: list[tuple[Build, Backend]], device: str | None
-) -> tuple[list[tuple[Build, Verification]], list[tuple[str, str, str]]]:
-    """Check each build on its engine, whatever happens to the others.
-
-    Returns:
-        what was measured, and the build, the engine and the error of each one that failed.
-    """
-    measured, failures = [], []
-    for build, engine in builds:
-        try:
-            measured.append((build, _verified(bundle, build, engine, device)))
-        except BundleError:  # what is damaged is so for every engine
-            raise
-        except (LatentcError, ImportError) as error:
-            failures.append((build.name, engine.name, str(error)))
-            say(f"{build.name} on {engine.name}: failed: {error}", err=True)
-    return measured, failures
-
-
-def _verified(bundle: Bundle, build: Build, engine: Backend, device: str | None) -> Verification:
-    """Check one build; whatever an engine of another package raises is a BrokenPlugin."""
-    from latentc.runtimes.plugins import started
-    from latentc.runtimes.verification.verify import check_build
-
-    with started(f"backend {engine.name!r}"):
-        return check_build(
-            bundle.root,
-            bundle.manifest,
-            build,
-            engine,
-            device,
-            report=lambda what: say(f"{build.name} on {engine.name}: {what}", err=True),
-        )
-
-
-def _write_figures(
-    target: str,
-    bundle: Path,
-    measured: list[tuple[Build, Verification]],
-    failures: list[tuple[str, str, str]],
-) -> None:
-    import msgspec
-
-    from latentc.runtimes.bundle.quantities import build_size
-
-    records = [
-        {"build": build.name, "size": build_size(build), **msgspec.to_builtins(found)}
-        | {"passed": found.passed}
-        for build, found in measured
-    ]
-    failed = [dict(zip(("build", "backend", "error"), each, strict=True)) for each in failures]
-    document = {"bundle": str(bundle), "verified": records, "failed": failed}
-    text = json.dumps(document, indent=2)
-    if target == "-":
-        say(text)
-    else:
-        Path(target).write_text(text + "\n", "utf-8")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentc.runtimes.commands.option_types import Finite
+from latentc.runtimes.commands.declared_options import given_options, options_of
+from latentc.runtimes.options import complete
 from latentc.runtimes.terminal import markup, say
+from latentc.runtimes.tuning.tune_arguments import Tell, TuneArguments
 
 if TYPE_CHECKING:
     from latentc.runtimes.presets.trials import Tuning
-    from latentc.runtimes.tuning.tune import Tell
 
 
 @click.command(
@@ -30,39 +31,9 @@ if TYPE_CHECKING:
     """
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", metavar="NAME", help="Only this engine.  [default: all installed ones]")
-@click.option("--device", metavar="NAME", help="See: latentc backends.")
-@click.option(
-    "--seconds",
-    type=Finite(0, min_open=True),
-    default=600,
-    show_default=True,
-    metavar="N",
-    help="Stop trying after so long; what was found by then counts.",
-)
-@click.option(
-    "--steps",
-    type=int,
-    metavar="N",
-    help="Of the images that are compared.  [default: the bundle's, or what time allows]",
-)
-@click.option(
-    "--prompt",
-    "prompts",
-    multiple=True,
-    metavar="TEXT",
-    help="What to draw; may be repeated.  [default: the prompts of the bundle's probes]",
-)
+@options_of(TuneArguments)
 @click.option("--json", "as_json", is_flag=True, help="Print all that was tried as JSON.")
-def tune(
-    bundle: Path,
-    backend: str | None,
-    device: str | None,
-    seconds: float,
-    steps: int | None,
-    prompts: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def tune(bundle: Path, as_json: bool, **options: Any) -> None:
     """Find the fastest settings of BUNDLE on this machine, for each preset.
 
     A preset says how far an image may be from that of fp32: faithful 30 dB and none of the
@@ -79,14 +50,13 @@ def tune(
 
     opened = Bundle.open(bundle)
     check_folder(records_folder(), "the cache folder (LATENTC_CACHE)")
-    with _progress(seconds) as tell:
-        found = search(
-            opened, backend, device, seconds=seconds, steps=steps, prompts=prompts, tell=tell
-        )
+    arguments = given_options(options)
+    with _progress(complete(TuneArguments, arguments)["seconds"]) as tell:
+        found = search(opened, tell=tell, **arguments)
     opened.cache.save()
     place = None
     try:
-        place = save(found.record, backend, device)
+        place = save(found.record, options["backend"], options["device"])
     except OSError as error:
         say(
             f"warning: cannot keep what was found: {error}; set LATENTC_CACHE to a folder that "

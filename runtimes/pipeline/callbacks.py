@@ -55,11 +55,6 @@ def checked_callback(arguments: Mapping[str, Any]) -> Callback | None:
         {name: arguments[name] for name in declared(CallbackArguments) if name in arguments},
     )
     callback: Callback | None = watching["callback_on_step_end"]
-    if callback is not None and not callable(callback):
-        raise InputError(
-            "callback_on_step_end must be a function of (run, step_index, timestep, tensors), "
-            f"not {shown(callback)}"
-        )
     tensors = list(watching["callback_on_step_end_tensor_inputs"])
     if tensors not in ([], ["latents"]):
         raise InputError(

@@ -9,36 +9,40 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.structures import Schedule
 from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
 from latentc.runtimes.sampling.plan_schema import LEARNED
+from latentc.runtimes.sampling.plans_arguments import PlansArguments
 
 FORMAT_VERSION = 1
 
 
-def write_plans(
-    bundle: Bundle, folder: Path, schedulers: Iterable[str] = (), steps: Iterable[int] = ()
-) -> list[Path]:
+@takes(PlansArguments)
+def write_plans(bundle: Bundle, folder: Path, **arguments: Unpack[PlansArguments]) -> list[Path]:
     """Write ``<name>.json`` for each scheduler of the bundle.
 
     Args:
-        schedulers, steps: only these; all if empty.
+        bundle: where the plans are.
+        folder: where they are written to.
+        {options}
 
     Raises:
-        InputError: the bundle has no such scheduler.
+        InputError: an argument that cannot be used; the bundle has no such scheduler.
         PlanNotFound: a scheduler has no plan of one of the step counts.
     """
+    options = complete(PlansArguments, arguments)
+    schedulers, steps = tuple_of(options["schedulers"]), tuple_of(options["steps"])
     known = {schedule.name: schedule for schedule in bundle.manifest.schedules}
     unknown = [name for name in schedulers if name not in known]
     if unknown:
         raise InputError(f"no scheduler {unknown[0]!r} in this bundle; it has: {', '.join(known)}")
-    for name in tuple(schedulers) or tuple(known):
+    for name in schedulers or tuple(known):
         missing = set(steps) - set(known[name].steps)
         if missing:
             raise PlanNotFound(
@@ -47,13 +51,13 @@ def write_plans(
             )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in tuple(schedulers) or tuple(known):
+    for name in schedulers or tuple(known):
         table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
         path = folder / f"{name}.json"
         latents = bundle.manifest.latents
         sides = (latents.default_height, latents.default_width)
         size = (sides[0] // latents.factor, sides[1] // latents.factor)
-        made = document(known[name], table, tuple(steps), size)
+        made = document(known[name], table, steps, size)
         text = json.dumps(made, separators=(",", ":"))
         path.write_text(text + "\n", "utf-8")
         written.append(path)

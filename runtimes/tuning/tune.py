@@ -25,11 +25,11 @@ what was found is kept, and what was left out is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, Unpack
 
 from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.backend import Backend, SessionOptions
@@ -40,6 +40,7 @@ from latentc.runtimes.bundle.quantities import ranges
 from latentc.runtimes.calls.choosing import Calls
 from latentc.runtimes.errors import BackendError, InputError, PlanNotFound
 from latentc.runtimes.interpreter.loop import guided, live_branches
+from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.pipeline.loading import Loading, requested
 from latentc.runtimes.pipeline.pipeline import Pipeline, open_pipeline
 from latentc.runtimes.presets.preset import LIMITS, Arguments, Limits, content, points_lost
@@ -59,6 +60,7 @@ from latentc.runtimes.presets.trials import (
 from latentc.runtimes.programs.statements import emit_of
 from latentc.runtimes.sampling.step_cache import kinds
 from latentc.runtimes.tuning.step_times import Times, measure
+from latentc.runtimes.tuning.tune_arguments import Tell, TuneArguments
 from latentc.runtimes.verification.verify import (
     MAX_PSNR,
     can_judge,
@@ -68,7 +70,6 @@ from latentc.runtimes.verification.verify import (
     to_bytes,
 )
 
-SECONDS = 600.0
 TIE = 1.03  # two times within 3% are the same
 STARTS = (0.0, 0.1)
 STOPS = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2)
@@ -81,64 +82,49 @@ _REFERENCE_SHARE = 0.2  # of the time, at most, for the images in fp32
 _PROMPTS = 3
 _NO_TIME = "no time left for its images"
 
-Tell: TypeAlias = Callable[[str, float], None]
 
-
+@takes(TuneArguments)
 def tune(
     bundle: Bundle,
-    backend: str | Backend | None = None,
-    device: str | None = None,
     *,
-    seconds: float = SECONDS,
-    steps: int | None = None,
-    prompts: Sequence[str] = (),
-    tell: Tell | None = None,
     clock: Callable[[], float] = perf_counter,
+    **arguments: Unpack[TuneArguments],
 ) -> Tuning:
     """Search this machine's best settings for a bundle; see the module's text for the plan.
 
     Args:
-        backend: only this engine; None takes all that are installed and not slow.
-        device: by the engine's own name; None is each engine's default.
-        seconds: when to stop trying.
-        steps: of the images that are compared; None takes the bundle's default, or as many as
-            fp32 can do in a fifth of the time.
-        prompts: what to draw; none takes those of the bundle's own probes.
-        tell: told what is being tried, and how many seconds were spent.
+        {options}
+        clock: what counts the seconds.
 
     Raises:
-        InputError: no such backend, a step count without a plan, or no prompt to be had.
+        InputError: an argument that cannot be used; no such backend, or no prompt to be had.
+        PlanNotFound: a step count without a plan.
         DeviceUnavailable: no engine here has the device.
         BackendError: no build runs here.
     """
-    search = Search(bundle, Budget(seconds, clock), steps, prompts, tell)
+    options = complete(TuneArguments, arguments)
+    search = Search(bundle, Budget(options["seconds"], clock), options)
     try:
-        return search.run(setups(bundle, backend, device))
+        return search.run(setups(bundle, options["backend"], options["device"]))
     finally:
         search.close()
 
 
 class Search:
-    """One search; see the module's text."""
+    """One search; see the module's text. `options` are all of `TuneArguments`."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        budget: Budget,
-        steps: int | None = None,
-        prompts: Sequence[str] = (),
-        tell: Tell | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, budget: Budget, options: Mapping[str, Any]) -> None:
         if emit_of(bundle.manifest.programs[0]).kind != "images":
             raise InputError("latentc tune compares images, and this bundle makes videos")
         self.bundle = bundle
         self.budget = budget
-        self.prompts = tuple(prompts) or _prompts(bundle)
+        prompts, steps = tuple_of(options["prompts"]), options["steps"]
+        self.prompts = prompts or _prompts(bundle)
         self._own_prompts = not prompts
         self.trials: dict[Key, Trial] = {}
         self.notes: list[str] = []
         self._asked_steps = steps
-        self._tell = tell
+        self._tell: Tell | None = options["tell"]
         defaults = bundle.manifest.defaults
         schedule = next(s for s in bundle.manifest.schedules if s.name == defaults.scheduler)
         if steps is not None and steps not in schedule.steps:

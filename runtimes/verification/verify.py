@@ -8,7 +8,7 @@ done, `latentc verify` does the same again on another machine, engine or device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from latentc.runtimes.pipeline.pipeline import Pipeline, open_pipeline
 from latentc.runtimes.pipeline.run import Result
 from latentc.runtimes.storage.npz import read_arrays
 from latentc.runtimes.verification import judges
+from latentc.runtimes.verification.verify_arguments import Report
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,9 +51,6 @@ LOOP = "loop"  # the name of the loop's probe file among those of the components
 NOT_COMPARABLE = 1e99
 MAX_PSNR = 99.0  # dB, given to equal images
 _MAX_PROBES = 1 << 30  # bytes unpacked: a dozen images of 4096 by 4096
-
-
-Report = Callable[[str], None]
 
 
 def check_build(

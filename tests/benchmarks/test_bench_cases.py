@@ -11,6 +11,7 @@ import pytest
 from latentc.benchmarks.bench import cases, plan
 from latentc.benchmarks.bench.cases import Case, Group, with_baselines
 from latentc.benchmarks.bench.model import Settings
+from latentc.benchmarks.bench.requested_plan import requested_plan
 from latentc.cli import run as latentc
 from latentc.runtimes.backends.backend import Backend
 from latentc.runtimes.errors import InputError
@@ -95,6 +96,7 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
         ("[[case]]\nbuild = 'a'\nstatic = 1", "static must be true or false"),
         ("[[case]]\nbuild = 'a'\ncall = {cache_interval = '3'}", "arguments that are numbers"),
         ("rounds = 0", "rounds must be a positive"),
+        ("baseline = 'jax'", "no baseline 'jax'; there are: torch, .*, none"),
         ("[case]\nbuild = 'a'", r"cases are written as \[\[case\]\]"),
         ("[[case", "cases.toml"),
     ],
@@ -160,6 +162,37 @@ def test_slow_engines_are_left_out_and_said_so(
     assert case.backend == "moded"
 
 
+def test_from_keywords(bundle: Path, tmp_path: Path) -> None:
+    """One value may stand for a list; what a file says holds where no argument does."""
+    file = write(tmp_path, "rounds = 7\nbaseline = 'none'\nscenarios = 'load'")
+    made = requested_plan(
+        bundle, batches=[1, 2], sizes="16x8", call={"guidance_stop": 0.5}, cases=file, repeats=1
+    )
+    assert [(case.batch, case.width, case.height) for case in made.cases] == [
+        (1, 16, 8),
+        (2, 16, 8),
+    ]
+    assert {case.call["guidance_stop"] for case in made.cases} == {0.5}
+    assert (made.settings.rounds, made.settings.repeats) == (7, 1)
+    assert (made.settings.scenarios, made.settings.timeout) == (["load"], 1800)
+    assert made.baseline_of == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 2}, "unknown argument 'batch'; did you mean 'batches'"),
+        ({"batches": [1, 0]}, "'batches' must be at least 1, not 0"),
+        ({"baselines": "jax"}, "'baselines' must be one of torch, "),
+        ({"peers": ["other"]}, "'peers' must be one of optimum-onnx, "),
+        ({"scenarios": "warm_start"}, "no scenario 'warm_start'"),
+    ],
+)
+def test_bad_keywords_are_refused(bundle: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        requested_plan(bundle, **{"baselines": "none", **arguments})
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -169,7 +202,7 @@ def test_slow_engines_are_left_out_and_said_so(
         (["--size", "big"], 2, "expected WIDTHxHEIGHT"),
         (["--scenario", "warm_start"], 2, "no scenario 'warm_start'; there are: cold_start"),
         (["--device", "npu"], 5, "no device 'npu'"),
-        (["--peer", "other"], 2, "no peer 'other'; there are: optimum-onnx"),
+        (["--peer", "other"], 2, "'other' is not one of 'optimum-onnx'"),
         (["--cases", "nowhere.toml"], 2, "nowhere.toml"),
     ],
 )

@@ -16,7 +16,6 @@ from diffusers import DiffusionPipeline
 import latentc
 from latentc.exporter.compiler.export import export
 from latentc.exporter.families import family_of
-from latentc.exporter.progress import Progress
 from latentc.exporter.quiet import quiet_loading
 from latentc.exporter.schedulers.plans import add_to_bundle
 from latentc.exporter.verification.reference import watched
@@ -287,7 +286,7 @@ def test_more_steps_of_a_shifted_scheduler(
     import shutil
 
     copy = shutil.copytree(bundle("flux-dev"), tmp_path / "bundle")
-    add_to_bundle(copy, ["flow_euler"], [3], Progress(None))
+    add_to_bundle(copy, schedulers=["flow_euler"], steps=[3])
     arguments = {"prompt": "a red circle", "height": 48, "width": 80, "num_inference_steps": 3}
     with quiet_loading():
         pipe = DiffusionPipeline.from_pretrained(pipeline_folder("flux-dev"))

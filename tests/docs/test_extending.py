@@ -42,6 +42,7 @@ from tests.support.fakes import add_probes, make_bundle
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 EXAMPLE = ROOT / "examples" / "numpy_backend.py"
+COMMANDS = "latentc.exporter.cli"
 
 
 def blocks(language: str) -> list[str]:
@@ -127,8 +128,11 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
+    # It makes its options of the packages that are installed when it is imported.
+    monkeypatch.delitem(sys.modules, COMMANDS, raising=False)
     before = set(sys.modules)
     yield folder
+    sys.modules.pop(COMMANDS, None)
     for name in {*sys.modules} - before:
         if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -26,6 +26,19 @@ with latentc.load("bundle", "openvino", threads=2) as pipe:
 kept: latentc.Result = result
 latentc.export("a", "b", height=64, targets=["onnx"], coreml_target="iOS17", steps=4)
 """
+BEGIN = """from pathlib import Path
+import latentc
+from latentc.benchmarks.bench.compare import compare
+from latentc.benchmarks.bench.model import read
+from latentc.benchmarks.bench.requested_plan import requested_plan
+from latentc.exporter.schedulers.plans import add_to_bundle
+from latentc.runtimes.building.engines import build_engines
+from latentc.runtimes.bundle.files import Bundle
+from latentc.runtimes.sampling.plan_json import write_plans
+from latentc.runtimes.tuning.tune import tune
+from latentc.runtimes.verification.whole_bundle import verify
+pipe = latentc.load("bundle")
+"""
 ARRAY = "numpy.ndarray[Any, numpy.dtype[Any]]"
 REVEALED = {8: "list[PIL.Image.Image]", 9: ARRAY, 10: ARRAY, 11: "list[PIL.Image.Image]", 12: ARRAY}
 # A line of a program, and what is said of it.
@@ -40,11 +53,17 @@ FAULTS = (
     ('latentc.export("a", "b", heigth=64)', 'did you mean "height"?'),
     ('latentc.export("a", "b", height="64")', '"height" to "export" has incompatible type "str"'),
     ('latentc.export("a", "b", coreml_batch="two")', '"coreml_batch" to "export" has incomp'),
+    ('tune(Bundle.open("a"), second=9)', 'did you mean "seconds"?'),
+    ('verify("a", file_only=True)', 'did you mean "files_only"?'),
+    ('build_engines("a", workspce=2)', 'did you mean "workspace"?'),
+    ('add_to_bundle(Path("a"), schedulers="euler", step=3)', 'did you mean "steps"?'),
+    ('add_to_bundle(Path("a"), steps=3)', 'Missing named argument "schedulers"'),
+    ('requested_plan("a", batch=3)', 'did you mean "batches"?'),
+    ('write_plans(Bundle.open("a"), Path("b"), step=3)', 'did you mean "steps"?'),
+    ('compare(read(Path("a")), read(Path("b")), treshold=0.1)', 'did you mean "threshold"?'),
     ('latentc.load("bundle", threads="2")', '"threads" to "load" has incompatible type "str"'),
 )
-FAULTY = "\n".join(
-    ["import latentc", 'pipe = latentc.load("bundle")', *(line for line, _ in FAULTS)]
-)
+FAULTY = BEGIN + "\n".join(line for line, _ in FAULTS)
 
 
 @pytest.fixture(scope="module")
@@ -77,4 +96,4 @@ def test_a_sound_program(said: dict[tuple[str, int], list[str]]) -> None:
 
 @pytest.mark.parametrize("number", range(len(FAULTS)), ids=[line for line, _ in FAULTS])
 def test_a_fault(said: dict[tuple[str, int], list[str]], number: int) -> None:
-    assert FAULTS[number][1] in "\n".join(said["faulty", number + 3])
+    assert FAULTS[number][1] in "\n".join(said["faulty", BEGIN.count("\n") + number + 1])

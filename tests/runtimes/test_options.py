@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError
-from latentc.runtimes.options import Option, complete, declared, given_of, takes
+from latentc.runtimes.options import Option, complete, declared, given_of, like, takes, tuple_of
 
 
 class Arguments(TypedDict, total=False):
@@ -54,7 +55,7 @@ def test_what_is_no_sequence() -> None:
     assert kinds == {
         "cache": (Path, False),
         "options": (object, False),
-        "callback": (object, False),
+        "callback": (Callable, False),
     }
 
 
@@ -197,3 +198,69 @@ def test_what_the_command_line_takes_in_another_form() -> None:
     assert "<=" not in help_text
     refused = CliRunner().invoke(command, ["--scale", "nan"]).output
     assert "Invalid value for '--scale': 'scale' must be finite, not nan" in refused
+
+
+class _Needed(TypedDict):
+    names: Annotated[str | Sequence[str], Option("A name.", flags=("--name",))]
+
+
+class Whole(_Needed, total=False):
+    size: Annotated[int | None, like(Arguments, "height", usual="one that fits")]
+    exact: Annotated[
+        bool | None,
+        Option("Exactly.", usual="the file's", flags=("--exact", "--no-exact")),
+    ]
+    watch: Annotated[Callable[[int], None] | None, Option("Called after a step.", hidden="no")]
+
+
+def test_what_another_declaration_has() -> None:
+    size, height = declared(Whole)["size"], declared(Arguments)["height"]
+    assert (size.usual, size.option.help) == ("one that fits", "The height.")
+    assert height.usual == ""
+    with pytest.raises(InputError, match="'size' must be at least 8, not 7"):
+        complete(Whole, {"names": "a", "size": 7})
+
+
+def test_what_must_be_given() -> None:
+    @takes(Whole)
+    def make(**arguments: Unpack[Whole]) -> dict[str, Any]:
+        return complete(Whole, arguments)
+
+    parameters = inspect.signature(make).parameters
+    assert parameters["names"].default is inspect.Parameter.empty
+    assert parameters["size"].default is None
+    for given in ({}, {"names": None}):
+        with pytest.raises(InputError, match="'names' is missing; give it: A name"):
+            make(**given)
+    assert make(names="a")["names"] == "a"
+
+
+def test_one_or_several() -> None:
+    assert tuple_of("ab") == ("ab",)
+    assert tuple_of(["a", "b"]) == ("a", "b")
+    assert tuple_of(()) == ()
+
+
+def test_a_function_is_needed() -> None:
+    message = "'watch' must be a function, not 3: Called after a step."
+    with pytest.raises(InputError, match=re.escape(message)):
+        complete(Whole, {"names": "a", "watch": 3})
+    assert complete(Whole, {"names": "a", "watch": print})["watch"] is print
+
+
+def test_flags_that_say_yes_and_no() -> None:
+    seen: list[dict[str, Any]] = []
+
+    @click.command()
+    @options_of(Whole)
+    def command(**options: Any) -> None:
+        seen.append(given_options(options))
+
+    for line in ("--name a --no-exact", "--name a --name b --exact", "--name a"):
+        assert CliRunner().invoke(command, line.split()).exit_code == 0
+    assert seen == [
+        {"names": ("a",), "exact": False},
+        {"names": ("a", "b"), "exact": True},
+        {"names": ("a",)},
+    ]
+    assert "Missing option '--name'" in CliRunner().invoke(command, []).output

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = ("onnxruntime", "openvino", "coremltools")
-BANNED = ("torch", "diffusers", "transformers", "onnx", "exporter")
+BANNED = ("torch", "diffusers", "transformers", "onnx", "latentc.exporter")
 
 GENERATE = """
 import sys

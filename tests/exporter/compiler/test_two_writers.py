@@ -250,7 +250,10 @@ def test_adding_plans_waits_for_an_export(tmp_path: Path, monkeypatch: pytest.Mo
     waiting = Event()
     with ThreadPoolExecutor(1) as pool:
         with writing(bundle, Progress()):
-            adding = pool.submit(add_to_bundle, bundle, ["euler"], [2], Progress(told([], waiting)))
+            report = told([], waiting)
+            adding = pool.submit(
+                add_to_bundle, bundle, schedulers=["euler"], steps=[2], report=report
+            )
             assert waiting.wait(LONGEST / 4)
             assert not adding.done()
         assert adding.result() == "added"
@@ -259,7 +262,7 @@ def test_adding_plans_waits_for_an_export(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_no_lock_is_made_beside_what_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
-        add_to_bundle(tmp_path / "nothing" / "here", ["ddim"], [2], Progress())
+        add_to_bundle(tmp_path / "nothing" / "here", schedulers=["ddim"], steps=[2])
     assert not os.listdir(tmp_path)
 
 

@@ -16,7 +16,6 @@ from diffusers import DDPMScheduler
 
 from latentc.exporter.artifacts.store import Store
 from latentc.exporter.compiler.sharing import share
-from latentc.exporter.progress import Progress
 from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
@@ -40,7 +39,7 @@ def bundle(tmp_path: Path) -> Path:
         scheduler_config=plain_config(DDPMScheduler()),
     )
     folder = fakes.make_bundle(tmp_path / "bundle", source=source)
-    add_to_bundle(folder, ["ddpm"], [2], Progress())
+    add_to_bundle(folder, schedulers=["ddpm"], steps=[2])
     return folder
 
 
@@ -93,17 +92,17 @@ def test_adding_plans_writes_through_no_link(link: str, bundle: Path, victim: Pa
     outside = {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")}
 
     if link == "the scratch's old name":
-        add_to_bundle(bundle, ["ddpm"], [3], Progress())
+        add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
     else:
         with pytest.raises(BundleError, match="link"):
-            add_to_bundle(bundle, ["ddpm"], [3], Progress())
+            add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
 
     assert unharmed(victim)
     assert {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")} == outside
 
 
 def test_adding_plans_leaves_only_what_the_manifest_lists(bundle: Path) -> None:
-    add_to_bundle(bundle, ["ddpm", "euler"], [3], Progress())
+    add_to_bundle(bundle, schedulers=["ddpm", "euler"], steps=[3])
 
     listed = {file.path for file in Manifest.load(bundle).files()} | {MANIFEST}
     there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
@@ -117,7 +116,7 @@ def test_tables_that_a_killed_run_left_are_removed(bundle: Path, victim: Path) -
     (bundle / "schedules" / "euler-89abcdef.json").symlink_to(victim / "file")
     (bundle / "schedules" / "notes.txt").write_text("somebody's own")
 
-    add_to_bundle(bundle, ["ddpm"], [3], Progress())
+    add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
 
     listed = {file.path for file in Manifest.load(bundle).files()} | {"schedules/notes.txt"}
     there = {f"schedules/{path.name}" for path in (bundle / "schedules").iterdir()}
@@ -149,7 +148,7 @@ def test_an_old_table_is_checked_before_it_is_merged(
     damage(table)
 
     with pytest.raises(BundleError):
-        add_to_bundle(bundle, ["ddpm"], [3], Progress())
+        add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
 
 
 def with_schedule(bundle: Path, **changes: str) -> None:
@@ -258,7 +257,7 @@ def test_readers_are_told_that_a_bundle_was_changed(bundle: Path) -> None:
     call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 2, "seed": 0}
     with load(bundle, fakes.FakeBackend()) as used, load(bundle, fakes.FakeBackend()) as opened:
         before = used(**call).latents
-        add_to_bundle(bundle, ["ddpm"], [3], Progress())
+        add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
         assert (used(**call).latents == before).all()
         with pytest.raises(BundleError, match=r"changed after it was opened.*load it again"):
             opened(**call)

@@ -16,7 +16,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from latentc.exporter.components.description import Shifted
-from latentc.exporter.progress import Progress
 from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
 from latentc.exporter.schedulers.shifting import Told, line, told_by, trace_told
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
@@ -123,7 +122,8 @@ def test_added_steps_may_need_other_points(tmp_path: Path) -> None:
 
     tables = []
     for steps in (1, 20, 2):
-        added = add_to_bundle(folder, ["flow_euler"], [steps], Progress()).schedule("flow_euler")
+        manifest = add_to_bundle(folder, schedulers="flow_euler", steps=steps)
+        added = manifest.schedule("flow_euler")
         tables.append(PlanTable.load(folder / added.file.path, added.steps))
 
     assert len(tables[0].shifts) < len(tables[1].shifts)

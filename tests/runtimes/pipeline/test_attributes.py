@@ -113,7 +113,7 @@ def test_attributes_of_runs_and_results(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("callback", "says"),
     [
-        (3, "callback_on_step_end must be a function"),
+        (3, "'callback_on_step_end' must be a function, not 3: Called as"),
         (lambda *_: {"latents": "x"}, "latents: expected an array of numbers, not 'x'"),
     ],
 )

@@ -72,12 +72,12 @@ def test_the_same_samples(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_some_of_them(bundle: Bundle, tmp_path: Path) -> None:
     first = bundle.manifest.schedules[0]
-    (path,) = write_plans(bundle, tmp_path, [first.name], [2])
+    (path,) = write_plans(bundle, tmp_path, schedulers=first.name, steps=2)
     assert [plan["steps"] for plan in json.loads(path.read_text())["plans"]] == [2]
     with pytest.raises(InputError, match="no scheduler 'coffee' in this bundle; it has: "):
-        write_plans(bundle, tmp_path, ["coffee"])
+        write_plans(bundle, tmp_path, schedulers=["coffee"])
     with pytest.raises(PlanNotFound, match=r"no plan for 77 steps; add one with: latentc schedule"):
-        write_plans(bundle, tmp_path, [first.name], [77])
+        write_plans(bundle, tmp_path, schedulers=[first.name], steps=[77])
 
 
 def test_kinds_of_clipping(bundle: Bundle) -> None:

@@ -24,6 +24,7 @@ from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import JudgeProbe
 from latentc.runtimes.commands import report
 from latentc.runtimes.errors import BackendError, DeviceUnavailable, InputError, PlanNotFound
+from latentc.runtimes.options import complete
 from latentc.runtimes.pipeline.pipeline import Pipeline, load
 from latentc.runtimes.pipeline.run import Timings
 from latentc.runtimes.presets import setups
@@ -35,6 +36,7 @@ from latentc.runtimes.texts.encoded import Encoded
 from latentc.runtimes.tuning import tune
 from latentc.runtimes.tuning.step_times import Times, measure
 from latentc.runtimes.tuning.tune import Search
+from latentc.runtimes.tuning.tune_arguments import TuneArguments
 from latentc.runtimes.verification import judges
 from tests.support import fakes
 from tests.support.fakes import FakeBackend, add_build, add_probes, make_bundle
@@ -281,7 +283,7 @@ def test_threads_are_tried_once_per_engine(bundle: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("seconds", "static"), [(1.02, False), (1.04, True)])
 def test_any_size_wins_where_it_is_as_fast(bundle: Path, seconds: float, static: bool) -> None:
-    made = Search(Bundle.open(bundle), Budget(60))
+    made = Search(Bundle.open(bundle), Budget(60), complete(TuneArguments, {}))
     fixed = Setup("fake-int8", "fake", "cpu")
     made._add(Trial(fixed, {}, 1.0, Fidelity(50.0)))
     made._add(Trial(replace(fixed, static=False), {}, seconds, Fidelity(40.0)))
@@ -351,7 +353,7 @@ def test_every_kind_of_step_is_measured() -> None:
 
 
 def test_combinations_with_step_caching(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Search(Bundle.open(bundle), Budget(60))
+    made = Search(Bundle.open(bundle), Budget(60), complete(TuneArguments, {}))
     monkeypatch.setattr(made, "_complete_kinds", lambda *_, **__: None)
     base = Setup("fake-int8", "fake", "cpu")
     found = list(made._combinations(base, ("guidance_stop", "cache_interval")))

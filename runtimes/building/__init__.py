@@ -1,0 +1,1 @@
+"""Engines that are built on the machine where a bundle runs."""

@@ -1,0 +1,19 @@
+"""This module declares once each argument of writing a bundle's sampling plans out."""
+
+from collections.abc import Sequence
+from typing import Annotated, TypedDict
+
+from latentc.runtimes.options import Option
+
+
+class PlansArguments(TypedDict, total=False):
+    """The arguments of `latentc.runtimes.sampling.plan_json.write_plans`, the places aside."""
+
+    schedulers: Annotated[
+        str | Sequence[str],
+        Option("Only this one.", default=(), usual="all", flags=("--scheduler",), metavar="NAME"),
+    ]
+    steps: Annotated[
+        int | Sequence[int],
+        Option("Only this step count.", default=(), usual="all", metavar="N"),
+    ]
