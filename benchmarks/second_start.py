@@ -29,6 +29,7 @@ from latentc.benchmarks.measure import (
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.storage.files import temporary_folder
 from latentc.runtimes.terminal import say
+from latentc.runtimes.unknown_names import suggestion
 
 FIRST, SECOND, UNCACHED = "first start", "second start", "second, compiled again"
 SCRIPT = """
@@ -117,7 +118,8 @@ def main(
     """Compare the first start of a BUNDLE on this machine with the second."""
     known = [each.name for each in Manifest.load(bundle).builds]
     if build not in known:
-        raise click.ClickException(f"{bundle} has no build {build!r}; it has {', '.join(known)}")
+        hint = suggestion(build, known, "it has")
+        raise click.ClickException(f"{bundle} has no build {build!r}; {hint}")
     say(machine().line())
     try:
         starts = measure([str(bundle), build, compute, "{}" if static else "null"], runs)

@@ -53,14 +53,22 @@ OUTPUT = "The bundle's folder; what is there of the same source is kept and adde
           --pass downsampled-attention
     """
 )
-@click.argument("source")
+@click.argument("source", required=False, metavar="SOURCE")
+@click.option("-m", "--model", metavar="SOURCE", hidden=True, help="SOURCE, as optimum-cli has it.")
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="PATH", help=OUTPUT
 )
 @options_of(available_options(), settings=IN_OTHER_FORM)
 @click.option("--dry-run", is_flag=True, help="Say what the export will need; make nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the result only.")
-def export(source: str, output: Path, dry_run: bool, quiet: bool, **options: Any) -> None:
+def export(
+    source: str | None,
+    model: str | None,
+    output: Path,
+    dry_run: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Compile a diffusers pipeline into a bundle.
 
     SOURCE is a Hub id, a diffusers folder, a checkpoint of one file, or "builtin" for the model in
@@ -73,8 +81,9 @@ def export(source: str, output: Path, dry_run: bool, quiet: bool, **options: Any
     from latentc.exporter.compiler.preflight import Need
     from latentc.runtimes.commands.report import print_verification
 
+    named = _one_source(source, model)
     reporter = Reporter(quiet)
-    place = builtin_folder() if source == BUILTIN else source
+    place = builtin_folder() if named == BUILTIN else named
     with reporter:
         ask = compiler.preflight if dry_run else compiler.export
         result = ask(place, output, report=reporter.report, **given_options(options))
@@ -117,6 +126,21 @@ def schedule(bundle: Path, schedulers: tuple[str, ...], quiet: bool, **options: 
     for entry in manifest.schedules:
         if entry.name in schedulers:
             say(f"{entry.name}: {describe_steps(entry.steps)} steps")
+
+
+def _one_source(source: str | None, model: str | None) -> str:
+    """Return what is exported, which is given by its place or by ``--model``.
+
+    Raises:
+        click.UsageError: it is given twice, or not at all.
+    """
+    context = click.get_current_context()
+    if source and model:
+        context.fail(f"{source!r} and --model {model}: one SOURCE is exported; its folder is -o")
+    if not (source or model):
+        (place,) = (each for each in context.command.params if each.name == "source")
+        raise click.MissingParameter(ctx=context, param=place)
+    return source or model or ""
 
 
 class Reporter:

@@ -46,6 +46,7 @@ class _Common(TypedDict, total=False):
             "`denoiser=int8,vae_decoder=fp16`; `all`: each target in every precision that it has.",
             default="fp32",
             flags=("-p", "--precision"),
+            aliases=("--weight-format", "--dtype"),
             metavar="NAME",
             see="precisions.md",
         ),

@@ -36,7 +36,7 @@ from latentc.exporter.schedulers.names import SCHEDULERS, unknown_scheduler
 from latentc.exporter.source.adapters import kinds as ingredients
 from latentc.exporter.source.left_out import takes_watermark
 from latentc.exporter.source.resolving import PipelineSource
-from latentc.exporter.targets import TARGETS, passes, verifier
+from latentc.exporter.targets import TARGETS, passes, unknown_target, verifier
 from latentc.exporter.targets import options as own_options
 from latentc.exporter.targets.options import TargetOptions, of_targets
 from latentc.runtimes.backends import backend as engines
@@ -54,6 +54,7 @@ from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import is_intact
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.unknown_names import suggestion
 
 # What a bundle can be asked to be for besides what its pipeline does anyhow, and the components
 # that it takes: for each the parts of the source that it is made of.
@@ -324,11 +325,11 @@ def check(options: ExportOptions) -> None:
         raise InputError("no precision given, such as fp32 or all")
     for target in options.targets:
         if target not in TARGETS:
-            raise InputError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
+            raise unknown_target(target)
     rewriting(options.asked)
     for task in options.tasks:
         if task not in TASKS:
-            raise InputError(f"unknown task {task!r}; tasks: {', '.join(TASKS)}")
+            raise InputError(f"unknown task {task!r}; {suggestion(task, TASKS)}")
     for target, precision in options.builds():
         for each in _own_precisions(precision):
             for name in options.passes(target, each):

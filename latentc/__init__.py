@@ -99,8 +99,16 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"latentc.{name}")
     if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = "" if name.startswith("__") else _hint(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(import_module(_LAZY[name]), name)
+
+
+def _hint(name: str) -> str:
+    from latentc.runtimes.unknown_names import ADVICE_ON_ATTRIBUTES, suggestion
+
+    hint = suggestion(name, __all__, has="", advice=ADVICE_ON_ATTRIBUTES)
+    return f"; {hint}" if hint else ""
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ from latentc.runtimes.interrupts import noticed
 
 # name → where it is, one line about it
 from latentc.runtimes.terminal import say
+from latentc.runtimes.unknown_names import suggestion
 from latentc.runtimes.version import __version__
 
 COMMANDS = {
@@ -62,6 +63,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"no such command: {name}; {suggestion(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -69,6 +78,8 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""
     \b
@@ -78,8 +89,11 @@ class LazyGroup(click.Group):
     """,
 )
 @click.version_option(__version__, prog_name="latentc")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Compile diffusion pipelines to ONNX, OpenVINO and more; run them without PyTorch."""
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -134,9 +148,14 @@ def _fail(error: BaseException, code: int, message: str) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    message = f"error: {error.format_message()}"
     context = getattr(error, "ctx", None)
-    return f"{message} (see: {context.command_path} --help)" if context else message
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption):
+        from latentc.runtimes.commands.declared_options import no_such_option
+
+        message = no_such_option(error.option_name, context.command if context else cli)
+    see = f" (see: {context.command_path} --help)" if context else ""
+    return f"error: {message}{see}"
 
 
 def _never_fails(stream: TextIO) -> None:

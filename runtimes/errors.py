@@ -21,6 +21,7 @@ Ctrl-C exits with 130, as shells expect.
 from __future__ import annotations
 
 from latentc.runtimes.terminal import visible
+from latentc.runtimes.unknown_names import suggestion
 
 
 class LatentcError(Exception):
@@ -84,10 +85,9 @@ class DeviceUnavailable(BackendError):
         self.backend = backend
         self.device = device
         self.available = available
+        hint = suggestion(device, available, "it has")
         super().__init__(
-            reason
-            or f"backend {backend!r} has no device {device!r} on this machine; "
-            f"it has: {', '.join(available) or 'none'}"
+            reason or f"backend {backend!r} has no device {device!r} on this machine; {hint}"
         )
 
 

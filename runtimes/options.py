@@ -19,7 +19,6 @@ import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache, cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,6 +35,7 @@ from typing import (
 )
 
 from latentc.runtimes.errors import InputError, shown
+from latentc.runtimes.unknown_names import ADVICE_ON_OPTIONS, suggestion
 
 _COMMON = (bool, int, float, str)
 _FUNCTION = cast(type, Callable)
@@ -52,9 +52,10 @@ class Option:
     in words where a value cannot. `least` and `most`: inclusive limits of a number, `above` and
     `below`: exclusive ones. `choices`: the texts that are possible, where the type does not say
     them. `flags`: on the command line, where that is not the name with hyphens, and of those one
-    that says no (``--no-``) after one that says yes; `metavar`: what stands for its value there.
-    `hidden`: why the command line has no such option. `see`: a link
-    from docs/ to where more is said.
+    that says no (``--no-``) after one that says yes; `aliases`: flags that other tools have for the
+    same, which the command line takes and does not show; `metavar`: what stands for its value
+    there. `hidden`: why the command line has no such option. `see`: a link from docs/ to where more
+    is said.
     """
 
     help: str
@@ -66,6 +67,7 @@ class Option:
     below: float | None = None
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     metavar: str = ""
     hidden: str = ""
     see: str = ""
@@ -96,6 +98,22 @@ class Declared:
     def flags(self) -> tuple[str, ...]:
         """Return its spellings on the command line."""
         return self.option.flags or ("--" + self.name.replace("_", "-"),)
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Return further spellings that the command line takes: flags of other tools, the keyword's
+        own name, and underscores in the place of hyphens."""
+        named = () if self.says_no else ("--" + self.name.replace("_", "-"),)
+        flags = (flag for flag in self.flags if self.says_no or not flag.startswith("--no-"))
+        hyphened = (*flags, *self.option.aliases, *named)
+        long = (flag for flag in hyphened if flag.startswith("--"))
+        every = dict.fromkeys((*hyphened, *("--" + flag[2:].replace("-", "_") for flag in long)))
+        return tuple(flag for flag in every if flag not in self.flags)
+
+    @property
+    def says_no(self) -> bool:
+        """Return whether the command line has a flag for False alone."""
+        return all(flag.startswith("--no-") for flag in self.flags)
 
     @property
     def usual(self) -> str:
@@ -254,7 +272,7 @@ def given_of(arguments: Arguments, given: Mapping[str, Any]) -> dict[str, Any]:
     known = options_in(arguments)
     for name in given:
         if name not in known:
-            raise InputError(unknown(name, known))
+            raise InputError(unknown_argument(name, known))
     checked = {name: value for name, value in given.items() if value is not None}
     for name, value in checked.items():
         check(known[name], value)
@@ -280,10 +298,27 @@ def tuple_of(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
-def unknown(name: str, known: Mapping[str, Any]) -> str:
-    """Return what to say of a name that is none of the known ones."""
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+def unknown_argument(
+    name: str,
+    options: Mapping[str, Declared],
+    taken: Sequence[str] | None = None,
+    has: str = "known",
+) -> str:
+    """Return what to say of a name that is no argument.
+
+    Args:
+        options: what is declared, by name.
+        taken: the names that there are; None says those of the options.
+        has: what leads to their list.
+    """
+    names = [*options] if taken is None else taken
+    spelled = {
+        flag.lstrip("-"): option.name
+        for option in options.values()
+        if option.name in names and not option.says_no
+        for flag in (*option.flags, *option.aliases)
+    }
+    hint = suggestion(name, names, has, other_names=spelled, advice=ADVICE_ON_OPTIONS)
     return f"unknown argument {name!r}; {hint}"
 
 
@@ -315,8 +350,9 @@ def check_limits(option: Declared, value: Any) -> None:
     """Check a value of the right type. Raises InputError as `check` does."""
     limits = option.option
     if limits.choices and isinstance(value, str) and value not in limits.choices:
-        names = ", ".join(limits.choices)
-        raise InputError(f"{option.name!r} must be one of {names}, not {shown(value)}")
+        names, near = ", ".join(limits.choices), suggestion(value, limits.choices, has="")
+        said = f"{option.name!r} must be one of {names}, not {shown(value)}"
+        raise InputError(f"{said}; {near}" if near else said)
     number = isinstance(value, Real)
     if number and limits.least is not None and not value >= limits.least:
         raise InputError(f"{option.name!r} must be at least {limits.least}, not {shown(value)}")

@@ -118,7 +118,8 @@ def options_of(name: str) -> list[click.Option]:
     if isinstance(command, click.Group):
         command = command.commands[part or "run"]
     assert command is not None
-    return [flag for flag in command.params if isinstance(flag, click.Option)]
+    options = (flag for flag in command.params if isinstance(flag, click.Option))
+    return [flag for flag in options if not flag.hidden]
 
 
 def with_tables(text: str, page: str) -> str:

@@ -30,6 +30,7 @@ from latentc.benchmarks.bench.model import SCENARIOS
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.files import LARGEST_SETTINGS, read_regular
 from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.unknown_names import suggestion
 
 # Kinds of PyTorch pipelines, each with what a person calls it.
 BASELINES = {
@@ -217,9 +218,8 @@ def check_scenarios(names: Iterable[str]) -> tuple[str, ...]:
         InputError: an unknown one.
     """
     wanted = set(names)
-    if wanted - SCENARIOS.keys():
-        unknown = ", ".join(map(repr, sorted(wanted - SCENARIOS.keys())))
-        raise InputError(f"no scenario {unknown}; there are: {', '.join(SCENARIOS)}")
+    for name in sorted(wanted - SCENARIOS.keys()):
+        raise InputError(f"no scenario {name!r}; {suggestion(name, SCENARIOS)}")
     return tuple(name for name in SCENARIOS if name in wanted)
 
 
@@ -277,7 +277,7 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
     for name, known in (("torch", BASELINES), ("peer", PEERS), ("settings", PEER_SETTINGS)):
         for value in lists.get(name, ()):
             if value not in known:
-                raise InputError(f"{where}: no {name} {value!r}; there are: {', '.join(known)}")
+                raise InputError(f"{where}: no {name} {value!r}; {suggestion(str(value), known)}")
     for name in ("batch", "threads", "steps"):
         if any(value < (name != "threads") for value in lists.get(name, ())):
             raise InputError(f"{where}: {name} must be positive")
@@ -315,8 +315,8 @@ def _group(where: str, given: Mapping[str, Any]) -> Group:
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(given.keys() - known)
     if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise InputError(f"{where}: unknown key {names}; known: {', '.join(sorted(known))}")
+        hint = suggestion(unknown[0], sorted(known), "known")
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; {hint}")
 
 
 def _listed(where: str, name: str, value: Any) -> tuple[Any, ...]:
@@ -336,8 +336,8 @@ def _baselines(path: Path, document: Mapping[str, Any]) -> tuple[str, ...] | Non
     names = _names(path, document, "baseline")
     for name in names or ():
         if name not in (*BASELINES, NO_BASELINE):
-            there_are = ", ".join((*BASELINES, NO_BASELINE))
-            raise InputError(f"{path}: no baseline {name!r}; there are: {there_are}")
+            hint = suggestion(str(name), (*BASELINES, NO_BASELINE))
+            raise InputError(f"{path}: no baseline {name!r}; {hint}")
     return names
 
 

@@ -18,6 +18,7 @@ from latentc.benchmarks.bench.bench_arguments import BenchArguments, CompareArgu
 from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError, LatentcError, PerformanceRegression
 from latentc.runtimes.terminal import markup, say
+from latentc.runtimes.unknown_names import near_names, suggestion
 
 if TYPE_CHECKING:
     from latentc.benchmarks.bench.model import Report
@@ -32,12 +33,16 @@ class DefaultGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {*self.commands, *ctx.help_option_names}
         if args and args[0] not in known:
+            if near_names(args[0], self.commands) and not Path(args[0]).exists():
+                ctx.fail(f"no such command: {args[0]}; {suggestion(args[0], self.commands)}")
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
 @click.group(
     cls=DefaultGroup,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
     epilog="""
     \b
     Examples:
@@ -48,8 +53,11 @@ class DefaultGroup(click.Group):
     `latentc bench BUNDLE` is `latentc bench run BUNDLE`; its options: latentc bench run --help
     """,
 )
-def bench() -> None:
+@click.pass_context
+def bench(context: click.Context) -> None:
     """Measure a bundle's builds against PyTorch: speed, memory, fidelity, in one report."""
+    if context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 @bench.command(

@@ -17,6 +17,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.sizes import side
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.errors import InputError, PlanNotFound, SourceError
+from latentc.runtimes.unknown_names import suggestion
 
 DEFAULT_STEPS = 10
 
@@ -139,8 +140,8 @@ def _build(manifest: Manifest, name: str) -> Build:
     for build in manifest.builds:
         if build.name == name:
             return build
-    names = ", ".join(build.name for build in manifest.builds) or "none"
-    raise InputError(f"the bundle has no build {name!r}; it has: {names}")
+    hint = suggestion(name, (build.name for build in manifest.builds), "it has")
+    raise InputError(f"the bundle has no build {name!r}; {hint}")
 
 
 def _complete(case: Case, manifest: Manifest) -> Case:

@@ -20,6 +20,7 @@ from typing import Any
 
 from latentc.runtimes.errors import BackendError, InputError
 from latentc.runtimes.storage.files import temporary_folder
+from latentc.runtimes.unknown_names import suggestion
 
 HERE = Path(__file__).parent
 HOME = "LATENTC_PEERS"  # environment variable: the folder that holds the environments
@@ -82,7 +83,7 @@ def find(name: str) -> Peer:
         InputError: there is none; lists those that there are.
     """
     if name not in PEERS:
-        raise InputError(f"no peer {name!r}; there are: {', '.join(PEERS)}")
+        raise InputError(f"no peer {name!r}; {suggestion(name, PEERS)}")
     return PEERS[name]
 
 

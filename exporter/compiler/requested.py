@@ -17,6 +17,7 @@ from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.latents import other_sizes
 from latentc.runtimes.programs.statements import loop_of
 from latentc.runtimes.programs.uses import components_run
+from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
     from latentc.exporter.options import ExportOptions
@@ -54,8 +55,8 @@ def with_tasks(description: Description, asked: Sequence[str], pipeline_class: s
     programs = {description.program.name: description.program}
     for name in asked:
         if name not in offers:
-            has = ", ".join(offers)
-            raise InputError(f"{pipeline_class} has no task {name}; it has: {has}")
+            hint = suggestion(name, offers, "it has")
+            raise InputError(f"{pipeline_class} has no task {name}; {hint}")
         programs[name] = offers[name]
     needed = {name for program in programs.values() for name in components_run(program)}
     graphs = tuple(graph for graph in description.graphs if graph.component.name in needed)

@@ -17,6 +17,7 @@ from latentc.runtimes.bundle.precision import split_passes
 from latentc.runtimes.bundle.precisions import PASSES as PASSES
 from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.unknown_names import suggestion
 
 # Precision → the passes that make it, by module name. Each target names the table that it goes
 # by (exporter/targets). STORED: weights in fewer bits, arithmetic in float32. COMPUTED:
@@ -88,7 +89,7 @@ def rewriting(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     for name in names:
         if name not in PASSES:
-            raise InputError(f"unknown pass {name!r}; passes: {', '.join(PASSES)}")
+            raise InputError(f"unknown pass {name!r}; {suggestion(name, PASSES)}")
     return tuple(name for name in names if PASSES[name].modules)
 
 
@@ -102,10 +103,8 @@ def modules(names: Iterable[str]) -> tuple[str, ...]:
     names = tuple(names)
     for name in names:
         if name not in standing:
-            raise InputError(
-                f"unknown pass {name!r} in a precision; passes that a precision may have: "
-                f"{', '.join(standing)}"
-            )
+            hint = suggestion(name, standing, "passes that a precision may have")
+            raise InputError(f"unknown pass {name!r} in a precision; {hint}")
     return tuple(module for name in names for module in standing[name])
 
 

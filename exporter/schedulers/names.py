@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.unknown_names import suggestion
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ DEFAULT_SCHEDULERS = (
 
 def unknown_scheduler(name: str) -> InputError:
     """Return the error about a name that is neither one of `SCHEDULERS` nor a class."""
+    listed = f"{', '.join(SCHEDULERS)}, or the name of a diffusers scheduler class"
     return InputError(
-        f"unknown scheduler {name!r}; known: {', '.join(SCHEDULERS)}, "
-        "or the name of a diffusers scheduler class"
+        f"unknown scheduler {name!r}; {suggestion(name, SCHEDULERS, 'known', listed=listed)}"
     )
 
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentc.exporter.source import hub
 from latentc.exporter.source.adapters.kinds import KINDS, AdapterKind
-from latentc.exporter.source.weight_files import PICKLES, SAFE
 from latentc.runtimes.errors import InputError, shown
+from latentc.runtimes.storage.places import is_hub_id
 
 # What is given beside a source besides adapters.
 OTHERS: Mapping[str, AdapterKind] = {
@@ -52,8 +51,7 @@ def _check(kind: str, given: str) -> None:
     path, colon, scale = place.rpartition(":")
     if kind == "lora" and colon and path[1:]:  # not the letter of a drive
         raise InputError(f"LoRA {given}: expected a number after the colon, not {scale!r}")
-    a_file = place.count("/") == 1 and place.lower().endswith((SAFE, *PICKLES))
-    if a_file or not hub.is_id(place, record.inside):
+    if not is_hub_id(place, record.inside):
         raise InputError(f"no such {what}: {place}")
 
 

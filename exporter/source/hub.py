@@ -10,13 +10,7 @@ from unittest import mock
 
 from latentc.exporter.resources import GIB, free_disk
 from latentc.runtimes.errors import SourceError, first_line
-
-
-def is_id(place: str, inside: bool = False) -> bool:
-    """Return whether a text may be ``OWNER/NAME``, or ``OWNER/NAME/PATH`` with `inside`."""
-    pieces = place.split("/")
-    fits = len(pieces) >= 2 if inside else len(pieces) == 2
-    return fits and all(pieces) and not place.startswith((".", "~"))
+from latentc.runtimes.storage.places import is_hub_id, names_weights
 
 
 def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool = False) -> Path:
@@ -29,8 +23,8 @@ def fetch(place: str, what: str, kind: str, get: Callable[[], str], inside: bool
     Raises:
         SourceError: it is no id, or it could not be had.
     """
-    if not is_id(place, inside):
-        raise SourceError(f"no such {what}: {place}")
+    if not is_hub_id(place, inside):
+        raise SourceError(f"no such {'file' if names_weights(place) else what}: {place}")
     try:
         return Path(get())
     except SourceError:

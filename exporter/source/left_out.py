@@ -9,6 +9,7 @@ from latentc.exporter.classes import CLASSES, record_of
 from latentc.exporter.components.names import SAFETY_CHECKER, WATERMARK
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.unknown_names import suggestion
 
 # How the classes begin that take an add_watermarker, and the one that does not.
 _WATERMARKED, _UNMARKED = "StableDiffusionXL", "StableDiffusionXLAdapterPipeline"
@@ -58,10 +59,8 @@ def check(without: Collection[str]) -> None:
     known = [*dict.fromkeys((*_UNUSED, *lacked))]
     for name in without:
         if name not in known:
-            raise InputError(
-                f"--without {name}: no pipeline can be exported without it; what may be left out: "
-                f"{', '.join(known)}"
-            )
+            hint = suggestion(name, known, "what may be left out")
+            raise InputError(f"--without {name}: no pipeline can be exported without it; {hint}")
 
 
 def present(class_name: str, index: Mapping[str, Any], single_file: bool = False) -> list[str]:

@@ -33,13 +33,16 @@ from latentc.exporter.source.left_out import OTHER_PARTS, left_out, present, unu
 from latentc.exporter.source.model_card import Card
 from latentc.exporter.source.single_file import SingleFile
 from latentc.exporter.source.weight_files import SAFE, check
+from latentc.runtimes.bundle.manifest import MANIFEST
 from latentc.runtimes.bundle.structures import LeftOut
 from latentc.runtimes.bundle.trust import sha256
 from latentc.runtimes.errors import InputError, SourceError, UnsupportedPipeline, first_line
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, read_regular
 from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.storage.places import INDEX as INDEX
+from latentc.runtimes.storage.places import names_weights
+from latentc.runtimes.unknown_names import suggestion
 
-INDEX = "model_index.json"
 NOTES = "latentc.json"  # see latentc.exporter.verification.judging
 # Classes that transformers has under another name today, and published pipelines under the old one.
 _RENAMED = {"DPTFeatureExtractor": "DPTImageProcessor"}
@@ -99,6 +102,8 @@ def resolve(
         UnsupportedPipeline: a pipeline class that no family handles.
     """
     file = None
+    if names_weights(str(source)) and not Path(source).expanduser().exists():
+        raise SourceError(f"no such file: {source}")
     if Path(source).expanduser().is_file():
         file = single_file.find(Path(source).expanduser(), config, allow_pickle)
     elif config is not None:
@@ -316,6 +321,8 @@ def _download(source: str, revision: str | None, variant: str | None) -> tuple[P
 @parser(SourceError, "folder", f"a diffusers pipeline with a {INDEX} that can be read")
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
+    if not path.is_file() and (folder / MANIFEST).is_file():
+        raise SourceError(f"{folder} is a bundle already: latentc inspect {folder} shows it")
     if not path.is_file():
         raise SourceError(
             f"{folder} is not a diffusers pipeline: it has no {INDEX} "
@@ -439,13 +446,11 @@ def _left_out(
     names = [name for name in without if name not in others]
     for name in names:
         if name not in parts_by_name or name not in parts:
-            possible = (
-                ", ".join([*(each for each in parts_by_name if each in parts), *others])
-                or "nothing"
+            possible = [*(each for each in parts_by_name if each in parts), *others]
+            hint = suggestion(
+                name, possible, "it works without", listed="" if possible else "nothing"
             )
-            raise InputError(
-                f"{class_name} cannot be exported without {name!r}; it works without: {possible}"
-            )
+            raise InputError(f"{class_name} cannot be exported without {name!r}; {hint}")
     return frozenset(part for name in names for part in parts_by_name[name])
 
 

@@ -11,12 +11,12 @@ from latentc.exporter.stored_weights import check_finite
 from latentc.runtimes.errors import SourceError
 from latentc.runtimes.storage.files import require_regular
 from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.storage.places import PICKLES as PICKLES
+from latentc.runtimes.storage.places import SAFE as SAFE
 
 if TYPE_CHECKING:
     import torch
 
-SAFE = ".safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TRUSTED = ", or trust who made it and give --allow-pickle"
 
 

@@ -15,6 +15,7 @@ from latentc.exporter.targets.target import TargetInfo as TargetInfo
 from latentc.runtimes import plugins
 from latentc.runtimes.bundle.precision import split_passes
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.unknown_names import suggestion
 
 ENTRY_POINTS = "latentc.targets"
 TARGETS = plugins.Registry(
@@ -60,14 +61,20 @@ def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ..
     found = TARGETS[target].precisions.get(plain)
     if found is None:
         pairs = "; ".join(f"{name}: {', '.join(t.precisions)}" for name, t in TARGETS.items())
-        raise InputError(f"target {target!r} has no precision {plain!r}; there are {pairs}")
+        hint = suggestion(plain, TARGETS[target].precisions, listed=pairs)
+        raise InputError(f"target {target!r} has no precision {plain!r}; {hint}")
     return (*modules(asked), *found, *options.passes())
+
+
+def unknown_target(name: str) -> InputError:
+    """Return the error about a name that is none of `TARGETS`."""
+    return InputError(f"unknown target {name!r}; {suggestion(name, TARGETS)}")
 
 
 def get(name: str) -> Target:
     """The target's module. Raises InputError for an unknown name."""
     if name not in TARGETS:
-        raise InputError(f"unknown target {name!r}; known targets: {', '.join(TARGETS)}")
+        raise unknown_target(name)
     module: Any
     try:
         with plugins.started(f"target {name!r}"):

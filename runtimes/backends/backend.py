@@ -24,6 +24,7 @@ from latentc.runtimes.errors import (
     InputError,
     LatentcError,
 )
+from latentc.runtimes.unknown_names import suggestion
 
 ENTRY_POINTS = "latentc.backends"
 LAST_PLACE = 100  # of a precision that a backend says nothing of
@@ -252,27 +253,8 @@ class Backend(ABC):
         offered = self.option_names(device) if options.extra else None
         for option in options.extra:
             if offered is not None and option not in offered:
-                raise InputError(
-                    f"backend {self.name!r} has no option {option!r}; {_suggested(option, offered)}"
-                )
-
-
-def _suggested(name: str, known: Collection[str]) -> str:
-    """Return a hint at the names that may have been meant, or at all names where none is alike."""
-    if not known:
-        return "it takes none"
-    from difflib import get_close_matches
-
-    ordered = sorted(known)
-    ends = {each.rpartition(".")[2]: each for each in ordered}
-    near = [
-        *get_close_matches(name, ordered, n=3, cutoff=0.5),
-        *(each for each in ordered if name.lower() in each.lower()),
-        *(ends[end] for end in get_close_matches(name, ends, n=3, cutoff=0.4)),
-    ]
-    if near:
-        return f"did you mean {' or '.join(list(dict.fromkeys(near))[:4])}?"
-    return f"it has {len(ordered)}, such as {', '.join(ordered[-8:])}"
+                hint = suggestion(option, sorted(offered), "it has")
+                raise InputError(f"backend {self.name!r} has no option {option!r}; {hint}")
 
 
 _REQUIRED = ("name", "package", "install", "targets")  # of a backend's class attributes
@@ -296,7 +278,7 @@ def find(name: str) -> type[Backend]:
     """
     reference = BACKENDS.get(name) or plugins.entry_points(ENTRY_POINTS).get(name)
     if reference is None:
-        raise InputError(f"no backend named {name!r}; known backends: {', '.join(names())}")
+        raise InputError(f"no backend named {name!r}; {suggestion(name, names())}")
     try:
         backend = plugins.resolve(reference)
     except plugins.BrokenPlugin as error:

@@ -11,6 +11,7 @@ from latentc.runtimes.bundle.precision import canonical, has_passes, usual_preci
 from latentc.runtimes.bundle.precisions import PRECISIONS, Precision
 from latentc.runtimes.bundle.structures import Build
 from latentc.runtimes.errors import BackendError, BackendUnavailable, InputError
+from latentc.runtimes.unknown_names import suggestion
 
 
 def choose_build(
@@ -41,7 +42,10 @@ def choose_build(
     if not builds:
         wishes = [f"build {build!r}"] if build else []
         wishes += [f"precision {precision!r}"] if precision else []
-        raise InputError(f"the bundle has no {' of '.join(wishes) or 'builds'}; {_has(manifest)}")
+        asked, names = (build, "name") if build else (precision or "", "precision")
+        known = dict.fromkeys(getattr(each, names) for each in manifest.builds)
+        hint = suggestion(asked, known, "it has", listed=describe(manifest))
+        raise InputError(f"the bundle has no {' of '.join(wishes) or 'builds'}; {hint}")
     if not (build or precision or passes):
         builds = [each for each in builds if not has_passes(each.precision)]
         if not builds:

@@ -22,6 +22,7 @@ from latentc.runtimes.bundle.structures import Document
 from latentc.runtimes.errors import BundleError
 from latentc.runtimes.storage.files import UnreadableFile, read_regular
 from latentc.runtimes.storage.parsing import parser, parsing
+from latentc.runtimes.storage.places import INDEX, is_hub_id, names_weights
 
 FORMAT_VERSION = 2
 NEEDS: tuple[str, ...] = ()  # what this reader knows of what documents may need
@@ -116,11 +117,24 @@ def schema() -> dict[str, Any]:
     return msgspec.json.schema(Manifest)
 
 
+def _may_be_id(place: Path) -> bool:
+    """Return whether what is not there may be an id on the Hub: no folder has its owner's name."""
+    return is_hub_id(place.as_posix()) and not os.path.exists(place.parent)
+
+
 def _not_a_bundle(bundle: Path, error: OSError) -> str:
     if isinstance(error, UnreadableFile):
         return f"{bundle / MANIFEST}: {error.strerror}"
+    export = f"latentc export {shlex.quote(os.fspath(bundle))} -o BUNDLE"
     if not os.path.exists(bundle):  # Path.exists raises where no file can have the name
-        return f"no bundle at {bundle}: no such folder"
+        if names_weights(os.fspath(bundle)):
+            return f"no such file: {bundle}; a bundle is the folder that latentc export makes of it"
+        hub = f"; for the model of this name on the Hub: {export}" if _may_be_id(bundle) else ""
+        return f"no bundle at {bundle}: no such folder{hub}"
+    if os.path.isfile(bundle / INDEX):
+        return f"{bundle} is a diffusers pipeline, not a bundle yet: {export}"
+    if os.path.isfile(bundle) and names_weights(os.fspath(bundle)):
+        return f"{bundle} is a file of weights, not a bundle yet: {export}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{bundle} is not a bundle: it has no {MANIFEST}"
     return f"{bundle / MANIFEST}: {error.strerror}"

@@ -16,6 +16,7 @@ from latentc.runtimes.bundle.precisions import PRECISIONS
 from latentc.runtimes.bundle.structures import Component
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.unknown_names import suggestion
 
 DENOISER = "denoiser"
 SHALLOW = "shallow_denoiser"  # a part of it, of the same precision
@@ -94,7 +95,7 @@ def check_components(precision: str, known: Iterable[str]) -> None:
         if name not in known:
             raise InputError(
                 f"--precision {precision}: the pipeline has no component {name!r}; "
-                f"it has {', '.join(known)}"
+                f"{suggestion(name, known, 'it has')}"
             )
 
 

@@ -24,6 +24,7 @@ from latentc.runtimes.programs.guidance import guidance_of_loop
 from latentc.runtimes.programs.latents import Latents, other_sizes
 from latentc.runtimes.programs.statements import Program, Run, Symbol, Tokens, loop_of, loops_of
 from latentc.runtimes.programs.values import Rows
+from latentc.runtimes.unknown_names import suggestion
 
 
 class Sides(Protocol):
@@ -118,11 +119,9 @@ def fixed(manifest: Manifest, static: Mapping[str, float]) -> dict[str, dict[str
     others = other_sizes(manifest.programs[0])
     arguments = [symbol.argument for symbol in others.values()]
     allowed = tuple(dict.fromkeys((*STATIC, scale, *arguments, *binning)))
-    unknown = set(static) - set(allowed)
-    if unknown:
-        raise InputError(
-            f"static sizes take {', '.join(allowed)}, not {', '.join(sorted(unknown))}"
-        )
+    for name in sorted(set(static) - set(allowed)):
+        hint = suggestion(name, allowed, "it takes")
+        raise InputError(f"'static' has no size {name!r}; {hint}")
     images = int(static.get("images", 1))
     if images < 1:
         raise InputError(f"images must be at least 1, not {images}")

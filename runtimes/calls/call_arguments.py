@@ -109,6 +109,7 @@ class CountArguments(TypedDict, total=False):
             least=1,
             most=MOST_IMAGES,
             flags=("-n", "--num-images"),
+            aliases=("-b", "--batch-count"),
             metavar="N",
             details="The images of one prompt are next to each other.",
         ),
@@ -139,8 +140,20 @@ class CountArguments(TypedDict, total=False):
         Option(
             "For the same image again; one for the whole batch, or one for each image.",
             usual="drawn, and told",
+            aliases=("-s",),
             metavar="N",
             details="The image is that of diffusers with a CPU generator of this seed.",
+        ),
+    ]
+    generator: Annotated[
+        Any | Sequence[Any],
+        Option(
+            "A `torch.Generator` on the CPU in the place of a seed, or one for each image.",
+            usual="none",
+            hidden="for programs that have PyTorch; its seed is --seed",
+            see="python-api.md#generators",
+            details="Noise is drawn from the state that it is in, and it goes on by as much as in "
+            "diffusers.",
         ),
     ]
 
@@ -154,6 +167,7 @@ class ScheduleArguments(TypedDict, total=False):
             "Inference steps.",
             usual=_THE_BUNDLES,
             flags=("--steps",),
+            aliases=("--num-steps", "--sample-steps"),
             metavar="N",
             details="The bundle must have a plan for so many.",
         ),
@@ -163,6 +177,7 @@ class ScheduleArguments(TypedDict, total=False):
         Option(
             "One of the bundle's schedulers, by its name (see: latentc inspect).",
             usual=_THE_BUNDLES,
+            aliases=("--sampler", "--sampling-method"),
             metavar="NAME",
             details="It may be the name of diffusers' class.",
         ),
@@ -219,7 +234,10 @@ class GuidanceArguments(TypedDict, total=False):
     guidance_scale: Annotated[
         float | None,
         Option(
-            "Strength of the guidance; at 1 or below it is off.", usual=_THE_BUNDLES, metavar="X"
+            "Strength of the guidance; at 1 or below it is off.",
+            usual=_THE_BUNDLES,
+            aliases=("--cfg-scale", "--cfg"),
+            metavar="X",
         ),
     ]
     guidance_rescale: Annotated[
@@ -295,13 +313,19 @@ class SizeArguments(TypedDict, total=False):
         Option(
             "Height of the image, in pixels.",
             usual=_THE_BUNDLES,
+            aliases=("-H",),
             metavar="PIXELS",
             details="Of a call with an image, that image's.",
         ),
     ]
     width: Annotated[
         int | None,
-        Option("Width of the image, in pixels.", usual=_THE_BUNDLES, metavar="PIXELS"),
+        Option(
+            "Width of the image, in pixels.",
+            usual=_THE_BUNDLES,
+            aliases=("-W",),
+            metavar="PIXELS",
+        ),
     ]
     num_frames: Annotated[
         int | None,
@@ -370,6 +394,7 @@ class ImageArguments(TypedDict, total=False):
         Option(
             "An image to start from (bundles exported with --task image-to-image), or for a "
             "T2I-Adapter (--t2i-adapter), one for each.",
+            aliases=("-i", "--init-img", "--init-image"),
             metavar="FILE",
             see="cli.md#from-an-image",
             details="Pillow images (greys of 16 bits are scaled), arrays `[height, width, 3]` of "

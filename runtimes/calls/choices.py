@@ -9,6 +9,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.calls import values as checked
 from latentc.runtimes.calls.call_arguments import OUTPUT_TYPES
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.unknown_names import suggestion
 
 # Options that no program declares: how texts are read, and what becomes of masks.
 READING = ("prompt_weighting", "max_embeddings_multiples")
@@ -38,9 +39,8 @@ def scheduler_name(manifest: Manifest, asked: Any) -> str:
     by_class = [schedule.name for schedule in manifest.offered if schedule.class_name == asked]
     if len(by_class) == 1:
         return by_class[0]
-    raise InputError(
-        f"no scheduler {asked!r} in this bundle; it has: {', '.join(by_class or names)}"
-    )
+    hint = suggestion(asked, by_class or names, "it has")
+    raise InputError(f"no scheduler {asked!r} in this bundle; {hint}")
 
 
 def _not_a_name(manifest: Manifest, asked: Any) -> str:

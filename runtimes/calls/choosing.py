@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.calls.call_arguments import CallArguments
 from latentc.runtimes.calls.choices import scheduler_name
 from latentc.runtimes.calls.facts import Facts
 from latentc.runtimes.calls.parse import parse
@@ -15,7 +16,9 @@ from latentc.runtimes.calls.request import Request
 from latentc.runtimes.calls.signature import Signature
 from latentc.runtimes.calls.values import shown
 from latentc.runtimes.errors import InputError
+from latentc.runtimes.options import declared, unknown_argument
 from latentc.runtimes.programs.demand import of_call
+from latentc.runtimes.unknown_names import suggestion
 
 _CACHING = "cache_interval"
 _WAYS = {
@@ -80,10 +83,8 @@ class Calls:
         """
         for name in wanted:
             if not isinstance(name, str) or name not in self.signature.values:
-                raise InputError(
-                    f"no value {shown(name)} can be asked for; this bundle has: "
-                    f"{', '.join(self.signature.values)}"
-                )
+                hint = suggestion(shown(name), self.signature.values, "this bundle has")
+                raise InputError(f"no value {shown(name)} can be asked for; {hint}")
 
     def choose(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Facts:
         """Return the program whose images a call gives: the one that takes just these, or where
@@ -135,10 +136,10 @@ class Calls:
                 f"this bundle has no use for {' and '.join(unknown)}; export it with {way}, or "
                 "leave it out"
             )
-        raise InputError(
-            f"unknown argument {', '.join(map(repr, unknown))}; "
-            f"this bundle takes: {', '.join(self.signature.names)}"
-        )
+        name, names, options = unknown[0], self.signature.names, declared(CallArguments)
+        if name in options:
+            raise InputError(f"unknown argument {name!r}; this bundle takes: {', '.join(names)}")
+        raise InputError(unknown_argument(name, options, names, "this bundle takes"))
 
 
 def _spoken(facts: Facts) -> str:

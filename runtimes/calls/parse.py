@@ -23,6 +23,7 @@ from latentc.runtimes.calls.arguments import (
 )
 from latentc.runtimes.calls.choices import MASK_OPTIONS, READING, check_output_type
 from latentc.runtimes.calls.facts import SEVERAL, Facts
+from latentc.runtimes.calls.given_generators import generators_of, seeds_of
 from latentc.runtimes.calls.images import check_counts, listed, prepared, with_pixels
 from latentc.runtimes.calls.reading import check_reading
 from latentc.runtimes.calls.request import Request, singles
@@ -35,7 +36,7 @@ from latentc.runtimes.programs.values import Rows
 from latentc.runtimes.sampling.views import MOST_VIEWS, count_views
 
 _CALL_WIDE = (
-    *("seed", "scheduler", *SEVERAL.values(), "batch_size", "output_type"),
+    *("seed", "generator", "scheduler", *SEVERAL.values(), "batch_size", "output_type"),
     *(*READING, *MASK_OPTIONS),
 )
 
@@ -97,6 +98,7 @@ def parse(
     }
     if facts.loop_place in demand.live:
         _refuse_many_views(facts, symbols)
+    generators = generators_of(given, made)
     live = (facts.program.steps[place] for place in demand.live)
     images = with_pixels(
         prepared(facts, images_by_argument, sizes, masking),
@@ -113,7 +115,8 @@ def parse(
         given=named,
         prompts=prompts,
         images_per_prompt=each,
-        seeds=checked.seeds(given.get("seed"), made),
+        seeds=checked.seeds(given.get("seed"), made) if not generators else seeds_of(generators),
+        generators=generators,
         sizes=sizes,
         symbols=symbols,
         scheduler=scheduler,

@@ -12,6 +12,7 @@ from latentc.runtimes.calls.images import Images, MaskOptions, Sizes
 from latentc.runtimes.programs.demand import Demand, continues, holds, truth_of
 from latentc.runtimes.programs.statements import Emit, Loop, Noise, Pixels, Test
 from latentc.runtimes.programs.uses import windows_of_loop
+from latentc.runtimes.sampling.torch_generators import TorchGenerator
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Request:
         given: the names of all that the call gives.
         prompts, images_per_prompt: how many.
         seeds: one for the whole batch, or one for each image.
+        generators: what noise is drawn from, as many as seeds; none draws from the seeds.
         sizes: in pixels; `symbols`: in latents, by symbol.
         demand: what of the program is needed.
     """
@@ -49,6 +51,7 @@ class Request:
     max_embeddings_multiples: int = 1
     masking: MaskOptions = field(default_factory=MaskOptions)
     binning: bool | None = None
+    generators: tuple[TorchGenerator, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:
@@ -100,8 +103,14 @@ class Request:
             **(self._denoising() if self.denoises else {}),
             **self._size_settings(),
             self.facts.several: self.images_per_prompt,
-            "seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds],
+            **self._seed(),
         }
+
+    def _seed(self) -> dict[str, Any]:
+        """Return the seed, or one for each image; nothing where a seed does not make the same."""
+        if not all(generator.fresh for generator in self.generators):
+            return {}
+        return {"seed": self.seeds[0] if len(self.seeds) == 1 else [*self.seeds]}
 
     def _denoising(self) -> dict[str, Any]:
         """Return what made the latents, the seeds aside."""

@@ -130,7 +130,7 @@ class Signature:
         loops = [loop for facts in self.facts for loop in facts.loops]
         steps = _distinct(loop.plan.steps for loop in loops)
         stops = _distinct(loop.part.stop for loop in loops if loop.part.stop is not None)
-        common = (*steps, "scheduler", "seed", *sizes, *bins, *several, *starts)
+        common = (*steps, "scheduler", "seed", "generator", *sizes, *bins, *several, *starts)
         last = (*common, "output_type", *stops)
         own = (*texts, *self.number_names, *self.images, *masks, *reading)
         results = frozenset[str]().union(*(facts.results for facts in self.facts))

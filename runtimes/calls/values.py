@@ -142,7 +142,7 @@ def seeds(seed: Any, images: int) -> tuple[int, ...]:
         seed = seed.tolist()
     if not isinstance(seed, Sequence) or isinstance(seed, str | bytes):
         if hasattr(seed, "initial_seed"):
-            raise InputError("'seed' must be an integer: give a generator's own, initial_seed()")
+            raise InputError("'seed' must be an integer: give the generator as 'generator'")
         return (integer("seed", seed),)
     if len(seed) != images:
         raise InputError(

@@ -10,6 +10,7 @@ import click
 
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.options import Arguments, Declared, check, options_in
+from latentc.runtimes.unknown_names import ADVICE_ON_OPTIONS, suggestion
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -42,6 +43,44 @@ def given_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value not in (None, ())}
 
 
+class SpelledOption(click.Option):
+    """An option that is also taken in spellings that help and completion do not show."""
+
+    def __init__(self, *arguments: Any, aliases: Collection[str] = (), **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.aliases = tuple(aliases)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have the parser know all spellings; it takes them from `opts`, as help does."""
+        shown = self.opts
+        self.opts = [*shown, *self.aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown
+
+
+def no_such_option(flag: str, command: click.Command) -> str:
+    """Return what to say of a flag that a command does not have."""
+    shown: list[str] = []
+    others: dict[str, str] = {}
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            shown += [*parameter.opts, *parameter.secondary_opts]
+            aliases = parameter.aliases if isinstance(parameter, SpelledOption) else ()
+            others |= dict.fromkeys(aliases, parameter.opts[-1])
+    hint = suggestion(flag, shown, has="", other_names=others, advice=ADVICE_ON_OPTIONS)
+    return f"no such option: {flag}" + (f"; {hint}" if hint else "")
+
+
+class CheckedChoice(click.Choice[str]):
+    """The texts that are possible, for completion; the option's check refuses others."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text as it is."""
+        return str(value)
+
+
 def _click_option(
     option: Declared, special: Mapping[str, Any] | None = None
 ) -> Callable[[_Command], _Command]:
@@ -49,11 +88,12 @@ def _click_option(
     begins with ``--no-`` says False."""
     flags = option.flags
     settings: dict[str, Any] = {"default": None, "callback": _checked(option)}
+    settings |= {"cls": SpelledOption, "aliases": option.aliases}
     if option.option.metavar:
         settings["metavar"] = option.option.metavar
     if option.kind is bool:
         settings["is_flag"] = True
-        if _says_no(option):
+        if option.says_no:
             settings["flag_value"] = False
         elif option.option.default is True and len(flags) == 1:
             flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
@@ -70,16 +110,12 @@ def _click_option(
     return click.option(*flags, option.name, help=help_line, **settings)
 
 
-def _says_no(option: Declared) -> bool:
-    return all(map(_is_no, option.flags))
-
-
 def _is_no(flag: str) -> bool:
     return flag.startswith("--no-")
 
 
 def _help(option: Declared, repeated: bool) -> str:
-    usual = "" if _says_no(option) else option.usual
+    usual = "" if option.says_no else option.usual
     words = [
         option.option.help,
         *(["May be repeated."] if repeated else []),
@@ -90,7 +126,7 @@ def _help(option: Declared, repeated: bool) -> str:
 
 def _type(option: Declared) -> Any:
     if option.option.choices:
-        return click.Choice(option.option.choices)
+        return CheckedChoice(option.option.choices)
     types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
     return types.get(option.kind, click.STRING)
 

@@ -6,6 +6,8 @@ Only click is imported here; what a command needs, it imports when it runs.
 from __future__ import annotations
 
 import json
+import shlex
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.sampling.plans_arguments import PlansArguments
 from latentc.runtimes.terminal import say
+from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
     from latentc.runtimes.bundle.manifest import Manifest
@@ -57,6 +60,14 @@ if TYPE_CHECKING:
 @BUNDLE
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option(
+    "-p",
+    "--prompt",
+    "named_prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="Another PROMPT.  May be repeated.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="FILE",
@@ -77,11 +88,18 @@ if TYPE_CHECKING:
 @click.option("--vae-tiling", is_flag=True, help="Decode large images in tiles: less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print paths, seeds and times as JSON.")
 def generate(
-    bundle: Path, prompts: tuple[str, ...], output: str | None, as_json: bool, **options: Any
+    bundle: Path,
+    prompts: tuple[str, ...],
+    named_prompts: tuple[str, ...],
+    output: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Make images or videos with BUNDLE, one or more for each PROMPT."""
     from latentc.runtimes.pipeline.pipeline import open_pipeline
 
+    _refuse_unquoted(bundle, prompts)
+    prompts += named_prompts
     options["given_texts"], options["given_values"] = arrays_of(options)
     rows = {**options["given_texts"], **options["given_values"]}.get("prompt_embeds", ())
     count = max(1, len(prompts), len(rows)) * images_per_prompt(options)
@@ -147,7 +165,8 @@ def _print_program(manifest: Manifest, name: str, as_json: bool) -> None:
 
     by_name = {program.name: program for program in manifest.programs}
     if name not in by_name:
-        raise InputError(f"no program {name!r} in this bundle; it has: {', '.join(by_name)}")
+        hint = suggestion(name, by_name, "it has")
+        raise InputError(f"no program {name!r} in this bundle; {hint}")
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(by_name[name]), indent=2).decode())
     else:
@@ -205,6 +224,26 @@ def backends(as_json: bool) -> None:
         say(json.dumps(records, indent=2))
     else:
         print_backends(records)
+
+
+def _refuse_unquoted(bundle: Path, prompts: tuple[str, ...]) -> None:
+    """Refuse prompts that are one word each, as those of one sentence without its quotes are.
+
+    Raises:
+        InputError: says how to type one prompt, and how several of one word.
+    """
+    words = all(len(prompt.split()) == 1 for prompt in prompts)
+    without_spaces = any(unicodedata.east_asian_width(each) in "WF" for each in "".join(prompts))
+    if len(prompts) < 2 or not words or without_spaces:
+        return
+    sentence = " ".join(prompts)
+    quoted = shlex.quote(sentence) if set(sentence) & set('"$`\\!') else f'"{sentence}"'
+    named = " ".join(f"-p {shlex.quote(prompt)}" for prompt in prompts)
+    place = shlex.quote(str(bundle))
+    raise InputError(
+        f"{len(prompts)} prompts of one word each look like one without its quotes: type latentc "
+        f"generate {place} {quoted}, or for {len(prompts)} images latentc generate {place} {named}"
+    )
 
 
 class _Call(NamedTuple):

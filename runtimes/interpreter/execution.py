@@ -62,7 +62,10 @@ class Execution:
         self._sessions = sessions
         self._tokenizers = tokenizers
         self._known = known
-        self._generators = noise.seeded(call.seeds if len(call.seeds) > 1 else call.seeds[0])
+        seeds, given = call.seeds, call.generators
+        self._generators: noise.Generators = (
+            given[0] if len(given) == 1 else given
+        ) or noise.seeded(seeds if len(seeds) > 1 else seeds[0])
 
     def steps(self) -> Generator[Step | None, Array | None, None]:
         """Run the statements; yield the steps of the main loop, whose sample `send` replaces, and

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from latentc.runtimes.errors import InputError
-
-_FIXED = "the parts of a bundle are fixed when it is exported"
-# What diffusers' pipelines have, by the beginning of its name, and what stands for it here.
-_INSTEAD: tuple[tuple[str, str], ...] = (
-    ("to", "a pipeline is loaded for a device: latentc.load(bundle, backend=…, device=…)"),
-    ("cuda", "a pipeline is loaded for a device: latentc.load(bundle, backend=…, device=…)"),
-    ("enable_", "for less memory: latentc.load(bundle, low_memory=True), enable_vae_tiling()"),
-    ("load_lora", f"{_FIXED}: latentc export --lora FILE"),
-    ("load_ip_adapter", f"{_FIXED}: latentc export --ip-adapter FILE"),
-    ("load_textual_inversion", f"{_FIXED}: latentc export --textual-inversion FILE"),
-    ("fuse_", f"{_FIXED}: latentc export --lora FILE"),
-    ("set_adapters", f"{_FIXED}: latentc export --lora FILE"),
-    ("vae", f"{_FIXED}: latentc export --vae FOLDER"),
-    ("unet", _FIXED),
-    ("transformer", _FIXED),
-    ("controlnet", f"{_FIXED}: latentc export --controlnet FOLDER"),
-    ("text_encoder", _FIXED),
-    ("tokenizer", _FIXED),
-)
+from latentc.runtimes.unknown_names import ADVICE_ON_ATTRIBUTES, advised, suggestion
 
 
 class UnknownAttribute(InputError, AttributeError):
     """An attribute that is not there, or that cannot be set."""
 
 
-class Sealed:
+class Telling(type):
+    """A class that says what to do in the place of what it does not have."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise _unknown(name, cls.__name__, dir(cls))
+
+
+class Sealed(metaclass=Telling):
     """An object on which only those attributes can be set that change something.
 
     `_settable` names them. A class sets `_sealed` when it is made; its private attributes that
@@ -43,20 +33,25 @@ class Sealed:
     def __setattr__(self, name: str, value: Any) -> None:
         own = name in self._settable or (name.startswith("_") and name in self.__dict__)
         if self._sealed and not own:
+            told = advised(name, ADVICE_ON_ATTRIBUTES)
             raise UnknownAttribute(
                 f"{type(self).__name__}.{name} cannot be set, as it would change nothing; what can "
-                f"be set: {', '.join(self._settable)}{_instead(name)}"
+                f"be set: {', '.join(self._settable)}{f'. {told}' if told else ''}"
             )
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        public = [each for each in dir(type(self)) if not each.startswith("_")]
-        raise UnknownAttribute(
-            f"{type(self).__name__} has no attribute {name!r}; it has: {', '.join(public)}"
-            f"{_instead(name)}"
-        )
+        raise _unknown(name, type(self).__name__, dir(type(self)))
+
+
+def _unknown(name: str, owner: str, known: Iterable[str]) -> AttributeError:
+    """Return the error about an attribute that is not there; those of Python's own are looked for
+    by libraries, which need no words."""
+    if name.startswith("__"):
+        return AttributeError(name)
+    public = [each for each in known if not each.startswith("_")]
+    hint = suggestion(name, public, "it has", advice=ADVICE_ON_ATTRIBUTES)
+    return UnknownAttribute(f"{owner} has no attribute {name!r}; {hint}")
 
 
 class SchedulerName(str):
@@ -71,7 +66,3 @@ class SchedulerName(str):
             f"pipe.scheduler is the name {str(self)!r}, not a scheduler object with {name!r}: "
             "assign another name of pipe.schedulers"
         )
-
-
-def _instead(name: str) -> str:
-    return next((f". {hint}" for start, hint in _INSTEAD if name.startswith(start)), "")

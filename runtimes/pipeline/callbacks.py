@@ -36,11 +36,25 @@ class CallbackArguments(TypedDict, total=False):
     ]
 
 
+class ReturnArgument(TypedDict, total=False):
+    """This argument says in which form a call returns what it made."""
+
+    return_dict: Annotated[
+        bool,
+        Option(
+            "`False` returns a tuple, as in diffusers: the images, then what the bundle says of "
+            "them, such as `nsfw_content_detected`.",
+            default=True,
+            hidden=_IN_PYTHON,
+        ),
+    ]
+
+
 class WatchedKeywords(CallKeywords, CallbackArguments, total=False):
     """Calls that may be watched take these arguments by name, whatever comes of them."""
 
 
-class WatchedCallArguments(CallArguments, CallbackArguments, total=False):
+class WatchedCallArguments(CallArguments, CallbackArguments, ReturnArgument, total=False):
     """All arguments of a call."""
 
 

@@ -14,6 +14,7 @@ from latentc.runtimes.calls.values import boolean
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.demand import of_call
 from latentc.runtimes.programs.values import Rows
+from latentc.runtimes.unknown_names import suggestion
 
 
 class Loaded(Protocol):
@@ -42,7 +43,8 @@ def encode_prompt(pipeline: Loaded, given: Mapping[str, Any], guided: bool) -> d
     own = (*signature.texts, *signature.branch_texts, *READING)
     unknown = [name for name, value in given.items() if value is not None and name not in own]
     if unknown:
-        raise InputError(f"{unknown[0]!r} is no text of this bundle; it takes {', '.join(own)}")
+        hint = suggestion(unknown[0], own, "it takes")
+        raise InputError(f"{unknown[0]!r} is no text of this bundle; {hint}")
     facts = pipeline.calls.facts[0]  # texts are encoded for all programs alike
     names = [name for name, value in given.items() if value is not None]
     demand = of_call(facts.program, names, None) if guided else facts.demand_of_base(names)

@@ -32,11 +32,12 @@ from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.images import tiling
 from latentc.runtimes.interpreter.execution import Execution
 from latentc.runtimes.interpreter.loop import Schedule
-from latentc.runtimes.options import declared, takes
+from latentc.runtimes.options import check, declared, takes
 from latentc.runtimes.pipeline import observe
 from latentc.runtimes.pipeline.attributes import SchedulerName, Sealed
 from latentc.runtimes.pipeline.callbacks import (
     CallbackArguments,
+    ReturnArgument,
     WatchedCallArguments,
     WatchedKeywords,
     checked_callback,
@@ -148,6 +149,7 @@ class Pipeline(Sealed):
         prompt: Texts = None,
         *,
         output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
         **arguments: Unpack[WatchedKeywords],
     ) -> Result[PillowImages, PillowFrames]: ...
 
@@ -157,8 +159,19 @@ class Pipeline(Sealed):
         prompt: Texts = None,
         *,
         output_type: Literal["np", "latent"],
+        return_dict: Literal[True] = True,
         **arguments: Unpack[WatchedKeywords],
     ) -> Result[Array, Array]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: Texts = None,
+        *,
+        output_type: OutputType = "pil",
+        return_dict: Literal[False],
+        **arguments: Unpack[WatchedKeywords],
+    ) -> tuple[Any, ...]: ...
 
     @takes(WatchedCallArguments, others=True)
     def __call__(
@@ -166,8 +179,9 @@ class Pipeline(Sealed):
         prompt: Texts = None,
         *,
         output_type: OutputType = "pil",
+        return_dict: bool = True,
         **arguments: Unpack[WatchedKeywords],
-    ) -> Result[Any, Any]:
+    ) -> Result[Any, Any] | tuple[Any, ...]:
         """Make images; names and meanings are diffusers'.
 
         Args:
@@ -181,6 +195,7 @@ class Pipeline(Sealed):
             BackendError: the engine failed.
         """
         callback = checked_callback(arguments)
+        check(declared(ReturnArgument)["return_dict"], return_dict)
         watching = declared(CallbackArguments)
         others = {name: value for name, value in arguments.items() if name not in watching}
         run = self._started({"prompt": prompt, "output_type": output_type, **others})
@@ -188,7 +203,8 @@ class Pipeline(Sealed):
             for step in run:
                 if callback is not None:
                     report_step(run, step, callback)
-            return run.finish()
+            result = run.finish()
+            return result if return_dict else result.as_tuple()
         finally:
             run.close()
 

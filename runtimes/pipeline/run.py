@@ -50,8 +50,10 @@ class Result(Generic[ImagesT, FramesT]):
     Pillow images for each video, or float32 [batch, frames, height, width, channels], and `rate` is
     how many are shown in a second, None where nothing says it. `latents`: float32
     [batch, channels, height, width] after the last step, of videos
-    [batch, channels, frames, height, width]. `seeds`: one for the whole batch, or one per image.
-    `settings` makes the same again.
+    [batch, channels, frames, height, width]. `seeds`: one for the whole batch, or one per image;
+    of generators that were given those that they began with.
+    `settings` makes the same again; it has no seed where noise was drawn from a generator that had
+    drawn some before.
     `left_out`: what the diffusers pipeline has and was not run, such as ``"watermark"``.
     `values`: what the bundle gives besides images, by name, such as ``"nsfw_content_detected"``;
     nothing for "latent".
@@ -67,6 +69,10 @@ class Result(Generic[ImagesT, FramesT]):
     values: Mapping[str, Array] = field(default_factory=dict)
     kind: str = "images"
     rate: float | None = None
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Return the images, then the arrays of `values`: what ``return_dict=False`` returns."""
+        return (self.images, *self.values.values())
 
     @property
     def frames(self) -> FramesT:

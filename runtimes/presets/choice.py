@@ -23,6 +23,7 @@ from latentc.runtimes.presets.preset import (
     points_lost,
     record_path,
 )
+from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
     from latentc.runtimes.bundle.files import Bundle
@@ -45,7 +46,7 @@ def prepare(bundle: Bundle, asked: Asked) -> tuple[Asked, Preset | None]:
     if name is None:
         return asked, None
     if name != AUTO and name not in LIMITS:
-        raise InputError(f"no preset {name!r}; there are: {', '.join(LIMITS)}, or {AUTO}")
+        raise InputError(f"no preset {name!r}; {suggestion(name, (*LIMITS, AUTO))}")
     if name == AUTO and asked.anything():
         return asked, None
     wanted = next(iter(LIMITS)) if name == AUTO else name

@@ -65,6 +65,7 @@ class LoadKeywords(TypedDict, total=False):
             usual="0, the engine's choice",
             least=0,
             most=MOST_THREADS,
+            aliases=("-t", "--num-threads"),
             metavar="N",
         ),
     ]

@@ -19,6 +19,7 @@ from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
 from latentc.runtimes.sampling.plan_schema import LEARNED
 from latentc.runtimes.sampling.plans_arguments import PlansArguments
+from latentc.runtimes.unknown_names import suggestion
 
 FORMAT_VERSION = 1
 
@@ -41,7 +42,8 @@ def write_plans(bundle: Bundle, folder: Path, **arguments: Unpack[PlansArguments
     known = {schedule.name: schedule for schedule in bundle.manifest.schedules}
     unknown = [name for name in schedulers if name not in known]
     if unknown:
-        raise InputError(f"no scheduler {unknown[0]!r} in this bundle; it has: {', '.join(known)}")
+        hint = suggestion(unknown[0], known, "it has")
+        raise InputError(f"no scheduler {unknown[0]!r} in this bundle; {hint}")
     for name in schedulers or tuple(known):
         missing = set(steps) - set(known[name].steps)
         if missing:

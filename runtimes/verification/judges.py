@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from latentc.runtimes import plugins
 from latentc.runtimes.errors import InputError, first_line
+from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,7 @@ def get(name: str) -> Judge:
     """
     reference = plugins.entry_points(ENTRY_POINTS).get(name)
     if reference is None:
-        raise InputError(f"no judge named {name!r} is installed; there are: {names() or 'none'}")
+        raise InputError(f"no judge named {name!r} is installed; {suggestion(name, names())}")
     try:
         with plugins.started(reference):
             judge: Judge = plugins.resolve(reference)()

@@ -334,7 +334,8 @@ def repeat(pipe: Pipeline, probe: LoopProbe, **given: Any) -> Result:
         "width": probe.width,
         **given,
     }
-    return pipe(**settings)
+    result: Result = pipe(**settings)
+    return result
 
 
 def to_bytes(images: Array) -> Array:

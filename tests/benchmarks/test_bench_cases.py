@@ -84,8 +84,8 @@ def test_a_file_is_a_product_of_its_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[case]]\nbiuld = 'a'", r"\[\[case\]\] 1: unknown key 'biuld'; known: backend, batch"),
-        ("runds = 3", "unknown key 'runds'; known: baseline, case"),
+        ("[[case]]\nbiuld = 'a'", r"\[\[case\]\] 1: unknown key 'biuld'; did you mean 'build'"),
+        ("runds = 3", "unknown key 'runds'; did you mean 'rounds'"),
         ("[[case]]\nbuild = 3", "build must be a text"),
         ("[[case]]\nbuild = 'a'\nbatch = [0]", "batch must be positive"),
         ("[[case]]\nbuild = 'a'\nbatch = true", "batch must be a whole number"),

@@ -106,6 +106,29 @@ def test_every_scheduler(
     assert_same(result, latents, images)
 
 
+@pytest.mark.parametrize("seeds", [[SEED], [SEED, 8]])
+def test_generators(seeds: list[int], ours: Any, pipes: Callable[[str], Any]) -> None:
+    """One generator for both images, or one for each; a second call goes on from the first."""
+    theirs, own = ([torch.Generator().manual_seed(s) for s in seeds] for _ in range(2))
+    call = {**PROMPTS["sd"], "num_images_per_prompt": 2, "num_inference_steps": 2}
+    pipe, made = pipes("sd"), []
+    with quiet_loading():
+        pipe.scheduler = build("euler_a", pipe.own_scheduler_config)  # which draws in each step
+    for _ in range(2):
+        given = {"generator": theirs if len(seeds) > 1 else theirs[0], "output_type": "np"}
+        with watched(pipe, pipe.unet) as seen, torch.no_grad():
+            images = pipe(**call, **given).images
+        assert seen.latents is not None
+        given = {"generator": own if len(seeds) > 1 else own[0], "scheduler": "euler_a"}
+        made.append(ours("sd", BACKENDS[0])(**call, **given))
+        assert_same(made[-1], seen.latents.numpy(), (images * 255).round().astype(np.uint8))
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(own, theirs, strict=True))
+    first, second = made
+    assert first.seeds == second.seeds == tuple(seeds)
+    assert first.settings["seed"] == (seeds if len(seeds) > 1 else SEED)
+    assert "seed" not in second.settings
+
+
 @pytest.mark.parametrize("name", ["builtin", "sdxl"])
 def test_guidance_window(name: str, ours: Any, pipes: Callable[[str], Any]) -> None:
     """The guidance ends as diffusers' documentation has it: a callback ends it after some steps."""

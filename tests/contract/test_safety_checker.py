@@ -192,7 +192,7 @@ def test_a_bundle_says_so(bundle: Path, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "image-{index}.png"
     size = ("--height", 48, "--width", 32, "--steps", 3)
     seeds = [part for seed in (0, 2) for part in ("--seed", seed)]
-    call = ("generate", bundle, "red", "red", "-o", path, *size, *seeds)
+    call = ("generate", bundle, "-p", "red", "-p", "red", "-o", path, *size, *seeds)
     code, out, err = run(*call)
     assert code == 0, err
     said = [line for line in out.splitlines() if ".png" in line]

@@ -167,7 +167,7 @@ def test_an_array_of_seeds_is_a_list_of_them(pipe: Pipeline) -> None:
     np.testing.assert_array_equal(many.images, pipe("a red circle", seed=[1, 2], **call).images)
     with pytest.raises(InputError, match="2 seeds for 1 images"):
         pipe("a red circle", seed=np.array([1, 2]))
-    with pytest.raises(InputError, match="initial_seed"):
+    with pytest.raises(InputError, match="give the generator as 'generator'"):
         pipe("a red circle", seed=torch.Generator().manual_seed(3))
 
 

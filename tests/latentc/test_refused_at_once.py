@@ -76,7 +76,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("generate", "a --cache {here}/folder --no-cache", "--no-cache says to use none"),
     ("generate", "a --compute coffee", "cannot be asked to compute in 'coffee'"),
     ("generate", "a --compile", "has nothing to compile"),
-    ("generate", "a --option coffee=1", "has no option 'coffee'; did you mean COFFEES?"),
+    ("generate", "a --option coffee=1", "has no option 'coffee'; did you mean 'COFFEES'?"),
     ("generate", "a --option coffee", "expected KEY=VALUE"),
     ("generate", "a --value latents={here}/file", "--value latents"),
     ("compute", "latents -o {here}/a.npz --prompt \ud800", "lone surrogate"),
@@ -157,6 +157,7 @@ REFUSED += tuple(
 CODES: Mapping[str, int] = {"no device 'npu'": 5, "npu": 5, "{here}/none": 3}  # the others: 2
 # Options with values of which none is wrong in itself.
 ANY_VALUE = {
+    *(("generate", "--prompt"), ("export", "--model")),
     *(("generate", "--negative-prompt"), ("bench run", "--prompt"), ("tune", "--prompt")),
     *(("bench run", "--negative-prompt"), ("bench compare", "--scenario")),
     ("bench compare", "--threshold"),

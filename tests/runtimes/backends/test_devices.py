@@ -186,7 +186,10 @@ def test_one_size_only(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("static", "message"),
     [
-        ({"size": 4}, "static sizes take height, width, images, guidance_scale, not size"),
+        (
+            {"size": 4},
+            "'static' has no size 'size'; it takes: height, width, images, guidance_scale",
+        ),
         ({"height": 7}, "height 7 is not a multiple of 4"),
         ({"images": 0}, "images must be at least 1"),
     ],

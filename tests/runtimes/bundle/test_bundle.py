@@ -340,7 +340,7 @@ def test_choice(manifest: Manifest, asked: dict[str, str], build: str, backend: 
         ({"build": "nope"}, "no build 'nope'; it has: fake-fp16 .fake, fp16., fake-fp32"),
         ({"precision": "int4"}, "no precision 'int4'; it has: fake-fp16"),
         ({"backend": "fake", "build": "better-fp16"}, "backend 'fake' loads builds for fake, but"),
-        ({"backend": "nope"}, "no backend named 'nope'; known backends: missing, fake, both"),
+        ({"backend": "nope"}, "no backend named 'nope'; there are: missing, fake, both"),
     ],
 )
 def test_a_choice_that_does_not_exist(
@@ -384,7 +384,7 @@ def test_a_build_with_passes_is_never_chosen_unasked(manifest: Manifest) -> None
     assert choose_build(mixed)[0].target == "better"
     assert choose_build(mixed, precision="fp32+fewer")[0].name == "fewer"
     assert choose_build(mixed, build="fewer")[0].name == "fewer"
-    with pytest.raises(InputError, match="no precision 'fp32'; it has: fewer"):
+    with pytest.raises(InputError, match=r"no precision 'fp32'; did you mean 'fp32.fewer'"):
         choose_build(replace(manifest, builds=(fewer,)), precision="fp32")
     with pytest.raises(InputError, match=r"ask for one by its name or precision; it has: fewer"):
         choose_build(replace(manifest, builds=(fewer,)))

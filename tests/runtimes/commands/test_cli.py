@@ -109,7 +109,7 @@ def test_a_call_is_read_once(bundle: Path, run: Run, monkeypatch: pytest.MonkeyP
 
 def test_numbered_names(bundle: Path, run: Run, tmp_path: Path) -> None:
     code, _, _ = run(
-        "generate", bundle, "a", "red", "-o", "p{index}q.png", "--seed", 1, "--seed", 2
+        "generate", bundle, "-p", "a", "-p", "red", "-o", "p{index}q.png", "-s", 1, "-s", 2
     )
     assert code == 0
     assert sorted(path.name for path in tmp_path.glob("p*.png")) == ["p0q.png", "p1q.png"]
@@ -117,7 +117,7 @@ def test_numbered_names(bundle: Path, run: Run, tmp_path: Path) -> None:
 
 def test_a_negative_prompt_for_each_prompt(bundle: Path, run: Run) -> None:
     given = ("--negative-prompt", "blue", "--negative-prompt", "circle", "--json")
-    code, out, _ = run("generate", bundle, "a", "red", "--steps", 2, *given)
+    code, out, _ = run("generate", bundle, "a", "-p", "red", "--steps", 2, *given)
     assert code == 0
     assert json.loads(out)["settings"]["negative_prompt"] == ["blue", "circle"]
     code, _, err = run("generate", bundle, "a", "--steps", 2, *given)
@@ -146,7 +146,7 @@ def test_a_long_prompt_warns_in_one_line(bundle: Path, run: Run) -> None:
         (["generate", "BUNDLE", "a", "--steps", "x"], 2, "Invalid value for '--steps'"),
         (["generate", "BUNDLE", "a", "--height", "15"], 2, "height 15 is not a multiple of 4"),
         (["generate", "BUNDLE", "a", "--scheduler", "x"], 2, "it has: plain, noisy"),
-        (["generate", "BUNDLE", "a", "--backend", "x"], 2, "known backends: absent, fake"),
+        (["generate", "BUNDLE", "a", "--backend", "x"], 2, "there are: absent, fake"),
         (["generate", "BUNDLE", "a", "--backend", "absent"], 5, "pip install 'latentc[absent]'"),
         (["generate", "BUNDLE", "a", "--device", "npu"], 5, "no device 'npu' on this machine"),
         (["generate", "BUNDLE", "a", "--build", "x"], 2, "it has: fake-fp32 (fake, fp32)"),
@@ -157,8 +157,8 @@ def test_a_long_prompt_warns_in_one_line(bundle: Path, run: Run) -> None:
         (["generate", "BUNDLE", "a", "-o", "no/a.png"], 2, "the folder no does not exist"),
         (["generate", "BUNDLE", "a", "--seed", "1", "--seed", "2"], 2, "2 seeds for 1 images"),
         (["generate"], 2, "Missing argument 'BUNDLE'. (see: latentc generate --help)"),
-        (["generate", "BUNDLE", "--nope"], 2, "No such option"),
-        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["generate", "BUNDLE", "--nope"], 2, "no such option: --nope (see: latentc"),
+        (["nonsense"], 2, "no such command: nonsense; there are: export,"),
         (["inspect", "nowhere"], 4, "no such folder"),
         (["verify", "BUNDLE"], 6, "holds no probes"),
     ],
