@@ -39,6 +39,10 @@ _SAME_THINGS: tuple[tuple[str, ...], ...] = (
     ("bf16", "bfloat16", "torch.bfloat16"),
     ("int8", "int8_sym", "int8_asym", "q8", "q8_0", "w8", "w8a16"),
     ("int4", "int4_sym", "int4_asym", "nf4", "q4", "q4_0", "q4_k", "w4", "w4a16"),
+    ("text-to-image", "txt2img", "text2image", "t2i"),
+    ("image-to-image", "img2img", "image2image", "i2i"),
+    ("inpainting", "inpaint"),
+    ("upscaling", "upscale", "superresolution"),
     ("euler_a", "euler_ancestral", "k_euler_ancestral"),
     ("dpmpp_2m", "dpm", "dpm2m", "dpmsolver", "dpm_solver_multistep"),
     ("dpmpp_2m_karras", "dpm2m_karras", "dpmpp2mv2"),
@@ -57,8 +61,7 @@ ADVICE_ON_OPTIONS: Mapping[str, str] = {
     "dtype": "the precision is that of a build: precision, of an export and of load",
     "torch_dtype": "the precision is that of a build: precision='fp16', of an export and of load",
     "weight_format": "weights get their format by an export: latentc export --precision int8",
-    "opset": "graphs are written for one opset, which each ONNX Runtime that latentc runs on "
-    "reads: leave it out",
+    "opset": "the lowering chooses the opset, and ONNX Runtime verifies each build: leave it out",
     "device": "an export is for every device: the device is chosen by generate and load",
     "framework": "a source is read by diffusers: leave it out",
     "library": "a source is read by diffusers: leave it out",
@@ -90,20 +93,20 @@ ADVICE_ON_OPTIONS: Mapping[str, str] = {
 _FIXED = "the parts of a bundle are fixed when it is exported"
 _DEVICE = "a pipeline is loaded for a device: latentc.load(bundle, backend=…, device=…)"
 _WITH_LORA = f"{_FIXED}: latentc export --lora FILE"
+_EXPORTED = (
+    "export the pipeline, latentc.export(source, folder), then load the bundle, "
+    "latentc.load(folder)"
+)
+_LESS_MEMORY = (
+    "for less memory: latentc.load(bundle, low_memory=True), enable_vae_tiling(), "
+    "enable_vae_slicing()"
+)
 # What diffusers' pipelines have, and what stands for it here; * is any end.
 ADVICE_ON_ATTRIBUTES: Mapping[str, str] = {
     **dict.fromkeys(("to", "cuda", "cpu", "half", "float", "dtype"), _DEVICE),
-    "from_pretrained": "export the pipeline, latentc.export(source, folder), then load the bundle, "
-    "latentc.load(folder)",
-    "from_single_file": "export the file, latentc.export(file, folder), then load the bundle, "
-    "latentc.load(folder)",
-    "*Pipeline": "export the pipeline, latentc.export(source, folder), then load the bundle, "
-    "latentc.load(folder)",
+    **dict.fromkeys(("from_pretrained", "from_single_file", "*Pipeline"), _EXPORTED),
     "save_pretrained": "a bundle is a folder, which can be copied",
-    "enable_*": "for less memory: latentc.load(bundle, low_memory=True), enable_vae_tiling(), "
-    "enable_vae_slicing()",
-    "disable_*": "for less memory: latentc.load(bundle, low_memory=True), enable_vae_tiling(), "
-    "enable_vae_slicing()",
+    **dict.fromkeys(("enable_*", "disable_*"), _LESS_MEMORY),
     "set_progress_bar_config": "for each step: pipe.stream(…), or callback_on_step_end",
     "load_ip_adapter": f"{_FIXED}: latentc export --ip-adapter FILE",
     "load_textual_inversion": f"{_FIXED}: latentc export --textual-inversion FILE",
@@ -170,7 +173,8 @@ def near_names(
     things = [{_plain(each) for each in thing} for thing in _SAME_THINGS]
     same = [each for thing in things if plain in thing for each in meant if _plain(each) in thing]
     likeness = {each: _likeness(plain, each) for each in meant}
-    alike = sorted((each for each in meant if likeness[each] >= _ALIKE), key=lambda n: -likeness[n])
+    alike = [each for each in meant if likeness[each] >= _ALIKE]
+    alike.sort(key=lambda each: (-likeness[each], len(each)))
     return [*dict.fromkeys(meant[each] for each in (*same, *alike))][:_SUGGESTED]
 
 

@@ -70,7 +70,8 @@ def click_options(name: str) -> list[click.Option]:
     assert command is not None
     if isinstance(command, click.Group):  # of bench: what runs where no subcommand is named
         command = command.commands["run"]
-    return [each for each in command.params if isinstance(each, click.Option)]
+    options = (each for each in command.params if isinstance(each, click.Option))
+    return [each for each in options if not each.hidden]
 
 
 @pytest.mark.parametrize("name", list(command_line.COMMANDS))

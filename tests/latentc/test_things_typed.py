@@ -83,14 +83,14 @@ TYPED: tuple[tuple[str, int, str], ...] = (
         "no such option: --fp16; fp16 is a precision, which",
     ),
     ("export builtin -o {here}/new --int8", 2, "which is a value: --precision int8"),
-    ("export builtin -o {here}/new --opset 17", 2, "graphs are written for one opset"),
+    ("export builtin -o {here}/new --opset 17", 2, "the lowering chooses the opset"),
     ("export builtin -o {here}/new --device cuda", 2, "an export is for every device"),
     ("generate {bundle} a --weight-format int8", 2, "latentc export --precision int8"),
     # names of things
     ("export builtin -o {here}/new -t ort", 2, "unknown target 'ort'; did you mean 'onnx'?"),
     ("export builtin -o {here}/new -t trt", 2, "did you mean 'tensorrt'?"),
     ("export builtin -o {here}/new --pass step_cache", 2, "did you mean 'step-cache'?"),
-    ("export builtin -o {here}/new --task img2img", 2, "unknown task 'img2img'; there are: "),
+    ("export builtin -o {here}/new --task img2img", 2, "did you mean 'image-to-image'?"),
     ("export builtin -o {here}/new --task inpaint", 2, "did you mean 'inpainting'?"),
     ("export builtin -o {here}/new --scheduler k_euler", 2, "did you mean 'euler'"),
     ("export builtin -o {here}/new --scheduler 'DPM++ 2M Karras'", 2, "mean 'dpmpp_2m_karras'?"),
@@ -143,7 +143,7 @@ DONE: tuple[tuple[Callable[[Pipeline], object], str], ...] = (
     (lambda pipe: load("x", num_threads=2), "did you mean 'threads'?"),
     (lambda pipe: export("x", "y", dtype="fp16"), "did you mean 'precision'?"),
     (lambda pipe: export("x", "y", target="onnx"), "did you mean 'targets'?"),
-    (lambda pipe: export("x", "y", opset=17), "graphs are written for one opset"),
+    (lambda pipe: export("x", "y", opset=17), "the lowering chooses the opset"),
 )
 
 
