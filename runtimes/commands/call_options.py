@@ -17,6 +17,7 @@ from latentc.runtimes.commands.declared_options import options_of
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.options import Declared, declared
 from latentc.runtimes.presets.load_arguments import AUTO, LoadArguments
+from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
     from latentc.runtimes.arrays import Array
@@ -137,13 +138,13 @@ def arguments_of(
     arguments[signature.several] = arguments.pop("num_images_per_prompt")
     for name, array in options["given_texts"].items():
         if name not in signature.embeddings:
-            known = ", ".join(signature.embeddings) or "none"
-            raise InputError(f"--prompt-embeds: no argument {name!r}; this bundle has: {known}")
+            hint = suggestion(name, signature.embeddings, "this bundle has")
+            raise InputError(f"--prompt-embeds: no argument {name!r}; {hint}")
         arguments[name] = array
     for name, array in options["given_values"].items():
         if name not in signature.values:
-            known = ", ".join(signature.values)
-            raise InputError(f"--value: no value {name!r}; this bundle has: {known}")
+            hint = suggestion(name, signature.values, "this bundle has")
+            raise InputError(f"--value: no value {name!r}; {hint}")
         arguments[name] = array
     extra: set[str] = set()
     for assignment in options["extra"]:

@@ -87,8 +87,10 @@ VALUES: Mapping[str, Any] = {
     "use_resolution_binning": True, "class_labels": 360, "prior_num_inference_steps": 3,
     "max_embeddings_multiples": 3, "mask_blur": 4, "padding_mask_crop": 2,
 }  # fmt: skip
-# What the tiny pipelines have one of, or what stands for texts and images, tested elsewhere.
+# What the tiny pipelines have one of, or what stands for texts, images and the seed, tested
+# elsewhere.
 ELSEWHERE = (
+    "generator",
     *("scheduler", "latents", "image_latents", "denoised", "denoising_start", "cache_interval"),
     *("prior_latents", "negative_prior_latents", "image_embeds", "negative_image_embeds"),
 )

@@ -453,7 +453,7 @@ def test_bad_input_of_encode_prompt(ours: Any, unconditional_bundle: Path) -> No
     pipe = ours("sd")
     for call, says in (
         ({}, "no text given"),
-        ({"prompt": "a", "height": 64}, "'height' is no text of this bundle; it takes prompt"),
+        ({"prompt": "a", "height": 64}, "'height' is no text of this bundle; it takes: prompt"),
         ({"prompt": "a", "prompt_embeds": array(1, 77, 32)}, "'prompt_embeds' is no text"),
         ({"prompt": "(a", "prompt_weighting": True}, "never closed"),
     ):

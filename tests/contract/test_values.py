@@ -117,7 +117,7 @@ def test_what_is_left_out(pipe: Pipeline, pix2pix: Pipeline) -> None:
         ({"image_latents": LATENTS, "mask_image": mask(SIDE, SIDE)}, "'mask_image' and 'image_lat"),
         (
             {"_image_latents": LATENTS},
-            "unknown argument '_image_latents'; this bundle takes: ",
+            "unknown argument '_image_latents'; did you mean 'image_latents'",
         ),
         ({"masked_image_latents": LATENTS}, "unknown argument 'masked_image_latents'"),
         ({"denoised": LATENTS, "prompt": None, "padding_mask_crop": 2}, "no mask was given"),
@@ -135,7 +135,7 @@ def test_values_that_a_call_refuses(call: dict[str, Any], message: str, pipe: Pi
         (
             ("prompt",),
             {"prompt": "a"},
-            "has: negative_prompt_embeds, prompt_embeds, latents",
+            "did you mean 'prompt_embeds' or 'negative_prompt_embeds'",
         ),
         ((3,), {"prompt": "a"}, "no value 3 can be asked for"),
         (("prompt_embeds",), {}, "no text given: this bundle needs 'prompt'"),

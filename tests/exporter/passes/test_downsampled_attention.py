@@ -323,7 +323,7 @@ def test_asked_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--pass", "nonsense"], f"unknown pass 'nonsense'; passes: {NAME}"),
+        (["--pass", "nonsense"], f"unknown pass 'nonsense'; there are: {NAME}"),
         (["-p", "fp32+nonsense"], f"in a precision; passes that a precision may have: {NAME}"),
         (["-p", "fp32+step-cache"], "unknown pass 'step-cache' in a precision"),
         (["-p", f"vae_decoder=fp16+{NAME}"], "only the denoiser has passes"),

@@ -299,9 +299,9 @@ def test_sizes_beyond_the_model() -> None:
     ("given", "asked", "message"),
     [
         (
-            {"coreml_colour": "red"},
+            {"coreml_size": "red"},
             ("coreml",),
-            "did you mean 'coreml_",
+            "did you mean 'coreml_sizes'",
         ),
         ({"coreml_target": "iOS16"}, ("onnx",), "--coreml-target is for target 'coreml'"),
         ({"coreml_target": "iOS9"}, ("coreml",), "'coreml_target' must be one of iOS16, iOS17"),
@@ -315,7 +315,7 @@ def test_bad_options(given: Mapping[str, Any], asked: tuple[str, ...], message: 
 
 
 def test_pairs_that_do_not_exist(tmp_path: Path, pipeline_folder: Callable[[str], Path]) -> None:
-    message = r"'onnx' has no precision 'palette6'; there are onnx: fp32.*coreml:.* palette6"
+    message = r"'onnx' has no precision 'palette6'; there are: onnx: fp32.*coreml:.* palette6"
     with pytest.raises(InputError, match=message):
         export(pipeline_folder("unconditional"), tmp_path / "b", precision="palette6")
 

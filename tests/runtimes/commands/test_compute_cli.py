@@ -91,7 +91,7 @@ def test_files_of_one_array(bundle: Path, run: Run) -> None:
         ("compute BUNDLE latents -o a.npy", 2, "the extension '.npy' is not .npz"),
         ("compute BUNDLE latents -o folder.npz", 2, "is a folder; give a file"),
         ("compute BUNDLE latents -o none/a.npz", 2, "does not exist"),
-        ("compute BUNDLE _latents -o a.npz", 2, "no value '_latents' can be asked for; this bu"),
+        ("compute BUNDLE _latents -o a.npz", 2, "no value '_latents' can be asked for; did you"),
         ("compute BUNDLE prompt_embeds -o a.npz", 2, "no text given: this bundle needs 'prompt'"),
         ("compute BUNDLE denoised --prompt a --steps 3 -o a.npz", 2, "no sampling plan for 3"),
         ("compute BUNDLE latents --value coffee=one.npz -o a.npz", 2, "no value 'coffee'; this bu"),
