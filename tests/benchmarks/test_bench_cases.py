@@ -202,7 +202,7 @@ def test_bad_keywords_are_refused(bundle: Path, arguments: dict[str, Any], messa
         (["--size", "big"], 2, "expected WIDTHxHEIGHT"),
         (["--scenario", "warm_start"], 2, "no scenario 'warm_start'; there are: cold_start"),
         (["--device", "npu"], 5, "no device 'npu'"),
-        (["--peer", "other"], 2, "'other' is not one of 'optimum-onnx'"),
+        (["--peer", "other"], 2, "'peers' must be one of optimum-onnx"),
         (["--cases", "nowhere.toml"], 2, "nowhere.toml"),
     ],
 )

@@ -120,7 +120,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("bench run", "-o {here}/report --cases {here}/cases.toml", "has no option 'coffee'"),
     ("bench run", "-o {here}/report --baseline coffee", "--baseline"),
     ("bench run", "-o {here}/report --source {here}/none --baseline none", "{here}/none"),
-    ("bench run", "-o {here}/report --peer coffee", "'coffee' is not one of"),
+    ("bench run", "-o {here}/report --peer coffee", "not 'coffee'"),
     ("bench run", "-o {here}/report --peer-settings coffee", "--peer-settings"),
     ("bench run", "-o {here}/report --rounds 0", "--rounds"),
     ("bench run", "-o {here}/report --repeats 0", "--repeats"),
