@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +13,10 @@ from latentc.runtimes.options import Arguments, Declared, check, options_in
 from latentc.runtimes.unknown_names import ADVICE_ON_OPTIONS, suggestion
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # click 8.1 has no types in brackets
+    _Choice = click.Choice
 
 
 def options_of(
@@ -73,7 +77,7 @@ def no_such_option(flag: str, command: click.Command) -> str:
     return f"no such option: {flag}" + (f"; {hint}" if hint else "")
 
 
-class CheckedChoice(click.Choice[str]):
+class CheckedChoice(_Choice):
     """The texts that are possible, for completion; the option's check refuses others."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
