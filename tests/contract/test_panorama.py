@@ -69,7 +69,7 @@ def original(pipeline_folder: Callable[[str], Path]) -> Any:
 def modules(
     pipeline_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
-    """The same over PyTorch's modules: the graphs of panoramas are those of Stable Diffusion."""
+    """Panoramas over PyTorch's modules: their graphs are those of Stable Diffusion."""
     folder = tmp_path_factory.mktemp("panorama") / "uncaptured"
     schedulers = [*SCHEDULERS]
     with uncaptured(
