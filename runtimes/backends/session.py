@@ -94,25 +94,37 @@ class Session(ABC):
         """Release what was placed, then the engine."""
         try:
             for number in tuple(self._places):
-                self._give_back(number)
+                self._release(self._places.pop(number))
         finally:
             self._close()
 
-    def _hold(self, constants: Feeds) -> int:
-        """Place arrays and return the number that they have from then on.
+    def hold(self, constants: Feeds) -> int:
+        """Place arrays that were checked, and return the number that they have from then on.
 
         The session alone refers to what was placed, so that closing it ends the engine's objects
         whatever still waits to be freed in other threads: one of PyTorch's that a thread frees
         while Python shuts down ends the process.
         """
-        placed = self._place(constants)
-        number = next(self._numbers)
-        self._places[number] = placed
-        return number
+        with in_flight() as call, self._calls.including(call), self._reporting(call):
+            placed = self._place(constants)
+            number = next(self._numbers)
+            self._places[number] = placed
+            return number
 
-    def _give_back(self, number: int) -> None:
-        """Release what `_hold` placed."""
-        self._release(self._places.pop(number))
+    def run_held(self, feeds: Feeds, number: int) -> dict[str, Array]:
+        """Run with the remaining feeds, which were checked, and what `hold` placed."""
+        call = current()
+        with self._calls.including(call), self._reporting(call):
+            return self._run_placed(feeds, self._places[number])
+
+    def give_back(self, number: int) -> None:
+        """Release what `hold` placed; nothing is left to do where the session is closed."""
+        try:
+            with self._calls.including(current()):
+                self._release(self._places.pop(number))
+        except BackendError:
+            if not self._calls.closed:  # which has released what was placed with everything else
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -169,10 +181,10 @@ class Session(ABC):
         if feeds.keys() != self.inputs.keys():
             raise InputError(_name_mismatch(feeds, self.inputs))
         symbols: dict[str, int] = {}
-        self._check_each(feeds, symbols)
+        self.check_each(feeds, symbols)
         return symbols
 
-    def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
+    def check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
         """Check dtypes and shapes; `symbols` has what is known before and gets the rest."""
         for name, value in feeds.items():
             if value.dtype != self._dtypes[name]:
@@ -233,30 +245,21 @@ class BoundSession(Session):
         self._session = session
         arrays = {name: np.ascontiguousarray(value) for name, value in constants.items()}
         self._symbols: dict[str, int] = {}
-        session._check_each(arrays, self._symbols)
-        with in_flight() as call, session._calls.including(call), session._reporting(call):
-            self._number = session._hold(arrays)
+        session.check_each(arrays, self._symbols)
+        self._number = session.hold(arrays)
 
     def _check(self, feeds: Feeds) -> dict[str, int]:
         if feeds.keys() != self.inputs.keys():
             raise InputError(_name_mismatch(feeds, self.inputs))
         symbols = dict(self._symbols)
-        self._session._check_each(feeds, symbols)
+        self._session.check_each(feeds, symbols)
         return symbols
 
     def _run(self, feeds: Feeds) -> dict[str, Array]:
-        call = current()
-        with self._session._calls.including(call), self._session._reporting(call):
-            return self._session._run_placed(feeds, self._session._places[self._number])
+        return self._session.run_held(feeds, self._number)
 
     def _close(self) -> None:
-        calls = self._session._calls
-        try:
-            with calls.including(current()):
-                self._session._give_back(self._number)
-        except BackendError:
-            if not calls.closed:  # which has released what was placed with everything else
-                raise
+        self._session.give_back(self._number)
 
 
 def cast(session: Session, feeds: Feeds) -> dict[str, Array]:

@@ -210,7 +210,7 @@ class _Builder:
         for spec in document.signature.output_specs:
             if spec.user_output.arg.as_tensor is msgspec.UNSET:
                 raise BundleError(f"{self._archive.name}: an output that is no tensor")
-        outputs = [self._value(self._named(output)) for output in document.graph.outputs]
+        outputs = [self.value(self._named(output)) for output in document.graph.outputs]
         self._graph.output(tuple(outputs))
         module = self.torch.fx.GraphModule(self._module, self._graph)
         metas = document.graph.tensor_values
@@ -243,7 +243,7 @@ class _Builder:
             raise BundleError(f"{self._archive.name}: an input or output that is no tensor")
         return argument.as_tensor.name
 
-    def _value(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
         """Return the graph's node for a name: a node's result, or a weight, which is read now."""
         if name not in self._values:
             attribute = f"weight_{len(self._values)}"
@@ -298,13 +298,13 @@ class _Builder:
         kind, value = argument.parted()
         return _READERS[kind](self, value)
 
-    def _symbolic(self, value: archives.Symbolic) -> Any:
+    def symbolic(self, value: archives.Symbolic) -> Any:
         if value.as_name is not None:
-            return self._value(value.as_name)
+            return self.value(value.as_name)
         return next(n for n in (value.as_int, value.as_bool, value.as_float) if n is not None)
 
-    def _optional(self, value: archives.Optional) -> Any:
-        return None if value.as_tensor is None else self._value(value.as_tensor.name)
+    def optional(self, value: archives.Optional) -> Any:
+        return None if value.as_tensor is None else self.value(value.as_tensor.name)
 
     def _tensor(self, name: str) -> Any:
         """Read a weight or a constant. Several may be views of one member of the archive."""
@@ -360,9 +360,9 @@ def _float(_: Any, value: float | str) -> float:
 # By the field of an argument, how its value is read.
 _READERS: Mapping[str, Callable[[_Builder, Any], Any]] = {
     "as_none": lambda _, value: None,
-    "as_tensor": lambda builder, value: builder._value(value.name),
-    "as_tensors": lambda builder, value: [builder._value(each.name) for each in value],
-    "as_optional_tensors": lambda builder, value: [builder._optional(each) for each in value],
+    "as_tensor": lambda builder, value: builder.value(value.name),
+    "as_tensors": lambda builder, value: [builder.value(each.name) for each in value],
+    "as_optional_tensors": lambda builder, value: [builder.optional(each) for each in value],
     "as_int": lambda _, value: value,
     "as_ints": lambda _, value: value,
     "as_float": _float,
@@ -370,10 +370,10 @@ _READERS: Mapping[str, Callable[[_Builder, Any], Any]] = {
     "as_bool": lambda _, value: value,
     "as_bools": lambda _, value: value,
     "as_string": _word,
-    "as_sym_int": lambda builder, value: builder._symbolic(value),
-    "as_sym_ints": lambda builder, value: [builder._symbolic(each) for each in value],
-    "as_sym_float": lambda builder, value: builder._symbolic(value),
-    "as_sym_bool": lambda builder, value: builder._symbolic(value),
+    "as_sym_int": lambda builder, value: builder.symbolic(value),
+    "as_sym_ints": lambda builder, value: [builder.symbolic(each) for each in value],
+    "as_sym_float": lambda builder, value: builder.symbolic(value),
+    "as_sym_bool": lambda builder, value: builder.symbolic(value),
     "as_scalar_type": lambda builder, value: getattr(builder.torch, DTYPES[value]),
     "as_memory_format": lambda builder, value: getattr(builder.torch, FORMATS[value]),
     "as_layout": _layout,

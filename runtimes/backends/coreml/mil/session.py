@@ -83,8 +83,8 @@ class PackageSession(Session):
         """Return the shape in which a value reaches the package."""
         return (self._batch, *value.shape[1:]) if name in self._rows else value.shape
 
-    def _check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
-        super()._check_each(feeds, symbols)
+    def check_each(self, feeds: Feeds, symbols: dict[str, int]) -> None:
+        super().check_each(feeds, symbols)
         for name in (feed for feed in feeds if feed in self._limits):
             limits = self._limits[name]
             if not limits.allows(self._shape(name, feeds[name])):
