@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from diffusers import SchedulerMixin
 
 from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
@@ -148,7 +149,8 @@ def trace(
     for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts)):
         more = dict(step_options(count)) if step_options else {}
         try:
-            table, error = _trace_count(scheduler, count, {"eta": eta}, more, check)
+            with torch.inference_mode():  # numbers cost less where no gradient may be asked for
+                table, error = _trace_count(scheduler, count, {"eta": eta}, more, check)
         except _Refused as reason:
             if step_counts is not None and not skip_refused:
                 raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
@@ -213,17 +215,17 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
     evaluations = len(scheduler.timesteps)
     tracer.reset(None)
     full: list[RawStep] = []
-    prints = []
+    entered = []
     known = []
     for i in range(evaluations):
+        entered.append(tracer.enter(i))
         full.append(tracer.step(i))
         known.append(tracer.known(i + 1))
-        prints.append(tracer.fingerprint())
     late: dict[int, list[RawStep]] = {}
     add_noise: dict[int, tuple[float, float]] = {}
     for start in range(0, evaluations, getattr(scheduler, "order", 1)):
         pair = tracer.add_noise(start)
-        steps = _late_run(tracer, start, full, prints) if pair and start else []
+        steps = _late_run(tracer, start, full, entered) if pair and start else []
         if pair is not None and steps is not None:
             add_noise[start] = pair
             late[start] = steps
@@ -239,19 +241,24 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
 
 
 def _late_run(
-    tracer: StepTracer, start: int, full: list[RawStep], prints: list[Any]
+    tracer: StepTracer, start: int, full: list[RawStep], entered: list[Any]
 ) -> list[RawStep] | None:
-    """Return the first steps of a run from `start`, until it goes on like the full one."""
+    """Return the first steps of a run from `start`, until it goes on like the full one.
+
+    entered: what `StepTracer.enter` returned at each evaluation of the full run.
+    """
     tracer.reset(start)
     steps: list[RawStep] = []
     equal = 0
     for i in range(start, len(full)):
         try:
+            if tracer.enter(i) == entered[i]:
+                break
             steps.append(tracer.step(i))
         except (ValueError, IndexError, TypeError):
             return None  # this scheduler cannot start here
         equal = equal + 1 if same_row(steps[-1], full[i]) else 0
-        if tracer.fingerprint() == prints[i] or equal == _PATIENCE:
+        if equal == _PATIENCE:
             break
     return steps
 
