@@ -199,9 +199,7 @@ def _computed(name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any
     return args[0]._becomes(symbol) if changed_in_place else symbol
 
 
-def _linear(
-    operation: str, name: str, args: Sequence[Any], options: Mapping[str, Any]
-) -> Symbol:
+def _linear(operation: str, name: str, args: Sequence[Any], options: Mapping[str, Any]) -> Symbol:
     """Return the linear combination that an operation makes, or refuse it by name."""
     if operation in _COPIES:
         return Symbol(args[0].array)
@@ -287,5 +285,3 @@ def _clamp_bounds(args: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any,
     low = args[1] if len(args) > 1 else options.get("min")
     high = args[2] if len(args) > 2 else options.get("max")
     return low, high
-
-

@@ -287,13 +287,14 @@ def replaced_noise(scheduler: SchedulerMixin, source: Callable[..., Any]) -> Ite
         yield
 
 
+_PLAIN = frozenset({torch.Tensor, np.ndarray, float, int, bool, str, type(None)})
 _Stored = tuple[tuple[str, ...], Any, Callable[[Any], None]]
 
 
 def _stored(scheduler: SchedulerMixin) -> Iterator[_Stored]:
     """Yield every symbol that the scheduler keeps: where, which, and how to replace it."""
     for name, value in list(vars(scheduler).items()):
-        if name != "_internal_dict":
+        if name != "_internal_dict" and type(value) not in _PLAIN:
             yield from _found((name,), value, partial(setattr, scheduler, name))
 
 
