@@ -115,7 +115,7 @@ class _Common(TypedDict, total=False):
         int | Sequence[int] | None,
         Option(
             "Step count to make plans for.",
-            usual="1-30, 40, 50, 100",
+            usual="1-60, 1-100 of the pipeline's own scheduler",
             least=1,
             most=1000,
             metavar="N",

@@ -116,7 +116,7 @@ def _drop_unread(grid: Floats) -> Slots:
 def _window(runs: TracedRuns, grid: Floats, nodes: list[list[RawStep]], ages: int) -> int:
     """Return the smallest W for which every late run equals the full one from age W on."""
     window = 0
-    same = _close(grid, grid[:, -1:]).all(axis=(2, 3))
+    same = np.asarray(_close(grid, grid[:, -1:]).all(axis=(2, 3)))
     for start, steps in runs.late.items():
         for age in range(len(steps)):
             i = start + age
@@ -147,7 +147,7 @@ def _colours(needed: Slots) -> dict[int, int]:
 
 
 def _coefficients(matrices: Floats, colour: Mapping[int, int]) -> dict[str, Floats]:
-    """Return the rows of a table, of matrices f8[rows, MAX_SLOTS, WIDTH] whose slots have places."""
+    """Return the rows of a table, of matrices f8[rows, MAX_SLOTS, WIDTH] and places of slots."""
     places = np.zeros((max(colour.values()) + 1, MAX_SLOTS))
     places[list(colour.values()), list(colour)] = 1.0
     placed = places @ matrices  # of the slots that share a place one at most is not zero
@@ -170,4 +170,4 @@ def _close(a: Floats, b: Floats) -> NDArray[np.bool_]:
     """Return where numbers are equal up to rounding; NaN is equal to NaN."""
     with np.errstate(invalid="ignore"):  # of infinity less infinity
         close = np.abs(a - b) <= _EQUAL + _EQUAL * np.abs(b)
-    return close | (np.isnan(a) & np.isnan(b))
+    return np.asarray(close | (np.isnan(a) & np.isnan(b)))

@@ -27,7 +27,7 @@ OUTPUT, CLEAN, NOISE = MAX_SLOTS, MAX_SLOTS + 1, MAX_SLOTS + 2
 WIDTH = MAX_SLOTS + 3
 SHAPE = (1, WIDTH, 1, 1)
 
-_SUMS = {
+_SUMS: Mapping[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "rsub": lambda one, other: other - one,
@@ -204,7 +204,7 @@ def _linear(operation: str, name: str, args: Sequence[Any], options: Mapping[str
     if operation in _COPIES:
         return Symbol(args[0].array)
     if operation == "neg":
-        return -args[0]
+        return Symbol(-args[0].array)
     if operation == "zeros_like":
         return Symbol(np.zeros_like(args[0].array))
     if operation in _SUMS:
@@ -213,9 +213,9 @@ def _linear(operation: str, name: str, args: Sequence[Any], options: Mapping[str
         return _sum(operation, one, other if alpha == 1 else other * alpha)
     if operation in _PRODUCTS:
         one, other = args[:2]
-        return one * other if isinstance(one, Symbol) else other * one
+        return Symbol.__mul__(one, other) if isinstance(one, Symbol) else Symbol.__mul__(other, one)
     if operation in _QUOTIENTS and isinstance(args[0], Symbol) and not options:
-        return args[0] / args[1]
+        return Symbol.__truediv__(args[0], args[1])
     if operation in _QUOTIENTS:
         raise NotLinear(f"{operation} of two tensors that depend on the sample")
     raise NotLinear(operation)

@@ -32,7 +32,9 @@ __all__ = [
     "DEFAULT_SCHEDULERS",
     "DEFAULT_STEPS",
     "LEFT_OPEN",
+    "OWN_STEPS",
     "SCHEDULERS",
+    "SIZED_STEPS",
     "AllRefused",
     "NamedScheduler",
     "TracedSchedule",
@@ -44,7 +46,10 @@ __all__ = [
 
 # Of a scheduler's config: the entries that its source does not have.
 LEFT_OPEN = "_use_default_values"
-DEFAULT_STEPS = (*range(1, 31), 40, 50, 100)
+DEFAULT_STEPS = tuple(range(1, 61))
+OWN_STEPS = tuple(range(1, 101))  # of a pipeline's own scheduler
+# Of one whose plans follow the image's size, which are there many times over.
+SIZED_STEPS = (*DEFAULT_STEPS, 100)
 
 # A late run whose rows equal the full run's for so many steps is taken to have caught up.
 _PATIENCE = 3

@@ -235,12 +235,11 @@ class StepTracer:
         return float(found[0])
 
 
-def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+def scaled_input(scheduler: SchedulerMixin, sample: Any, timestep: Any) -> Any:
     """Return what the model is given for `sample`; flow-matching schedulers do not scale it."""
     if not hasattr(scheduler, "scale_model_input"):
         return sample
-    scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
-    return scaled
+    return scheduler.scale_model_input(sample, timestep)
 
 
 def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from latentc.runtimes.errors import (
     LatentcError,
     VerificationError,
 )
-from latentc.runtimes.terminal import say
+from latentc.runtimes.terminal import say, tell
 
 if TYPE_CHECKING:
     from latentc.runtimes.backends.backend import Backend
@@ -98,7 +98,7 @@ def generate(
     with open_pipeline(calls[0].loading) as pipe:
         result = _drawn(pipe, options, calls[0].request)
     for call in calls[1:]:
-        request = call.loading.request({**call.arguments, "image": result.latents})
+        request = call.loading.request({**call.arguments, "image": result.latents}, tell=tell)
         with open_pipeline(call.loading) as pipe:
             result = _drawn(pipe, options, request)
     _save(result, paths)
@@ -297,11 +297,11 @@ def _planned(
     loading = chosen(bundle, options, count)
     arguments = arguments_of(loading.signature, prompts, options)
     arguments["output_type"] = "pil" if refiner is None else "latent"
-    calls = [_Call(loading, arguments, loading.request(arguments))]
+    calls = [_Call(loading, arguments, loading.request(arguments, tell=tell))]
     if refiner is not None:
         loading = chosen(refiner, options, count)
         arguments = _refining(loading.signature, calls[0])
-        calls.append(_Call(loading, arguments, loading.request(arguments)))
+        calls.append(_Call(loading, arguments, loading.request(arguments, tell=tell)))
     return calls
 
 

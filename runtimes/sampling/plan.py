@@ -191,14 +191,27 @@ class PlanTable:
         Raises:
             BundleError: says what was expected and what was found.
         """
-        data = read_regular(path, LARGEST_DOCUMENT)
+        return cls.decoded(read_regular(path, LARGEST_DOCUMENT), Path(path).name, steps)
+
+    @classmethod
+    def decoded(cls, data: bytes, label: str, steps: Sequence[int] | None = None) -> PlanTable:
+        """Return the table of a document, checked.
+
+        Args:
+            label: what errors call it.
+            steps: the step counts that it is said to have.
+
+        Raises:
+            BundleError: says what was expected and what was found.
+            msgspec.DecodeError: it is no such document.
+        """
         try:
             table = cls(**decode(data))
         except BundleError as error:
-            raise BundleError(f"{Path(path).name}: {error}") from error
+            raise BundleError(f"{label}: {error}") from error
         if steps is not None and table.step_counts != tuple(steps):
             found = f"expected the steps {list(steps)}, found {list(table.step_counts)}"
-            raise BundleError(f"{Path(path).name}: {found}; export the bundle again")
+            raise BundleError(f"{label}: {found}; export the bundle again")
         return table
 
     def encoded(self) -> bytes:
@@ -333,6 +346,21 @@ class PlanTable:
         kept = [part for part in self.parts() if int(part.steps[0]) not in theirs]
         return join([*kept, *other.parts()])
 
+    def of(self, num_inference_steps: int) -> PlanTable:
+        """Return the table of the plans of one step count; raise `PlanNotFound` without any."""
+        places = (self._index(num_inference_steps, sheet) for sheet in range(len(self.shifts)))
+        return join(self._part(place) for place in places)
+
+    def of_singles(self) -> PlanTable:
+        """Return the table with numbers of few digits, which float32 rounds to the same numbers.
+
+        Loops compute in float32, with coefficients that are rounded to it (docs/bundle-format.md,
+        section 9.1); the other digits would be two thirds of a bundle's plans.
+        """
+        names = ("init_noise_scale", "add_noise", *_MIXED)
+        numbers: dict[str, Any] = {name: _of_singles(getattr(self, name)) for name in names}
+        return join([replace(self, **numbers)])
+
     def parts(self) -> list[PlanTable]:
         """Return the tables of one plan each."""
         return [self._part(index) for index in range(len(self.steps))]
@@ -439,6 +467,17 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
         clip=_common_clip(parts),
         **fields,
     )
+
+
+def _of_singles(values: Floats) -> Floats:
+    """Return for each number the one of fewest decimal digits that has the same float32; numbers
+    beyond float32, and NaN, stay."""
+    distinct, places = np.unique(values, return_inverse=True)
+    with np.errstate(over="ignore"):
+        singles = distinct.astype(np.float32)
+    short = np.array([float(str(single)) for single in singles])
+    same = np.isfinite(singles) & (short.astype(np.float32) == singles)
+    return np.where(same, short, distinct)[places].reshape(values.shape)
 
 
 def _place(part: PlanTable) -> tuple[float, int]:

@@ -17,6 +17,7 @@ from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.structures import Schedule
 from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
+from latentc.runtimes.sampling.plan_archive import read_all_plans
 from latentc.runtimes.sampling.plan_schema import LEARNED
 
 FORMAT_VERSION = 1
@@ -48,7 +49,7 @@ def write_plans(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in tuple(schedulers) or tuple(known):
-        table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
+        table = read_all_plans(bundle.path(known[name].file), known[name])
         path = folder / f"{name}.json"
         latents = bundle.manifest.latents
         sides = (latents.default_height, latents.default_width)
