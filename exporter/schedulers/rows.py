@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from latentc.exporter.schedulers.symbols import CLEAN, MAX_SLOTS, NOISE, OUTPUT, NotLinear
 from latentc.exporter.schedulers.tracing import RawStep
-from latentc.runtimes.sampling.plan import Clip, Floats, PlanTable, join
+from latentc.runtimes.sampling.plan import Clip, Floats, PlanTable
 
 _EQUAL = 1e-12
 Slots: TypeAlias = NDArray[np.bool_]
@@ -61,7 +61,7 @@ def build_table(runs: TracedRuns) -> PlanTable:
     kept, clean_from = grid[:, columns], [[row[age].clean_from for age in columns] for row in nodes]
     count = evaluations * len(columns)
     allowed = [runs.add_noise.get(i, (np.nan, np.nan)) for i in range(evaluations)]
-    table = PlanTable(
+    return PlanTable(
         steps=np.array([runs.steps], np.int32),
         offsets=np.array([0, evaluations], np.int32),
         timesteps=runs.timesteps,
@@ -78,7 +78,6 @@ def build_table(runs: TracedRuns) -> PlanTable:
         shift=np.zeros(1),
         **_coefficients(kept.reshape(count, MAX_SLOTS, -1), _colours(needed[:, columns])),
     )
-    return join([table])
 
 
 def _node(runs: TracedRuns, i: int, age: int) -> RawStep:

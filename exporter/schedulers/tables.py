@@ -151,20 +151,21 @@ def trace(
     _refuse_variance(scheduler)
     refused: dict[int, str] = {}
     tables: list[PlanTable] = []
-    worst, common = 0.0, None
+    worst = 0.0
+    common: _Common | None = None
     for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts), reverse=True):
         more = dict(step_options(count)) if step_options else {}
         try:
             with torch.inference_mode():  # numbers cost less where no gradient may be asked for
-                table, error = _trace_count(scheduler, count, {"eta": eta}, more, check, common)
+                one = _trace_count(scheduler, count, {"eta": eta}, more, check, common)
         except _Refused as reason:
             if step_counts is not None and not skip_refused:
                 raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
             refused[count] = str(reason)
             continue
-        common = common or _common(scheduler, table)
-        tables.append(table)
-        worst = max(worst, error)
+        common = one.common
+        tables.append(one.table)
+        worst = max(worst, one.error)
     if not tables:
         raise AllRefused(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
     return TracedSchedule(join(tables), dict(sorted(refused.items())), worst)
@@ -175,22 +176,37 @@ class _Common:
     """What the plans of all step counts of a scheduler have in common.
 
     window: after so many evaluations late runs go on like the full one; adds_known: noise is added
-        to a clean sample at a start just as to what is known of it after the evaluation before.
+        to a clean sample at a start just as to what is known of it after the evaluation before;
+        at_once: and to several samples at once as to one after the other.
     """
 
     window: int
     adds_known: bool
+    at_once: bool
 
 
-def _common(scheduler: SchedulerMixin, table: PlanTable) -> _Common | None:
+def _common(tracer: StepTracer, table: PlanTable) -> _Common | None:
     """Return what the table of most steps says of the others; None where it does not start at every
     step, so that nothing is said of others."""
     (count,) = table.step_counts
-    starts = range(0, len(table.timesteps), getattr(scheduler, "order", 1))
+    starts = range(0, len(table.timesteps), getattr(tracer.scheduler, "order", 1))
     if table.starts(count) != tuple(starts):
         return None
     later = np.array(starts[1:], int)
-    return _Common(table.window, np.array_equal(table.add_noise[later], table.known[later - 1]))
+    adds_known = np.array_equal(table.add_noise[later], table.known[later - 1])
+    known = tracer.all_known()
+    at_once = known is not None and np.array_equal(table.known, known)
+    return _Common(table.window, adds_known, at_once)
+
+
+@dataclass(frozen=True)
+class _OneCount:
+    """The table of one step count, the worst error of its plans where they were checked, and what
+    it says of tables of fewer steps."""
+
+    table: PlanTable
+    error: float
+    common: _Common | None
 
 
 def _refuse_variance(scheduler: SchedulerMixin) -> None:
@@ -221,8 +237,8 @@ def _trace_count(
     more: Mapping[str, Any],
     check: bool,
     common: _Common | None,
-) -> tuple[PlanTable, float]:
-    """Return the table of one step count, and the worst error of its plans where they are checked.
+) -> _OneCount:
+    """Return the table of one step count.
 
     common: what a table of more steps says of this one; where the plans turn out to differ from
         the scheduler it is looked at for itself.
@@ -230,7 +246,8 @@ def _trace_count(
     tracer = _tracer(original, count, options, more)
     try:
         table = _traced(tracer, count, options, common)
-        return table, _check(tracer, table, count, options) if check else 0.0
+        error = _check(tracer, table, count, options) if check else 0.0
+        return _OneCount(table, error, common or _common(tracer, table))
     except _Differs:
         if common is None:
             raise
@@ -271,14 +288,18 @@ def _traced(
 def _trace_runs(tracer: StepTracer, count: int, common: _Common | None) -> TracedRuns:
     scheduler = tracer.scheduler
     evaluations = len(scheduler.timesteps)
+    together = tracer.all_known() if common is not None and common.at_once else None
     tracer.reset(None)
     full: list[RawStep] = []
     entered = []
-    known = []
+    known: list[tuple[float, float] | None] = []
+    if together is not None:
+        known = [(float(a), float(b)) for a, b in together]
     for i in range(evaluations):
         entered.append(tracer.enter(i))
         full.append(tracer.step(i))
-        known.append(tracer.known(i + 1))
+        if together is None:
+            known.append(tracer.known(i + 1))
     late: dict[int, list[RawStep]] = {}
     add_noise: dict[int, tuple[float, float]] = {}
     for start in range(0, evaluations, getattr(scheduler, "order", 1)):

@@ -194,13 +194,34 @@ class StepTracer:
         """
         return self._noisy(index) if index < len(self.scheduler.timesteps) else (1.0, 0.0)
 
-    def _noisy(self, index: int) -> tuple[float, float] | None:
-        timestep, clean, noise = self.scheduler.timesteps[index : index + 1], unit(0), unit(NOISE)
+    def all_known(self) -> Floats | None:
+        """Return what `known` gives after each evaluation, f8[evaluations, 2], of all at once.
+
+        It is None where the scheduler adds no noise to samples of several timesteps.
+        """
+        self.reset(None)
+        timesteps = self.scheduler.timesteps[1:]
+        if not len(timesteps):
+            return None
+        one = torch.ones((len(timesteps), 1, 1, 1), dtype=torch.float64)
+        zero = torch.zeros_like(one)
         try:
-            if hasattr(self.scheduler, "add_noise"):
-                noisy = self.scheduler.add_noise(clean, noise, timestep)
-            else:
-                noisy = self.scheduler.scale_noise(clean, timestep, noise)
+            pairs = ((one, zero), (zero, one))
+            columns = [self._noised(*pair, timesteps).flatten() for pair in pairs]
+        except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):
+            return None
+        return np.concatenate([torch.stack(columns, 1).numpy(), [(1.0, 0.0)]])
+
+    def _noised(self, clean: Any, noise: Any, timesteps: torch.Tensor) -> Any:
+        """Return clean samples with noise; errors are the scheduler's."""
+        if hasattr(self.scheduler, "add_noise"):
+            return self.scheduler.add_noise(clean, noise, timesteps)
+        return self.scheduler.scale_noise(clean, timesteps, noise)
+
+    def _noisy(self, index: int) -> tuple[float, float] | None:
+        timestep = self.scheduler.timesteps[index : index + 1]
+        try:
+            noisy = self._noised(unit(0), unit(NOISE), timestep)
         except (AttributeError, IndexError, NotImplementedError):
             return None
         found = coefficients(noisy)

@@ -363,7 +363,8 @@ class PlanTable:
 
     def parts(self) -> list[PlanTable]:
         """Return the tables of one plan each."""
-        return [self._part(index) for index in range(len(self.steps))]
+        count = len(self.steps)
+        return [self] if count == 1 else [self._part(index) for index in range(count)]
 
     def _part(self, index: int) -> PlanTable:
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
