@@ -201,8 +201,8 @@ class Shift(_Base, frozen=True):
 
 
 class Schedule(_Base, frozen=True):
-    """One scheduler's sampling plans: a file with a PlanTable, or where `archive` says so a ZIP file
-    with one for each step count, and the step counts.
+    """One scheduler's sampling plans: a file with a PlanTable, or a ZIP file with one for each step
+    count where `archive` says so, and the step counts.
 
     `shift` is there where the table has plans for several. Timesteps count down from
     `num_train_timesteps`. `config` is that of a scheduler which is not made of the pipeline's own,
