@@ -125,13 +125,14 @@ def schedule(
     """Add sampling plans to a bundle, without exporting it again."""
     from latentc.exporter.progress import Progress
     from latentc.exporter.schedulers.plans import add_to_bundle
+    from latentc.runtimes.bundle.quantities import ranges
 
     reporter = Reporter(quiet)
     with reporter:
         manifest = add_to_bundle(bundle, schedulers, steps or None, Progress(reporter.report))
     for entry in manifest.schedules:
         if entry.name in schedulers:
-            say(f"{entry.name}: {describe_steps(entry.steps)} steps")
+            say(f"{entry.name}: {ranges(entry.steps)} steps")
 
 
 class Reporter:
@@ -175,14 +176,3 @@ def builtin_folder() -> Path:
 def megabytes(size: int) -> str:
     """A size in MB with one decimal."""
     return f"{size / 1e6:.1f} MB"
-
-
-def describe_steps(steps: tuple[int, ...]) -> str:
-    """``1-30, 40``: step counts with runs joined."""
-    runs: list[list[int]] = []
-    for count in sorted(steps):
-        if runs and count == runs[-1][1] + 1:
-            runs[-1][1] = count
-        else:
-            runs.append([count, count])
-    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

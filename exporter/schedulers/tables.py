@@ -160,7 +160,10 @@ def trace(
                 one = _trace_count(scheduler, count, {"eta": eta}, more, check, common)
         except _Refused as reason:
             if step_counts is not None and not skip_refused:
-                raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
+                raise ExportError(
+                    f"{_name(scheduler)} refuses {count} steps: diffusers itself fails there "
+                    f"({reason}); take another number of steps"
+                ) from reason
             refused[count] = str(reason)
             continue
         common = one.common
@@ -173,7 +176,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _Common:
-    """What the plans of all step counts of a scheduler have in common.
+    """A `_Common` says what the plans of all step counts of a scheduler have in common.
 
     window: after so many evaluations late runs go on like the full one; adds_known: noise is added
         to a clean sample at a start just as to what is known of it after the evaluation before;
@@ -271,7 +274,8 @@ def _traced(
 ) -> PlanTable:
     scheduler = tracer.scheduler
     try:
-        with tracer.intercepting():
+        # What is not finite is refused by name, where a plan reads it.
+        with tracer.intercepting(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             runs = _trace_runs(tracer, count, common)
         return build_table(runs)
     except NotLinear as error:

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.bundle.quantities import ranges
 from latentc.runtimes.bundle.structures import Schedule
 from latentc.runtimes.errors import BundleError, InputError, LatentcError, PlanNotFound, first_line
 from latentc.runtimes.plugins import BrokenPlugin, resolve
@@ -154,8 +155,9 @@ class Plans:
     def _missing(self, listed: Schedule, steps: int) -> PlanNotFound:
         """Return the error about plans that the bundle lacks and that cannot be traced here."""
         return PlanNotFound(
-            f"scheduler {listed.name!r}: no sampling plan for {steps} steps; add one with: "
-            f"latentc schedule {self._bundle.root} --scheduler {listed.name} --steps {steps}"
+            f"scheduler {listed.name!r}: no sampling plan for {steps} steps; there are plans for "
+            f"{ranges(listed.steps)}; add one with: latentc schedule {self._bundle.root} "
+            f"--scheduler {listed.name} --steps {steps}"
         )
 
 

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentc.runtimes.arrays import Array
+from latentc.runtimes.bundle.quantities import ranges
 from latentc.runtimes.errors import BundleError, InputError, PlanNotFound
 from latentc.runtimes.sampling.plan_document import decode, encode
 from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
@@ -280,7 +281,7 @@ class PlanTable:
         if start not in self.starts(num_inference_steps):
             raise InputError(
                 f"a run of {num_inference_steps} steps cannot start at evaluation {start}; "
-                f"possible: {_ranges(self.starts(num_inference_steps))}"
+                f"possible: {ranges(self.starts(num_inference_steps))}"
             )
         at = slice(first + start, last)
         age = np.minimum(np.arange(last - first - start), self.window)
@@ -391,7 +392,7 @@ class PlanTable:
         if num_inference_steps not in self._places:
             raise PlanNotFound(
                 f"no sampling plan for {num_inference_steps} steps; there are plans for "
-                f"{_ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
+                f"{ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
                 f"--scheduler NAME --steps {num_inference_steps}"
             )
         return sheet * len(self.step_counts) + self._places[num_inference_steps]
@@ -510,14 +511,3 @@ def _distinct(coefficients: Mapping[str, Floats]) -> tuple[Ints, Ints]:
         if index[-1] == len(kept):
             kept.append(i)
     return np.array(kept, np.int32), np.array(index, np.int32)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as a text with runs joined: 1, 2, 3, 5 → '1-3, 5'."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

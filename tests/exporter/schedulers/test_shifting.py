@@ -25,6 +25,7 @@ from latentc.runtimes.errors import BundleError, ExportError, InputError
 from latentc.runtimes.pipeline.plans import Plans
 from latentc.runtimes.programs.latents import Latents
 from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.plan_archive import read_all_plans
 from latentc.runtimes.sampling.sampler import denoise
 from tests.support import fakes
 
@@ -124,7 +125,7 @@ def test_added_steps_may_need_other_points(tmp_path: Path) -> None:
     tables = []
     for steps in (1, 20, 2):
         added = add_to_bundle(folder, ["flow_euler"], [steps], Progress()).schedule("flow_euler")
-        tables.append(PlanTable.load(folder / added.file.path, added.steps))
+        tables.append(read_all_plans(folder / added.file.path, added))
 
     assert len(tables[0].shifts) < len(tables[1].shifts)
     assert tables[1].shifts == tables[2].shifts
