@@ -118,6 +118,7 @@ def export(
 def schedule(bundle: Path, schedulers: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Add sampling plans to a bundle, without exporting it again."""
     from latentc.exporter.schedulers.plans import add_to_bundle
+    from latentc.runtimes.bundle.quantities import ranges
 
     reporter = Reporter(quiet)
     arguments = given_options(options)
@@ -125,7 +126,7 @@ def schedule(bundle: Path, schedulers: tuple[str, ...], quiet: bool, **options: 
         manifest = add_to_bundle(bundle, schedulers=schedulers, report=reporter.report, **arguments)
     for entry in manifest.schedules:
         if entry.name in schedulers:
-            say(f"{entry.name}: {describe_steps(entry.steps)} steps")
+            say(f"{entry.name}: {ranges(entry.steps)} steps")
 
 
 def _one_source(source: str | None, model: str | None) -> str:
@@ -184,14 +185,3 @@ def builtin_folder() -> Path:
 def megabytes(size: int) -> str:
     """A size in MB with one decimal."""
     return f"{size / 1e6:.1f} MB"
-
-
-def describe_steps(steps: tuple[int, ...]) -> str:
-    """``1-30, 40``: step counts with runs joined."""
-    runs: list[list[int]] = []
-    for count in sorted(steps):
-        if runs and count == runs[-1][1] + 1:
-            runs[-1][1] = count
-        else:
-            runs.append([count, count])
-    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

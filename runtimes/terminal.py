@@ -45,6 +45,11 @@ def say(text: object = "", err: bool = False) -> None:
     click.echo(visible(text), err=err)
 
 
+def tell(text: object) -> None:
+    """Write a line to the standard error, as `say` does: what is going on, beside results."""
+    say(text, err=True)
+
+
 def _escape(found: re.Match[str]) -> str:
     units = found.group().encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))

@@ -169,6 +169,14 @@ def one_at_a_time(name: str) -> Any:
 
 
 @pytest.fixture
+def no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling plans are traced by nobody, as where the exporter is not installed."""
+    from latentc.runtimes.pipeline import plans
+
+    monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The ``latentc`` command, in this process: exit code, standard output, standard error."""
     from latentc import cli

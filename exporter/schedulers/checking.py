@@ -119,12 +119,12 @@ def _planned(
 def _worst(found: _Recorded, expected: _Recorded) -> float:
     if found.drawn != expected.drawn:
         return float("inf")
-    pairs = [
-        (found.first, expected.first),
-        *zip(found.inputs, expected.inputs, strict=True),
-        *zip(found.samples, expected.samples, strict=True),
-    ]
-    return max(_difference(a, b) for a, b in pairs)
+    one, other = (
+        np.array([run.first, *run.inputs, *run.samples]).reshape(-1, run.first.size)
+        for run in (found, expected)
+    )
+    norms = np.maximum(np.linalg.norm(other, axis=1), 1e-30)
+    return float((np.linalg.norm(one - other, axis=1) / norms).max())
 
 
 def _original(
@@ -138,6 +138,7 @@ def _original(
 ) -> _Recorded:
     scheduler, start = tracer.scheduler, plan.start
     known = accepted_options(scheduler, options)
+    predictions = torch.from_numpy(outputs).unbind()
 
     def draw(*_: Any, **__: Any) -> torch.Tensor:
         record.drawn.append(len(record.samples))
@@ -155,14 +156,9 @@ def _original(
     record = _Recorded(sample.numpy().copy())
     tracer.reset(start or None)
     with replaced_noise(scheduler, draw):
-        for index, output in enumerate(outputs, start):
+        for index, guided in enumerate(predictions, start):
             timestep, more = scheduler.timesteps[index], steps_to(scheduler, index)
             record.inputs.append(scaled_input(scheduler, sample, timestep).numpy().copy())
-            guided = torch.from_numpy(output)
             sample = scheduler.step(guided, timestep, sample, **known, **more, return_dict=False)[0]
             record.samples.append(sample.numpy().copy())
     return record
-
-
-def _difference(found: Array, expected: Array) -> float:
-    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))

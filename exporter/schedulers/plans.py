@@ -31,6 +31,7 @@ from latentc.runtimes.bundle.trust import check_unlinked, checked
 from latentc.runtimes.errors import ExportError, InputError
 from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.sampling.plan import PlanTable
+from latentc.runtimes.sampling.plan_archive import read_all_plans, write_archive
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.locks import writing
 from latentc.runtimes.storage.outputs import check_folder
@@ -38,7 +39,7 @@ from latentc.runtimes.storage.outputs import check_folder
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
-_ADDED = re.compile(r".+-[0-9a-f]{8}\.json").fullmatch  # a table that was added to a bundle
+_ADDED = re.compile(r".+-[0-9a-f]{8}\.(?:json|zip)").fullmatch  # a table that was added to a bundle
 
 
 def plain_config(scheduler: Any) -> dict[str, Any]:
@@ -66,30 +67,48 @@ def own_name(scheduler: Any) -> str:
     return OWN
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings say which scheduler is traced, and what it is made of.
+
+    Attributes:
+        kind: a name of `SCHEDULERS` or a class; `OWN` for that of the configuration itself.
+        class_name, config: the pipeline's own scheduler's, or those of a loop's that never follows
+            another one.
+        told: what the pipeline tells it.
+    """
+
+    kind: str
+    class_name: str
+    config: Mapping[str, Any]
+    told: Told
+
+    def built(self) -> Any:
+        """Return the scheduler. Raises ExportError as `_built` does."""
+        return _built(self.kind, self.class_name, self.config)
+
+    def follows_size(self) -> bool:
+        """Return whether the plans depend on the image's size. Raises ExportError as `built`."""
+        return bool(self.built().config.get("use_dynamic_shifting"))
+
+
 def make(
-    name: str,
-    class_name: str,
-    config: Mapping[str, Any],
+    settings: Settings,
     steps: Sequence[int] | None,
-    path: Path,
-    told: Told,
     skip_refused: bool = False,
     there: PlanTable | None = None,
-) -> tuple[str, tuple[int, ...]]:
-    """Trace scheduler `name` into `path`, beside the plans that are `there`; returns its class name
-    and all step counts.
+) -> tuple[str, PlanTable]:
+    """Trace a scheduler; returns its class name, and its plans beside those that are `there`.
 
-    `class_name` and `config` are the pipeline's own scheduler's, `told` what the pipeline tells
-    it. Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
+    Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
     refuses.
     """
-    scheduler = _built(name, class_name, config)
+    scheduler = settings.built()
     if there is None:
-        table = trace_told(scheduler, steps, told, skip_refused)
+        table = trace_told(scheduler, steps, settings.told, skip_refused)
     else:
-        table = trace_more(there, scheduler, steps, told)
-    table.save(path)
-    return type(scheduler).__name__, table.step_counts
+        table = trace_more(there, scheduler, steps, settings.told)
+    return type(scheduler).__name__, table.of_singles()
 
 
 def _built(name: str, class_name: str, config: Mapping[str, Any]) -> Any:
@@ -135,22 +154,16 @@ def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(usable)
 
 
-def key_of(
-    name: str,
-    class_name: str,
-    config: Mapping[str, Any],
-    steps: Sequence[int] | None,
-    told: Told,
-) -> str:
+def key_of(name: str, settings: Settings, steps: Sequence[int] | None) -> str:
     """Return the store's key of one scheduler's table."""
     return digest(
         {
             "kind": "schedule",
             "name": name,
-            "class": class_name,
-            "config": dict(config),
+            "class": settings.class_name,
+            "config": dict(settings.config),
             "steps": list(steps) if steps is not None else None,
-            "told": [told.even_sigmas, told.ranges],
+            "told": [settings.told.even_sigmas, settings.told.ranges],
             "versions": versions(("diffusers", "torch", "numpy")),
             "code": code(__name__),
         }
@@ -193,15 +206,11 @@ def add_all(
     asked = _defaults(class_name, config) if wanted.names is None else wanted.names
     made = []
     for name in dict.fromkeys([own, *asked]):
-        steps: Sequence[int] | None = wanted.steps
-        if name == own and steps is None:
-            steps = _own_steps(wanted.default_steps, config)
-        usual = set(tracing.DEFAULT_STEPS if steps is None else steps)
-        if not usual >= set(wanted.kept.get(name, ())):
-            steps = sorted(usual | set(wanted.kept[name]))
+        settings = Settings(name, class_name, config, wanted.told)
         try:
-            told = wanted.told
-            schedule = _add(store, name, name, class_name, config, steps, told, progress)
+            default = wanted.default_steps if name == own else None
+            steps = _steps(wanted, name, settings, default)
+            schedule = _add(store, name, settings, steps, progress)
             _warn_refused(schedule, wanted.steps)
             made.append(schedule)
         except ExportError:
@@ -228,60 +237,67 @@ def _add_fixed(
 ) -> Schedule:
     """Trace the scheduler that a loop follows in every call, at the wanted step counts and that of
     a call which asks for none."""
-    class_name, config = type(fixed.scheduler).__name__, plain_config(fixed.scheduler)
-    usual = wanted.steps or _own_steps(fixed.default_steps, config) or tracing.DEFAULT_STEPS
-    steps = sorted({*usual, fixed.default_steps, *wanted.kept.get(name, ())})
-    schedule = _add(store, name, OWN, class_name, config, steps, Told(), progress)
+    config = plain_config(fixed.scheduler)
+    settings = Settings(OWN, type(fixed.scheduler).__name__, config, Told())
+    steps = {*_steps(wanted, name, settings), fixed.default_steps}
+    schedule = _add(store, name, settings, sorted(steps), progress)
     _warn_refused(schedule, wanted.steps)
-    return schedule
+    return replace(schedule, config=config)
 
 
-def _own_steps(default: int, config: Mapping[str, Any]) -> Sequence[int] | None:
-    """Return the usual step counts and the pipeline's own, where that is an unusual one."""
-    if default in tracing.DEFAULT_STEPS:
-        return None
-    limit = int(config.get("num_train_timesteps", default))
-    return sorted({count for count in (*tracing.DEFAULT_STEPS, default) if count <= limit})
+def _steps(
+    wanted: Wanted, name: str, settings: Settings, default: int | None = None
+) -> Sequence[int]:
+    """Return the step counts to trace a scheduler for: the wanted or usual ones, and those that an
+    older bundle has.
+
+    Args:
+        default: the step count of a call that asks for none, where it is the pipeline's own
+            scheduler.
+    """
+    kept = wanted.kept.get(name, ())
+    if wanted.steps is not None:
+        return sorted({*wanted.steps, *kept})
+    usual = tracing.DEFAULT_STEPS if default is None else tracing.OWN_STEPS
+    if default is not None and settings.follows_size():
+        usual = tracing.SIZED_STEPS
+    limit = int(settings.config.get("num_train_timesteps", 1000))
+    counts = {*usual, *kept, *([] if default is None else [default])}
+    return sorted(count for count in counts if count <= limit)
 
 
 def _add(
     store: Store,
     name: str,
-    kind: str,
-    class_name: str,
-    config: Mapping[str, Any],
+    settings: Settings,
     steps: Sequence[int] | None,
-    told: Told,
     progress: Progress,
 ) -> Schedule:
-    """Trace a scheduler into the store, and return what the manifest says of it.
-
-    Args:
-        name: of the table; `kind`: of the scheduler.
-    """
-    key = key_of(name, class_name, config, steps, told)
+    """Trace a scheduler into the store, and return what the manifest says of it."""
+    key = key_of(name, settings, steps)
 
     def write(folder: Path) -> Mapping[str, Any]:
         with progress.stage(f"schedule {name}", "trace") as wrote:
-            path = folder / f"{name}.json"
-            found, counts = make(kind, class_name, config, steps, path, told, skip_refused=True)
+            path = folder / f"{name}.zip"
+            found, table = make(settings, steps, skip_refused=True)
+            write_archive(table, path)
             wrote(path.stat().st_size)
-        return {"class_name": found, "steps": list(counts)}
+        return {"class_name": found, "steps": list(table.step_counts)}
 
     item = store.item(key, FOLDER, write)
-    found = tracing.resolve(class_name if kind == OWN else kind).class_name
-    counts = tuple(item.meta["steps"])
-    shift = told.shift if _follows_size(kind, class_name, config) else None
-    return Schedule(name, found, item.files[0], counts, key, shift, _trained_timesteps(config))
+    return _schedule(name, settings, item.files[0], tuple(item.meta["steps"]), key)
 
 
-def _trained_timesteps(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_train_timesteps", 1000))
-
-
-def _follows_size(name: str, class_name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether the plans of a scheduler depend on the image's size."""
-    return bool(_built(name, class_name, config).config.get("use_dynamic_shifting"))
+def _schedule(
+    name: str, settings: Settings, file: File, steps: tuple[int, ...], key: str
+) -> Schedule:
+    """Return what the manifest says of a table that was written."""
+    return Schedule(
+        *(name, type(settings.built()).__name__, file, steps, key),
+        settings.told.shift if settings.follows_size() else None,
+        int(settings.config.get("num_train_timesteps", 1000)),
+        archive=True,
+    )
 
 
 @takes(ScheduleArguments)
@@ -305,12 +321,13 @@ def add_to_bundle(bundle: Path, **arguments: Unpack[ScheduleArguments]) -> Manif
     options = complete(ScheduleArguments, arguments)
     names, progress = tuple_of(options["schedulers"]), Progress(options["report"])
     steps = tuple_of(options["steps"] or ()) or None
-    for name in names:
+    manifest = Manifest.load(bundle)  # before a lock is made beside what may be no bundle
+    traced = [name for name in names if _fixed(manifest, name) is None]
+    for name in traced:
         if name != OWN:
             tracing.resolve(name)
-    source = Manifest.load(bundle).source  # before a lock is made beside what may be no bundle
     check_folder(bundle)
-    check_kinds(names, source.scheduler_class, source.scheduler_config)
+    check_kinds(traced, manifest.source.scheduler_class, manifest.source.scheduler_config)
     with writing(bundle, progress):
         return _add_locked(bundle, names, steps, progress)
 
@@ -347,29 +364,51 @@ def _extended(
     folder: Path,
     progress: Progress,
 ) -> Manifest:
-    source = manifest.source
     old = next((schedule for schedule in manifest.schedules if schedule.name == name), None)
+    settings = _settings(manifest, name)
     with progress.stage(f"schedule {name}", "trace") as wrote:
-        path = folder / "table.json"
-        config = source.scheduler_config
-        told = _told(manifest)
+        path = folder / "table.zip"
         there = None
         if old is not None:
-            there = PlanTable.load(checked(root, old.file, "always"), old.steps)
-        class_name, counts = make(
-            name, source.scheduler_class, config, steps, path, told, there=there
-        )
+            there = read_all_plans(checked(root, old.file, "always"), old)
+        _, table = make(settings, steps, there=there)
+        write_archive(table, path)
         data = path.read_bytes()
         wrote(len(data))
     sha256 = hashlib.sha256(data).hexdigest()
-    file = File(f"{FOLDER}/{name}-{sha256[:8]}.json", len(data), sha256)
+    file = File(f"{FOLDER}/{name}-{sha256[:8]}.zip", len(data), sha256)
     with full_disk_reported():
         files.write(root / file.path, data, root=root)
-    key = key_of(name, source.scheduler_class, config, counts, told)
-    shift = told.shift if _follows_size(name, source.scheduler_class, config) else None
-    made = Schedule(name, class_name, file, counts, key, shift, _trained_timesteps(config))
+    counts = table.step_counts
+    made = _schedule(name, settings, file, counts, key_of(name, settings, counts))
+    if old is not None:
+        made = replace(made, config=old.config)
     others = tuple(schedule for schedule in manifest.schedules if schedule.name != name)
     return replace(manifest, schedules=(*others, made))
+
+
+def traced_for(manifest: Manifest, schedule: Schedule, steps: int) -> PlanTable:
+    """Return the plans of a bundle's scheduler for one step count.
+
+    Raises:
+        ExportError: the scheduler refuses so many steps, or cannot be traced.
+    """
+    return make(_settings(manifest, schedule.name), [steps])[1]
+
+
+def _settings(manifest: Manifest, name: str) -> Settings:
+    """Return the settings of a bundle's scheduler, or of one that may be added to it."""
+    fixed = _fixed(manifest, name)
+    if fixed is not None:
+        return Settings(OWN, fixed.class_name, fixed.config or {}, Told())
+    source = manifest.source
+    return Settings(name, source.scheduler_class, source.scheduler_config, _told(manifest))
+
+
+def _fixed(manifest: Manifest, name: str) -> Schedule | None:
+    """Return the schedule of that name which is not made of the pipeline's own scheduler."""
+    found = (each for each in manifest.schedules if each.name == name and each.config is not None)
+    return next(found, None)
 
 
 def _told(manifest: Manifest) -> Told:

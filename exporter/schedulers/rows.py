@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentc.exporter.schedulers.symbols import CLEAN, MAX_SLOTS, NOISE, OUTPUT, NotLinear
 from latentc.exporter.schedulers.tracing import RawStep
-from latentc.runtimes.sampling.plan import Clip, Floats, PlanTable, join
+from latentc.runtimes.sampling.plan import Clip, Floats, PlanTable
 
 _EQUAL = 1e-12
-Grid = list[list[Floats]]
+Slots: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class TracedRuns:
 
 def same_row(a: RawStep, b: RawStep) -> bool:
     """Return whether two steps have equal coefficients, up to rounding."""
-    return _close(a.matrix, b.matrix) and _close(a.clean_from, b.clean_from)
+    if (
+        a.matrix.tobytes() == b.matrix.tobytes()
+        and a.clean_from.tobytes() == b.clean_from.tobytes()
+    ):
+        return True
+    return bool(_close(a.matrix, b.matrix).all() and _close(a.clean_from, b.clean_from).all())
 
 
 def build_table(runs: TracedRuns) -> PlanTable:
@@ -47,30 +53,22 @@ def build_table(runs: TracedRuns) -> PlanTable:
     evaluations = len(runs.full)
     ages = max((len(steps) for steps in runs.late.values()), default=0)
     nodes = [[_node(runs, i, age) for age in range(ages + 1)] for i in range(evaluations)]
-    grid = [[_tidy(node.matrix) for node in row] for row in nodes]
+    grid = _tidy(np.array([[node.matrix for node in row] for row in nodes]))
     needed = _drop_unread(grid)
     window = _window(runs, grid, nodes, ages)
-    colour = _colours(needed, window)
-    slots = max(colour.values()) + 1
-    rows: dict[str, list[Any]] = {name: [] for name in ("state", "prediction", "clean", "noise")}
-    index = np.zeros((evaluations, window + 1), np.int32)
-    clean_from: list[Floats] = []
-    for i in range(evaluations):
-        for age in range(window + 1):
-            # the last column stands for "late enough", that is for the run from the start
-            column = age if age < window else ages
-            index[i, age] = len(clean_from)
-            _append(rows, grid[i][column], colour, slots)
-            clean_from.append(nodes[i][column].clean_from)
+    # the last column stands for "late enough", that is for the run from the start
+    columns = [*range(window), ages]
+    kept, clean_from = grid[:, columns], [[row[age].clean_from for age in columns] for row in nodes]
+    count = evaluations * len(columns)
     allowed = [runs.add_noise.get(i, (np.nan, np.nan)) for i in range(evaluations)]
-    table = PlanTable(
+    return PlanTable(
         steps=np.array([runs.steps], np.int32),
         offsets=np.array([0, evaluations], np.int32),
         timesteps=runs.timesteps,
         input_scale=np.array([step.input_scale for step in runs.full]),
         noise_draws=np.array([step.draws for step in runs.full], np.uint8),
-        rows=index,
-        clean_from=np.array(clean_from),
+        rows=np.arange(count, dtype=np.int32).reshape(evaluations, len(columns)),
+        clean_from=np.array(clean_from).reshape(count, 2),
         init_noise_scale=np.array([runs.init_noise_scale]),
         add_noise=np.array(allowed),
         known=np.array([pair or (np.nan, np.nan) for pair in runs.known]),
@@ -78,9 +76,8 @@ def build_table(runs: TracedRuns) -> PlanTable:
         log_high=np.array([step.log_variance[1] for step in runs.full]),
         clip=_clip(runs),
         shift=np.zeros(1),
-        **{name: np.array(values) for name, values in rows.items()},
+        **_coefficients(kept.reshape(count, MAX_SLOTS, -1), _colours(needed[:, columns])),
     )
-    return join([table])
 
 
 def _node(runs: TracedRuns, i: int, age: int) -> RawStep:
@@ -88,38 +85,37 @@ def _node(runs: TracedRuns, i: int, age: int) -> RawStep:
     return late[age] if age < len(late) else runs.full[i]
 
 
-def _tidy(matrix: Floats) -> Floats:
-    """Remove rounding noise around 0 and 1, which would keep dead slots alive."""
-    tidy = matrix.copy()
-    scale = np.nan_to_num(np.abs(tidy)).max(axis=1, keepdims=True)
-    tidy[np.abs(tidy) <= 1e-15 * scale] = 0.0
+def _tidy(grid: Floats) -> Floats:
+    """Remove rounding noise around 0 and 1, which would keep dead slots alive.
+
+    grid: f8[evaluations, ages, MAX_SLOTS, WIDTH].
+    """
+    scale = np.nan_to_num(np.abs(grid)).max(axis=-1, keepdims=True)
+    tidy = np.where(np.abs(grid) <= 1e-15 * scale, 0.0, grid)
     tidy[np.abs(tidy - 1.0) <= 1e-14] = 1.0
     return tidy
 
 
-def _drop_unread(grid: Grid) -> list[list[frozenset[int]]]:
+def _drop_unread(grid: Floats) -> Slots:
     """Zero, in place, what no later step reads; returns the slots that each node reads."""
-    ages = len(grid[0])
-    wanted = [frozenset({0})] * ages
-    needed: list[list[frozenset[int]]] = []
-    for row in reversed(grid):
-        reads = []
-        for age, matrix in enumerate(row):
-            live = wanted[min(age + 1, ages - 1)]
-            dead = [slot for slot in range(MAX_SLOTS) if slot not in live]
-            matrix[dead] = 0.0
-            if not np.isfinite(matrix).all():
-                raise NotLinear("has coefficients that are not finite")
-            reads.append(frozenset(np.flatnonzero(matrix[:, :MAX_SLOTS].any(axis=0)).tolist()))
-        # slot 0 also feeds the model, and so it is never anybody else's
-        wanted = [slots | {0} for slots in reads]
-        needed.append(wanted)
-    return needed[::-1]
+    evaluations, ages = grid.shape[:2]
+    older = np.minimum(np.arange(ages) + 1, ages - 1)
+    needed = np.zeros((evaluations, ages, MAX_SLOTS), bool)
+    needed[:, :, 0] = True  # slot 0 also feeds the model, and so it is never anybody else's
+    live = needed[-1]
+    for i in reversed(range(evaluations)):
+        grid[i][~live[older]] = 0.0
+        needed[i] |= grid[i, :, :, :MAX_SLOTS].any(axis=1)
+        live = needed[i]
+    if not np.isfinite(grid).all():
+        raise NotLinear("has coefficients that are not finite")
+    return needed
 
 
-def _window(runs: TracedRuns, grid: Grid, nodes: list[list[RawStep]], ages: int) -> int:
+def _window(runs: TracedRuns, grid: Floats, nodes: list[list[RawStep]], ages: int) -> int:
     """Return the smallest W for which every late run equals the full one from age W on."""
     window = 0
+    same = np.asarray(_close(grid, grid[:, -1:]).all(axis=(2, 3)))
     for start, steps in runs.late.items():
         for age in range(len(steps)):
             i = start + age
@@ -127,16 +123,20 @@ def _window(runs: TracedRuns, grid: Grid, nodes: list[list[RawStep]], ages: int)
             of_late, of_full = ((e.input_scale, e.draws, e.log_variance) for e in (late, full))
             if of_late != of_full:
                 raise NotLinear("scales its input or draws noise depending on where it began")
-            same = _close(grid[i][age], grid[i][ages])
-            if not same or not _close(late.clean_from, full.clean_from):
+            if not same[i, age] or not _close(late.clean_from, full.clean_from).all():
                 window = max(window, age + 1)
     return window
 
 
-def _colours(needed: list[list[frozenset[int]]], window: int) -> dict[int, int]:
-    """Give slots that are never needed at the same time the same place."""
-    last = len(needed[0]) - 1
-    groups = {row[age] for row in needed for age in {*range(window), last}}
+def _colours(needed: Slots) -> dict[int, int]:
+    """Give slots that are never needed at the same time the same place.
+
+    needed: the slots that each node reads; b[evaluations, ages, MAX_SLOTS].
+    """
+    groups = [
+        set(np.flatnonzero(row).tolist())
+        for row in np.unique(needed.reshape(-1, MAX_SLOTS), axis=0)
+    ]
     colour = {0: 0}
     for slot in sorted(set().union(*groups) - {0}):
         rivals = set().union(*(group for group in groups if slot in group))
@@ -145,19 +145,16 @@ def _colours(needed: list[list[frozenset[int]]], window: int) -> dict[int, int]:
     return colour
 
 
-def _append(rows: dict[str, list[Any]], matrix: Floats, colour: dict[int, int], slots: int) -> None:
-    state = np.zeros((slots, slots))
-    columns = {name: np.zeros(slots) for name in ("prediction", "clean", "noise")}
-    for slot, place in colour.items():
-        if not matrix[slot].any():
-            continue
-        for source, from_place in colour.items():
-            state[place, from_place] += matrix[slot, source]
-        for name, basis in (("prediction", OUTPUT), ("clean", CLEAN), ("noise", NOISE)):
-            columns[name][place] = matrix[slot, basis]
-    rows["state"].append(state)
-    for name, column in columns.items():
-        rows[name].append(column)
+def _coefficients(matrices: Floats, colour: Mapping[int, int]) -> dict[str, Floats]:
+    """Return the rows of a table, of matrices f8[rows, MAX_SLOTS, WIDTH] and places of slots."""
+    places = np.zeros((max(colour.values()) + 1, MAX_SLOTS))
+    places[list(colour.values()), list(colour)] = 1.0
+    placed = places @ matrices  # of the slots that share a place one at most is not zero
+    columns = {"prediction": OUTPUT, "clean": CLEAN, "noise": NOISE}
+    return {
+        "state": placed[:, :, :MAX_SLOTS] @ places.T,
+        **{name: placed[:, :, column] for name, column in columns.items()},
+    }
 
 
 def _clip(runs: TracedRuns) -> Floats:
@@ -168,7 +165,8 @@ def _clip(runs: TracedRuns) -> Floats:
     return np.array([float(clip.kind), clip.limit, clip.ratio])
 
 
-def _close(a: Floats, b: Floats) -> bool:
-    if a.tobytes() == b.tobytes():
-        return True
-    return bool(np.allclose(a, b, rtol=_EQUAL, atol=_EQUAL, equal_nan=True))
+def _close(a: Floats, b: Floats) -> NDArray[np.bool_]:
+    """Return where numbers are equal up to rounding; NaN is equal to NaN."""
+    with np.errstate(invalid="ignore"):  # of infinity less infinity
+        close = np.abs(a - b) <= _EQUAL + _EQUAL * np.abs(b)
+    return np.asarray(close | (np.isnan(a) & np.isnan(b)))

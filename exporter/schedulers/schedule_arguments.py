@@ -22,7 +22,7 @@ class ScheduleArguments(_Wanted, total=False):
         int | Sequence[int] | None,
         Option(
             "Step count to make plans for.",
-            usual="1-30, 40, 50, 100",
+            usual="1-60, 1-100 of the pipeline's own scheduler",
             least=1,
             most=1000,
             metavar="N",

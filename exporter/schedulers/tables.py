@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from diffusers import SchedulerMixin
 
 from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
@@ -31,7 +32,9 @@ __all__ = [
     "DEFAULT_SCHEDULERS",
     "DEFAULT_STEPS",
     "LEFT_OPEN",
+    "OWN_STEPS",
     "SCHEDULERS",
+    "SIZED_STEPS",
     "AllRefused",
     "NamedScheduler",
     "TracedSchedule",
@@ -43,11 +46,15 @@ __all__ = [
 
 # Of a scheduler's config: the entries that its source does not have.
 LEFT_OPEN = "_use_default_values"
-DEFAULT_STEPS = (*range(1, 31), 40, 50, 100)
+DEFAULT_STEPS = tuple(range(1, 61))
+OWN_STEPS = tuple(range(1, 101))  # of a pipeline's own scheduler
+# Of one whose plans follow the image's size, which are there many times over.
+SIZED_STEPS = (*DEFAULT_STEPS, 100)
 
 # A late run whose rows equal the full run's for so many steps is taken to have caught up.
 _PATIENCE = 3
-# Up to so many evaluations every start is checked; of longer plans a few.
+# Up to so many evaluations every start is checked; of longer plans a few, until they have caught up
+# and as many evaluations more.
 _CHECK_ALL = 8
 
 StepOptions = Callable[[int], Mapping[str, Any]]
@@ -145,20 +152,64 @@ def trace(
     refused: dict[int, str] = {}
     tables: list[PlanTable] = []
     worst = 0.0
-    for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts)):
+    common: _Common | None = None
+    for count in sorted(set(DEFAULT_STEPS if step_counts is None else step_counts), reverse=True):
         more = dict(step_options(count)) if step_options else {}
         try:
-            table, error = _trace_count(scheduler, count, {"eta": eta}, more, check)
+            with torch.inference_mode():  # numbers cost less where no gradient may be asked for
+                one = _trace_count(scheduler, count, {"eta": eta}, more, check, common)
         except _Refused as reason:
             if step_counts is not None and not skip_refused:
-                raise ExportError(f"{_name(scheduler)} refuses {count} steps: {reason}") from reason
+                raise ExportError(
+                    f"{_name(scheduler)} refuses {count} steps: diffusers itself fails there "
+                    f"({reason}); take another number of steps"
+                ) from reason
             refused[count] = str(reason)
             continue
-        tables.append(table)
-        worst = max(worst, error)
+        common = one.common
+        tables.append(one.table)
+        worst = max(worst, one.error)
     if not tables:
         raise AllRefused(f"{_name(scheduler)}: {next(iter(refused.values()), 'no step counts')}")
-    return TracedSchedule(join(tables), refused, worst)
+    return TracedSchedule(join(tables), dict(sorted(refused.items())), worst)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """A `_Common` says what the plans of all step counts of a scheduler have in common.
+
+    window: after so many evaluations late runs go on like the full one; adds_known: noise is added
+        to a clean sample at a start just as to what is known of it after the evaluation before;
+        at_once: and to several samples at once as to one after the other.
+    """
+
+    window: int
+    adds_known: bool
+    at_once: bool
+
+
+def _common(tracer: StepTracer, table: PlanTable) -> _Common | None:
+    """Return what the table of most steps says of the others; None where it does not start at every
+    step, so that nothing is said of others."""
+    (count,) = table.step_counts
+    starts = range(0, len(table.timesteps), getattr(tracer.scheduler, "order", 1))
+    if table.starts(count) != tuple(starts):
+        return None
+    later = np.array(starts[1:], int)
+    adds_known = np.array_equal(table.add_noise[later], table.known[later - 1])
+    known = tracer.all_known()
+    at_once = known is not None and np.array_equal(table.known, known)
+    return _Common(table.window, adds_known, at_once)
+
+
+@dataclass(frozen=True)
+class _OneCount:
+    """The table of one step count, the worst error of its plans where they were checked, and what
+    it says of tables of fewer steps."""
+
+    table: PlanTable
+    error: float
+    common: _Common | None
 
 
 def _refuse_variance(scheduler: SchedulerMixin) -> None:
@@ -178,24 +229,55 @@ class _Refused(Exception):
     """The scheduler itself does not run with this step count."""
 
 
+class _Differs(ExportError):
+    """A plan is not what the scheduler does."""
+
+
 def _trace_count(
     original: SchedulerMixin,
     count: int,
     options: Mapping[str, Any],
     more: Mapping[str, Any],
     check: bool,
-) -> tuple[PlanTable, float]:
+    common: _Common | None,
+) -> _OneCount:
+    """Return the table of one step count.
+
+    common: what a table of more steps says of this one; where the plans turn out to differ from
+        the scheduler it is looked at for itself.
+    """
+    tracer = _tracer(original, count, options, more)
+    try:
+        table = _traced(tracer, count, options, common)
+        error = _check(tracer, table, count, options) if check else 0.0
+        return _OneCount(table, error, common or _common(tracer, table))
+    except _Differs:
+        if common is None:
+            raise
+    return _trace_count(original, count, options, more, check, None)
+
+
+def _tracer(
+    original: SchedulerMixin, count: int, options: Mapping[str, Any], more: Mapping[str, Any]
+) -> StepTracer:
     scheduler = copy.deepcopy(original)
     try:
         with np.errstate(all="ignore"):  # what has no noise levels is refused below
             scheduler.set_timesteps(count, **more)
     except Exception as error:
         raise _Refused(_one_line(error)) from error
-    tracer = StepTracer(scheduler, options)
+    return StepTracer(scheduler, options)
+
+
+def _traced(
+    tracer: StepTracer, count: int, options: Mapping[str, Any], common: _Common | None
+) -> PlanTable:
+    scheduler = tracer.scheduler
     try:
-        with tracer.intercepting():
-            runs = _trace_runs(tracer, count)
-        table = build_table(runs)
+        # What is not finite is refused by name, where a plan reads it.
+        with tracer.intercepting(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            runs = _trace_runs(tracer, count, common)
+        return build_table(runs)
     except NotLinear as error:
         raise ExportError(f"{_name(scheduler)} cannot become a plan: it {error}") from error
     except Exception as error:
@@ -205,25 +287,30 @@ def _trace_count(
         raise ExportError(
             f"{_name(scheduler)} cannot be traced: {type(error).__name__}: {_one_line(error)}"
         ) from error
-    return table, _check(tracer, table, count, options) if check else 0.0
 
 
-def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
+def _trace_runs(tracer: StepTracer, count: int, common: _Common | None) -> TracedRuns:
     scheduler = tracer.scheduler
     evaluations = len(scheduler.timesteps)
+    together = tracer.all_known() if common is not None and common.at_once else None
     tracer.reset(None)
     full: list[RawStep] = []
-    prints = []
-    known = []
+    entered = []
+    known: list[tuple[float, float] | None] = []
+    if together is not None:
+        known = [(float(a), float(b)) for a, b in together]
     for i in range(evaluations):
+        entered.append(tracer.enter(i))
         full.append(tracer.step(i))
-        known.append(tracer.known(i + 1))
-        prints.append(tracer.fingerprint())
+        if together is None:
+            known.append(tracer.known(i + 1))
     late: dict[int, list[RawStep]] = {}
     add_noise: dict[int, tuple[float, float]] = {}
     for start in range(0, evaluations, getattr(scheduler, "order", 1)):
-        pair = tracer.add_noise(start)
-        steps = _late_run(tracer, start, full, prints) if pair and start else []
+        is_known = common is not None and common.adds_known and start
+        pair = known[start - 1] if is_known else tracer.add_noise(start)
+        window = None if common is None else common.window
+        steps = _late_run(tracer, start, full, entered, window) if pair and start else []
         if pair is not None and steps is not None:
             add_noise[start] = pair
             late[start] = steps
@@ -239,20 +326,33 @@ def _trace_runs(tracer: StepTracer, count: int) -> TracedRuns:
 
 
 def _late_run(
-    tracer: StepTracer, start: int, full: list[RawStep], prints: list[Any]
+    tracer: StepTracer,
+    start: int,
+    full: list[RawStep],
+    entered: list[Any],
+    window: int | None,
 ) -> list[RawStep] | None:
-    """Return the first steps of a run from `start`, until it goes on like the full one."""
-    tracer.reset(start)
+    """Return the first steps of a run from `start`, until it goes on like the full one.
+
+    entered: what `StepTracer.enter` returned at each evaluation of the full run.
+    window: how many steps that are, where it is known.
+    """
     steps: list[RawStep] = []
+    if window == 0:
+        return steps
+    tracer.reset(start)
     equal = 0
-    for i in range(start, len(full)):
+    for i in range(start, len(full) if window is None else min(start + window, len(full))):
         try:
+            if tracer.enter(i) == entered[i]:
+                break
             steps.append(tracer.step(i))
         except (ValueError, IndexError, TypeError):
             return None  # this scheduler cannot start here
-        equal = equal + 1 if same_row(steps[-1], full[i]) else 0
-        if tracer.fingerprint() == prints[i] or equal == _PATIENCE:
-            break
+        if window is None:
+            equal = equal + 1 if same_row(steps[-1], full[i]) else 0
+            if equal == _PATIENCE:
+                break
     return steps
 
 
@@ -262,15 +362,18 @@ def _check(tracer: StepTracer, table: PlanTable, count: int, options: Mapping[st
         starts = (0, starts[len(starts) // 2], starts[-2])
     worst = 0.0
     for start in starts:
+        plan = table.plan(count, start)
+        if start:  # which goes on like the whole one
+            plan = plan.until(table.window + _CHECK_ALL)
         try:
-            error = check_run(tracer, table.plan(count, start), options)
+            error = check_run(tracer, plan, options)
         except Exception as failure:
             raise ExportError(
                 f"{_name(tracer.scheduler)}, {count} steps from evaluation {start}: checking the "
                 f"plan failed: {_one_line(failure)}"
             ) from failure
         if not error <= TOLERANCE:
-            raise ExportError(
+            raise _Differs(
                 f"{_name(tracer.scheduler)}, {count} steps from evaluation {start}: the plan "
                 f"differs from the scheduler by {error:.1e}, allowed is {TOLERANCE:.0e}"
             )

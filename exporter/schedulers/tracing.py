@@ -66,7 +66,7 @@ _FIXED = (float("nan"), float("nan"))
 class _Events:
     """An `_Events` holds what the scheduler asked for in the step being traced."""
 
-    clipped: torch.Tensor | None = None
+    clipped: Floats | None = None
     clip: Clip = field(default_factory=Clip)
     draws: int = 0
     log_variance: tuple[float, float] = _FIXED
@@ -77,7 +77,7 @@ class _Events:
     def limit(self, argument: Symbol, clip: Clip) -> Symbol:
         if self.clipped is not None:
             raise NotLinear("limits the clean sample twice in a step")
-        self.clipped, self.clip = coefficients(argument).clone(), clip
+        self.clipped, self.clip = coefficients(argument), clip
         return unit(CLEAN)
 
     def clamp(self, argument: Symbol, low: Any, high: Any) -> Symbol:
@@ -103,6 +103,7 @@ class StepTracer:
         self._options = accepted_options(scheduler, options)
         self._events = _Events()
         self._slots: dict[tuple[str, ...], int] = {}
+        self._scale = 1.0
         self._pristine = _snapshot(scheduler)
 
     @contextmanager
@@ -153,26 +154,33 @@ class StepTracer:
         if start is not None and hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(start)
 
+    def enter(self, index: int) -> tuple[Any, ...]:
+        """Go up to evaluation `index`, within `intercepting`, and scale the model's input.
+
+        Returns everything besides symbols that decides what this step and the next ones do.
+        """
+        self._rebase()
+        self._events.clear()
+        scaled = scaled_input(self.scheduler, unit(0), self.scheduler.timesteps[index])
+        self._scale = self._input_scale(scaled)
+        return self._fingerprint()
+
     def step(self, index: int) -> RawStep:
-        """Trace evaluation `index`, within `intercepting`.
+        """Trace evaluation `index`, which was entered.
 
         Raises `NotLinear`, or what the scheduler raises.
         """
-        scheduler, timestep = self.scheduler, self.scheduler.timesteps[index]
-        self._rebase()
-        sample, events = unit(0), self._events
-        events.clear()
-        scale = self._input_scale(scaled_input(scheduler, sample, timestep))
+        scheduler, timestep, events = self.scheduler, self.scheduler.timesteps[index], self._events
         options = self._options | steps_to(scheduler, index)
-        result = scheduler.step(unit(OUTPUT), timestep, sample, **options, return_dict=False)
+        result = scheduler.step(unit(OUTPUT), timestep, unit(0), **options, return_dict=False)
         matrix = np.zeros((MAX_SLOTS, WIDTH))
-        matrix[0] = coefficients(result[0]).numpy()
+        matrix[0] = coefficients(result[0])
         for path, symbol, _ in _stored(scheduler):
             slot = self._slot(path)
             if slot is not None:
-                matrix[slot] = coefficients(symbol).numpy()
+                matrix[slot] = coefficients(symbol)
         clean_from, draws = _clean_from(events), events.draws > 0
-        return RawStep(matrix, clean_from, scale, draws, events.clip, events.log_variance)
+        return RawStep(matrix, clean_from, self._scale, draws, events.clip, events.log_variance)
 
     def add_noise(self, start: int) -> tuple[float, float] | None:
         """Return the coefficients of (clean sample, noise) for a run that starts here, or None."""
@@ -186,25 +194,43 @@ class StepTracer:
         """
         return self._noisy(index) if index < len(self.scheduler.timesteps) else (1.0, 0.0)
 
-    def _noisy(self, index: int) -> tuple[float, float] | None:
-        timestep, clean, noise = self.scheduler.timesteps[index : index + 1], unit(0), unit(NOISE)
+    def all_known(self) -> Floats | None:
+        """Return what `known` gives after each evaluation, f8[evaluations, 2], of all at once.
+
+        It is None where the scheduler adds no noise to samples of several timesteps.
+        """
+        self.reset(None)
+        timesteps = self.scheduler.timesteps[1:]
+        if not len(timesteps):
+            return None
+        one = torch.ones((len(timesteps), 1, 1, 1), dtype=torch.float64)
+        zero = torch.zeros_like(one)
         try:
-            if hasattr(self.scheduler, "add_noise"):
-                noisy = self.scheduler.add_noise(clean, noise, timestep)
-            else:
-                noisy = self.scheduler.scale_noise(clean, timestep, noise)
+            pairs = ((one, zero), (zero, one))
+            columns = [self._noised(*pair, timesteps).flatten() for pair in pairs]
+        except Exception:  # whatever a scheduler raises that expects one timestep
+            return None
+        return np.concatenate([torch.stack(columns, 1).numpy(), [(1.0, 0.0)]])
+
+    def _noised(self, clean: Any, noise: Any, timesteps: torch.Tensor) -> Any:
+        """Return clean samples with noise; errors are the scheduler's."""
+        if hasattr(self.scheduler, "add_noise"):
+            return self.scheduler.add_noise(clean, noise, timesteps)
+        return self.scheduler.scale_noise(clean, timesteps, noise)
+
+    def _noisy(self, index: int) -> tuple[float, float] | None:
+        timestep = self.scheduler.timesteps[index : index + 1]
+        try:
+            noisy = self._noised(unit(0), unit(NOISE), timestep)
         except (AttributeError, IndexError, NotImplementedError):
             return None
         found = coefficients(noisy)
-        if int(torch.count_nonzero(found)) > int((found[[0, NOISE]] != 0).sum()):
+        if np.count_nonzero(found) > np.count_nonzero(found[[0, NOISE]]):
             return None
         return float(found[0]), float(found[NOISE])
 
-    def fingerprint(self) -> tuple[Any, ...]:
-        """Return everything besides symbols that decides what the next steps do.
-
-        That is what differs from the state before the first step, whose tables are shared.
-        """
+    def _fingerprint(self) -> tuple[Any, ...]:
+        """Return what differs from the state before the first step, whose tables are shared."""
         pristine = self._pristine
         return tuple(
             (name, _freeze(value))
@@ -230,33 +256,38 @@ class StepTracer:
         return float(found[0])
 
 
-def scaled_input(scheduler: SchedulerMixin, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+def scaled_input(scheduler: SchedulerMixin, sample: Any, timestep: Any) -> Any:
     """Return what the model is given for `sample`; flow-matching schedulers do not scale it."""
     if not hasattr(scheduler, "scale_model_input"):
         return sample
-    scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
-    return scaled
+    return scheduler.scale_model_input(sample, timestep)
 
 
 def accepted_options(scheduler: SchedulerMixin, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `options` that `scheduler.step` takes, as diffusers' pipelines pass them."""
-    parameters = inspect.signature(scheduler.step).parameters
+    parameters = _parameters(type(scheduler).step)
     return {name: value for name, value in options.items() if name in parameters}
 
 
 def steps_to(scheduler: SchedulerMixin, index: int) -> dict[str, Any]:
     """Return what diffusers' pipelines tell a scheduler that asks for the timestep which a step
     leads to: the next one, None after the last."""
-    if "prev_timestep" not in inspect.signature(scheduler.step).parameters:
+    if "prev_timestep" not in _parameters(type(scheduler).step):
         return {}
     following = scheduler.timesteps[index + 1 : index + 2]
     return {"prev_timestep": following[0] if len(following) else None}
 
 
+@cache
+def _parameters(step: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the parameters of a class's `step`."""
+    return frozenset(inspect.signature(step).parameters)
+
+
 def _clean_from(events: _Events) -> Floats:
     if events.clipped is None:
         return np.zeros(2)
-    found = events.clipped.clone()
+    found = events.clipped.copy()
     pair = np.array([float(found[0]), float(found[OUTPUT])])
     found[[0, OUTPUT]] = 0.0
     if found.any():
@@ -276,13 +307,14 @@ def replaced_noise(scheduler: SchedulerMixin, source: Callable[..., Any]) -> Ite
         yield
 
 
+_PLAIN = frozenset({torch.Tensor, np.ndarray, float, int, bool, str, type(None)})
 _Stored = tuple[tuple[str, ...], Any, Callable[[Any], None]]
 
 
 def _stored(scheduler: SchedulerMixin) -> Iterator[_Stored]:
     """Yield every symbol that the scheduler keeps: where, which, and how to replace it."""
     for name, value in list(vars(scheduler).items()):
-        if name != "_internal_dict":
+        if name != "_internal_dict" and type(value) not in _PLAIN:
             yield from _found((name,), value, partial(setattr, scheduler, name))
 
 
@@ -330,20 +362,33 @@ def _snapshot(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def _memoise(scheduler: SchedulerMixin) -> None:
-    """Make numerical integration cheap: remember results, and integrate over numpy scalars.
+    """Remember what pure functions of a scheduler return, which ask for the same numbers again and
+    again; and integrate over numpy scalars.
 
     0-dimensional tensors give the same float32 numbers ten times as slowly.
     """
-    original = getattr(scheduler, "get_lms_coefficient", None)
-    if original is None:
-        return
+    integral = getattr(scheduler, "get_lms_coefficient", None)
+    if integral is not None:
 
-    def integrate(*args: Any) -> Any:
-        sigmas = scheduler.sigmas
-        scheduler.sigmas = sigmas.numpy()
-        try:
-            return original(*args)
-        finally:
-            scheduler.sigmas = sigmas
+        def integrate(*args: Any) -> Any:
+            sigmas = scheduler.sigmas
+            scheduler.sigmas = sigmas.numpy()
+            try:
+                return integral(*args)
+            finally:
+                scheduler.sigmas = sigmas
 
-    scheduler.get_lms_coefficient = cache(integrate)
+        scheduler.get_lms_coefficient = cache(integrate)
+    split = getattr(scheduler, "_sigma_to_alpha_sigma_t", None)
+    if split is not None:
+        pairs: dict[tuple[torch.dtype, float], Any] = {}
+
+        def split_once(sigma: torch.Tensor) -> Any:
+            if sigma.ndim:
+                return split(sigma)
+            key = (sigma.dtype, sigma.item())
+            if key not in pairs:
+                pairs[key] = split(sigma)
+            return pairs[key]
+
+        scheduler._sigma_to_alpha_sigma_t = split_once

@@ -201,8 +201,13 @@ class Shift(_Base, frozen=True):
 
 
 class Schedule(_Base, frozen=True):
-    """One scheduler's sampling plans: a PlanTable file and the step counts in it. `shift` is there
-    where the table has plans for several. Timesteps count down from `num_train_timesteps`."""
+    """One scheduler's sampling plans: a file with a PlanTable, or a ZIP file with one for each step
+    count where `archive` says so, and the step counts.
+
+    `shift` is there where the table has plans for several. Timesteps count down from
+    `num_train_timesteps`. `config` is that of a scheduler which is not made of the pipeline's own,
+    in diffusers' terms, as that of `Source` is.
+    """
 
     name: str
     class_name: str
@@ -211,6 +216,8 @@ class Schedule(_Base, frozen=True):
     key: str
     shift: Shift | None = None
     num_train_timesteps: int = 1000
+    archive: bool = False
+    config: dict[str, Any] | None = None
 
 
 class Defaults(_Base, frozen=True):

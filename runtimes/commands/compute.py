@@ -22,7 +22,7 @@ from latentc.runtimes.commands.call_options import (
     of_loading,
 )
 from latentc.runtimes.errors import InputError
-from latentc.runtimes.terminal import say
+from latentc.runtimes.terminal import say, tell
 
 if TYPE_CHECKING:
     from latentc.runtimes.arrays import Array
@@ -73,7 +73,7 @@ def compute(
     options["given_texts"], options["given_values"] = arrays_of(options)
     loading = chosen(bundle, options, max(1, len(prompts)) * images_per_prompt(options))
     arguments = arguments_of(loading.signature, prompts, options)
-    request = loading.request(arguments, names)
+    request = loading.request(arguments, names, tell)
     with open_pipeline(loading) as pipe, on_interrupt(pipe.close):
         values = pipe.computed(request, names)
     _write(output, values)

@@ -27,7 +27,7 @@ from latentc.runtimes.commands.call_options import (
 from latentc.runtimes.commands.declared_options import given_options, options_of
 from latentc.runtimes.errors import InputError
 from latentc.runtimes.sampling.plans_arguments import PlansArguments
-from latentc.runtimes.terminal import say
+from latentc.runtimes.terminal import say, tell
 from latentc.runtimes.unknown_names import suggestion
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def generate(
     with open_pipeline(calls[0].loading) as pipe:
         result = _drawn(pipe, options, calls[0].request)
     for call in calls[1:]:
-        request = call.loading.request({**call.arguments, "image": result.latents})
+        request = call.loading.request({**call.arguments, "image": result.latents}, tell=tell)
         with open_pipeline(call.loading) as pipe:
             result = _drawn(pipe, options, request)
     _save(result, paths)
@@ -268,11 +268,11 @@ def _planned(
     loading = chosen(bundle, options, count)
     arguments = arguments_of(loading.signature, prompts, options)
     arguments["output_type"] = "pil" if refiner is None else "latent"
-    calls = [_Call(loading, arguments, loading.request(arguments))]
+    calls = [_Call(loading, arguments, loading.request(arguments, tell=tell))]
     if refiner is not None:
         loading = chosen(refiner, options, count)
         arguments = _refining(loading.signature, calls[0])
-        calls.append(_Call(loading, arguments, loading.request(arguments)))
+        calls.append(_Call(loading, arguments, loading.request(arguments, tell=tell)))
     return calls
 
 

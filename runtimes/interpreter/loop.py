@@ -12,7 +12,7 @@ from latentc.runtimes.arrays import Array
 from latentc.runtimes.backends.session import Session, cast
 from latentc.runtimes.backends.sessions import Sessions
 from latentc.runtimes.calls.request import Request
-from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.errors import InputError
 from latentc.runtimes.programs.statements import (
     GUIDED,
     Branch,
@@ -51,7 +51,6 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     """
     part, table, shift = loop.part, schedule.table, schedule.shift
     steps = int(call.number(loop.plan.steps))
-    refuse_unplanned(loop, steps, table.step_counts)
     if part.start is not None and call.continues(loop):
         cutoff = round(schedule.num_train_timesteps * (1 - call.number(part.start)))
         plan = table.plan_from_timestep(steps, cutoff, shift)
@@ -65,22 +64,6 @@ def sampling_plan(call: Request, loop: Loop, schedule: Schedule) -> SamplingPlan
     if kept < 1:
         raise InputError(f"{part.stop} {stop:g} leaves no step")
     return plan.until(kept)
-
-
-def refuse_unplanned(loop: Loop, steps: int, planned: Sequence[int]) -> None:
-    """Refuse a step count of a loop that follows one schedule in every call.
-
-    Args:
-        planned: the step counts that the schedule has plans for.
-
-    Raises:
-        PlanNotFound: it has none for this one.
-    """
-    if loop.plan.fixed is not None and steps not in planned:
-        raise PlanNotFound(
-            f"{loop.plan.steps} {steps}: no sampling plan for as many; there are plans for "
-            f"{', '.join(map(str, planned))}: export again with --steps {steps} for another"
-        )
 
 
 def first_step(call: Request, loop: Loop, steps: int) -> int:

@@ -18,9 +18,10 @@ from latentc.runtimes.bundle.structures import Build, Component
 from latentc.runtimes.calls.choosing import Calls
 from latentc.runtimes.calls.request import Request
 from latentc.runtimes.calls.signature import Signature
-from latentc.runtimes.errors import InputError, PlanNotFound
-from latentc.runtimes.interpreter.loop import batches, first_step, refuse_unplanned
+from latentc.runtimes.errors import InputError
+from latentc.runtimes.interpreter.loop import batches, first_step
 from latentc.runtimes.pipeline import load_checks
+from latentc.runtimes.pipeline.plans import Plans, Tell
 from latentc.runtimes.presets.choice import prepare
 from latentc.runtimes.presets.preset import Asked, Preset
 from latentc.runtimes.programs.statements import Loop, value_of
@@ -35,6 +36,7 @@ class Loading:
         components: by name, with the sizes fixed that all calls have in common.
         sizes: by component the values of its symbols that all calls have in common.
         calls: those that the bundle takes.
+        plans: the sampling plans of the bundle.
         fixed_by_preset: whether it is a preset that fixed the sizes, and not the caller.
     """
 
@@ -49,6 +51,7 @@ class Loading:
     low_memory: bool
     preset: Preset | None
     fixed_by_preset: bool
+    plans: Plans
 
     @classmethod
     def of(
@@ -77,7 +80,7 @@ class Loading:
         by_preset = preset is not None and static is not None
         return cls(
             *(bundle, build, backend, where, options, components, sizes),
-            *(Calls.of(bundle.manifest), low_memory, preset, by_preset),
+            *(Calls.of(bundle.manifest), low_memory, preset, by_preset, Plans(bundle)),
         )
 
     @property
@@ -91,11 +94,17 @@ class Loading:
         components = _fixed(self.bundle, sizes)
         return replace(self, components=components, sizes=sizes, fixed_by_preset=False)
 
-    def request(self, arguments: Mapping[str, Any], wanted: Sequence[str] = ()) -> Request:
-        """Check the arguments of a call.
+    def request(
+        self,
+        arguments: Mapping[str, Any],
+        wanted: Sequence[str] = (),
+        tell: Tell | None = None,
+    ) -> Request:
+        """Check the arguments of a call; sampling plans that are missing are traced.
 
         Args:
             wanted: names of values that are asked for in the place of images.
+            tell: told in a line where plans have to be traced, which takes seconds.
 
         Raises:
             InputError: one that cannot be used, or a size that will not be loaded.
@@ -104,23 +113,17 @@ class Loading:
         request = requested(self.calls, self.preset, arguments, wanted)
         for loop in request.facts.loops:
             if request.runs(loop):
-                self._check_steps(request, loop)
+                self._check_steps(request, loop, tell)
         unfit = misfit(self.components, request)
         if unfit and not self.fixed_by_preset:
             raise InputError(unfit)
         return request
 
-    def _check_steps(self, request: Request, loop: Loop) -> None:
+    def _check_steps(self, request: Request, loop: Loop, tell: Tell | None) -> None:
         """Refuse a call whose steps a loop has no plan for, or that would run none of them. Raises
         InputError, PlanNotFound."""
         steps, name = request.steps_of(loop), loop.plan.fixed or request.scheduler
-        planned = self.bundle.manifest.schedule(name).steps
-        refuse_unplanned(loop, steps, planned)
-        if steps not in planned:
-            raise PlanNotFound(
-                f"scheduler {name!r}: no sampling plan for {steps} steps; add one with: "
-                f"latentc schedule {self.bundle.root} --scheduler {name} --steps {steps}"
-            )
+        self.plans.require(name, steps, tell)
         first_step(request, loop, steps)
 
 

@@ -28,7 +28,7 @@ from latentc.runtimes.calls.choices import check_output_type, scheduler_name
 from latentc.runtimes.calls.choosing import Calls
 from latentc.runtimes.calls.request import Request
 from latentc.runtimes.calls.signature import Signature
-from latentc.runtimes.errors import InputError, PlanNotFound
+from latentc.runtimes.errors import InputError
 from latentc.runtimes.images import tiling
 from latentc.runtimes.interpreter.execution import Execution
 from latentc.runtimes.interpreter.loop import Schedule
@@ -45,6 +45,7 @@ from latentc.runtimes.pipeline.callbacks import (
 )
 from latentc.runtimes.pipeline.encoding import encode_prompt
 from latentc.runtimes.pipeline.loading import Loading, chosen, misfit, requested
+from latentc.runtimes.pipeline.plans import Plans
 from latentc.runtimes.pipeline.run import (
     Images,
     PillowFrames,
@@ -56,7 +57,6 @@ from latentc.runtimes.pipeline.run import (
 from latentc.runtimes.presets.load_arguments import LoadArguments, LoadKeywords
 from latentc.runtimes.presets.preset import Preset
 from latentc.runtimes.programs import statements
-from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.texts.encoded import Encoded, check_finite
 from latentc.runtimes.texts.tokenizer import Frame, TextTokenizer
 from latentc.runtimes.version import __version__
@@ -64,7 +64,6 @@ from latentc.runtimes.version import __version__
 # Bytes of graphs from which on they are loaded at once. The built-in model's 24 MB load no faster
 # in three threads than in turn on OpenVINO, and a tenth slower on ONNX Runtime (on two busy cores).
 _PARALLEL = 64 << 20
-_ROUNDING = 1e-12  # of a product, by the order of its factors
 LEAN = 4 << 30  # bytes of a component, from which on less memory is worth its price in speed
 _ON_DEMAND = ("image_encoder", "shallow", "combiner")  # most calls have no use for them
 _Begun = TypeVar("_Begun")
@@ -102,7 +101,7 @@ class Pipeline(Sealed):
         self._images = statements.emit_of(bundle.manifest.programs[0]).of
         self.sessions = sessions
         self.encoded = Encoded()
-        self._plans: dict[str, PlanTable] = {}
+        self._plans = Plans(bundle)
         self._lock = threading.Lock()
         self._closed = False
         self._tiling = tiling.Tiling()
@@ -308,13 +307,7 @@ class Pipeline(Sealed):
         unfit = misfit(self.sessions.components, request)
         if unfit:
             return self._of_other_sizes(unfit)._begun(request, begin)
-        try:
-            return begin(self, self.execution(request))
-        except PlanNotFound as error:
-            hint = str(error).replace("BUNDLE", str(self.bundle.root))
-            raise PlanNotFound(
-                f"scheduler {request.scheduler!r}: {hint.replace('NAME', request.scheduler)}"
-            ) from None
+        return begin(self, self.execution(request))
 
     def execution(self, request: Request) -> Execution:
         """Return the execution of a call that was checked; nothing of it has run yet."""
@@ -322,8 +315,9 @@ class Pipeline(Sealed):
         def schedule_of(loop: statements.Loop) -> Schedule:
             name = loop.plan.fixed or request.scheduler
             trained = self.manifest.schedule(name).num_train_timesteps
-            shift = self.shift(name, *[*request.symbols.values()][:2])
-            return Schedule(self.plans(name), trained, shift)
+            table = self._plans.table(name, request.steps_of(loop))
+            shift = self._plans.shift(name, table, *[*request.symbols.values()][:2])
+            return Schedule(table, trained, shift)
 
         sessions, known = self.sessions, self.encoded
         return Execution(request, sessions, self.tokenizers, schedule_of, known, self._tiling)
@@ -487,37 +481,6 @@ class Pipeline(Sealed):
                 self._other_sizes.close()
         self._other_sizes._tiling = self._tiling
         return self._other_sizes
-
-    def plans(self, scheduler: str) -> PlanTable:
-        """Return the sampling plans of a scheduler. Raises BundleError where they are damaged."""
-        with self._lock:
-            if scheduler not in self._plans:
-                listed = self.manifest.schedule(scheduler)
-                path = self.bundle.path(listed.file)
-                self._plans[scheduler] = PlanTable.load(path, listed.steps)
-            return self._plans[scheduler]
-
-    def shift(self, scheduler: str, height: int, width: int) -> float | None:
-        """Return the shift of a scheduler's plans for latents of a size; None where they have none.
-
-        Raises:
-            InputError: the image is larger than those that there are plans for.
-        """
-        shift, table = self.manifest.schedule(scheduler).shift, self.plans(scheduler)
-        if shift is None:
-            return None
-        of_size = shift.of(height, width)
-        smallest, largest = table.shifts[0], table.shifts[-1]
-        slack = _ROUNDING * max(abs(smallest), abs(largest), 1.0)
-        if smallest == largest or smallest - slack <= of_size <= largest + slack:
-            return min(max(of_size, smallest), largest)
-        factor = self.manifest.latents.factor
-        end = largest if of_size > largest else smallest
-        pixels = factor**2 * (end - shift.intercept) / shift.slope
-        raise InputError(
-            f"height {height * factor} and width {width * factor}: the plans of scheduler "
-            f"{scheduler!r} are for images of up to {pixels / 1e6:.1f} megapixels"
-        )
 
 
 @takes(LoadArguments)

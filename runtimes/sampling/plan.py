@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentc.runtimes.arrays import Array
+from latentc.runtimes.bundle.quantities import ranges
 from latentc.runtimes.errors import BundleError, InputError, PlanNotFound
 from latentc.runtimes.sampling.plan_document import decode, encode
 from latentc.runtimes.sampling.plan_schema import DTYPES, LEARNED, ROW_FIELDS, ClipKind, check_table
@@ -191,14 +192,27 @@ class PlanTable:
         Raises:
             BundleError: says what was expected and what was found.
         """
-        data = read_regular(path, LARGEST_DOCUMENT)
+        return cls.decoded(read_regular(path, LARGEST_DOCUMENT), Path(path).name, steps)
+
+    @classmethod
+    def decoded(cls, data: bytes, label: str, steps: Sequence[int] | None = None) -> PlanTable:
+        """Return the table of a document, checked.
+
+        Args:
+            label: what errors call it.
+            steps: the step counts that it is said to have.
+
+        Raises:
+            BundleError: says what was expected and what was found.
+            msgspec.DecodeError: it is no such document.
+        """
         try:
             table = cls(**decode(data))
         except BundleError as error:
-            raise BundleError(f"{Path(path).name}: {error}") from error
+            raise BundleError(f"{label}: {error}") from error
         if steps is not None and table.step_counts != tuple(steps):
             found = f"expected the steps {list(steps)}, found {list(table.step_counts)}"
-            raise BundleError(f"{Path(path).name}: {found}; export the bundle again")
+            raise BundleError(f"{label}: {found}; export the bundle again")
         return table
 
     def encoded(self) -> bytes:
@@ -267,7 +281,7 @@ class PlanTable:
         if start not in self.starts(num_inference_steps):
             raise InputError(
                 f"a run of {num_inference_steps} steps cannot start at evaluation {start}; "
-                f"possible: {_ranges(self.starts(num_inference_steps))}"
+                f"possible: {ranges(self.starts(num_inference_steps))}"
             )
         at = slice(first + start, last)
         age = np.minimum(np.arange(last - first - start), self.window)
@@ -333,9 +347,25 @@ class PlanTable:
         kept = [part for part in self.parts() if int(part.steps[0]) not in theirs]
         return join([*kept, *other.parts()])
 
+    def of(self, num_inference_steps: int) -> PlanTable:
+        """Return the table of the plans of one step count; raise `PlanNotFound` without any."""
+        places = (self._index(num_inference_steps, sheet) for sheet in range(len(self.shifts)))
+        return join(self._part(place) for place in places)
+
+    def of_singles(self) -> PlanTable:
+        """Return the table with numbers of few digits, which float32 rounds to the same numbers.
+
+        Loops compute in float32, with coefficients that are rounded to it (docs/bundle-format.md,
+        section 9.1); the other digits would be two thirds of a bundle's plans.
+        """
+        names = ("init_noise_scale", "add_noise", *_MIXED)
+        numbers: dict[str, Any] = {name: _of_singles(getattr(self, name)) for name in names}
+        return join([replace(self, **numbers)])
+
     def parts(self) -> list[PlanTable]:
         """Return the tables of one plan each."""
-        return [self._part(index) for index in range(len(self.steps))]
+        count = len(self.steps)
+        return [self] if count == 1 else [self._part(index) for index in range(count)]
 
     def _part(self, index: int) -> PlanTable:
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
@@ -362,7 +392,7 @@ class PlanTable:
         if num_inference_steps not in self._places:
             raise PlanNotFound(
                 f"no sampling plan for {num_inference_steps} steps; there are plans for "
-                f"{_ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
+                f"{ranges(self.step_counts)}; add one with: latentc schedule BUNDLE "
                 f"--scheduler NAME --steps {num_inference_steps}"
             )
         return sheet * len(self.step_counts) + self._places[num_inference_steps]
@@ -441,6 +471,17 @@ def join(tables: Iterable[PlanTable]) -> PlanTable:
     )
 
 
+def _of_singles(values: Floats) -> Floats:
+    """Return for each number the one of fewest decimal digits that has the same float32; numbers
+    beyond float32, and NaN, stay."""
+    distinct, places = np.unique(values, return_inverse=True)
+    with np.errstate(over="ignore"):
+        singles = distinct.astype(np.float32)
+    short = np.array([float(str(single)) for single in singles])
+    same = np.isfinite(singles) & (short.astype(np.float32) == singles)
+    return np.where(same, short, distinct)[places].reshape(values.shape)
+
+
 def _place(part: PlanTable) -> tuple[float, int]:
     return float(part.shift[0]), int(part.steps[0])
 
@@ -470,14 +511,3 @@ def _distinct(coefficients: Mapping[str, Floats]) -> tuple[Ints, Ints]:
         if index[-1] == len(kept):
             kept.append(i)
     return np.array(kept, np.int32), np.array(index, np.int32)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as a text with runs joined: 1, 2, 3, 5 → '1-3, 5'."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in spans)

@@ -17,6 +17,7 @@ from latentc.runtimes.bundle.structures import Schedule
 from latentc.runtimes.errors import InputError, PlanNotFound
 from latentc.runtimes.options import complete, takes, tuple_of
 from latentc.runtimes.sampling.plan import PlanTable, SamplingPlan
+from latentc.runtimes.sampling.plan_archive import read_all_plans
 from latentc.runtimes.sampling.plan_schema import LEARNED
 from latentc.runtimes.sampling.plans_arguments import PlansArguments
 from latentc.runtimes.unknown_names import suggestion
@@ -54,7 +55,7 @@ def write_plans(bundle: Bundle, folder: Path, **arguments: Unpack[PlansArguments
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in schedulers or tuple(known):
-        table = PlanTable.load(bundle.path(known[name].file), known[name].steps)
+        table = read_all_plans(bundle.path(known[name].file), known[name])
         path = folder / f"{name}.json"
         latents = bundle.manifest.latents
         sides = (latents.default_height, latents.default_width)

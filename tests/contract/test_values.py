@@ -162,6 +162,7 @@ def test_what_cannot_be_asked_for(
         pipe.compute(*names, **call)
 
 
+@pytest.mark.usefixtures("no_exporter")
 def test_errors_of_what_is_run(pipe: Pipeline) -> None:
     with pytest.raises(PlanNotFound, match=f"latentc schedule {pipe.bundle.root} --scheduler"):
         pipe.compute("denoised", prompt="a", num_inference_steps=9)

@@ -7,6 +7,7 @@ needs. Section numbers are the document's.
 from __future__ import annotations
 
 import html
+import io
 import math
 import re
 import zipfile
@@ -70,9 +71,28 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 @refusing
-def read_table(path: Path) -> dict[str, Array]:
+def read_plans(root: Path, schedule: Node, steps: int) -> dict[str, Array]:
+    """Return the plans of a schedule, those for so many steps at least (section 9.2)."""
+    data, counts = read_inside(root, checked(root, schedule["file"]), 64 << 20), {steps}
+    expect(steps in schedule["steps"], f"no plan for {steps} steps")
+    if schedule["archive"]:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = sorted(archive.namelist())
+            expect(names == sorted(f"{n}.json" for n in schedule["steps"]), f"members {names}")
+            member = archive.getinfo(f"{steps}.json")
+            expect(member.compress_type in (0, 8) and member.file_size <= 64 << 20, "too much")
+            data = archive.read(member)
+    else:
+        counts = {*schedule["steps"]}
+    table = table_of(data)
+    expect({*table["steps"]} == counts, "steps differ from the manifest's")
+    return table
+
+
+@refusing
+def table_of(data: bytes) -> dict[str, Array]:
     """Return a table of plans that keeps the rules (section 9.2)."""
-    document = read_json(read_inside(path.parent, path, 64 << 20))
+    document = read_json(data)
     if not {*LEARNED} & document.keys():
         document = {**document, **dict.fromkeys(LEARNED, [None] * len(document["timesteps"]))}
     expect(document.keys() == MEMBERS.keys(), f"members {sorted(document)}")
@@ -741,8 +761,7 @@ class Call:
         number = {name: own[0] for name, own in self.numbers.items() if own}
         wanted = loop["plan"]["fixed"] or scheduler or manifest["defaults"]["scheduler"]
         (schedule,) = (each for each in manifest["schedules"] if each["name"] == wanted)
-        table = read_table(checked(self.bundle.root, schedule["file"]))
-        expect({*table["steps"]} == {*schedule["steps"]}, "steps differ from the manifest's")
+        table = read_plans(self.bundle.root, schedule, int(number[loop["plan"]["steps"]]))
         line, (height, width) = schedule["shift"], [*self.symbols.values()][:2]
         shift = line["intercept"] + line["slope"] * height * width if line else 0.0
         n, train = int(number[loop["plan"]["steps"]]), schedule["num_train_timesteps"]

@@ -15,7 +15,7 @@ import pytest
 from latentc.exporter.artifacts import source_closure
 from latentc.exporter.artifacts.source_closure import closure, code, imported_names
 from latentc.exporter.options import artifact_keys, export_options
-from latentc.exporter.schedulers.plans import key_of
+from latentc.exporter.schedulers.plans import Settings, key_of
 from latentc.exporter.schedulers.shifting import Told
 from latentc.exporter.source.adapters.kinds import Ingredient
 from latentc.exporter.source.resolving import PipelineSource
@@ -25,6 +25,7 @@ from latentc.runtimes.bundle.manifest import Manifest
 from tests.support.fakes import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
+DDIM = Settings("ddim", "DDIMScheduler", {}, Told())
 PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
 SOURCE = PipelineSource(
     "source",
@@ -202,9 +203,9 @@ def test_a_split_denoiser_is_another_one() -> None:
     ],
 )
 def test_plans(module: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key_of("ddim", "DDIMScheduler", {}, None, Told())
+    before = key_of("ddim", DDIM, None)
     edit(monkeypatch, f"latentc.{module}")
-    assert (key_of("ddim", "DDIMScheduler", {}, None, Told()) != before) == expected
+    assert (key_of("ddim", DDIM, None) != before) == expected
 
 
 @pytest.mark.parametrize(

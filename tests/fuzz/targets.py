@@ -172,6 +172,18 @@ def _plans() -> Iterator[bytes]:
     yield replace(noisy, log_low=low, log_high=low + 1).encoded()
 
 
+def _archives() -> Iterator[bytes]:
+    """Archives of tables without noise and with noise."""
+    from latentc.runtimes.sampling.plan_archive import write_archive
+    from tests.support import fakes
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plans.zip"
+        for noisy in (False, True):
+            write_archive(fakes.plan_table(noisy), path)
+            yield path.read_bytes()
+
+
 def _images() -> Iterator[bytes]:
     from PIL import Image
 
@@ -390,6 +402,7 @@ SEEDS: Mapping[str, Seeds] = {
         "fp32", "fp32,denoiser=int8+downsampled-attention"
     ),
     "latentc.runtimes.sampling.plan:PlanTable.load": _plans,
+    "latentc.runtimes.sampling.plan_archive:_from_archive": _archives,
     "latentc.runtimes.version_1.plans:read_plans": _old_plans,
     "latentc.runtimes.version_1.manifest:Manifest.decode": lambda: [
         json.dumps(old_manifest()).encode()
@@ -435,5 +448,9 @@ SEEDS: Mapping[str, Seeds] = {
 ARGUMENTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "latentc.runtimes.texts.tokenizer:TextTokenizer.load": lambda: {"max_length": 6},
     "latentc.runtimes.bundle.recipe:parse_range": lambda: {"name": "--images"},
+    "latentc.runtimes.sampling.plan_archive:_from_archive": lambda: {
+        "listed": (1, 2, 4),
+        "steps": 2,
+    },
     "latentc.runtimes.backends.torch_program:load_program": _torch,
 }

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
+from latentc.runtimes.bundle.manifest import Manifest
+from latentc.runtimes.sampling.plan_archive import read_all_plans
 from tests.hostile.bad_bundle import BadBundle, case
 
 
+def _table(bad: BadBundle) -> bytes:
+    """Return the default scheduler's plans, which the bundle has in an archive, as one document."""
+    manifest = Manifest.load(bad.root)
+    return read_all_plans(bad.root / bad.plans(), manifest.schedules[0]).encoded()
+
+
+def _put(bad: BadBundle, data: bytes, archive: bool = False) -> None:
+    """Replace the default scheduler's file."""
+    bad.put(bad.plans(), data)
+    bad.edit(lambda document: document["schedules"][0].update(archive=archive))
+
+
 def _document(bad: BadBundle) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(bad.read(bad.plans()))
+    document: dict[str, Any] = json.loads(_table(bad))
     return document
 
 
 def _changed(bad: BadBundle, **changes: Any) -> None:
-    bad.put(bad.plans(), json.dumps({**_document(bad), **changes}).encode())
+    _put(bad, json.dumps({**_document(bad), **changes}).encode())
 
 
 def _first_timestep(bad: BadBundle, text: bytes) -> None:
     """Put a text that need not be JSON in the place of the first timestep."""
     before, after = json.dumps({**_document(bad), "timesteps": ["here"]}).encode().split(b'"here"')
-    bad.put(bad.plans(), before + text + after)
+    _put(bad, before + text + after)
 
 
 @case("plans", "not a table of sampling plans")
 def plans_not_json(bad: BadBundle) -> None:
     """The table is no JSON."""
-    bad.put(bad.plans(), b"PK nothing")
+    _put(bad, b"PK nothing")
 
 
 @case("plans", "not a table of sampling plans")
 def plans_cut_short(bad: BadBundle) -> None:
     """The table's document ends early."""
-    bad.put(bad.plans(), bad.read(bad.plans())[:-40])
+    _put(bad, _table(bad)[:-40])
 
 
 @case("plans", "not a table of sampling plans")
 def plans_empty(bad: BadBundle) -> None:
     """The table is a file without content."""
-    bad.put(bad.plans(), b"")
+    _put(bad, b"")
 
 
 @case("plans", "state")
@@ -46,7 +63,7 @@ def plans_without_a_member(bad: BadBundle) -> None:
     """A member is missing."""
     document = _document(bad)
     del document["state"]
-    bad.put(bad.plans(), json.dumps(document).encode())
+    _put(bad, json.dumps(document).encode())
 
 
 @case("plans", "unknown field")
@@ -58,7 +75,7 @@ def plans_with_another_member(bad: BadBundle) -> None:
 @case("plans", "expected at most")
 def plans_of_many_bytes(bad: BadBundle) -> None:
     """The document has 65 MiB, of spaces for the most part."""
-    bad.put(bad.plans(), bad.read(bad.plans()).ljust(65 << 20))
+    _put(bad, _table(bad).ljust(65 << 20))
 
 
 @case("plans", "not a table of sampling plans")
@@ -209,3 +226,57 @@ def plans_with_limits_of_no_noise(bad: BadBundle) -> None:
     """A variance is that of noise which is not drawn."""
     count = len(_document(bad)["timesteps"])
     _changed(bad, log_low=[-1.0] * count, log_high=[0.0] * count, noise_draws=[0] * count)
+
+
+def _archived(
+    bad: BadBundle, members: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED
+) -> None:
+    """Put an archive in the place of the default scheduler's table."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    _put(bad, data.getvalue(), archive=True)
+
+
+def _members(bad: BadBundle) -> dict[str, bytes]:
+    """Return the members of the default scheduler's archive."""
+    with zipfile.ZipFile(bad.root / bad.plans()) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@case("plans", "not an archive of sampling plans")
+def plans_archive_no_zip(bad: BadBundle) -> None:
+    """The archive of tables is a table."""
+    _put(bad, _table(bad), archive=True)
+
+
+@case("plans", "expected plans of the steps")
+def plans_archive_without_a_step(bad: BadBundle) -> None:
+    """The archive has no table for one of the step counts."""
+    members = _members(bad)
+    _archived(bad, dict(list(members.items())[1:]))
+
+
+@case("plans", "expected plans of the steps")
+def plans_archive_with_another_member(bad: BadBundle) -> None:
+    """The archive has a member that leads out of it."""
+    _archived(bad, {**_members(bad), "../outside.json": b"{}"})
+
+
+@case("plans", "expected the steps")
+def plans_archive_of_other_steps(bad: BadBundle) -> None:
+    """A table of the archive has other step counts than its name says."""
+    _archived(bad, dict.fromkeys(_members(bad), _table(bad)))
+
+
+@case("plans", "expected at most")
+def plans_archive_that_unpack_to_much(bad: BadBundle) -> None:
+    """A table of the archive unpacks to 65 MiB."""
+    _archived(bad, dict.fromkeys(_members(bad), b" " * (65 << 20)))
+
+
+@case("plans", "neither stored nor deflated")
+def plans_archive_packed_otherwise(bad: BadBundle) -> None:
+    """The archive's members are packed in a way that few readers know."""
+    _archived(bad, _members(bad), zipfile.ZIP_BZIP2)

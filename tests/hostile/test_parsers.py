@@ -48,6 +48,7 @@ OURS = {
     "runtimes/backends/torch_archive.py:opened": "is a generator, inside of which the rule holds",
     "runtimes/backends/torch_archive.py:_document": "the rule holds inside of it",
     "runtimes/backends/torch_program.py:_keywords": "is called by a parser",
+    "runtimes/sampling/plan_archive.py:write_archive": "writes",
     "runtimes/sampling/plan_document.py:decode": "is called by a parser",
     "runtimes/bundle/manifest.py:version_of": "the rule holds inside of it",
     "runtimes/texts/tokenizer_rules.py:checked": "is called by a parser",
@@ -94,6 +95,7 @@ def test_damaged_input_gives_one_error_that_names_it(
         "latentc.runtimes.bundle.manifest:Manifest.decode": (DAMAGED[damage], "here.json"),
         "latentc.runtimes.texts.tokenizer:TextTokenizer.load": (*arguments, 4),
         "latentc.runtimes.bundle.recipe:parse_range": ("--images", *arguments),
+        "latentc.runtimes.sampling.plan_archive:_from_archive": (*arguments, (1,), 1),
     }.get(name, arguments)
     with suppress(known.error):  # some damage is none for some of them
         owner(*fitting)

@@ -20,7 +20,8 @@ from latentc.exporter.schedulers.plans import add_to_bundle, plain_config
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import Source
-from latentc.runtimes.errors import BundleError, ExportError, LatentcError
+from latentc.runtimes.errors import BundleError, ExportError, LatentcError, PlanNotFound
+from latentc.runtimes.pipeline import plans
 from latentc.runtimes.pipeline.pipeline import load
 from latentc.runtimes.sampling.plan_json import write_plans
 from tests.support import fakes
@@ -89,7 +90,7 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
 @pytest.mark.parametrize("link", HOSTILE)
 def test_adding_plans_writes_through_no_link(link: str, bundle: Path, victim: Path) -> None:
     HOSTILE[link](bundle, victim)
-    outside = {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")}
+    outside = {path: path.read_bytes() for path in (victim.parent / "copy").rglob("ddpm-*")}
 
     if link == "the scratch's old name":
         add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
@@ -98,7 +99,7 @@ def test_adding_plans_writes_through_no_link(link: str, bundle: Path, victim: Pa
             add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
 
     assert unharmed(victim)
-    assert {path: path.read_bytes() for path in (victim.parent / "copy").rglob("*.json")} == outside
+    assert {path: path.read_bytes() for path in (victim.parent / "copy").rglob("ddpm-*")} == outside
 
 
 def test_adding_plans_leaves_only_what_the_manifest_lists(bundle: Path) -> None:
@@ -144,7 +145,7 @@ def link_out(path: Path) -> None:
 def test_an_old_table_is_checked_before_it_is_merged(
     damage: Callable[[Path], None], bundle: Path
 ) -> None:
-    (table,) = (bundle / "schedules").glob("ddpm-*.json")
+    (table,) = (bundle / "schedules").glob("ddpm-*.zip")
     damage(table)
 
     with pytest.raises(BundleError):
@@ -253,13 +254,59 @@ def test_sharing_puts_no_file_outside_of_the_bundle(
 
 
 @pytest.mark.fault("1.8", "a reader finds a table gone that was replaced after it had opened")
-def test_readers_are_told_that_a_bundle_was_changed(bundle: Path) -> None:
+def test_readers_go_on_with_a_bundle_that_plans_were_added_to(bundle: Path) -> None:
     call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 2, "seed": 0}
     with load(bundle, fakes.FakeBackend()) as used, load(bundle, fakes.FakeBackend()) as opened:
         before = used(**call).latents
         add_to_bundle(bundle, schedulers=["ddpm"], steps=[3])
         assert (used(**call).latents == before).all()
-        with pytest.raises(BundleError, match=r"changed after it was opened.*load it again"):
-            opened(**call)
+        assert (opened(**call).latents == before).all()
+        opened(**{**call, "num_inference_steps": 3})
     with load(bundle, fakes.FakeBackend()) as again:
         assert (again(**call).latents == before).all()
+
+
+def test_readers_are_told_that_a_bundle_was_changed(bundle: Path) -> None:
+    with load(bundle, fakes.FakeBackend()) as opened:
+        (table,) = (bundle / "schedules").glob("ddpm-*.zip")
+        table.unlink()
+        document = json.loads((bundle / MANIFEST).read_bytes())
+        document["schedules"].pop()
+        (bundle / MANIFEST).write_text(json.dumps(document))
+        with pytest.raises(BundleError, match=r"changed after it was opened.*load it again"):
+            opened("a", scheduler="ddpm", num_inference_steps=2)
+
+
+def test_a_step_count_that_is_missing_is_traced_and_kept(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 5, "seed": 0}
+    with load(bundle, fakes.FakeBackend()) as opened:
+        before = opened(**call).latents
+    assert Manifest.load(bundle).schedule("ddpm").steps == (2, 5)
+    monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
+    with load(bundle, fakes.FakeBackend()) as again:
+        assert (again(**call).latents == before).all()
+
+
+def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda *_, **__: False)  # nothing stops the root user
+    call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 5, "seed": 0}
+    with load(bundle, fakes.FakeBackend()) as opened:
+        before = opened(**call).latents
+    assert Manifest.load(bundle).schedule("ddpm").steps == (2,)
+    monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
+    with load(bundle, fakes.FakeBackend()) as again:
+        assert (again(**call).latents == before).all()
+
+
+def test_a_step_count_that_the_scheduler_refuses(bundle: Path) -> None:
+    told: list[str] = []
+    refusal = "none can be made: DDPMScheduler refuses 1001 steps: diffusers itself fails there"
+    with pytest.raises(PlanNotFound, match=refusal):
+        plans.Plans(Bundle.open(bundle)).table("ddpm", 1001, told.append)
+    assert told == ["tracing 'ddpm' for 1001 steps, of which the bundle has no plan …"]
+    assert Manifest.load(bundle).schedule("ddpm").steps == (2,)

@@ -214,20 +214,18 @@ def parts(smallest: Path) -> Callable[[], dict[str, Any]]:
     return lambda: {**loaded().components, "requires_safety_checker": False}
 
 
-def own_table(scheduler: SchedulerMixin, folder: Path, steps: int) -> PlanTable:
+def own_table(scheduler: SchedulerMixin, steps: int) -> PlanTable:
     """The plans that an export makes for a pipeline's own scheduler."""
     config = schedules.plain_config(scheduler)
     name = schedules.own_name(scheduler)
-    path = folder / "table.json"
-    schedules.make(name, type(scheduler).__name__, config, [steps], path, Told())
-    return PlanTable.load(path)
+    settings = schedules.Settings(name, type(scheduler).__name__, config, Told())
+    return schedules.make(settings, [steps])[1]
 
 
 @pytest.mark.fault("2.14", "a configuration without steps_offset is not corrected")
 @pytest.mark.parametrize(("pipeline", "class_name", "entries", "corrected"), CORRECTED)
 def test_the_scheduler_that_the_pipeline_has(
     parts: Callable[[], dict[str, Any]],
-    tmp_path: Path,
     pipeline: str,
     class_name: str,
     entries: Mapping[str, Any],
@@ -242,14 +240,14 @@ def test_the_scheduler_that_the_pipeline_has(
             )
         pipe = getattr(diffusers, pipeline)(**given)
     assert corrected.items() <= dict(pipe.scheduler.config).items()
-    assert_same(pipe.scheduler, own_table(pipe.scheduler, tmp_path, STEPS), STEPS)
+    assert_same(pipe.scheduler, own_table(pipe.scheduler, STEPS), STEPS)
 
 
 @pytest.mark.fault("2.14", "a pipeline that takes another scheduler class than its folder says")
 @pytest.mark.parametrize("pipeline", [DDIMPipeline, DDPMPipeline])
-def test_a_pipeline_that_changes_the_class(pipeline: Any, tmp_path: Path) -> None:
+def test_a_pipeline_that_changes_the_class(pipeline: Any) -> None:
     pipe = pipeline(unet=None, scheduler=diffusers.DDPMScheduler(clip_sample_range=2.0))
-    made = own_table(pipe.scheduler, tmp_path, STEPS)
+    made = own_table(pipe.scheduler, STEPS)
     assert_same(pipe.scheduler, made, STEPS)
 
 

@@ -21,9 +21,10 @@ from latentc.exporter.schedulers.shifting import Told, line, told_by, trace_told
 from latentc.runtimes.bundle.manifest import MANIFEST, Manifest
 from latentc.runtimes.bundle.structures import Shift, Source, TensorSpec
 from latentc.runtimes.errors import BundleError, ExportError, InputError
-from latentc.runtimes.pipeline.pipeline import Pipeline
+from latentc.runtimes.pipeline.plans import Plans
 from latentc.runtimes.programs.latents import Latents
 from latentc.runtimes.sampling.plan import PlanTable, join
+from latentc.runtimes.sampling.plan_archive import read_all_plans
 from latentc.runtimes.sampling.sampler import denoise
 from tests.support import fakes
 
@@ -122,9 +123,8 @@ def test_added_steps_may_need_other_points(tmp_path: Path) -> None:
 
     tables = []
     for steps in (1, 20, 2):
-        manifest = add_to_bundle(folder, schedulers="flow_euler", steps=steps)
-        added = manifest.schedule("flow_euler")
-        tables.append(PlanTable.load(folder / added.file.path, added.steps))
+        added = add_to_bundle(folder, schedulers="flow_euler", steps=steps).schedule("flow_euler")
+        tables.append(read_all_plans(folder / added.file.path, added))
 
     assert len(tables[0].shifts) < len(tables[1].shifts)
     assert tables[1].shifts == tables[2].shifts
@@ -219,10 +219,8 @@ def test_a_line_that_falls_has_an_end() -> None:
     assert shift.slope < 0
     table = trace_told(scheduler_of(), [1], told_of(scheduler_of(base_shift=1.15, max_shift=0.5)))
     schedule = SimpleNamespace(shift=shift)
-    pipe: Any = SimpleNamespace(
-        manifest=SimpleNamespace(schedule=lambda _: schedule, latents=LATENTS),
-        plans=lambda _: table,
-    )
-    assert Pipeline.shift(pipe, "flow_euler", 256, 256) == table.shifts[0]
+    manifest = SimpleNamespace(schedule=lambda _: schedule, latents=LATENTS)
+    bundle: Any = SimpleNamespace(manifest=manifest)
+    assert Plans(bundle).shift("flow_euler", table, 256, 256) == table.shifts[0]
     with pytest.raises(InputError, match=r"up to 4\.2 megapixels"):
-        Pipeline.shift(pipe, "flow_euler", 256, 258)
+        Plans(bundle).shift("flow_euler", table, 256, 258)

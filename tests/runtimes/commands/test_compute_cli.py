@@ -82,6 +82,7 @@ def test_files_of_one_array(bundle: Path, run: Run) -> None:
     assert sorted(path.name for path in Path().glob("x*.png")) == ["x-0.png", "x-1.png"]
 
 
+@pytest.mark.usefixtures("no_exporter")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

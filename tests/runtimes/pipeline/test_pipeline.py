@@ -547,6 +547,7 @@ def test_no_text_arguments_without_a_text_encoder(plain: Pipeline, name: str) ->
         plain(**{name: 3})
 
 
+@pytest.mark.usefixtures("no_exporter")
 def test_no_plan(pipe: Pipeline, bundle: Path) -> None:
     with pytest.raises(PlanNotFound) as caught:
         pipe("a", num_inference_steps=3, scheduler="noisy")
