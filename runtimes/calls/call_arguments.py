@@ -169,7 +169,8 @@ class ScheduleArguments(TypedDict, total=False):
             flags=("--steps",),
             aliases=("--num-steps", "--sample-steps"),
             metavar="N",
-            details="A count that the bundle has no plan for is traced where the exporter is installed, and kept.",
+            details="A count that the bundle has no plan for is traced where the exporter is "
+            "installed, and kept.",
         ),
     ]
     scheduler: Annotated[
