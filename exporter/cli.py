@@ -108,7 +108,7 @@ def export(
     epilog="""
     \b
     Examples:
-      latentc schedule shapes --scheduler euler --steps 35 --steps 60
+      latentc schedule shapes --scheduler euler --steps 75 --steps 137
       latentc schedule shapes --scheduler kdpm2
     """
 )

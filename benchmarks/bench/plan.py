@@ -16,7 +16,8 @@ from latentc.runtimes.backends.choosing import choose_build
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.sizes import side
 from latentc.runtimes.bundle.structures import Build
-from latentc.runtimes.errors import InputError, PlanNotFound, SourceError
+from latentc.runtimes.errors import InputError, SourceError
+from latentc.runtimes.terminal import tell
 from latentc.runtimes.unknown_names import suggestion
 
 DEFAULT_STEPS = 10
@@ -153,18 +154,15 @@ def _complete(case: Case, manifest: Manifest) -> Case:
         side(latents, "width", width)
     plans = next(s for s in manifest.schedules if s.name == manifest.defaults.scheduler)
     steps = case.steps or min(plans.steps, key=lambda count: abs(count - DEFAULT_STEPS))
-    if steps not in plans.steps:
-        counts = ", ".join(map(str, plans.steps))
-        raise PlanNotFound(
-            f"the bundle has no plan of {plans.name!r} for {steps} steps; it has: {counts}"
-        )
     return replace(case, height=height, width=width, steps=steps)
 
 
 def _check(case: Case, bundle: Path, settings: Settings) -> None:
-    """Refuse what the worker of a case could not load or call.
+    """Refuse what the worker of a case could not load or call; trace the sampling plans that are
+    missing.
 
     Raises:
+        PlanNotFound: there are none for so many steps.
         InputError: an option of the engine, a size or an argument that cannot be used.
     """
     if case.engine != "latentc":
@@ -176,9 +174,10 @@ def _check(case: Case, bundle: Path, settings: Settings) -> None:
     }
     loading = latentc_case.loading(str(bundle), request)
     known, guidance = loading.signature, settings.guidance_scale
-    loading.request(
-        latentc_case.arguments(request, known, settings.prompt, case.steps, settings.seed, guidance)
+    arguments = latentc_case.arguments(
+        request, known, settings.prompt, case.steps, settings.seed, guidance
     )
+    loading.request(arguments, tell=tell)
 
 
 def _needs_source(cases: Iterable[Case], baselines: Sequence[str]) -> bool:

@@ -94,20 +94,19 @@ class Settings:
 
 def make(
     settings: Settings,
-    steps: Sequence[int] | None,
+    steps: Sequence[int],
     skip_refused: bool = False,
     there: PlanTable | None = None,
 ) -> tuple[str, PlanTable]:
     """Trace a scheduler; returns its class name, and its plans beside those that are `there`.
 
-    Steps None means the usual ones; `skip_refused` leaves out counts that the scheduler itself
-    refuses.
+    `skip_refused` leaves out counts that the scheduler itself refuses.
     """
     scheduler = settings.built()
     if there is None:
         table = trace_told(scheduler, steps, settings.told, skip_refused)
     else:
-        table = trace_more(there, scheduler, steps, settings.told)
+        table = trace_more(there, scheduler, steps, settings.told, skip_refused)
     return type(scheduler).__name__, table.of_singles()
 
 
@@ -154,7 +153,7 @@ def _defaults(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(usable)
 
 
-def key_of(name: str, settings: Settings, steps: Sequence[int] | None) -> str:
+def key_of(name: str, settings: Settings, steps: Sequence[int]) -> str:
     """Return the store's key of one scheduler's table."""
     return digest(
         {
@@ -162,7 +161,7 @@ def key_of(name: str, settings: Settings, steps: Sequence[int] | None) -> str:
             "name": name,
             "class": settings.class_name,
             "config": dict(settings.config),
-            "steps": list(steps) if steps is not None else None,
+            "steps": list(steps),
             "told": [settings.told.even_sigmas, settings.told.ranges],
             "versions": versions(("diffusers", "torch", "numpy")),
             "code": code(__name__),
@@ -258,11 +257,16 @@ def _steps(
     kept = wanted.kept.get(name, ())
     if wanted.steps is not None:
         return sorted({*wanted.steps, *kept})
+    return sorted({*_usual_steps(settings, default), *kept})
+
+
+def _usual_steps(settings: Settings, default: int | None) -> Sequence[int]:
+    """Return the step counts of a scheduler where nobody says which; `default` as in `_steps`."""
     usual = tracing.DEFAULT_STEPS if default is None else tracing.OWN_STEPS
     if default is not None and settings.follows_size():
         usual = tracing.SIZED_STEPS
     limit = int(settings.config.get("num_train_timesteps", 1000))
-    counts = {*usual, *kept, *([] if default is None else [default])}
+    counts = {*usual, *([] if default is None else [default])}
     return sorted(count for count in counts if count <= limit)
 
 
@@ -270,7 +274,7 @@ def _add(
     store: Store,
     name: str,
     settings: Settings,
-    steps: Sequence[int] | None,
+    steps: Sequence[int],
     progress: Progress,
 ) -> Schedule:
     """Trace a scheduler into the store, and return what the manifest says of it."""
@@ -371,7 +375,10 @@ def _extended(
         there = None
         if old is not None:
             there = read_all_plans(checked(root, old.file, "always"), old)
-        _, table = make(settings, steps, there=there)
+        defaults = manifest.defaults
+        default = defaults.num_inference_steps if name == defaults.scheduler else None
+        counts = _usual_steps(settings, default) if steps is None else steps
+        _, table = make(settings, counts, skip_refused=steps is None, there=there)
         write_archive(table, path)
         data = path.read_bytes()
         wrote(len(data))
@@ -379,8 +386,8 @@ def _extended(
     file = File(f"{FOLDER}/{name}-{sha256[:8]}.zip", len(data), sha256)
     with full_disk_reported():
         files.write(root / file.path, data, root=root)
-    counts = table.step_counts
-    made = _schedule(name, settings, file, counts, key_of(name, settings, counts))
+    key = key_of(name, settings, table.step_counts)
+    made = _schedule(name, settings, file, table.step_counts, key)
     if old is not None:
         made = replace(made, config=old.config)
     others = tuple(schedule for schedule in manifest.schedules if schedule.name != name)

@@ -20,7 +20,7 @@ from diffusers import SchedulerMixin
 from latentc.exporter.classes import record_of
 from latentc.exporter.components.description import Shifted
 from latentc.exporter.components.learned_variance import VARIANCE, learns_variance
-from latentc.exporter.schedulers.tables import DEFAULT_STEPS, AllRefused, trace
+from latentc.exporter.schedulers.tables import AllRefused, trace
 from latentc.runtimes.bundle.structures import Shift, TensorSpec
 from latentc.runtimes.errors import BundleError, ExportError
 from latentc.runtimes.programs.latents import Latents
@@ -108,7 +108,7 @@ def told_by(
 
 def trace_told(
     scheduler: SchedulerMixin,
-    steps: Sequence[int] | None,
+    steps: Sequence[int],
     told: Told,
     skip_refused: bool = False,
 ) -> PlanTable:
@@ -123,7 +123,6 @@ def trace_told(
             f"{type(scheduler).__name__} expects a model that predicts the variance of noise, and "
             f"this one does not: save the pipeline with another {VARIANCE}, such as 'fixed_small'"
         )
-    skip_refused = skip_refused or steps is None
     if not scheduler.config.get("use_dynamic_shifting"):
         options = told.options()
         return trace(scheduler, steps, step_options=options, skip_refused=skip_refused).table
@@ -141,7 +140,11 @@ def trace_told(
 
 
 def trace_more(
-    there: PlanTable, scheduler: SchedulerMixin, steps: Sequence[int] | None, told: Told
+    there: PlanTable,
+    scheduler: SchedulerMixin,
+    steps: Sequence[int],
+    told: Told,
+    skip_refused: bool = False,
 ) -> PlanTable:
     """Return a table with the plans of more steps: at its own mus if those are enough for them,
     else with all its plans anew, as all are for the same mus.
@@ -150,13 +153,13 @@ def trace_more(
         ExportError: as `trace_told` does.
     """
     if len(there.shifts) == 1:
-        return there.merge(trace_told(scheduler, steps, told))
-    traced = _Traced(scheduler, steps, told, skip_refused=steps is None)
+        return there.merge(trace_told(scheduler, steps, told, skip_refused))
+    traced = _Traced(scheduler, steps, told, skip_refused)
     with suppress(ExportError):
         traced.check(there.shifts)
         return there.merge(traced.table(there.shifts))
-    whole = sorted({*there.step_counts, *(DEFAULT_STEPS if steps is None else steps)})
-    return trace_told(scheduler, whole, told, skip_refused=steps is None)
+    whole = sorted({*there.step_counts, *steps})
+    return trace_told(scheduler, whole, told, skip_refused)
 
 
 class _NotClose(ExportError):
@@ -170,11 +173,11 @@ class _Traced:
     def __init__(
         self,
         scheduler: SchedulerMixin,
-        steps: Sequence[int] | None,
+        steps: Sequence[int],
         told: Told,
         skip_refused: bool,
     ) -> None:
-        counts = set(DEFAULT_STEPS if steps is None else steps)
+        counts = set(steps)
         self._scheduler, self._told, self._skip_refused = scheduler, told, skip_refused
         self._longest, self._others = max(counts), counts - {max(counts)}
         self._known: dict[float, PlanTable] = {}

@@ -169,7 +169,8 @@ class ScheduleArguments(TypedDict, total=False):
             flags=("--steps",),
             aliases=("--num-steps", "--sample-steps"),
             metavar="N",
-            details="The bundle must have a plan for so many.",
+            details="A count that the bundle has no plan for is traced where the exporter is "
+            "installed, and kept.",
         ),
     ]
     scheduler: Annotated[

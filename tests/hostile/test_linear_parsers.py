@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,15 @@ def _plans(count: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         plans(count).save(Path(folder) / "plans.json")
         return (Path(folder) / "plans.json").read_bytes()
+
+
+def _archive(count: int) -> bytes:
+    """An archive whose member has so many plans in the place of one."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for steps in (1, 2, 4):
+            archive.writestr(f"{steps}.json", _plans(count))
+    return data.getvalue()
 
 
 def _old_plans(count: int) -> bytes:
@@ -286,6 +296,7 @@ GROWING: Mapping[str, tuple[Growing, ...]] = {
         _texts(lambda count: "," * count),
     ),
     "latentc.runtimes.sampling.plan:PlanTable.load": (_plans, _slots),
+    "latentc.runtimes.sampling.plan_archive:_from_archive": (_archive,),
     "latentc.runtimes.version_1.plans:read_plans": (_old_plans,),
     "latentc.runtimes.version_1.manifest:Manifest.decode": tuple(
         _old_manifest(member)

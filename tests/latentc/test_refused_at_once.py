@@ -111,7 +111,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("bench run", "-o {here}/report --size 99999996x16", "width 99999996"),
     ("bench run", "-o {here}/report --threads 99999", "threads"),
     ("bench run", "-o {here}/report --steps 0", "--steps"),
-    ("bench run", "-o {here}/report --steps 3", "no plan of 'plain' for 3 steps"),
+    ("bench run", "-o {here}/report --steps 3", "no sampling plan for 3 steps"),
     ("bench run", "-o {here}/report --call coffee=1", "unknown argument 'coffee'"),
     ("bench run", "-o {here}/report --call guidance_start=2", "guidance_start"),
     ("bench run", "-o {here}/report --call coffee", "expected NAME=NUMBER"),

@@ -304,9 +304,10 @@ def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
 
 
 def test_a_step_count_that_the_scheduler_refuses(bundle: Path) -> None:
+    add_to_bundle(bundle, ["lcm"], [2], Progress())
     told: list[str] = []
-    refusal = "none can be made: DDPMScheduler refuses 1001 steps: diffusers itself fails there"
+    refusal = "none can be made: LCMScheduler refuses 100 steps: diffusers itself fails there"
     with pytest.raises(PlanNotFound, match=refusal):
-        plans.Plans(Bundle.open(bundle)).table("ddpm", 1001, told.append)
-    assert told == ["tracing 'ddpm' for 1001 steps, of which the bundle has no plan …"]
-    assert Manifest.load(bundle).schedule("ddpm").steps == (2,)
+        plans.Plans(Bundle.open(bundle)).table("lcm", 100, told.append)
+    assert told == ["tracing 'lcm' for 100 steps, of which the bundle has no plan …"]
+    assert Manifest.load(bundle).schedule("lcm").steps == (2,)
