@@ -383,7 +383,7 @@ def test_a_fixed_size(text_source: Path, tmp_path: Path) -> None:
         ({"targets": ()}, "no target"),
         (
             {"precision": "fp3"},
-            "target 'onnx' has no precision 'fp3'; there are onnx: fp32, fp16, int8",
+            "target 'onnx' has no precision 'fp3'; did you mean 'fp32'?",
         ),
         ({"height": 32}, "both height and width"),
         ({"height": 33, "width": 32}, "height 33 is not a multiple of"),
@@ -487,6 +487,7 @@ def test_ctrl_c(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.usefixtures("no_exporter")
 def test_adding_plans(source: Path, graphs: dict[str, Any], tmp_path: Path, run: Run) -> None:
     bundle = quick(source, tmp_path / "bundle", **graphs, verify=False).bundle
     with pytest.raises(InputError, match="latentc schedule"):
