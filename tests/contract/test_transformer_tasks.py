@@ -325,7 +325,7 @@ def test_true_guidance_in_a_graph_of_one_size(
             assert relative_l2(found, ours("flux-dev", "openvino")(**call, **more).latents) < 1e-5
             with pytest.raises(InputError, match="rows of guidance and images"):
                 pipe(**call, **({} if more else guided))
-    with pytest.raises(InputError, match="takes: .*guidance_scale, true_cfg_scale"):
+    with pytest.raises(InputError, match=r"takes: .*guidance_scale, true_cfg_scale"):
         latentc.load(folder, backend="openvino", static={"batch": 1})
 
 

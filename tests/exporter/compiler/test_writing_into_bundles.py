@@ -304,7 +304,7 @@ def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
 
 
 def test_a_step_count_that_the_scheduler_refuses(bundle: Path) -> None:
-    add_to_bundle(bundle, ["lcm"], [2], Progress())
+    add_to_bundle(bundle, schedulers="lcm", steps=2)
     told: list[str] = []
     refusal = "none can be made: LCMScheduler refuses 100 steps: diffusers itself fails there"
     with pytest.raises(PlanNotFound, match=refusal):
