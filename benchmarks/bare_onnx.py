@@ -9,6 +9,7 @@ SHAPE is that of the latents, such as 1,4,16,16.
 
 import json
 import sys
+import zipfile
 
 import numpy as np
 import onnxruntime
@@ -28,8 +29,9 @@ def main(
     ids = np.array([tokenizer.encode(text).ids for text in ("", prompt)])
     (states,) = text_encoder.run(None, {"input_ids": ids})
 
-    with open(f"{bundle}/schedules/ddim.json", "rb") as file:
-        table = {name: np.array(values) for name, values in json.load(file).items()}
+    with zipfile.ZipFile(f"{bundle}/schedules/ddim.zip") as archive:
+        document = json.loads(archive.read(f"{steps}.json"))
+    table = {name: np.array(values) for name, values in document.items()}
     plan = table["steps"].tolist().index(steps)
     first, last = table["offsets"][plan : plan + 2]
     sample = np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -96,7 +96,7 @@ def test_passes_are_about_the_denoiser() -> None:
 
 
 def test_unknown_component() -> None:
-    with pytest.raises(InputError, match="no component 'unet'; it has denoiser, vae_decoder"):
+    with pytest.raises(InputError, match="no component 'unet'; it has: denoiser, vae_decoder"):
         check_components("unet=int8", ["denoiser", "vae_decoder"])
 
 
@@ -175,7 +175,7 @@ def test_bad_prompts(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-t", "onnx", "-p", "w8a8"], "target 'onnx' has no precision 'w8a8'; there are onnx:"),
+        (["-t", "onnx", "-p", "w8a8"], "target 'onnx' has no precision 'w8a8'; there are: onnx:"),
         (["-t", "torch", "-p", "int8"], "torch: fp32, fp16, bf16"),
         (["-p", "unet=int8"], "no component 'unet'; it has"),
         (["--fidelity-floor", "30", "--no-verify"], "drop --no-verify"),
@@ -261,7 +261,9 @@ def test_all_is_each_target_in_each_of_its_precisions() -> None:
         *[("onnx", name) for name in ("fp32", "fp16", "int4")],
         *[("torch", name) for name in ("fp32", "fp16", "bf16")],
     ]
-    with pytest.raises(InputError, match="target 'torch' has no precision 'int8'; there are onnx:"):
+    with pytest.raises(
+        InputError, match="target 'torch' has no precision 'int8'; there are: onnx:"
+    ):
         check(options)
     check(export_options(targets="all", precision="all"))
 

@@ -187,7 +187,7 @@ def test_pairs_of_target_and_precision() -> None:
     with pytest.raises(InputError) as caught:
         options.passes("onnx", "bf16")
     assert str(caught.value) == (
-        "target 'onnx' has no precision 'bf16'; there are onnx: fp32, fp16, int8, int4; "
+        "target 'onnx' has no precision 'bf16'; there are: onnx: fp32, fp16, int8, int4; "
         "openvino: fp32, fp16, bf16, int8, int4, w8a8; torch: fp32, fp16, bf16; "
         "tensorrt: fp32, fp16, bf16, int8, w8a8; "
         "coreml: fp32, fp16, int8, palette8, palette6, palette4"
