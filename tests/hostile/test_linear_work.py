@@ -132,6 +132,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
     made["left_out"] = [{"name": "watermark", "why": "it needs another package", "chosen": False}]
     made["created_by"]["libraries"] = {"numpy": "2"}
     made["source"]["scheduler_config"] = {"beta": 1}
+    made["schedules"][-1]["config"] = {"beta": 1}
     made["source"]["base_model"] = ["somebody/base"]
     made["source"] |= {"without": ["x"], "ingredients": [{"kind": "a", "id": "b", "sha256": "c"}]}
     made["optional"] = {"notes": {"by": ["somebody"]}}
