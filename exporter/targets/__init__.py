@@ -61,7 +61,9 @@ def passes(target: str, precision: str, options: TargetOptions) -> tuple[str, ..
     found = TARGETS[target].precisions.get(plain)
     if found is None:
         pairs = "; ".join(f"{name}: {', '.join(t.precisions)}" for name, t in TARGETS.items())
-        hint = suggestion(plain, TARGETS[target].precisions, listed=pairs)
+        elsewhere = any(plain in other.precisions for other in TARGETS.values())
+        names = () if elsewhere else TARGETS[target].precisions  # what it has is not what is meant
+        hint = suggestion(plain, names, listed=pairs)
         raise InputError(f"target {target!r} has no precision {plain!r}; {hint}")
     return (*modules(asked), *found, *options.passes())
 
