@@ -113,7 +113,8 @@ class Declared:
     @property
     def says_no(self) -> bool:
         """Return whether the command line has a flag for False alone."""
-        return all(flag.startswith("--no-") for flag in self.flags)
+        keyword_says_so = self.name.startswith("no_")
+        return not keyword_says_so and all(flag.startswith("--no-") for flag in self.flags)
 
     @property
     def usual(self) -> str:

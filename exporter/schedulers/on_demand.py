@@ -11,7 +11,7 @@ from latentc.exporter.schedulers.plans import add_to_bundle, traced_for
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Schedule
-from latentc.runtimes.errors import InputError
+from latentc.runtimes.errors import LatentcError
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.sampling.plan_archive import read_plans
 from latentc.runtimes.storage.outputs import check_folder
@@ -31,8 +31,8 @@ def add_plan(bundle: Path, schedule: Schedule, steps: int) -> tuple[PlanTable, b
     try:
         check_folder(bundle)
         check_folder(bundle / Path(schedule.file.path).parent)
-    except InputError:
+        manifest = add_to_bundle(bundle, schedulers=[schedule.name], steps=[steps])
+        added = manifest.schedule(schedule.name)
+        return read_plans(Bundle(bundle, manifest).path(added.file), added, steps), True
+    except (LatentcError, OSError):  # the call does not need them to be kept
         return traced_for(Manifest.load(bundle), schedule, steps), False
-    manifest = add_to_bundle(bundle, schedulers=[schedule.name], steps=[steps])
-    added = manifest.schedule(schedule.name)
-    return read_plans(Bundle(bundle, manifest).path(added.file), added, steps), True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +40,9 @@ from latentc.runtimes.storage.outputs import check_folder
 FOLDER = "schedules"
 # The pipeline's own scheduler, where its settings are those of no named one.
 OWN = "default"
+# Traces and their checks replace functions of diffusers meanwhile, for the whole process.
+_TRACING = threading.Lock()
+_MOST_TIMESTEPS = 10_000  # of a scheduler that is made of what a bundle says
 _ADDED = re.compile(r".+-[0-9a-f]{8}\.(?:json|zip)").fullmatch  # a table that was added to a bundle
 
 
@@ -102,11 +106,12 @@ def make(
 
     `skip_refused` leaves out counts that the scheduler itself refuses.
     """
-    scheduler = settings.built()
-    if there is None:
-        table = trace_told(scheduler, steps, settings.told, skip_refused)
-    else:
-        table = trace_more(there, scheduler, steps, settings.told, skip_refused)
+    with _TRACING:
+        scheduler = settings.built()
+        if there is None:
+            table = trace_told(scheduler, steps, settings.told, skip_refused)
+        else:
+            table = trace_more(there, scheduler, steps, settings.told, skip_refused)
     return type(scheduler).__name__, table.of_singles()
 
 
@@ -326,6 +331,7 @@ def add_to_bundle(bundle: Path, **arguments: Unpack[ScheduleArguments]) -> Manif
     names, progress = tuple_of(options["schedulers"]), Progress(options["report"])
     steps = tuple_of(options["steps"] or ()) or None
     manifest = Manifest.load(bundle)  # before a lock is made beside what may be no bundle
+    _check_config(manifest.source.scheduler_config)
     traced = [name for name in names if _fixed(manifest, name) is None]
     for name in traced:
         if name != OWN:
@@ -405,11 +411,29 @@ def traced_for(manifest: Manifest, schedule: Schedule, steps: int) -> PlanTable:
 
 def _settings(manifest: Manifest, name: str) -> Settings:
     """Return the settings of a bundle's scheduler, or of one that may be added to it."""
-    fixed = _fixed(manifest, name)
+    fixed, source = _fixed(manifest, name), manifest.source
     if fixed is not None:
+        _check_config(fixed.config or {})
         return Settings(OWN, fixed.class_name, fixed.config or {}, Told())
-    source = manifest.source
+    _check_config(source.scheduler_config)
     return Settings(name, source.scheduler_class, source.scheduler_config, _told(manifest))
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration of which a scheduler would be made whose size has no limit: it may be
+    of a bundle that a stranger made.
+
+    Raises:
+        ExportError: it has more timesteps or longer lists than `_MOST_TIMESTEPS`.
+    """
+    timesteps = config.get("num_train_timesteps") or 1
+    longest = max((len(each) for each in config.values() if isinstance(each, list)), default=0)
+    whole = isinstance(timesteps, int) and 1 <= timesteps <= _MOST_TIMESTEPS
+    if not whole or longest > _MOST_TIMESTEPS:
+        raise ExportError(
+            f"the scheduler's configuration has num_train_timesteps {timesteps} and a list of "
+            f"{longest}: expected 1 to {_MOST_TIMESTEPS:,}"
+        )
 
 
 def _fixed(manifest: Manifest, name: str) -> Schedule | None:

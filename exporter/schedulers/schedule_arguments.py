@@ -5,6 +5,7 @@ from typing import Annotated, TypedDict
 
 from latentc.exporter.progress import Event
 from latentc.runtimes.options import Option
+from latentc.runtimes.sampling.plan_schema import MAX_TRACED
 
 
 class _Wanted(TypedDict):
@@ -24,7 +25,7 @@ class ScheduleArguments(_Wanted, total=False):
             "Step count to make plans for.",
             usual="1-60, 1-100 of the pipeline's own scheduler",
             least=1,
-            most=1000,
+            most=MAX_TRACED,
             metavar="N",
         ),
     ]

@@ -42,7 +42,7 @@ class ReturnArgument(TypedDict, total=False):
     return_dict: Annotated[
         bool,
         Option(
-            "`False` returns a tuple, as in diffusers: the images, then what the bundle says of "
+            "`False` returns a tuple: the images, then what the bundle says of "
             "them, such as `nsfw_content_detected`.",
             default=True,
             hidden=_IN_PYTHON,

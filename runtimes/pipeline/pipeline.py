@@ -90,6 +90,7 @@ class Pipeline(Sealed):
         calls: Calls,
         preset: Preset | None = None,
         other_sizes: Callable[[], Pipeline] | None = None,
+        plans: Plans | None = None,
     ) -> None:
         self.bundle = bundle
         self.build = build
@@ -101,7 +102,7 @@ class Pipeline(Sealed):
         self._images = statements.emit_of(bundle.manifest.programs[0]).of
         self.sessions = sessions
         self.encoded = Encoded()
-        self._plans = Plans(bundle)
+        self._plans = plans or Plans(bundle)
         self._lock = threading.Lock()
         self._closed = False
         self._tiling = tiling.Tiling()
@@ -541,7 +542,7 @@ def open_pipeline(loading: Loading) -> Pipeline:
 
     return Pipeline(
         *(bundle, build, backend, loading.device, sessions, tokenizers),
-        *(loading.calls, loading.preset, general),
+        *(loading.calls, loading.preset, general, loading.plans),
     )
 
 

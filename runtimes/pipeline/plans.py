@@ -21,13 +21,14 @@ from latentc.runtimes.errors import BundleError, InputError, LatentcError, PlanN
 from latentc.runtimes.plugins import BrokenPlugin, resolve
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.sampling.plan_archive import read_plans
-from latentc.runtimes.sampling.plan_schema import MAX_STEPS
+from latentc.runtimes.sampling.plan_schema import MAX_TRACED
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.folders import cache_folder
 
 # What traces plans, a `Tracer` of the package above this one; it needs PyTorch, and is imported
 # where a plan is missing.
 TRACER = "latentc.exporter.schedulers.on_demand:add_plan"
+_ALL = 0  # in the place of a step count
 _ROUNDING = 1e-12  # of a product, by the order of its factors
 
 Tell: TypeAlias = Callable[[str], object]
@@ -51,7 +52,7 @@ class Plans:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._tables: dict[tuple[str, int], PlanTable] = {}
-        self._lock = threading.Lock()
+        self._reading = threading.Lock()
 
     def table(self, name: str, steps: int, tell: Tell | None = None) -> PlanTable:
         """Return the plans of a schedule of the bundle, those for `steps` steps at least.
@@ -63,10 +64,15 @@ class Plans:
             PlanNotFound: there are none for so many steps, and none can be traced.
             BundleError: they are damaged.
         """
-        with self._lock:
-            if (name, steps) not in self._tables:
-                self._tables[name, steps] = self._read(name, steps, tell)
-            return self._tables[name, steps]
+        listed = self._bundle.manifest.schedule(name)
+        # One document has the plans of all the step counts that are listed.
+        one_document = steps in listed.steps and not listed.archive
+        key = (name, _ALL if one_document else steps)
+        if key not in self._tables:  # calls whose plans are there do not wait for those of others
+            with self._reading:
+                if key not in self._tables:
+                    self._tables[key] = self._read(name, steps, tell)
+        return self._tables[key]
 
     def require(self, name: str, steps: int, tell: Tell | None = None) -> None:
         """Check that there are such plans, or trace them; arguments and errors are those of
@@ -124,14 +130,28 @@ class Plans:
 
     def _kept(self, listed: Schedule, steps: int) -> PlanTable | None:
         """Return what an earlier call traced and kept in the cache folder."""
-        path = _place(listed, steps)
-        with suppress(BundleError):  # a file that is damaged is traced again
+        path = self._place(listed, steps)
+        with suppress(BundleError, OSError):  # what cannot be read is traced again
             return PlanTable.load(path, (steps,)) if path.is_file() else None
         return None
 
+    def _place(self, listed: Schedule, steps: int) -> Path:
+        """Return where the plans of a schedule are kept that its bundle cannot take: a place of
+        their own for whatever else a bundle says, so that none gets those of another."""
+        said = f"{listed.name} {steps} ".encode() + self._bundle.manifest.checked()
+        return cache_folder() / "plans" / f"{hashlib.sha256(said).hexdigest()[:32]}.json"
+
     def _traced(self, listed: Schedule, steps: int, tell: Tell | None) -> PlanTable:
-        if steps > MAX_STEPS:
-            raise PlanNotFound(f"{steps} steps: a sampling plan has at most {MAX_STEPS:,}")
+        if not 1 <= steps <= MAX_TRACED:
+            raise PlanNotFound(
+                f"scheduler {listed.name!r}: no sampling plan for {steps} steps; plans are made "
+                f"for 1 to {MAX_TRACED:,}"
+            )
+        if listed.name in self._bundle.manifest.fixed_schedules and listed.config is None:
+            raise PlanNotFound(
+                f"scheduler {listed.name!r}: no sampling plan for {steps} steps; there are plans "
+                f"for {ranges(listed.steps)}: export again with --steps {steps} for another"
+            )
         try:
             tracer: Tracer = resolve(TRACER)
         except BrokenPlugin as error:
@@ -147,7 +167,7 @@ class Plans:
             ) from error
         if not kept:
             with suppress(OSError):  # then the next process traces it again
-                path = _place(listed, steps)
+                path = self._place(listed, steps)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write(path, table.encoded())
         return table
@@ -159,9 +179,3 @@ class Plans:
             f"{ranges(listed.steps)}; add one with: latentc schedule {self._bundle.root} "
             f"--scheduler {listed.name} --steps {steps}"
         )
-
-
-def _place(listed: Schedule, steps: int) -> Path:
-    """Return where the plans of a schedule are kept that its bundle cannot take."""
-    name = hashlib.sha256(f"{listed.file.sha256} {steps}".encode()).hexdigest()
-    return cache_folder() / "plans" / f"{name[:32]}.json"

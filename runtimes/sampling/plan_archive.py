@@ -14,9 +14,10 @@ from latentc.runtimes.bundle.structures import Schedule
 from latentc.runtimes.errors import BundleError
 from latentc.runtimes.sampling.plan import PlanTable, join
 from latentc.runtimes.storage.files import LARGEST_DOCUMENT, open_regular
-from latentc.runtimes.storage.parsing import parser
+from latentc.runtimes.storage.parsing import parser, parsing
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # a ZIP member needs one; a fixed one makes equal tables equal files
+_MOST_JOINED = 2**26  # numbers of all plans of a schedule in one table
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -58,9 +59,21 @@ def read_plans(path: str | os.PathLike[str], schedule: Schedule, steps: int) -> 
 
 def read_all_plans(path: str | os.PathLike[str], schedule: Schedule) -> PlanTable:
     """Return all plans of a schedule; arguments and errors are those of `read_plans`."""
-    if schedule.archive:
-        return join(_from_archive(path, schedule.steps, steps) for steps in schedule.steps)
-    return PlanTable.load(path, schedule.steps)
+    if not schedule.archive:
+        return PlanTable.load(path, schedule.steps)
+    with parsing(path, BundleError, "an archive of sampling plans"):
+        with open_regular(path, LARGEST_DOCUMENT) as file, zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST_DOCUMENT:
+            raise ValueError(f"it unpacks to {size:,} bytes, the limit is {LARGEST_DOCUMENT:,}")
+        tables = [_from_archive(path, schedule.steps, steps) for steps in schedule.steps]
+        rows = sum(len(table.state) for table in tables)
+        evaluations = sum(len(table.timesteps) for table in tables)
+        slots = max(table.state.shape[1] for table in tables)
+        window = max(table.window for table in tables)
+        if rows * slots**2 + evaluations * (window + 1) > _MOST_JOINED:
+            raise ValueError("its tables are too large together, since each gets the largest form")
+        return join(tables)
 
 
 @parser(BundleError, "path", "an archive of sampling plans")
@@ -86,7 +99,8 @@ def _from_archive(path: str | os.PathLike[str], listed: tuple[int, ...], steps: 
                 f"{label}: {member.filename} unpacks to {member.file_size:,} bytes, expected at "
                 f"most {LARGEST_DOCUMENT:,}"
             )
-        data = archive.read(member)  # the reader stops at the size that the directory declares
+        with archive.open(member) as stream:  # which unpacks no more than it is asked for
+            data = stream.read(member.file_size)
     return PlanTable.decoded(data, f"{label}: {member.filename}", (steps,))
 
 

@@ -34,6 +34,7 @@ ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
 # Members that a file leaves out where all their numbers are NaN: those of a learned variance.
 LEARNED = ("log_low", "log_high")
 MAX_STEPS = 10_000
+MAX_TRACED = 1000  # steps of plans that are made
 MAX_SLOTS = 64
 MAX_SHIFTS = 64
 MAX_NUMBERS = 1 << 24  # of the `state` of one plan: a small table can stand for large plans

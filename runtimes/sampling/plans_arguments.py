@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, TypedDict
 
 from latentc.runtimes.options import Option
+from latentc.runtimes.sampling.plan_schema import MAX_STEPS
 
 
 class PlansArguments(TypedDict, total=False):
@@ -15,5 +16,7 @@ class PlansArguments(TypedDict, total=False):
     ]
     steps: Annotated[
         int | Sequence[int],
-        Option("Only this step count.", default=(), usual="all", metavar="N"),
+        Option(
+            "Only this step count.", default=(), usual="all", least=1, most=MAX_STEPS, metavar="N"
+        ),
     ]

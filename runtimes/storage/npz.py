@@ -93,8 +93,8 @@ def _member(
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BundleError(f"{label}: {info.filename} is neither stored nor deflated")
     with archive.open(info) as member:
-        # Bounded: the zip reader stops at the size that the directory declared.
-        return _array(f"{label}: {info.filename}", member.read(), dtype)
+        # Bounded by the size that the directory declares; without it all is unpacked first.
+        return _array(f"{label}: {info.filename}", member.read(info.file_size), dtype)
 
 
 @parser(BundleError, "path", "a .npy file of a plain array")

@@ -264,3 +264,23 @@ def test_flags_that_say_yes_and_no() -> None:
         {"names": ("a",)},
     ]
     assert "Missing option '--name'" in CliRunner().invoke(command, []).output
+
+
+def test_a_keyword_that_says_no_has_a_flag_for_true() -> None:
+    class Negative(TypedDict, total=False):
+        no_cache: Annotated[bool, Option("Compile anew.", default=False)]
+        verify: Annotated[bool, Option("Compare.", default=True, flags=("--no-verify",))]
+
+    @click.command()
+    @options_of(declared(Negative))
+    def command(**options: Any) -> None:
+        click.echo(repr(given_options(options)))
+
+    for arguments, expected in (
+        (["--no-cache"], {"no_cache": True}),
+        (["--no_cache"], {"no_cache": True}),
+        (["--no-verify"], {"verify": False}),
+        ([], {}),
+    ):
+        result = CliRunner().invoke(command, arguments)
+        assert result.output == f"{expected}\n", arguments

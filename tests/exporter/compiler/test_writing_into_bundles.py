@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -301,6 +302,57 @@ def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
     monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
     with load(bundle, fakes.FakeBackend()) as again:
         assert (again(**call).latents == before).all()
+
+
+def test_plans_of_one_bundle_are_not_those_of_another(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tables of two schedulers may be the same to the last bit: those of few steps often are."""
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
+    add_to_bundle(bundle, schedulers=["ddim"], steps=[1])
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    ddim = next(each for each in document["schedules"] if each["name"] == "ddim")
+    document["schedules"].append({**ddim, "name": "euler", "class_name": "EulerDiscreteScheduler"})
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    opened = plans.Plans(Bundle.open(bundle))
+    one, other = (opened.table(name, 5).encoded() for name in ("ddim", "euler"))
+    assert one != other
+    again = plans.Plans(Bundle.open(bundle))
+    assert [again.table(name, 5).encoded() for name in ("ddim", "euler")] == [one, other]
+
+
+def test_plans_that_cannot_be_kept_are_used(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither in the bundle, where another writer fails, nor in the cache folder."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "file" / "cache"))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("latentc.exporter.schedulers.on_demand.add_to_bundle", full)
+    with load(bundle, fakes.FakeBackend()) as opened:
+        assert opened("a", scheduler="ddpm", num_inference_steps=5, seed=0).images
+    assert Manifest.load(bundle).schedule("ddpm").steps == (2,)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_step_counts_that_no_plan_is_made_for(bundle: Path, steps: int) -> None:
+    with pytest.raises(PlanNotFound, match="plans are made for 1 to 1,000"):
+        plans.Plans(Bundle.open(bundle)).table("ddpm", steps)
+
+
+def test_a_configuration_without_limits_is_refused(bundle: Path) -> None:
+    """No scheduler is made of what a stranger's bundle says, whatever memory that takes."""
+    document = json.loads((bundle / MANIFEST).read_bytes())
+    document["source"]["scheduler_config"]["num_train_timesteps"] = 4_000_000_000
+    (bundle / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(PlanNotFound, match="num_train_timesteps 4000000000"):
+        plans.Plans(Bundle.open(bundle)).table("ddpm", 5)
+    with pytest.raises(ExportError, match="num_train_timesteps 4000000000"):
+        add_to_bundle(bundle, schedulers=["ddim"], steps=[2])
 
 
 def test_a_step_count_that_the_scheduler_refuses(bundle: Path) -> None:

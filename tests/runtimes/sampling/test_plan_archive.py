@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from latentc.runtimes.bundle.structures import File, Schedule
 from latentc.runtimes.errors import BundleError
-from latentc.runtimes.sampling.plan import join
+from latentc.runtimes.sampling import plan_archive
+from latentc.runtimes.sampling.plan import Clip, join
 from latentc.runtimes.sampling.plan_archive import read_all_plans, read_plans, write_archive
+from latentc.runtimes.sampling.plan_schema import ClipKind
 from tests.support import fakes
 
 STEPS = (1, 2, 4)
@@ -78,3 +81,42 @@ def test_numbers_are_those_of_float32_in_few_digits() -> None:
     assert {0.1, 0.33333334, 1e300, -2.5e-08, 3.1415927} >= {*short.input_scale.tolist()}
     assert short.of_singles().encoded() == short.encoded()
     np.testing.assert_array_equal(np.isnan(short.add_noise), np.isnan(table.add_noise))
+
+
+def test_a_member_is_unpacked_up_to_the_size_that_is_declared(path: Path) -> None:
+    """One that says less than it has is cut there, not unpacked whole first."""
+    bomb = path.with_name("bomb.zip")
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for steps in STEPS:
+            archive.writestr(f"{steps}.json", b" " * (200 << 20) if steps == 4 else b"{}")
+    data = bomb.read_bytes()
+    large, small = (200 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little")
+    bomb.write_bytes(data.replace(large, small))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=r"bomb\.zip"):
+            read_plans(bomb, schedule_of(), 4)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_tables_that_do_not_go_together(tmp_path: Path) -> None:
+    """Each is good alone; all of them are read to add others."""
+    table = fakes.plan_table(noisy=True)
+    clips = (Clip(ClipKind.RANGE, 1.0), Clip(ClipKind.RANGE, 2.0))
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        for steps, clip in zip((1, 2), clips, strict=True):
+            archive.writestr(f"{steps}.json", replace(table.of(steps), clip=clip).encoded())
+    assert read_plans(tmp_path / "odd.zip", schedule_of((1, 2)), 2).clip == clips[1]
+    with pytest.raises(BundleError, match=r"odd\.zip.*archive of sampling plans"):
+        read_all_plans(tmp_path / "odd.zip", schedule_of((1, 2)))
+
+
+def test_tables_that_are_too_large_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_archive, "_MOST_JOINED", 10)
+    with pytest.raises(BundleError, match="too large together"):
+        read_all_plans(path, schedule_of())
+    monkeypatch.setattr(plan_archive, "LARGEST_DOCUMENT", len(path.read_bytes()))
+    with pytest.raises(BundleError, match="it unpacks to"):
+        read_all_plans(path, schedule_of())
