@@ -13,7 +13,7 @@ import pytest
 from latentc.runtimes.bundle.structures import File, Schedule
 from latentc.runtimes.errors import BundleError
 from latentc.runtimes.sampling import plan_archive
-from latentc.runtimes.sampling.plan import Clip, join
+from latentc.runtimes.sampling.plan import join
 from latentc.runtimes.sampling.plan_archive import read_all_plans, read_plans, write_archive
 from latentc.runtimes.sampling.plan_schema import ClipKind
 from tests.support import fakes
@@ -104,11 +104,12 @@ def test_a_member_is_unpacked_up_to_the_size_that_is_declared(path: Path) -> Non
 def test_tables_that_do_not_go_together(tmp_path: Path) -> None:
     """Each is good alone; all of them are read to add others."""
     table = fakes.plan_table(noisy=True)
-    clips = (Clip(ClipKind.RANGE, 1.0), Clip(ClipKind.RANGE, 2.0))
+    clips = [np.array([ClipKind.RANGE, limit, 0.0]) for limit in (1.0, 2.0)]
     with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
         for steps, clip in zip((1, 2), clips, strict=True):
             archive.writestr(f"{steps}.json", replace(table.of(steps), clip=clip).encoded())
-    assert read_plans(tmp_path / "odd.zip", schedule_of((1, 2)), 2).clip == clips[1]
+    found = read_plans(tmp_path / "odd.zip", schedule_of((1, 2)), 2).clip
+    np.testing.assert_array_equal(found, clips[1])
     with pytest.raises(BundleError, match=r"odd\.zip.*archive of sampling plans"):
         read_all_plans(tmp_path / "odd.zip", schedule_of((1, 2)))
 
