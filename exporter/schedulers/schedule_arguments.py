@@ -5,7 +5,7 @@ from typing import Annotated, TypedDict
 
 from latentc.exporter.progress import Event
 from latentc.runtimes.options import Option
-from latentc.runtimes.sampling.plan_schema import MAX_TRACED
+from latentc.runtimes.sampling.step_limits import MAX_TRACED
 
 
 class _Wanted(TypedDict):

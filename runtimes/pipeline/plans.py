@@ -21,7 +21,7 @@ from latentc.runtimes.errors import BundleError, InputError, LatentcError, PlanN
 from latentc.runtimes.plugins import BrokenPlugin, resolve
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.sampling.plan_archive import read_plans
-from latentc.runtimes.sampling.plan_schema import MAX_TRACED
+from latentc.runtimes.sampling.step_limits import MAX_TRACED
 from latentc.runtimes.storage import files
 from latentc.runtimes.storage.folders import cache_folder
 

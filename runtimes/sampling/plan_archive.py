@@ -53,7 +53,7 @@ def read_plans(path: str | os.PathLike[str], schedule: Schedule, steps: int) -> 
         BundleError: says what was expected and what was found.
     """
     if schedule.archive:
-        return _from_archive(path, schedule.steps, steps)
+        return _from_archive(path, schedule.steps, (steps,))[0]
     return PlanTable.load(path, schedule.steps)
 
 
@@ -61,12 +61,8 @@ def read_all_plans(path: str | os.PathLike[str], schedule: Schedule) -> PlanTabl
     """Return all plans of a schedule; arguments and errors are those of `read_plans`."""
     if not schedule.archive:
         return PlanTable.load(path, schedule.steps)
+    tables = _from_archive(path, schedule.steps, schedule.steps)
     with parsing(path, BundleError, "an archive of sampling plans"):
-        with open_regular(path, LARGEST_DOCUMENT) as file, zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST_DOCUMENT:
-            raise ValueError(f"it unpacks to {size:,} bytes, the limit is {LARGEST_DOCUMENT:,}")
-        tables = [_from_archive(path, schedule.steps, steps) for steps in schedule.steps]
         rows = sum(len(table.state) for table in tables)
         evaluations = sum(len(table.timesteps) for table in tables)
         slots = max(table.state.shape[1] for table in tables)
@@ -77,8 +73,10 @@ def read_all_plans(path: str | os.PathLike[str], schedule: Schedule) -> PlanTabl
 
 
 @parser(BundleError, "path", "an archive of sampling plans")
-def _from_archive(path: str | os.PathLike[str], listed: tuple[int, ...], steps: int) -> PlanTable:
-    """Return the plans of one step count.
+def _from_archive(
+    path: str | os.PathLike[str], listed: tuple[int, ...], wanted: tuple[int, ...]
+) -> list[PlanTable]:
+    """Return the plans of the wanted step counts.
 
     Args:
         listed: the step counts that the manifest says the archive has.
@@ -91,17 +89,25 @@ def _from_archive(path: str | os.PathLike[str], listed: tuple[int, ...], steps: 
             raise BundleError(
                 f"{label}: expected plans of the steps {list(listed)}, {found}; export it again"
             )
-        member = archive.getinfo(_member(steps))
-        if member.compress_type not in _METHODS:
-            raise BundleError(f"{label}: {member.filename} is neither stored nor deflated")
-        if member.file_size > LARGEST_DOCUMENT:
+        members = [archive.getinfo(_member(steps)) for steps in wanted]
+        size = sum(member.file_size for member in members)
+        if size > LARGEST_DOCUMENT:
             raise BundleError(
-                f"{label}: {member.filename} unpacks to {member.file_size:,} bytes, expected at "
-                f"most {LARGEST_DOCUMENT:,}"
+                f"{label}: unpacks to {size:,} bytes, expected at most {LARGEST_DOCUMENT:,}"
             )
-        with archive.open(member) as stream:  # which unpacks no more than it is asked for
-            data = stream.read(member.file_size)
-    return PlanTable.decoded(data, f"{label}: {member.filename}", (steps,))
+        return [
+            PlanTable.decoded(_unpacked(archive, member), f"{label}: {member.filename}", (steps,))
+            for member, steps in zip(members, wanted, strict=True)
+        ]
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of a member, no more than it declares: asked for all, the library unpacks
+    all of it before it cuts."""
+    if member.compress_type not in _METHODS:
+        raise BundleError(f"{member.filename} is neither stored nor deflated")
+    with archive.open(member) as stream:
+        return stream.read(member.file_size)
 
 
 def _member(steps: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from latentc.runtimes.arrays import Array
 from latentc.runtimes.errors import BundleError
+from latentc.runtimes.sampling.step_limits import MAX_STEPS
 
 DTYPES = {
     "steps": "<i4",
@@ -33,8 +34,6 @@ DTYPES = {
 ROW_FIELDS = ("state", "prediction", "clean", "noise", "clean_from")
 # Members that a file leaves out where all their numbers are NaN: those of a learned variance.
 LEARNED = ("log_low", "log_high")
-MAX_STEPS = 10_000
-MAX_TRACED = 1000  # steps of plans that are made
 MAX_SLOTS = 64
 MAX_SHIFTS = 64
 MAX_NUMBERS = 1 << 24  # of the `state` of one plan: a small table can stand for large plans

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, TypedDict
 
 from latentc.runtimes.options import Option
-from latentc.runtimes.sampling.plan_schema import MAX_STEPS
+from latentc.runtimes.sampling.step_limits import MAX_STEPS
 
 
 class PlansArguments(TypedDict, total=False):

@@ -450,7 +450,7 @@ ARGUMENTS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "latentc.runtimes.bundle.recipe:parse_range": lambda: {"name": "--images"},
     "latentc.runtimes.sampling.plan_archive:_from_archive": lambda: {
         "listed": (1, 2, 4),
-        "steps": 2,
+        "wanted": (2,),
     },
     "latentc.runtimes.backends.torch_program:load_program": _torch,
 }

@@ -91,7 +91,7 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("plans", "-o {here}/file/in", "nothing can be written in"),
     ("plans", "-o {here}/" + "a" * 300, "File name too long"),
     ("plans", "-o {here}/plans --scheduler coffee", "no scheduler 'coffee'"),
-    ("plans", "-o {here}/plans --steps 0", "no plan for 0 steps"),
+    ("plans", "-o {here}/plans --steps 0", "'steps' must be at least 1, not 0"),
     ("schedule", "--scheduler coffee", "unknown scheduler 'coffee'"),
     ("schedule", "--scheduler CoffeeScheduler", "unknown scheduler 'CoffeeScheduler'"),
     ("schedule", "--scheduler euler --scheduler flow_euler", "is not for models of diffusion"),
