@@ -11,7 +11,7 @@ from latentc.exporter.schedulers.plans import add_to_bundle, traced_for
 from latentc.runtimes.bundle.files import Bundle
 from latentc.runtimes.bundle.manifest import Manifest
 from latentc.runtimes.bundle.structures import Schedule
-from latentc.runtimes.errors import LatentcError
+from latentc.runtimes.errors import BundleError, DiskFull, InputError
 from latentc.runtimes.sampling.plan import PlanTable
 from latentc.runtimes.sampling.plan_archive import read_plans
 from latentc.runtimes.storage.outputs import check_folder
@@ -34,5 +34,6 @@ def add_plan(bundle: Path, schedule: Schedule, steps: int) -> tuple[PlanTable, b
         manifest = add_to_bundle(bundle, schedulers=[schedule.name], steps=[steps])
         added = manifest.schedule(schedule.name)
         return read_plans(Bundle(bundle, manifest).path(added.file), added, steps), True
-    except (LatentcError, OSError):  # the call does not need them to be kept
+    # The call does not need them to be kept. What the scheduler refuses is not traced again.
+    except (InputError, BundleError, DiskFull, OSError):
         return traced_for(Manifest.load(bundle), schedule, steps), False

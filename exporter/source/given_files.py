@@ -44,7 +44,7 @@ def _check(kind: str, given: str) -> None:
     here = Path(place).expanduser()
     if here.is_file() and record.folder:
         raise InputError(f"{what} {place}: is a file; give a folder")
-    if here.is_dir() and kind == "ip-adapter":
+    if here.is_dir() and record.file:
         raise InputError(f"{what} {place}: is a folder; give its file of weights")
     if here.exists():
         return

@@ -30,6 +30,7 @@ class AdapterKind:
         module: the module that finds and applies it (`KindModule`).
         noun: what messages call it.
         folder: it is a folder, and never a file.
+        file: it is a file, and never a folder.
         inside: it may be a file inside of a repository on the Hub.
         place_of: the file, folder or id in what a caller gives, which may say a scale besides.
         writes: it writes into weights, which must be in memory for that, not in a mapped file.
@@ -41,6 +42,7 @@ class AdapterKind:
     module: str
     noun: str
     folder: bool = False
+    file: bool = False
     inside: bool = False
     place_of: Callable[[str], str] = str
     writes: bool = False
@@ -60,7 +62,7 @@ OWN: Mapping[str, AdapterKind] = {
         place_of=worded_place,
         writes=True,
     ),
-    "ip-adapter": AdapterKind(f"{_HERE}.ip_adapter_files", "IP-Adapter", inside=True),
+    "ip-adapter": AdapterKind(f"{_HERE}.ip_adapter_files", "IP-Adapter", file=True, inside=True),
     "controlnet": AdapterKind(f"{_HERE}.controlnet_files", "ControlNet", folder=True),
     "t2i-adapter": AdapterKind(f"{_HERE}.t2i_adapter_files", "T2I-Adapter", folder=True),
 }

@@ -278,16 +278,24 @@ def test_readers_are_told_that_a_bundle_was_changed(bundle: Path) -> None:
             opened("a", scheduler="ddpm", num_inference_steps=2)
 
 
-def test_a_step_count_that_is_missing_is_traced_and_kept(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def assert_kept(bundle: Path, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace a missing count, then find it where nothing can be traced.
+
+    `steps`: those that the bundle says of the scheduler in between.
+    """
     call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 5, "seed": 0}
     with load(bundle, fakes.FakeBackend()) as opened:
         before = opened(**call).latents
-    assert Manifest.load(bundle).schedule("ddpm").steps == (2, 5)
+    assert Manifest.load(bundle).schedule("ddpm").steps == steps
     monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
     with load(bundle, fakes.FakeBackend()) as again:
         assert (again(**call).latents == before).all()
+
+
+def test_a_step_count_that_is_missing_is_traced_and_kept(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_kept(bundle, (2, 5), monkeypatch)
 
 
 def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
@@ -295,13 +303,7 @@ def test_a_step_count_of_a_bundle_that_cannot_be_written_is_kept_in_the_cache(
 ) -> None:
     monkeypatch.setenv("LATENTC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("os.access", lambda *_, **__: False)  # nothing stops the root user
-    call = {"prompt": "a", "scheduler": "ddpm", "num_inference_steps": 5, "seed": 0}
-    with load(bundle, fakes.FakeBackend()) as opened:
-        before = opened(**call).latents
-    assert Manifest.load(bundle).schedule("ddpm").steps == (2,)
-    monkeypatch.setattr(plans, "TRACER", "latentc.not_installed:add_plan")
-    with load(bundle, fakes.FakeBackend()) as again:
-        assert (again(**call).latents == before).all()
+    assert_kept(bundle, (2,), monkeypatch)
 
 
 def test_plans_of_one_bundle_are_not_those_of_another(
